@@ -1,0 +1,186 @@
+"""The project's one integer arithmetic, in NumPy int64; equations (A1) to (A22) are derived in ARITHMETIC.md.
+
+Passes use it to fold constants and to turn real scales into dyadic numbers. Kernels restate it in TIR
+(`schedules/emit.py`); `verify/reference.py` restates it a third time, on purpose sharing no code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int = NDArray[np.int64]
+
+ROUNDINGS = ("half_up", "half_even", "half_away", "double")
+MANTISSA_BITS = 31
+MAX_SHIFT = 62
+INT64_LIMIT = 2**63
+
+RANGES: dict[str, tuple[int, int]] = {
+    name: (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if name[0] == "i" else (0, 2**bits - 1)
+    for bits in (2, 4, 8, 16, 32)
+    for name in (f"int{bits}", f"uint{bits}")
+} | {"int64": (-(2**63), 2**63 - 1)}
+
+
+@dataclass(frozen=True)
+class QType:
+    """A quantized integer type: the values it may hold and the dtype that stores it.
+
+    qmin, qmax: inclusive range, e.g. -8..7 for int4.  storage: a NumPy/TVM dtype that holds it.
+    """
+
+    qmin: int
+    qmax: int
+    storage: str
+
+    @staticmethod
+    def of(name: str) -> QType:
+        """The type called `name` (int2 ... uint32); sub-byte types are stored in 8 bits."""
+        qmin, qmax = RANGES[name]
+        wide = {"int2": "int8", "int4": "int8", "uint2": "uint8", "uint4": "uint8"}
+        return QType(qmin, qmax, wide.get(name, name))
+
+    @property
+    def bits(self) -> int:
+        """The number of bits needed to hold the range."""
+        return max((self.qmax - self.qmin).bit_length(), 1)
+
+
+def smallest_storage(low: int, high: int) -> str:
+    """The narrowest of int8, uint8, int16, uint16, int32, int64 that holds low..high."""
+    for name in ("int8", "uint8", "int16", "uint16", "int32", "int64"):
+        if RANGES[name][0] <= low and high <= RANGES[name][1]:
+            return name
+    raise OverflowError(f"{low}..{high} does not fit in 64 bits")
+
+
+def dyadic(ratio: Fraction, bits: int = MANTISSA_BITS) -> tuple[int, int]:
+    """(A3): the integers (m, s) with m / 2^s nearest to `ratio`, |m| < 2^bits, 0 <= s <= 62.
+
+    Raises OverflowError when |ratio| >= 2^(bits-1) or so, which no requantization needs.
+    """
+    magnitude = abs(ratio)
+    if magnitude == 0:
+        return 0, 0
+    # 2^exponent is the power of two just above the magnitude: magnitude / 2^exponent lies in [1/2, 1).
+    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    exponent += magnitude >= Fraction(2) ** exponent
+    shift = min(bits - exponent, MAX_SHIFT)
+    if shift < 0:
+        raise OverflowError(f"scale ratio {float(ratio):g} is too large for {bits} bits")
+    multiplier = _half_up_fraction(magnitude * 2**shift)
+    if multiplier == 2**bits:
+        if shift == 0:
+            raise OverflowError(f"scale ratio {float(ratio):g} is too large for {bits} bits")
+        multiplier, shift = multiplier // 2, shift - 1
+    return (multiplier if ratio > 0 else -multiplier), shift
+
+
+def common_dyadic(ratios: list[Fraction], bits: int = MANTISSA_BITS) -> tuple[list[int], int]:
+    """(A4): multipliers of several ratios over one shift, set by the ratio of largest magnitude."""
+    largest = max(ratios, key=abs)
+    multiplier, shift = dyadic(largest, bits)
+    del multiplier
+    return [_half_up_signed(r * 2**shift) for r in ratios], shift
+
+
+def _half_up_fraction(value: Fraction) -> int:
+    return (2 * value.numerator + value.denominator) // (2 * value.denominator)
+
+
+def _half_up_signed(value: Fraction) -> int:
+    return _half_up_fraction(value) if value >= 0 else -_half_up_fraction(-value)
+
+
+def shift_round(value: Int, shift: Any, rounding: str) -> Int:
+    """(A5)-(A7): value / 2^shift rounded to an integer; value int64, shift broadcasts, 0 <= shift <= 62."""
+    value = np.asarray(value, np.int64)
+    shift = np.asarray(shift, np.int64)
+    half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)
+    if rounding == "half_up":
+        return (value + half) >> shift
+    if rounding == "half_even":
+        odd = (value >> shift) & 1
+        return np.where(shift > 0, (value + half - 1 + odd) >> shift, value)
+    if rounding == "half_away":
+        return np.where(shift > 0, (value + half - (value < 0)) >> shift, value)
+    raise ValueError(f"unknown rounding {rounding!r}: one of {', '.join(ROUNDINGS)}")
+
+
+def double_round(value: Int, multiplier: Any, shift: Any) -> Int:
+    """(A8): gemmlowp's two-step product; |value * 2^max(0, 31 - shift)| must fit int32."""
+    value, multiplier = np.asarray(value, np.int64), np.asarray(multiplier, np.int64)
+    shift = np.asarray(shift, np.int64)
+    product = (value << np.maximum(31 - shift, 0)) * multiplier
+    # Round half away from zero at bit 31: the doubling high multiply truncates after a signed nudge.
+    nudge = np.where(product >= 0, np.int64(1) << 30, 1 - (np.int64(1) << 30))
+    total = product + nudge
+    high = np.where(total >= 0, total >> 31, -((-total) >> 31))
+    return shift_round(high, np.maximum(shift - 31, 0), "half_away")
+
+
+def requantize(
+    operands: list[Int], multipliers: list[Any], offset: Any, shift: Any, *,
+    rounding: str, zero_point: int, qmin: int, qmax: int,
+) -> Int:  # fmt: skip
+    """(A9): clamp(round((sum x_i m_i + offset) / 2^shift) + zero_point, qmin, qmax), all broadcasting."""
+    if rounding == "double":
+        (value,), (multiplier,) = operands, multipliers
+        rounded = double_round(value, multiplier, shift)
+    else:
+        total = np.asarray(offset, np.int64)
+        for value, multiplier in zip(operands, multipliers, strict=True):
+            total = total + np.asarray(value, np.int64) * np.asarray(multiplier, np.int64)
+        rounded = shift_round(total, shift, rounding)
+    return np.clip(rounded + zero_point, qmin, qmax)
+
+
+def round_real(value: NDArray[Any], rounding: str) -> NDArray[Any]:
+    """A real array rounded to integers by the named rule ("double" has no real counterpart)."""
+    if rounding == "half_even":
+        return np.rint(value)
+    if rounding == "half_up":
+        return np.floor(value + value.dtype.type(0.5))
+    if rounding == "half_away":
+        return np.copysign(np.floor(np.abs(value) + value.dtype.type(0.5)), value)
+    raise ValueError(f"rounding {rounding!r} does not apply to real numbers")
+
+
+def quantize(
+    x: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any], *,
+    qmin: int, qmax: int, storage: str, rounding: str = "half_even", form: str = "divide",
+) -> NDArray[Any]:  # fmt: skip
+    """(A2): clamp(round(x / scale), qmin - z, qmax - z) + z in the float type of x (float64 for int32).
+
+    form: "divide" as ONNX writes it, "reciprocal" for x * (1 / scale) as PyTorch computes it.
+    """
+    real = np.float64 if storage == "int32" else np.float32
+    x, scale = x.astype(real), scale.astype(real)
+    ratio = x / scale if form == "divide" else x * (real(1) / scale)
+    low, high = qmin - zero_point.astype(np.int64), qmax - zero_point.astype(np.int64)
+    bounded = np.clip(round_real(ratio, rounding), low.astype(real), high.astype(real))
+    return (bounded.astype(np.int64) + zero_point).astype(storage)
+
+
+def pack_int4(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """(A20): two 4-bit values to a byte in C order, the first in the low nibble; an odd end is padded with 0."""
+    nibbles = values.ravel().astype(np.int64) & 15
+    nibbles = np.pad(nibbles, (0, nibbles.size % 2))
+    return (nibbles[0::2] | (nibbles[1::2] << 4)).astype(np.uint8)
+
+
+def unpack_int4(packed: NDArray[np.uint8], shape: tuple[int, ...], signed: bool) -> NDArray[Any]:
+    """(A20) inverted: an array of `shape`, int8 in -8..7 when signed, else uint8 in 0..15."""
+    nibbles = np.stack([packed & 15, packed >> 4], axis=-1).ravel()[: int(np.prod(shape))].astype(np.int64)
+    values = ((nibbles ^ 8) - 8).astype(np.int8) if signed else nibbles.astype(np.uint8)
+    return values.reshape(shape)
+
+
+def softmax_table(scale: float, levels: int) -> NDArray[np.int32]:
+    """(A17): T[d] = round(2^22 exp(-scale d)) for d = 0 .. levels - 1."""
+    return np.rint(np.exp(-scale * np.arange(levels, dtype=np.float64)) * 2**22).astype(np.int32)

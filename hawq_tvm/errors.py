@@ -1,0 +1,57 @@
+"""The errors a user can meet: each says where, what was expected, what was found, and the remedy."""
+
+from __future__ import annotations
+
+
+class HawqError(Exception):
+    """Base of every error this project raises on purpose; the command line prints it without a traceback.
+
+    where: the layer, file or option in the user's own terms.  expected, found: the two facts that
+    disagree.  remedy: what the user can do about it.  Any field may be empty.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, where: str = "", expected: str = "", found: str = "", remedy: str = "") -> None:
+        self.message, self.where = message, where
+        self.expected, self.found, self.remedy = expected, found, remedy
+        parts = [f"{where}: {message}" if where else message]
+        parts += [f"expected {expected}"] if expected else []
+        parts += [f"found {found}"] if found else []
+        parts += [f"remedy: {remedy}"] if remedy else []
+        super().__init__("; ".join(parts))
+
+    def to_dict(self) -> dict[str, str]:
+        """The error as JSON-ready fields."""
+        fields = ("message", "where", "expected", "found", "remedy")
+        return {"error": type(self).__name__, **{f: getattr(self, f) for f in fields}}
+
+
+class ModelError(HawqError):
+    """The model file cannot be read, is not valid, or asks for what is not supported."""
+
+
+class StageError(HawqError):
+    """A module breaks the grammar of its stage: a bug in a pass, or an operation nobody lowered."""
+
+
+class OverflowBoundError(ModelError):
+    """An accumulator's computed worst case does not fit its type."""
+
+
+class ScheduleError(HawqError):
+    """A kernel rule was forced onto a function it does not fit."""
+
+
+class PackageError(HawqError):
+    """A package is damaged, foreign, or made for another machine or version."""
+
+
+class InputError(HawqError):
+    """Arrays given to a package do not match its inputs."""
+
+
+class UsageError(HawqError):
+    """The command line or an argument is wrong."""
+
+    exit_code = 2

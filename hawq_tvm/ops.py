@@ -1,0 +1,204 @@
+"""The Relax operators of our own: registration, type rules and typed constructors.
+
+Semantics are in ARITHMETIC.md, quoted by number. Every array operand that is a scale, zero point,
+multiplier, offset, shift or table is a Relax constant; scales, zero points, multipliers, offsets and
+shifts broadcast against the data as NumPy arrays do, so no operator needs an axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import _ffi_api as _ir_ffi
+
+from . import arith
+
+
+def shape_of(expr: relax.Expr) -> tuple[int, ...]:
+    """The static shape of a Relax expression; every shape in this project is static."""
+    return tuple(int(d) for d in expr.ty.shape.values)
+
+
+def dtype_of(expr: relax.Expr) -> str:
+    """The dtype of a Relax tensor expression, as a string."""
+    return str(expr.ty.dtype)
+
+
+def is_const(expr: relax.Expr) -> bool:
+    """Whether an expression is a Relax tensor constant."""
+    return isinstance(expr, tvm.ir.GenericConst)
+
+
+def const_value(expr: relax.Expr) -> np.ndarray[Any, Any]:
+    """The array of a Relax constant."""
+    return expr.value.numpy()
+
+
+def op_name(expr: relax.Expr) -> str:
+    """The operator's name when `expr` is a call of one ("relax.nn.conv2d"), else the empty string."""
+    return expr.op.name if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) else ""
+
+
+def _tensor(shape: Sequence[int], dtype: str) -> relax.TensorType:
+    return relax.TensorType(tuple(int(d) for d in shape), dtype)
+
+
+def _same_shape_as_first(call: relax.Call, _: Any) -> relax.TensorType:
+    return _tensor(shape_of(call.args[0]), call.attrs["out_dtype"])
+
+
+def _infer_requantize(call: relax.Call, _: Any) -> relax.TensorType:
+    data, multipliers, offset, shift = call.args
+    arrays = [*data.fields, *multipliers.fields, offset, shift]
+    return _tensor(np.broadcast_shapes(*(shape_of(a) for a in arrays)), call.attrs["out_dtype"])
+
+
+def _infer_lookup(call: relax.Call, _: Any) -> relax.TensorType:
+    return _tensor(shape_of(call.args[0]), dtype_of(call.args[1]))
+
+
+def spatial_axes(layout: str) -> tuple[int, int]:
+    """The positions of H and W in a four-letter layout such as NCHW."""
+    return layout.index("H"), layout.index("W")
+
+
+def _infer_sum_pool2d(call: relax.Call, _: Any) -> relax.TensorType:
+    shape, attrs = list(shape_of(call.args[0])), call.attrs
+    for i, axis in enumerate(spatial_axes(attrs["layout"])):
+        window = (int(attrs["pool_size"][i]) - 1) * int(attrs["dilation"][i]) + 1
+        shape[axis] = (shape[axis] - window) // int(attrs["strides"][i]) + 1
+    return _tensor(shape, attrs["out_dtype"])
+
+
+def _infer_dilate2d(call: relax.Call, _: Any) -> relax.TensorType:
+    shape = list(shape_of(call.args[0]))
+    for i, axis in enumerate(spatial_axes(call.attrs["layout"])):
+        shape[axis] = (shape[axis] - 1) * int(call.attrs["strides"][i]) + 1
+    return _tensor(shape, dtype_of(call.args[0]))
+
+
+def _infer_unpack_int4(call: relax.Call, _: Any) -> relax.TensorType:
+    return _tensor(call.attrs["shape"], "int8" if int(call.attrs["signed"]) else "uint8")
+
+
+def _infer_dynamic_quantize(call: relax.Call, _: Any) -> relax.TupleType:
+    types = [_tensor(shape_of(call.args[0]), "uint8"), _tensor((), "float32"), _tensor((), "uint8")]
+    return relax.TupleType(types)
+
+
+_TYPE_RULES: dict[str, Callable[[relax.Call, Any], Any]] = {
+    "hawq.quantize": _same_shape_as_first,
+    "hawq.dequantize": _same_shape_as_first,
+    "hawq.dynamic_quantize": _infer_dynamic_quantize,
+    "hawq.requantize": _infer_requantize,
+    "hawq.lookup": _infer_lookup,
+    "hawq.sum_pool2d": _infer_sum_pool2d,
+    "hawq.dilate2d": _infer_dilate2d,
+    "hawq.softmax": _same_shape_as_first,
+    "hawq.unpack_int4": _infer_unpack_int4,
+}
+
+for _name, _rule in _TYPE_RULES.items():
+    _ir_ffi.RegisterOp(_name, "See hawq_tvm/ARITHMETIC.md.")
+    tvm.ir.register_op_attr(_name, "FInferType", _rule)
+    tvm.ir.register_op_attr(_name, "FPurity", True)
+
+
+def _call(name: str, args: list[relax.Expr], **attrs: Any) -> relax.Call:
+    return relax.Call(tvm.ir.Op.get(name), args, attrs=tvm.ir.make_node("ir.DictAttrs", **attrs))
+
+
+def const(value: Any, dtype: str) -> relax.Expr:
+    """A Relax constant of the given dtype."""
+    return relax.const(np.ascontiguousarray(np.asarray(value, dtype)), dtype)
+
+
+def quantize(
+    x: relax.Expr, scale: Any, zero_point: Any, *, qtype: arith.QType,
+    rounding: str = "half_even", form: str = "divide", branches: str = "common",
+) -> relax.Call:  # fmt: skip
+    """(A2) float tensor to integers of `qtype`; scale and zero_point are arrays that broadcast against x.
+
+    form: "divide" (ONNX) or "reciprocal" (PyTorch).  branches: how an addition just before is rounded,
+    "common" once on the sum (A13) or "each" branch on its own (A14, as HAWQ does).
+    """
+    return _call(
+        "hawq.quantize", [x, const(scale, "float32"), const(zero_point, "int32")], qmin=qtype.qmin, qmax=qtype.qmax,
+        out_dtype=qtype.storage, rounding=rounding, form=form, branches=branches,
+    )  # fmt: skip
+
+
+def dequantize(x: relax.Expr, scale: Any, zero_point: Any, *, qmin: int, qmax: int) -> relax.Call:
+    """(A1) integers to float32: (x - zero_point) * scale; qmin, qmax declare the integer range of x.
+
+    The scale is float32 as models store it, or float64 when a pass has folded real factors into it.
+    """
+    scale = np.asarray(scale)
+    dtype = "float64" if scale.dtype == np.float64 else "float32"
+    args = [x, const(scale, dtype), const(zero_point, "int32")]
+    return _call("hawq.dequantize", args, qmin=qmin, qmax=qmax, out_dtype="float32")
+
+
+def dynamic_quantize(x: relax.Expr) -> relax.Call:
+    """(A2b) ONNX DynamicQuantizeLinear: a tuple (uint8 tensor, float32 scale, uint8 zero point)."""
+    return _call("hawq.dynamic_quantize", [x])
+
+
+def requantize(
+    data: Sequence[relax.Expr], multipliers: Sequence[Any], offset: Any, shift: Any, *,
+    qtype: arith.QType, zero_point: int, rounding: str, thresholds: int = 0, differing: int = 0,
+) -> relax.Call:  # fmt: skip
+    """(A9) clamp(round((sum x_i m_i + offset) / 2^shift) + zero_point) to `qtype`; one to many operands.
+
+    multipliers int32, offset int64, shift int32 constants.  thresholds, differing: the proof (A22) of this
+    call's dyadic numbers against the real scales they came from; 0 and 0 when there was no real scale.
+    """
+    if rounding not in arith.ROUNDINGS:
+        raise ValueError(f"unknown rounding {rounding!r}: one of {', '.join(arith.ROUNDINGS)}")
+    fields = relax.Tuple([const(m, "int32") for m in multipliers])
+    return _call(
+        "hawq.requantize", [relax.Tuple(list(data)), fields, const(offset, "int64"), const(shift, "int32")],
+        qmin=qtype.qmin, qmax=qtype.qmax, out_dtype=qtype.storage, zero_point=int(zero_point), rounding=rounding,
+        thresholds=thresholds, differing=differing,
+    )  # fmt: skip
+
+
+def lookup(x: relax.Expr, table: np.ndarray[Any, Any]) -> relax.Call:
+    """(A16) table[x - min(dtype of x)]: any unary function of an 8 or 16-bit tensor; table has 2^bits entries."""
+    return _call("hawq.lookup", [x, const(table, str(table.dtype))])
+
+
+def sum_pool2d(
+    x: relax.Expr, pool_size: Sequence[int], strides: Sequence[int], dilation: Sequence[int] = (1, 1), *,
+    layout: str = "NCHW", out_dtype: str = "int32",
+) -> relax.Call:  # fmt: skip
+    """(A15) the sum over each window, in out_dtype; windows never leave the tensor: pad first."""
+    return _call(
+        "hawq.sum_pool2d", [x], pool_size=list(pool_size), strides=list(strides), dilation=list(dilation),
+        layout=layout, out_dtype=out_dtype,
+    )  # fmt: skip
+
+
+def dilate2d(x: relax.Expr, strides: Sequence[int], fill: int, *, layout: str = "NCHW") -> relax.Call:
+    """`fill` inserted between neighbours so that they stand strides apart: a transposed convolution's input."""
+    return _call("hawq.dilate2d", [x], strides=list(strides), fill=int(fill), layout=layout)
+
+
+def softmax(
+    x: relax.Expr, table: np.ndarray[Any, Any], *, axis: int, multiplier: int, shift: int,
+    qtype: arith.QType, zero_point: int,
+) -> relax.Call:  # fmt: skip
+    """(A17) softmax along `axis` by an exponent table and one rounded integer division."""
+    return _call(
+        "hawq.softmax", [x, const(table, "int32")], axis=axis, multiplier=multiplier, shift=shift,
+        qmin=qtype.qmin, qmax=qtype.qmax, out_dtype=qtype.storage, zero_point=int(zero_point),
+    )  # fmt: skip
+
+
+def unpack_int4(packed: np.ndarray[Any, Any], shape: Sequence[int], signed: bool) -> relax.Call:
+    """(A20) a tensor of `shape` from 4-bit values packed two to a byte, int8 when signed, else uint8."""
+    return _call("hawq.unpack_int4", [const(packed, "uint8")], shape=list(shape), signed=int(signed))

@@ -1,0 +1,142 @@
+"""The stages of the one IRModule, and the grammar of each; `verify` runs after every pass, always.
+
+ANNOTATED  float Relax operators between hawq.quantize / hawq.dequantize, as the frontend wrote them (NCHW)
+INTEGER    integer tensors and hawq.requantize; float only at the border
+PACKED     layout chosen, 4-bit weights packed; `main` calls one private function per fused layer
+TIR        `main` calls PrimFuncs only, each naming its rule
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+
+import tvm
+from tvm import relax
+
+from . import ops
+from .errors import StageError
+
+
+class Stage(enum.IntEnum):
+    """The stages in the order a module passes through them."""
+
+    ANNOTATED = 0
+    INTEGER = 1
+    PACKED = 2
+    TIR = 3
+
+
+BORDER_OPS = frozenset({"hawq.quantize", "hawq.dequantize", "hawq.dynamic_quantize"})
+
+INTEGER_OPS = frozenset(
+    {"hawq.requantize", "hawq.lookup", "hawq.sum_pool2d", "hawq.dilate2d", "hawq.softmax", "hawq.unpack_int4"}
+    | {f"relax.nn.{n}" for n in ("conv2d", "max_pool2d", "pad")}
+    | {
+        f"relax.{n}"
+        for n in (
+            "matmul", "astype", "add", "subtract", "multiply", "maximum", "minimum", "clip", "sum", "max", "min",
+            "argmax", "argmin", "reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "broadcast_to",
+            "concat", "split", "strided_slice", "take", "where", "flip", "tile", "repeat", "greater_equal",
+        )
+    }
+)  # fmt: skip
+
+
+def bindings(func: relax.Function) -> Iterator[relax.VarBinding]:
+    """Every binding of a function, in order of execution."""
+    for block in func.body.blocks:
+        yield from block.bindings
+
+
+def private_functions(module: tvm.IRModule) -> dict[str, relax.Function]:
+    """The fused layer functions of a PACKED module by name (everything Relax but `main`)."""
+    return {
+        gv.name_hint: f
+        for gv, f in module.functions_items()
+        if isinstance(f, relax.Function) and gv.name_hint != "main"
+    }
+
+
+def is_float(expr: relax.Expr) -> bool:
+    """Whether an expression is a float tensor, or a tuple with one inside."""
+    fields = getattr(expr.ty, "fields", None)
+    types = list(fields) if fields is not None else [expr.ty]
+    return any(str(t.dtype).startswith(("float", "bfloat")) for t in types if hasattr(t, "dtype"))
+
+
+def is_border(binding: relax.VarBinding) -> bool:
+    """Whether a binding is one of the operations that join the float and the integer world."""
+    return ops.op_name(binding.value) in BORDER_OPS
+
+
+def verify(module: tvm.IRModule, stage: Stage) -> None:
+    """Check a module against the grammar of `stage`.
+
+    Raises StageError naming the first layer that breaks it.
+    """
+    relax.analysis.well_formed(module)
+    _GRAMMARS[stage](module)
+
+
+def _fail(binding: relax.VarBinding, stage: Stage, why: str) -> None:
+    found = ops.op_name(binding.value) or type(binding.value).__name__
+    raise StageError(f"breaks the {stage.name} grammar: {why}", where=binding.var.name, found=f"{found} : {binding.var.ty}")
+
+
+def _verify_annotated(module: tvm.IRModule) -> None:
+    for b in bindings(module["main"]):
+        name = ops.op_name(b.value)
+        if name in ("hawq.requantize", "hawq.softmax", "hawq.unpack_int4"):
+            _fail(b, Stage.ANNOTATED, "integer arithmetic before the lowering")
+
+
+def float_tail(func: relax.Function) -> set[str]:
+    """Names of the variables of `func` in its allowed float head or tail (attribute `hawq.float_tail`)."""
+    return {str(n) for n in (func.attrs or {}).get("hawq.float_tail", [])}
+
+
+def _check_integer_function(func: relax.Function, stage: Stage, allow_calls: bool) -> None:
+    outside = float_tail(func)
+    for b in bindings(func):
+        value, name = b.value, ops.op_name(b.value)
+        if b.var.name in outside or name in BORDER_OPS or isinstance(value, relax.Var | relax.TupleGetItem | relax.Tuple):
+            continue
+        if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
+            if not allow_calls:
+                _fail(b, stage, "a call of another function")
+            continue
+        if ops.is_const(value) and not is_float(value):
+            continue
+        if name not in INTEGER_OPS:
+            _fail(b, stage, "not an integer operator")
+        if is_float(b.var) or any(is_float(a) for a in value.args if hasattr(a, "ty")):
+            _fail(b, stage, "a float tensor inside the integer region")
+
+
+def _verify_integer(module: tvm.IRModule) -> None:
+    _check_integer_function(module["main"], Stage.INTEGER, allow_calls=False)
+
+
+def _verify_packed(module: tvm.IRModule) -> None:
+    _check_integer_function(module["main"], Stage.PACKED, allow_calls=True)
+    for func in private_functions(module).values():
+        _check_integer_function(func, Stage.PACKED, allow_calls=False)
+
+
+def _verify_tir(module: tvm.IRModule) -> None:
+    for b in bindings(module["main"]):
+        name = ops.op_name(b.value)
+        if isinstance(b.value, relax.Call) and name != "relax.call_tir":
+            _fail(b, Stage.TIR, "not a call of a PrimFunc")
+    for gv, func in module.functions_items():
+        if isinstance(func, tvm.tirx.PrimFunc) and "hawq.rule" not in (func.attrs or {}):
+            raise StageError("does not name the rule that scheduled it", where=gv.name_hint)
+
+
+_GRAMMARS: dict[Stage, Callable[[tvm.IRModule], None]] = {
+    Stage.ANNOTATED: _verify_annotated,
+    Stage.INTEGER: _verify_integer,
+    Stage.PACKED: _verify_packed,
+    Stage.TIR: _verify_tir,
+}

@@ -1,0 +1,80 @@
+"""The one way passes rebuild `main`: binding by binding, old variables mapped to new expressions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import tvm
+from tvm import relax
+
+from hawq_tvm import stages
+
+Env = dict[relax.Var, relax.Expr]
+Visit = Callable[["Rebuild", relax.VarBinding, relax.Expr], relax.Expr | None]
+
+
+class Rebuild:
+    """A new `main` under construction.
+
+    visit(rebuild, binding, value) sees each binding with its arguments already mapped and returns the
+    replacement expression, or None to keep `value`.  Intermediate results are made with `emit`.
+    """
+
+    def __init__(self, module: tvm.IRModule) -> None:
+        self.module = module
+        self.builder = relax.BlockBuilder(module)
+        self.env: Env = {}
+
+    def emit(self, expr: relax.Expr, name: str) -> relax.Var:
+        """Bind an expression to a new variable named after a layer; variables are returned as they are."""
+        return expr if isinstance(expr, relax.Var) else self.builder.emit(expr, name_hint=name)
+
+    def map(self, expr: relax.Expr) -> relax.Expr:
+        """`expr` with every old variable replaced by its new expression (calls and tuples included)."""
+        if isinstance(expr, relax.Var):
+            return self.env.get(expr, expr)
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self.map(f) for f in expr.fields])
+        if isinstance(expr, relax.TupleGetItem):
+            return relax.TupleGetItem(self.map(expr.tuple_value), expr.index)
+        if isinstance(expr, relax.Call):
+            return relax.Call(expr.op, [self.map(a) for a in expr.args], attrs=expr.attrs, ty_args=expr.ty_args)
+        return expr
+
+
+def rewrite_main(module: tvm.IRModule, visit: Visit) -> tvm.IRModule:
+    """`module` with every binding of `main` passed through `visit`; the other functions are kept."""
+    main = module["main"]
+    rebuild = Rebuild(module)
+    builder = rebuild.builder
+    params = list(main.params)
+    with builder.function("main", params, attrs=dict(main.attrs or {}), private=False):
+        with builder.dataflow():
+            for binding in stages.bindings(main):
+                value = rebuild.map(binding.value)
+                new = visit(rebuild, binding, value)
+                rebuild.env[binding.var] = rebuild.emit(value if new is None else new, binding.var.name)
+            result = builder.emit_output(rebuild.map(main.body.body))
+        builder.emit_func_output(result)
+    out = builder.get()
+    return tvm.IRModule({**dict(module.functions_items()), **dict(out.functions_items())})
+
+
+def use_counts(func: relax.Function) -> Counter[relax.Var]:
+    """How many times each variable is read, the function's result included."""
+    counts: Counter[relax.Var] = Counter()
+
+    def count(exprs: Iterable[relax.Expr]) -> None:
+        for e in exprs:
+            if isinstance(e, relax.Var):
+                counts[e] += 1
+            elif isinstance(e, relax.Tuple):
+                count(e.fields)
+            elif isinstance(e, relax.TupleGetItem):
+                count([e.tuple_value])
+            elif isinstance(e, relax.Call):
+                count(e.args)
+
+    count([b.value for b in stages.bindings(func)] + [func.body.body])
+    return counts
