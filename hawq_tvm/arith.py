@@ -6,6 +6,7 @@ Passes use it to fold constants and to turn real scales into dyadic numbers. Ker
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -59,10 +60,10 @@ def smallest_storage(low: int, high: int) -> str:
     raise OverflowError(f"{low}..{high} does not fit in 64 bits")
 
 
-def dyadic(ratio: Fraction, bits: int = MANTISSA_BITS) -> tuple[int, int]:
-    """(A3): the integers (m, s) with m / 2^s nearest to `ratio`, |m| < 2^bits, 0 <= s <= 62.
+def dyadic(ratio: Fraction, bits: int = MANTISSA_BITS, max_shift: int = MAX_SHIFT) -> tuple[int, int]:
+    """(A3): the integers (m, s) with m / 2^s nearest to `ratio`, |m| < 2^bits, 0 <= s <= max_shift.
 
-    Raises OverflowError when |ratio| >= 2^(bits-1) or so, which no requantization needs.
+    Raises OverflowError when |ratio| >= 2^bits, which no requantization needs.
     """
     magnitude = abs(ratio)
     if magnitude == 0:
@@ -70,10 +71,10 @@ def dyadic(ratio: Fraction, bits: int = MANTISSA_BITS) -> tuple[int, int]:
     # 2^exponent is the power of two just above the magnitude: magnitude / 2^exponent lies in [1/2, 1).
     exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
     exponent += magnitude >= Fraction(2) ** exponent
-    shift = min(bits - exponent, MAX_SHIFT)
+    shift = min(bits - exponent, max_shift)
     if shift < 0:
         raise OverflowError(f"scale ratio {float(ratio):g} is too large for {bits} bits")
-    multiplier = _half_up_fraction(magnitude * 2**shift)
+    multiplier = round_fraction(magnitude * 2**shift)
     if multiplier == 2**bits:
         if shift == 0:
             raise OverflowError(f"scale ratio {float(ratio):g} is too large for {bits} bits")
@@ -81,20 +82,18 @@ def dyadic(ratio: Fraction, bits: int = MANTISSA_BITS) -> tuple[int, int]:
     return (multiplier if ratio > 0 else -multiplier), shift
 
 
-def common_dyadic(ratios: list[Fraction], bits: int = MANTISSA_BITS) -> tuple[list[int], int]:
+def common_dyadic(
+    ratios: Sequence[Fraction], bits: int = MANTISSA_BITS, max_shift: int = MAX_SHIFT
+) -> tuple[list[int], int]:
     """(A4): multipliers of several ratios over one shift, set by the ratio of largest magnitude."""
-    largest = max(ratios, key=abs)
-    multiplier, shift = dyadic(largest, bits)
-    del multiplier
-    return [_half_up_signed(r * 2**shift) for r in ratios], shift
+    _, shift = dyadic(max(ratios, key=abs), bits, max_shift)
+    return [round_fraction(r * 2**shift) for r in ratios], shift
 
 
-def _half_up_fraction(value: Fraction) -> int:
-    return (2 * value.numerator + value.denominator) // (2 * value.denominator)
-
-
-def _half_up_signed(value: Fraction) -> int:
-    return _half_up_fraction(value) if value >= 0 else -_half_up_fraction(-value)
+def round_fraction(value: Fraction) -> int:
+    """The integer nearest to an exact rational, ties away from zero: symmetric, so that -r gives -m."""
+    magnitude = (2 * abs(value.numerator) + value.denominator) // (2 * value.denominator)
+    return magnitude if value >= 0 else -magnitude
 
 
 def shift_round(value: Int, shift: Any, rounding: str) -> Int:

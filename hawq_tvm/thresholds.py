@@ -1,0 +1,189 @@
+"""(A22): the proof that dyadic numbers step exactly where the real scales they stand for step.
+
+Exact rational arithmetic decides; float64 only picks the few thresholds that need it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import arith
+
+# Beyond this many combinations of the other operands a proof by enumeration takes too long.
+MAX_ENUMERATED = 1 << 17
+
+
+@dataclass(frozen=True)
+class Rescale:
+    """One requantize at one channel: real ratios and constant, the dyadic numbers for them, and what can reach it.
+
+    ratios, multipliers, lows, highs: one entry per operand.  constant: the real addend in output steps.
+    """
+
+    ratios: tuple[Fraction, ...]
+    constant: Fraction
+    multipliers: tuple[int, ...]
+    offset: int
+    shift: int
+    lows: tuple[int, ...]
+    highs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How many thresholds were compared and how many differ; not `enumerated` when there were too many operands."""
+
+    thresholds: int = 0
+    differing: int = 0
+    enumerated: bool = True
+
+    def __add__(self, other: Proof) -> Proof:
+        return Proof(
+            self.thresholds + other.thresholds, self.differing + other.differing, self.enumerated and other.enumerated
+        )
+
+    def __mul__(self, count: int) -> Proof:
+        return Proof(self.thresholds * count, self.differing * count, self.enumerated)
+
+
+def prove(rescale: Rescale, rounding: str, steps: tuple[int, int]) -> Proof:
+    """(A22) for one channel: compare every threshold k in steps[0] .. steps[1] inside the reachable interval.
+
+    steps: the results before the zero point is added, first and last value of k.
+    """
+    sizes = [high - low + 1 for low, high in zip(rescale.lows[1:], rescale.highs[1:], strict=True)]
+    if int(np.prod([float(n) for n in sizes])) > MAX_ENUMERATED:
+        return Proof(enumerated=False)
+    real_part = np.zeros(1, object) + rescale.constant
+    integer_part = np.zeros(1, object) + rescale.offset
+    for r, m, low, high in zip(
+        rescale.ratios[1:], rescale.multipliers[1:], rescale.lows[1:], rescale.highs[1:], strict=True
+    ):
+        values = np.arange(low, high + 1).astype(object)
+        real_part = np.add.outer(real_part, values * r).ravel()
+        integer_part = np.add.outer(integer_part, values * m).ravel()
+    low, high, ratio, multiplier = rescale.lows[0], rescale.highs[0], rescale.ratios[0], rescale.multipliers[0]
+    if ratio < 0:
+        low, high, ratio, multiplier = -high, -low, -ratio, -multiplier
+    if ratio == 0 or multiplier <= 0:
+        return _constant_proof(rescale, rounding, steps, low, high, ratio, multiplier, real_part, integer_part)
+    denominator = 2**rescale.shift
+    exact = Fraction(multiplier, denominator) == ratio and rounding != "double"
+    total = Proof()
+    for c, b in zip(real_part, integer_part, strict=True):
+        if exact and Fraction(b, denominator) == c:
+            total += Proof(_count_reachable(ratio, c, steps, low, high), 0)
+        else:
+            total += _compare(ratio, c, multiplier, b, rescale.shift, rounding, steps, (low, high))
+    return total
+
+
+def _count_reachable(ratio: Fraction, c: Fraction, steps: tuple[int, int], low: int, high: int) -> int:
+    first = max(steps[0], _floor_half(low * ratio + c) + 1)
+    last = min(steps[1], _floor_half(high * ratio + c))
+    return max(0, last - first + 1)
+
+
+def _floor_half(value: Fraction) -> int:
+    return (value + Fraction(1, 2)).__floor__()
+
+
+def _constant_proof(
+    rescale: Rescale, rounding: str, steps: tuple[int, int], low: int, high: int,
+    ratio: Fraction, multiplier: int, real_part: NDArray[Any], integer_part: NDArray[Any],
+) -> Proof:  # fmt: skip
+    """A ratio (nearly) zero: the result must be the same number at both ends of the interval."""
+    if rounding == "double":
+        return Proof(enumerated=False)
+    differing = 0
+    for c, b in zip(real_part, integer_part, strict=True):
+        for v in {low, high}:
+            wanted = _clip(_round_fraction(v * ratio + c, rounding), steps)
+            got = _clip(_round_fraction(Fraction(v * multiplier + b, 2**rescale.shift), rounding), steps)
+            differing += wanted != got
+    return Proof(2 * len(real_part), differing)
+
+
+def _clip(value: int, steps: tuple[int, int]) -> int:
+    return min(max(value, steps[0] - 1), steps[1])
+
+
+def _round_fraction(value: Fraction, rounding: str) -> int:
+    if rounding == "half_even":
+        return round(value)
+    return _floor_half(value) if rounding == "half_up" else arith.round_fraction(value)
+
+
+def _inclusive(k: int, rounding: str) -> bool:
+    """Whether a tie at k - 1/2 rounds up to k."""
+    if rounding == "half_even":
+        return k % 2 == 0
+    return rounding == "half_up" or k >= 1
+
+
+def _exact_threshold(k: int, ratio: Fraction, c: Fraction, rounding: str) -> int:
+    """The least integer v with round(v ratio + c) >= k, ratio > 0."""
+    t = (k - Fraction(1, 2) - c) / ratio
+    return -((-t).__floor__()) if _inclusive(k, rounding) else t.__floor__() + 1
+
+
+def _compare(
+    ratio: Fraction, c: Fraction, multiplier: int, offset: int, shift: int,
+    rounding: str, steps: tuple[int, int], interval: tuple[int, int],
+) -> Proof:  # fmt: skip
+    low, high = interval
+    ks = np.arange(steps[0], steps[1] + 1)
+    if rounding == "double":
+        wanted = np.array([_exact_threshold(int(k), ratio, c, "half_away") for k in ks])
+        got = _search_double(ks, multiplier, shift, low, high)
+    else:
+        dyadic = Fraction(multiplier, 2**shift), Fraction(offset, 2**shift)
+        real, approximate = _float_threshold(ks, ratio, c), _float_threshold(ks, *dyadic)
+        wanted, got = np.floor(real), np.floor(approximate)
+        # float64 is wrong by a few units in the last place: near an integer only exact arithmetic decides.
+        error = 1e-12 * (np.abs(real) + abs(float(c / ratio)) + 1)
+        unsure = (np.abs(real - np.rint(real)) <= error) | (np.abs(approximate - np.rint(approximate)) <= error)
+        reachable = (real >= low - 2) & (real <= high + 2)
+        for i in np.flatnonzero(unsure & reachable):
+            k = int(ks[i])
+            wanted[i] = _exact_threshold(k, ratio, c, rounding)
+            got[i] = _exact_threshold(k, *dyadic, rounding)
+        sure = ~unsure
+        wanted[sure] += 1
+        got[sure] += 1
+    wanted, got = np.clip(wanted, low, high + 1), np.clip(got, low, high + 1)
+    inside = ((wanted > low) & (wanted <= high)) | ((got > low) & (got <= high))
+    return Proof(int(inside.sum()), int((wanted != got).sum()))
+
+
+def _float_threshold(ks: NDArray[Any], ratio: Fraction, c: Fraction) -> NDArray[np.float64]:
+    slope, shift = float(1 / ratio), float((Fraction(1, 2) + c) / ratio)
+    return np.asarray(ks * slope - shift, np.float64)
+
+
+def _search_double(ks: NDArray[Any], multiplier: int, shift: int, low: int, high: int) -> NDArray[Any]:
+    """Thresholds of (A8) by bisection: it is monotone, but has no closed form."""
+    below = np.full(ks.shape, low - 1, np.int64)
+    above = np.full(ks.shape, high + 1, np.int64)
+    while np.any(above - below > 1):
+        middle = (below + above) >> 1
+        reached = arith.double_round(middle, multiplier, shift) >= ks
+        above, below = np.where(reached, middle, above), np.where(reached, below, middle)
+    return above
+
+
+def prove_all(rescales: Sequence[Rescale], rounding: str, steps: tuple[int, int]) -> Proof:
+    """The proofs of all channels of a requantize; equal channels are computed once."""
+    counts: dict[Rescale, int] = {}
+    for rescale in rescales:
+        counts[rescale] = counts.get(rescale, 0) + 1
+    total = Proof()
+    for rescale, count in counts.items():
+        total += prove(rescale, rounding, steps) * count
+    return total
