@@ -67,7 +67,7 @@ def dyadic(ratio: Fraction, bits: int = MANTISSA_BITS, max_shift: int = MAX_SHIF
     """
     magnitude = abs(ratio)
     if magnitude == 0:
-        return 0, 0
+        return 0, min(bits, max_shift)
     # 2^exponent is the power of two just above the magnitude: magnitude / 2^exponent lies in [1/2, 1).
     exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
     exponent += magnitude >= Fraction(2) ** exponent

@@ -1,0 +1,171 @@
+"""The whole compiler on one page: a literal list of passes, each followed by its stage's grammar check."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+import schedules
+from relay_passes.choose_layout import choose_layout
+from relay_passes.fold_batch_norm import fold_batch_norm
+from relay_passes.fold_constants import fold_constants
+from relay_passes.fuse_epilogues import fuse_epilogues
+from relay_passes.lower_to_integer import lower_to_integer
+from relay_passes.pack_int4 import pack_int4
+from relay_passes.remove_dead_code import remove_dead_code
+from relay_passes.tabulate_unary import tabulate_unary
+
+from . import build as build_module
+from . import ranges, stages
+from .stages import Stage
+
+Pass = Callable[[tvm.IRModule], tuple[tvm.IRModule, int]]
+
+PIPELINE: tuple[tuple[Pass, Stage], ...] = (
+    (fold_constants, Stage.ANNOTATED),
+    (fold_batch_norm, Stage.ANNOTATED),
+    (tabulate_unary, Stage.ANNOTATED),
+    (lower_to_integer, Stage.INTEGER),
+    (fold_constants, Stage.INTEGER),
+    (remove_dead_code, Stage.INTEGER),
+    (choose_layout, Stage.INTEGER),
+    (pack_int4, Stage.INTEGER),
+    (fuse_epilogues, Stage.PACKED),
+)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compilation leaves: the module at three stages and the executable made from the last."""
+
+    annotated: tvm.IRModule
+    packed: tvm.IRModule
+    tir: tvm.IRModule
+    executable: relax.VMExecutable
+    target: tvm.target.Target
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step: its name, its number of rewrites, its seconds."""
+
+    name: str
+    rewrites: int
+    seconds: float
+
+
+Progress = Callable[[str, StepReport | None], None]
+
+
+def _silent(name: str, report: StepReport | None) -> None:
+    del name, report
+
+
+def debug_level() -> int:
+    """HAWQ_TVM_DEBUG: 0 quiet, 1 timings and counts, 2 a module dump per pass, 3 and the TIR, 4 and the assembly."""
+    value = os.environ.get("HAWQ_TVM_DEBUG", "0")
+    return int(value) if value.isdigit() else 1
+
+
+def _dump(index: int, name: str, text: str) -> None:
+    folder = Path(os.environ.get("HAWQ_TVM_DEBUG_DIR", "hawq_tvm_debug"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{index:02d}_{name}.txt").write_text(text)
+
+
+class _Run:
+    """Runs steps, times them, reports and dumps as asked."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.index, self.level = progress or _silent, 0, debug_level()
+
+    def step(self, name: str, function: Callable[[], tuple[Any, int]]) -> Any:
+        self.progress(name, None)
+        start = time.perf_counter()
+        result, rewrites = function()
+        report = StepReport(name, rewrites, time.perf_counter() - start)
+        self.progress(name, report)
+        if self.level >= 1:
+            print(f"hawq_tvm: {name:<18} {rewrites:>5} rewrites {report.seconds:8.3f} s", file=sys.stderr)
+        if self.level >= (3 if name == "lower_to_tir" else 2) and isinstance(result, tvm.IRModule):
+            _dump(self.index, name, result.script())
+        self.index += 1
+        return result
+
+
+def to_packed(module: tvm.IRModule, progress: Progress | None = None) -> tvm.IRModule:
+    """An ANNOTATED module taken through every pass of PIPELINE.
+
+    Raises ModelError (or OverflowBoundError) naming the first layer that cannot be integer or may overflow.
+    """
+    run = _Run(progress)
+    stages.verify(module, Stage.ANNOTATED)
+    for function, stage in PIPELINE:
+
+        def apply(function: Pass = function, stage: Stage = stage, module: tvm.IRModule = module) -> tuple[tvm.IRModule, int]:
+            new, rewrites = function(module)
+            stages.verify(new, stage)
+            return new, rewrites
+
+        module = run.step(function.__name__, apply)
+    ranges.margins(module)
+    return module
+
+
+def compile_packed(
+    packed: tvm.IRModule, target: tvm.target.Target, progress: Progress | None = None
+) -> tuple[tvm.IRModule, relax.VMExecutable]:
+    """A PACKED module to TIR and an executable for `target`."""
+    run = _Run(progress)
+    run.index = len(PIPELINE)
+
+    def lower() -> tuple[tvm.IRModule, int]:
+        module, count = schedules.lower_to_tir(packed, target)
+        stages.verify(module, Stage.TIR)
+        return module, count
+
+    tir = run.step("lower_to_tir", lower)
+    executable = run.step("build", lambda: (build_module.build(tir, target), len(tir.functions_items()) - 1))
+    if run.level >= 4:
+        _dump(run.index, "assembly", str(executable.mod.imports[0].inspect_source("asm")))
+    return tir, executable
+
+
+def compile_annotated(
+    annotated: tvm.IRModule, target: tvm.target.Target, progress: Progress | None = None
+) -> Compiled:
+    """An ANNOTATED module, wherever it came from, compiled for `target`."""
+    packed = to_packed(annotated, progress)
+    tir, executable = compile_packed(packed, target, progress)
+    return Compiled(annotated, packed, tir, executable, target)
+
+
+def compile_model(
+    source: Any, target: tvm.target.Target, *, shapes: dict[str, tuple[int, ...]] | None = None,
+    allow_float_tail: bool = False, progress: Progress | None = None,
+) -> Compiled:  # fmt: skip
+    """An ONNX model (path, bytes or ModelProto) compiled for `target`.
+
+    shapes: fixes symbolic dimensions by input name.  allow_float_tail: keep float operators before the first
+    quantize or after the last dequantize, outside the integer region, instead of refusing them.
+    """
+    from .frontend.onnx import import_onnx
+
+    run = _Run(progress)
+    annotated = run.step("import", lambda: (_import(import_onnx, source, shapes, allow_float_tail), 0))
+    return compile_annotated(annotated, target, progress)
+
+
+def _import(importer: Callable[..., tvm.IRModule], source: Any, shapes: Any, allow_float_tail: bool) -> tvm.IRModule:
+    module = importer(source, shapes)
+    if allow_float_tail:
+        module = tvm.IRModule({"main": module["main"].with_attr("hawq.allow_float_tail", 1)})
+    return module

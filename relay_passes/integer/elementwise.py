@@ -1,0 +1,162 @@
+"""Element-wise float operators on Reals: sums stay symbolic, products and piecewise-linear functions become integers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from tvm import relax
+
+from hawq_tvm import arith, ops
+
+from .values import (
+    INSERT, Array, Constant, Context, Joined, Real, Term, Value, broadcast_rank, is_uniform, settled, single,
+)  # fmt: skip
+
+
+def _shape(a: Value, b: Value) -> tuple[int, ...]:
+    return tuple(np.broadcast_shapes(a.shape, b.shape))
+
+
+def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Value:
+    """a + sign * b: terms are collected, constants join the accumulator's bias (A11) or the 64-bit offset (A9)."""
+    if isinstance(a, Constant) and isinstance(b, Constant):
+        return Constant(a.real + sign * b.real)
+    if isinstance(a, Constant):
+        return add(ctx, negate(ctx, b, op) if sign < 0 else b, a, 1, op)
+    left = settled(ctx, _real(ctx, a, op), op)
+    if isinstance(b, Constant):
+        return _add_constant(left, b, sign, _shape(a, b))
+    right = settled(ctx, _real(ctx, b, op), op)
+    terms = left.terms + tuple(replace(t, scale=sign * t.scale) for t in right.terms)
+    return Real(_shape(a, b), terms, left.constant + sign * right.constant)
+
+
+def _add_constant(left: Real, b: Constant, sign: int, shape: tuple[int, ...]) -> Real:
+    addend = sign * b.real
+    term = left.terms[0] if len(left.terms) == 1 else None
+    if term is not None and term.accumulator and not np.any(left.constant) and np.all(term.scale != 0):
+        if b.scale is not None and np.all(np.broadcast_to(term.scale, np.broadcast_shapes(np.shape(term.scale), np.shape(b.scale))) == b.scale):
+            bias = sign * b.values
+        else:
+            bias = np.rint(addend / term.scale)
+        zero = term.zero - bias
+        # Padding fills with the data's zero elsewhere: an accumulator's zero is only ever its negated bias.
+        if np.max(np.abs(zero), initial=0) <= arith.RANGES["int32"][1]:
+            return Real(shape, (replace(term, zero=zero.astype(np.int64)),))
+    return Real(shape, left.terms, left.constant + addend)
+
+
+def negate(ctx: Context, a: Value, op: str = "negative") -> Value:
+    """-a."""
+    if isinstance(a, Constant):
+        return Constant(-a.real)
+    real = settled(ctx, _real(ctx, a, op), op)
+    return Real(real.shape, tuple(replace(t, scale=-t.scale) for t in real.terms), -real.constant)
+
+
+def _real(ctx: Context, value: Value, op: str) -> Real:
+    if isinstance(value, Real):
+        return value
+    if isinstance(value, Joined):
+        raise ctx.fail(op, "its input is a concatenation that nothing quantizes", INSERT)
+    raise ctx.fail(op, "its input is float and not quantized", INSERT)
+
+
+def multiply(ctx: Context, a: Value, b: Value, op: str = "multiply") -> Value:
+    """a * b: by a constant it is a change of scale, by another tensor an integer product."""
+    if isinstance(a, Constant) and isinstance(b, Constant):
+        return Constant(a.real * b.real)
+    if isinstance(a, Constant):
+        a, b = b, a
+    if isinstance(b, Constant):
+        return scale_by(ctx, a, b.real, op)
+    x, y = single(ctx, a, op), single(ctx, b, op)
+    left, right = centred(ctx, x, "int32", "a"), centred(ctx, y, "int32", "b")
+    product = ctx.accumulate(lambda d: relax.op.multiply(_cast(left, d), _cast(right, d)), "product")
+    return Real(_shape(a, b), (Term(product, np.zeros((), np.int64), x.scale * y.scale, accumulator=True),))
+
+
+def scale_by(ctx: Context, a: Value, factor: Array, op: str) -> Value:
+    """a * factor for a constant factor."""
+    if not np.all(np.isfinite(factor)):
+        raise ctx.fail(op, "it multiplies by a number that is not finite", "correct the constant")
+    real = settled(ctx, _real(ctx, a, op), op)
+    shape = tuple(np.broadcast_shapes(real.shape, factor.shape))
+    return Real(shape, tuple(replace(t, scale=t.scale * factor) for t in real.terms), real.constant * factor)
+
+
+def divide(ctx: Context, a: Value, b: Value) -> Value:
+    """a / b for a constant b."""
+    if not isinstance(b, Constant):
+        raise ctx.fail("divide", "it divides by a tensor", "express it by supported operators, or keep it in a float tail")
+    if np.any(b.real == 0):
+        raise ctx.fail("divide", "it divides by zero", "correct the constant")
+    return Constant(a.real / b.real) if isinstance(a, Constant) else scale_by(ctx, a, 1.0 / b.real, "divide")
+
+
+def _cast(x: relax.Expr, dtype: str) -> relax.Expr:
+    return x if ops.dtype_of(x) == dtype else relax.op.astype(x, dtype)
+
+
+def centred(ctx: Context, term: Term, dtype: str, suffix: str) -> relax.Expr:
+    """data - zero in `dtype` (or int64 data as it is), emitted."""
+    data = term.data
+    kind = "int64" if ops.dtype_of(data) == "int64" else dtype
+    if ops.dtype_of(data) != kind:
+        data = ctx.emit(relax.op.astype(data, kind), f"{suffix}.cast")
+    if np.any(term.zero):
+        data = ctx.emit(relax.op.subtract(data, ops.const(term.zero, kind)), f"{suffix}.centred")
+    return data
+
+
+def clip(ctx: Context, a: Value, low: float, high: float) -> Value:
+    """min(max(a, low), high), kept symbolic until the quantize, where it is exact (A12)."""
+    if isinstance(a, Constant):
+        return Constant(np.clip(a.real, low, high))
+    if isinstance(a, Joined):
+        parts = tuple(clip(ctx, p, low, high) for p in a.parts)
+        return replace(a, parts=parts)  # type: ignore[arg-type]
+    real = _real(ctx, a, "clip")
+    new_low, new_high = (min(max(v, low), high) for v in (real.low, real.high))
+    return replace(real, low=new_low, high=new_high)
+
+
+def extremum(ctx: Context, a: Value, b: Value, op: str) -> Value:
+    """maximum or minimum: against a uniform constant it is a clip, else both sides meet at the quantize."""
+    for x, other in ((a, b), (b, a)):
+        if isinstance(other, Constant) and is_uniform(other.real) and not isinstance(x, Constant):
+            bound = float(other.real.flat[0])
+            return clip(ctx, x, bound, np.inf) if op == "maximum" else clip(ctx, x, -np.inf, bound)
+    if isinstance(a, Constant) and isinstance(b, Constant):
+        return Constant(np.maximum(a.real, b.real) if op == "maximum" else np.minimum(a.real, b.real))
+    function = relax.op.maximum if op == "maximum" else relax.op.minimum
+    for x in (a, b):
+        if not isinstance(x, Real | Constant | Joined):
+            raise ctx.fail(op, "its input is float and not quantized", INSERT)
+    return Joined(_shape(a, b), (a, b), lambda parts: function(*parts))  # type: ignore[arg-type]
+
+
+def leaky_relu(ctx: Context, a: Value, slope: Array, op: str) -> Value:
+    """max(a, 0) + slope * min(a, 0): two terms of which one is always zero, so that they round once."""
+    if isinstance(a, Constant):
+        return Constant(np.where(a.real >= 0, a.real, a.real * slope))
+    term = single(ctx, a, op)
+    if np.any(term.scale < 0):
+        raise ctx.fail(op, "its input has a negative scale", INSERT)
+    data = centred(ctx, term, "int32", "in")
+    zero = ops.const(0, ops.dtype_of(data))
+    nothing = np.zeros((), np.int64)
+    positive = ctx.emit(relax.op.maximum(data, zero), "positive")
+    negative = ctx.emit(relax.op.minimum(data, zero), "negative")
+    slope = broadcast_rank(slope, len(a.shape)) if np.ndim(slope) else slope
+    return Real(a.shape, (Term(positive, nothing, term.scale), Term(negative, nothing, term.scale * slope)))
+
+
+def where(ctx: Context, condition: relax.Expr, a: Value, b: Value) -> Value:
+    """where(condition, a, b): both sides meet at the quantize."""
+    for x in (a, b):
+        if not isinstance(x, Real | Constant | Joined):
+            raise ctx.fail("where", "its input is float and not quantized", INSERT)
+    shape = tuple(np.broadcast_shapes(ops.shape_of(condition), a.shape, b.shape))
+    return Joined(shape, (a, b), lambda parts: relax.op.where(condition, *parts))  # type: ignore[arg-type]

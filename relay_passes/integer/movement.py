@@ -1,0 +1,160 @@
+"""Operators that only move elements: the integers move, and so do scales that vary over the tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from hawq_tvm import ops
+
+from .values import INSERT, Array, Constant, Context, Joined, Moved, Real, Softmax, Term, Value, compress, is_uniform, settled
+
+
+def _ints(values: Any) -> list[int]:
+    return [int(v) for v in values]
+
+
+def _strided_slice(call: relax.Call, a: Array) -> Array:
+    axes, begin, end = (_tuple_of_ints(x) for x in call.args[1:4])
+    steps = _tuple_of_ints(call.args[4]) if len(call.args) > 4 else [1] * len(axes)
+    index = [slice(None)] * a.ndim
+    for axis, b, e, s in zip(axes, begin, end, steps, strict=True):
+        stop: int | None = e
+        if s < 0 and e < -a.shape[axis]:
+            stop = None
+        index[axis] = slice(b, stop, s)
+    return a[tuple(index)]
+
+
+def _tuple_of_ints(expr: Any) -> list[int]:
+    return [int(f.value) for f in expr.fields]
+
+
+def _take(call: relax.Call, a: Array) -> Array:
+    axis = call.attrs.axis
+    return np.take(a, ops.const_value(call.args[1]).astype(np.int64), None if axis is None else int(axis), mode="wrap")
+
+
+def _out_shape(call: relax.Call) -> tuple[int, ...]:
+    return tuple(int(d) for d in call.ty.shape.values)
+
+
+MOVES: dict[str, Callable[[relax.Call, Array], Array]] = {
+    "relax.reshape": lambda c, a: a.reshape(_out_shape(c)),
+    "relax.flatten": lambda c, a: a.reshape(_out_shape(c)),
+    "relax.squeeze": lambda c, a: a.reshape(_out_shape(c)),
+    "relax.expand_dims": lambda c, a: a.reshape(_out_shape(c)),
+    "relax.permute_dims": lambda c, a: a.transpose(None if c.attrs.axes is None else _ints(c.attrs.axes)),
+    "relax.broadcast_to": lambda c, a: np.broadcast_to(a, _out_shape(c)),
+    "relax.strided_slice": _strided_slice,
+    "relax.take": _take,
+    "relax.flip": lambda c, a: np.flip(a, int(c.attrs.axis)),
+    "relax.tile": lambda c, a: np.tile(a, _ints(c.attrs.repeats)),
+    "relax.repeat": lambda c, a: np.repeat(a, int(c.attrs.repeats), None if c.attrs.axis is None else int(c.attrs.axis)),
+}
+
+
+def move(ctx: Context, call: relax.Call, x: Value) -> Value:
+    """One of MOVES applied to a value."""
+    name = ops.op_name(call)
+    op = name.removeprefix("relax.")
+
+    def numbers(array: Array, shape: tuple[int, ...]) -> Array:
+        return array if array.size == 1 else compress(MOVES[name](call, np.broadcast_to(array, shape)))
+
+    def again(data: relax.Expr) -> relax.Expr:
+        return relax.Call(call.op, [data, *call.args[1:]], attrs=call.attrs)
+
+    if isinstance(x, Constant):
+        scale = None if x.scale is None else numbers(np.asarray(x.scale), x.shape)
+        return Constant(MOVES[name](call, x.values), scale)
+    if isinstance(x, Moved):
+        return replace(x, moves=(*x.moves, call))
+    if isinstance(x, relax.Expr):
+        return ctx.emit(again(x))
+    if isinstance(x, Real):
+        terms = tuple(
+            Term(ctx.emit(again(t.data), op), numbers(t.zero, x.shape), numbers(t.scale, x.shape), t.accumulator)
+            for t in x.terms
+        )
+        return Real(_out_shape(call), terms, numbers(x.constant, x.shape), x.low, x.high)
+    raise ctx.fail(op, "its input has no quantize of its own", INSERT)
+
+
+def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
+    """relax.nn.pad with a constant: the pad value must be on the integer grid, as 0 always is."""
+    width, value = _ints(call.attrs.pad_width), float(call.attrs.pad_value)
+    if isinstance(x, Constant):
+        pairs = list(zip(width[0::2], width[1::2], strict=True))
+        return Constant(np.pad(x.real, pairs, constant_values=value))
+    if isinstance(x, relax.Expr):
+        return ctx.emit(relax.Call(call.op, [x, *call.args[1:]], attrs=call.attrs))
+    if str(call.attrs.pad_mode) != "constant":
+        raise ctx.fail("pad", f"it pads in mode {call.attrs.pad_mode!r}", "use constant padding")
+    if not isinstance(x, Real):
+        raise ctx.fail("pad", "its input is not quantized", INSERT)
+    real = settled(ctx, x, "pad")
+    if len(real.terms) != 1 or np.any(real.constant) or not is_uniform(real.terms[0].zero):
+        raise ctx.fail("pad", "its input is a sum that nothing quantizes", INSERT)
+    term = real.terms[0]
+    levels = value / term.scale + term.zero
+    if not is_uniform(levels) or float(levels.flat[0]) != round(float(levels.flat[0])):
+        raise ctx.fail("pad", f"its value {value:g} is not a multiple of the scale", "pad with 0")
+    level = int(levels.flat[0])
+    data = ctx.emit(relax.op.nn.pad(term.data, width, "constant", level), "pad")
+    return Real(ops.shape_of(data), (replace(term, data=data),))
+
+
+def concat(ctx: Context, call: relax.Call, parts: list[Value]) -> Value:
+    """relax.concat: at once when all parts share a scale, else at the quantize (A18)."""
+    axis = int(call.attrs.axis)
+    if all(isinstance(p, relax.Expr) for p in parts):
+        return ctx.emit(relax.op.concat(parts, axis))
+    if all(isinstance(p, Constant) for p in parts):
+        return Constant(np.concatenate([p.real for p in parts], axis))  # type: ignore[union-attr]
+    for p in parts:
+        if isinstance(p, Softmax | Moved | relax.Expr):
+            raise ctx.fail("concat", "one of its inputs is float and not quantized", INSERT)
+    shape = _out_shape(call)
+    same = _common_term(parts)
+    if same is not None:
+        data = ctx.emit(relax.op.concat([p.terms[0].data for p in parts], axis))  # type: ignore[union-attr]
+        return Real(shape, (replace(same, data=data),))
+    return Joined(shape, tuple(parts), lambda items: relax.op.concat(items, axis))  # type: ignore[arg-type]
+
+
+def _common_term(parts: list[Value]) -> Term | None:
+    first: Term | None = None
+    for p in parts:
+        if not isinstance(p, Real) or len(p.terms) != 1 or p.clipped or np.any(p.constant):
+            return None
+        term = p.terms[0]
+        if not (is_uniform(term.scale) and is_uniform(term.zero)) or term.accumulator:
+            return None
+        if first is None:
+            first = term
+        elif (
+            term.scale.flat[0] != first.scale.flat[0] or term.zero.flat[0] != first.zero.flat[0]
+            or ops.dtype_of(term.data) != ops.dtype_of(first.data)
+        ):  # fmt: skip
+            return None
+    return first
+
+
+def split(ctx: Context, call: relax.Call, index: int, x: Value) -> Value:
+    """Output `index` of relax.split, as a strided slice."""
+    axis = int(call.attrs.axis)
+    sizes = [int(f.shape.values[axis]) for f in call.ty.fields]
+    begin = sum(sizes[:index])
+    shape = tuple(int(d) for d in call.ty.fields[index].shape.values)
+    if isinstance(x, relax.Expr) and not isinstance(x, relax.Tuple):
+        return ctx.emit(relax.op.strided_slice(x, [axis], [begin], [begin + sizes[index]]))
+    template = relax.op.strided_slice(relax.Var("x", relax.TensorType(tuple(x.shape), "float32")), [axis], [begin], [begin + sizes[index]])
+    normalized = ctx.builder.normalize(template)
+    value = move(ctx, normalized, x)
+    assert not hasattr(value, "shape") or tuple(value.shape) == shape or isinstance(value, relax.Expr)
+    return value

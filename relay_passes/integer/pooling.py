@@ -1,0 +1,134 @@
+"""Pools and reductions: maxima of the integers, sums with the divisor in the scale (A15)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from tvm import relax
+
+from hawq_tvm import ops
+
+from .convolution import pad2d
+from .values import INSERT, Array, Constant, Context, Joined, Real, Term, Value, compress, is_uniform, single
+
+
+def _windows(call: relax.Call, shape: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Kernel, strides, dilation and the full padding [t, l, b, r] that makes the windows tile the padded input."""
+    attrs = call.attrs
+    kernel, strides = [int(k) for k in attrs.pool_size], [int(s) for s in attrs.strides]
+    dilation, pads = [int(d) for d in attrs.dilation], [int(p) for p in attrs.padding]
+    for axis in (0, 1):
+        reach = (int(call.ty.shape.values[2 + axis]) - 1) * strides[axis] + dilation[axis] * (kernel[axis] - 1) + 1
+        pads[2 + axis] = reach - shape[2 + axis] - pads[axis]
+    return kernel, strides, dilation, pads
+
+
+def _monotone(ctx: Context, value: Value, op: str) -> Term:
+    term = single(ctx, value, op)
+    if not np.all(term.scale > 0):
+        raise ctx.fail(op, "its input has a negative scale", INSERT)
+    return term
+
+
+def max_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
+    """The maximum of the integers: padding holds the lowest value the data can reach, so it never wins."""
+    if isinstance(x, Joined):
+        raise ctx.fail("max_pool2d", "its input is a concatenation that nothing quantizes", INSERT)
+    term = _monotone(ctx, x, "max_pool2d")
+    kernel, strides, dilation, pads = _windows(call, x.shape)
+    lowest = int(np.min(ctx.bounds(term.data)[0]))
+    data = pad2d(ctx, term.data, pads, lowest)
+    data = ctx.emit(relax.op.nn.max_pool2d(data, kernel, strides, 0, dilation), "max")
+    return Real(ops.shape_of(data), (replace(term, data=data),))
+
+
+def _counts(call: relax.Call, shape: Sequence[int]) -> Array:
+    """How many elements each window's mean divides by, (1, 1, H, W): ONNX counts padding only when told to."""
+    kernel, strides, dilation, _ = _windows(call, shape)
+    per_axis = []
+    for axis in (0, 1):
+        begin, end = int(call.attrs.padding[axis]), int(call.attrs.padding[2 + axis])
+        size, out = shape[2 + axis], int(call.ty.shape.values[2 + axis])
+        taps = np.arange(out)[:, None] * strides[axis] - begin + np.arange(kernel[axis]) * dilation[axis]
+        first, last = (-begin, size + end) if int(call.attrs.count_include_pad) else (0, size)
+        per_axis.append(((taps >= first) & (taps < last)).sum(axis=1))
+    return np.multiply.outer(per_axis[0], per_axis[1])[None, None]
+
+
+def avg_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
+    """(A15) with one divisor, or one per position where padding does not count."""
+    term = single(ctx, x, "avg_pool2d")
+    if not is_uniform(term.zero):
+        raise ctx.fail("avg_pool2d", "its input has one zero point per channel", INSERT)
+    kernel, strides, dilation, pads = _windows(call, x.shape)
+    counts = _counts(call, x.shape)
+    zero = int(term.zero.flat[0])
+    data = pad2d(ctx, term.data, pads, zero)
+    acc = ctx.accumulate(lambda d: ops.sum_pool2d(data, kernel, strides, dilation, out_dtype=d), "acc")
+    total = np.asarray(zero * kernel[0] * kernel[1], np.int64)
+    return Real(ops.shape_of(acc), (Term(acc, total, compress(term.scale / counts), accumulator=True),))
+
+
+def _kept(call: relax.Call, rank: int) -> tuple[list[int], bool]:
+    axes = call.attrs.axis
+    chosen = list(range(rank)) if axes is None else sorted(int(a) % rank for a in axes)
+    return chosen, bool(call.attrs.keepdims)
+
+
+def _reduced(array: Array, rank: int, axes: Sequence[int], keepdims: bool) -> Array | None:
+    """A broadcasting constant after the reduction of `axes`, None when it varies along one of them."""
+    if not np.ndim(array):
+        return array
+    full = array.reshape((1,) * (rank - array.ndim) + array.shape)
+    if any(full.shape[a] != 1 for a in axes):
+        return None
+    return compress(full if keepdims else full.reshape([n for i, n in enumerate(full.shape) if i not in axes]))
+
+
+def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value:
+    """relax.sum and relax.mean over any axes, summed in int32."""
+    op = "mean" if mean else "sum"
+    term = single(ctx, x, op)
+    axes, keepdims = _kept(call, len(x.shape))
+    scale, zero = (_reduced(a, len(x.shape), axes, keepdims) for a in (term.scale, term.zero))
+    if scale is None or zero is None:
+        raise ctx.fail(op, "its input's scale varies along the reduced axes", INSERT)
+    count = int(np.prod([x.shape[a] for a in axes]))
+
+    def make(dtype: str) -> relax.Expr:
+        wide = ctx.builder.normalize(relax.op.astype(term.data, dtype)) if ops.dtype_of(term.data) != dtype else term.data
+        return relax.op.sum(ctx.emit(wide, "cast"), axes, keepdims)
+
+    low, high = ctx.bounds(term.data)
+    fits = max(abs(int(np.min(low))), abs(int(np.max(high)))) * count < 2**31
+    acc = ctx.emit(make("int32" if fits else "int64"), "acc")
+    scale = scale / count if mean else scale
+    return Real(ops.shape_of(acc), (Term(acc, np.asarray(zero * count, np.int64), np.asarray(scale, np.float64), accumulator=True),))
+
+
+def reduce_extremum(ctx: Context, call: relax.Call, x: Value, op: str) -> Value:
+    """relax.max and relax.min over any axes of the integers."""
+    term = _monotone(ctx, x, op)
+    axes, keepdims = _kept(call, len(x.shape))
+    scale, zero = (_reduced(a, len(x.shape), axes, keepdims) for a in (term.scale, term.zero))
+    if scale is None or zero is None:
+        raise ctx.fail(op, "its input's scale varies along the reduced axes", INSERT)
+    function = relax.op.max if op == "max" else relax.op.min
+    data = ctx.emit(function(term.data, axes, keepdims), op)
+    return Real(ops.shape_of(data), (replace(term, data=data, scale=scale, zero=zero),))
+
+
+def arg_extremum(ctx: Context, call: relax.Call, x: Value) -> relax.Expr:
+    """argmax / argmin of the integers: an integer result, so it leaves the float world here."""
+    op = ops.op_name(call)
+    term = _monotone(ctx, x, op)
+    axis = None if call.attrs.axis is None else int(call.attrs.axis)
+    scale = _reduced(term.scale, len(x.shape), [axis % len(x.shape)] if axis is not None else range(len(x.shape)), True)
+    if scale is None or not is_uniform(term.zero):
+        raise ctx.fail(op, "its input's scale varies along the axis", INSERT)
+    return ctx.emit(relax.Call(call.op, [term.data], attrs=call.attrs))
+
+
+__all__ = ["Constant", "arg_extremum", "avg_pool2d", "max_pool2d", "reduce_extremum", "reduce_sum"]

@@ -1,0 +1,215 @@
+"""A Real becomes integers of a given scale: the only place where real scales turn into dyadic numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+from hawq_tvm import arith, ops, thresholds
+from hawq_tvm.errors import ModelError
+
+from .values import INSERT, Array, Constant, Context, Joined, Real, Softmax, Term, Value, is_uniform, with_bias
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a hawq.quantize asks for: (A2) with scale, zero point, type and rounding; how branches are rounded (A14)."""
+
+    scale: Array
+    zero: int
+    qtype: arith.QType
+    rounding: str
+    branches: str = "common"
+
+    @staticmethod
+    def of(ctx: Context, call: relax.Call) -> Output:
+        """Read a hawq.quantize call."""
+        zero = ops.const_value(call.args[2])
+        if not is_uniform(zero):
+            raise ctx.fail("hawq.quantize", "its zero points differ between channels", "use one zero point for the tensor")
+        attrs = call.attrs
+        qtype = arith.QType(int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"]))
+        scale = ops.const_value(call.args[1]).astype(np.float64)
+        return Output(scale, int(zero.flat[0]), qtype, str(attrs["rounding"]), str(attrs["branches"]))
+
+    def clipped(self, low: float, high: float) -> Output:
+        """(A12): the same output with its range narrowed to real low .. high."""
+        if low == -np.inf and high == np.inf:
+            return self
+        scale = float(self.scale.flat[0])
+
+        def level(value: float, default: int) -> int:
+            if not np.isfinite(value):
+                return default
+            steps = float(arith.round_real(np.float64(value / scale).reshape(1), self.rounding)[0])
+            return int(np.clip(steps + self.zero, self.qtype.qmin, self.qtype.qmax))
+
+        qtype = arith.QType(level(low, self.qtype.qmin), level(high, self.qtype.qmax), self.qtype.storage)
+        return Output(self.scale, self.zero, qtype, self.rounding, self.branches)
+
+
+def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
+    """The integers of `value` at the scale of `out`; the last operation carries the layer's own name."""
+    if isinstance(value, Constant):
+        scale = out.scale.astype(np.float32)
+        q = arith.quantize(
+            value.real.astype(np.float32), scale, np.int64(out.zero), qmin=out.qtype.qmin, qmax=out.qtype.qmax,
+            storage=out.qtype.storage, rounding=out.rounding,
+        )  # fmt: skip
+        return ops.const(np.broadcast_to(q, value.shape), out.qtype.storage)
+    if isinstance(value, Joined):
+        layer = ctx.layer
+        parts = []
+        for i, part in enumerate(value.parts):
+            ctx.layer = f"{layer}.{i}"
+            parts.append(realize(ctx, part, out))
+        ctx.layer = layer
+        return ctx.emit(value.join(parts))
+    if isinstance(value, Softmax):
+        return _softmax(ctx, value, out)
+    if not isinstance(value, Real):
+        raise ctx.fail("hawq.quantize", "its input is computed in float", INSERT)
+    if value.clipped and not is_uniform(out.scale):
+        raise ctx.fail("hawq.quantize", "it clips before scales that differ between channels", "use one scale for the tensor")
+    out = out.clipped(value.low, value.high)
+    terms = tuple(with_bias(ctx, t) for t in value.terms)
+    if not terms:
+        return realize(ctx, Constant(np.broadcast_to(value.constant, value.shape)), out)
+    if len(terms) > 1 and out.branches == "each":
+        return _each_branch(ctx, terms, value.constant, out)
+    if len(terms) == 1 and _is_identity(ctx, terms[0], value.constant, out):
+        return terms[0].data
+    return ctx.emit(_requantize(ctx, terms, value.constant, out))
+
+
+def _is_identity(ctx: Context, term: Term, constant: Array, out: Output) -> bool:
+    same = np.all(term.scale == out.scale) and np.all(term.zero == out.zero) and not np.any(constant)
+    if not same or ops.dtype_of(term.data) != out.qtype.storage:
+        return False
+    low, high = ctx.bounds(term.data)
+    return bool(np.min(low) >= out.qtype.qmin and np.max(high) <= out.qtype.qmax)
+
+
+def _each_branch(ctx: Context, terms: Sequence[Term], constant: Array, out: Output) -> relax.Expr:
+    """(A14): every branch rounded on its own, then an exact addition and one clamp."""
+    wide = arith.QType.of("int32")
+    branch = Output(out.scale, 0, wide, out.rounding)
+    total: relax.Expr | None = None
+    for i, term in enumerate(terms):
+        own = constant if i == len(terms) - 1 else np.zeros(())
+        rounded = ctx.emit(_requantize(ctx, [term], own, branch), f"branch{i}")
+        total = rounded if total is None else ctx.emit(relax.op.add(total, rounded), "sum")
+    one = ops.requantize([total], [1], 0, 0, qtype=out.qtype, zero_point=out.zero, rounding="half_up")
+    return ctx.emit(one)
+
+
+def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Output) -> relax.Call:
+    """(A9) for the terms, with the widest multipliers that cannot overflow (A3), and its proof (A22)."""
+    arrays = [a for t in terms for a in (t.scale, t.zero)] + [constant, out.scale]
+    shape = np.broadcast_shapes(*(np.shape(a) for a in arrays))
+    size = int(np.prod(shape))
+    if size > 1 << 20:
+        raise ctx.fail("hawq.quantize", f"its scales take {size} different values", "use scales per tensor or per channel")
+
+    def flat(a: Any) -> list[Any]:
+        return np.broadcast_to(np.asarray(a), shape).ravel().tolist()
+
+    scales, zeros = [flat(t.scale) for t in terms], [flat(t.zero) for t in terms]
+    lows, highs = zip(*(_flat_bounds(ctx, t.data, shape, len(shape)) for t in terms), strict=True)
+    constants, steps = flat(constant), flat(out.scale)
+    rescales: list[thresholds.Rescale] = []
+    known: dict[tuple[Any, ...], thresholds.Rescale] = {}
+    for i in range(size):
+        key = (*(s[i] for s in scales), *(z[i] for z in zeros), constants[i], steps[i], *(b[i] for b in lows), *(b[i] for b in highs))
+        if key not in known:
+            step = Fraction(steps[i])
+            ratios = tuple(Fraction(s[i]) / step for s in scales)
+            known[key] = _dyadic_rescale(
+                ctx, ratios, [int(z[i]) for z in zeros], Fraction(constants[i]) / step,
+                tuple(int(b[i]) for b in lows), tuple(int(b[i]) for b in highs), out.rounding,
+            )  # fmt: skip
+        rescales.append(known[key])
+    first, last = out.qtype.qmin - out.zero + 1, out.qtype.qmax - out.zero
+    proof = thresholds.Proof(enumerated=False)
+    if last - first < 1 << 16:
+        proof = thresholds.prove_all(rescales, out.rounding, (first, last))
+
+    def back(values: list[int]) -> Array:
+        return np.array(values, np.int64).reshape(shape) if len(set(values)) > 1 else np.array(values[0], np.int64)
+
+    return ops.requantize(
+        [t.data for t in terms], [back([r.multipliers[j] for r in rescales]) for j in range(len(terms))],
+        back([r.offset for r in rescales]), back([r.shift for r in rescales]),
+        qtype=out.qtype, zero_point=out.zero, rounding=out.rounding,
+        thresholds=proof.thresholds if proof.enumerated else -1, differing=proof.differing if proof.enumerated else -1,
+    )  # fmt: skip
+
+
+def _flat_bounds(ctx: Context, data: relax.Expr, shape: tuple[int, ...], rank: int) -> tuple[list[int], list[int]]:
+    """The data's bounds per element of the constants' broadcast shape, reduced over the axes it does not have."""
+    result = []
+    for array, reduce in zip(ctx.bounds(data), (np.min, np.max), strict=True):
+        full = array.reshape((1,) * max(0, rank - array.ndim) + array.shape)
+        full = full.reshape(full.shape[full.ndim - rank :]) if full.ndim > rank and _leading_ones(full, rank) else full
+        if full.ndim != rank:
+            full = np.asarray(reduce(array)).reshape((1,) * rank)
+        axes = tuple(i for i in range(rank) if shape[i] == 1 and full.shape[i] > 1)
+        reduced = reduce(full, axis=axes, keepdims=True) if axes else full
+        result.append(np.broadcast_to(reduced, shape).ravel().tolist())
+    return result[0], result[1]
+
+
+def _leading_ones(array: Array, rank: int) -> bool:
+    return all(n == 1 for n in array.shape[: array.ndim - rank])
+
+
+def _dyadic_rescale(
+    ctx: Context, ratios: tuple[Fraction, ...], zeros: list[int], constant: Fraction,
+    lows: tuple[int, ...], highs: tuple[int, ...], rounding: str,
+) -> thresholds.Rescale:  # fmt: skip
+    reach = [max(abs(low), abs(high)) for low, high in zip(lows, highs, strict=True)]
+    for max_shift in range(arith.MAX_SHIFT, -1, -1):
+        try:
+            multipliers, shift = arith.common_dyadic(ratios, max_shift=max_shift)
+        except OverflowError as e:
+            raise ModelError(
+                "a requantize has a scale ratio that no dyadic number holds", where=ctx.layer, found=str(e),
+                remedy="check the scales of this layer's inputs and output",
+            ) from e  # fmt: skip
+        addend = arith.round_fraction(constant * 2**shift)
+        offset = addend - sum(z * m for z, m in zip(zeros, multipliers, strict=True))
+        worst = sum(x * abs(m) for x, m in zip(reach, multipliers, strict=True)) + abs(offset) + 2 ** max(shift - 1, 0)
+        if worst < arith.INT64_LIMIT and (rounding != "double" or _double_fits(reach[0], shift)):
+            real = constant - sum((z * r for z, r in zip(zeros, ratios, strict=True)), Fraction(0))
+            return thresholds.Rescale(ratios, real, tuple(multipliers), offset, shift, lows, highs)
+    raise ModelError(
+        "a requantize overflows 64 bits at every precision", where=ctx.layer, found=f"operands up to {max(reach)}",
+        remedy="use fewer bits or fewer terms in this layer",
+    )  # fmt: skip
+
+
+def _double_fits(reach: int, shift: int) -> bool:
+    return reach << max(0, 31 - shift) < 2**31
+
+
+def _softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
+    """(A17); the table covers every difference the input's range allows."""
+    low, high = ctx.bounds(value.term.data)
+    levels = int(np.max(high)) - int(np.min(low)) + 1
+    scale = float(value.term.scale.flat[0])
+    inverse = 1 / Fraction(float(out.scale.flat[0]))
+    if inverse >= 2**16:
+        multiplier, shift = arith.round_fraction(inverse), 0
+    else:
+        multiplier, shift = arith.dyadic(inverse, bits=16)
+    return ctx.emit(
+        ops.softmax(
+            value.term.data, arith.softmax_table(scale, levels), axis=value.axis, multiplier=multiplier, shift=shift,
+            qtype=out.qtype, zero_point=out.zero,
+        )  # fmt: skip
+    )

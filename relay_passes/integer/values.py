@@ -1,0 +1,259 @@
+"""What the lowering knows about a float tensor: which integers stand for it, and with which real numbers.
+
+A `Real` is  sum_i (data_i - zero_i) * scale_i + constant,  clipped to low .. high, where data_i are integer tensors
+that exist in the new module. Scales, zeros and constants are NumPy arrays that broadcast against the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from hawq_tvm import arith, ops
+from hawq_tvm.errors import ModelError
+from hawq_tvm.ranges import Interval, interval_of
+
+Array = NDArray[Any]
+INFINITY = float("inf")
+
+
+class NotLowered(ModelError):
+    """A float operation that no integer operation stands for; carries the operator for the report."""
+
+    def __init__(self, where: str, op: str, reason: str, remedy: str) -> None:
+        super().__init__(reason, where=where, found=op, remedy=remedy)
+        self.op = op
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """(data - zero) * scale: one integer tensor and its real meaning.
+
+    accumulator: the data is the 32 or 64-bit sum of a convolution, product or pool, so an integer bias belongs to it.
+    """
+
+    data: relax.Expr
+    zero: Array
+    scale: Array
+    accumulator: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Real:
+    """A float tensor inside the integer region; see the module's docstring."""
+
+    shape: tuple[int, ...]
+    terms: tuple[Term, ...]
+    constant: Array = field(default_factory=lambda: np.zeros(()))
+    low: float = -INFINITY
+    high: float = INFINITY
+
+    @property
+    def clipped(self) -> bool:
+        """Whether a ReLU or clip is still to be applied."""
+        return self.low > -INFINITY or self.high < INFINITY
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A constant float tensor: plain values, or integers (zero point taken away) times a scale."""
+
+    values: Array
+    scale: Array | None = None
+
+    @property
+    def real(self) -> Array:
+        """The float64 values."""
+        return self.values.astype(np.float64) * (1.0 if self.scale is None else self.scale)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return tuple(self.values.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Several Reals whose integers can be joined only once they share a scale, that is at their quantize.
+
+    join: makes the integer result from the parts' integers.  map: a Real operation applied to every part.
+    """
+
+    shape: tuple[int, ...]
+    parts: tuple[Real | Joined | Constant, ...]
+    join: Callable[[list[relax.Expr]], relax.Expr]
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """A softmax waiting for its quantize, which alone knows the output scale (A17)."""
+
+    shape: tuple[int, ...]
+    term: Term
+    axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class Moved:
+    """A float graph input after operations that only move elements: they commute with the input's quantize."""
+
+    base: relax.Expr
+    moves: tuple[relax.Call, ...] = ()
+
+
+Value = relax.Expr | Real | Constant | Joined | Softmax | Moved
+
+
+class Context:
+    """The new module under construction: emits integer operators and knows the interval of every result."""
+
+    def __init__(self, builder: relax.BlockBuilder) -> None:
+        self.builder = builder
+        self.intervals: dict[relax.Var, Any] = {}
+        self.layer = ""
+
+    def emit(self, expr: relax.Expr, suffix: str = "") -> relax.Expr:
+        """Bind `expr` to a variable named after the current layer (plus `.suffix` for an intermediate value)."""
+        if isinstance(expr, relax.Var) or ops.is_const(expr):
+            return expr
+        name = f"{self.layer}.{suffix}" if suffix else self.layer
+        var = self.builder.emit(expr, name_hint=name)
+        value = self.builder.lookup_binding(var)
+        if isinstance(value, relax.Call):
+            self.intervals[var] = interval_of(value, [self.interval(a) for a in value.args])
+        elif isinstance(value, relax.TupleGetItem):
+            whole = self.interval(value.tuple_value)
+            self.intervals[var] = whole[value.index] if isinstance(whole, tuple) else whole
+        return var
+
+    def interval(self, expr: relax.Expr) -> Any:
+        """The interval of an expression already emitted, of a constant, or a tuple of them."""
+        if isinstance(expr, relax.Tuple):
+            return tuple(self.interval(f) for f in expr.fields)
+        if isinstance(expr, relax.Var):
+            return self.intervals[expr]
+        if ops.is_const(expr):
+            values = ops.const_value(expr).astype(np.int64)
+            return Interval(values, values)
+        return Interval(np.int64(0), np.int64(0))
+
+    def bounds(self, expr: relax.Expr) -> tuple[Array, Array]:
+        """The lowest and highest values of an integer tensor, as arrays that broadcast against it."""
+        interval = self.interval(expr)
+        return np.asarray(interval.low), np.asarray(interval.high)
+
+    def accumulate(self, make: Callable[[str], relax.Expr], suffix: str) -> relax.Expr:
+        """Emit `make("int32")`, or `make("int64")` when the computed bounds leave int32."""
+        narrow = self.builder.normalize(make("int32"))
+        bound = interval_of(narrow, [self.interval(a) for a in narrow.args])
+        low, high = int(np.min(bound.low)), int(np.max(bound.high))
+        fits = arith.RANGES["int32"][0] <= low and high <= arith.RANGES["int32"][1]
+        return self.emit(narrow if fits else make("int64"), suffix)
+
+    def fail(self, op: str, reason: str, remedy: str) -> NotLowered:
+        """The error for the current layer; to be raised."""
+        return NotLowered(self.layer, op.removeprefix("relax.").removeprefix("nn."), reason, remedy)
+
+
+INSERT = "quantize this tensor too (a QuantizeLinear/DequantizeLinear pair before this node)"
+
+
+def is_uniform(array: Array) -> bool:
+    """Whether an array holds one value only."""
+    return array.size == 1 or bool(np.all(array == array.flat[0]))
+
+
+def compress(array: Array) -> Array:
+    """An equal array in broadcasting: every axis along which nothing changes is shrunk to 1."""
+    array = np.asarray(array)
+    for axis in range(array.ndim):
+        first = np.take(array, [0], axis)
+        if array.shape[axis] > 1 and np.array_equal(np.broadcast_to(first, array.shape), array):
+            array = first
+    return array.reshape(()) if array.size == 1 else array
+
+
+def broadcast_rank(array: Array, rank: int) -> Array:
+    """`array` with leading axes of size 1 added up to `rank`."""
+    array = np.asarray(array)
+    return array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+
+def single(ctx: Context, value: Value, op: str) -> Term:
+    """The one integer term that stands for `value`, its clip applied.
+
+    Raises NotLowered when the value is a sum, or clipped at a number that the integer grid does not hold.
+    """
+    if isinstance(value, Joined | Softmax):
+        raise ctx.fail(op, "its input has no quantize of its own, so its parts have no common scale", INSERT)
+    if not isinstance(value, Real):
+        raise ctx.fail(op, "its input is float and not quantized", INSERT)
+    if len(value.terms) != 1 or np.any(value.constant != 0):
+        raise ctx.fail(op, "its input is a sum of several scales that nothing quantizes", INSERT)
+    term = value.terms[0]
+    if not value.clipped:
+        return term
+    if np.any(term.scale <= 0):
+        raise ctx.fail(op, "its input is clipped after a negative scale", INSERT)
+    data = term.data
+    for bound, clip, suffix in ((value.low, relax.op.maximum, "relu"), (value.high, relax.op.minimum, "clip")):
+        if abs(bound) == INFINITY:
+            continue
+        steps = bound / term.scale
+        level = np.rint(steps) + term.zero
+        if np.any(np.rint(steps) != steps):
+            raise ctx.fail(op, f"its input is clipped at {bound:g}, which is not a multiple of its scale", INSERT)
+        dtype = ops.dtype_of(data)
+        low, high = arith.RANGES[dtype]
+        if np.any(level < low) or np.any(level > high):
+            level = np.clip(level, low, high)
+        data = ctx.emit(clip(data, ops.const(level, dtype)), suffix)
+    return replace(term, data=data)
+
+
+def settled(ctx: Context, value: Real, op: str) -> Real:
+    """`value` with its clip applied to the integers."""
+    if not value.clipped:
+        return value
+    return Real(value.shape, (single(ctx, value, op),))
+
+
+def with_bias(ctx: Context, term: Term) -> Term:
+    """An accumulator whose zero, the negated bias, has been added to the integers; other terms unchanged."""
+    if not term.accumulator or not np.any(term.zero):
+        return term
+    bias = -np.asarray(term.zero, np.int64)
+    data = ctx.accumulate(lambda dtype: _add(term.data, bias, dtype), "bias")
+    return replace(term, data=data, zero=np.zeros((), np.int64))
+
+
+def _add(data: relax.Expr, bias: Array, dtype: str) -> relax.Expr:
+    wide = "int64" in (dtype, ops.dtype_of(data)) or np.any(np.abs(bias) > arith.RANGES["int32"][1])
+    kind = "int64" if wide else "int32"
+    if ops.dtype_of(data) != kind:
+        data = relax.op.astype(data, kind)
+    return relax.op.add(data, ops.const(bias, kind))
+
+
+def from_dequantize(data: relax.Expr, scale: Array, zero: Array, shape: tuple[int, ...]) -> Real:
+    """The Real of a dequantized integer tensor."""
+    return Real(shape, (Term(data, compress(zero).astype(np.int64), compress(scale).astype(np.float64)),))
+
+
+def integer_constant(values: Array) -> relax.Expr:
+    """A constant of the narrowest signed type (int8, int16, int32) that holds the values, uint8 if they are u8."""
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    dtype = next(d for d in ("int8", "int16", "int32", "int64") if arith.RANGES[d][0] <= low and high <= arith.RANGES[d][1])
+    return ops.const(values, dtype)
+
+
+__all__ = [
+    "INSERT", "Array", "Constant", "Context", "Joined", "Moved", "NotLowered", "Real", "Softmax", "Term", "Value",
+    "broadcast_rank", "compress", "from_dequantize", "integer_constant", "is_uniform", "settled", "single", "tvm", "with_bias",
+]  # fmt: skip

@@ -1,0 +1,388 @@
+"""Lower the float operators between dequantize and quantize to integer operators (ANNOTATED -> INTEGER).
+
+1. dequantize           -> the integers themselves, with a scale remembered (`integer/values.py`)
+2. conv, matmul, pools  -> int32 accumulators; zero points and biases folded into one constant (A10, A11)
+3. add, multiply, clip, movement -> symbolic scales, products, or the same movement of the integers
+4. quantize             -> one hawq.requantize with dyadic numbers and their proof (A3, A9, A22)
+5. quantize of an input, dequantize of an output -> stay: the border
+6. what is left float   -> an error that names every such layer, or the float head or tail when the
+                           attribute `hawq.allow_float_tail` of `main` asks for it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from hawq_tvm import arith, ops, stages
+from hawq_tvm.errors import ModelError
+from hawq_tvm.ranges import Interval
+
+from .integer import convolution, elementwise, movement, pooling
+from .integer.rescale import Output, realize
+from .integer.values import (
+    INSERT, Constant, Context, Joined, Moved, NotLowered, Real, Softmax, Term, Value, from_dequantize, is_uniform, single,
+)  # fmt: skip
+
+TAIL = "keep it outside the integer region with --allow-float-tail, or quantize around it"
+
+
+def lower_to_integer(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
+    """The module with integer arithmetic alone between its quantizes and dequantizes.
+
+    Raises ModelError naming the first layer that cannot be integer, and how many more there are.
+    """
+    lowering = _Lowering(module)
+    lowered = lowering.run()
+    if lowering.failures:
+        first, more = lowering.failures[0], len(lowering.failures) - 1
+        raise ModelError(
+            f"cannot be integer: {first.message}" + (f" (and {more} more such layers, see `hawq-tvm inspect`)" if more else ""),
+            where=first.where, found=first.found, remedy=first.remedy,
+        )  # fmt: skip
+    return lowered, lowering.rewrites
+
+
+def float_layers(module: tvm.IRModule) -> list[dict[str, str]]:
+    """Every layer of an ANNOTATED module that cannot be integer: layer, op, reason, remedy."""
+    lowering = _Lowering(module)
+    lowering.run()
+    return [{"layer": f.where, "op": f.op, "reason": f.message, "remedy": f.remedy} for f in lowering.failures]
+
+
+class _Failed:
+    """Stands for the result of a layer that failed, so that its consumers do not complain again."""
+
+
+FAILED = _Failed()
+
+
+class _Lowering:
+    def __init__(self, module: tvm.IRModule) -> None:
+        self.module, self.main = module, module["main"]
+        self.builder = relax.BlockBuilder()
+        self.ctx = Context(self.builder)
+        self.env: dict[relax.Var, Any] = {}
+        self.failures: list[NotLowered] = []
+        self.rewrites = 0
+        self.outside: list[str] = []
+        self.allow_float = bool((self.main.attrs or {}).get("hawq.allow_float_tail", 0))
+        self.feeds_quantize = self._feeding_quantize()
+
+    def _feeding_quantize(self) -> set[relax.Var]:
+        """The variables from which some quantize can be reached: a float operator there is never in the tail."""
+        feeding: set[relax.Var] = set()
+        for b in reversed(list(stages.bindings(self.main))):
+            inside = b.var in feeding or ops.op_name(b.value) == "hawq.quantize"
+            if inside:
+                feeding.update(_variables(b.value))
+        return feeding
+
+    def run(self) -> tvm.IRModule:
+        params = list(self.main.params)
+        types = [str(t) for t in self.main.attrs["hawq.input_types"]] if "hawq.input_types" in (self.main.attrs or {}) else []
+        for i, p in enumerate(params):
+            if stages.is_float(p):
+                self.env[p] = Moved(p)
+                continue
+            low, high = arith.RANGES.get(types[i] if i < len(types) else ops.dtype_of(p), (0, 1))
+            self.ctx.intervals[p] = Interval(np.int64(low), np.int64(high))
+            self.env[p] = p
+        with self.builder.function("main", params):
+            with self.builder.dataflow():
+                for binding in stages.bindings(self.main):
+                    self.ctx.layer = binding.var.name
+                    self.env[binding.var] = self._guard(lambda b=binding: self._lower(b))
+                result = self.builder.emit_output(self._outputs())
+            self.builder.emit_func_output(result)
+        func = self.builder.get()["main"]
+        attrs = {k: v for k, v in (self.main.attrs or {}).items() if k != "global_symbol"}
+        if self.outside:
+            attrs["hawq.float_tail"] = self.outside
+        for key, value in attrs.items():
+            func = func.with_attr(key, value)
+        return tvm.IRModule({"main": func})
+
+    def _guard(self, lower: Callable[[], Any]) -> Any:
+        try:
+            return lower()
+        except NotLowered as failure:
+            self.failures.append(failure)
+            return FAILED
+
+    def _outputs(self) -> relax.Expr:
+        body = self.main.body.body
+        value = self.env.get(body, body)
+        fields = value.fields if isinstance(value, relax.Tuple) else [value]
+        names = [str(n) for n in (self.main.attrs or {}).get("hawq.output_names", [])]
+        results = []
+        for i, f in enumerate(fields):
+            self.ctx.layer = names[i] if i < len(names) else f"output{i}"
+            out = self._guard(lambda f=f: self._float(self._value(f), "output"))
+            results.append(relax.const(0.0) if out is FAILED else out)
+        return relax.Tuple(results)
+
+    def _value(self, expr: relax.Expr) -> Any:
+        if isinstance(expr, relax.Var):
+            return self.env[expr]
+        if ops.is_const(expr) and stages.is_float(expr):
+            return Constant(ops.const_value(expr).astype(np.float64))
+        return expr
+
+    def _lower(self, binding: relax.VarBinding) -> Any:
+        expr = binding.value
+        if isinstance(expr, relax.Var):
+            return self.env[expr]
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple(list(expr.fields))
+        if isinstance(expr, relax.TupleGetItem):
+            return self._tuple_item(expr)
+        if not isinstance(expr, relax.Call):
+            return self._value(expr)
+        values = [self._value(a) for a in expr.args]
+        flat = [v for a in values for v in ([self._value(f) for f in a.fields] if isinstance(a, relax.Tuple) else [a])]
+        if any(v is FAILED for v in flat):
+            return FAILED
+        name = ops.op_name(expr)
+        if name == "relax.split":
+            return binding.value, values[0]
+        if _is_integer_call(flat, binding):
+            return self.ctx.emit(self._integer_call(expr, values))
+        handler = HANDLERS.get(name)
+        try:
+            if any(_is_float_expr(v) for v in flat):
+                raise self.ctx.fail(name, "it computes in float on a tensor that is not quantized", TAIL)
+            if handler is None:
+                raise self.ctx.fail(name, "no integer arithmetic is defined for it here", TAIL)
+            lowered = handler(self, expr, values)
+        except NotLowered:
+            if not self._may_stay_float(binding, flat):
+                raise
+            return self._keep_float(binding, expr, values)
+        self.rewrites += 1
+        return lowered
+
+    def _tuple_item(self, expr: relax.TupleGetItem) -> Any:
+        whole = self.env[expr.tuple_value]
+        if whole is FAILED:
+            return FAILED
+        if isinstance(whole, tuple):
+            call, x = whole
+            return movement.split(self.ctx, call, int(expr.index), x)
+        return self.ctx.emit(relax.TupleGetItem(whole, expr.index))
+
+    def _integer_call(self, call: relax.Call, values: list[Any]) -> relax.Expr:
+        args = [relax.Tuple([self._value(f) for f in v.fields]) if isinstance(v, relax.Tuple) else v for v in values]
+        return relax.Call(call.op, args, attrs=call.attrs, ty_args=call.ty_args)
+
+    # -- the float head and tail ------------------------------------------------------------------
+
+    def _may_stay_float(self, binding: relax.VarBinding, values: list[Any]) -> bool:
+        if not self.allow_float:
+            return False
+        head = all(isinstance(v, Moved | Constant) or _is_float_expr(v) for v in values if not _is_plain(v))
+        return head or binding.var not in self.feeds_quantize
+
+    def _keep_float(self, binding: relax.VarBinding, call: relax.Call, values: list[Any]) -> relax.Expr:
+        layer = self.ctx.layer
+        args: list[relax.Expr] = []
+        for i, v in enumerate(values):
+            self.ctx.layer = f"{layer}.in{i}"
+            fields = [self._float(self._value(f), "input") for f in v.fields] if isinstance(v, relax.Tuple) else None
+            args.append(relax.Tuple(fields) if fields is not None else self._float(v, "input"))
+        self.ctx.layer = layer
+        var = self.builder.emit(relax.Call(call.op, args, attrs=call.attrs), name_hint=layer)
+        self.outside.append(var.name)
+        return var
+
+    def _float(self, value: Any, role: str) -> relax.Expr:
+        """A Relax expression for a value where the integer region ends: integers are dequantized (A1)."""
+        if value is FAILED:
+            return relax.const(0.0)
+        if isinstance(value, Constant):
+            return relax.const(value.real.astype(np.float32))
+        if isinstance(value, Moved):
+            expr = value.base
+            for m in value.moves:
+                expr = self.ctx.emit(relax.Call(m.op, [expr, *m.args[1:]], attrs=m.attrs))
+                self.outside.append(expr.name)
+            return expr
+        if not isinstance(value, Real | Joined | Softmax):
+            return value
+        term = single(self.ctx, value, f"dequantize for the {role}")
+        term = _mergeable_bias(self.ctx, term)
+        low, high = self.ctx.bounds(term.data)
+        scale = _exact_float32(term.scale)
+        return self.ctx.emit(
+            ops.dequantize(term.data, scale, term.zero, qmin=int(np.min(low)), qmax=int(np.max(high)))
+        )
+
+    # -- quantize and dequantize --------------------------------------------------------------------
+
+    def dequantize(self, call: relax.Call, values: list[Any]) -> Any:
+        data = values[0]
+        scale, zero = ops.const_value(call.args[1]), ops.const_value(call.args[2])
+        if ops.is_const(data):
+            q = ops.const_value(data).astype(np.int64) - zero
+            return Constant(q, np.asarray(scale, np.float64))
+        return from_dequantize(data, scale, zero, ops.shape_of(data))
+
+    def quantize(self, call: relax.Call, values: list[Any]) -> Any:
+        value = values[0]
+        if isinstance(value, Moved) or _is_float_expr(value):
+            return self._quantize_input(call, value)
+        return realize(self.ctx, value, Output.of(self.ctx, call))
+
+    def _quantize_input(self, call: relax.Call, value: Any) -> relax.Expr:
+        moves: tuple[relax.Call, ...] = ()
+        source = value
+        if isinstance(value, Moved):
+            source = value.base
+            if is_uniform(ops.const_value(call.args[1])) and is_uniform(ops.const_value(call.args[2])):
+                moves = value.moves
+            elif value.moves:
+                raise self.ctx.fail("hawq.quantize", "scales per channel after a movement of the input", "use one scale")
+        args = [source, *call.args[1:]]
+        if moves:
+            args = [source] + [relax.const(ops.const_value(a).reshape(-1)[0]) for a in call.args[1:]]
+        expr = self.ctx.emit(relax.Call(call.op, args, attrs=call.attrs), "q" if moves else "")
+        for i, m in enumerate(moves):
+            expr = self.ctx.emit(relax.Call(m.op, [expr, *m.args[1:]], attrs=m.attrs), "" if i == len(moves) - 1 else f"move{i}")
+        return expr
+
+    def dynamic_quantize(self, call: relax.Call, values: list[Any]) -> relax.Expr:
+        value = values[0]
+        if isinstance(value, Moved) and not value.moves:
+            return self.ctx.emit(relax.Call(call.op, [value.base], attrs=call.attrs))
+        raise self.ctx.fail(
+            "DynamicQuantizeLinear", "its scale is computed at run time", "quantize the model statically, with calibration data"
+        )
+
+    def softmax(self, call: relax.Call, values: list[Any]) -> Any:
+        term = single(self.ctx, values[0], "softmax")
+        levels = np.max(self.ctx.bounds(term.data)[1]) - np.min(self.ctx.bounds(term.data)[0]) + 1
+        if not is_uniform(term.scale) or levels > 1 << 16 or binding_is_output(self, call):
+            raise self.ctx.fail("softmax", "its input is not an 8 or 16-bit tensor, or nothing quantizes its output", TAIL)
+        return Softmax(tuple(values[0].shape), term, int(call.attrs.axis))
+
+    def astype(self, call: relax.Call, values: list[Any]) -> Any:
+        x, dtype = values[0], str(call.attrs.dtype)
+        if isinstance(x, relax.Expr) and dtype.startswith("float"):
+            return Real(ops.shape_of(x), (Term(x, np.zeros((), np.int64), np.ones(())),))
+        if dtype.startswith("float"):
+            return x
+        raise self.ctx.fail("cast", f"it casts a real tensor to {dtype} without a scale", "use QuantizeLinear")
+
+
+def binding_is_output(lowering: _Lowering, call: relax.Call) -> bool:
+    """Whether the current layer reaches no quantize, so that a deferred result would never be realized."""
+    return all(
+        b.var not in lowering.feeds_quantize for b in stages.bindings(lowering.main) if b.var.name == lowering.ctx.layer
+    )
+
+
+def _mergeable_bias(ctx: Context, term: Term) -> Term:
+    from .integer.values import with_bias
+
+    return with_bias(ctx, term)
+
+
+def _exact_float32(scale: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    narrow = scale.astype(np.float32)
+    return narrow if np.all(narrow.astype(np.float64) == scale) else scale
+
+
+def _variables(expr: relax.Expr) -> list[relax.Var]:
+    if isinstance(expr, relax.Var):
+        return [expr]
+    if isinstance(expr, relax.Tuple):
+        return [v for f in expr.fields for v in _variables(f)]
+    if isinstance(expr, relax.TupleGetItem):
+        return _variables(expr.tuple_value)
+    return [v for a in expr.args for v in _variables(a)] if isinstance(expr, relax.Call) else []
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an argument is no tensor variable: a shape, a constant, an index tuple."""
+    return not isinstance(value, Real | Joined | Softmax | Moved | relax.Var)
+
+
+def _is_float_expr(value: Any) -> bool:
+    return isinstance(value, relax.Var) and stages.is_float(value)
+
+
+def _is_integer_call(values: list[Any], binding: relax.VarBinding) -> bool:
+    if stages.is_float(binding.var):
+        return False
+    tensors = [v for v in values if isinstance(v, relax.Var | Real | Joined | Softmax | Moved | Constant)]
+    return bool(tensors) and all(isinstance(v, relax.Var) and not stages.is_float(v) for v in tensors)
+
+
+def _binary(function: Callable[..., Value]) -> Callable[[_Lowering, relax.Call, list[Any]], Any]:
+    return lambda low, call, v: function(low.ctx, v[0], v[1])
+
+
+def _slope(value: Any) -> Any:
+    return value.real if isinstance(value, Constant) else value
+
+
+def _prelu(low: _Lowering, call: relax.Call, v: list[Any]) -> Any:
+    if not isinstance(v[1], Constant):
+        raise low.ctx.fail("prelu", "its slope is not constant", "make the slope an initializer")
+    slope, rank = v[1].real, len(v[0].shape)
+    axis = int(call.attrs.axis) % rank
+    if slope.ndim == 1 and slope.size > 1:
+        slope = slope.reshape([-1 if i == axis else 1 for i in range(rank)])
+    return elementwise.leaky_relu(low.ctx, v[0], slope, "prelu")
+
+
+def _clip(low: _Lowering, call: relax.Call, v: list[Any]) -> Any:
+    bounds = [float(getattr(b, "value", b)) for b in call.args[1:3]]
+    return elementwise.clip(low.ctx, v[0], bounds[0], bounds[1])
+
+
+def _concat(low: _Lowering, call: relax.Call, v: list[Any]) -> Any:
+    return movement.concat(low.ctx, call, [low._value(f) for f in v[0].fields])
+
+
+Handler = Callable[[_Lowering, relax.Call, list[Any]], Any]
+HANDLERS: dict[str, Handler] = {
+    "hawq.dequantize": _Lowering.dequantize,
+    "hawq.quantize": _Lowering.quantize,
+    "hawq.dynamic_quantize": _Lowering.dynamic_quantize,
+    "relax.nn.conv2d": lambda low, call, v: convolution.conv2d(low.ctx, call, v[0], v[1]),
+    "relax.nn.conv2d_transpose": lambda low, call, v: convolution.conv2d_transpose(low.ctx, call, v[0], v[1]),
+    "relax.matmul": _binary(convolution.matmul),
+    "relax.add": _binary(elementwise.add),
+    "relax.subtract": lambda low, call, v: elementwise.add(low.ctx, v[0], v[1], -1, "subtract"),
+    "relax.multiply": _binary(elementwise.multiply),
+    "relax.divide": _binary(elementwise.divide),
+    "relax.negative": lambda low, call, v: elementwise.negate(low.ctx, v[0]),
+    "relax.maximum": lambda low, call, v: elementwise.extremum(low.ctx, v[0], v[1], "maximum"),
+    "relax.minimum": lambda low, call, v: elementwise.extremum(low.ctx, v[0], v[1], "minimum"),
+    "relax.nn.relu": lambda low, call, v: elementwise.clip(low.ctx, v[0], 0.0, np.inf),
+    "relax.clip": _clip,
+    "relax.nn.leakyrelu": lambda low, call, v: elementwise.leaky_relu(low.ctx, v[0], np.float64(call.attrs.alpha), "leaky_relu"),
+    "relax.nn.prelu": _prelu,
+    "relax.abs": lambda low, call, v: elementwise.leaky_relu(low.ctx, v[0], np.float64(-1.0), "abs"),
+    "relax.where": lambda low, call, v: elementwise.where(low.ctx, v[0], v[1], v[2]),
+    "relax.nn.max_pool2d": lambda low, call, v: pooling.max_pool2d(low.ctx, call, v[0]),
+    "relax.nn.avg_pool2d": lambda low, call, v: pooling.avg_pool2d(low.ctx, call, v[0]),
+    "relax.mean": lambda low, call, v: pooling.reduce_sum(low.ctx, call, v[0], mean=True),
+    "relax.sum": lambda low, call, v: pooling.reduce_sum(low.ctx, call, v[0], mean=False),
+    "relax.max": lambda low, call, v: pooling.reduce_extremum(low.ctx, call, v[0], "max"),
+    "relax.min": lambda low, call, v: pooling.reduce_extremum(low.ctx, call, v[0], "min"),
+    "relax.argmax": lambda low, call, v: pooling.arg_extremum(low.ctx, call, v[0]),
+    "relax.argmin": lambda low, call, v: pooling.arg_extremum(low.ctx, call, v[0]),
+    "relax.nn.softmax": _Lowering.softmax,
+    "relax.astype": _Lowering.astype,
+    "relax.nn.pad": lambda low, call, v: movement.pad(low.ctx, call, v[0]),
+    "relax.concat": _concat,
+    **{name: (lambda low, call, v: movement.move(low.ctx, call, v[0])) for name in movement.MOVES},
+}
+
+__all__ = ["INSERT", "float_layers", "lower_to_integer"]
