@@ -1,0 +1,85 @@
+"""The threshold proof (A22) against brute force over every reachable accumulator."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hawq_tvm import arith, thresholds
+
+QMIN, QMAX = -8, 7
+
+
+def brute_force(r: thresholds.Rescale, rounding: str) -> int:
+    """How many operand tuples give different results under the real and the dyadic formula."""
+    different = 0
+    for values in product(*(range(lo, hi + 1) for lo, hi in zip(r.lows, r.highs, strict=True))):
+        real = sum((v * s for v, s in zip(values, r.ratios, strict=True)), r.constant)
+        total = sum(v * m for v, m in zip(values, r.multipliers, strict=True)) + r.offset
+        got = int(arith.shift_round(np.int64(total), r.shift, rounding))
+        wanted = {
+            "half_even": round(real), "half_up": (real + Fraction(1, 2)).__floor__(), "half_away": arith.round_fraction(real)
+        }[rounding]  # fmt: skip
+        different += min(max(wanted, QMIN), QMAX) != min(max(got, QMIN), QMAX)
+    return different
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.fractions(min_value=-3, max_value=3, max_denominator=60), st.fractions(min_value=-9, max_value=9, max_denominator=9),
+    st.sampled_from([7, 8, 31]), st.sampled_from(["half_up", "half_even", "half_away"]),
+    st.integers(-150, 0), st.integers(0, 150), st.booleans(),
+)  # fmt: skip
+def test_proof_agrees_with_brute_force(ratio, constant, bits, rounding, low, high, second) -> None:  # type: ignore[no-untyped-def]
+    (m, *_), shift = arith.common_dyadic([ratio], bits)
+    ratios, multipliers, lows, highs = (ratio,), (m,), (low,), (high,)
+    if second:
+        other = Fraction(5, 7)
+        ratios, multipliers = (ratio, other), (m, arith.round_fraction(other * 2**shift))
+        lows, highs = (low, -2), (high, 3)
+    r = thresholds.Rescale(ratios, constant, multipliers, arith.round_fraction(constant * 2**shift), shift, lows, highs)
+    proof = thresholds.prove(r, rounding, (QMIN + 1, QMAX))
+    assert (proof.differing > 0) == (brute_force(r, rounding) > 0)
+
+
+def test_a_tie_that_no_dyadic_number_meets_is_found() -> None:
+    """1/12 is no dyadic number, and 12 k + 6 is a tie of it: half of the ties must round the other way."""
+    m, s = arith.dyadic(Fraction(1, 12))
+    r = thresholds.Rescale((Fraction(1, 12),), Fraction(0), (m,), 0, s, (0,), (10**6,))
+    assert thresholds.prove(r, "half_even", (1, 255)) == thresholds.Proof(255, 127)
+
+
+def test_powers_of_two_are_exact() -> None:
+    r = thresholds.Rescale((Fraction(1, 64),), Fraction(0), (2**30,), 0, 36, (-(10**6),), (10**6,))
+    assert thresholds.prove(r, "half_even", (-127, 127)) == thresholds.Proof(255, 0)
+
+
+def test_double_rounding_is_compared_by_search() -> None:
+    m, s = arith.dyadic(Fraction(1, 700))
+    r = thresholds.Rescale((Fraction(1, 700),), Fraction(0), (m,), 0, s, (-(10**5),), (10**5,))
+    proof = thresholds.prove(r, "double", (-127, 127))
+    values = np.arange(-(10**5), 10**5 + 1)
+    got = np.clip(arith.double_round(values, m, s), -128, 127)
+    wanted = np.clip([arith.round_fraction(Fraction(int(v), 700)) for v in values], -128, 127)
+    assert (proof.differing > 0) == bool(np.any(got != wanted)) and proof.thresholds > 0
+
+
+def test_too_many_operands_say_so() -> None:
+    r = thresholds.Rescale((Fraction(1, 3),) * 3, Fraction(0), (5, 5, 5), 0, 4, (0, 0, 0), (9, 999, 999))
+    assert not thresholds.prove(r, "half_up", (0, 9)).enumerated
+
+
+@pytest.mark.parametrize("multiplier, differing", [(0, 0), (0, 0)])
+def test_a_vanishing_ratio_is_checked_at_the_ends(multiplier: int, differing: int) -> None:
+    r = thresholds.Rescale((Fraction(1, 10**25),), Fraction(3), (multiplier,), 3 * 2**20, 20, (-1000,), (1000,))
+    assert thresholds.prove(r, "half_even", (QMIN + 1, QMAX)).differing == differing
+
+
+def test_prove_all_counts_equal_channels_once_each() -> None:
+    r = thresholds.Rescale((Fraction(1, 64),), Fraction(0), (2**30,), 0, 36, (-(10**6),), (10**6,))
+    assert thresholds.prove_all([r, r, r], "half_even", (-127, 127)).thresholds == 3 * 255
