@@ -25,8 +25,9 @@ from hawq_tvm.ranges import Interval
 from .integer import convolution, elementwise, movement, pooling
 from .integer.rescale import Output, realize
 from .integer.values import (
-    INSERT, Constant, Context, Joined, Moved, NotLowered, Real, Softmax, Term, Value, from_dequantize, is_uniform, single,
+    INSERT, Constant, Context, Joined, Moved, NotLowered, Real, Softmax, Term, Value, from_dequantize, is_uniform, single, with_bias,
 )  # fmt: skip
+from .rewriter import variables
 
 TAIL = "keep it outside the integer region with --allow-float-tail, or quantize around it"
 
@@ -79,7 +80,7 @@ class _Lowering:
         for b in reversed(list(stages.bindings(self.main))):
             inside = b.var in feeding or ops.op_name(b.value) == "hawq.quantize"
             if inside:
-                feeding.update(_variables(b.value))
+                feeding.update(variables(b.value))
         return feeding
 
     def run(self) -> tvm.IRModule:
@@ -214,7 +215,7 @@ class _Lowering:
         if not isinstance(value, Real | Joined | Softmax):
             return value
         term = single(self.ctx, value, f"dequantize for the {role}")
-        term = _mergeable_bias(self.ctx, term)
+        term = with_bias(self.ctx, term)
         low, high = self.ctx.bounds(term.data)
         scale = _exact_float32(term.scale)
         return self.ctx.emit(
@@ -285,25 +286,9 @@ def binding_is_output(lowering: _Lowering, call: relax.Call) -> bool:
     )
 
 
-def _mergeable_bias(ctx: Context, term: Term) -> Term:
-    from .integer.values import with_bias
-
-    return with_bias(ctx, term)
-
-
 def _exact_float32(scale: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     narrow = scale.astype(np.float32)
     return narrow if np.all(narrow.astype(np.float64) == scale) else scale
-
-
-def _variables(expr: relax.Expr) -> list[relax.Var]:
-    if isinstance(expr, relax.Var):
-        return [expr]
-    if isinstance(expr, relax.Tuple):
-        return [v for f in expr.fields for v in _variables(f)]
-    if isinstance(expr, relax.TupleGetItem):
-        return _variables(expr.tuple_value)
-    return [v for a in expr.args for v in _variables(a)] if isinstance(expr, relax.Call) else []
 
 
 def _is_plain(value: Any) -> bool:

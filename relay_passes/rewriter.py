@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import tvm
 from tvm import relax
@@ -61,20 +61,18 @@ def rewrite_main(module: tvm.IRModule, visit: Visit) -> tvm.IRModule:
     return tvm.IRModule({**dict(module.functions_items()), **dict(out.functions_items())})
 
 
+def variables(expr: relax.Expr) -> list[relax.Var]:
+    """The variables an expression reads, with repetition, in order."""
+    if isinstance(expr, relax.Var):
+        return [expr]
+    if isinstance(expr, relax.Tuple):
+        return [v for f in expr.fields for v in variables(f)]
+    if isinstance(expr, relax.TupleGetItem):
+        return variables(expr.tuple_value)
+    return [v for a in expr.args for v in variables(a)] if isinstance(expr, relax.Call) else []
+
+
 def use_counts(func: relax.Function) -> Counter[relax.Var]:
     """How many times each variable is read, the function's result included."""
-    counts: Counter[relax.Var] = Counter()
-
-    def count(exprs: Iterable[relax.Expr]) -> None:
-        for e in exprs:
-            if isinstance(e, relax.Var):
-                counts[e] += 1
-            elif isinstance(e, relax.Tuple):
-                count(e.fields)
-            elif isinstance(e, relax.TupleGetItem):
-                count([e.tuple_value])
-            elif isinstance(e, relax.Call):
-                count(e.args)
-
-    count([b.value for b in stages.bindings(func)] + [func.body.body])
-    return counts
+    expressions = [b.value for b in stages.bindings(func)] + [func.body.body]
+    return Counter(v for e in expressions for v in variables(e))

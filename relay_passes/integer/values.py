@@ -21,6 +21,7 @@ from hawq_tvm.ranges import Interval, interval_of
 
 Array = NDArray[Any]
 INFINITY = float("inf")
+NOTHING = Interval.of_range(0, 0)
 
 
 class NotLowered(ModelError):
@@ -137,11 +138,11 @@ class Context:
         if isinstance(expr, relax.Tuple):
             return tuple(self.interval(f) for f in expr.fields)
         if isinstance(expr, relax.Var):
-            return self.intervals[expr]
+            return self.intervals.get(expr, NOTHING)  # a float tensor has no interval
         if ops.is_const(expr):
             values = ops.const_value(expr).astype(np.int64)
             return Interval(values, values)
-        return Interval(np.int64(0), np.int64(0))
+        return NOTHING
 
     def bounds(self, expr: relax.Expr) -> tuple[Array, Array]:
         """The lowest and highest values of an integer tensor, as arrays that broadcast against it."""

@@ -1,0 +1,360 @@
+"""The reference: an independent NumPy evaluator of ANNOTATED, INTEGER and PACKED modules, written to be read.
+
+It restates ARITHMETIC.md in its own words, one short function per operator, all integers in int64, and shares no code
+with the kernels, the passes or `arith.py`. It also detects overflow: a result that does not fit its declared type is
+an error, never a wrap. Float operators of an ANNOTATED module are in `reference_float.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from tvm import relax
+
+from . import reference_float
+
+Array = NDArray[Any]
+OnLayer = Callable[[str, Any], None]
+
+
+class ReferenceOverflow(ArithmeticError):
+    """An integer result left the type that the module declares for it."""
+
+
+def evaluate(
+    module: tvm.IRModule, inputs: Mapping[str, Array], on_layer: OnLayer | None = None
+) -> dict[str, Array]:
+    """The outputs of `main` by name, for inputs by name.
+
+    on_layer: called with (name, value) of every binding of main, in order.  Raises ReferenceOverflow when an integer leaves
+    its declared type, NotImplementedError for an operator the reference does not know.
+    """
+    main = module["main"]
+    env = {p: np.asarray(inputs[p.name]) for p in main.params}
+    result = _run(module, main, env, on_layer or (lambda name, value: None))
+    names = [str(n) for n in (main.attrs or {}).get("hawq.output_names", [])]
+    values = [_narrow(v) for v in (result if isinstance(result, tuple) else (result,))]
+    return dict(zip(names or [f"output{i}" for i in range(len(values))], values, strict=True))
+
+
+def _narrow(value: Array) -> Array:
+    return value.astype(np.float32) if value.dtype == np.float64 else value
+
+
+def _run(module: tvm.IRModule, func: relax.Function, env: dict[relax.Var, Any], on_layer: OnLayer) -> Any:
+    for block in func.body.blocks:
+        for binding in block.bindings:
+            env[binding.var] = _value(module, binding.value, env)
+            on_layer(binding.var.name, env[binding.var])
+    return _value(module, func.body.body, env)
+
+
+def _value(module: tvm.IRModule, expr: relax.Expr, env: dict[relax.Var, Any]) -> Any:
+    if isinstance(expr, relax.Var):
+        return env[expr]
+    if isinstance(expr, tvm.ir.GenericConst):
+        return expr.value.numpy()
+    if isinstance(expr, relax.Tuple):
+        return tuple(_value(module, f, env) for f in expr.fields)
+    if isinstance(expr, relax.TupleGetItem):
+        return _value(module, expr.tuple_value, env)[expr.index]
+    if not isinstance(expr, relax.Call):
+        return expr
+    args = [_value(module, a, env) for a in expr.args]
+    if isinstance(expr.op, tvm.ir.GlobalVar):
+        func = module[expr.op]
+        return _run(module, func, dict(zip(func.params, args, strict=True)), lambda name, value: None)
+    return _call(expr, args)
+
+
+def evaluate_call(call: relax.Call, args: list[Any]) -> Any:
+    """One operator call on given argument values; for reports that need a value inside a fused layer."""
+    return _call(call, args)
+
+
+def _call(call: relax.Call, args: list[Any]) -> Any:
+    name = call.op.name
+    if name in _INTEGER and not _wants_float(call):
+        return _fit(_INTEGER[name](call, *args), call, name)
+    if name in _INTEGER and name in ("hawq.quantize", "hawq.dequantize"):
+        return _INTEGER[name](call, *args)
+    result = reference_float.evaluate(call, args)
+    return result
+
+
+def _wants_float(call: relax.Call) -> bool:
+    return hasattr(call.ty, "dtype") and str(call.ty.dtype).startswith("float")
+
+
+def _fit(result: Any, call: relax.Call, name: str) -> Any:
+    """The result in the declared dtype and shape, checked."""
+    if isinstance(result, tuple):
+        return result
+    dtype, shape = str(call.ty.dtype), tuple(int(d) for d in call.ty.shape.values)
+    result = np.asarray(result)
+    if result.shape != shape:
+        raise ReferenceOverflow(f"{name} has shape {result.shape}, declared {shape}")
+    if dtype == "bool" or result.dtype == dtype:
+        return result.astype(dtype)
+    info = np.iinfo(dtype)
+    if result.size and (result.min() < info.min or result.max() > info.max):
+        raise ReferenceOverflow(f"{name} reaches {result.min()}..{result.max()}, outside {dtype}")
+    return result.astype(dtype)
+
+
+def _i64(x: Any) -> Array:
+    return np.asarray(x).astype(np.int64)
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    return int(values[0]), int(values[1])
+
+
+# -- section 1: the border -----------------------------------------------------------------------------
+
+
+def _round_float(v: Array, rounding: str) -> Array:
+    if rounding == "half_even":
+        return np.rint(v)
+    floor = np.floor(v)
+    part = v - floor
+    up = part > 0.5
+    tie = part == 0.5
+    return floor + (up | (tie if rounding == "half_up" else tie & (v > 0)))
+
+
+def _quantize(call: relax.Call, x: Array, scale: Array, zero: Array) -> Array:
+    """(A2); a float64 operand is the real formula of an ANNOTATED module, which is not narrowed first."""
+    attrs = call.attrs
+    kind = np.float64 if str(attrs["out_dtype"]) == "int32" or x.dtype == np.float64 else np.float32
+    x, scale = x.astype(kind), scale.astype(kind)
+    steps = x / scale if str(attrs["form"]) == "divide" else x * (kind(1.0) / scale)
+    steps = _round_float(steps, str(attrs["rounding"]))
+    z = _i64(zero)
+    low, high = int(attrs["qmin"]) - z, int(attrs["qmax"]) - z
+    q = np.maximum(np.minimum(steps, high.astype(kind)), low.astype(kind)).astype(np.int64) + z
+    return q.astype(str(attrs["out_dtype"]))
+
+
+def _dequantize(call: relax.Call, q: Array, scale: Array, zero: Array) -> Array:
+    """(A1); float64 scales, made by folding, are multiplied in float64 and narrowed once."""
+    difference = _i64(q) - _i64(zero)
+    if scale.dtype == np.float64:
+        return (difference.astype(np.float64) * scale).astype(np.float32)
+    return difference.astype(np.float32) * scale
+
+
+def _dynamic_quantize(call: relax.Call, x: Array) -> tuple[Array, ...]:
+    """(A2b)"""
+    f = np.float32
+    low, high = np.minimum(f(0), x.min()), np.maximum(f(0), x.max())
+    scale = f((high - low) / f(255))
+    scale = f(1) if scale == 0 else scale
+    zero = np.rint(np.clip((f(0) - low) / scale, f(0), f(255))).astype(np.uint8)
+    y = np.clip(np.rint(x / scale) + f(zero), 0, 255).astype(np.uint8)
+    return y, np.asarray(scale, np.float32), zero
+
+
+# -- section 3 and 4: rounding and requantize ---------------------------------------------------------------
+
+
+def _divide_by_power(v: Array, s: Array, rounding: str) -> Array:
+    """v / 2^s by quotient and remainder, the rounding decided by comparing twice the remainder with the divisor."""
+    quotient = v >> s
+    remainder = v - (quotient << s)
+    half = np.where(s > 0, np.int64(1) << np.maximum(s - 1, 0), 0)
+    above, tie = (remainder > half) & (s > 0), (remainder == half) & (s > 0)
+    decide = {"half_up": tie, "half_even": tie & (quotient % 2 != 0), "half_away": tie & (v >= 0)}[rounding]
+    return quotient + (above | decide)
+
+
+def _gemmlowp(x: Array, m: Array, s: Array) -> Array:
+    """(A8)"""
+    shifted = x << np.maximum(31 - s, 0)
+    product = shifted * m
+    nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
+    high = np.sign(nudged) * (np.abs(nudged) >> 31)
+    return _divide_by_power(high, np.maximum(s - 31, 0), "half_away")
+
+
+def _requantize(call: relax.Call, data: tuple[Array, ...], multipliers: tuple[Array, ...], offset: Array, shift: Array) -> Array:
+    """(A9)"""
+    attrs = call.attrs
+    rounding, s = str(attrs["rounding"]), _i64(shift)
+    if rounding == "double":
+        rounded = _gemmlowp(_i64(data[0]), _i64(multipliers[0]), s)
+    else:
+        total = _i64(offset)
+        for x, m in zip(data, multipliers, strict=True):
+            total = total + _i64(x) * _i64(m)
+        rounded = _divide_by_power(total, np.broadcast_to(s, np.broadcast_shapes(total.shape, s.shape)), rounding)
+    return np.minimum(np.maximum(rounded + int(attrs["zero_point"]), int(attrs["qmin"])), int(attrs["qmax"]))
+
+
+# -- section 5: the layers ------------------------------------------------------------------------------------
+
+
+def _exact_product(a: Array, b: Array) -> Array:
+    """a @ b in integers: float64 holds every partial sum exactly while the bound below stays under 2^53."""
+    bound = float(np.abs(a).max(initial=0)) * float(np.abs(b).max(initial=0)) * a.shape[-1]
+    if bound < 2.0**53:
+        return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int64)
+    return np.matmul(_i64(a), _i64(b))
+
+
+def _windows(x: Array, kernel: tuple[int, int], strides: tuple[int, int], dilation: tuple[int, int]) -> Array:
+    """Every window of an NCHW tensor: (N, C, OH, OW, KH, KW)."""
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    view = sliding_window_view(x, reach, axis=(2, 3))
+    return view[:, :, :: strides[0], :: strides[1], :: dilation[0], :: dilation[1]]
+
+
+def _to_nchw(x: Array, layout: str) -> Array:
+    return x if layout == "NCHW" else x.transpose(*(layout.index(c) for c in "NCHW"))
+
+
+def _from_nchw(x: Array, layout: str) -> Array:
+    return x if layout == "NCHW" else x.transpose(*("NCHW".index(c) for c in layout))
+
+
+def _conv2d(call: relax.Call, x: Array, w: Array) -> Array:
+    """(A10) without zero points: they are in the padding and in the bias."""
+    attrs = call.attrs
+    x = _to_nchw(np.asarray(x), str(attrs.data_layout))
+    w = np.asarray(w).transpose(*(str(attrs.kernel_layout).index(c) for c in "OIHW"))
+    if any(int(p) for p in attrs.padding):
+        raise NotImplementedError("an integer convolution is padded explicitly")
+    groups, (outputs, inputs, *kernel) = int(attrs.groups), w.shape
+    windows = _windows(x, (kernel[0], kernel[1]), _pair(attrs.strides), _pair(attrs.dilation))
+    batch, _, height, width = windows.shape[:4]
+    taps, per_group = inputs * kernel[0] * kernel[1], outputs // groups
+    parts = []
+    for g in range(groups):
+        patch = windows[:, g * inputs : (g + 1) * inputs].transpose(0, 2, 3, 1, 4, 5).reshape(batch * height * width, taps)
+        kernels = w[g * per_group : (g + 1) * per_group].reshape(per_group, taps)
+        parts.append(_exact_product(patch, kernels.T))
+    y = np.concatenate(parts, axis=1).reshape(batch, height, width, outputs).transpose(0, 3, 1, 2)
+    return _from_nchw(y, str(attrs.data_layout))
+
+
+def _matmul(call: relax.Call, a: Array, b: Array) -> Array:
+    return _exact_product(np.asarray(a), np.asarray(b))
+
+
+def _max_pool2d(call: relax.Call, x: Array) -> Array:
+    attrs = call.attrs
+    if any(int(p) for p in attrs.padding) or bool(attrs.ceil_mode):
+        raise NotImplementedError("an integer pool is padded explicitly")
+    windows = _windows(_to_nchw(x, str(attrs.layout)), _pair(attrs.pool_size), _pair(attrs.strides), _pair(attrs.dilation))
+    return _from_nchw(windows.max(axis=(4, 5)), str(attrs.layout))
+
+
+def _sum_pool2d(call: relax.Call, x: Array) -> Array:
+    """(A15)"""
+    attrs = call.attrs
+    layout = str(attrs["layout"])
+    windows = _windows(_to_nchw(_i64(x), layout), _pair(attrs["pool_size"]), _pair(attrs["strides"]), _pair(attrs["dilation"]))
+    return _from_nchw(windows.sum(axis=(4, 5)), layout)
+
+
+def _dilate2d(call: relax.Call, x: Array) -> Array:
+    layout = str(call.attrs["layout"])
+    x, (sh, sw) = _to_nchw(x, layout), _pair(call.attrs["strides"])
+    n, c, h, w = x.shape
+    y = np.full((n, c, (h - 1) * sh + 1, (w - 1) * sw + 1), int(call.attrs["fill"]), x.dtype)
+    y[:, :, ::sh, ::sw] = x
+    return _from_nchw(y, layout)
+
+
+def _lookup(call: relax.Call, x: Array, table: Array) -> Array:
+    """(A16)"""
+    return table[_i64(x) - int(np.iinfo(x.dtype).min)]
+
+
+def _softmax(call: relax.Call, x: Array, table: Array) -> Array:
+    """(A17)"""
+    attrs, axis = call.attrs, int(call.attrs["axis"])
+    x = _i64(x)
+    e = _i64(table)[x.max(axis=axis, keepdims=True) - x]
+    p = e * int(attrs["multiplier"])
+    q = e.sum(axis=axis, keepdims=True) << int(attrs["shift"])
+    whole, rest = p // q, p % q
+    rounded = whole + ((2 * rest > q) | ((2 * rest == q) & (whole % 2 == 1)))
+    return np.minimum(np.maximum(rounded + int(attrs["zero_point"]), int(attrs["qmin"])), int(attrs["qmax"]))
+
+
+def _pad(call: relax.Call, x: Array, *_: Any) -> Array:
+    width = [int(v) for v in call.attrs.pad_width]
+    pairs = list(zip(width[0::2], width[1::2], strict=True))
+    if str(call.attrs.pad_mode) != "constant":
+        raise NotImplementedError(f"padding mode {call.attrs.pad_mode}")
+    return np.pad(_i64(x), pairs, constant_values=int(call.attrs.pad_value))
+
+
+def _unpack_int4(call: relax.Call, packed: Array) -> Array:
+    """(A20)"""
+    shape = tuple(int(d) for d in call.attrs["shape"])
+    flat = np.empty(2 * packed.size, np.int64)
+    flat[0::2], flat[1::2] = packed.ravel() % 16, packed.ravel() // 16
+    flat = flat[: int(np.prod(shape))]
+    return (np.where(flat >= 8, flat - 16, flat) if int(call.attrs["signed"]) else flat).reshape(shape)
+
+
+def _axes(call: relax.Call) -> tuple[int, ...] | None:
+    return None if call.attrs.axis is None else tuple(int(a) for a in call.attrs.axis)
+
+
+def _clip(call: relax.Call, x: Array, low: Any, high: Any) -> Array:
+    return np.clip(_i64(x), int(low.value), int(high.value))
+
+
+def _argument(function: Callable[..., Array]) -> Callable[..., Array]:
+    def op(call: relax.Call, x: Array) -> Array:
+        axis = call.attrs.axis
+        if axis is None:
+            return np.asarray(function(x)).reshape(tuple(int(d) for d in call.ty.shape.values))
+        y = function(x, axis=int(axis))
+        return np.expand_dims(y, int(axis)) if bool(call.attrs.keepdims) else y
+
+    return op
+
+
+def _wide(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda call, *args: function(*(_i64(a) for a in args))
+
+
+_INTEGER: dict[str, Callable[..., Any]] = {
+    "hawq.quantize": _quantize,
+    "hawq.dequantize": _dequantize,
+    "hawq.dynamic_quantize": _dynamic_quantize,
+    "hawq.requantize": _requantize,
+    "hawq.lookup": _lookup,
+    "hawq.sum_pool2d": _sum_pool2d,
+    "hawq.dilate2d": _dilate2d,
+    "hawq.softmax": _softmax,
+    "hawq.unpack_int4": _unpack_int4,
+    "relax.nn.conv2d": _conv2d,
+    "relax.nn.max_pool2d": _max_pool2d,
+    "relax.nn.pad": _pad,
+    "relax.matmul": _matmul,
+    "relax.astype": lambda call, x: x if x.dtype.kind in "iub" else np.trunc(x).astype(np.int64),
+    "relax.add": _wide(np.add),
+    "relax.subtract": _wide(np.subtract),
+    "relax.multiply": _wide(np.multiply),
+    "relax.maximum": _wide(np.maximum),
+    "relax.minimum": _wide(np.minimum),
+    "relax.negative": _wide(np.negative),
+    "relax.greater_equal": _wide(np.greater_equal),
+    "relax.clip": _clip,
+    "relax.where": lambda call, c, a, b: np.where(c, _i64(a), _i64(b)),
+    "relax.sum": lambda call, x: _i64(x).sum(axis=_axes(call), keepdims=bool(call.attrs.keepdims)),
+    "relax.max": lambda call, x: x.max(axis=_axes(call), keepdims=bool(call.attrs.keepdims)),
+    "relax.min": lambda call, x: x.min(axis=_axes(call), keepdims=bool(call.attrs.keepdims)),
+    "relax.argmax": _argument(np.argmax),
+    "relax.argmin": _argument(np.argmin),
+}

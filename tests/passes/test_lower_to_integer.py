@@ -1,0 +1,329 @@
+"""lower_to_integer: every operator's integers equal the real formula, evaluated in float64, on full-range operands.
+
+The scales are ugly on purpose: 0.03 / 0.04 is exactly 3/4 in float32, and at the ties it makes float64 is no oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from hawq_tvm import ops, stages
+from hawq_tvm.arith import QType
+from hawq_tvm.errors import ModelError
+from hawq_tvm.verify.reference import evaluate
+from relay_passes.lower_to_integer import float_layers, lower_to_integer
+from relay_passes.remove_dead_code import remove_dead_code
+
+RNG = np.random.default_rng(7)
+U8, S8, S4, U4 = (QType.of(n) for n in ("uint8", "int8", "int4", "uint4"))
+Build = Callable[[relax.BlockBuilder, list[relax.Expr]], Any]
+
+
+def module(build: Build, inputs: dict[str, tuple[tuple[int, ...], str]], **attrs: Any) -> tvm.IRModule:
+    """An ANNOTATED module whose body is made by `build` from parameters of the given shapes and dtypes."""
+    bb = relax.BlockBuilder()
+    params = [relax.Var(n, relax.TensorType(s, d)) for n, (s, d) in inputs.items()]
+    with bb.function("main", params):
+        with bb.dataflow():
+            outs = build(bb, params)
+            outs = outs if isinstance(outs, list) else [outs]
+            result = bb.emit_output(relax.Tuple(outs))
+        bb.emit_func_output(result)
+    func = bb.get()["main"]
+    names = [f"out{i}" for i in range(len(outs))]
+    for key, value in {"hawq.output_names": names, **attrs}.items():
+        func = func.with_attr(key, value)
+    return tvm.IRModule({"main": func})
+
+
+def q(bb: relax.BlockBuilder, x: relax.Expr, scale: Any, zero: Any, qtype: QType = U8, name: str = "q", **kw: Any) -> relax.Expr:
+    return bb.emit(ops.quantize(x, scale, zero, qtype=qtype, **kw), name)
+
+
+def dq(bb: relax.BlockBuilder, x: relax.Expr, scale: Any, zero: Any, qtype: QType = U8) -> relax.Expr:
+    return bb.emit(ops.dequantize(x, np.asarray(scale, np.float32), zero, qmin=qtype.qmin, qmax=qtype.qmax))
+
+
+def weight(shape: tuple[int, ...], scale: Any, zero: Any = 0, qtype: QType = S8) -> relax.Expr:
+    values = RNG.integers(qtype.qmin, qtype.qmax, size=shape, endpoint=True)
+    values.flat[0], values.flat[-1] = qtype.qmin, qtype.qmax
+    return ops.dequantize(ops.const(values, qtype.storage), np.asarray(scale, np.float32), zero, qmin=qtype.qmin, qmax=qtype.qmax)
+
+
+def full_range(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    info = np.iinfo(dtype)
+    x = RNG.integers(info.min, info.max, size=shape, endpoint=True, dtype=np.int64).astype(dtype)
+    x.flat[:2] = (info.min, info.max)[: x.flat[:2].size]
+    return x
+
+
+def check(build: Build, inputs: dict[str, tuple[tuple[int, ...], str]], **attrs: Any) -> tvm.IRModule:
+    """Lower, and compare integers with the float64 evaluation of the annotated module exactly."""
+    before = module(build, inputs, **attrs)
+    after, count = lower_to_integer(before)
+    after, _ = remove_dead_code(after)
+    stages.verify(after, stages.Stage.INTEGER)
+    assert count > 0
+    for _ in range(2):
+        feed = {n: full_range(s, d) for n, (s, d) in inputs.items()}
+        wanted, got = evaluate(before, feed), evaluate(after, feed)
+        for name in wanted:
+            assert got[name].dtype == wanted[name].dtype
+            np.testing.assert_array_equal(got[name], wanted[name], err_msg=name)
+    return after
+
+
+def op_names(mod: tvm.IRModule) -> list[str]:
+    return [ops.op_name(b.value).split(".")[-1] for b in stages.bindings(mod["main"])]
+
+
+@pytest.mark.parametrize("groups, stride, dilation, pads, kernel", [
+    (1, (1, 1), (1, 1), (1, 1, 1, 1), (3, 3)), (1, (2, 1), (1, 2), (0, 2, 1, 1), (3, 2)),
+    (4, (1, 1), (1, 1), (1, 1, 1, 1), (3, 3)), (2, (1, 2), (1, 1), (0, 0, 0, 0), (1, 1)),
+])  # fmt: skip
+@pytest.mark.parametrize("weight_zero", [0, 3])
+def test_conv_bias_relu(groups: int, stride: Any, dilation: Any, pads: Any, kernel: Any, weight_zero: int) -> None:
+    scales = RNG.uniform(0.001, 0.02137, (8, 1, 1, 1)).astype(np.float32)
+    bias = RNG.integers(-20000, 20000, (1, 8, 1, 1))
+
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        x = dq(bb, p[0], 0.05317, 117)
+        w = bb.emit(weight((8, 4 // groups, *kernel), scales, weight_zero))
+        y = bb.emit(relax.op.nn.conv2d(x, w, strides=stride, dilation=dilation, padding=list(pads), groups=groups))
+        b = bb.emit(ops.dequantize(ops.const(bias, "int32"), np.float32(0.05317) * scales.reshape(1, 8, 1, 1).astype(np.float64), 0, qmin=-(2**31), qmax=2**31 - 1))
+        y = bb.emit(relax.op.nn.relu(bb.emit(relax.op.add(y, b))))
+        return q(bb, y, 0.4079, 7)
+
+    after = check(build, {"x": ((2, 4, 9, 8), "uint8")})
+    assert op_names(after).count("requantize") == 1 and op_names(after).count("conv2d") == 1
+
+
+def test_conv_without_quantize_ends_in_dequantize() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        return bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.5, 3), bb.emit(weight((5, 3, 1, 1), 0.25))))
+
+    assert op_names(check(build, {"x": ((1, 3, 4, 4), "uint8")}))[-2:] == ["dequantize", ""]
+
+
+def test_float_bias_is_rounded_to_int32() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.5, 3), bb.emit(weight((5, 3, 1, 1), 0.25))))
+        bias = relax.const(np.arange(-2, 3, dtype=np.float32).reshape(1, 5, 1, 1) * 0.125 * 3)
+        return q(bb, bb.emit(relax.op.add(y, bias)), 0.3119, 128)
+
+    check(build, {"x": ((1, 3, 4, 4), "uint8")})
+
+
+@pytest.mark.parametrize("branches", ["common", "each"])
+@pytest.mark.parametrize("scales", [(0.03171, 0.02137, 0.0719), (0.5, 0.25, 1.0)])
+def test_residual_add(branches: str, scales: tuple[float, float, float]) -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        a, c = dq(bb, p[0], scales[0], 100), dq(bb, p[1], scales[1], -5, S8)
+        return q(bb, bb.emit(relax.op.nn.relu(bb.emit(relax.op.add(a, c)))), scales[2], 3, branches=branches)
+
+    shapes: dict[str, Any] = {"a": ((1, 3, 16, 16), "uint8"), "c": ((1, 3, 16, 16), "int8")}
+    if branches == "common":
+        check(build, shapes)
+        return
+    after, _ = lower_to_integer(module(build, shapes))
+    feed = {n: full_range(s, d) for n, (s, d) in shapes.items()}
+    s = [float(np.float32(v)) for v in scales]
+    parts = np.rint((feed["a"].astype(int) - 100) * (s[0] / s[2])) + np.rint((feed["c"].astype(int) + 5) * (s[1] / s[2]))
+    np.testing.assert_array_equal(evaluate(after, feed)["out0"], np.clip(parts, 0, 252) + 3)
+
+
+def test_conv_plus_residual_without_a_quantize_between() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        x = dq(bb, p[0], 0.05317, 10)
+        y = bb.emit(relax.op.nn.conv2d(x, bb.emit(weight((4, 4, 3, 3), RNG.uniform(0.001, 0.01, (4, 1, 1, 1)))), padding=1))
+        return q(bb, bb.emit(relax.op.nn.relu(bb.emit(relax.op.add(y, x)))), 0.1129, 0)
+
+    after = check(build, {"x": ((1, 4, 6, 6), "uint8")})
+    assert op_names(after).count("requantize") == 1
+
+
+def test_subtract_multiply_divide_and_constants() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        a, c = dq(bb, p[0], 0.03171, 100), dq(bb, p[1], 0.02137, -5, S8)
+        d = bb.emit(relax.op.subtract(a, c))
+        e = bb.emit(relax.op.multiply(d, relax.const(np.array([0.5, -2.0, 1.25], np.float32).reshape(1, 3, 1, 1))))
+        f = bb.emit(relax.op.divide(bb.emit(relax.op.add(e, relax.const(np.float32(0.75)))), relax.const(np.float32(3))))
+        return q(bb, f, 0.05317, 90)
+
+    check(build, {"a": ((1, 3, 7, 5), "uint8"), "c": ((1, 3, 7, 5), "int8")})
+
+
+def test_product_of_two_tensors_with_broadcasting() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        return q(bb, bb.emit(relax.op.multiply(dq(bb, p[0], 0.03171, 100), dq(bb, p[1], 0.02137, -5, S8))), 0.2071, 120)
+
+    check(build, {"a": ((2, 3, 7, 5), "uint8"), "c": ((2, 3, 1, 1), "int8")})
+
+
+@pytest.mark.parametrize("kind", ["leaky", "prelu", "abs", "clip"])
+def test_piecewise_linear(kind: str) -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        x = dq(bb, p[0], 0.03171, 100)
+        made = {
+            "leaky": lambda: relax.op.nn.leakyrelu(x, 0.1), "abs": lambda: relax.op.abs(x), "clip": lambda: relax.op.clip(x, -1.0, 2.5),
+            "prelu": lambda: relax.op.nn.prelu(x, relax.const(np.array([0.1, 0.25, -0.5], np.float32)), 1),
+        }[kind]()  # fmt: skip
+        return q(bb, bb.emit(made), 0.04191, 60)
+
+    check(build, {"x": ((1, 3, 16, 16), "uint8")})
+
+
+@pytest.mark.parametrize("include", [True, False])
+@pytest.mark.parametrize("ceil", [True, False])
+def test_average_pool(include: bool, ceil: bool) -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        x = dq(bb, p[0], 0.03171, 100)
+        y = bb.emit(relax.op.nn.avg_pool2d(x, (3, 2), (2, 2), (1, 0, 1, 1), ceil_mode=ceil, count_include_pad=include))
+        return q(bb, y, 0.03713, 90)
+
+    check(build, {"x": ((2, 3, 9, 8), "uint8")})
+
+
+def test_max_pool_global_mean_and_reductions() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        x = dq(bb, p[0], 0.03171, 100)
+        m = bb.emit(relax.op.nn.max_pool2d(x, (3, 3), (2, 2), (1, 1, 1, 1), ceil_mode=True))
+        return [
+            q(bb, m, 0.03171, 100), q(bb, bb.emit(relax.op.mean(x, [2, 3], True)), 0.01127, 90), q(bb, bb.emit(relax.op.sum(x, [1], False)), 0.2071, 9),
+            q(bb, bb.emit(relax.op.max(x, [1], True)), 0.04191, 0), bb.emit(relax.op.argmax(x, 1)),
+        ]  # fmt: skip
+
+    check(build, {"x": ((2, 3, 9, 8), "uint8")})
+
+
+def test_concat_of_different_scales_and_of_equal_ones() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        a, c, d = dq(bb, p[0], 0.03171, 100), dq(bb, p[1], 0.02137, -5, S8), dq(bb, p[0], 0.03171, 100)
+        mixed = bb.emit(relax.op.nn.relu(bb.emit(relax.op.concat([a, c], 1))))
+        equal = bb.emit(relax.op.concat([a, d], 1))
+        y = bb.emit(relax.op.nn.conv2d(equal, bb.emit(weight((2, 6, 1, 1), 0.01))))
+        return [q(bb, mixed, 0.05317, 10), q(bb, y, 0.1, 128)]
+
+    check(build, {"a": ((1, 3, 4, 4), "uint8"), "c": ((1, 2, 4, 4), "int8")})
+
+
+def test_matmul_per_column_blocked_and_dynamic() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        a, c = dq(bb, p[0], 0.03171, 100), dq(bb, p[1], 0.02137, -5, S8)
+        column = bb.emit(weight((6, 5), RNG.uniform(0.01, 0.02137, (1, 5)), 2))
+        blocks = np.repeat(RNG.uniform(0.01, 0.02137, (3, 5)), 2, axis=0)
+        return [
+            q(bb, bb.emit(relax.op.matmul(a, column)), 0.3119, 128), q(bb, bb.emit(relax.op.matmul(a, bb.emit(weight((6, 5), blocks)))), 0.3119, 128),
+            q(bb, bb.emit(relax.op.matmul(a, c)), 0.4079, 128),
+        ]  # fmt: skip
+
+    check(build, {"a": ((3, 6), "uint8"), "c": ((6, 4), "int8")})
+
+
+@pytest.mark.parametrize("groups, strides, padding, extra", [(1, (2, 2), (1, 1, 1, 1), (1, 1)), (2, (1, 3), (0, 2, 1, 0), (0, 0))])
+def test_transposed_convolution(groups: int, strides: Any, padding: Any, extra: Any) -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        x = dq(bb, p[0], 0.03171, 100)
+        w = bb.emit(weight((4, 6 // groups, 3, 3), 0.01))
+        y = bb.emit(relax.op.nn.conv2d_transpose(x, w, strides=strides, padding=list(padding), output_padding=extra, groups=groups))
+        return q(bb, y, 0.3119, 128)
+
+    check(build, {"x": ((1, 4, 5, 4), "uint8")})
+
+
+def test_movement_carries_scales_per_channel() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.05317, 9), bb.emit(weight((6, 3, 1, 1), RNG.uniform(0.001, 0.01, (6, 1, 1, 1))))))
+        y = bb.emit(relax.op.permute_dims(y, [0, 2, 3, 1]))
+        y = bb.emit(relax.op.reshape(y, (2, 8, 6)))
+        y = bb.emit(relax.op.strided_slice(y, [1, 2], [1, 1], [7, 5]))
+        return q(bb, y, 0.1, 120)
+
+    check(build, {"x": ((2, 3, 2, 4), "uint8")})
+
+
+def test_resize_by_gather_and_weights_is_one_requantize() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        x = dq(bb, p[0], 0.05317, 9)
+        for axis, size in ((2, 4), (3, 3)):
+            place = np.clip((np.arange(2 * size) + 0.5) / 2 - 0.5, 0, size - 1)
+            i0 = np.floor(place).astype("int64")
+            i1, frac = np.minimum(i0 + 1, size - 1), (place - i0).astype("float32").reshape([-1 if i == axis else 1 for i in range(4)])
+            parts = [
+                bb.emit(relax.op.multiply(bb.emit(relax.op.take(x, relax.const(i), axis)), relax.const(f)))
+                for i, f in ((i0, 1 - frac), (i1, frac))
+            ]
+            x = bb.emit(relax.op.add(*parts))
+        return q(bb, x, 0.05419, 9)
+
+    assert op_names(check(build, {"x": ((1, 2, 4, 3), "uint8")})).count("requantize") == 1
+
+
+def test_batch_norm_like_negative_and_zero_scales() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        scale = np.array([0.01, -0.02137, 0.0, 0.015]).reshape(4, 1, 1, 1)
+        values = ops.const(RNG.integers(-128, 128, (4, 3, 3, 3)), "int8")
+        w = bb.emit(ops.dequantize(values, scale, 0, qmin=-128, qmax=127))
+        y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.05317, 9), w))
+        y = bb.emit(relax.op.add(y, relax.const(np.array([1, 2, 3, -4], np.float32).reshape(1, 4, 1, 1) * np.float32(0.0005))))
+        y = bb.emit(relax.op.nn.max_pool2d(bb.emit(relax.op.nn.relu(y)), (2, 2)))
+        return q(bb, y, 0.3119, 0)
+
+    with pytest.raises(ModelError, match="sum of several scales"):  # a zero scale cannot carry its bias through a pool
+        lower_to_integer(module(build, {"x": ((1, 3, 6, 6), "uint8")}))
+
+
+def test_input_quantize_commutes_with_movement() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        return q(bb, bb.emit(relax.op.permute_dims(p[0], [0, 3, 1, 2])), 0.1, 3)
+
+    after, _ = lower_to_integer(module(build, {"x": ((1, 4, 4, 3), "float32")}))
+    after, _ = remove_dead_code(after)
+    assert op_names(after)[:2] == ["quantize", "permute_dims"]
+    stages.verify(after, stages.Stage.INTEGER)
+
+
+def test_identical_quantization_is_no_operation() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        return q(bb, bb.emit(relax.op.reshape(dq(bb, p[0], 0.1, 3), (2, 8))), 0.1, 3)
+
+    assert "requantize" not in op_names(check(build, {"x": ((4, 4), "uint8")}))
+
+
+def test_float_operators_are_named_all_at_once() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.05317, 9), relax.const(np.ones((2, 3, 1, 1), np.float32))), "the_conv")
+        z = bb.emit(relax.op.sigmoid(bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.05317, 9), bb.emit(weight((2, 3, 1, 1), 0.1))))), "the_sigmoid")
+        return [q(bb, y, 0.1, 0), q(bb, z, 0.1, 0)]
+
+    mod = module(build, {"x": ((1, 3, 2, 2), "uint8")})
+    found = {f["layer"]: f for f in float_layers(mod)}
+    assert set(found) == {"the_conv", "the_sigmoid"} and all(f["remedy"] for f in found.values())
+    with pytest.raises(ModelError, match="the_conv: .*weight is float.*and 1 more"):
+        lower_to_integer(mod)
+
+
+def test_float_tail_is_kept_only_when_asked() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        return bb.emit(relax.op.nn.softmax(dq(bb, p[0], 0.1, 3), -1), "the_softmax")
+
+    inputs: dict[str, Any] = {"x": ((2, 5), "uint8")}
+    with pytest.raises(ModelError, match=r"the_softmax: .*--allow-float-tail"):
+        lower_to_integer(module(build, inputs))
+    after, _ = lower_to_integer(module(build, inputs, **{"hawq.allow_float_tail": 1}))
+    assert [str(n) for n in after["main"].attrs["hawq.float_tail"]] == ["the_softmax"]
+    stages.verify(after, stages.Stage.INTEGER)
+
+
+def test_dynamic_quantization_inside_is_refused() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        return bb.emit(relax.TupleGetItem(bb.emit(ops.dynamic_quantize(dq(bb, p[0], 0.1, 3)), "dyn"), 0))
+
+    with pytest.raises(ModelError, match="dyn: .*computed at run time.*statically"):
+        lower_to_integer(module(build, {"x": ((2, 5), "uint8")}))
