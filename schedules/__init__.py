@@ -1,0 +1,6 @@
+"""Kernels: a list of rules, each of which schedules the fused layers it fits and says why it refuses the others."""
+
+from .lower import lower_to_tir
+from .report import report
+
+__all__ = ["lower_to_tir", "report"]

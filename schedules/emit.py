@@ -1,0 +1,380 @@
+"""TE stages of a layer: one emitter per integer operator, the arithmetic of ARITHMETIC.md restated as TIR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, te, tirx
+
+from hawq_tvm import ops
+from hawq_tvm.errors import StageError
+
+from .layer import Layer
+
+Index = Sequence[Any]
+Array = np.ndarray[Any, Any]
+
+
+class Operand:
+    """A tensor inside a layer: a TE stage, or a constant that becomes an immediate or a placeholder.
+
+    A constant whose elements are all equal is an immediate; any other is passed to the kernel as an argument.
+    """
+
+    def __init__(self, scope: Emission, tensor: te.Tensor | None = None, value: Array | None = None) -> None:
+        self.scope, self._tensor, self.value = scope, tensor, value
+        self.uniform = value is not None and value.size > 0 and bool(np.all(value == value.flat[0]))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The static shape."""
+        return self.value.shape if self.value is not None else tuple(int(d) for d in self.tensor.shape)
+
+    @property
+    def dtype(self) -> str:
+        """The element type."""
+        return str(self.value.dtype) if self.value is not None else str(self.tensor.dtype)
+
+    @property
+    def tensor(self) -> te.Tensor:
+        """The TE tensor; a constant becomes an argument of the kernel when this is first asked for."""
+        if self._tensor is None:
+            assert self.value is not None
+            self._tensor = self.scope.argument(self.value)
+        return self._tensor
+
+    def at(self, index: Index) -> tirx.Expr:
+        """The element at `index`, this operand broadcast to the index's rank as NumPy does."""
+        if self.uniform and self.value is not None:
+            return tirx.const(self.value.flat[0].item(), self.dtype)
+        shape = self.shape
+        own = list(index)[len(index) - len(shape) :]
+        return self.tensor(*(0 if n == 1 else i for n, i in zip(shape, own, strict=True)))
+
+
+Emitter = Callable[["Emission", relax.Call], "te.Tensor | list[te.Tensor]"]
+EMITTERS: dict[str, Emitter] = {}
+
+
+def emitter(*names: str) -> Callable[[Emitter], Emitter]:
+    """Register a function as the emitter of the named operators."""
+
+    def register(function: Emitter) -> Emitter:
+        EMITTERS.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+class Emission:
+    """A layer written as TE stages.
+
+    overrides: emitters that a rule brings for some operators, instead of those registered here.
+    inputs: placeholders of the layer's parameters.  arguments: extra placeholders and the arrays they stand for.
+    """
+
+    def __init__(self, layer: Layer, overrides: dict[str, Emitter] | None = None) -> None:
+        self.layer, self.overrides = layer, overrides or {}
+        self.arguments: list[tuple[te.Tensor, Array]] = []
+        self.values: dict[relax.Var, Operand | list[Operand]] = {}
+        self.names: dict[relax.Var, str] = {}
+        self.inputs: list[te.Tensor] = []
+        for i, p in enumerate(layer.func.params):
+            tensor = te.placeholder(ops.shape_of(p), ops.dtype_of(p), f"x{i}")
+            self.inputs.append(tensor)
+            self.values[p] = Operand(self, tensor)
+        for b in layer.bindings:
+            self._bind(b)
+        self.results: list[te.Tensor] = []
+        for operand in self.operands(layer.func.body.body):
+            self.results.append(self._result(operand))
+
+    def _bind(self, binding: relax.VarBinding) -> None:
+        value = binding.value
+        if isinstance(value, relax.Tuple):
+            self.values[binding.var] = [self.operand(f) for f in value.fields]
+        elif isinstance(value, relax.TupleGetItem):
+            self.values[binding.var] = self.operands(value.tuple_value)[value.index]
+        elif isinstance(value, relax.Var) or ops.is_const(value):
+            self.values[binding.var] = self._lookup(value)
+        else:
+            name = ops.op_name(value)
+            emit = self.overrides.get(name) or EMITTERS.get(name)
+            if emit is None:
+                raise StageError("no emitter for this operator", where=self.layer.name, found=name or str(type(value)))
+            out = emit(self, value)
+            if isinstance(out, list):
+                self.values[binding.var] = [Operand(self, t) for t in out]
+            else:
+                self.values[binding.var] = Operand(self, out)
+
+    def _lookup(self, expr: relax.Expr) -> Operand | list[Operand]:
+        if ops.is_const(expr):
+            return Operand(self, value=ops.const_value(expr))
+        if isinstance(expr, relax.TupleGetItem):
+            return self.operands(expr.tuple_value)[expr.index]
+        return self.values[expr]
+
+    def _result(self, operand: Operand) -> te.Tensor:
+        """The stage of a result; one that is a parameter or a constant, or appears twice, is copied."""
+        if operand.value is not None or any(operand.tensor.same_as(t) for t in [*self.inputs, *self.results]):
+            return te.compute(operand.shape, lambda *i: operand.at(i), name="copy")
+        return operand.tensor
+
+    def operand(self, expr: relax.Expr) -> Operand:
+        """The operand of a tensor expression."""
+        value = self._lookup(expr)
+        assert isinstance(value, Operand), "a tuple where a tensor is expected"
+        return value
+
+    def operands(self, expr: relax.Expr) -> list[Operand]:
+        """The operands of a tuple expression; a tensor is a tuple of one."""
+        if isinstance(expr, relax.Tuple):
+            return [self.operand(f) for f in expr.fields]
+        value = self._lookup(expr)
+        return value if isinstance(value, list) else [value]
+
+    def argument(self, value: Array, name: str = "") -> te.Tensor:
+        """A placeholder for an array that `main` passes to the kernel."""
+        tensor = te.placeholder(value.shape, str(value.dtype), name or f"c{len(self.arguments)}")
+        self.arguments.append((tensor, np.ascontiguousarray(value)))
+        return tensor
+
+    def prim_func(self) -> tirx.PrimFunc:
+        """The unscheduled PrimFunc: inputs, then constant arguments, then results."""
+        return te.create_prim_func([*self.inputs, *(t for t, _ in self.arguments), *self.results])
+
+
+def out_shape(call: relax.Call) -> tuple[int, ...]:
+    """The static shape of a call's result."""
+    return ops.shape_of(call)
+
+
+def immediate(value: Any, dtype: str) -> tirx.Expr:
+    """A scalar constant."""
+    return tirx.const(value, dtype)
+
+
+def clamp(value: tirx.Expr, low: Any, high: Any, dtype: str) -> tirx.Expr:
+    """min(max(value, low), high)."""
+    return tirx.Min(tirx.Max(value, immediate(low, dtype)), immediate(high, dtype))
+
+
+def ints(values: Any) -> list[int]:
+    """A TVM array of integers as Python integers."""
+    return [int(v) for v in values]
+
+
+# Element-wise operators --------------------------------------------------------------------------------------------
+
+_BINARY: dict[str, Callable[[tirx.Expr, tirx.Expr], tirx.Expr]] = {
+    "relax.add": lambda a, b: a + b,
+    "relax.subtract": lambda a, b: a - b,
+    "relax.multiply": lambda a, b: a * b,
+    "relax.maximum": tirx.Max,
+    "relax.minimum": tirx.Min,
+    "relax.greater_equal": lambda a, b: a >= b,
+}
+
+
+@emitter(*_BINARY)
+def _binary(e: Emission, call: relax.Call) -> te.Tensor:
+    a, b = (e.operand(x) for x in call.args)
+    operator = _BINARY[ops.op_name(call)]
+    return te.compute(out_shape(call), lambda *i: operator(a.at(i), b.at(i)), name=ops.op_name(call)[6:])
+
+
+@emitter("relax.where")
+def _where(e: Emission, call: relax.Call) -> te.Tensor:
+    c, a, b = (e.operand(x) for x in call.args)
+    return te.compute(out_shape(call), lambda *i: tirx.Select(c.at(i).astype("bool"), a.at(i), b.at(i)), name="where")
+
+
+@emitter("relax.clip")
+def _clip(e: Emission, call: relax.Call) -> te.Tensor:
+    x = e.operand(call.args[0])
+    low, high = (int(a.value) for a in call.args[1:])
+    return te.compute(x.shape, lambda *i: clamp(x.at(i), low, high, x.dtype), name="clip")
+
+
+@emitter("relax.astype")
+def _astype(e: Emission, call: relax.Call) -> te.Tensor:
+    x, dtype = e.operand(call.args[0]), ops.dtype_of(call)
+    return te.compute(x.shape, lambda *i: x.at(i).astype(dtype), name="astype")
+
+
+@emitter("hawq.lookup")
+def _lookup(e: Emission, call: relax.Call) -> te.Tensor:
+    """(A16)"""
+    x, table = e.operand(call.args[0]), e.operand(call.args[1])
+    low = np.iinfo(x.dtype).min
+    return te.compute(x.shape, lambda *i: table.at([x.at(i).astype("int32") - low]), name="lookup")
+
+
+def shift_round(value: tirx.Expr, shift: tirx.Expr, shifts: Array, rounding: str) -> tirx.Expr:
+    """(A5)-(A7) on int64; `shifts` are all the values that `shift` takes, known at compile time."""
+    if not shifts.any():
+        return value
+    one = immediate(1, "int64")
+    shift = shift.astype("int64")
+    if shifts.all():
+        half = one << (shift - one)
+    else:
+        half = tirx.Select(shift > 0, one << tirx.Max(shift - one, immediate(0, "int64")), immediate(0, "int64"))
+    if rounding == "half_up":
+        return (value + half) >> shift
+    if rounding == "half_even":
+        rounded = (value + (half - one) + ((value >> shift) & one)) >> shift
+    elif rounding == "half_away":
+        rounded = (value + half - (value < 0).astype("int64")) >> shift
+    else:
+        raise ValueError(f"unknown rounding {rounding!r}")
+    return rounded if shifts.all() else tirx.Select(shift > 0, rounded, value)
+
+
+def double_round(value: tirx.Expr, multiplier: tirx.Expr, shift: tirx.Expr, shifts: Array) -> tirx.Expr:
+    """(A8) on int64."""
+    zero, bits = immediate(0, "int64"), immediate(31, "int64")
+    shift = shift.astype("int64")
+    product = (value << tirx.Max(bits - shift, zero)) * multiplier
+    nudge = tirx.Select(product >= zero, immediate(1 << 30, "int64"), immediate(1 - (1 << 30), "int64"))
+    total = product + nudge
+    high = tirx.Select(total >= zero, total >> bits, zero - ((zero - total) >> bits))
+    return shift_round(high, tirx.Max(shift - bits, zero), np.maximum(shifts - 31, 0), "half_away")
+
+
+@emitter("hawq.requantize")
+def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
+    """(A9), in int64 until the shift; when every shift leaves 31 bits, the rest in int32."""
+    attrs = call.attrs
+    data, multipliers = e.operands(call.args[0]), e.operands(call.args[1])
+    offset, shift = e.operand(call.args[2]), e.operand(call.args[3])
+    assert shift.value is not None and offset.value is not None, "requantize takes constants"
+    shifts, rounding = shift.value, str(attrs["rounding"])
+    low, high, zero_point = int(attrs["qmin"]), int(attrs["qmax"]), int(attrs["zero_point"])
+    # |total| < 2^63 (ARITHMETIC.md section 7), so a shift of 34 or more leaves less than 2^29 + 1.
+    narrow = bool(np.all(shifts >= 34)) and max(abs(low), abs(high), abs(zero_point)) < 1 << 29
+
+    def element(*i: Any) -> tirx.Expr:
+        if rounding == "double":
+            value = data[0].at(i).astype("int64")
+            rounded = double_round(value, multipliers[0].at(i).astype("int64"), shift.at(i), shifts)
+        else:
+            terms = [x.at(i).astype("int64") * m.at(i).astype("int64") for x, m in zip(data, multipliers, strict=True)]
+            total = terms[0]
+            for t in terms[1:]:
+                total = total + t
+            if np.any(offset.value):
+                total = total + offset.at(i)
+            rounded = shift_round(total, shift.at(i), shifts, rounding)
+        dtype = "int32" if narrow else "int64"
+        if narrow:
+            rounded = rounded.astype("int32")
+        return clamp(rounded + immediate(zero_point, dtype), low, high, dtype).astype(str(attrs["out_dtype"]))
+
+    return te.compute(out_shape(call), element, name="requantize")
+
+
+# The border --------------------------------------------------------------------------------------------------------
+
+
+def fence(value: tirx.Expr) -> tirx.Expr:
+    """The value, kept from being fused with the next operation into one that rounds once (a fused multiply-add)."""
+    return tirx.call_llvm_pure_intrin(str(value.ty.dtype), "llvm.arithmetic.fence", value)
+
+
+def round_real(value: tirx.Expr, dtype: str, rounding: str) -> tirx.Expr:
+    """A real number rounded to an integer, still in its float type."""
+    if rounding == "half_even":
+        return tirx.nearbyint(value)
+    half = immediate(0.5, dtype)
+    if rounding == "half_up":
+        return tirx.floor(fence(value) + half)
+    if rounding == "half_away":
+        magnitude = tirx.floor(tirx.Max(fence(value), fence(immediate(0, dtype) - value)) + half)
+        return tirx.Select(value < immediate(0, dtype), immediate(0, dtype) - magnitude, magnitude)
+    raise ValueError(f"rounding {rounding!r} does not apply to real numbers")
+
+
+def quantize_element(
+    x: tirx.Expr, scale: tirx.Expr, zero_point: tirx.Expr, low: int, high: int, storage: str, rounding: str, divide: bool
+) -> tirx.Expr:
+    """(A2) for one element in the type of `scale`; scale is its reciprocal when `divide` is False."""
+    real = str(scale.ty.dtype)
+    integer = "int64" if storage == "int32" else "int32"
+    ratio = x.astype(real) / scale if divide else x.astype(real) * scale
+    zero = zero_point.astype(integer)
+    least = (immediate(low, integer) - zero).astype(real)
+    most = (immediate(high, integer) - zero).astype(real)
+    bounded = tirx.Min(tirx.Max(round_real(ratio, real, rounding), least), most)
+    return (bounded.astype(integer) + zero).astype(storage)
+
+
+@emitter("hawq.quantize")
+def _quantize(e: Emission, call: relax.Call) -> te.Tensor:
+    """(A2)"""
+    attrs = call.attrs
+    storage, divide = str(attrs["out_dtype"]), str(attrs["form"]) == "divide"
+    real = np.float64 if storage == "int32" else np.float32
+    values = ops.const_value(call.args[1]).astype(real)
+    x, zero = e.operand(call.args[0]), e.operand(call.args[2])
+    scale = Operand(e, value=values if divide else real(1) / values)
+    low, high, rounding = int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["rounding"])
+    return te.compute(
+        out_shape(call), lambda *i: quantize_element(x.at(i), scale.at(i), zero.at(i), low, high, storage, rounding, divide),
+        name="quantize",
+    )  # fmt: skip
+
+
+@emitter("hawq.dequantize")
+def _dequantize(e: Emission, call: relax.Call) -> te.Tensor:
+    """(A1): an exact integer difference, then one product in the type of the scale, then float32."""
+    x, scale, zero = (e.operand(a) for a in call.args)
+    wide = "int64" if x.dtype in ("int32", "uint32", "int64") else "int32"
+
+    def element(*i: Any) -> tirx.Expr:
+        difference = x.at(i).astype(wide) - zero.at(i).astype(wide)
+        return (difference.astype(scale.dtype) * scale.at(i)).astype("float32")
+
+    return te.compute(out_shape(call), element, name="dequantize")
+
+
+@emitter("hawq.dynamic_quantize")
+def _dynamic_quantize(e: Emission, call: relax.Call) -> list[te.Tensor]:
+    """(A2b)"""
+    x = e.operand(call.args[0]).tensor
+    axes = [te.reduce_axis((0, int(d))) for d in x.shape]
+    zero = immediate(0, "float32")
+    lowest = te.compute((1,), lambda _: te.min(x(*axes), axis=axes), name="lowest") if axes else None
+    axes = [te.reduce_axis((0, int(d))) for d in x.shape]
+    highest = te.compute((1,), lambda _: te.max(x(*axes), axis=axes), name="highest") if axes else None
+
+    def low() -> tirx.Expr:
+        return tirx.Min(lowest[0] if lowest is not None else x(), zero)
+
+    def high() -> tirx.Expr:
+        return tirx.Max(highest[0] if highest is not None else x(), zero)
+
+    def scale_of() -> tirx.Expr:
+        span = (high() - low()) / immediate(255, "float32")
+        return tirx.Select(span > zero, span, immediate(1, "float32"))
+
+    scale = te.compute((), scale_of, name="scale")
+    zero_point = te.compute(
+        (), lambda: clamp(tirx.nearbyint((zero - low()) / scale()), 0, 255, "float32").astype("uint8"), name="zero_point"
+    )
+    data = te.compute(
+        x.shape, lambda *i: quantize_element(x(*i), scale(), zero_point(), 0, 255, "uint8", "half_even", True),
+        name="quantize",
+    )  # fmt: skip
+    return [data, scale, zero_point]
+
+
+
+
+def is_global_call(expr: relax.Expr) -> bool:
+    """Whether an expression calls another function of the module."""
+    return isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.GlobalVar)

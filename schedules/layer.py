@@ -1,0 +1,56 @@
+"""A fused layer function as the rules see it: one anchor, its prologue and its epilogue."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import tvm
+from tvm import relax
+
+from hawq_tvm import ops, stages
+
+# Operators that reduce, and so decide the loop structure of a layer. A layer has at most one that matters.
+ANCHORS = frozenset(
+    {"relax.nn.conv2d", "relax.matmul", "relax.nn.max_pool2d", "hawq.sum_pool2d", "hawq.softmax"}
+    | {f"relax.{n}" for n in ("sum", "max", "min", "argmax", "argmin")}
+    | {"hawq.dynamic_quantize"}
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One private Relax function of a PACKED module.
+
+    name: the layer's name in the user's model.  func: parameters are the tensors from other layers; constants
+    live in the body.
+    """
+
+    name: str
+    func: relax.Function
+
+    @staticmethod
+    def of(gv: tvm.ir.GlobalVar, func: relax.Function) -> Layer:
+        """The layer of a private function; the function's own name stands in where no layer name is given."""
+        attrs = func.attrs or {}
+        return Layer(str(attrs["hawq.layer"]) if "hawq.layer" in attrs else gv.name_hint, func)
+
+    @cached_property
+    def bindings(self) -> tuple[relax.VarBinding, ...]:
+        """The bindings in order of execution."""
+        return tuple(stages.bindings(self.func))
+
+    @cached_property
+    def anchors(self) -> tuple[relax.VarBinding, ...]:
+        """The bindings whose operator reduces."""
+        return tuple(b for b in self.bindings if ops.op_name(b.value) in ANCHORS)
+
+    @property
+    def anchor(self) -> relax.VarBinding | None:
+        """The only binding that reduces, or None when there is none or several."""
+        return self.anchors[0] if len(self.anchors) == 1 else None
+
+    @property
+    def anchor_call(self) -> relax.Call | None:
+        """The call of the only anchor."""
+        return self.anchor.value if self.anchor is not None else None

@@ -1,0 +1,77 @@
+"""PACKED to TIR: every private function becomes one scheduled PrimFunc, called with its constants by `main`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+
+from hawq_tvm import stages
+
+from . import emit_movement, emit_reduce  # noqa: F401  (they register emitters)
+from .layer import Layer
+from .rule import Kernel, choose
+from .rules import rules_for
+
+Arrays = tuple[np.ndarray[Any, Any], ...]
+
+
+def lower_to_tir(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, int]:
+    """The module with every fused layer lowered by the first rule that fits it, and the number of layers.
+
+    Raises UsageError when no rules exist for the kind of target.
+    """
+    rules = rules_for(target)
+    kernels: dict[str, Kernel] = {}
+    functions: dict[str, tirx.PrimFunc] = {}
+    for name, func in stages.private_functions(module).items():
+        layer = Layer.of(module.get_global_var(name), func)
+        choice = choose(rules, layer, target)
+        kernel = choice.rule.build(layer, target)
+        attrs = {
+            "global_symbol": name, "tirx.noalias": True, "hawq.rule": choice.rule.name, "hawq.layer": layer.name,
+            "hawq.tile": str(kernel.tile), "hawq.refused": choice.sentence(),
+        }  # fmt: skip
+        kernels[name], functions[name] = kernel, kernel.func.with_attr(attrs)
+    return _call_kernels(module, functions, {n: k.arguments for n, k in kernels.items()}), len(functions)
+
+
+def _call_kernels(module: tvm.IRModule, functions: dict[str, tirx.PrimFunc], arguments: dict[str, Arrays]) -> tvm.IRModule:
+    main = module["main"]
+    builder = relax.BlockBuilder()
+    callees = {name: builder.add_func(func, name) for name, func in functions.items()}
+    renamed: dict[relax.Var, relax.Expr] = {}
+
+    def mapped(expr: relax.Expr) -> relax.Expr:
+        if isinstance(expr, relax.Var):
+            return renamed.get(expr, expr)
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([mapped(f) for f in expr.fields])
+        if isinstance(expr, relax.TupleGetItem):
+            return relax.TupleGetItem(mapped(expr.tuple_value), expr.index)
+        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.GlobalVar):
+            name = expr.op.name_hint
+            constants = [relax.const(a, str(a.dtype)) for a in arguments[name]]
+            types = list(expr.ty.fields) if isinstance(expr.ty, relax.TupleType) else [expr.ty]
+            types = [relax.TensorType(tuple(int(d) for d in t.shape.values), str(t.dtype)) for t in types]
+            return relax.call_tir(
+                callees[name], [*(mapped(a) for a in expr.args), *constants],
+                types if isinstance(expr.ty, relax.TupleType) else types[0],
+            )  # fmt: skip
+        if isinstance(expr, relax.Call):
+            return relax.Call(expr.op, [mapped(a) for a in expr.args], attrs=expr.attrs, ty_args=expr.ty_args)
+        return expr
+
+    with builder.function("main", list(main.params), attrs=dict(main.attrs or {}), private=False):
+        with builder.dataflow():
+            for b in stages.bindings(main):
+                value = mapped(b.value)
+                is_alias = isinstance(value, relax.Var)
+                renamed[b.var] = value if is_alias else builder.emit(value, name_hint=b.var.name)
+            result = builder.emit_output(mapped(main.body.body))
+        builder.emit_func_output(result)
+    return builder.get()
+
+

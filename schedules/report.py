@@ -1,0 +1,17 @@
+"""The compile report: which rule made each kernel, with which tile, and why the others refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+
+def report(module: tvm.IRModule) -> list[dict[str, Any]]:
+    """One entry per PrimFunc of a TIR module: function, layer, rule, tile, refused (a sentence per earlier rule)."""
+    return [
+        {"function": gv.name_hint, **{k: str((f.attrs or {}).get(f"hawq.{k}", "")) for k in ("layer", "rule", "tile", "refused")}}
+        for gv, f in sorted(module.functions_items(), key=lambda item: item[0].name_hint)
+        if isinstance(f, tirx.PrimFunc)
+    ]  # fmt: skip

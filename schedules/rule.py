@@ -1,0 +1,63 @@
+"""What a kernel rule is, and the ordered choice among rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import tvm
+from tvm import tirx
+
+from .layer import Layer
+
+
+class Tile(Protocol):
+    """A frozen dataclass of tile sizes; its string goes into the compile report."""
+
+    def __str__(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A scheduled PrimFunc: parameters are the layer's inputs, then `arguments`, then its results."""
+
+    func: tirx.PrimFunc
+    arguments: tuple[np.ndarray[Any, Any], ...]
+    tile: Tile | str = ""
+
+
+class Rule(Protocol):
+    """One way to make a kernel. Rules are tried in order; the first that does not refuse makes the kernel."""
+
+    name: str
+
+    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
+        """None when this rule fits, else a sentence that says why not."""
+
+    def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
+        """The kernel of a layer that this rule fits."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The rule chosen for a layer, and what the rules before it said."""
+
+    rule: Rule
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def sentence(self) -> str:
+        """The refusals as text for the report."""
+        return " ".join(f"{name}: {why}" for name, why in self.refused.items())
+
+
+def choose(rules: Sequence[Rule], layer: Layer, target: tvm.target.Target) -> Choice:
+    """The first rule that fits; the last rule of every list fits everything."""
+    refused: dict[str, str] = {}
+    for rule in rules:
+        why = rule.applies(layer, target)
+        if why is None:
+            return Choice(rule, refused)
+        refused[rule.name] = why
+    raise AssertionError(f"the last rule refused {layer.name}")

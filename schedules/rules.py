@@ -1,0 +1,26 @@
+"""The ordered lists of rules, by kind of target."""
+
+from __future__ import annotations
+
+import tvm
+
+from hawq_tvm.errors import UsageError
+
+from .generic import Generic
+from .rule import Rule
+
+# Tried in order; a faster kernel for some CPU goes before the portable ones.
+CPU_RULES: tuple[Rule, ...] = (Generic(),)
+
+
+def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:
+    """The rules for a target.
+
+    Raises UsageError for a kind of target without rules.
+    """
+    if str(target.kind.name) == "llvm":
+        return CPU_RULES
+    raise UsageError(
+        "no kernels for this kind of target", where="--target", expected="an LLVM CPU target",
+        found=str(target.kind.name), remedy="compile for a CPU, for example --target host",
+    )  # fmt: skip
