@@ -49,6 +49,16 @@ def bindings(func: relax.Function) -> Iterator[relax.VarBinding]:
         yield from block.bindings
 
 
+def outputs(func: relax.Function) -> tuple[relax.Expr, set[relax.Var]]:
+    """What a function returns, and the variables that only name it: they need no copy in a rebuilt function."""
+    bound = {b.var: b.value for b in bindings(func)}
+    expr, aliases = func.body.body, set()
+    while isinstance(expr, relax.Var) and isinstance(bound.get(expr), relax.Var | relax.Tuple):
+        aliases.add(expr)
+        expr = bound[expr]
+    return expr, aliases
+
+
 def private_functions(module: tvm.IRModule) -> dict[str, relax.Function]:
     """The fused layer functions of a PACKED module by name (everything Relax but `main`)."""
     return {

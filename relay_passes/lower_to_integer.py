@@ -93,12 +93,15 @@ class _Lowering:
             low, high = arith.RANGES.get(types[i] if i < len(types) else ops.dtype_of(p), (0, 1))
             self.ctx.intervals[p] = Interval(np.int64(low), np.int64(high))
             self.env[p] = p
+        returned, aliases = stages.outputs(self.main)
         with self.builder.function("main", params):
             with self.builder.dataflow():
                 for binding in stages.bindings(self.main):
+                    if binding.var in aliases:
+                        continue
                     self.ctx.layer = binding.var.name
                     self.env[binding.var] = self._guard(lambda b=binding: self._lower(b))
-                result = self.builder.emit_output(self._outputs())
+                result = self.builder.emit_output(self._outputs(returned))
             self.builder.emit_func_output(result)
         func = self.builder.get()["main"]
         attrs = {k: v for k, v in (self.main.attrs or {}).items() if k != "global_symbol"}
@@ -115,9 +118,8 @@ class _Lowering:
             self.failures.append(failure)
             return FAILED
 
-    def _outputs(self) -> relax.Expr:
-        body = self.main.body.body
-        value = self.env.get(body, body)
+    def _outputs(self, returned: relax.Expr) -> relax.Expr:
+        value = self.env.get(returned, returned)
         fields = value.fields if isinstance(value, relax.Tuple) else [value]
         names = [str(n) for n in (self.main.attrs or {}).get("hawq.output_names", [])]
         results = []

@@ -23,7 +23,7 @@ class Rebuild:
 
     def __init__(self, module: tvm.IRModule) -> None:
         self.module = module
-        self.builder = relax.BlockBuilder(module)
+        self.builder = relax.BlockBuilder()
         self.env: Env = {}
 
     def emit(self, expr: relax.Expr, name: str) -> relax.Var:
@@ -43,22 +43,32 @@ class Rebuild:
         return expr
 
 
-def rewrite_main(module: tvm.IRModule, visit: Visit) -> tvm.IRModule:
-    """`module` with every binding of `main` passed through `visit`; the other functions are kept."""
+def rewrite_main(
+    module: tvm.IRModule, visit: Visit, result: Callable[[Rebuild, relax.Expr], relax.Expr] | None = None
+) -> tvm.IRModule:
+    """`module` with every binding of `main` passed through `visit`; the other functions are kept.
+
+    result: maps the old result expression; by default its variables are replaced by what `visit` made of them.
+    """
     main = module["main"]
+    returned, aliases = stages.outputs(main)
     rebuild = Rebuild(module)
     builder = rebuild.builder
     params = list(main.params)
     with builder.function("main", params, attrs=dict(main.attrs or {}), private=False):
         with builder.dataflow():
             for binding in stages.bindings(main):
+                if binding.var in aliases:
+                    continue
                 value = rebuild.map(binding.value)
                 new = visit(rebuild, binding, value)
                 rebuild.env[binding.var] = rebuild.emit(value if new is None else new, binding.var.name)
-            result = builder.emit_output(rebuild.map(main.body.body))
-        builder.emit_func_output(result)
-    out = builder.get()
-    return tvm.IRModule({**dict(module.functions_items()), **dict(out.functions_items())})
+            body = result(rebuild, returned) if result else rebuild.map(returned)
+            output = builder.emit_output(body)
+        builder.emit_func_output(output)
+    functions = dict(module.functions_items())
+    functions[module.get_global_var("main")] = builder.get()["main"]
+    return tvm.IRModule(functions)
 
 
 def variables(expr: relax.Expr) -> list[relax.Var]:

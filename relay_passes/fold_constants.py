@@ -1,0 +1,97 @@
+"""Fold what depends on constants alone (ANNOTATED and INTEGER).
+
+1. hawq.quantize of a float constant      -> the integer constant (A2)
+2. a movement or integer operator of constants, and element-wise float arithmetic of constants -> a constant
+Not folded: hawq.dequantize of a constant, which is how a quantized weight is written, and hawq.unpack_int4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from hawq_tvm import arith, ops
+
+from .integer.movement import MOVES
+from .rewriter import Rebuild, rewrite_main
+
+_ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    "relax.add": np.add,
+    "relax.subtract": np.subtract,
+    "relax.multiply": np.multiply,
+    "relax.divide": np.divide,
+    "relax.negative": np.negative,
+    "relax.maximum": np.maximum,
+    "relax.minimum": np.minimum,
+}
+
+
+def fold_constants(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
+    """The module with every foldable call of constants replaced by its value."""
+    constants: dict[relax.Var, relax.Expr] = {}
+    count = 0
+
+    def visit(rebuild: Rebuild, binding: relax.VarBinding, value: relax.Expr) -> relax.Expr | None:
+        nonlocal count
+        value = _with_constants(rebuild, binding.value, constants)
+        if ops.is_const(value):
+            constants[binding.var] = value
+            return value
+        folded = _fold(value)
+        if folded is None:
+            return value
+        count += 1
+        constants[binding.var] = folded
+        return folded
+
+    return rewrite_main(module, visit), count
+
+
+def _with_constants(rebuild: Rebuild, expr: relax.Expr, constants: dict[relax.Var, relax.Expr]) -> relax.Expr:
+    if isinstance(expr, relax.Var):
+        return constants.get(expr, rebuild.map(expr))
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple([_with_constants(rebuild, f, constants) for f in expr.fields])
+    if isinstance(expr, relax.Call):
+        args = [_with_constants(rebuild, a, constants) for a in expr.args]
+        return relax.Call(expr.op, args, attrs=expr.attrs, ty_args=expr.ty_args, ret_ty=expr.ty)
+    return rebuild.map(expr)
+
+
+def _fold(expr: relax.Expr) -> relax.Expr | None:
+    name = ops.op_name(expr)
+    if not name:
+        return None
+    if name == "relax.concat":
+        fields = expr.args[0].fields if isinstance(expr.args[0], relax.Tuple) else []
+        if fields and all(ops.is_const(f) for f in fields):
+            return _const(np.concatenate([ops.const_value(f) for f in fields], int(expr.attrs.axis)))
+        return None
+    if not expr.args or not ops.is_const(expr.args[0]):
+        return None
+    first = ops.const_value(expr.args[0])
+    if name in MOVES:
+        return _const(MOVES[name](expr, first))
+    if name == "hawq.quantize" and first.dtype.kind == "f":
+        attrs = expr.attrs
+        return _const(
+            arith.quantize(
+                first, ops.const_value(expr.args[1]), ops.const_value(expr.args[2]).astype(np.int64), qmin=int(attrs["qmin"]),
+                qmax=int(attrs["qmax"]), storage=str(attrs["out_dtype"]), rounding=str(attrs["rounding"]), form=str(attrs["form"]),
+            )  # fmt: skip
+        )
+    if name in _ELEMENTWISE and all(ops.is_const(a) for a in expr.args):
+        values = [ops.const_value(a) for a in expr.args]
+        wide = [v.astype(np.int64) if v.dtype.kind in "iu" else v for v in values]
+        return _const(_ELEMENTWISE[name](*wide).astype(first.dtype))
+    if name == "relax.astype":
+        return _const(first.astype(str(expr.attrs.dtype)))
+    return None
+
+
+def _const(array: Any) -> relax.Expr:
+    return relax.const(np.ascontiguousarray(array).reshape(np.shape(array)))

@@ -1,0 +1,165 @@
+"""Outline every layer as one function: an anchor, what feeds it alone, and the element-wise chain after it (INTEGER -> PACKED).
+
+1. conv2d, matmul, pools, reductions, softmax start a group and take in the pad, dilate2d, unpack_int4 and casts that
+   feed only them.
+2. An element-wise operator joins the group of an operand that nothing else reads and that has its shape; at most one such
+   group may have an anchor, groups that only move or map elements all join.
+3. concat takes in the element-wise groups that feed only it.
+4. Every other operator is a group of its own, border operators always; a float head or tail stays in main.
+A group is placed where its last member was, so everything it reads exists by then.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import tvm
+from tvm import relax
+
+from hawq_tvm import ops, stages
+
+from .choose_layout import ELEMENTWISE
+from .rewriter import use_counts, variables
+
+ANCHORS = frozenset(
+    {"hawq.sum_pool2d", "hawq.softmax", "relax.nn.conv2d", "relax.matmul", "relax.nn.max_pool2d"}
+    | {f"relax.{n}" for n in ("sum", "max", "min", "argmax", "argmin")}
+)
+PROLOGUE = frozenset({"relax.nn.pad", "hawq.dilate2d", "hawq.unpack_int4", "relax.astype", "relax.subtract"})
+MOVING = frozenset({"relax.take", "relax.strided_slice", "relax.permute_dims", "relax.broadcast_to", "relax.concat"})
+
+
+@dataclass(eq=False)
+class _Group:
+    members: list[relax.VarBinding] = field(default_factory=list)
+    anchored: bool = False
+    closed: bool = False
+
+    @property
+    def output(self) -> relax.Var:
+        return self.members[-1].var
+
+
+def fuse_epilogues(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
+    """The PACKED module, and how many operators joined another one's group."""
+    main = module["main"]
+    groups = _partition(main)
+    operators = sum(len(g.members) for g in groups.values())
+    distinct = {id(g) for g in groups.values()}
+    return _outline(module, groups), len(groups) - len(distinct) if operators else 0
+
+
+def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
+    uses = use_counts(main)
+    outside = stages.float_tail(main)
+    group_of: dict[relax.Var, _Group] = {}
+
+    def candidates(call: relax.Call) -> list[_Group]:
+        """Open groups whose output only this call reads."""
+        found = []
+        for v in variables(call):
+            group = group_of.get(v)
+            if group is not None and uses[v] == 1 and group.output.same_as(v) and not group.closed and group not in found:
+                found.append(group)
+        return found
+
+    for binding in stages.bindings(main):
+        value, name = binding.value, ops.op_name(binding.value)
+        if not isinstance(value, relax.Call) or binding.var.name in outside:
+            continue
+        group = _Group(anchored=name in ANCHORS, closed=name in stages.BORDER_OPS)
+        taken: list[_Group] = []
+        if name in ANCHORS:
+            taken = [g for g in candidates(value) if all(ops.op_name(m.value) in PROLOGUE for m in g.members)]
+        elif name in ELEMENTWISE:
+            same = [g for g in candidates(value) if ops.shape_of(g.output) == ops.shape_of(binding.var)]
+            anchored = [g for g in same if g.anchored]
+            # Of two anchors (a residual join of two convolutions) the later one takes the sum.
+            taken = [g for g in same if not g.anchored and not _is_pad(g)] + anchored[-1:]
+            group.anchored = bool(anchored)
+        elif name == "relax.concat":
+            taken = [g for g in candidates(value) if not g.anchored and not _is_pad(g)]
+        members = [m for g in taken for m in g.members]
+        order = {b.var: i for i, b in enumerate(stages.bindings(main))} if len(taken) > 1 else {}
+        group.members = [*(sorted(members, key=lambda m: order[m.var]) if order else members), binding]
+        for m in group.members:
+            group_of[m.var] = group
+    return group_of
+
+
+def _is_pad(group: _Group) -> bool:
+    return any(ops.op_name(m.value) in ("relax.nn.pad", "hawq.dilate2d", "relax.concat") for m in group.members)
+
+
+def _function_name(group: _Group) -> str:
+    kinds = [re.sub(r"^(relax|hawq)\.(nn\.)?", "", ops.op_name(m.value)) for m in group.members]
+    return "_".join(dict.fromkeys(kinds))[:60]
+
+
+def _outline(module: tvm.IRModule, group_of: dict[relax.Var, _Group]) -> tvm.IRModule:
+    main = module["main"]
+    returned, aliases = stages.outputs(main)
+    builder = relax.BlockBuilder()
+    env: dict[relax.Var, relax.Expr] = {p: p for p in main.params}
+    functions = {}
+    for group in dict.fromkeys(group_of.values()):
+        functions[group] = _function(builder, group)
+
+    def mapped(expr: relax.Expr) -> relax.Expr:
+        if isinstance(expr, relax.Var):
+            return env[expr]
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([mapped(f) for f in expr.fields])
+        if isinstance(expr, relax.TupleGetItem):
+            return relax.TupleGetItem(mapped(expr.tuple_value), expr.index)
+        if isinstance(expr, relax.Call):
+            return relax.Call(expr.op, [mapped(a) for a in expr.args], attrs=expr.attrs, ty_args=expr.ty_args)
+        return expr
+
+    with builder.function("main", list(main.params)):
+        with builder.dataflow():
+            for binding in stages.bindings(main):
+                group = group_of.get(binding.var)
+                if binding.var in aliases:
+                    continue
+                if group is None:
+                    env[binding.var] = builder.emit(mapped(binding.value), name_hint=binding.var.name)
+                elif group.output.same_as(binding.var):
+                    gv, outer = functions[group]
+                    env[binding.var] = builder.emit(relax.Call(gv, [env[v] for v in outer]), name_hint=binding.var.name)
+            output = builder.emit_output(mapped(returned))
+        builder.emit_func_output(output)
+    new = builder.get()
+    func = new["main"]
+    for key, value in (main.attrs or {}).items():
+        if key != "global_symbol":
+            func = func.with_attr(key, value)
+    new.update_func(new.get_global_var("main"), func)
+    return new
+
+
+def _function(builder: relax.BlockBuilder, group: _Group) -> tuple[tvm.ir.GlobalVar, list[relax.Var]]:
+    inside = {m.var for m in group.members}
+    outer = list(dict.fromkeys(v for m in group.members for v in variables(m.value) if v not in inside))
+    env: dict[relax.Var, relax.Expr] = {v: relax.Var(f"p{i}", v.ty) for i, v in enumerate(outer)}
+    params = [env[v] for v in outer]
+    inner = relax.BlockBuilder()
+
+    def mapped(expr: relax.Expr) -> relax.Expr:
+        if isinstance(expr, relax.Var):
+            return env[expr]
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([mapped(f) for f in expr.fields])
+        if isinstance(expr, relax.Call):
+            return relax.Call(expr.op, [mapped(a) for a in expr.args], attrs=expr.attrs, ty_args=expr.ty_args)
+        return expr
+
+    with inner.function("layer", params, private=True):
+        with inner.dataflow():
+            for m in group.members[:-1]:
+                env[m.var] = inner.emit(mapped(m.value), name_hint=m.var.name)
+            last = inner.emit_output(mapped(group.members[-1].value))
+        inner.emit_func_output(last)
+    func = inner.get()["layer"].with_attr("Primitive", 1).with_attr("hawq.layer", group.output.name)
+    return builder.add_func(func, _function_name(group)), outer
