@@ -1,0 +1,140 @@
+"""The integer-only certificate: a walk over every lowered kernel, and over the machine code made from it.
+
+The border (hawq.quantize, hawq.dequantize, hawq.dynamic_quantize) and an allowed float head or tail are excluded by what they
+are in the PACKED module, never by name; everything between must be integer in TIR and free of floating point instructions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import relax, tirx
+
+from .. import ops, ranges, stages
+from .disassemble import inspect_library
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was proved about one compiled model; `ok` says that it is integer-only."""
+
+    kernels: int
+    border: tuple[str, ...]
+    float_tail: tuple[str, ...]
+    buffers: int
+    expressions: int
+    tir_offenders: tuple[str, ...]
+    code_functions: int
+    instructions: int
+    code_offenders: tuple[str, ...]
+    thresholds: int
+    differing: int
+    not_enumerated: tuple[str, ...]
+    differing_layers: dict[str, int]
+    roundings: dict[str, int]
+    margins: tuple[dict[str, Any], ...] = field(default_factory=tuple)
+
+    @property
+    def ok(self) -> bool:
+        """No float operation in TIR nor in machine code between the input's quantize and the output's dequantize."""
+        return not self.tir_offenders and not self.code_offenders
+
+    @property
+    def least_margin(self) -> dict[str, Any] | None:
+        """The accumulator with the fewest spare bits."""
+        return min(self.margins, key=lambda m: m["spare_bits"], default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return {"ok": self.ok, **asdict(self), "least_margin": self.least_margin}
+
+
+def certify(packed: tvm.IRModule, tir: tvm.IRModule, library: Path) -> Certificate:
+    """Certify a compiled model from its PACKED module, its TIR module and its built library.
+
+    Raises PackageError when the library cannot be disassembled, OverflowBoundError when an accumulator can overflow.
+    """
+    border = {name for name, f in stages.private_functions(packed).items() if _is_border(f)}
+    walk = _TirWalk()
+    kernels = []
+    for gv, func in sorted(tir.functions_items(), key=lambda item: item[0].name_hint):
+        # What the compiler adds for a float tail has no counterpart in the PACKED module.
+        if isinstance(func, tirx.PrimFunc) and gv.name_hint in stages.private_functions(packed) and gv.name_hint not in border:
+            kernels.append(gv.name_hint)
+            walk.function(str(func.attrs["hawq.layer"]), func)
+    code = inspect_library(library, kernels)
+    requantizes = [(layer, c) for layer, c in _requantizes(packed)]
+    proofs = [(layer, int(c.attrs["thresholds"]), int(c.attrs["differing"])) for layer, c in requantizes]
+    roundings: dict[str, int] = {}
+    for _, c in requantizes:
+        roundings[str(c.attrs["rounding"])] = roundings.get(str(c.attrs["rounding"]), 0) + 1
+    return Certificate(
+        kernels=len(kernels), border=tuple(sorted(border)), float_tail=tuple(sorted(stages.float_tail(packed["main"]))),
+        buffers=walk.buffers, expressions=walk.expressions, tir_offenders=tuple(walk.offenders),
+        code_functions=code.functions, instructions=code.instructions,
+        code_offenders=tuple(f"{o.function}+{o.address:#x}: {o.instruction}" for o in code.offenders),
+        thresholds=sum(t for _, t, _ in proofs if t >= 0), differing=sum(d for _, _, d in proofs if d >= 0),
+        not_enumerated=tuple(layer for layer, t, _ in proofs if t < 0),
+        differing_layers={layer: d for layer, _, d in proofs if d > 0}, roundings=roundings,
+        margins=tuple(m.to_dict() for m in ranges.margins(packed)),
+    )  # fmt: skip
+
+
+def _is_border(func: relax.Function) -> bool:
+    return any(stages.is_border(b) for b in stages.bindings(func))
+
+
+def _requantizes(packed: tvm.IRModule) -> list[tuple[str, relax.Call]]:
+    found = []
+    for func in stages.private_functions(packed).values():
+        layer = str(func.attrs["hawq.layer"])
+        found += [(layer, b.value) for b in stages.bindings(func) if ops.op_name(b.value) == "hawq.requantize"]
+    return found
+
+
+class _TirWalk:
+    """Visits every node of a PrimFunc, whatever its kind, by reflection, and notes the types that are not integer."""
+
+    def __init__(self) -> None:
+        self.buffers = self.expressions = 0
+        self.offenders: list[str] = []
+
+    def function(self, layer: str, func: tirx.PrimFunc) -> None:
+        """Walk a function's parameters and body."""
+        seen: dict[int, Any] = {}  # holds the nodes, so that no address is used twice
+        pending: list[Any] = [*func.params, func.body]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, tvm_ffi.Array):
+                pending += list(node)
+            elif isinstance(node, tvm_ffi.Map):
+                pending += [x for item in node.items() for x in item]
+            elif isinstance(node, tvm_ffi.Object) and not isinstance(node, str):
+                handle = node.__chandle__()
+                if handle not in seen:
+                    seen[handle] = node
+                    self._node(layer, node)
+                    pending += [getattr(node, name) for name in _field_names(node)]
+
+    def _node(self, layer: str, node: Any) -> None:
+        for dtype in (getattr(node, "dtype", None), getattr(getattr(node, "ty", None), "dtype", None)):
+            if dtype is not None:
+                is_buffer = isinstance(node, tirx.Buffer)
+                self.buffers += is_buffer
+                self.expressions += not is_buffer
+                if str(dtype).startswith(("float", "bfloat", "custom")):
+                    self.offenders.append(f"{layer}: {type(node).__name__} is {dtype}")
+                return
+
+
+def _field_names(node: Any) -> list[str]:
+    names: list[str] = []
+    info = getattr(type(node), "__tvm_ffi_type_info__", None)
+    while info is not None:
+        names += [f.name for f in info.fields if f.name != "span"]
+        info = info.parent_type_info
+    return names
