@@ -22,10 +22,13 @@ class Operand:
     """A tensor inside a layer: a TE stage, or a constant that becomes an immediate or a placeholder.
 
     A constant whose elements are all equal is an immediate; any other is passed to the kernel as an argument.
+    four_bits: every element of the constant fits in 4 bits, and the package should store it so.
     """
 
-    def __init__(self, scope: Emission, tensor: te.Tensor | None = None, value: Array | None = None) -> None:
-        self.scope, self._tensor, self.value = scope, tensor, value
+    def __init__(
+        self, scope: Emission, tensor: te.Tensor | None = None, value: Array | None = None, four_bits: bool = False
+    ) -> None:
+        self.scope, self._tensor, self.value, self.four_bits = scope, tensor, value, four_bits
         self.uniform = value is not None and value.size > 0 and bool(np.all(value == value.flat[0]))
 
     @property
@@ -55,7 +58,7 @@ class Operand:
         return self.tensor(*(0 if n == 1 else i for n, i in zip(shape, own, strict=True)))
 
 
-Emitter = Callable[["Emission", relax.Call], "te.Tensor | list[te.Tensor]"]
+Emitter = Callable[["Emission", relax.Call], "te.Tensor | list[te.Tensor] | Operand"]
 EMITTERS: dict[str, Emitter] = {}
 
 
@@ -109,7 +112,7 @@ class Emission:
             if isinstance(out, list):
                 self.values[binding.var] = [Operand(self, t) for t in out]
             else:
-                self.values[binding.var] = Operand(self, out)
+                self.values[binding.var] = out if isinstance(out, Operand) else Operand(self, out)
 
     def _lookup(self, expr: relax.Expr) -> Operand | list[Operand]:
         if ops.is_const(expr):

@@ -7,16 +7,8 @@ from tvm import s_tir
 
 from .emit import Emission
 from .layer import Layer
+from .loops import inline_all
 from .rule import Kernel
-
-
-def inline_all(sch: s_tir.Schedule) -> None:
-    """Inline every block into its consumers where the schedule allows it."""
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
-        try:
-            sch.compute_inline(block)
-        except s_tir.ScheduleError:
-            continue
 
 
 class Generic:

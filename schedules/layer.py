@@ -17,6 +17,11 @@ ANCHORS = frozenset(
     | {"hawq.dynamic_quantize"}
 )
 
+ELEMENTWISE = frozenset(
+    {f"relax.{n}" for n in ("add", "subtract", "multiply", "maximum", "minimum", "clip", "astype", "where")}
+    | {"relax.greater_equal", "hawq.requantize", "hawq.lookup", "hawq.quantize", "hawq.dequantize"}
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -54,3 +59,29 @@ class Layer:
     def anchor_call(self) -> relax.Call | None:
         """The call of the only anchor."""
         return self.anchor.value if self.anchor is not None else None
+
+    def definition(self, expr: relax.Expr) -> relax.Expr:
+        """The expression that a variable of the body stands for; other expressions as they are."""
+        values = {b.var: b.value for b in self.bindings}
+        while isinstance(expr, relax.Var) and expr in values:
+            expr = values[expr]
+        return expr
+
+    def is_four_bits(self, expr: relax.Expr) -> bool:
+        """Whether an expression is a constant stored in 4 bits."""
+        return ops.op_name(self.definition(expr)) == "hawq.unpack_int4"
+
+    def is_constant(self, expr: relax.Expr) -> bool:
+        """Whether an expression is a constant, 4-bit ones included."""
+        return ops.is_const(self.definition(expr)) or self.is_four_bits(expr)
+
+    def epilogue_moves_data(self) -> str | None:
+        """None when everything after the anchor is element-wise on the anchor's shape, else a sentence."""
+        anchor = self.anchor
+        assert anchor is not None
+        after = self.bindings[self.bindings.index(anchor) + 1 :]
+        for b in after:
+            name = ops.op_name(b.value)
+            if name and (name not in ELEMENTWISE or ops.shape_of(b.var) != ops.shape_of(anchor.var)):
+                return f"{name} after the {ops.op_name(anchor.value)} is not element-wise on its shape."
+        return None

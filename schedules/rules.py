@@ -6,11 +6,12 @@ import tvm
 
 from hawq_tvm.errors import UsageError
 
+from .cpu_contract import Contract
 from .generic import Generic
 from .rule import Rule
 
 # Tried in order; a faster kernel for some CPU goes before the portable ones.
-CPU_RULES: tuple[Rule, ...] = (Generic(),)
+CPU_RULES: tuple[Rule, ...] = (Contract(), Generic())
 
 
 def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:

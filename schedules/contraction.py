@@ -1,0 +1,205 @@
+"""Convolutions and matrix products in one form: rows of data against packed weights.
+
+    acc[lead, w, o] += rows[row(lead, kh), w * step + t * hop + start(o) + r] * weights[lead', o / L, kh, t, r, o % L]
+
+A row is one line of the padded NHWC input, its pixels' channels in sequence, so that the taps of one
+kernel line are contiguous when there is one group and no dilation. The weights of a vector of L output channels
+that lies in several groups cover the inputs of all of them, with zeros in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+
+from hawq_tvm import ops
+
+from .emit import Array, Emission, Operand, immediate, ints
+
+Index = Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a contraction.
+
+    lead: output dimensions before the last two.  pixels, channels: the last two.  taps: (KH, T).  run: contiguous
+    elements per tap.  step, hop: elements between neighbouring pixels, between taps.  rows: the dimensions that
+    choose a row of the data.  row_length: elements of the data in a row.  groups, inputs: of a
+    convolution, and the input channels of one group.
+    """
+
+    lead: tuple[int, ...]
+    pixels: int
+    channels: int
+    taps: tuple[int, int]
+    run: int
+    step: int
+    hop: int
+    rows: tuple[int, ...]
+    row_length: int
+    groups: int = 1
+    inputs: int = 1
+
+    def start(self, vector: Any, lanes: int) -> Any:
+        """The first input channel that an output vector reads: that of its first channel's group."""
+        if self.groups == 1:
+            return 0
+        return (vector * lanes // (self.channels // self.groups)) * self.inputs
+
+    def row_needed(self, pixels: int, lanes: int, depth: int) -> int:
+        """The elements a row must have so that `pixels` pixels in whole steps of `depth` stay inside it."""
+        last = int(self.start(-(-self.channels // lanes) - 1, lanes))
+        return (pixels - 1) * self.step + (self.taps[1] - 1) * self.hop + last + -(-self.run // depth) * depth
+
+    @property
+    def per_pixel(self) -> int:
+        """The elements of one pixel: a row is a whole number of them."""
+        return self.inputs * self.groups
+
+    @property
+    def products(self) -> int:
+        """The number of multiplications."""
+        return prod(self.lead) * self.pixels * self.channels * prod(self.taps) * self.run
+
+
+@dataclass(frozen=True, eq=False)
+class Contraction:
+    """A shape with its operands: data at (row, element), the row of an output, the weights' leading index."""
+
+    shape: Shape
+    dtype: str
+    element: Callable[[Index, Any], tirx.Expr]
+    row: Callable[[Index, Any], list[Any]]
+    weights: te.Tensor
+    weight_lead: Callable[[Index], list[Any]]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Weights as [.., vector, kh, t, r / depth, L, depth]: `vectors` vectors of `lanes` channels, zeros at the ends.
+
+    With depth 1 the last dimension is left out.
+    """
+
+    vectors: int
+    lanes: int
+    depth: int
+
+
+def shape_of(call: relax.Call, lanes: int) -> Shape:
+    """The sizes of a conv2d (NHWC, HWIO) or of a matmul of matrices; `lanes` matters when a vector spans groups."""
+    out = ops.shape_of(call)
+    if ops.op_name(call) == "relax.matmul":
+        a = ops.shape_of(call.args[0])
+        depth = a[-1]
+        return Shape(out[:-2], out[-2], out[-1], (1, 1), depth, depth, 0, a[:-2], a[-2] * depth, 1, depth)
+    attrs = call.attrs
+    (n, h, w, c), (kh, kw, inputs, channels) = (ops.shape_of(x) for x in call.args)
+    stride, dilation, groups = ints(attrs.strides)[1], ints(attrs.dilation)[1], int(attrs.groups)
+    taps, run = (kh, kw), c
+    if groups == 1 and (dilation == 1 or kw == 1):
+        taps, run = (kh, 1), kw * c
+    if groups > 1:
+        per_group = channels // groups
+        first = np.arange(0, channels, lanes)
+        last = np.minimum(first + lanes, channels) - 1
+        run = int((last // per_group - first // per_group + 1).max()) * inputs
+    return Shape(out[:2], out[2], channels, taps, run, stride * c, dilation * c, (n, h), w * c, groups, inputs)
+
+
+def contraction(e: Emission, call: relax.Call, form: Packing) -> Contraction:
+    """The operands of an anchor in the common form."""
+    shape, dtype = shape_of(call, form.lanes), ops.dtype_of(call)
+    x, w = e.operand(call.args[0]), e.operand(call.args[1])
+    if ops.op_name(call) == "relax.matmul":
+        own = w.shape[:-2]
+        if w.value is not None:
+            weights = _constant(e, w, w.value.reshape(*own, 1, 1, shape.run, shape.channels), shape, form)
+        else:
+            weights = _stage(own, shape, form, w.dtype, lambda lead, kh, t, r, o: w.at([*lead, r, o]))
+
+        def row(index: Index, kh: Any) -> list[Any]:
+            return [0 if d == 1 else i for d, i in zip(shape.rows, index[len(index) - len(shape.rows) :], strict=True)]
+
+        def lead(index: Index) -> list[Any]:
+            return [0 if d == 1 else i for d, i in zip(own, index[len(index) - len(own) :], strict=True)]
+
+        return Contraction(shape, dtype, lambda r, k: x.at([*r, k // shape.run, k % shape.run]), row, weights, lead)
+
+    stride, dilation = ints(call.attrs.strides)[0], ints(call.attrs.dilation)[0]
+    c, inputs = x.shape[3], w.shape[2]
+    if w.value is not None:
+        dense = w.value.reshape(*shape.taps, shape.run, shape.channels) if shape.groups == 1 else w.value
+        weights = _constant(e, w, dense, shape, form)
+    elif shape.taps == w.shape[:2]:
+        weights = _stage((), shape, form, w.dtype, lambda _, kh, t, r, o: w.at([kh, t, r, o]))
+    else:
+        weights = _stage(
+            (), shape, form, w.dtype, lambda _, kh, t, r, o: w.at([kh, r // inputs, r % inputs, o])
+        )
+    return Contraction(
+        shape, dtype, lambda r, k: x.at([*r, k // c, k % c]),
+        lambda i, kh: [i[0], i[1] * stride + kh * dilation], weights, lambda _: [],
+    )  # fmt: skip
+
+
+def pack(weights: Array, shape: Shape, form: Packing) -> Array:
+    """[.., kh, t, r, O] weights (HWIO when grouped) as `form` says."""
+    lanes, depth = form.lanes, form.depth
+    if shape.groups == 1:
+        extra = form.vectors * lanes - shape.channels
+        full = np.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, extra)])
+        dense = np.moveaxis(full.reshape(*full.shape[:-1], form.vectors, lanes), -2, -5)
+    else:
+        per_group = shape.channels // shape.groups
+        dense = np.zeros((form.vectors, *shape.taps, shape.run, lanes), weights.dtype)
+        for o in range(shape.channels):
+            vector, lane = divmod(o, lanes)
+            begin = o // per_group * shape.inputs - int(shape.start(vector, lanes))
+            dense[vector, :, :, begin : begin + shape.inputs, lane] = weights[..., o]
+    dense = np.pad(dense, [(0, 0)] * (dense.ndim - 2) + [(0, -shape.run % depth), (0, 0)])
+    if depth == 1:
+        return np.ascontiguousarray(dense)
+    steps = dense.reshape(*dense.shape[:-2], -1, depth, lanes)
+    return np.ascontiguousarray(np.swapaxes(steps, -1, -2))
+
+
+def _constant(e: Emission, w: Operand, dense: Array, shape: Shape, form: Packing) -> te.Tensor:
+    """Constant weights as an argument; 4-bit ones keep two to a byte, and a stage of their own opens them."""
+    packed = pack(dense, shape, form)
+    if not w.four_bits or form.depth != 2:
+        return e.argument(packed, "weights")
+    values = packed.astype(np.int64)
+    pairs = e.argument(((values[..., 0] & 15) | ((values[..., 1] & 15) << 4)).astype(np.uint8), "weights")
+    signed = w.dtype == "int8"
+
+    def element(*i: Any) -> tirx.Expr:
+        byte = pairs(*i[:-1]).astype("int32")
+        nibble = (byte >> (i[-1] * 4)) & immediate(15, "int32")
+        return ((nibble ^ immediate(8, "int32")) - 8 if signed else nibble).astype("int8")
+
+    return te.compute(packed.shape, element, name="unpacked")
+
+
+def _stage(
+    lead: tuple[int, ...], shape: Shape, form: Packing, dtype: str, at: Callable[..., tirx.Expr]
+) -> te.Tensor:
+    """The packing of weights that are computed at run time; one group only."""
+    steps = -(-shape.run // form.depth)
+
+    def element(*i: Any) -> tirx.Expr:
+        *first, vector, kh, t, j, lane = i[: len(lead) + 5]
+        r, o = j if form.depth == 1 else j * form.depth + i[-1], vector * form.lanes + lane
+        value = at(first, kh, t, r, o)
+        inside = [o < shape.channels] if shape.channels != form.vectors * form.lanes else []
+        inside += [r < shape.run] if shape.run % form.depth else []
+        return tirx.if_then_else(tirx.all(*inside), value, immediate(0, dtype)) if inside else value
+
+    last = (form.depth,) if form.depth > 1 else ()
+    return te.compute((*lead, form.vectors, *shape.taps, steps, form.lanes, *last), element, name="packed")

@@ -1,0 +1,227 @@
+"""Convolutions and matrix products on any CPU: a block of accumulators in registers, its epilogue while it is hot.
+
+    for (lead, rows, vectors of channels) in parallel:          one task
+      for row, for block of pixels:
+        acc[pixels][vectors] = 0                                registers
+        for kh, t, step of the run:
+          acc[p][v] += data[p] * weights[v]                     unrolled over p and v
+        out = epilogue(acc)                                     vectors of L channels
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import gcd
+from typing import Any
+
+import tvm
+from tvm import relax, s_tir, te, tirx
+
+from hawq_tvm import arith, ops
+
+from .contraction import Packing, Shape, contraction, shape_of
+from .emit import Emission, Operand, immediate
+from .loops import inline_all, parallel_outer, vectorize_plain
+from .intrinsics import multiply_add
+from .layer import Layer
+from .rule import Kernel
+
+L2_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class ContractTile:
+    """Accumulators of `pixels` x `vectors` registers of `lanes` int32 each.
+
+    depth: products per lane and step (2 where the CPU multiplies and adds pairs).  rows: output rows per task.
+    """
+
+    pixels: int
+    vectors: int
+    lanes: int
+    depth: int
+    rows: int
+
+    def __post_init__(self) -> None:
+        if self.depth not in (1, 2) or min(self.pixels, self.vectors, self.lanes, self.rows) < 1:
+            raise ValueError(f"not a tile: {self}")
+
+    def __str__(self) -> str:
+        return f"{self.pixels}x{self.vectors} vectors of {self.lanes}, depth {self.depth}, {self.rows} rows"
+
+
+@dataclass(frozen=True)
+class VectorUnit:
+    """What the portable kernels need to know of a CPU: int32 lanes, number of registers, pairs multiplied and added."""
+
+    lanes: int
+    registers: int
+    pairs: bool
+
+    @staticmethod
+    def of(target: tvm.target.Target) -> VectorUnit:
+        """The unit that LLVM will use for a target."""
+        triple = str(target.attrs.get("mtriple", ""))
+        with target:
+            has = {f: bool(tvm.target.codegen.target_has_features(f)) for f in ("avx512bw", "avx2", "sse2")}
+        if has["avx512bw"]:
+            return VectorUnit(16, 32, True)
+        if has["avx2"]:
+            return VectorUnit(8, 16, True)
+        return VectorUnit(4, 16, True) if has["sse2"] or "x86" in triple else VectorUnit(4, 32, False)
+
+
+def choose_tile(shape: Shape, unit: VectorUnit, depth: int) -> ContractTile:
+    """The block of accumulators with the least estimated work for a shape.
+
+    Work per step and block: one multiply-add per accumulator (at least eight to hide its latency), one load per
+    pixel and one and a half per vector of weights; blocks that stick out of the tensor count in full.
+    """
+    best: tuple[float, ContractTile] | None = None
+    for vectors in (1, 2, 3, 4):
+        for pixels in range(1, 15):
+            if pixels * vectors + vectors + 2 > unit.registers:
+                continue
+            blocks = -(-shape.pixels // pixels) * -(-shape.channels // (unit.lanes * vectors))
+            work = blocks * (max(2 * pixels * vectors, 8) + pixels + 1.5 * vectors)
+            if best is None or work < best[0]:
+                best = work, ContractTile(pixels, vectors, unit.lanes, depth, 1)
+    assert best is not None
+    # Enough rows that their data stays in the second level cache while the vectors of channels change.
+    most = max(1, L2_BYTES // (2 * shape.row_length))
+    lines = shape.lead[-1] if shape.lead else 1
+    return replace(best[1], rows=max(n for n in range(1, lines + 1) if lines % n == 0 and n <= most))
+
+
+class Contract:
+    """Convolutions and matrix products with any element-wise epilogue.
+
+    unit: the vector unit to write for, by default the target's.
+    """
+
+    name = "cpu.contract"
+
+    def __init__(self, unit: VectorUnit | None = None) -> None:
+        self.unit = unit
+
+    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
+        """One conv2d in NHWC or one matmul of matrices, with at most 16 bits each."""
+        call = layer.anchor_call
+        if call is None or ops.op_name(call) not in ("relax.nn.conv2d", "relax.matmul"):
+            return "not a convolution or a matrix product."
+        if isinstance(layer.func.body.ty, relax.TupleType):
+            return "several results."
+        x, w = call.args
+        if ops.op_name(call) == "relax.matmul":
+            if len(ops.shape_of(x)) < 2 or len(ops.shape_of(w)) < 2:
+                return "a matrix times a vector, which has no pixels or no channels."
+        elif str(call.attrs.data_layout) != "NHWC" or str(call.attrs.kernel_layout) != "HWIO":
+            return f"the layout is {call.attrs.data_layout}, {call.attrs.kernel_layout}, not NHWC, HWIO."
+        elif int(call.attrs.groups) > 1 and not layer.is_constant(w):
+            return "grouped weights that are computed at run time."
+        return layer.epilogue_moves_data()
+
+    def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
+        """See the loops at the top of this file."""
+        call = layer.anchor_call
+        assert call is not None
+        unit, acc = self.unit or VectorUnit.of(target), ops.dtype_of(call)
+        small = all(fits_int16(ops.dtype_of(a)) for a in call.args)
+        if acc == "int64":
+            unit = replace(unit, lanes=max(1, unit.lanes // 2), pairs=False)
+        tile = choose_tile(shape_of(call, unit.lanes), unit, 2 if unit.pairs and small else 1)
+        stored = "int16" if small else acc
+        overrides = {ops.op_name(call): lambda e, c: _emit(e, c, tile, stored), "hawq.unpack_int4": _constant_int4}
+        emission = Emission(layer, overrides)
+        sch = s_tir.Schedule(emission.prim_func())
+        opened = tile.depth == 2 and layer.is_four_bits(call.args[1])
+        weight = "int8" if opened else ops.dtype_of(call.args[1])
+        intrinsic = multiply_add(tile.lanes, tile.depth, stored, weight, acc)
+        _schedule(sch, shape_of(call, unit.lanes), tile, intrinsic)
+        return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
+
+
+def fits_int16(dtype: str) -> bool:
+    """Whether every value of an integer type is an int16."""
+    low, high = arith.RANGES[dtype]
+    return low >= -(2**15) and high < 2**15
+
+
+def _constant_int4(e: Emission, call: relax.Call) -> Operand:
+    packed, shape, signed = ops.const_value(call.args[0]), ops.shape_of(call), bool(int(call.attrs["signed"]))
+    return Operand(e, value=arith.unpack_int4(packed, shape, signed), four_bits=True)
+
+
+def _emit(e: Emission, call: relax.Call, tile: ContractTile, stored: str) -> te.Tensor:
+    """Stages: rows (the padded data, widened), acc (rounded up to whole tiles), and the view of it the layer sees."""
+    sizes = shape_of(call, tile.lanes)
+    pixels = -(-sizes.pixels // tile.pixels) * tile.pixels
+    vectors = -(-sizes.channels // (tile.lanes * tile.vectors)) * tile.vectors
+    c = contraction(e, call, Packing(vectors, tile.lanes, tile.depth))
+    s = c.shape
+    needed = max(s.row_needed(pixels, tile.lanes, tile.depth), s.row_length)
+    length = -(-needed // s.per_pixel) * s.per_pixel
+
+    def row_element(*i: Any) -> tirx.Expr:
+        value = c.element(i[:-1], i[-1]).astype(stored)
+        return value if length == s.row_length else tirx.if_then_else(i[-1] < s.row_length, value, immediate(0, stored))
+
+    rows = te.compute((*s.rows, length), row_element, name="rows")
+    kh, t = te.reduce_axis((0, s.taps[0]), "kh"), te.reduce_axis((0, s.taps[1]), "t")
+    j = te.reduce_axis((0, -(-s.run // tile.depth)), "j")
+    p = [te.reduce_axis((0, tile.depth), "p")] if tile.depth > 1 else []
+
+    def accumulate(*i: Any) -> tirx.Expr:
+        *lead, w, vector, lane = i
+        start = s.start(tirx.Min(vector, immediate((s.channels - 1) // tile.lanes, "int32")), tile.lanes)
+        x = rows(*c.row(lead, kh), w * s.step + t * s.hop + start + sum(p, j * tile.depth))
+        weight = c.weights(*c.weight_lead(lead), vector, kh, t, j, lane, *p)
+        return te.sum(x.astype(c.dtype) * weight.astype(c.dtype), axis=[kh, t, j, *p])
+
+    acc = te.compute((*s.lead, pixels, vectors, tile.lanes), accumulate, name="acc")
+    return te.compute(
+        (*s.lead, s.pixels, s.channels), lambda *i: acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes), name="view"
+    )
+
+
+def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str) -> None:
+    inline_all(sch, keep=("acc", "rows", "packed", "unpacked"))
+    acc, rows = sch.get_sblock("acc"), sch.get_sblock("rows")
+    (out,) = sch.get_output_blocks(sch.get_sblock("root"))
+
+    loops = sch.get_loops(acc)
+    lead, (w, vector, lane, kh, t, j, *p) = loops[: len(shape.lead)], loops[len(shape.lead) :]
+    w_outer, w_inner = sch.split(w, [None, tile.pixels])
+    v_outer, v_inner = sch.split(vector, [None, tile.vectors])
+    tasks, inside = lead, []
+    if lead:
+        row_outer, row_inner = sch.split(lead[-1], [None, tile.rows])
+        tasks, inside = [*lead[:-1], row_outer], [row_inner]
+    sch.reorder(*tasks, v_outer, *inside, w_outer, kh, t, j, w_inner, v_inner, lane, *p)
+    task = sch.fuse(*tasks, v_outer)
+    sch.parallel(task)
+
+    for producer in sch.get_producers(acc):
+        name = sch.get(producer).name_hint
+        if name == "unpacked":
+            sch.compute_at(producer, task)
+        elif name == "packed":
+            parallel_outer(sch, producer)
+    copy = sch.cache_write(acc, 0, "local")
+    sch.reverse_compute_at(copy, w_outer)
+    sch.reverse_compute_at(out, w_outer)
+    init = sch.decompose_reduction(acc, kh)
+    for block in (init, copy):
+        *_, in_w, in_v, in_lane = sch.get_loops(block)
+        sch.unroll(in_w)
+        sch.unroll(in_v)
+        sch.vectorize(in_lane)
+    sch.unroll(w_inner)
+    sch.unroll(v_inner)
+    sch.tensorize(lane, intrinsic)
+
+    _, channel = sch.split(sch.get_loops(out)[-1], [None, gcd(shape.channels, tile.lanes)])
+    sch.vectorize(channel)
+    pixel = sch.split(sch.get_loops(rows)[-1], [None, shape.per_pixel])[-1]
+    vectorize_plain(sch, pixel, tile.lanes)
+    parallel_outer(sch, rows)

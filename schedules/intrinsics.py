@@ -1,0 +1,97 @@
+"""Inner products of one vector of accumulators, as pairs of meaning and spelling."""
+
+# No postponed annotations here: TVMScript reads the buffer types from them.
+from functools import cache
+
+from tvm import s_tir, tirx
+from tvm.script import tirx as T
+
+Pair = tuple[tirx.PrimFunc, tirx.PrimFunc]
+
+
+@cache
+def multiply_add(lanes: int, depth: int, data: str, weight: str, acc: str) -> str:
+    """The name of the tensor intrinsic c[i] += sum_k a[k] w[i, k], i < lanes, k < depth, exact for every operand.
+
+    depth 1 broadcasts one element (and w has one dimension).  depth 2 needs int16 data, weights of at most 16 bits
+    and int32 sums, and is written so that LLVM selects a multiply-add of pairs where the CPU has one (pmaddwd).
+    """
+    name = f"hawq.multiply_add.{lanes}.{depth}.{data}.{weight}.{acc}"
+    meaning, spelling = _two(lanes, weight) if depth == 2 else _one(lanes, data, weight, acc)
+    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
+    return name
+
+
+def _one(lanes: int, data: str, weight: str, acc: str) -> Pair:
+    @T.prim_func(s_tir=True)
+    def meaning(
+        A: T.Buffer((1,), data, offset_factor=1),
+        W: T.Buffer((lanes,), weight, offset_factor=1),
+        C: T.Buffer((lanes,), acc, offset_factor=1, scope="local"),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:1], W[0:lanes])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                with T.sblock("update"):
+                    vi = T.axis.spatial(lanes, i)
+                    C[vi] = C[vi] + T.cast(A[0], acc) * T.cast(W[vi], acc)
+
+    @T.prim_func(s_tir=True)
+    def spelling(
+        A: T.Buffer((1,), data, offset_factor=1),
+        W: T.Buffer((lanes,), weight, offset_factor=1),
+        C: T.Buffer((lanes,), acc, offset_factor=1, scope="local"),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:1], W[0:lanes])
+            T.writes(C[0:lanes])
+            C[T.ramp(0, 1, lanes)] = C.vload([0], f"{acc}x{lanes}") + _broadcast_product(A, W, lanes, acc)
+
+    return meaning, spelling
+
+
+def _two(lanes: int, weight: str) -> Pair:
+    @T.prim_func(s_tir=True)
+    def meaning(
+        A: T.Buffer((2,), "int16", offset_factor=1),
+        W: T.Buffer((lanes, 2), weight, offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:2], W[0:lanes, 0:2])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                for k in T.serial(0, 2):
+                    with T.sblock("update"):
+                        vi, vk = T.axis.remap("SR", [i, k])
+                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(W[vi, vk], "int32")
+
+    @T.prim_func(s_tir=True)
+    def spelling(
+        A: T.Buffer((2,), "int16", offset_factor=1),
+        W: T.Buffer((lanes, 2), weight, offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:2], W[0:lanes, 0:2])
+            T.writes(C[0:lanes])
+            C[T.ramp(0, 1, lanes)] = C.vload([0], f"int32x{lanes}") + _sum_of_pairs(A, W, lanes)
+
+    return meaning, spelling
+
+
+def _broadcast_product(a: tirx.Buffer, w: tirx.Buffer, lanes: int, acc: str) -> tirx.Expr:
+    weights = w.vload([0], f"{w.dtype}x{lanes}").astype(f"{acc}x{lanes}")
+    return tirx.Broadcast(a.vload([0], str(a.dtype)).astype(acc), lanes) * weights
+
+
+def _sum_of_pairs(a: tirx.Buffer, w: tirx.Buffer, lanes: int) -> tirx.Expr:
+    """a[0] w[i, 0] + a[1] w[i, 1]: products of sign-extended 16-bit lanes, then even plus odd."""
+    both = 2 * lanes
+    pair = tirx.reinterpret("int32", a.vload([0], "int16x2"))
+    data = tirx.reinterpret(f"int16x{both}", tirx.Broadcast(pair, lanes))
+    product = data.astype(f"int32x{both}") * w.vload([0, 0], f"{w.dtype}x{both}").astype(f"int32x{both}")
+    even = tirx.Shuffle([product], [tirx.const(k, "int32") for k in range(0, both, 2)])
+    odd = tirx.Shuffle([product], [tirx.const(k, "int32") for k in range(1, both, 2)])
+    return even + odd

@@ -1,0 +1,41 @@
+"""Schedule steps that several CPU rules share."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import gcd
+
+from tvm import s_tir
+
+
+def inline_all(sch: s_tir.Schedule, keep: Collection[str] = ()) -> None:
+    """Inline every block into its consumers where the schedule allows it, except those named."""
+    for block in sch.get_child_blocks(sch.get_sblock("root")):
+        if sch.get(block).name_hint in keep:
+            continue
+        try:
+            sch.compute_inline(block)
+        except s_tir.ScheduleError:
+            continue  # a reduction, or a block that writes a result
+
+
+def extent(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV) -> int:
+    """The static extent of a loop."""
+    return int(sch.get(loop).extent)
+
+
+def vectorize_plain(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV, lanes: int) -> None:
+    """Vectorise a loop whose extent has a divisor near `lanes`; others are left to LLVM."""
+    width = gcd(extent(sch, loop), lanes)
+    if width > 1:
+        sch.vectorize(sch.split(loop, [None, width])[-1])
+
+
+def parallel_outer(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, inner: int = 2) -> None:
+    """Run all but the `inner` innermost loops of a block in parallel, fused into one."""
+    loops = sch.get_loops(block)
+    outer = [lp for lp in loops[: max(len(loops) - inner, 0)]]
+    if outer:
+        sch.parallel(sch.fuse(*outer))
+
+

@@ -1,0 +1,224 @@
+"""The register-blocked kernels of convolutions and matrix products, at awkward shapes and full-range operands."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import pytest
+import tvm
+from one_layer import lower, packed, run
+from tvm import relax
+
+import schedules
+from hawq_tvm import arith, ops
+from schedules import rules
+from schedules.cpu_contract import Contract, ContractTile, VectorUnit, choose_tile
+from schedules.contraction import Shape
+from schedules.generic import Generic
+
+R = relax.op
+rng = np.random.default_rng(4)
+HOST = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+PORTABLE = tvm.target.Target({"kind": "llvm"})
+
+
+def full(dtype: str, *shape: int) -> np.ndarray:
+    """Seeded values of a dtype; half of them are its extremes."""
+    low, high = arith.RANGES[dtype]
+    x = rng.integers(low, high, shape, dtype=dtype, endpoint=True)
+    return np.where(rng.random(shape) < 0.5, rng.choice(np.array([low, high], dtype), shape), x)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """One convolution: sizes, and what is done before and after."""
+
+    n: int
+    h: int
+    w: int
+    ci: int
+    co: int
+    k: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    pad: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+CONVS = [
+    Conv(1, 7, 7, 3, 17, (3, 3), pad=(1, 1, 1, 1)),
+    Conv(3, 5, 31, 17, 65, (1, 1)),
+    Conv(1, 9, 8, 16, 32, (5, 5), (2, 2), pad=(2, 1, 2, 3)),
+    Conv(1, 7, 31, 1, 1, (1, 7), pad=(0, 3, 0, 3)),
+    Conv(2, 31, 7, 5, 40, (7, 1), (3, 1)),
+    Conv(1, 14, 14, 64, 64, (3, 3), (1, 1), pad=(1, 1, 1, 1)),
+    Conv(1, 13, 9, 6, 33, (3, 3), (1, 2), (2, 3), pad=(2, 3, 2, 3)),
+    Conv(1, 7, 1, 17, 3, (3, 1), pad=(1, 0, 1, 0)),
+    Conv(1, 7, 7, 8, 12, (3, 3), groups=2, pad=(1, 1, 1, 1)),
+    Conv(1, 7, 9, 64, 128, (3, 3), (2, 2), groups=4),
+    Conv(1, 6, 7, 30, 45, (3, 2), (1, 1), (1, 2), groups=5),
+    Conv(1, 5, 5, 96, 96, (3, 3), groups=32),
+    Conv(3, 7, 7, 17, 17, (3, 3), groups=17, pad=(1, 1, 1, 1)),
+    Conv(1, 9, 31, 32, 32, (5, 5), (2, 1), groups=32, pad=(2, 2, 2, 2)),
+    Conv(1, 9, 9, 24, 24, (3, 3), (1, 1), (2, 2), groups=24),
+    Conv(1, 7, 7, 5, 15, (3, 3), (2, 2), groups=5),
+    Conv(1, 1, 1, 2048, 1000, (1, 1)),
+]
+
+
+def convolve(c: Conv, x: np.ndarray, w: np.ndarray, fill: int) -> np.ndarray:
+    """The int64 convolution of NHWC data and HWIO weights."""
+    t, left, b, r = c.pad
+    x = np.pad(x.astype(np.int64), ((0, 0), (t, b), (left, r), (0, 0)), constant_values=fill)
+    reach = [(k - 1) * d + 1 for k, d in zip(c.k, c.dilation, strict=True)]
+    v = np.lib.stride_tricks.sliding_window_view(x, reach, axis=(1, 2))
+    v = v[:, :: c.stride[0], :: c.stride[1], :, :: c.dilation[0], :: c.dilation[1]]
+    parts = []
+    for g in range(c.groups):
+        i, o = c.ci // c.groups, c.co // c.groups
+        data, kernel = v[:, :, :, g * i : (g + 1) * i], w[..., g * o : (g + 1) * o].astype(np.int64)
+        parts.append(np.einsum("nyxcij,ijco->nyxo", data, kernel))
+    return np.concatenate(parts, axis=-1)
+
+
+def accumulate(emit, c: Conv, p: relax.Expr, w: relax.Expr, fill: int, dtype: str) -> relax.Expr:
+    t, left, b, r = c.pad
+    if any(c.pad):
+        p = emit(R.nn.pad(p, [0, 0, t, b, left, r, 0, 0], "constant", fill))
+    return emit(R.nn.conv2d(
+        p, w, strides=c.stride, dilation=c.dilation, groups=c.groups, data_layout="NHWC", kernel_layout="HWIO",
+        out_dtype=dtype,
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize("target", [HOST, PORTABLE], ids=["host", "portable"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("c", CONVS, ids=str)
+def test_conv2d_with_bias_residual_requantize_and_lookup(c, dtype, target):
+    x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
+    fill = 3
+    acc = convolve(c, x, w, fill)
+    residual, bias = full("int8", *acc.shape), rng.integers(-(2**20), 2**20, (1, 1, 1, c.co)).astype(np.int32)
+    m, shift = rng.integers(2**30, 2**31, (1, 1, 1, c.co)), rng.integers(36, 46, (1, 1, 1, c.co))
+    table, q = full("uint8", 256), arith.QType.of("int8")
+
+    def body(emit, p, other):
+        a = accumulate(emit, c, p, relax.const(w), fill, "int32")
+        a = emit(R.add(a, relax.const(bias)))
+        y = emit(ops.requantize([a, other], [m, 2**29], 5, shift, qtype=q, zero_point=-3, rounding="half_even"))
+        return ops.lookup(y, table)
+
+    kw = {"rounding": "half_even", "zero_point": -3, "qmin": -128, "qmax": 127}
+    expected = table[arith.requantize([acc + bias, residual], [m, 2**29], 5, shift, **kw) + 128]
+    (out,) = run(body, x, residual, target=target)
+    np.testing.assert_array_equal(out, expected, strict=True)
+
+
+@pytest.mark.parametrize("unit", [VectorUnit(4, 32, False), VectorUnit(8, 16, True), VectorUnit(16, 32, False)], ids=str)
+@pytest.mark.parametrize("c", CONVS[:12:2], ids=str)
+def test_every_vector_unit_computes_the_same(c, unit, monkeypatch):
+    monkeypatch.setattr(rules, "CPU_RULES", (Contract(unit), Generic()))
+    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
+    (out,) = run(lambda e, p: accumulate(e, c, p, relax.const(w), 0, "int32"), x, rule="cpu.contract")
+    np.testing.assert_array_equal(out, convolve(c, x, w, 0).astype(np.int32), strict=True)
+
+
+@pytest.mark.parametrize(("data", "weight", "acc"), [
+    ("int16", "int8", "int32"), ("int16", "int16", "int64"), ("uint16", "int8", "int64"), ("uint8", "int16", "int32"),
+    ("int8", "int8", "int64"), ("uint16", "int8", "int32"),
+])  # fmt: skip
+def test_conv2d_of_wider_types(data, weight, acc):
+    c = Conv(1, 7, 9, 17, 33, pad=(1, 1, 1, 1))
+    x, w = full(data, c.n, c.h, c.w, c.ci), full(weight, *c.k, c.ci, c.co)
+    (out,) = run(lambda e, p: accumulate(e, c, p, relax.const(w), 1, acc), x, target=HOST, rule="cpu.contract")
+    np.testing.assert_array_equal(out, convolve(c, x, w, 1).astype(acc), strict=True)
+
+
+@pytest.mark.parametrize("c", [CONVS[0], CONVS[6], CONVS[5]], ids=str)
+def test_conv2d_with_run_time_weights(c):
+    x, w = full("int16", c.n, c.h, c.w, c.ci), full("int16", *c.k, c.ci, c.co)
+    (out,) = run(lambda e, p, k: accumulate(e, c, p, k, 0, "int32"), x, w, target=HOST, rule="cpu.contract")
+    np.testing.assert_array_equal(out, convolve(c, x, w, 0).astype(np.int32), strict=True)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("c", [CONVS[0], CONVS[2], CONVS[10]], ids=str)
+def test_conv2d_with_four_bit_weights_keeps_them_packed(c, signed):
+    x = full("uint8", c.n, c.h, c.w, c.ci)
+    low, high = (-8, 8) if signed else (0, 16)
+    w = rng.integers(low, high, (*c.k, c.ci // c.groups, c.co)).astype("int8" if signed else "uint8")
+
+    def body(emit, p):
+        return accumulate(emit, c, p, emit(ops.unpack_int4(arith.pack_int4(w), w.shape, signed)), 0, "int32")
+
+    (out,) = run(body, x, target=HOST, rule="cpu.contract")
+    np.testing.assert_array_equal(out, convolve(c, x, w, 0).astype(np.int32), strict=True)
+    kernel = lower(packed(body, [(x.shape, "uint8")]), HOST)["fused"].script()
+    assert re.search(r'weights: T.Buffer\(\([^)]*\), "uint8"\)', kernel)
+
+
+def test_dilated_data_is_read_in_place():
+    x, w = full("uint8", 1, 4, 5, 17), full("int8", 3, 3, 17, 8)
+    spread = np.full((1, 7, 9, 17), 9, np.uint8)
+    spread[:, ::2, ::2] = x
+    c = Conv(1, 7, 9, 17, 8, pad=(2, 2, 1, 1))
+    (out,) = run(
+        lambda e, p: accumulate(e, c, e(ops.dilate2d(p, (2, 2), 9, layout="NHWC")), relax.const(w), 9, "int32"), x,
+        target=HOST, rule="cpu.contract",
+    )  # fmt: skip
+    np.testing.assert_array_equal(out, convolve(c, spread, w, 9).astype(np.int32), strict=True)
+
+
+def test_no_full_tensor_of_sums_is_in_memory():
+    x, w = full("uint8", 1, 28, 28, 64), full("int8", 3, 3, 64, 64)
+    c = Conv(1, 28, 28, 64, 64, pad=(1, 1, 1, 1))
+    lowered = lower(packed(lambda e, p: ops.requantize(
+        [accumulate(e, c, p, relax.const(w), 0, "int32")], [2**30], 0, 40, qtype=arith.QType.of("int8"), zero_point=0,
+        rounding="half_even",
+    ), [(x.shape, "uint8")]), HOST)  # fmt: skip
+    passes = tvm.s_tir.transform
+    small = tvm.ir.transform.Sequential([
+        passes.LowerInitBlock(), passes.PlanAndUpdateBufferAllocationLocation(), passes.ConvertBlocksToOpaque(),
+        passes.CompactBufferAllocation(),
+    ])(tvm.IRModule({"f": lowered["fused"]}))  # fmt: skip
+    shapes = re.findall(r'sblock_alloc_buffer\(\(([^)]*)\), "int32"', small["f"].script())
+    sizes = [prod(int(d) for d in shape.split(",") if d.strip()) for shape in shapes]
+    assert sizes and max(sizes) <= 14 * 64
+
+
+@pytest.mark.parametrize(("body", "inputs", "why"), [
+    (lambda e, x: R.flip(x, axis=0), [((3, 4), "int8")], "not a convolution"),
+    (lambda e, x: R.matmul(x, x, out_dtype="int32"), [((4,), "int8")], "vector"),
+    (lambda e, x: R.nn.conv2d(x, relax.const(np.ones((2, 4, 1, 1), np.int8)), out_dtype="int32"),
+     [((1, 4, 5, 5), "int8")], "layout"),
+    (lambda e, x: R.permute_dims(e(R.matmul(x, x, out_dtype="int32"))), [((4, 4), "int8")], "permute_dims"),
+])  # fmt: skip
+def test_refusals_are_sentences_in_the_report(body, inputs, why):
+    (entry,) = schedules.report(lower(packed(body, inputs)))
+    assert entry["rule"] != "cpu.contract" and why in entry["refused"] and entry["refused"].startswith("cpu.contract: ")
+
+
+def test_report_names_layer_rule_and_tile():
+    (entry,) = schedules.report(lower(packed(
+        lambda e, x: R.matmul(x, relax.const(np.ones((17, 33), np.int8)), out_dtype="int32"), [((7, 17), "int8")],
+        layer="/fc/Gemm",
+    )))  # fmt: skip
+    assert (entry["layer"], entry["rule"]) == ("/fc/Gemm", "cpu.contract") and "vectors of" in entry["tile"]
+
+
+@pytest.mark.parametrize("bad", [(0, 1, 4, 1, 1), (1, 1, 4, 3, 1), (1, 1, 4, 2, 0)])
+def test_tiles_check_themselves(bad):
+    with pytest.raises(ValueError, match="not a tile"):
+        ContractTile(*bad)
+
+
+@pytest.mark.parametrize("pixels", [1, 7, 17, 35, 56, 149])
+@pytest.mark.parametrize("channels", [1, 17, 64, 1000])
+def test_tiles_fit_the_registers(pixels, channels):
+    for unit in (VectorUnit(4, 16, True), VectorUnit(16, 32, True)):
+        shape = Shape((1, 12), pixels, channels, (3, 1), 48, 16, 16, (1, 14), 16 * pixels)
+        tile = choose_tile(shape, unit, 2)
+        assert tile.pixels * tile.vectors + tile.vectors + 1 < unit.registers and 12 % tile.rows == 0
