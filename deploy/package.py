@@ -1,0 +1,170 @@
+"""The package on disk: one folder NAME.hawq with the library, the integer graph it was made from, and the proofs.
+
+    manifest.json     format version, interface, target, versions, and the SHA-256 of every other file
+    model.so          the library (a Relax executable for TVM's virtual machine)
+    graph.json        the PACKED module; its constants are in constants.npz
+    graph.txt         the same module as readable TVMScript
+    certificate.json  the integer-only certificate
+    report.json       for every kernel: rule, tile, and why earlier rules refused
+
+A package is written to a temporary folder beside its destination and renamed, and it is checked in full before any code in it
+is loaded. The same model compiled twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+
+from hawq_tvm.errors import PackageError
+
+FORMAT_VERSION = 1
+FILES = ("model.so", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json")
+MANIFEST = "manifest.json"
+# Constants up to this many bytes stay in graph.json, where they can be read.
+SMALL_CONSTANT = 64
+
+
+def dump_json(value: Any) -> bytes:
+    """JSON with sorted keys and a final newline, so that equal values are equal bytes."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def graph_files(module: tvm.IRModule) -> dict[str, bytes]:
+    """graph.json, constants.npz and graph.txt of a module."""
+    graph = json.loads(tvm.ir.save_json(module))
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    for node in graph["nodes"]:
+        if node["type"] == "ffi.Tensor":
+            raw = base64.b64decode(node["data"])
+            header, data = _split_tensor(raw)
+            if len(data) > SMALL_CONSTANT:
+                name = f"c{len(arrays)}"
+                arrays[name] = np.frombuffer(data, np.uint8)
+                node["data"] = {"header": base64.b64encode(header).decode(), "constant": name}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return {"graph.json": dump_json(graph), "constants.npz": buffer.getvalue(), "graph.txt": (module.script() + "\n").encode()}
+
+
+def _split_tensor(raw: bytes) -> tuple[bytes, bytes]:
+    """A serialized tensor as (header, data): the header ends with the data's length in bytes."""
+    rank = int.from_bytes(raw[24:28], "little")
+    end = 32 + 8 * rank + 8
+    return raw[:end], raw[end:]
+
+
+def load_graph(files: Mapping[str, bytes]) -> tvm.IRModule:
+    """The module of graph.json and constants.npz, equal to the one that was saved."""
+    graph = json.loads(files["graph.json"])
+    with np.load(io.BytesIO(files["constants.npz"]), allow_pickle=False) as arrays:
+        for node in graph["nodes"]:
+            if node["type"] == "ffi.Tensor" and isinstance(node["data"], dict):
+                raw = base64.b64decode(node["data"]["header"]) + arrays[node["data"]["constant"]].tobytes()
+                node["data"] = base64.b64encode(raw).decode()
+    return tvm.ir.load_json(json.dumps(graph))
+
+
+def write_files(folder: Path, files: Mapping[str, bytes], manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write a package's files and its sealed manifest into an existing folder; returns the manifest."""
+    full = sealed(manifest, files)
+    for name, data in {**files, MANIFEST: dump_json(full)}.items():
+        with (folder / name).open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+    return full
+
+
+def install(folder: Path, destination: Path) -> None:
+    """Copy a package's folder to `destination` in one step; a package that is there is replaced, anything else refused.
+
+    Raises PackageError when the destination exists and is no package, or cannot be written.
+    """
+    if destination.exists() and not (destination / MANIFEST).is_file():
+        raise PackageError("exists and is not a package", where=str(destination), remedy="choose another name, or remove it")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        try:
+            new, old = staging / "new", staging / "old"
+            shutil.copytree(folder, new)
+            if destination.exists():
+                os.replace(destination, old)
+            os.replace(new, destination)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as e:
+        raise PackageError("cannot be written", where=str(destination), found=e.strerror or str(e), remedy="check the path and its permissions") from e
+
+
+def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest and the files of a package, every hash checked before anything is used.
+
+    Raises PackageError for a missing, damaged, extra or foreign file, or another format version.
+    """
+    where = str(folder)
+    if not folder.exists():
+        raise PackageError("does not exist", where=where, remedy="check the path")
+    if not folder.is_dir():
+        raise PackageError("is not a package", where=where, expected="a folder written by `hawq-tvm compile`", found="a file")
+    manifest = _read_manifest(folder, where)
+    hashes = manifest["sha256"]
+    present = {p.name for p in folder.iterdir()} - {MANIFEST}
+    if present != set(FILES):
+        odd = sorted(present ^ set(FILES))
+        raise PackageError("is damaged: a file is missing or does not belong", where=where, found=", ".join(odd), remedy="compile it again")
+    files: dict[str, bytes] = {}
+    for name in FILES:
+        path = folder / name
+        if not path.is_file() or path.is_symlink():
+            raise PackageError("is damaged: a file is not a plain file", where=where, found=name, remedy="compile it again")
+        files[name] = path.read_bytes()
+        if hashlib.sha256(files[name]).hexdigest() != hashes.get(name):
+            raise PackageError("is damaged: a file does not match its checksum", where=where, found=name, remedy="compile or copy it again")
+    return manifest, files
+
+
+def _read_manifest(folder: Path, where: str) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file() or path.is_symlink():
+        raise PackageError("is not a package", where=where, expected=MANIFEST, found="no such file")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise PackageError("is damaged: its manifest is no JSON", where=where, found=str(e).splitlines()[0], remedy="compile it again") from e
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+        raise PackageError("is damaged: its manifest has no format version", where=where, remedy="compile it again")
+    if manifest["format"] != FORMAT_VERSION:
+        raise PackageError(
+            "has another format version", where=where, expected=str(FORMAT_VERSION), found=str(manifest["format"]),
+            remedy="use the hawq-tvm version that wrote it, or compile it again",
+        )  # fmt: skip
+    seal = manifest.get("seal")
+    if not isinstance(manifest.get("sha256"), dict) or seal != _seal(manifest):
+        raise PackageError("is damaged: its manifest was changed", where=where, remedy="compile or copy it again")
+    return manifest
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """The hash of everything in the manifest but itself: it finds damage, it is no signature."""
+    return hashlib.sha256(dump_json({k: v for k, v in manifest.items() if k != "seal"})).hexdigest()
+
+
+def sealed(manifest: dict[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The manifest with format version, file hashes and its own seal."""
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    full = {**manifest, "format": FORMAT_VERSION, "sha256": hashes}
+    return {**full, "seal": _seal(full)}
+

@@ -1,0 +1,307 @@
+"""The compiled model in Python: compile, load, run, verify, prove, bench, save."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from numpy.typing import NDArray
+from tvm import relax
+
+import schedules
+from deploy import package as files_on_disk
+
+from . import __version__, ops, stages
+from . import target as targets
+from .arith import RANGES
+from .bench.measure import BenchReport, measure
+from .errors import InputError, PackageError
+from .pipeline import Compiled, Progress, compile_model
+from .verify.certificate import Certificate, certify
+from .verify.compare import VerifyReport, run_with_layers, verify_executable
+
+Array = NDArray[Any]
+
+
+def compile(  # noqa: A001  (the name the user calls: ht.compile)
+    model: Any, target: str = "host", *, shapes: Mapping[str, Sequence[int]] | None = None,
+    allow_float_tail: bool = False, progress: Progress | None = None,
+) -> Package:  # fmt: skip
+    """Compile a quantized ONNX model (path, bytes or ModelProto) into an integer-only package.
+
+    target: "host", "x86-64-v3" and the like, or an LLVM target.  shapes: fixes symbolic dimensions by input name.
+    allow_float_tail: keep float operators before the first quantize or after the last dequantize.
+    progress: called with (step, None) when a step starts and (step, StepReport) when it ends.
+    Raises ModelError naming the layer, what was expected and found, and the remedy.
+    """
+    parsed = targets.parse(target)
+    fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
+    compiled = compile_model(model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress)
+    name = Path(model).stem if isinstance(model, str | Path) else "model"
+    return _from_compiled(compiled, name, progress)
+
+
+def load(path: str | Path) -> Package:
+    """Open a package folder written by `save` or `hawq-tvm compile`.
+
+    Raises PackageError when it is damaged, of another version, or made for another CPU; no code is loaded before that.
+    """
+    return Package(Path(path))
+
+
+def _from_compiled(compiled: Compiled, name: str, progress: Progress | None = None) -> Package:
+    folder = Path(tempfile.mkdtemp(prefix="hawq_tvm_"))
+    try:
+        if progress:
+            progress("package", None)
+        library = folder / "model.so"
+        _export(compiled.executable, library)
+        certificate = certify(compiled.packed, compiled.tir, library)
+        files = {
+            "model.so": library.read_bytes(), **files_on_disk.graph_files(compiled.packed),
+            "certificate.json": files_on_disk.dump_json(certificate.to_dict()),
+            "report.json": files_on_disk.dump_json(schedules.report(compiled.tir)),
+        }  # fmt: skip
+        files_on_disk.write_files(folder, files, _manifest(compiled, name))
+        package = Package(folder)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(package, shutil.rmtree, folder, True)
+    return package
+
+
+def _export(executable: relax.VMExecutable, library: Path) -> None:
+    try:
+        executable.export_library(str(library))
+    except (RuntimeError, FileNotFoundError) as e:
+        raise PackageError(
+            "the library could not be linked", where=str(library), found=str(e).splitlines()[0],
+            remedy="install a C++ compiler (apt-get install g++)",
+        ) from e  # fmt: skip
+
+
+def _manifest(compiled: Compiled, name: str) -> dict[str, Any]:
+    target = compiled.target
+    return {
+        "name": name,
+        "producer": {
+            "hawq_tvm": __version__, "tvm": str(tvm.__version__), "tvm_ffi": str(tvm_ffi.__version__),
+            "llvm": int(tvm.target.codegen.llvm_version_major()),
+        },
+        "target": {
+            **targets.describe(target), "architecture": targets.architecture(target), "cpu_features": targets.required_features(target),
+        },
+        "inputs": _interface(compiled.packed, "inputs"),
+        "outputs": _interface(compiled.packed, "outputs"),
+        "float_tail": sorted(stages.float_tail(compiled.packed["main"])),
+        "constants_bytes": _constants_bytes(compiled.tir),
+    }  # fmt: skip
+
+
+def _constants_bytes(tir: tvm.IRModule) -> int:
+    return sum(
+        ops.const_value(a).nbytes
+        for b in stages.bindings(tir["main"])
+        if isinstance(b.value, relax.Call) and ops.op_name(b.value) == "relax.call_tir"
+        for a in b.value.args[1].fields
+        if ops.is_const(a)
+    )
+
+
+def _interface(packed: tvm.IRModule, side: str) -> list[dict[str, Any]]:
+    """Name, type, shape and quantization of every input or output of `main`."""
+    main = packed["main"]
+    attrs = main.attrs or {}
+    returned, _ = stages.outputs(main)
+    values = list(main.params) if side == "inputs" else list(returned.fields)
+    names = [p.name for p in main.params] if side == "inputs" else [str(n) for n in attrs["hawq.output_names"]]
+    key = f"hawq.{side[:-1]}_types"
+    types = [str(t) for t in attrs[key]] if key in attrs else [ops.dtype_of(v) for v in values]
+    described = []
+    for value, name, kind in zip(values, names, types, strict=True):
+        entry: dict[str, Any] = {"name": name, "type": kind, "dtype": ops.dtype_of(value), "shape": list(ops.shape_of(value))}
+        border = _border_call(packed, value, side)
+        if border is not None:
+            scale, zero = (ops.const_value(a).reshape(-1) for a in border.args[1:3])
+            entry["quantization"] = {
+                "scale": [float(s) for s in scale], "zero_point": [int(z) for z in zero],
+                "qmin": int(border.attrs["qmin"]), "qmax": int(border.attrs["qmax"]),
+                "rounding": str(border.attrs["rounding"]) if side == "inputs" else "none",
+            }  # fmt: skip
+        described.append(entry)
+    return described
+
+
+def _border_call(packed: tvm.IRModule, value: relax.Expr, side: str) -> relax.Call | None:
+    """The quantize that reads an input, or the dequantize that made an output."""
+    wanted = "hawq.quantize" if side == "inputs" else "hawq.dequantize"
+    for b in stages.bindings(packed["main"]):
+        call = b.value
+        if not (isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.GlobalVar)):
+            continue
+        touches = any(a.same_as(value) for a in call.args) if side == "inputs" else b.var.same_as(value)
+        inner = [i.value for i in stages.bindings(packed[call.op]) if ops.op_name(i.value) == wanted]
+        if touches and inner:
+            return inner[0]
+    return None
+
+
+class Package:
+    """A compiled model, backed by its folder; made by `compile` or `load`.
+
+    manifest: what manifest.json holds.  Thread-safe: one run at a time, others wait.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest, self._files = files_on_disk.read_files(folder)
+        target = self.manifest["target"]
+        producer = self.manifest["producer"]
+        if producer["tvm"] != str(tvm.__version__) or producer["tvm_ffi"] != str(tvm_ffi.__version__):
+            raise PackageError(
+                "was made with another version of TVM", where=str(folder), expected=f"tvm {tvm.__version__}, tvm-ffi {tvm_ffi.__version__}",
+                found=f"tvm {producer['tvm']}, tvm-ffi {producer['tvm_ffi']}", remedy="install that version, or compile again",
+            )  # fmt: skip
+        targets.check_host(target["architecture"], target["cpu_features"], str(folder))
+        self._lock = threading.Lock()
+        self._vm: relax.VirtualMachine | None = None
+        self._graph: tvm.IRModule | None = None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return str(self.manifest["name"])
+
+    @property
+    def graph(self) -> tvm.IRModule:
+        """The integer graph (PACKED stage) that the library was made from."""
+        if self._graph is None:
+            self._graph = files_on_disk.load_graph(self._files)
+        return self._graph
+
+    @property
+    def vm(self) -> relax.VirtualMachine:
+        """TVM's virtual machine with the library loaded."""
+        if self._vm is None:
+            module = tvm.runtime.load_module(str((self.folder / "model.so").resolve()))
+            self._vm = relax.VirtualMachine(module, tvm.cpu())
+        return self._vm
+
+    def prepare(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The inputs as the library takes them: checked, contiguous, sub-byte types widened to 8 bits.
+
+        Raises InputError naming the input that does not fit.
+        """
+        wanted = {i["name"]: i for i in self.manifest["inputs"]}
+        if set(inputs) != set(wanted):
+            raise InputError("the inputs have other names", where=self.name, expected=", ".join(wanted), found=", ".join(inputs) or "none")
+        return {name: _prepare(name, np.asarray(inputs[name]), spec) for name, spec in wanted.items()}
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """One inference: outputs by name, sub-byte outputs as int8 or uint8.
+
+        Raises InputError for inputs of other names, types, shapes, out of range, or NaN.
+        """
+        ready = self.prepare(inputs)
+        with self._lock:
+            result = self.vm["main"](*(tvm.runtime.tensor(ready[i["name"]]) for i in self.manifest["inputs"]))
+        return {o["name"]: result[i].numpy() for i, o in enumerate(self.manifest["outputs"])}
+
+    def random_inputs(self, count: int, seed: int) -> list[dict[str, Array]]:
+        """Inputs over the whole quantized range, its ends and values beyond them included."""
+        rng = np.random.default_rng(seed)
+        return [{i["name"]: _random(rng, i) for i in self.manifest["inputs"]} for _ in range(count)]
+
+    def run_layers(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], list[Array]]:
+        """One inference: outputs by name, and what every kernel wrote, in order."""
+        kernels = set(stages.private_functions(self.graph))
+        with self._lock:
+            return run_with_layers(self.vm, self.graph, inputs, kernels)
+
+    def verify(
+        self, inputs: Mapping[str, Array] | Sequence[Mapping[str, Array]] | None = None, *, random: int = 0, seed: int = 0
+    ) -> VerifyReport:
+        """Compare every layer of the library with the reference, exactly, on given and on `random` made-up inputs."""
+        given = [inputs] if isinstance(inputs, Mapping) else list(inputs or [])
+        batches = [self.prepare(b) for b in given] + self.random_inputs(random if given or random else 1, seed)
+        return verify_executable(self.graph, self.run_layers, batches)
+
+    def prove(self) -> Certificate:
+        """Certify again, from the stored graph and the stored library, that between quantize and dequantize all is integer."""
+        target = targets.parse(json.dumps(targets_fields(self.manifest["target"])))
+        tir, _ = schedules.lower_to_tir(self.graph, target)
+        return certify(self.graph, tir, self.folder / "model.so")
+
+    def bench(
+        self, inputs: Mapping[str, Array] | None = None, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10,
+        threads: int | None = None,
+    ) -> BenchReport:  # fmt: skip
+        """Time inferences of random (or given) inputs; see `BenchReport`."""
+        ready = self.prepare(inputs) if inputs is not None else self.random_inputs(1, 0)[0]
+        tensors = [tvm.runtime.tensor(ready[i["name"]]) for i in self.manifest["inputs"]]
+        main = self.vm["main"]
+        with self._lock:
+            return measure(lambda: main(*tensors), self.name, warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads)
+
+    def report(self) -> list[dict[str, Any]]:
+        """The compile report: for every kernel its layer, rule, tile, and why earlier rules refused."""
+        return json.loads(self._files["report.json"])
+
+    def certificate(self) -> dict[str, Any]:
+        """The certificate as it was stored when the package was made; `prove` makes it anew."""
+        return json.loads(self._files["certificate.json"])
+
+    def save(self, path: str | Path) -> Path:
+        """Write the package to the folder `path`, in one step."""
+        destination = Path(path)
+        files_on_disk.install(self.folder, destination)
+        return destination
+
+
+def targets_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a manifest's target that `target.parse` reads."""
+    return {k: v for k, v in stored.items() if k in ("kind", "mcpu", "mtriple", "mattr")}
+
+
+def _prepare(name: str, array: Array, spec: Mapping[str, Any]) -> Array:
+    where, shape = f"input {name}", tuple(spec["shape"])
+    if array.shape != shape:
+        raise InputError("has another shape", where=where, expected=str(shape), found=str(array.shape))
+    kind, dtype = spec["type"], spec["dtype"]
+    if array.dtype.name == kind and kind != dtype:
+        array = array.astype(dtype)  # ml_dtypes' int4 and the like
+    if array.dtype.name != dtype:
+        raise InputError("has another type", where=where, expected=dtype, found=str(array.dtype))
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise InputError("contains NaN, which no integer stands for", where=where, remedy="clean the input")
+    if kind in RANGES and kind != dtype and array.size:
+        low, high = RANGES[kind]
+        if array.min() < low or array.max() > high:
+            raise InputError(f"leaves the range of {kind}", where=where, expected=f"{low}..{high}", found=f"{array.min()}..{array.max()}")
+    return np.ascontiguousarray(array).reshape(shape)
+
+
+def _random(rng: np.random.Generator, spec: Mapping[str, Any]) -> Array:
+    shape, dtype = tuple(spec["shape"]), spec["dtype"]
+    if dtype.startswith("float"):
+        q = spec.get("quantization")
+        low, high = (-4.0, 4.0)
+        if q:
+            ends = [(q[end] - z) * s for z, s in zip(q["zero_point"], q["scale"], strict=False) for end in ("qmin", "qmax")]
+            low, high = min(ends), max(ends)
+        x = rng.uniform(low - 0.02 * (high - low), high + 0.02 * (high - low), shape)
+        return x.astype(dtype)
+    if dtype == "bool":
+        return rng.integers(0, 2, shape).astype(bool)
+    low_i, high_i = RANGES.get(spec["type"], RANGES.get(dtype, (0, 1)))
+    return rng.integers(low_i, high_i, size=shape, endpoint=True, dtype=np.int64).astype(dtype)

@@ -1,0 +1,133 @@
+"""What to compile for: "host", a named x86-64 level, or an LLVM target; and which CPU features the result needs."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm.target import codegen
+
+from .errors import PackageError, UsageError
+
+PRESETS: dict[str, dict[str, Any]] = {
+    level: {"kind": "llvm", "mcpu": level, "mtriple": "x86_64-linux-gnu"} for level in ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+}
+
+# LLVM's name of an instruction set extension -> the Linux kernel's (/proc/cpuinfo). Tuning hints and system instructions
+# that no compiled kernel uses are left out.
+CPUINFO_NAMES = {
+    "x86_64": {
+        "sse3": "pni", "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "popcnt": "popcnt", "avx": "avx", "avx2": "avx2",
+        "fma": "fma", "f16c": "f16c", "bmi": "bmi1", "bmi2": "bmi2", "lzcnt": "abm", "movbe": "movbe", "avxvnni": "avx_vnni",
+        "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512cd": "avx512cd", "avx512dq": "avx512dq", "avx512vl": "avx512vl",
+        "avx512ifma": "avx512ifma", "avx512vbmi": "avx512vbmi", "avx512vbmi2": "avx512_vbmi2", "avx512vnni": "avx512_vnni",
+        "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq", "avx512bf16": "avx512_bf16",
+        "avx512fp16": "avx512_fp16", "gfni": "gfni", "vaes": "vaes", "vpclmulqdq": "vpclmulqdq", "amx-tile": "amx_tile",
+        "amx-int8": "amx_int8", "amx-bf16": "amx_bf16",
+    },
+    "aarch64": {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "fullfp16": "asimdhp", "sve": "sve", "bf16": "bf16"},
+}  # fmt: skip
+
+
+def parse(text: str) -> tvm.target.Target:
+    """The target called `text`: "host", a preset (x86-64-v2, -v3, -v4), "llvm -mcpu=NAME ...", or TVM's JSON.
+
+    Raises UsageError for anything else.
+    """
+    text = text.strip()
+    if text == "host":
+        return host()
+    if text in PRESETS:
+        return tvm.target.Target(PRESETS[text])
+    if text.startswith("{"):
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise UsageError("the target is not valid JSON", found=str(e)) from e
+        return _llvm(fields)
+    kind, *options = text.split()
+    if kind != "llvm":
+        raise UsageError("unknown target", found=text, expected=f"host, {', '.join(PRESETS)}, or llvm -mcpu=NAME")
+    fields = {"kind": "llvm"}
+    for option in options:
+        key, equals, value = option.lstrip("-").partition("=")
+        if not equals or key not in ("mcpu", "mtriple", "mattr"):
+            raise UsageError("unknown target option", found=option, expected="-mcpu=, -mtriple= or -mattr=")
+        fields[key] = value.split(",") if key == "mattr" else value  # type: ignore[assignment]
+    return _llvm(fields)
+
+
+def _llvm(fields: dict[str, Any]) -> tvm.target.Target:
+    if fields.get("kind") != "llvm":
+        raise UsageError("unknown kind of target", found=str(fields.get("kind")), expected="llvm")
+    try:
+        target = tvm.target.Target(fields)
+    except (tvm.error.InternalError, TypeError, ValueError) as e:
+        raise UsageError("TVM refuses this target", found=str(e).splitlines()[0]) from e
+    mcpu = str(fields.get("mcpu", ""))
+    if mcpu and not codegen.llvm_is_valid_cpu(mcpu, fields.get("mtriple", codegen.llvm_get_system_triple())):
+        raise UsageError("LLVM knows no such CPU", found=mcpu, remedy="see `llc -mcpu=help`, or use a preset")
+    return target
+
+
+def host() -> tvm.target.Target:
+    """This machine, less any feature that its CPU's name implies but a hypervisor hides."""
+    mcpu = codegen.llvm_get_system_cpu()
+    target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu})
+    missing = sorted(set(required_features(target)) - host_features())
+    if missing:
+        target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "mattr": [f"-{f}" for f in missing]})
+    return target
+
+
+def architecture(target: tvm.target.Target) -> str:
+    """The instruction set of a target, as `platform.machine()` names it."""
+    triple = str(target.attrs.get("mtriple", "")) or codegen.llvm_get_system_triple()
+    machine = triple.split("-")[0]
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def required_features(target: tvm.target.Target) -> list[str]:
+    """The instruction set extensions (LLVM's names) that code for `target` may use."""
+    known = CPUINFO_NAMES.get(architecture(target), {})
+    return sorted(set(codegen.llvm_get_cpu_features(target)) & set(known))
+
+
+def host_features() -> set[str]:
+    """The instruction set extensions (LLVM's names) that this machine's kernel reports."""
+    known = CPUINFO_NAMES.get(platform.machine(), {})
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return set(codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()}))) & set(known)
+    lines = info.read_text().splitlines()
+    flags = {w for line in lines if line.startswith(("flags", "Features")) for w in line.partition(":")[2].split()}
+    return {llvm for llvm, kernel in known.items() if kernel in flags}
+
+
+def check_host(arch: str, features: list[str], where: str) -> None:
+    """Refuse code for another architecture, or for instructions that this CPU lacks.
+
+    Raises PackageError naming what is missing.
+    """
+    if arch != platform.machine():
+        raise PackageError("was built for another architecture", where=where, expected=platform.machine(), found=arch, remedy="compile it for this machine")
+    missing = sorted(set(features) - host_features())
+    if missing:
+        raise PackageError(
+            "needs CPU features that this machine lacks", where=where, found=f"missing {', '.join(missing)}",
+            remedy="compile with --target host on this machine, or with --target x86-64-v3 for any recent x86-64",
+        )  # fmt: skip
+
+
+def describe(target: tvm.target.Target) -> dict[str, Any]:
+    """JSON-ready description, from which `parse` makes the same target again."""
+    fields: dict[str, Any] = {"kind": "llvm"}
+    for key in ("mcpu", "mtriple"):
+        if target.attrs.get(key, None):
+            fields[key] = str(target.attrs[key])
+    if target.attrs.get("mattr", None):
+        fields["mattr"] = [str(a) for a in target.attrs["mattr"]]
+    return fields
