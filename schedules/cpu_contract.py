@@ -25,6 +25,7 @@ from .loops import inline_all, parallel_outer, vectorize_plain
 from .intrinsics import multiply_add
 from .layer import Layer
 from .rule import Kernel
+from .vector_unit import VectorUnit
 
 L2_BYTES = 256 * 1024
 
@@ -48,27 +49,6 @@ class ContractTile:
 
     def __str__(self) -> str:
         return f"{self.pixels}x{self.vectors} vectors of {self.lanes}, depth {self.depth}, {self.rows} rows"
-
-
-@dataclass(frozen=True)
-class VectorUnit:
-    """What the portable kernels need to know of a CPU: int32 lanes, number of registers, pairs multiplied and added."""
-
-    lanes: int
-    registers: int
-    pairs: bool
-
-    @staticmethod
-    def of(target: tvm.target.Target) -> VectorUnit:
-        """The unit that LLVM will use for a target."""
-        triple = str(target.attrs.get("mtriple", ""))
-        with target:
-            has = {f: bool(tvm.target.codegen.target_has_features(f)) for f in ("avx512bw", "avx2", "sse2")}
-        if has["avx512bw"]:
-            return VectorUnit(16, 32, True)
-        if has["avx2"]:
-            return VectorUnit(8, 16, True)
-        return VectorUnit(4, 16, True) if has["sse2"] or "x86" in triple else VectorUnit(4, 32, False)
 
 
 def choose_tile(shape: Shape, unit: VectorUnit, depth: int) -> ContractTile:

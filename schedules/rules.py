@@ -7,11 +7,14 @@ import tvm
 from hawq_tvm.errors import UsageError
 
 from .cpu_contract import Contract
+from .cpu_depthwise import Depthwise
+from .cpu_elementwise import Elementwise
+from .cpu_window import Window
 from .generic import Generic
 from .rule import Rule
 
 # Tried in order; a faster kernel for some CPU goes before the portable ones.
-CPU_RULES: tuple[Rule, ...] = (Contract(), Generic())
+CPU_RULES: tuple[Rule, ...] = (Depthwise(), Contract(), Window(), Elementwise(), Generic())
 
 
 def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:

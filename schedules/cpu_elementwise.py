@@ -1,0 +1,77 @@
+"""Layers that only compute element by element or move data, on any CPU: one nest per result, its last axis in vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd, prod
+
+import tvm
+from tvm import s_tir
+
+from hawq_tvm import ops
+
+from .emit import Emission
+from .layer import Layer
+from .loops import inline_all
+from .rule import Kernel
+from .vector_unit import VectorUnit
+
+# Below this many elements a second thread costs more than it brings.
+WORTH_A_THREAD = 1 << 14
+
+
+@dataclass(frozen=True)
+class ElementwiseTile:
+    """Elements of the last axis computed at once, one number per result; 1 leaves the axis to LLVM."""
+
+    lanes: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return "vectors of " + ", ".join(str(n) for n in self.lanes)
+
+
+class Elementwise:
+    """Layers without a reduction."""
+
+    name = "cpu.elementwise"
+
+    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
+        """No operator that reduces."""
+        return f"{ops.op_name(layer.anchors[0].value)} reduces." if layer.anchors else None
+
+    def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
+        """Inline every stage, then vectors of the last axis inside a parallel loop over the others."""
+        emission = Emission(layer)
+        sch = s_tir.Schedule(emission.prim_func())
+        inline_all(sch)
+        most = 4 * VectorUnit.of(target).lanes
+        bounds = _boundaries(layer)
+        chosen = []
+        for block, result in zip(sch.get_output_blocks(sch.get_sblock("root")), emission.results, strict=True):
+            shape = [int(d) for d in result.shape]
+            loops = sch.get_loops(block)
+            lanes = gcd(shape[-1], most, *bounds) if shape else 1
+            chosen.append(lanes)
+            if not loops:
+                continue
+            if prod(shape) >= WORTH_A_THREAD and len(loops) > 1:
+                sch.parallel(sch.fuse(*loops[:-1]))
+            if lanes > 1:
+                sch.vectorize(sch.split(loops[-1], [None, lanes])[-1])
+        return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), ElementwiseTile(tuple(chosen)))
+
+
+def _boundaries(layer: Layer) -> list[int]:
+    """Where a vector along the last axis may not reach across: the parts of a concatenation, the edges of a pad."""
+    found: list[int] = []
+    for b in layer.bindings:
+        name = ops.op_name(b.value)
+        rank = len(ops.shape_of(b.var)) if name in ("relax.concat", "relax.nn.pad", "hawq.dilate2d") else 0
+        if name == "relax.concat" and int(b.value.attrs.axis or 0) % rank == rank - 1:
+            found += [ops.shape_of(f)[-1] for f in b.value.args[0].fields]
+        elif name == "relax.nn.pad":
+            found += [int(p) for p in b.value.attrs.pad_width[-2:]]
+            found += [ops.shape_of(b.value.args[0])[-1]]
+        elif name == "hawq.dilate2d" and str(b.value.attrs["layout"])[-1] in "HW":
+            found.append(1)
+    return found

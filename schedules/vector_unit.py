@@ -1,0 +1,29 @@
+"""What the portable CPU kernels need to know of a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+
+
+@dataclass(frozen=True)
+class VectorUnit:
+    """lanes: int32 lanes of a register.  registers: how many.  pairs: it multiplies and adds pairs of 16 bits."""
+
+    lanes: int
+    registers: int
+    pairs: bool
+
+    @staticmethod
+    def of(target: tvm.target.Target) -> VectorUnit:
+        """The unit that LLVM will use for a target."""
+        with target:
+            has = {f: bool(tvm.target.codegen.target_has_features(f)) for f in ("avx512bw", "avx2", "sse2")}
+        if has["avx512bw"]:
+            return VectorUnit(16, 32, True)
+        if has["avx2"]:
+            return VectorUnit(8, 16, True)
+        if has["sse2"]:
+            return VectorUnit(4, 16, True)
+        return VectorUnit(4, 32, False)
