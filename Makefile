@@ -1,0 +1,26 @@
+# make demo   environment, install, and the main job on a real network and real photographs
+# make test   environment, install, and every test
+# make check  the fast inner loop: ruff, mypy, the tiny end-to-end test
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+SOURCES := hawq_tvm relay_passes schedules deploy tests
+TYPED := hawq_tvm/arith.py hawq_tvm/ops.py hawq_tvm/stages.py hawq_tvm/errors.py hawq_tvm/ranges.py hawq_tvm/thresholds.py relay_passes
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/demo.stamp
+	$(PYTHON) -m hawq_tvm.demo
+
+test: $(VENV)/test.stamp
+	$(PYTHON) -m pytest -n 2 --dist worksteal
+
+check: $(VENV)/test.stamp
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/mypy $(TYPED)
+	$(PYTHON) -m pytest -q -m "not slow" tests/test_tiny.py tests/arith
+
+$(VENV)/%.stamp: pyproject.toml deploy/environment.sh
+	bash deploy/environment.sh $(VENV) $*
+
+clean:
+	rm -rf $(VENV) .demo build *.egg-info

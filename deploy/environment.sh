@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# Makes a virtual environment with this project and one of its extras installed: environment.sh VENV EXTRA
+# The Makefile, CI and the container images all go through here.
+set -euo pipefail
+venv=$1 extra=$2
+
+# TVM links the library it generates with a C++ compiler.
+if ! command -v g++ >/dev/null && ! command -v clang++ >/dev/null; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq && apt-get install -y -qq g++ >/dev/null
+    else
+        echo "error: no C++ compiler found (g++ or clang++); install one, for example: sudo apt-get install g++" >&2
+        exit 3
+    fi
+fi
+
+find_python() {
+    local candidate
+    for candidate in "${PYTHON3:-}" python3.11 python3.12 python3.10 python3 python "$HOME"/.pyenv/versions/3.1[012].*/bin/python; do
+        if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: Python 3.10, 3.11 or 3.12 is needed, and none was found; set PYTHON3=/path/to/python3" >&2
+    exit 3
+}
+
+if [ ! -x "$venv/bin/python" ]; then
+    python=$(find_python)
+    echo "making $venv with $("$python" --version)"
+    if ! "$python" -m venv "$venv" 2>/dev/null; then
+        rm -rf "$venv"
+        version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+        if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+            apt-get update -qq && apt-get install -y -qq "python$version-venv" >/dev/null
+            "$python" -m venv "$venv"
+        else
+            echo "error: this Python cannot make virtual environments; try: sudo apt-get install python$version-venv" >&2
+            exit 3
+        fi
+    fi
+fi
+
+echo "installing hawq-tvm[$extra] into $venv (several minutes the first time)"
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$extra]"
+touch "$venv/$extra.stamp"

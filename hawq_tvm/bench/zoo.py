@@ -1,0 +1,120 @@
+"""Quantized networks to test and measure with: pytorchcv's definitions, random weights, ONNX Runtime's quantizer.
+
+    python -m hawq_tvm.bench.zoo resnet50 -o resnet50.onnx
+
+The weights are random but the BatchNorm statistics are lively (random gamma and beta, running statistics from random batches), so
+that quantization has something to look at. Needs the extras `torch` and `bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NETWORKS: dict[str, tuple[str, str, int]] = {
+    "resnet18": ("resnet", "resnet18", 224),
+    "resnet50": ("resnet", "resnet50b", 224),
+    "mobilenetv2": ("mobilenetv2", "mobilenetv2b_w1", 224),
+    "inceptionv3": ("inceptionv3", "inceptionv3", 299),
+}
+
+
+def build(name: str, size: int, seed: int = 0) -> Any:
+    """A torch module of one of NETWORKS in evaluation mode, with random weights and lively statistics."""
+    import importlib
+
+    import torch
+
+    torch.manual_seed(seed)
+    module, function, _ = NETWORKS[name]
+    net = getattr(importlib.import_module(f"pytorchcv.models.{module}"), function)(pretrained=False, in_size=(size, size))
+    if size != NETWORKS[name][2]:
+        net.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)  # the definition's window fits its own image size only
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(layer.bias, -0.5, 0.5)
+            layer.momentum = 0.5
+    net.train()
+    with torch.no_grad():
+        for _ in range(2):
+            net(torch.randn(2, 3, size, size))
+    return net.eval()
+
+
+def export(net: Any, path: Path, batch: int, size: int) -> None:
+    """A torch module as float ONNX (opset 17), input `input`, output `output`."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter announces its own deprecation
+        torch.onnx.export(
+            net, (torch.randn(batch, 3, size, size),), str(path), opset_version=17, dynamo=False,
+            input_names=["input"], output_names=["output"],
+        )  # fmt: skip
+
+
+def quantize(source: Path, target: Path, batches: list[dict[str, np.ndarray[Any, Any]]], *, qoperator: bool = False, **options: Any) -> None:
+    """Static INT8 quantization as a user of ONNX Runtime does it: per channel, u8 activations, s8 weights."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter(batches)
+
+        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+            return next(self.left, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(source), str(prepared))
+        quantize_static(
+            str(prepared), str(target), Reader(), quant_format=QuantFormat.QOperator if qoperator else QuantFormat.QDQ,
+            per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, **options,
+        )  # fmt: skip
+
+
+def make(name: str, path: Path, *, size: int | None = None, batch: int = 1, qoperator: bool = False, say: Callable[[str], None] = lambda text: None) -> Path:
+    """Write the quantized ONNX file of a network, complete or not at all; an existing file is kept."""
+    if path.exists():
+        return path
+    size = size or NETWORKS[name][2]
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        say(f"building {name}")
+        exported, quantized = Path(folder) / "float.onnx", Path(folder) / "quantized.onnx"
+        export(build(name, size), exported, batch, size)
+        say("calibrating and quantizing")
+        batches = [{"input": rng.standard_normal((batch, 3, size, size)).astype(np.float32)} for _ in range(4)]
+        quantize(exported, quantized, batches, qoperator=qoperator)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_bytes(quantized.read_bytes())
+        os.replace(temporary, path)
+    return path
+
+
+def main() -> int:
+    """The command: write one network."""
+    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.bench.zoo", description=__doc__.splitlines()[0])
+    parser.add_argument("network", choices=sorted(NETWORKS))
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--size", type=int, default=None, help="image size (default: the network's own)")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--qoperator", action="store_true", help="QLinear operators instead of quantize/dequantize pairs")
+    args = parser.parse_args()
+    make(args.network, args.output, size=args.size, batch=args.batch, qoperator=args.qoperator, say=lambda text: print(text, file=sys.stderr))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
