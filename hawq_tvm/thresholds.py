@@ -6,7 +6,7 @@ Exact rational arithmetic decides; float64 only picks the few thresholds that ne
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -133,6 +133,23 @@ def _exact_threshold(k: int, ratio: Fraction, c: Fraction, rounding: str) -> int
     return -((-t).__floor__()) if _inclusive(k, rounding) else t.__floor__() + 1
 
 
+def _thresholds(
+    ratio: Fraction, c: Fraction, dyadic: tuple[Fraction, Fraction], rounding: str, ks: NDArray[Any], interval: tuple[int, int]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The thresholds of the real and of the dyadic formula for every k, exact wherever they are reachable."""
+    low, high = interval
+    real, approximate = _float_threshold(ks, ratio, c), _float_threshold(ks, *dyadic)
+    wanted, got = np.floor(real) + 1, np.floor(approximate) + 1
+    # float64 is wrong by a few units in the last place: near an integer only exact arithmetic decides.
+    error = 1e-12 * (np.abs(real) + abs(float(c / ratio)) + 1)
+    unsure = (np.abs(real - np.rint(real)) <= error) | (np.abs(approximate - np.rint(approximate)) <= error)
+    for i in np.flatnonzero(unsure & (real >= low - 2) & (real <= high + 2)):
+        k = int(ks[i])
+        wanted[i] = _exact_threshold(k, ratio, c, rounding)
+        got[i] = _exact_threshold(k, *dyadic, rounding)
+    return wanted, got
+
+
 def _compare(
     ratio: Fraction, c: Fraction, multiplier: int, offset: int, shift: int,
     rounding: str, steps: tuple[int, int], interval: tuple[int, int],
@@ -144,22 +161,36 @@ def _compare(
         got = _search_double(ks, multiplier, shift, low, high)
     else:
         dyadic = Fraction(multiplier, 2**shift), Fraction(offset, 2**shift)
-        real, approximate = _float_threshold(ks, ratio, c), _float_threshold(ks, *dyadic)
-        wanted, got = np.floor(real), np.floor(approximate)
-        # float64 is wrong by a few units in the last place: near an integer only exact arithmetic decides.
-        error = 1e-12 * (np.abs(real) + abs(float(c / ratio)) + 1)
-        unsure = (np.abs(real - np.rint(real)) <= error) | (np.abs(approximate - np.rint(approximate)) <= error)
-        reachable = (real >= low - 2) & (real <= high + 2)
-        for i in np.flatnonzero(unsure & reachable):
-            k = int(ks[i])
-            wanted[i] = _exact_threshold(k, ratio, c, rounding)
-            got[i] = _exact_threshold(k, *dyadic, rounding)
-        sure = ~unsure
-        wanted[sure] += 1
-        got[sure] += 1
+        wanted, got = _thresholds(ratio, c, dyadic, rounding, ks, interval)
     wanted, got = np.clip(wanted, low, high + 1), np.clip(got, low, high + 1)
     inside = ((wanted > low) & (wanted <= high)) | ((got > low) & (got <= high))
     return Proof(int(inside.sum()), int((wanted != got).sum()))
+
+
+def corrected(rescale: Rescale, rounding: str, steps: tuple[int, int]) -> Rescale:
+    """(A23): the same rescale with the offset, nearest to its own, that puts every reachable threshold right.
+
+    The rescale itself comes back when no offset does: at ties of a ratio that is rational but not dyadic.
+    """
+    if rounding == "double" or len(rescale.ratios) != 1 or rescale.multipliers[0] == 0 or rescale.shift == 0:
+        return rescale
+    low, high, ratio, m = rescale.lows[0], rescale.highs[0], rescale.ratios[0], rescale.multipliers[0]
+    if ratio < 0:
+        low, high, ratio, m = -high, -low, -ratio, -m
+    ks = np.arange(steps[0], steps[1] + 1)
+    dyadic = Fraction(m, 2**rescale.shift), Fraction(rescale.offset, 2**rescale.shift)
+    wanted, got = _thresholds(ratio, rescale.constant, dyadic, rounding, ks, (low, high))
+    if np.array_equal(np.clip(wanted, low, high + 1), np.clip(got, low, high + 1)):
+        return rescale
+    least, most = -(2**62), 2**62
+    for k, t in zip(ks.tolist(), wanted.tolist(), strict=True):
+        tie = ((2 * k - 1) << rescale.shift) >> 1  # (k - 1/2) 2^s
+        strict = not _inclusive(k, rounding)
+        if t <= high:
+            least = max(least, tie - max(int(t), low) * m + strict)
+        if t > low:
+            most = min(most, tie - min(int(t) - 1, high) * m - 1 + strict)
+    return replace(rescale, offset=min(max(rescale.offset, least), most)) if least <= most else rescale
 
 
 def _float_threshold(ks: NDArray[Any], ratio: Fraction, c: Fraction) -> NDArray[np.float64]:

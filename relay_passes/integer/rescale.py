@@ -122,6 +122,8 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
     scales, zeros = [flat(t.scale) for t in terms], [flat(t.zero) for t in terms]
     lows, highs = zip(*(_flat_bounds(ctx, t.data, shape, len(shape)) for t in terms), strict=True)
     constants, steps = flat(constant), flat(out.scale)
+    first, last = out.qtype.qmin - out.zero + 1, out.qtype.qmax - out.zero
+    provable = last - first < 1 << 16
     rescales: list[thresholds.Rescale] = []
     known: dict[tuple[Any, ...], thresholds.Rescale] = {}
     for i in range(size):
@@ -129,14 +131,14 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
         if key not in known:
             step = Fraction(steps[i])
             ratios = tuple(Fraction(s[i]) / step for s in scales)
-            known[key] = _dyadic_rescale(
+            made = _dyadic_rescale(
                 ctx, ratios, [int(z[i]) for z in zeros], Fraction(constants[i]) / step,
                 tuple(int(b[i]) for b in lows), tuple(int(b[i]) for b in highs), out.rounding,
             )  # fmt: skip
+            known[key] = thresholds.corrected(made, out.rounding, (first, last)) if provable else made
         rescales.append(known[key])
-    first, last = out.qtype.qmin - out.zero + 1, out.qtype.qmax - out.zero
     proof = thresholds.Proof(enumerated=False)
-    if last - first < 1 << 16:
+    if provable:
         proof = thresholds.prove_all(rescales, out.rounding, (first, last))
 
     def back(values: list[int]) -> Array:

@@ -83,3 +83,25 @@ def test_a_vanishing_ratio_is_checked_at_the_ends(multiplier: int, differing: in
 def test_prove_all_counts_equal_channels_once_each() -> None:
     r = thresholds.Rescale((Fraction(1, 64),), Fraction(0), (2**30,), 0, 36, (-(10**6),), (10**6,))
     assert thresholds.prove_all([r, r, r], "half_even", (-127, 127)).thresholds == 3 * 255
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.fractions(min_value=-3, max_value=3, max_denominator=997), st.sampled_from(["half_up", "half_even", "half_away"]),
+    st.integers(-400, 0), st.integers(0, 400),
+)  # fmt: skip
+def test_a_corrected_offset_never_makes_it_worse_and_proves_right(ratio, rounding, low, high) -> None:  # type: ignore[no-untyped-def]
+    m, shift = arith.dyadic(ratio, 9)  # few bits, so that many thresholds differ at first
+    r = thresholds.Rescale((ratio,), Fraction(0), (m,), 0, shift, (low,), (high,))
+    better = thresholds.corrected(r, rounding, (QMIN + 1, QMAX))
+    before, after = (thresholds.prove(x, rounding, (QMIN + 1, QMAX)).differing for x in (r, better))
+    assert after == 0 if better != r else after == before
+    assert (after > 0) == (brute_force(better, rounding) > 0)
+
+
+def test_a_correction_is_found_where_one_exists() -> None:
+    ratio = Fraction(12345, 1000003)
+    m, shift = arith.dyadic(ratio, 8)
+    r = thresholds.Rescale((ratio,), Fraction(0), (m,), 0, shift, (0,), (500,))
+    assert thresholds.prove(r, "half_even", (1, 7)).differing > 0
+    assert thresholds.prove(thresholds.corrected(r, "half_even", (1, 7)), "half_even", (1, 7)).differing == 0
