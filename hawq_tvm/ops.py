@@ -114,7 +114,7 @@ def _call(name: str, args: list[relax.Expr], **attrs: Any) -> relax.Call:
 
 def const(value: Any, dtype: str) -> relax.Expr:
     """A Relax constant of the given dtype."""
-    return relax.const(np.ascontiguousarray(np.asarray(value, dtype)), dtype)
+    return relax.const(np.asarray(value, dtype, order="C"), dtype)
 
 
 def quantize(

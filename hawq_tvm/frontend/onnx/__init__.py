@@ -1,0 +1,34 @@
+"""The ONNX frontend: a quantized ONNX model becomes an ANNOTATED module (`hawq_tvm.stages`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import tvm
+
+from hawq_tvm import stages
+
+from . import activation, conv, elementwise, matmul, microsoft, movement, pool, qoperator, quant, reduction, resize, shape
+from .describe import Unsupported, describe_onnx, unsupported
+from .importer import Importer
+from .reader import Source, read_model
+
+# Importing these modules registers their operators.
+OPERATORS = (activation, conv, elementwise, matmul, microsoft, movement, pool, qoperator, quant, reduction, resize, shape)
+
+
+def import_onnx(source: Source, shapes: Mapping[str, Sequence[int]] | None = None) -> tvm.IRModule:
+    """An ONNX model (path, bytes or ModelProto) as an ANNOTATED module.
+
+    shapes: full shapes by input name, needed where the model leaves a dimension symbolic.  Raises ModelError
+    naming the first node that cannot be imported.
+    """
+    importer = Importer(read_model(source), shapes)
+    module = importer.run()
+    if importer.failures:
+        raise importer.failures[0].error
+    stages.verify(module, stages.Stage.ANNOTATED)
+    return module
+
+
+__all__ = ["Source", "Unsupported", "describe_onnx", "import_onnx", "unsupported"]

@@ -1,0 +1,167 @@
+"""What a model contains and what of it cannot be imported, for `inspect`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from hawq_tvm import arith
+from hawq_tvm.errors import ModelError
+
+from . import fold
+from .graph import node_name
+from .importer import Importer, unsupported_operator
+from .inputs import declared_shape, runtime_inputs
+from .node import HANDLERS, Node
+from .reader import Source, graphs_of, opset_of, read_model
+from .values import ELEMENT_TYPES
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """Something the frontend refuses: the layer (or input), its operator, why, and what to do about it."""
+
+    name: str
+    op: str
+    reason: str
+    expected: str
+    found: str
+    remedy: str
+
+    def to_dict(self) -> dict[str, str]:
+        """The fields, ready for JSON."""
+        return dict(vars(self))
+
+
+def _of(op: str, error: ModelError) -> Unsupported:
+    return Unsupported(error.where, op, error.message, error.expected, error.found, error.remedy)
+
+
+def unsupported(source: Source, shapes: Mapping[str, Sequence[int]] | None = None) -> list[Unsupported]:
+    """Every node that cannot be imported, in the order of the graph; empty when import_onnx succeeds.
+
+    When an input or the graph itself is at fault, that comes first and only unknown operators follow it.
+    Raises ModelError when the model cannot be read at all.
+    """
+    model = read_model(source)
+    try:
+        importer = Importer(model, shapes)
+    except ModelError as e:
+        return [_of("graph", e), *(_of(n.op_type, unsupported_operator(_bare(n, model))) for n in model.graph.node if not _known(n))]
+    importer.run()
+    return [_of(f.op, f.error) for f in importer.failures]
+
+
+def _domain(node: onnx.NodeProto) -> str:
+    return "" if node.domain == "ai.onnx" else node.domain
+
+
+def _known(node: onnx.NodeProto) -> bool:
+    key = (_domain(node), node.op_type)
+    return key in HANDLERS or (not key[0] and (node.op_type in fold.FOLDABLE or node.op_type in ("Constant", "If")))
+
+
+def _bare(proto: onnx.NodeProto, model: onnx.ModelProto) -> Node:
+    opset = opset_of(model, _domain(proto)) or 1
+    return Node(node_name(proto), proto.op_type, _domain(proto), opset, [], [], [], {}, frozenset(), lambda e, n: e)
+
+
+def describe_onnx(source: Source) -> dict[str, Any]:
+    """A JSON-ready description: versions, inputs and outputs, node counts, and every quantized tensor's bits and granularity."""
+    model = read_model(source)
+    graph = model.graph
+    constants = _constants(graph)
+    counts = Counter(f"{_domain(n)}.{n.op_type}".lstrip(".") for g in graphs_of(graph) for n in g.node)
+    return {
+        "format": "ONNX",
+        "ir_version": int(model.ir_version),
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "opsets": {o.domain or "ai.onnx": int(o.version) for o in model.opset_import},
+        "inputs": [_value(v) for v in runtime_inputs(graph)],
+        "outputs": [_value(v) for v in graph.output],
+        "nodes": len(graph.node),
+        "operators": dict(sorted(counts.items())),
+        "parameters": sum(_count(t.dims) for t in graph.initializer),
+        "quantized": [q for n in graph.node for q in _quantized(n, constants)],
+    }
+
+
+def _count(dims: Sequence[int]) -> int:
+    total = 1
+    for d in dims:
+        total *= max(0, int(d))
+    return total
+
+
+def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    number = value.type.tensor_type.elem_type
+    return {"name": value.name, "dtype": ELEMENT_TYPES.get(number) or fold.type_name(number), "shape": declared_shape(value)}
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    found = {t.name: t for t in graph.initializer}
+    for n in graph.node:
+        if n.op_type == "Constant" and n.output:
+            found.update({n.output[0]: a.t for a in n.attribute if a.name == "value" and a.HasField("t")})
+    return found
+
+
+# Where scales and zero points of the result (QuantizeLinear) or of each operand are among the inputs.
+_ROLES: dict[str, dict[str, tuple[int, int]]] = {
+    "QuantizeLinear": {"output": (1, 2)},
+    "DequantizeLinear": {"input": (1, 2)},
+    "QLinearConv": {"input": (1, 2), "weight": (4, 5), "output": (6, 7)},
+    "QLinearMatMul": {"input": (1, 2), "weight": (4, 5), "output": (6, 7)},
+    "QGemm": {"input": (1, 2), "weight": (4, 5), "output": (7, 8)},
+    "QLinearAdd": {"left": (1, 2), "right": (4, 5), "output": (6, 7)},
+    "QLinearMul": {"left": (1, 2), "right": (4, 5), "output": (6, 7)},
+    "QLinearConcat": {"output": (0, 1)},
+    "QLinearWhere": {"left": (2, 3), "right": (5, 6), "output": (7, 8)},
+    **{
+        name: {"input": (1, 2), "output": (3, 4)}
+        for name in (
+            "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
+        )
+    },
+}  # fmt: skip
+
+
+def _quantized(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> list[dict[str, Any]]:
+    return [
+        {"name": node_name(node), "op": node.op_type, "role": role, **_format(node, scale, zero, constants)}
+        for role, (scale, zero) in _ROLES.get(node.op_type, {}).items()
+        if scale < len(node.input) and node.input[scale]
+    ]
+
+
+def _format(node: onnx.NodeProto, scale: int, zero: int, constants: Mapping[str, onnx.TensorProto]) -> dict[str, Any]:
+    zero_tensor = constants.get(node.input[zero]) if zero < len(node.input) else None
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    number = zero_tensor.data_type if zero_tensor else attributes.get("output_dtype", 0) if node.op_type == "QuantizeLinear" else 0
+    data = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+    kind = ELEMENT_TYPES.get(number) or ELEMENT_TYPES.get(data.data_type if data else 0) or "uint8"
+    scale_tensor = constants.get(node.input[scale])
+    return {
+        "type": kind,
+        "bits": arith.QType.of(kind).bits if kind in arith.RANGES else None,
+        "granularity": _granularity(scale_tensor, attributes),
+        "symmetric": _symmetric(node, zero, zero_tensor),
+    }
+
+
+def _granularity(scale: onnx.TensorProto | None, attributes: Mapping[str, Any]) -> str:
+    if scale is None:
+        return "computed at run time"
+    if attributes.get("block_size"):
+        return f"blocks of {attributes['block_size']} along axis {attributes.get('axis', 1)}"
+    return "per tensor" if _count(scale.dims) == 1 else f"per channel ({_count(scale.dims)})"
+
+
+def _symmetric(node: onnx.NodeProto, index: int, zero: onnx.TensorProto | None) -> bool | None:
+    if index >= len(node.input) or not node.input[index]:
+        return True
+    return None if zero is None else not fold.read_tensor(zero, node_name(node)).astype("int64").any()

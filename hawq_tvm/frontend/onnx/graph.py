@@ -1,0 +1,108 @@
+"""Checks of the graph's names, and an order in which its nodes can be computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import onnx
+
+from hawq_tvm.errors import ModelError
+
+
+def node_name(node: onnx.NodeProto) -> str:
+    """How a node is called in messages and layer names: its name, else its first output's, else its operator."""
+    return node.name or next((o for o in node.output if o), "") or node.op_type
+
+
+def check_names(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> None:
+    """Every tensor is defined once, and every tensor that is read is defined.
+
+    outer: names visible from an enclosing graph.
+    """
+    defined: dict[str, str] = {}
+
+    def define(name: str, by: str) -> None:
+        if name in defined:
+            raise ModelError(f"defines tensor {name!r} a second time", where=by, found=f"already defined by {defined[name]}",
+                             remedy="give every tensor of the model its own name")  # fmt: skip
+        defined[name] = by
+
+    for value in graph.input:
+        if not value.name:
+            raise ModelError("has an input without a name", where=graph.name or "graph")
+        define(value.name, f"graph input {value.name!r}")
+    inputs = set(defined)
+    initialized: set[str] = set()
+    for tensor in graph.initializer:
+        if tensor.name in initialized:
+            raise ModelError("is initialized twice", where=f"initializer {tensor.name!r}", remedy="keep one initializer of each name")
+        initialized.add(tensor.name)
+        if tensor.name not in inputs:
+            define(tensor.name, f"initializer {tensor.name!r}")
+    if graph.sparse_initializer:
+        raise ModelError("has a sparse initializer", where=graph.name or "graph", remedy="store the tensor densely")
+    for node in graph.node:
+        for name in node.output:
+            if name:
+                define(name, f"{node.op_type} {node_name(node)!r}")
+    known = set(defined) | set(outer)
+    for node in graph.node:
+        for name in node.input:
+            if name and name not in known:
+                raise ModelError(f"reads a tensor that does not exist: {name!r}", where=node_name(node),
+                                 expected="an input, an initializer or the output of a node")  # fmt: skip
+    names = [o.name for o in graph.output]
+    if not names:
+        raise ModelError("has no output", where=graph.name or "graph")
+    for name in names:
+        if name not in known:
+            raise ModelError("is an output that nothing computes", where=name or "graph output", found="an unknown tensor")
+        if names.count(name) > 1:
+            raise ModelError("is an output twice", where=name, remedy="give each output its own name (Identity)")
+
+
+def in_order(graph: onnx.GraphProto) -> Sequence[onnx.NodeProto]:
+    """The nodes so that each comes after those it reads, otherwise as in the file.
+
+    Raises ModelError naming the nodes of a cycle.
+    """
+    producers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
+    reads = [sorted({producers[n] for n in _reads(node) if n in producers}) for node in graph.node]
+    if all(max(r, default=-1) < i for i, r in enumerate(reads)):
+        return list(graph.node)
+    order: list[int] = []
+    state = [0] * len(reads)  # 0 untouched, 1 on the stack, 2 done
+    for root in range(len(reads)):
+        stack = [(root, 0)] if state[root] == 0 else []
+        while stack:
+            node, position = stack.pop()
+            state[node] = 1
+            if position < len(reads[node]):
+                stack.append((node, position + 1))
+                child = reads[node][position]
+                if state[child] == 1:
+                    raise _cycle(graph, [n for n, _ in stack], child)
+                if state[child] == 0:
+                    stack.append((child, 0))
+            else:
+                state[node] = 2
+                order.append(node)
+    return [graph.node[i] for i in order]
+
+
+def _cycle(graph: onnx.GraphProto, path: list[int], again: int) -> ModelError:
+    loop = path[path.index(again) :]
+    names = [node_name(graph.node[i]) for i in loop]
+    shown = " <- ".join(names[:6] + (["..."] if len(names) > 6 else []) + names[:1])
+    return ModelError("depends on its own output", where=names[0], expected="a graph without cycles", found=shown)
+
+
+def _reads(node: onnx.NodeProto) -> set[str]:
+    """Every name a node reads, those its subgraphs take from outside included."""
+    names = {n for n in node.input if n}
+    for attribute in node.attribute:
+        for g in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            for inner in g.node:
+                names |= _reads(inner)
+            names |= {o.name for o in g.output}
+    return names

@@ -1,0 +1,263 @@
+"""The walk over an ONNX graph that writes an ANNOTATED module, one handler call per node."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+import tvm
+from onnx import defs
+from tvm import relax
+
+from hawq_tvm import ops
+from hawq_tvm.errors import ModelError
+
+from . import fold
+from .graph import check_names, in_order, node_name
+from .inputs import Input, graph_inputs
+from .node import HANDLERS, MICROSOFT, Entry, Node, expression
+from .reader import first_line, opset_of
+from .values import ELEMENT_TYPES, FLOAT_KINDS, Array, Constant, Failed, Result, Tensor, Value, onnx_type, storage_of
+
+MAX_ELEMENTS = 2**31 - 1
+# What Relax's type rules and attribute conversions raise on operands that do not fit.
+TYPE_RULE_ERRORS = (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError, tvm.error.InternalError)
+
+Env = dict[str, Value | Failed]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A node that could not be imported, and why."""
+
+    op: str
+    error: ModelError
+
+
+class Importer:
+    """Imports one model; `failures` holds every node that could not be imported, in order."""
+
+    def __init__(self, model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None) -> None:
+        self.model = model
+        self.opsets = {d: opset_of(model, d) for d in {"" if o.domain == "ai.onnx" else o.domain for o in model.opset_import}}
+        check_names(model.graph)
+        self.order = in_order(model.graph)
+        self.inputs: list[Input] = graph_inputs(model.graph, shapes or {})
+        self.input_names = frozenset(i.name for i in self.inputs)
+        self.failures: list[Failure] = []
+        self.names: set[str] = set(self.input_names)
+        self.builder = relax.BlockBuilder()
+
+    def run(self) -> tvm.IRModule:
+        """The module, complete when `failures` stays empty."""
+        params = [relax.Var(i.name, relax.TensorType(i.shape, storage_of(i.kind))) for i in self.inputs]
+        env: Env = {i.name: Tensor(p, i.kind) for i, p in zip(self.inputs, params, strict=True)}
+        with self.builder.function("main", params):
+            with self.builder.dataflow():
+                self.initializers(self.model.graph, env)
+                self.walk(self.order, env)
+                outputs = [self.output(o, env) for o in self.model.graph.output]
+                result = self.builder.emit_output(relax.Tuple([expression(v) for v in outputs]))
+            self.builder.emit_func_output(result)
+        func = relax.analysis.remove_all_unused(self.builder.get()["main"])
+        attrs = {
+            "hawq.output_names": [o.name for o in self.model.graph.output],
+            "hawq.input_types": [i.kind for i in self.inputs],
+            "hawq.output_types": [v.kind for v in outputs],
+        }
+        for key, value in attrs.items():
+            func = func.with_attr(key, value)
+        return tvm.IRModule({"main": func})
+
+    def initializers(self, graph: onnx.GraphProto, env: Env) -> None:
+        """The initializers of a graph as constants; one that cannot be read fails."""
+        for tensor in graph.initializer:
+            try:
+                env[tensor.name] = Constant(fold.read_tensor(tensor, f"initializer {tensor.name!r}"))
+            except ModelError as e:
+                self.failures.append(Failure("initializer", e))
+                env[tensor.name] = Failed()
+
+    def walk(self, nodes: Iterable[onnx.NodeProto], env: Env) -> None:
+        """Import nodes, which come in order of computation, into `env`."""
+        for proto in nodes:
+            results: Sequence[Value | Failed]
+            try:
+                results = self.import_node(proto, env)
+            except ModelError as e:
+                self.failures.append(Failure(proto.op_type, e))
+                results = [Failed()] * len(proto.output)
+            for name, value in zip(proto.output, results, strict=False):
+                if name:
+                    env[name] = value
+
+    def import_node(self, proto: onnx.NodeProto, env: Env) -> Sequence[Value | Failed]:
+        """The values of one node's outputs, bound to variables named after it."""
+        domain = "" if proto.domain == "ai.onnx" else proto.domain
+        values = [env[name] if name else None for name in proto.input]
+        node = Node(
+            name=node_name(proto), op=proto.op_type, domain=domain, opset=self.opsets.get(domain) or 1,
+            inputs=[v for v in values if not isinstance(v, Failed)], sources=list(proto.input), outputs=list(proto.output),
+            attributes={a.name: a for a in proto.attribute}, graph_inputs=self.input_names, bind=self.bind,
+        )  # fmt: skip
+        entry = self.entry(node)
+        if any(isinstance(v, Failed) for v in values):
+            return [Failed()] * len(proto.output)
+        if node.op == "If" and not domain:
+            return self.branch(node, env)
+        check_schema(node, entry)
+        if node.op == "Constant" and not domain:
+            return [fold.constant_node(node)]
+        if fold.can_fold(node):
+            return fold.fold(node)
+        if entry is None:
+            raise node.fail("is supported on constants only", remedy="fold it into a constant (onnxsim, or export again)")
+        try:
+            results = entry.handler(node)
+            return self.bind_results(node, results if isinstance(results, list) else [results])
+        except TYPE_RULE_ERRORS as e:
+            shapes = ", ".join(f"{v.kind}{list(v.shape)}" for v in node.inputs if v is not None)
+            raise node.fail(f"does not fit its operands: {first_line(e)}", found=shapes) from None
+
+    def entry(self, node: Node) -> Entry | None:
+        """The handler of a node, None for an operator that is only folded.
+
+        Raises ModelError for an operator that is not supported.
+        """
+        entry = HANDLERS.get((node.domain, node.op))
+        foldable = not node.domain and (node.op in fold.FOLDABLE or node.op in ("Constant", "If"))
+        if entry is None and not foldable:
+            raise unsupported_operator(node)
+        return entry
+
+    def branch(self, node: Node, env: Env) -> Sequence[Value | Failed]:
+        """An If whose condition is constant: the chosen branch, imported in place."""
+        condition = node.constant(0, "condition")
+        key = "then_branch" if bool(condition.ravel()[:1].any()) else "else_branch"
+        if key not in node.attributes or not node.attributes[key].HasField("g"):
+            raise node.fail(f"lacks its {key}")
+        graph = node.attributes[key].g
+        check_names(graph, outer=env)
+        inner = dict(env)
+        self.initializers(graph, inner)
+        self.walk(in_order(graph), inner)
+        return [inner[o.name] for o in graph.output]
+
+    def bind_results(self, node: Node, results: Sequence[Result]) -> list[Value]:
+        """Results bound to variables: the node's name, with the number of the output when there are several."""
+        values: list[Value] = []
+        for i, result in enumerate(results):
+            name = node.name if len(results) == 1 else f"{node.name}.{i}"
+            if isinstance(result, Constant):
+                values.append(result)
+                continue
+            tensor = result if isinstance(result, Tensor) else None
+            expr = tensor.expr if tensor else result
+            var = self.bind(expr, name)
+            kind = tensor.kind if tensor else ops.dtype_of(var)
+            values.append(Tensor(var, kind, tensor.bounds, tensor.narrow) if tensor else Tensor(var, kind))
+        return values
+
+    def bind(self, expr: relax.Expr, name: str) -> relax.Var:
+        """`expr` bound to a variable of that name (a number is added when it is taken); variables stay as they are."""
+        if isinstance(expr, relax.Var):
+            return expr
+        unique, count = name, 1
+        while unique in self.names:
+            unique, count = f"{name}_{count}", count + 1
+        self.names.add(unique)
+        var = self.builder.emit(expr, name_hint=unique)
+        for field in getattr(var.ty, "fields", None) or [var.ty]:
+            shape = [int(d) for d in field.shape.values]
+            if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
+                limit = f"sizes of at least 1, at most {MAX_ELEMENTS} elements"
+                raise ModelError("gives a tensor of impossible shape", where=name, expected=limit, found=str(shape))
+        return var
+
+    def output(self, info: onnx.ValueInfoProto, env: Env) -> Value:
+        """The value of a graph output, of the type the model declares."""
+        value = env[info.name]
+        if isinstance(value, Failed):
+            return Constant(_NOTHING)
+        declared = ELEMENT_TYPES.get(info.type.tensor_type.elem_type, "") if info.type.HasField("tensor_type") else value.kind
+        error = None
+        if declared in ("float16", "bfloat16", "float64") or value.kind in ("float16", "bfloat16", "float64"):
+            error = ModelError("is an output of a float type that is not supported", where=info.name, expected="float32",
+                               found=declared or value.kind, remedy="convert the model's float tensors to float32")  # fmt: skip
+        elif declared != value.kind and info.type.tensor_type.elem_type:
+            error = ModelError("is an output whose declared type is not the computed one", where=info.name, expected=declared or
+                               fold.type_name(info.type.tensor_type.elem_type), found=value.kind)  # fmt: skip
+        elif value.kind not in {"float32", "bool", *_INTEGERS} or 0 in value.shape:
+            error = ModelError("is an output that cannot be returned", where=info.name, expected="a tensor of numbers",
+                               found=f"{value.kind}{list(value.shape)}")  # fmt: skip
+        if error is not None:
+            self.failures.append(Failure("output", error))
+            return Constant(_NOTHING)
+        return value
+
+
+_INTEGERS = tuple(k for k in ELEMENT_TYPES.values() if k.startswith(("int", "uint")) and k != "uint64")
+_NOTHING: Array = fold.np.zeros((), fold.np.float32)
+
+
+def unsupported_operator(node: Node) -> ModelError:
+    """The error for an operator that has no handler, with the remedy that fits it."""
+    full = f"{node.domain}.{node.op}" if node.domain else node.op
+    if node.op in ("Loop", "Scan", "SequenceMap"):
+        remedy = "export the model without control flow"
+    elif node.domain not in ("", MICROSOFT):
+        remedy = "export with standard operators (ai.onnx or com.microsoft)"
+    elif node.op.startswith(("Dynamic", "QAttention", "MatMulNBits")):
+        remedy = "quantize the model statically, with calibration data"
+    else:
+        remedy = "replace it by supported operators, or cut the model before it"
+    return ModelError(f"operator {full} is not supported", where=node.name, found=f"{full} (opset {node.opset})", remedy=remedy)
+
+
+def check_schema(node: Node, entry: Entry | None) -> None:
+    """Number of inputs, attributes and element types against ONNX's schema (or the entry's, outside the standard domain)."""
+    if node.domain:
+        low, high = entry.inputs if entry and entry.inputs else (0, 1 << 30)
+        node.need(low <= len(node.inputs) <= high, "has the wrong number of inputs", expected=f"{low} to {high}", found=len(node.inputs))
+        return
+    try:
+        schema = defs.get_schema(node.op, node.opset, "")
+    except defs.SchemaError:
+        raise node.fail("does not exist in this opset", found=f"opset {node.opset}") from None
+    count = len(node.inputs)
+    node.need(
+        schema.min_input <= count <= schema.max_input, "has the wrong number of inputs",
+        expected=f"{schema.min_input} to {schema.max_input}", found=count,
+    )  # fmt: skip
+    node.need(len(node.outputs) <= schema.max_output, "has too many outputs", expected=f"at most {schema.max_output}", found=len(node.outputs))
+    for name, attribute in schema.attributes.items():
+        if attribute.required and name not in node.attributes:
+            raise node.fail(f"lacks its attribute {name}")
+        if name in node.attributes and node.attributes[name].type != int(attribute.type):
+            raise node.fail(f"has an attribute {name} of the wrong type", expected=attribute.type.name)
+    unknown = [name for name in node.attributes if name not in schema.attributes]
+    node.need(not unknown, f"has attributes that opset {node.opset} does not know", found=", ".join(unknown))
+    if not (entry and entry.checks_types):
+        _check_types(node, schema)
+
+
+def _check_types(node: Node, schema: defs.OpSchema) -> None:
+    seen: dict[str, tuple[str, str]] = {}
+    for i, value in enumerate(node.inputs):
+        formal = schema.inputs[min(i, len(schema.inputs) - 1)]
+        if value is None:
+            node.need(formal.option != defs.OpSchema.FormalParameterOption.Single, f"lacks its input {formal.name}")
+            continue
+        found = onnx_type(value.kind)
+        if found not in formal.types:
+            allowed = ", ".join(sorted(t[7:-1] for t in formal.types if t.startswith("tensor("))[:16])
+            raise node.fail(f"does not take this element type as its input {formal.name}", expected=allowed, found=found[7:-1])
+        group = "float" if value.kind in FLOAT_KINDS else value.kind
+        same, first = seen.setdefault(formal.type_str, (group, node.source(i)))
+        uniform = formal.is_homogeneous or formal.option != defs.OpSchema.FormalParameterOption.Variadic
+        if uniform and same != group:
+            raise node.fail("needs one element type for its inputs", expected=f"{same} as {first!r}", found=f"{group} in {node.source(i)!r}")
+    if any(isinstance(v, Tensor) and v.kind == "float64" for v in node.inputs):
+        raise node.fail("computes in float64", remedy="convert the model to float32")

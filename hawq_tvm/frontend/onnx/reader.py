@@ -1,0 +1,158 @@
+"""Reading an ONNX model from a path, bytes or a ModelProto, and checking everything that concerns the file as a whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
+
+from hawq_tvm.errors import ModelError
+
+Source = str | os.PathLike[str] | bytes | onnx.ModelProto
+
+IR_VERSIONS = (3, 14)
+OPSETS = (10, 28)
+FOREIGN = {
+    ".tflite": "a TensorFlow Lite model", ".pt2": "a PyTorch exported program", ".pt": "a PyTorch checkpoint",
+    ".pth": "a PyTorch checkpoint", ".ort": "an ONNX Runtime flatbuffer", ".pb": "a TensorFlow graph",
+}  # fmt: skip
+
+
+def read_model(source: Source) -> onnx.ModelProto:
+    """The model, its external data loaded, its functions inlined.
+
+    Raises ModelError when it cannot be read, is not ONNX, or has an IR version or opset that is not supported.
+    """
+    if isinstance(source, onnx.ModelProto):
+        model, where = source, source.graph.name or "model"
+    elif isinstance(source, bytes | bytearray | memoryview):
+        model, where = _parse(bytes(source), "model"), "model"
+    elif isinstance(source, str | os.PathLike):
+        where = os.fspath(source)
+        model = _parse(_read(Path(where)), where)
+        _load_external(model, Path(where))
+    else:
+        raise ModelError("is not a model", where=type(source).__name__, expected="a path, bytes or an onnx.ModelProto")
+    _check_versions(model, where)
+    for tensor in _tensors(model.graph):
+        if uses_external_data(tensor):
+            raise ModelError(
+                f"keeps initializer {tensor.name!r} in an external file, which bytes cannot name", where=where,
+                expected="a model with its data", remedy="pass the path of the model, or load it with onnx.load",
+            )  # fmt: skip
+    return _inline_functions(model, where)
+
+
+def opset_of(model: onnx.ModelProto, domain: str = "") -> int | None:
+    """The imported version of an operator domain, None when it is not imported."""
+    versions = [int(o.version) for o in model.opset_import if (o.domain if o.domain != "ai.onnx" else "") == domain]
+    return max(versions) if versions else None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ModelError("no such file", where=str(path), remedy="check the path of the model") from None
+    except IsADirectoryError:
+        models = sorted(p.name for p in path.glob("*.onnx"))
+        remedy = f"pass a file, such as {path / models[0]}" if models else "pass the .onnx file itself"
+        raise ModelError("is a directory", where=str(path), expected="an ONNX file", remedy=remedy) from None
+    except (OSError, ValueError) as e:
+        raise ModelError(f"cannot be read: {e}", where=str(path)) from None
+
+
+def _parse(data: bytes, where: str) -> onnx.ModelProto:
+    if not data:
+        raise ModelError("is empty", where=where, expected="an ONNX model", found="0 bytes")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except DecodeError:
+        kind = FOREIGN.get(Path(where).suffix.lower(), "truncated, damaged or another format")
+        raise ModelError(
+            "is not a readable ONNX model", where=where, expected="an ONNX protobuf", found=f"{len(data)} bytes: {kind}",
+            remedy="export or copy the model again",
+        ) from None  # fmt: skip
+    if not model.HasField("graph") or not (model.graph.node or model.graph.output):
+        raise ModelError("is not an ONNX model", where=where, expected="a ModelProto with a graph", found=f"{len(data)} bytes without one")
+    return model
+
+
+def _load_external(model: onnx.ModelProto, path: Path) -> None:
+    for tensor in _tensors(model.graph):
+        if not uses_external_data(tensor):
+            continue
+        try:
+            name = ExternalDataInfo(tensor).location
+        except (ValueError, TypeError) as e:
+            raise ModelError(f"has an external data entry that is not valid: {e}", where=f"{path}: {tensor.name}") from None
+        file = path.parent / name
+        if not file.is_file():
+            raise ModelError(
+                f"needs external data {name!r} for initializer {tensor.name!r}, which is missing", where=str(path),
+                expected=str(file), remedy="keep the data file next to the model",
+            )  # fmt: skip
+    try:
+        load_external_data_for_model(model, str(path.parent))
+    except (OSError, ValueError, TypeError, MemoryError, onnx.checker.ValidationError) as e:
+        raise ModelError(f"has external data that cannot be read: {first_line(e)}", where=str(path)) from None
+
+
+def _check_versions(model: onnx.ModelProto, where: str) -> None:
+    if not IR_VERSIONS[0] <= model.ir_version <= IR_VERSIONS[1]:
+        raise ModelError(
+            "has an IR version that is not supported", where=where, expected=f"{IR_VERSIONS[0]} to {IR_VERSIONS[1]}",
+            found=str(model.ir_version),
+        )  # fmt: skip
+    opset = opset_of(model)
+    if opset is None:
+        if any(o.domain for o in model.opset_import) and all(n.domain for n in model.graph.node):
+            return
+        raise ModelError("does not say which operator set it uses", where=where, expected="an opset_import of the domain ai.onnx")
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise ModelError(
+            "has an operator set that is not supported", where=where, expected=f"opset {OPSETS[0]} to {OPSETS[1]}",
+            found=f"opset {opset}", remedy="convert it with onnx.version_converter.convert_version",
+        )  # fmt: skip
+
+
+def _inline_functions(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    if not model.functions:
+        return model
+    from onnx import inliner
+
+    try:
+        return inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError, TypeError, DecodeError, onnx.checker.ValidationError) as e:
+        raise ModelError(f"has functions that cannot be inlined: {first_line(e)}", where=where) from None
+
+
+def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and every subgraph inside its nodes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            inner: Iterable[onnx.GraphProto] = [attribute.g] if attribute.HasField("g") else attribute.graphs
+            for g in inner:
+                yield from graphs_of(g)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    for g in graphs_of(graph):
+        yield from g.initializer
+        for node in g.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+
+
+def first_line(error: BaseException) -> str:
+    """The last non-empty line of an exception's text: libraries put the cause there."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__

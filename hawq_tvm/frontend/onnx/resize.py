@@ -1,0 +1,170 @@
+"""Resize and Upsample, nearest and linear, as gathers of constant positions with constant weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import relax
+
+from hawq_tvm import ops
+
+from .movement import take
+from .node import Node, handles
+from .values import Array, Result
+
+COORDINATES = (
+    "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_half_pixel_for_nn",
+    "tf_crop_and_resize",
+)  # fmt: skip
+ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+MAX_SIZE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One resized axis: sizes, the scale as the model gives it, and the exact real length it leads to."""
+
+    size: int
+    output: int
+    scale: float
+    length: float
+    crop: tuple[float, float] = (0.0, 1.0)
+
+    def source(self, mode: str) -> Array:
+        """Where each output position lies in the input (ONNX, Resize, coordinate_transformation_mode), float64."""
+        x = np.arange(self.output, dtype=np.float64)
+        last = self.size - 1
+        if mode == "align_corners":
+            return x * last / (self.length - 1) if self.length != 1 else np.zeros_like(x)
+        if mode == "asymmetric":
+            return x / self.scale
+        if mode == "tf_half_pixel_for_nn":
+            return (x + 0.5) / self.scale
+        if mode == "tf_crop_and_resize":
+            start, stop = self.crop
+            if self.length == 1:
+                return np.full_like(x, 0.5 * (start + stop) * last)
+            return start * last + x * (stop - start) * last / (self.length - 1)
+        if mode == "pytorch_half_pixel" and self.length == 1:
+            return np.full_like(x, -0.5)
+        offset = self.size / 2 * (1 - self.output / self.length) if mode == "half_pixel_symmetric" else 0.0
+        return offset + (x + 0.5) / self.scale - 0.5
+
+
+def nearest(position: Array, rounding: str) -> Array:
+    """Positions rounded to whole ones."""
+    if rounding == "floor":
+        return np.floor(position)
+    if rounding == "ceil":
+        return np.ceil(position)
+    return np.ceil(position - 0.5) if rounding == "round_prefer_floor" else np.floor(position + 0.5)
+
+
+@handles("Upsample")
+def upsample(node: Node) -> Result:
+    """Resize as it was before opset 10: asymmetric, rounding down."""
+    scales = node.constant(1, "scale").astype(np.float64).ravel().tolist()
+    return _resize(node, _axes_by_scale(node, scales, list(range(len(node.shape())))), "asymmetric", "floor")
+
+
+@handles("Resize")
+def resize(node: Node) -> Result:
+    """Resize by scales or to sizes."""
+    if node.opset < 11:
+        return upsample(node)
+    coordinates = node.attr("coordinate_transformation_mode", "half_pixel")
+    rounding = node.attr("nearest_mode", "round_prefer_floor")
+    node.need(coordinates in COORDINATES, "has an unknown coordinate_transformation_mode", expected=", ".join(COORDINATES), found=coordinates)
+    node.need(rounding in ROUNDINGS, "has an unknown nearest_mode", expected=", ".join(ROUNDINGS), found=rounding)
+    rank = len(node.shape())
+    axes = node.axes(node.attr("axes", list(range(rank))), rank)
+    scales = node.constant(2, "scale") if node.given(2) else np.zeros(0)
+    sizes = node.ints(3, "size") if node.given(3) else []
+    node.need((scales.size > 0) != (len(sizes) > 0), "needs either scales or sizes", expected="one of the two", found="both or none")
+    resized = _axes_by_scale(node, scales.astype(np.float64).ravel().tolist(), axes) if scales.size else _axes_by_size(node, sizes, axes)
+    if coordinates == "tf_crop_and_resize":
+        resized = _cropped(node, resized, axes)
+    if node.attr("antialias", 0) and any(a.scale < 1 for a in resized.values()):
+        raise node.fail("shrinks with antialias", expected="antialias 0", remedy="export without antialiasing")
+    return _resize(node, resized, coordinates, rounding)
+
+
+def _axes_by_scale(node: Node, scales: list[float], axes: list[int]) -> dict[int, Axis]:
+    dims = node.shape()
+    if len(scales) != len(axes) or any(not (math.isfinite(s) and s > 0) for s in scales):
+        raise node.fail("has scales that do not fit", expected=f"{len(axes)} positive numbers", found=str(scales))
+    chosen = [(a, s) for a, s in zip(axes, scales, strict=True) if s != 1.0 or node.attr("coordinate_transformation_mode", "") == "tf_crop_and_resize"]
+    return {a: _checked(node, Axis(dims[a], math.floor(dims[a] * s), s, dims[a] * s)) for a, s in chosen}
+
+
+def _axes_by_size(node: Node, sizes: list[int], axes: list[int]) -> dict[int, Axis]:
+    dims = node.shape()
+    if len(sizes) != len(axes) or any(s < 1 for s in sizes):
+        raise node.fail("has sizes that do not fit", expected=f"{len(axes)} positive integers", found=str(sizes))
+    policy = node.attr("keep_aspect_ratio_policy", "stretch")
+    if policy != "stretch":
+        node.need(policy in ("not_larger", "not_smaller"), "has an unknown keep_aspect_ratio_policy", found=policy)
+        ratios = [s / dims[a] for a, s in zip(axes, sizes, strict=True)]
+        ratio = min(ratios) if policy == "not_larger" else max(ratios)
+        exact = [ratio * dims[a] for a in axes]
+        return {a: _checked(node, Axis(dims[a], math.floor(e + 0.5), ratio, e)) for a, e in zip(axes, exact, strict=True)}
+    return {a: _checked(node, Axis(dims[a], s, s / dims[a], float(s))) for a, s in zip(axes, sizes, strict=True)}
+
+
+def _checked(node: Node, axis: Axis) -> Axis:
+    node.need(1 <= axis.output <= MAX_SIZE, "gives an impossible size", expected=f"1 to {MAX_SIZE}", found=axis.output)
+    return axis
+
+
+def _cropped(node: Node, axes: dict[int, Axis], order: list[int]) -> dict[int, Axis]:
+    """Axes with the region of interest that tf_crop_and_resize reads."""
+    roi = node.constant(1, "region of interest").astype(np.float64).ravel().tolist()
+    if len(roi) != 2 * len(order):
+        raise node.fail("has a region of interest that does not fit", expected=f"{2 * len(order)} numbers", found=str(len(roi)))
+    crops = {a: (roi[i], roi[len(order) + i]) for i, a in enumerate(order)}
+    if any(not (0 <= v <= 1) for pair in crops.values() for v in pair):
+        raise node.fail("reads outside its input", expected="a region of interest within 0 and 1", found=str(roi))
+    return {a: Axis(x.size, x.output, x.scale, x.length, crops[a]) for a, x in axes.items()}
+
+
+def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) -> Result:
+    mode = node.attr("mode", "nearest")
+    node.need(mode in ("nearest", "linear"), f"in mode {mode} is not supported", expected="nearest or linear", found=mode)
+    plans: dict[int, tuple[Array, Array]] = {}
+    for axis, geometry in axes.items():
+        position = geometry.source(coordinates)
+        if mode == "nearest":
+            whole, part = nearest(position, rounding), np.zeros(geometry.output)
+        else:
+            position = np.clip(position, 0, geometry.size - 1)
+            whole, part = np.floor(position), position - np.floor(position)
+        places = np.clip(whole, 0, geometry.size - 1).astype(np.int64)
+        if not (np.array_equal(places, np.arange(geometry.size)) and not part.any()):
+            plans[axis] = places, part
+    if not plans:
+        return node.value(0)
+    interpolates = any(part.any() for _, part in plans.values())
+    if interpolates and not node.is_float():
+        raise node.fail("in mode linear is supported on float tensors only", found=node.value(0).kind, remedy="put it between DequantizeLinear and QuantizeLinear")
+    x = node.expr(0)
+    last = list(plans)[-1]
+    for axis, (places, part) in plans.items():
+        x = _along(node, x, axis, places, part)
+        x = x if axis == last else node.emit(x, f"axis{axis}")
+    return x if interpolates else node.like(x)
+
+
+def _along(node: Node, x: relax.Expr, axis: int, places: Array, part: Array) -> relax.Expr:
+    """take(i) (1 - part) + take(i + 1) part along one axis."""
+    if not part.any():
+        return take(x, places, axis)
+    shape = ops.shape_of(x)
+    weights = part.reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    following = np.minimum(places + 1, shape[axis] - 1)
+    low = node.emit(take(x, places, axis), f"low{axis}")
+    high = node.emit(take(x, following, axis), f"high{axis}")
+    low = node.emit(relax.op.multiply(low, ops.const(1 - weights, "float32")), f"low{axis}.part")
+    high = node.emit(relax.op.multiply(high, ops.const(weights, "float32")), f"high{axis}.part")
+    return relax.op.add(low, high)
