@@ -17,7 +17,7 @@ from tvm import relax
 
 from hawq_tvm import arith, ops
 from hawq_tvm.errors import ModelError
-from hawq_tvm.ranges import Interval, interval_of
+from hawq_tvm.ranges import Interval, interval_of, partial_sums
 
 Array = NDArray[Any]
 INFINITY = float("inf")
@@ -152,7 +152,7 @@ class Context:
     def accumulate(self, make: Callable[[str], relax.Expr], suffix: str) -> relax.Expr:
         """Emit `make("int32")`, or `make("int64")` when the computed bounds leave int32."""
         narrow = self.builder.normalize(make("int32"))
-        bound = interval_of(narrow, [self.interval(a) for a in narrow.args])
+        bound = partial_sums(narrow, [self.interval(a) for a in narrow.args])
         low, high = int(np.min(bound.low)), int(np.max(bound.high))
         fits = arith.RANGES["int32"][0] <= low and high <= arith.RANGES["int32"][1]
         return self.emit(narrow if fits else make("int64"), suffix)

@@ -1,0 +1,375 @@
+"""The interval of one integer operator's result from the intervals of its arguments: one rule per operator (A21).
+
+Bounds are kept per channel where an operator keeps channels apart, else one pair stands for the tensor. They are worked
+out from the real weights and hold for every input whatever. Arithmetic on bounds is exact: it moves from int64 to Python's
+integers where int64 could overflow, so that a bound too large for any type is still seen as that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import relax
+
+from . import arith, ops
+
+Array = NDArray[Any]
+
+# Larger arrays of bounds are collapsed to one pair; weights are the exception, the sums of products need them whole.
+LARGEST_KEPT = 1 << 16
+# Sums and products of float64 estimates below this stay exact in int64, with room for the estimate's own error.
+_SAFE = 2.0**62
+
+
+@dataclass(frozen=True, eq=False)
+class Interval:
+    """Inclusive bounds of a tensor's elements: int64 arrays that broadcast against it.
+
+    A bound that leaves int64 is held as Python integers in an object array.
+    """
+
+    low: Any
+    high: Any
+
+    @staticmethod
+    def of_range(low: int, high: int) -> Interval:
+        """The same bounds for every element."""
+        return Interval(_scalar(low), _scalar(high))
+
+    @property
+    def scalar(self) -> tuple[int, int]:
+        """The bounds over the whole tensor."""
+        return int(np.min(self.low)), int(np.max(self.high))
+
+    def collapse(self) -> Interval:
+        """One pair for the whole tensor."""
+        return Interval.of_range(*self.scalar)
+
+    def with_zero(self) -> Interval:
+        """The smallest interval that holds this one and 0."""
+        return Interval(np.minimum(self.low, 0), np.maximum(self.high, 0))
+
+
+Bounds = Interval | tuple[Any, ...]
+
+
+def interval_of(call: relax.Call, args: Sequence[Any]) -> Bounds:
+    """The interval of a call's result from those of its arguments (tuples for tuple arguments and tuple results).
+
+    Raises KeyError for an operator outside the integer grammar.
+    """
+    name = ops.op_name(call)
+    return _moved(call, args[0]) if name in MOVING else _RULES[name](call, *args)
+
+
+def partial_sums(call: relax.Call, args: Sequence[Any]) -> Bounds:
+    """The interval of an accumulator while it is being summed, in whatever order and from 0 on.
+
+    The partial sums of a sum of products lie between the sums of its negative and of its positive contributions: the
+    result's interval, were the first argument able to be 0 as well.
+    """
+    if ops.op_name(call) in SUMS:
+        return interval_of(call, [args[0].with_zero(), *args[1:]])
+    return interval_of(call, args)
+
+
+def constant(array: Array) -> Interval:
+    """The interval of a constant: each element is its own bound."""
+    values = array.astype(np.int64)
+    return Interval(values, values)
+
+
+# -- exact arithmetic on bounds --------------------------------------------------------------------
+
+
+def _scalar(value: int) -> Any:
+    return np.int64(value) if -(2**63) <= value < 2**63 else np.array(value, object)
+
+
+def _compact(low: Any, high: Any) -> Interval:
+    if max(np.size(low), np.size(high)) > LARGEST_KEPT:
+        return Interval.of_range(int(np.min(low)), int(np.max(high)))
+    return Interval(np.asarray(low), np.asarray(high))
+
+
+def _largest(x: Any) -> float:
+    return float(max(abs(int(np.min(x))), abs(int(np.max(x))))) if np.size(x) else 0.0
+
+
+def _exact(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    """function(a, b), a sum, difference or product, in int64 or, where that could overflow, in Python's integers."""
+    a, b = np.asarray(a), np.asarray(b)
+    if max(_largest(a) + _largest(b), _largest(a) * _largest(b)) >= _SAFE:
+        a, b = a.astype(object), b.astype(object)
+    return np.asarray(function(a, b))
+
+
+def _scaled(x: Interval, count: int) -> Interval:
+    """The interval of a sum of `count` such values."""
+    return Interval(_exact(np.multiply, x.low, count), _exact(np.multiply, x.high, count))
+
+
+def _products(a: Interval, b: Interval) -> Interval:
+    corners = [x * y for x in a.scalar for y in b.scalar]
+    return Interval.of_range(min(corners), max(corners))
+
+
+def _kept(x: Interval, shape: tuple[int, ...], axes: Sequence[int]) -> Interval:
+    """The interval with its bounds told apart along `axes` of a tensor of `shape` only."""
+    sides = []
+    for array, reduce in ((x.low, np.min), (x.high, np.max)):
+        full = np.asarray(array).reshape((1,) * (len(shape) - np.ndim(array)) + np.shape(array))
+        sides.append(reduce(full, axis=tuple(i for i in range(len(shape)) if i not in axes), keepdims=True))
+    return Interval(*sides)
+
+
+def _known(x: Interval, shape: tuple[int, ...]) -> Array | None:
+    """The values of a constant of `shape`, when the interval is that of one."""
+    return x.low if np.shape(x.low) == shape and (x.low is x.high or np.array_equal(x.low, x.high)) else None
+
+
+# -- sums of products --------------------------------------------------------------------------------
+
+
+def _contributions(positive: Array, negative: Array, x_low: Array, x_high: Array) -> tuple[Array, Array]:
+    """(A21): positive and negative sums of weights (outputs, inputs) times the bounds of the inputs."""
+    estimate = (_largest(positive) + _largest(negative)) * max(_largest(x_low), _largest(x_high)) * positive.shape[-1]
+    if estimate >= _SAFE:
+        positive, negative, x_low, x_high = (a.astype(object) for a in (positive, negative, x_low, x_high))
+    low = (positive * x_low + negative * x_high).sum(axis=-1)
+    high = (positive * x_high + negative * x_low).sum(axis=-1)
+    return low, high
+
+
+def _conv2d(call: relax.Call, x: Interval, w: Interval) -> Interval:
+    attrs = call.attrs
+    layout, groups = str(attrs.data_layout), int(attrs.groups)
+    shape, kernel_shape = ops.shape_of(call.args[0]), ops.shape_of(call.args[1])
+    order = [str(attrs.kernel_layout).index(c) for c in "OIHW"]
+    outputs, inputs = kernel_shape[order[0]], kernel_shape[order[1]]
+    values = _known(w, kernel_shape)
+    if values is None:
+        return _scaled(_products(x, w), int(np.prod(kernel_shape)) // outputs)
+    flat = values.transpose(order).reshape(groups, outputs // groups, inputs, -1)
+    positive, negative = np.maximum(flat, 0).sum(axis=-1), np.minimum(flat, 0).sum(axis=-1)
+    channel = _kept(x, shape, [layout.index("C")])
+    # (group, output, input): every group of outputs reads its own inputs, each with its own bounds.
+    x_low, x_high = (np.broadcast_to(np.ravel(b), groups * inputs).reshape(groups, 1, inputs) for b in (channel.low, channel.high))
+    low, high = _contributions(positive, negative, x_low, x_high)
+    result = [1] * 4
+    result[layout.index("C")] = outputs
+    return Interval(low.reshape(result), high.reshape(result))
+
+
+def _matmul(call: relax.Call, a: Interval, b: Interval) -> Interval:
+    left, right = ops.shape_of(call.args[0]), ops.shape_of(call.args[1])
+    values = _known(b, right)
+    if values is None or len(right) < 2:
+        return _scaled(_products(a, b), left[-1])
+    # Per column: (..., K, N) transposed to (..., N, K) against the bounds of a's last axis.
+    columns = np.swapaxes(values, -1, -2)
+    inner = _kept(a, left, [len(left) - 1])
+    low, high = _contributions(np.maximum(columns, 0), np.minimum(columns, 0), np.ravel(inner.low), np.ravel(inner.high))
+    if len(left) > 1:
+        low, high = low[..., None, :], high[..., None, :]
+    return _compact(low, high)
+
+
+def _sum_pool2d(call: relax.Call, x: Interval) -> Interval:
+    count = int(np.prod([int(k) for k in call.attrs["pool_size"]]))
+    return _scaled(_per_channel(call, x), count)
+
+
+def _sum(call: relax.Call, x: Interval) -> Interval:
+    before, after = (int(np.prod(ops.shape_of(e))) for e in (call.args[0], call))
+    return _scaled(x.collapse(), before // max(after, 1))
+
+
+# -- element by element ------------------------------------------------------------------------------
+
+
+def _binary(function: Callable[[Any, Any], Any]) -> Callable[[relax.Call, Interval, Interval], Interval]:
+    """The extremes of a function monotone in each operand are at the ends of the operands."""
+
+    def rule(_: relax.Call, a: Interval, b: Interval) -> Interval:
+        corners = [_exact(function, x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
+        low = high = corners[0]
+        for corner in corners[1:]:
+            low, high = np.minimum(low, corner), np.maximum(high, corner)
+        return _compact(low, high)
+
+    return rule
+
+
+def _requantize(call: relax.Call, data: Sequence[Interval], *_: Any) -> Interval:
+    """(A9) is monotone in every operand, rising where its multiplier is positive: the ends go to the ends.
+
+    Where the 64-bit sum itself could overflow, which `ranges.margins` reports, the declared range is all that is known.
+    """
+    attrs = call.attrs
+    if requantize_worst(call, data) >= arith.INT64_LIMIT:
+        return _declared(call)
+    multipliers = [ops.const_value(m).astype(np.int64) for m in call.args[1].fields]
+    offset, shift = (ops.const_value(a).astype(np.int64) for a in call.args[2:4])
+    ends = []
+    for near, far in (("low", "high"), ("high", "low")):
+        operands = [np.where(m >= 0, getattr(x, near), getattr(x, far)) for x, m in zip(data, multipliers, strict=True)]
+        end = arith.requantize(
+            operands, list(multipliers), offset, shift, rounding=str(attrs["rounding"]),
+            zero_point=int(attrs["zero_point"]), qmin=int(attrs["qmin"]), qmax=int(attrs["qmax"]),
+        )  # fmt: skip
+        ends.append(end)
+    return _compact(*ends)
+
+
+def requantize_worst(call: relax.Call, data: Sequence[Interval]) -> int:
+    """The largest magnitude inside a requantize, over all channels, in Python's integers.
+
+    sum |x_i| |m_i| + |b| + 2^(s-1) of section 7, or (|x| << max(0, 31 - s)) |m| + 2^30 for the rounding "double" (A8).
+    """
+    magnitudes = [_magnitude(np.maximum(-_object(x.low), _object(x.high))) for x in data]
+    multipliers = [_magnitude(_object(ops.const_value(m))) for m in call.args[1].fields]
+    offset, shift = (ops.const_value(a) for a in call.args[2:4])
+    if str(call.attrs["rounding"]) == "double":
+        left = _power(np.maximum(31 - shift.astype(np.int64), 0))
+        return int(np.max(_times(_times(magnitudes[0], left), multipliers[0]))) + (1 << 30)
+    total = _magnitude(_object(offset)) + _power(shift.astype(np.int64) - 1)
+    for x, m in zip(magnitudes, multipliers, strict=True):
+        total = total + _times(x, m)
+    return int(np.max(total))
+
+
+def _object(array: Any) -> Array:
+    return np.asarray(array).astype(object)
+
+
+def _magnitude(array: Array) -> Array:
+    return np.asarray(np.maximum(array, -array), object)
+
+
+def _power(exponent: Array) -> Array:
+    """2^exponent in Python's integers, 1 for a negative exponent."""
+    return np.vectorize(lambda e: 1 << max(int(e), 0), otypes=[object])(exponent)
+
+
+def _times(a: Array, b: Array) -> Array:
+    """The product where it stays small, else of the largest elements: only upper bounds are asked for."""
+    return a * b if np.size(a) * np.size(b) <= LARGEST_KEPT else np.asarray(np.max(a) * np.max(b), object)
+
+
+def _declared(call: relax.Call, *_: Any) -> Interval:
+    return Interval.of_range(int(call.attrs["qmin"]), int(call.attrs["qmax"]))
+
+
+def _lookup(call: relax.Call, x: Interval, *_: Any) -> Interval:
+    """The extremes of the part of the table that the operand can reach."""
+    table = ops.const_value(call.args[1]).astype(np.int64)
+    lowest = int(np.iinfo(ops.dtype_of(call.args[0])).min)
+    low, high = x.scalar
+    reached = table[low - lowest : high - lowest + 1]
+    return Interval.of_range(int(reached.min()), int(reached.max()))
+
+
+def _where(_: relax.Call, condition: Any, a: Interval, b: Interval) -> Interval:
+    del condition
+    return _compact(np.minimum(a.low, b.low), np.maximum(a.high, b.high))
+
+
+def _clip(call: relax.Call, x: Interval, *_: Any) -> Interval:
+    low, high = (int(bound.value) for bound in call.args[1:3])
+    return _compact(np.clip(x.low, low, high), np.clip(x.high, low, high))
+
+
+# -- tensors that change their shape -----------------------------------------------------------------
+
+
+def _per_channel(call: relax.Call, x: Interval) -> Interval:
+    attrs = call.attrs
+    layout = str(attrs["layout"] if ops.op_name(call).startswith("hawq.") else attrs.layout)
+    return _kept(x, ops.shape_of(call.args[0]), [layout.index("C")])
+
+
+def _pad(call: relax.Call, x: Interval, *_: Any) -> Interval:
+    width, value = [int(v) for v in call.attrs.pad_width], int(call.attrs.pad_value)
+    shape = ops.shape_of(call.args[0])
+    kept = _kept(x, shape, [i for i in range(len(shape)) if not any(width[2 * i : 2 * i + 2])])
+    return _compact(np.minimum(kept.low, value), np.maximum(kept.high, value))
+
+
+def _dilate(call: relax.Call, x: Interval) -> Interval:
+    kept, fill = _per_channel(call, x), int(call.attrs["fill"])
+    return Interval(np.minimum(kept.low, fill), np.maximum(kept.high, fill))
+
+
+def _concat(_: relax.Call, parts: Sequence[Interval]) -> Interval:
+    ends = [p.scalar for p in parts]
+    return Interval.of_range(min(e[0] for e in ends), max(e[1] for e in ends))
+
+
+def _argument(call: relax.Call, *_: Any) -> Interval:
+    shape, axis = ops.shape_of(call.args[0]), call.attrs.axis
+    return Interval.of_range(0, (int(np.prod(shape)) if axis is None else shape[int(axis)]) - 1)
+
+
+def _unpack(call: relax.Call, *_: Any) -> Interval:
+    shape, signed = tuple(int(d) for d in call.attrs["shape"]), bool(int(call.attrs["signed"]))
+    return constant(arith.unpack_int4(ops.const_value(call.args[0]), shape, signed))
+
+
+def _dynamic(*_: Any) -> tuple[Interval, ...]:
+    return (Interval.of_range(0, 255),) * 3
+
+
+def _moved(call: relax.Call, x: Interval) -> Interval:
+    """Elements that only change their place; a transpose takes the bounds along."""
+    if ops.op_name(call) == "relax.permute_dims" and call.attrs.axes is not None:
+        axes, rank = [int(a) for a in call.attrs.axes], len(ops.shape_of(call.args[0]))
+        sides = (np.asarray(b).reshape((1,) * (rank - np.ndim(b)) + np.shape(b)).transpose(axes) for b in (x.low, x.high))
+        return Interval(*sides)
+    return x.collapse()
+
+
+MOVING = frozenset(
+    f"relax.{n}"
+    for n in (
+        "reshape", "flatten", "squeeze", "expand_dims", "permute_dims", "broadcast_to", "strided_slice", "take", "flip",
+        "tile", "repeat", "max", "min",
+    )
+)  # fmt: skip
+
+# Operators that sum many terms, in an order that is theirs to choose.
+SUMS = frozenset({"relax.nn.conv2d", "relax.matmul", "hawq.sum_pool2d", "relax.sum"})
+
+_RULES: dict[str, Callable[..., Any]] = {
+    "relax.nn.conv2d": _conv2d,
+    "relax.matmul": _matmul,
+    "hawq.sum_pool2d": _sum_pool2d,
+    "relax.sum": _sum,
+    "relax.add": _binary(np.add),
+    "relax.subtract": _binary(np.subtract),
+    "relax.multiply": _binary(np.multiply),
+    "relax.maximum": _binary(np.maximum),
+    "relax.minimum": _binary(np.minimum),
+    "relax.clip": _clip,
+    "relax.astype": lambda call, x: x,
+    "relax.where": _where,
+    "relax.greater_equal": lambda call, a, b: Interval.of_range(0, 1),
+    "relax.concat": _concat,
+    "relax.split": lambda call, x: tuple(x.collapse() for _ in call.ty.fields),
+    "relax.nn.pad": _pad,
+    "relax.nn.max_pool2d": _per_channel,
+    "relax.argmax": _argument,
+    "relax.argmin": _argument,
+    "hawq.dilate2d": _dilate,
+    "hawq.requantize": _requantize,
+    "hawq.quantize": _declared,
+    "hawq.dequantize": lambda call, *_: Interval.of_range(0, 0),
+    "hawq.dynamic_quantize": _dynamic,
+    "hawq.softmax": _declared,
+    "hawq.lookup": _lookup,
+    "hawq.unpack_int4": _unpack,
+}
