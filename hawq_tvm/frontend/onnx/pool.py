@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from tvm import relax
 
-from hawq_tvm import ops
+from hawq_tvm import arith, ops
 
 from .node import Node, handles
-from .values import Result
+from .values import Result, Tensor
 from .window import Window, auto_pad, read_window
 
 
@@ -30,6 +31,21 @@ def _ceil_mode(node: Node, window: Window, spatial: tuple[int, ...]) -> tuple[Wi
     return replace(window, after=tuple(after)), True
 
 
+def _padded(node: Node, data: relax.Expr, options: dict[str, Any]) -> relax.Expr:
+    """Integers with the padding of their pool made explicit: the lowest value the data can hold never wins."""
+    value = node.value(0)
+    lowest = value.range[0] if isinstance(value, Tensor) else arith.RANGES[value.kind][0]
+    begin, end = options["padding"][:2], list(options["padding"][2:])
+    for i, size in enumerate(ops.shape_of(data)[2:]):
+        reach = (options["pool_size"][i] - 1) * options["dilation"][i] + 1
+        rest = (size + begin[i] + end[i] - reach) % options["strides"][i]
+        end[i] += options["strides"][i] - rest if options["ceil_mode"] and rest else 0
+    if not any((*begin, *end)):
+        return data
+    width = [0, 0, 0, 0, begin[0], end[0], begin[1], end[1]]
+    return node.emit(relax.op.nn.pad(data, width, "constant", lowest), "pad")
+
+
 def pool2d(node: Node, x: relax.Expr, kind: str) -> relax.Expr:
     """max_pool2d or avg_pool2d of the node's window; a 1-D pool runs as a 2-D one of height 1."""
     shape = ops.shape_of(x)
@@ -43,7 +59,10 @@ def pool2d(node: Node, x: relax.Expr, kind: str) -> relax.Expr:
         "pool_size": window.flat(window.kernel, 1), "strides": window.flat(window.strides, 1), "padding": window.padding,
         "dilation": window.flat(window.dilations, 1), "ceil_mode": ceil_mode,
     }  # fmt: skip
-    if kind == "max":
+    if kind == "max" and not node.is_float():
+        data = _padded(node, data, options)
+        y = relax.op.nn.max_pool2d(data, **{**options, "padding": (0, 0), "ceil_mode": False})
+    elif kind == "max":
         y = relax.op.nn.max_pool2d(data, **options)
     else:
         y = relax.op.nn.avg_pool2d(data, count_include_pad=bool(node.attr("count_include_pad", 0)), **options)

@@ -1,4 +1,4 @@
-"""Resize and Upsample, nearest and linear, as gathers of constant positions with constant weights."""
+"""Resize, nearest and linear, as gathers of constant positions with constant weights."""
 
 from __future__ import annotations
 
@@ -62,18 +62,12 @@ def nearest(position: Array, rounding: str) -> Array:
     return np.ceil(position - 0.5) if rounding == "round_prefer_floor" else np.floor(position + 0.5)
 
 
-@handles("Upsample")
-def upsample(node: Node) -> Result:
-    """Resize as it was before opset 10: asymmetric, rounding down."""
-    scales = node.constant(1, "scale").astype(np.float64).ravel().tolist()
-    return _resize(node, _axes_by_scale(node, scales, list(range(len(node.shape())))), "asymmetric", "floor")
-
-
 @handles("Resize")
 def resize(node: Node) -> Result:
     """Resize by scales or to sizes."""
-    if node.opset < 11:
-        return upsample(node)
+    if node.opset < 11:  # asymmetric, rounding down
+        scales = node.constant(1, "scale").astype(np.float64).ravel().tolist()
+        return _resize(node, _axes_by_scale(node, scales, list(range(len(node.shape())))), "asymmetric", "floor")
     coordinates = node.attr("coordinate_transformation_mode", "half_pixel")
     rounding = node.attr("nearest_mode", "round_prefer_floor")
     node.need(coordinates in COORDINATES, "has an unknown coordinate_transformation_mode", expected=", ".join(COORDINATES), found=coordinates)

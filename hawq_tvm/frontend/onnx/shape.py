@@ -100,24 +100,31 @@ def _blocks(node: Node) -> tuple[int, int, int, int, int]:
     return n, c, h, w, block
 
 
+def _mode(node: Node) -> str:
+    mode = node.attr("mode", "DCR")
+    node.need(mode in ("DCR", "CRD"), "has an unknown mode", expected="DCR or CRD", found=mode)
+    return mode
+
+
 @handles("DepthToSpace")
 def depth_to_space(node: Node) -> Result:
     """Channels moved into blocks of pixels (pixel shuffle when mode is CRD)."""
     n, c, h, w, b = _blocks(node)
-    mode = node.attr("mode", "DCR")
-    node.need(mode in ("DCR", "CRD"), "has an unknown mode", expected="DCR or CRD", found=mode)
     node.need(c % (b * b) == 0, "has channels that its blocksize does not divide", expected=f"a multiple of {b * b}", found=c)
-    split, order = ((n, b, b, c // (b * b), h, w), [0, 3, 4, 1, 5, 2]) if mode == "DCR" else ((n, c // (b * b), b, b, h, w), [0, 1, 4, 2, 5, 3])
+    rest = c // (b * b)
+    if _mode(node) == "DCR":
+        split, order = (n, b, b, rest, h, w), [0, 3, 4, 1, 5, 2]
+    else:
+        split, order = (n, rest, b, b, h, w), [0, 1, 4, 2, 5, 3]
     apart = node.emit(relax.op.reshape(node.expr(0), split), "split")
-    moved = node.emit(relax.op.permute_dims(apart, order), "move")
-    return node.like(relax.op.reshape(moved, (n, c // (b * b), h * b, w * b)))
+    return node.like(relax.op.reshape(node.emit(relax.op.permute_dims(apart, order), "move"), (n, rest, h * b, w * b)))
 
 
 @handles("SpaceToDepth")
 def space_to_depth(node: Node) -> Result:
-    """Blocks of pixels moved into channels."""
+    """Blocks of pixels moved into channels, the inverse of DepthToSpace in the same mode."""
     n, c, h, w, b = _blocks(node)
     node.need(h % b == 0 and w % b == 0, "has an image that its blocksize does not divide", expected=f"multiples of {b}", found=[h, w])
+    order = [0, 3, 5, 1, 2, 4] if _mode(node) == "DCR" else [0, 1, 3, 5, 2, 4]
     apart = node.emit(relax.op.reshape(node.expr(0), (n, c, h // b, b, w // b, b)), "split")
-    moved = node.emit(relax.op.permute_dims(apart, [0, 3, 5, 1, 2, 4]), "move")
-    return node.like(relax.op.reshape(moved, (n, c * b * b, h // b, w // b)))
+    return node.like(relax.op.reshape(node.emit(relax.op.permute_dims(apart, order), "move"), (n, c * b * b, h // b, w // b)))
