@@ -21,9 +21,9 @@ from hawq_tvm import arith, ops
 
 from .contraction import Packing, Shape, contraction, shape_of
 from .emit import Emission, Operand, immediate
-from .loops import inline_all, parallel_outer, vectorize_plain
 from .intrinsics import multiply_add
 from .layer import Layer
+from .loops import inline_all, parallel_outer, vectorize_plain
 from .rule import Kernel
 from .vector_unit import VectorUnit
 

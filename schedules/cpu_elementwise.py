@@ -1,4 +1,4 @@
-"""Layers that only compute element by element or move data, on any CPU: one nest per result, its last axis in vectors."""
+"""Layers that compute element by element or move data, on any CPU: one nest per result, its last axis in vectors."""
 
 from __future__ import annotations
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tvm
 from tvm import relax, te, tirx
 
 from hawq_tvm import ops
@@ -79,7 +78,7 @@ class Emission:
     inputs: placeholders of the layer's parameters.  arguments: extra placeholders and the arrays they stand for.
     """
 
-    def __init__(self, layer: Layer, overrides: dict[str, Emitter] | None = None) -> None:
+    def __init__(self, layer: Layer, overrides: Mapping[str, Emitter] | None = None) -> None:
         self.layer, self.overrides = layer, overrides or {}
         self.arguments: list[tuple[te.Tensor, Array]] = []
         self.values: dict[relax.Var, Operand | list[Operand]] = {}
@@ -303,8 +302,9 @@ def round_real(value: tirx.Expr, dtype: str, rounding: str) -> tirx.Expr:
 
 
 def quantize_element(
-    x: tirx.Expr, scale: tirx.Expr, zero_point: tirx.Expr, low: int, high: int, storage: str, rounding: str, divide: bool
-) -> tirx.Expr:
+    x: tirx.Expr, scale: tirx.Expr, zero_point: tirx.Expr, low: int, high: int, storage: str,
+    rounding: str = "half_even", divide: bool = True,
+) -> tirx.Expr:  # fmt: skip
     """(A2) for one element in the type of `scale`; scale is its reciprocal when `divide` is False."""
     real = str(scale.ty.dtype)
     integer = "int64" if storage == "int32" else "int32"
@@ -326,10 +326,11 @@ def _quantize(e: Emission, call: relax.Call) -> te.Tensor:
     x, zero = e.operand(call.args[0]), e.operand(call.args[2])
     scale = Operand(e, value=values if divide else real(1) / values)
     low, high, rounding = int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["rounding"])
-    return te.compute(
-        out_shape(call), lambda *i: quantize_element(x.at(i), scale.at(i), zero.at(i), low, high, storage, rounding, divide),
-        name="quantize",
-    )  # fmt: skip
+
+    def element(*i: Any) -> tirx.Expr:
+        return quantize_element(x.at(i), scale.at(i), zero.at(i), low, high, storage, rounding, divide)
+
+    return te.compute(out_shape(call), element, name="quantize")
 
 
 @emitter("hawq.dequantize")
@@ -366,18 +367,12 @@ def _dynamic_quantize(e: Emission, call: relax.Call) -> list[te.Tensor]:
         return tirx.Select(span > zero, span, immediate(1, "float32"))
 
     scale = te.compute((), scale_of, name="scale")
-    zero_point = te.compute(
-        (), lambda: clamp(tirx.nearbyint((zero - low()) / scale()), 0, 255, "float32").astype("uint8"), name="zero_point"
-    )
+
+    def zero_point_of() -> tirx.Expr:
+        return clamp(tirx.nearbyint((zero - low()) / scale()), 0, 255, "float32").astype("uint8")
+
+    zero_point = te.compute((), zero_point_of, name="zero_point")
     data = te.compute(
-        x.shape, lambda *i: quantize_element(x(*i), scale(), zero_point(), 0, 255, "uint8", "half_even", True),
-        name="quantize",
-    )  # fmt: skip
+        x.shape, lambda *i: quantize_element(x(*i), scale(), zero_point(), 0, 255, "uint8"), name="quantize"
+    )
     return [data, scale, zero_point]
-
-
-
-
-def is_global_call(expr: relax.Expr) -> bool:
-    """Whether an expression calls another function of the module."""
-    return isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.GlobalVar)

@@ -85,7 +85,9 @@ def _sum_pool2d(e: Emission, call: relax.Call) -> te.Tensor:
     return _pool(e.operand(call.args[0]), call, attrs, te.sum, ops.dtype_of(call), "sum_pool2d")
 
 
-def _reduction(x: Operand, axes: list[int], keepdims: bool, shape: tuple[int, ...], reduce: Reduce, name: str) -> te.Tensor:
+def _reduction(
+    x: Operand, axes: list[int], keepdims: bool, shape: tuple[int, ...], reduce: Reduce, name: str
+) -> te.Tensor:
     """`reduce` of x over `axes`; over no axis, or over axes of length one, it is a copy."""
     long = [a for a in axes if x.shape[a] != 1]
     reducers = {a: te.reduce_axis((0, x.shape[a]), f"k{a}") for a in long}
@@ -115,7 +117,8 @@ _REDUCERS: dict[str, Reduce] = {"relax.sum": te.sum, "relax.max": te.max, "relax
 @emitter(*_REDUCERS)
 def _reduce(e: Emission, call: relax.Call) -> te.Tensor:
     x, name = e.operand(call.args[0]), ops.op_name(call)
-    return _reduction(x, _axes(call, len(x.shape)), bool(call.attrs.keepdims), out_shape(call), _REDUCERS[name], name[6:])
+    axes, keepdims = _axes(call, len(x.shape)), bool(call.attrs.keepdims)
+    return _reduction(x, axes, keepdims, out_shape(call), _REDUCERS[name], name[6:])
 
 
 @emitter("relax.argmax", "relax.argmin")

@@ -1,6 +1,7 @@
 """Inner products of one vector of accumulators, as pairs of meaning and spelling."""
 
-# No postponed annotations here: TVMScript reads the buffer types from them.
+# No postponed annotations here: TVMScript reads the buffer types from them, which mypy cannot.
+# mypy: disable-error-code="valid-type"
 from functools import cache
 
 from tvm import s_tir, tirx

@@ -31,14 +31,16 @@ def lower_to_tir(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.I
         choice = choose(rules, layer, target)
         kernel = choice.rule.build(layer, target)
         attrs = {
-            "global_symbol": name, "tirx.noalias": True, "hawq.rule": choice.rule.name, "hawq.layer": layer.name,
+            "tirx.noalias": True, "hawq.rule": choice.rule.name, "hawq.layer": layer.name,
             "hawq.tile": str(kernel.tile), "hawq.refused": choice.sentence(),
         }  # fmt: skip
         kernels[name], functions[name] = kernel, kernel.func.with_attr(attrs)
     return _call_kernels(module, functions, {n: k.arguments for n, k in kernels.items()}), len(functions)
 
 
-def _call_kernels(module: tvm.IRModule, functions: dict[str, tirx.PrimFunc], arguments: dict[str, Arrays]) -> tvm.IRModule:
+def _call_kernels(
+    module: tvm.IRModule, functions: dict[str, tirx.PrimFunc], arguments: dict[str, Arrays]
+) -> tvm.IRModule:
     main = module["main"]
     builder = relax.BlockBuilder()
     callees = {name: builder.add_func(func, name) for name, func in functions.items()}
@@ -66,11 +68,15 @@ def _call_kernels(module: tvm.IRModule, functions: dict[str, tirx.PrimFunc], arg
 
     with builder.function("main", list(main.params), attrs=dict(main.attrs or {}), private=False):
         with builder.dataflow():
+            result = main.body.body
             for b in stages.bindings(main):
                 value = mapped(b.value)
-                is_alias = isinstance(value, relax.Var)
-                renamed[b.var] = value if is_alias else builder.emit(value, name_hint=b.var.name)
-            result = builder.emit_output(mapped(main.body.body))
+                if b.var.same_as(result):
+                    renamed[b.var] = builder.emit_output(value, name_hint=b.var.name)
+                else:
+                    is_alias = isinstance(value, relax.Var)
+                    renamed[b.var] = value if is_alias else builder.emit(value, name_hint=b.var.name)
+            result = mapped(result) if isinstance(result, relax.Var) else builder.emit_output(mapped(result))
         builder.emit_func_output(result)
     return builder.get()
 

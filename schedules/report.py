@@ -7,11 +7,14 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+FIELDS = ("layer", "rule", "tile", "refused")
+
 
 def report(module: tvm.IRModule) -> list[dict[str, Any]]:
     """One entry per PrimFunc of a TIR module: function, layer, rule, tile, refused (a sentence per earlier rule)."""
-    return [
-        {"function": gv.name_hint, **{k: str((f.attrs or {}).get(f"hawq.{k}", "")) for k in ("layer", "rule", "tile", "refused")}}
-        for gv, f in sorted(module.functions_items(), key=lambda item: item[0].name_hint)
-        if isinstance(f, tirx.PrimFunc)
-    ]  # fmt: skip
+    entries = []
+    for gv, func in sorted(module.functions_items(), key=lambda item: item[0].name_hint):
+        if isinstance(func, tirx.PrimFunc):
+            attrs = func.attrs or {}
+            entries.append({"function": gv.name_hint} | {k: str(attrs.get(f"hawq.{k}", "")) for k in FIELDS})
+    return entries

@@ -15,8 +15,8 @@ from tvm import relax
 import schedules
 from hawq_tvm import arith, ops
 from schedules import rules
-from schedules.cpu_contract import Contract, ContractTile, VectorUnit, choose_tile
 from schedules.contraction import Shape
+from schedules.cpu_contract import Contract, ContractTile, VectorUnit, choose_tile
 from schedules.generic import Generic
 
 R = relax.op
