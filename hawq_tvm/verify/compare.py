@@ -1,9 +1,15 @@
-"""Exact comparison of a compiled library with the reference, layer by layer; the first difference is explained."""
+"""Exact comparison of a compiled library with the reference, layer by layer; the first difference is explained.
+
+A float head or tail, where a user allowed one, computes in float32 with the library's own functions and is no part of the
+comparison: what the head feeds into the integer region is taken from the library, and what the tail makes of it is listed
+as not compared.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,11 +17,13 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
+from .. import ops, stages
 from ..errors import HawqError
+from ..intervals import MOVING
 from .reference import evaluate, evaluate_call
 
 Array = NDArray[Any]
-RunLayers = Callable[[Mapping[str, Array]], tuple[dict[str, Array], list[Array]]]
+Value = Array | tuple[Array, ...]
 
 
 class MismatchError(HawqError):
@@ -25,8 +33,27 @@ class MismatchError(HawqError):
 
 
 @dataclass(frozen=True)
+class LayerRun:
+    """One run of a compiled library.
+
+    outputs: the graph's outputs by name.  layers: what each layer function wrote, in order.  head: what a float head fed to
+    them, by variable name.
+    """
+
+    outputs: dict[str, Array]
+    layers: list[Value]
+    head: dict[str, Array] = field(default_factory=dict)
+
+
+RunLayers = Callable[[Mapping[str, Array]], LayerRun]
+
+
+@dataclass(frozen=True)
 class Difference:
-    """The first element in which a layer differs; accumulator is the value before the layer's last requantize."""
+    """The first element in which a layer differs; accumulator is the value before the layer's last requantize.
+
+    reason: instead of an element, why nothing could be compared (another type or shape).
+    """
 
     layer: str
     index: tuple[int, ...]
@@ -46,20 +73,22 @@ class Difference:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One compared layer: how many elements, and how many of them differ."""
+    """One compared layer over all inputs: its elements, how many differ, and the first that does."""
 
     layer: str
     elements: int
     different: int
+    first: Difference | None = None
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """The comparison of every layer over all inputs."""
+    """The comparison of every layer over all inputs; first is the first difference in order of execution."""
 
     rows: tuple[LayerRow, ...]
     inputs: int
     first: Difference | None = None
+    not_compared: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -74,7 +103,8 @@ class VerifyReport:
     def summary(self) -> str:
         """The verdict in one line."""
         if self.first is None:
-            return f"bit-exact: {len(self.rows)} layers, {self.elements} elements over {self.inputs} inputs, 0 different"
+            text = f"bit-exact: {len(self.rows)} layers, {self.elements} elements over {self.inputs} inputs, 0 different"
+            return text + (f"; float tail not compared: {', '.join(self.not_compared)}" if self.not_compared else "")
         return f"NOT bit-exact: {sum(r.different for r in self.rows)} of {self.elements} elements differ; first: {self.first}"
 
     def raise_if_mismatch(self) -> None:
@@ -84,142 +114,171 @@ class VerifyReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
-        first = None if self.first is None else {**self.first.__dict__, "index": list(self.first.index)}
         return {
             "ok": self.ok, "summary": self.summary(), "inputs": self.inputs, "elements": self.elements,
-            "layers": [r.__dict__ for r in self.rows], "first_difference": first,
+            "layers": [asdict(r) for r in self.rows], "not_compared": list(self.not_compared),
+            "first_difference": None if self.first is None else asdict(self.first),
         }  # fmt: skip
 
 
 def layer_calls(module: tvm.IRModule) -> list[relax.VarBinding]:
     """The bindings of a PACKED main that call a layer function, in order: the compiled library calls one kernel each."""
-    return [
-        b
-        for block in module["main"].body.blocks
-        for b in block.bindings
-        if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.GlobalVar)
-    ]
+    return [b for b in stages.bindings(module["main"]) if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.GlobalVar)]
+
+
+def _float_variables(main: relax.Function) -> set[relax.Var]:
+    """The variables of the float head and tail, and those that only rename or pick from them."""
+    names, found = stages.float_tail(main), set()
+    for b in stages.bindings(main):
+        value = b.value.tuple_value if isinstance(b.value, relax.TupleGetItem) else b.value
+        if b.var.name in names or (isinstance(value, relax.Var) and value in found):
+            found.add(b.var)
+    return found
 
 
 def run_with_layers(
     vm: relax.VirtualMachine, module: tvm.IRModule, inputs: Mapping[str, Array], kernels: set[str]
-) -> tuple[dict[str, Array], list[Array]]:
-    """Run a virtual machine once; its outputs by name, and a copy of what each kernel wrote, in order.
+) -> LayerRun:
+    """Run a virtual machine once and copy what each kernel wrote.
 
-    module: the PACKED (or TIR) module, for the names and order of inputs and outputs.  kernels: the names of the PrimFuncs.
+    module: the PACKED module that it was made from.  kernels: the names of the kernels, one for each private function.
+    Raises MismatchError when the library calls more or fewer kernels than the graph has layers.
     """
     main = module["main"]
-    written: list[Array] = []
-    # A kernel writes its results last; how many there are is in the type of the layer's variable.
-    counts = [len(b.var.ty.fields) if isinstance(b.var.ty, relax.TupleType) else 1 for b in layer_calls(module)]
+    calls, outside = layer_calls(module), _float_variables(main)
+    layers: list[Value] = []
+    head: dict[str, Array] = {}
+    seen = 0
 
     def observe(func: Any, symbol: str, before: bool, ret: Any, *args: Any) -> None:
+        nonlocal seen
         del func, ret
-        if not before and symbol in kernels:
-            n = counts[observe.calls]  # type: ignore[attr-defined]
-            observe.calls += 1  # type: ignore[attr-defined]
-            values = tuple(a.numpy() for a in args[-n:])
-            written.append(values[0] if n == 1 else values)  # type: ignore[arg-type]
+        if before or symbol not in kernels:
+            return
+        seen += 1
+        if seen > len(calls):
+            return
+        binding = calls[seen - 1]
+        # A kernel takes its inputs first and its results last; how many results, the type of the layer's variable says.
+        for argument, tensor in zip(binding.value.args, args, strict=False):
+            if argument in outside:
+                head[argument.name] = tensor.numpy()
+        if isinstance(binding.var.ty, relax.TupleType):
+            layers.append(tuple(a.numpy() for a in args[-len(binding.var.ty.fields) :]))
+        else:
+            layers.append(args[-1].numpy())
 
-    observe.calls = 0  # type: ignore[attr-defined]
     vm.set_instrument(observe)
     try:
         result = vm["main"](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[p.name])) for p in main.params))
     finally:
-        vm.set_instrument(_ignore)
-    names = [str(n) for n in (main.attrs or {}).get("hawq.output_names", [])]
-    outputs = {n: result[i].numpy() for i, n in enumerate(names)}
-    return outputs, written
+        vm.set_instrument(lambda *_: None)
+    if seen != len(calls):
+        raise MismatchError(f"the library ran {seen} layers where the graph has {len(calls)}")
+    names = [str(n) for n in (main.attrs or {}).get("hawq.output_names", [])] or [f"output{i}" for i in range(len(result))]
+    return LayerRun({n: result[i].numpy() for i, n in enumerate(names)}, layers, head)
 
 
-def _ignore(*_: Any) -> None:
-    return None
-
-
-def verify_executable(module: tvm.IRModule, run_layers: RunLayers, batches: list[Mapping[str, Array]]) -> VerifyReport:
+def verify_executable(
+    module: tvm.IRModule, run_layers: RunLayers, batches: Sequence[Mapping[str, Array]]
+) -> VerifyReport:
     """Compare what a compiled library computes with the reference's evaluation of `module` (PACKED), for every input.
 
-    run_layers: runs the library once and returns (outputs by name, values written by each layer in order).
+    run_layers: runs the library once, as `run_with_layers` does.
     """
-    calls = layer_calls(module)
-    tally: dict[str, list[int]] = {}
-    first: Difference | None = None
+    tally = _Tally()
     for inputs in batches:
-        known: dict[str, Any] = {}
-        wanted_outputs = evaluate(module, inputs, known.__setitem__)
-        outputs, written = run_layers(inputs)
-        if len(written) != len(calls):
-            raise MismatchError(f"the library ran {len(written)} layers where the graph has {len(calls)}")
-        for binding, found in zip(calls, written, strict=True):
-            name = binding.var.name
-            expected = known[name]
-            for want, got in zip(_fields(expected), _fields(found), strict=True):
-                different = _count(tally, name, want, got)
-                if different and first is None:
-                    first = _explain(module, binding, known | dict(inputs), want, got)
-        for name, want in wanted_outputs.items():
-            different = _count(tally, f"output {name}", want, outputs[name])
-            if different and first is None:
-                first = _difference(f"output {name}", want, outputs[name], [])
-    rows = tuple(LayerRow(name, elements, different) for name, (elements, different) in tally.items())
-    return VerifyReport(rows, len(batches), first)
+        _compare_run(module, inputs, run_layers(inputs), tally)
+    return VerifyReport(tuple(tally.rows.values()), len(batches), tally.first, tuple(tally.not_compared))
+
+
+def _compare_run(module: tvm.IRModule, inputs: Mapping[str, Array], run: LayerRun, tally: _Tally) -> None:
+    main = module["main"]
+    calls, outside = layer_calls(module), _float_variables(main)
+    if len(run.layers) != len(calls):
+        raise MismatchError(f"the library ran {len(run.layers)} layers where the graph has {len(calls)}")
+    values: list[Any] = []
+    wanted = evaluate(module, inputs, lambda _, value: values.append(value), given=run.head)
+    known: dict[relax.Var, Any] = {p: inputs[p.name] for p in main.params}
+    known |= {b.var: v for b, v in zip(stages.bindings(main), values, strict=True)}
+    for binding, found in zip(calls, run.layers, strict=True):
+        for want, got in zip(_fields(known[binding.var]), _fields(found), strict=True):
+            tally.compare(binding.var.name, want, got, partial(_accumulator, module, binding.value, known, want.shape))
+    returned, _ = stages.outputs(main)
+    fields = list(returned.fields) if isinstance(returned, relax.Tuple) else [returned]
+    for (name, want), source in zip(wanted.items(), fields, strict=True):
+        if source in outside:
+            tally.not_compared.setdefault(name)
+        else:
+            tally.compare(f"output {name}", want, run.outputs[name], lambda _: [])
 
 
 def _fields(value: Any) -> tuple[Array, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+class _Tally:
+    """The rows by layer, in order of execution, and the first difference met."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, LayerRow] = {}
+        self.first: Difference | None = None
+        self.not_compared: dict[str, None] = {}
+
+    def compare(self, layer: str, want: Array, got: Array, accumulator: Callable[[tuple[int, ...]], list[int]]) -> None:
+        row = self.rows.get(layer, LayerRow(layer, 0, 0))
+        first = row.first
+        if want.dtype != got.dtype or want.shape != got.shape:
+            different = max(int(want.size), 1)
+            reason = f"expected {want.dtype}{list(want.shape)}, found {got.dtype}{list(got.shape)}"
+            first = first or Difference(layer, (), [], 0, 0, reason)
+        else:
+            unequal = _unequal(want, got)
+            different = int(np.count_nonzero(unequal))
+            if different and first is None:
+                index = tuple(int(i) for i in np.argwhere(unequal)[0])
+                first = Difference(layer, index, accumulator(index), want[index].item(), got[index].item())
+        self.rows[layer] = LayerRow(layer, row.elements + int(want.size), row.different + different, first)
+        self.first = self.first or first
+
+
 def _unequal(want: Array, got: Array) -> Array:
-    """Where two arrays differ; NaN equals NaN, since both sides compute the same float operation at the border."""
-    return ~((want == got) | ((want != want) & (got != got)))
+    """Where two arrays differ: floats bit by bit, except that every NaN equals every other."""
+    if want.dtype.kind != "f":
+        return want != got
+    bits = f"u{want.dtype.itemsize}"
+    return (want.view(bits) != got.view(bits)) & ~(np.isnan(want) & np.isnan(got))
 
 
-def _count(tally: dict[str, list[int]], name: str, want: Array, got: Array) -> int:
-    same_type = want.dtype == got.dtype and want.shape == got.shape
-    different = int(_unequal(want, got).sum()) if same_type else int(want.size or 1)
-    row = tally.setdefault(name, [0, 0])
-    row[0] += int(want.size)
-    row[1] += different
-    return different
-
-
-def _difference(layer: str, want: Array, got: Array, accumulator: list[int]) -> Difference:
-    if want.dtype != got.dtype or want.shape != got.shape:
-        reason = f"expected {want.dtype}{list(want.shape)}, found {got.dtype}{list(got.shape)}"
-        return Difference(layer, (), [], 0, 0, reason)
-    index = tuple(int(i) for i in np.argwhere(_unequal(want, got))[0])
-    return Difference(layer, index, accumulator, want[index].item(), got[index].item())
-
-
-def _explain(module: tvm.IRModule, binding: relax.VarBinding, known: Mapping[str, Any], want: Array, got: Array) -> Difference:
-    plain = _difference(binding.var.name, want, got, [])
-    if plain.reason:
-        return plain
-    return _difference(binding.var.name, want, got, _accumulator(module[binding.value.op], binding.value, known, plain.index))
-
-
-def _accumulator(func: relax.Function, call: relax.Call, known: Mapping[str, Any], index: tuple[int, ...]) -> list[int]:
-    """The operands of the layer's last requantize at `index`, from the reference."""
-    env: dict[relax.Var, Any] = {p: known[a.name] for p, a in zip(func.params, call.args, strict=True)}
-
-    def value(expr: relax.Expr) -> Any:
-        if isinstance(expr, relax.Var):
-            return env[expr]
-        if isinstance(expr, tvm.ir.GenericConst):
-            return expr.value.numpy()
-        if isinstance(expr, relax.Tuple):
-            return tuple(value(f) for f in expr.fields)
-        return expr
-
+def _accumulator(
+    module: tvm.IRModule, call: relax.Call, known: Mapping[relax.Var, Any], shape: tuple[int, ...], index: tuple[int, ...]
+) -> list[int]:
+    """The operands of the layer's last requantize at `index` of its result, from the reference; empty where there is none."""
+    func = module[call.op]
+    env: dict[relax.Var, Any] = {p: _value(a, known) for p, a in zip(func.params, call.args, strict=True)}
     operands: list[int] = []
-    for block in func.body.blocks:
-        for b in block.bindings:
-            if not isinstance(b.value, relax.Call):
-                env[b.var] = value(b.value)
-                continue
-            args = [value(a) for a in b.value.args]
-            if b.value.op.name == "hawq.requantize":
-                shape = tuple(int(d) for d in b.var.ty.shape.values)
-                operands = [int(np.broadcast_to(x, shape)[index]) for x in args[0]] if len(shape) == len(index) else []
-            env[b.var] = evaluate_call(b.value, args)
+    for b in stages.bindings(func):
+        if not isinstance(b.value, relax.Call):
+            env[b.var] = _value(b.value, env)
+            continue
+        args = [_value(a, env) for a in b.value.args]
+        # Where a layer moves elements after its last requantize, an index of its result means nothing there.
+        if ops.op_name(b.value) == "hawq.requantize":
+            same = ops.shape_of(b.var) == shape
+            operands = [int(np.broadcast_to(x, shape)[index]) for x in args[0]] if same else []
+        elif ops.op_name(b.value) in MOVING or ops.op_name(b.value) == "relax.concat":
+            operands = []
+        env[b.var] = evaluate_call(b.value, args)
     return operands
+
+
+def _value(expr: relax.Expr, env: Mapping[relax.Var, Any]) -> Any:
+    if isinstance(expr, relax.Var):
+        return env[expr]
+    if ops.is_const(expr):
+        return ops.const_value(expr)
+    if isinstance(expr, relax.Tuple):
+        return tuple(_value(f, env) for f in expr.fields)
+    if isinstance(expr, relax.TupleGetItem):
+        return _value(expr.tuple_value, env)[expr.index]
+    return expr

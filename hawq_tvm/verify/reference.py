@@ -2,7 +2,8 @@
 
 It restates ARITHMETIC.md in its own words, one short function per operator, all integers in int64, and shares no code
 with the kernels, the passes or `arith.py`. It also detects overflow: a result that does not fit its declared type is
-an error, never a wrap. Float operators of an ANNOTATED module are in `reference_float.py`.
+an error, never a wrap. Float operators of an ANNOTATED module are in `reference_float.py`: they compute in float64, and
+a quantize or dequantize rounds to float32 as (A1) and (A2) say only where it meets a float32 tensor.
 """
 
 from __future__ import annotations
@@ -27,30 +28,42 @@ class ReferenceOverflow(ArithmeticError):
 
 
 def evaluate(
-    module: tvm.IRModule, inputs: Mapping[str, Array], on_layer: OnLayer | None = None
-) -> dict[str, Array]:
+    module: tvm.IRModule, inputs: Mapping[str, Array], on_layer: OnLayer | None = None,
+    given: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:  # fmt: skip
     """The outputs of `main` by name, for inputs by name.
 
-    on_layer: called with (name, value) of every binding of main, in order.  Raises ReferenceOverflow when an integer leaves
-    its declared type, NotImplementedError for an operator the reference does not know.
+    on_layer: called with (name, value) of every binding of main, in order.  given: values taken instead of evaluating the
+    bindings of these names, a float head's results for example.  Raises ValueError for inputs of another type or shape,
+    ReferenceOverflow when an integer leaves its declared type, NotImplementedError for an operator the reference does not know.
     """
     main = module["main"]
-    env = {p: np.asarray(inputs[p.name]) for p in main.params}
-    result = _run(module, main, env, on_layer or (lambda name, value: None))
+    env = {p: _input(p, np.asarray(inputs[p.name])) for p in main.params}
+    result = _run(module, main, env, on_layer or (lambda name, value: None), given or {})
     names = [str(n) for n in (main.attrs or {}).get("hawq.output_names", [])]
     values = [_narrow(v) for v in (result if isinstance(result, tuple) else (result,))]
     return dict(zip(names or [f"output{i}" for i in range(len(values))], values, strict=True))
+
+
+def _input(param: relax.Var, value: Array) -> Array:
+    dtype, shape = str(param.ty.dtype), tuple(int(d) for d in param.ty.shape.values)
+    if str(value.dtype) != dtype or value.shape != shape:
+        raise ValueError(f"input {param.name} is {value.dtype}{list(value.shape)}, declared {dtype}{list(shape)}")
+    return value
 
 
 def _narrow(value: Array) -> Array:
     return value.astype(np.float32) if value.dtype == np.float64 else value
 
 
-def _run(module: tvm.IRModule, func: relax.Function, env: dict[relax.Var, Any], on_layer: OnLayer) -> Any:
+def _run(
+    module: tvm.IRModule, func: relax.Function, env: dict[relax.Var, Any], on_layer: OnLayer, given: Mapping[str, Array]
+) -> Any:
     for block in func.body.blocks:
         for binding in block.bindings:
-            env[binding.var] = _value(module, binding.value, env)
-            on_layer(binding.var.name, env[binding.var])
+            name = binding.var.name
+            env[binding.var] = given[name] if name in given else _value(module, binding.value, env)
+            on_layer(name, env[binding.var])
     return _value(module, func.body.body, env)
 
 
@@ -68,27 +81,18 @@ def _value(module: tvm.IRModule, expr: relax.Expr, env: dict[relax.Var, Any]) ->
     args = [_value(module, a, env) for a in expr.args]
     if isinstance(expr.op, tvm.ir.GlobalVar):
         func = module[expr.op]
-        return _run(module, func, dict(zip(func.params, args, strict=True)), lambda name, value: None)
-    return _call(expr, args)
+        return _run(module, func, dict(zip(func.params, args, strict=True)), lambda name, value: None, {})
+    return evaluate_call(expr, args)
 
 
 def evaluate_call(call: relax.Call, args: list[Any]) -> Any:
-    """One operator call on given argument values; for reports that need a value inside a fused layer."""
-    return _call(call, args)
-
-
-def _call(call: relax.Call, args: list[Any]) -> Any:
+    """One operator call on given argument values."""
     name = call.op.name
-    if name in _INTEGER and not _wants_float(call):
+    if name == "hawq.dequantize":
+        return _dequantize(call, *args)
+    if name in _INTEGER and not str(getattr(call.ty, "dtype", "")).startswith("float"):
         return _fit(_INTEGER[name](call, *args), call, name)
-    if name in _INTEGER and name in ("hawq.quantize", "hawq.dequantize"):
-        return _INTEGER[name](call, *args)
-    result = reference_float.evaluate(call, args)
-    return result
-
-
-def _wants_float(call: relax.Call) -> bool:
-    return hasattr(call.ty, "dtype") and str(call.ty.dtype).startswith("float")
+    return reference_float.evaluate(call, args)
 
 
 def _fit(result: Any, call: relax.Call, name: str) -> Any:
@@ -98,7 +102,7 @@ def _fit(result: Any, call: relax.Call, name: str) -> Any:
     dtype, shape = str(call.ty.dtype), tuple(int(d) for d in call.ty.shape.values)
     result = np.asarray(result)
     if result.shape != shape:
-        raise ReferenceOverflow(f"{name} has shape {result.shape}, declared {shape}")
+        raise ValueError(f"{name} has shape {result.shape}, declared {shape}")
     if dtype == "bool" or result.dtype == dtype:
         return result.astype(dtype)
     info = np.iinfo(dtype)
@@ -113,6 +117,31 @@ def _i64(x: Any) -> Array:
 
 def _pair(values: Any) -> tuple[int, int]:
     return int(values[0]), int(values[1])
+
+
+def _magnitude(x: Array) -> int:
+    """The largest |element|, in Python's integers: abs(-128) is -128 in int8."""
+    return max(abs(int(x.min())), abs(int(x.max()))) if x.size else 0
+
+
+def _exactly(worst: int, *arrays: Array) -> tuple[Array, ...]:
+    """int64 arrays, or Python's integers when the magnitude `worst` would leave int64; `_fit` judges what comes out."""
+    return tuple(_i64(a) if worst < 2**63 else _i64(a).astype(object) for a in arrays)
+
+
+def _add(call: relax.Call, a: Array, b: Array) -> Array:
+    a, b = _exactly(_magnitude(a) + _magnitude(b), a, b)
+    return a + b
+
+
+def _subtract(call: relax.Call, a: Array, b: Array) -> Array:
+    a, b = _exactly(_magnitude(a) + _magnitude(b), a, b)
+    return a - b
+
+
+def _multiply(call: relax.Call, a: Array, b: Array) -> Array:
+    a, b = _exactly(_magnitude(a) * _magnitude(b), a, b)
+    return a * b
 
 
 # -- section 1: the border -----------------------------------------------------------------------------
@@ -176,6 +205,8 @@ def _divide_by_power(v: Array, s: Array, rounding: str) -> Array:
 def _gemmlowp(x: Array, m: Array, s: Array) -> Array:
     """(A8)"""
     shifted = x << np.maximum(31 - s, 0)
+    if _magnitude(x) << max(0, 31 - int(s.min())) >= 2**31:
+        raise ReferenceOverflow("the left shift of a double rounding leaves int32")
     product = shifted * m
     nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     high = np.sign(nudged) * (np.abs(nudged) >> 31)
@@ -189,11 +220,21 @@ def _requantize(call: relax.Call, data: tuple[Array, ...], multipliers: tuple[Ar
     if rounding == "double":
         rounded = _gemmlowp(_i64(data[0]), _i64(multipliers[0]), s)
     else:
-        total = _i64(offset)
-        for x, m in zip(data, multipliers, strict=True):
-            total = total + _i64(x) * _i64(m)
+        total = _weighted_sum(data, multipliers, offset, 2 ** max(int(s.max()) - 1, 0))
         rounded = _divide_by_power(total, np.broadcast_to(s, np.broadcast_shapes(total.shape, s.shape)), rounding)
     return np.minimum(np.maximum(rounded + int(attrs["zero_point"]), int(attrs["qmin"])), int(attrs["qmax"]))
+
+
+def _weighted_sum(data: tuple[Array, ...], multipliers: tuple[Array, ...], offset: Array, half: int) -> Array:
+    """sum x_i m_i + b in int64, checked to have room for the rounding's half (section 7)."""
+    worst = sum(_magnitude(x) * _magnitude(m) for x, m in zip(data, multipliers, strict=True)) + _magnitude(offset) + half
+    (total,) = _exactly(worst, offset)
+    for x, m in zip(data, multipliers, strict=True):
+        x, m = _exactly(worst, x, m)
+        total = total + x * m
+    if worst >= 2**63 and max(total.max() + half, -(total.min() - half)) >= 2**63:
+        raise ReferenceOverflow(f"a requantize's sum reaches {total.min()}..{total.max()}, too much for int64")
+    return _i64(total)
 
 
 # -- section 5: the layers ------------------------------------------------------------------------------------
@@ -201,10 +242,10 @@ def _requantize(call: relax.Call, data: tuple[Array, ...], multipliers: tuple[Ar
 
 def _exact_product(a: Array, b: Array) -> Array:
     """a @ b in integers: float64 holds every partial sum exactly while the bound below stays under 2^53."""
-    bound = float(np.abs(a).max(initial=0)) * float(np.abs(b).max(initial=0)) * a.shape[-1]
-    if bound < 2.0**53:
+    bound = _magnitude(a) * _magnitude(b) * a.shape[-1]
+    if bound < 2**53:
         return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int64)
-    return np.matmul(_i64(a), _i64(b))
+    return np.matmul(*_exactly(bound, a, b))
 
 
 def _windows(x: Array, kernel: tuple[int, int], strides: tuple[int, int], dilation: tuple[int, int]) -> Array:
@@ -330,7 +371,6 @@ def _wide(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _INTEGER: dict[str, Callable[..., Any]] = {
     "hawq.quantize": _quantize,
-    "hawq.dequantize": _dequantize,
     "hawq.dynamic_quantize": _dynamic_quantize,
     "hawq.requantize": _requantize,
     "hawq.lookup": _lookup,
@@ -343,16 +383,16 @@ _INTEGER: dict[str, Callable[..., Any]] = {
     "relax.nn.pad": _pad,
     "relax.matmul": _matmul,
     "relax.astype": lambda call, x: x if x.dtype.kind in "iub" else np.trunc(x).astype(np.int64),
-    "relax.add": _wide(np.add),
-    "relax.subtract": _wide(np.subtract),
-    "relax.multiply": _wide(np.multiply),
+    "relax.add": _add,
+    "relax.subtract": _subtract,
+    "relax.multiply": _multiply,
     "relax.maximum": _wide(np.maximum),
     "relax.minimum": _wide(np.minimum),
     "relax.negative": _wide(np.negative),
-    "relax.greater_equal": _wide(np.greater_equal),
+    "relax.greater_equal": lambda call, a, b: np.greater_equal(a, b),
     "relax.clip": _clip,
     "relax.where": lambda call, c, a, b: np.where(c, _i64(a), _i64(b)),
-    "relax.sum": lambda call, x: _i64(x).sum(axis=_axes(call), keepdims=bool(call.attrs.keepdims)),
+    "relax.sum": lambda call, x: _exactly(_magnitude(x) * x.size, x)[0].sum(axis=_axes(call), keepdims=bool(call.attrs.keepdims)),
     "relax.max": lambda call, x: x.max(axis=_axes(call), keepdims=bool(call.attrs.keepdims)),
     "relax.min": lambda call, x: x.min(axis=_axes(call), keepdims=bool(call.attrs.keepdims)),
     "relax.argmax": _argument(np.argmax),

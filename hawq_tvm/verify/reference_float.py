@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tvm
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from tvm import relax
@@ -160,7 +159,8 @@ def _pad(call: relax.Call, x: Array, *_: Any) -> Array:
     pairs = list(zip(width[0::2], width[1::2], strict=True))
     if mode == "constant":
         return np.pad(x, pairs, constant_values=float(call.attrs.pad_value))
-    return np.pad(x, pairs, mode={"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode])
+    numpy_mode: Any = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
+    return np.pad(x, pairs, mode=numpy_mode)
 
 
 def _simple(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -254,5 +254,3 @@ _MOVING: dict[str, Callable[..., Any]] = {
     "relax.tile": lambda call, x: np.tile(x, _ints(call.attrs.repeats)),
     "relax.repeat": lambda call, x: np.repeat(x, int(call.attrs.repeats), None if call.attrs.axis is None else int(call.attrs.axis)),
 }
-
-__all__ = ["evaluate", "tvm"]
