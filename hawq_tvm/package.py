@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import threading
@@ -23,13 +24,17 @@ from deploy import package as files_on_disk
 from . import __version__, ops, stages
 from . import target as targets
 from .arith import RANGES
+from .bench.machine import available_cores
 from .bench.measure import BenchReport, measure
 from .errors import InputError, PackageError
 from .pipeline import Compiled, Progress, compile_model
 from .verify.certificate import Certificate, certify
-from .verify.compare import VerifyReport, run_with_layers, verify_executable
+from .verify.compare import LayerRun, VerifyReport, run_with_layers, verify_executable
 
 Array = NDArray[Any]
+
+# TVM's thread pool takes half of the processors for hyper-threads unless told, and asks once, at its first parallel loop.
+os.environ.setdefault("TVM_NUM_THREADS", str(available_cores()))
 
 
 def compile(  # noqa: A001  (the name the user calls: ht.compile)
@@ -222,7 +227,7 @@ class Package:
         rng = np.random.default_rng(seed)
         return [{i["name"]: _random(rng, i) for i in self.manifest["inputs"]} for _ in range(count)]
 
-    def run_layers(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], list[Array]]:
+    def run_layers(self, inputs: Mapping[str, Array]) -> LayerRun:
         """One inference: outputs by name, and what every kernel wrote, in order."""
         kernels = set(stages.private_functions(self.graph))
         with self._lock:

@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 
+def available_cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe() -> dict[str, Any]:
     """CPU model, usable cores, operating system and the versions that matter; JSON-ready."""
     import numpy
     import tvm
 
     return {
-        "cpu": _cpu_model(), "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu": _cpu_model(), "cores": available_cores(),
         "architecture": platform.machine(), "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(), "tvm": str(tvm.__version__), "numpy": numpy.__version__,
     }  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,8 +57,7 @@ def set_threads(threads: int | None) -> int:
     """
     if threads is not None and threads < 1:
         raise UsageError("the number of threads must be at least 1", found=str(threads))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = threads or cores
+    count = threads or machine.available_cores()
     # Mode 1 prefers the big cores of a big-little machine; elsewhere all modes are alike.
     tvm_ffi.get_global_func("runtime.config_threadpool")(1, count)
     return count

@@ -6,6 +6,7 @@ pointer (that is how a parallel loop's body is handed to the thread pool).
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -81,14 +82,25 @@ class _Image:
         if text is None or symtab is None:
             raise PackageError("has no code or no symbol table", where=str(path), remedy="compile the package again")
         self.base, self.code = int(text["sh_addr"]), text.data()
-        self.functions: dict[int, tuple[str, int]] = {}
+        self.names: dict[int, str] = {}
         self.addresses: dict[str, int] = {}
         for symbol in symtab.iter_symbols():
             if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_size"] > 0:
-                self.functions[int(symbol["st_value"])] = (symbol.name, int(symbol["st_size"]))
+                self.names[int(symbol["st_value"])] = symbol.name
                 self.addresses[symbol.name] = int(symbol["st_value"])
         mode = (capstone.CS_ARCH_X86, capstone.CS_MODE_64) if self.machine == "x86_64" else (capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
         self.disassembler = capstone.Cs(*mode)
+        self.disassembler.skipdata = True  # padding between functions; inside one it is an error, see inspect
+        self.starts = self._function_starts()
+
+    def _function_starts(self) -> list[int]:
+        """Where functions begin: symbols, and addresses that are called or taken (a parallel loop's body has no symbol)."""
+        starts = set(self.names)
+        end = self.base + len(self.code)
+        for at, length, mnemonic, operands in self.disassembler.disasm_lite(self.code, self.base):
+            if mnemonic in ("call", "lea", "bl", "adr", "adrp"):
+                starts.update(t for t in self._targets(at + length, operands) if self.base <= t < end)
+        return sorted(starts)
 
     def inspect(self, kernels: list[str]) -> CodeReport:
         pending: list[int] = []
@@ -99,24 +111,25 @@ class _Image:
             pending.append(entry)
         seen: set[int] = set()
         instructions, offenders = 0, []
+        known = set(self.starts)
         while pending:
-            address = pending.pop()
-            if address in seen:
+            start = pending.pop()
+            if start in seen:
                 continue
-            seen.add(address)
-            name, size = self.functions[address]
-            code = self.code[address - self.base : address - self.base + size]
-            decoded = 0
-            for at, length, mnemonic, operands in self.disassembler.disasm_lite(code, address):
-                instructions, decoded = instructions + 1, decoded + length
+            seen.add(start)
+            following = bisect.bisect_right(self.starts, start)
+            end = self.starts[following] if following < len(self.starts) else self.base + len(self.code)
+            name = self.names.get(start, f"function at {start:#x}")
+            for at, length, mnemonic, operands in self.disassembler.disasm_lite(self.code[start - self.base : end - self.base], start):
+                if mnemonic == ".byte":
+                    raise PackageError(
+                        "contains bytes that are no known instruction", where=str(self.path), found=f"{name} at {at:#x}",
+                        remedy="install a newer capstone",
+                    )  # fmt: skip
+                instructions += 1
                 if is_float_instruction(mnemonic, self.machine):
                     offenders.append(FloatInstruction(name, at, f"{mnemonic} {operands}".strip()))
-                pending += [t for t in self._targets(at + length, operands) if t in self.functions]
-            if decoded < size and any(code[decoded:]):
-                raise PackageError(
-                    "contains bytes that are no known instruction", where=str(self.path), found=f"{name} at {address + decoded:#x}",
-                    remedy="install a newer capstone",
-                )  # fmt: skip
+                pending += [t for t in self._targets(at + length, operands) if t in known]
         return CodeReport(len(seen), instructions, tuple(offenders))
 
     def _targets(self, following: int, operands: str) -> list[int]:
