@@ -69,7 +69,7 @@ def _last_constant(expr: relax.Expr) -> relax.Expr:
     if array.size == 1:
         return expr
     array = array.reshape((1,) * (4 - array.ndim) + array.shape)
-    return relax.const(np.ascontiguousarray(array.transpose(TO_LAST)))
+    return ops.const(array.transpose(TO_LAST), str(array.dtype))
 
 
 def choose_layout(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
@@ -118,7 +118,7 @@ Handler = Callable[[_Layout, Rebuild, relax.VarBinding, relax.Call], Made]
 def _conv2d(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
     weight = call.args[1]
     if ops.is_const(weight):
-        kernel = relax.const(np.ascontiguousarray(ops.const_value(weight).transpose(2, 3, 1, 0)))
+        kernel = ops.const(ops.const_value(weight).transpose(2, 3, 1, 0), ops.dtype_of(weight))
     else:
         kernel = rebuild.emit(relax.op.permute_dims(layout.to_logical(rebuild, weight), [2, 3, 1, 0]), f"{binding.var.name}.hwio")
     attrs = call.attrs

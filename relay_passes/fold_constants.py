@@ -94,4 +94,4 @@ def _fold(expr: relax.Expr) -> relax.Expr | None:
 
 
 def _const(array: Any) -> relax.Expr:
-    return relax.const(np.ascontiguousarray(array).reshape(np.shape(array)))
+    return ops.const(array, str(array.dtype))

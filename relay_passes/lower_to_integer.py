@@ -251,7 +251,7 @@ class _Lowering:
                 raise self.ctx.fail("hawq.quantize", "scales per channel after a movement of the input", "use one scale")
         args = [source, *call.args[1:]]
         if moves:
-            args = [source] + [relax.const(ops.const_value(a).reshape(-1)[0]) for a in call.args[1:]]
+            args = [source] + [ops.const(ops.const_value(a).reshape(-1)[0], ops.dtype_of(a)) for a in call.args[1:]]
         expr = self.ctx.emit(relax.Call(call.op, args, attrs=call.attrs), "q" if moves else "")
         for i, m in enumerate(moves):
             expr = self.ctx.emit(relax.Call(m.op, [expr, *m.args[1:]], attrs=m.attrs), "" if i == len(moves) - 1 else f"move{i}")
