@@ -6,7 +6,9 @@ are in the PACKED module, never by name; everything between must be integer in T
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,11 @@ import tvm_ffi
 from tvm import relax, tirx
 
 from .. import ops, ranges, stages
+from ..errors import StageError
 from .disassemble import inspect_library
+
+# Integers, vectors of them, truth values, pointers, and the type of a statement that has no value.
+_INTEGER_TYPES = ("int", "uint", "bool", "handle", "void")
 
 
 @dataclass(frozen=True)
@@ -52,40 +58,53 @@ class Certificate:
         """JSON-ready fields."""
         return {"ok": self.ok, **asdict(self), "least_margin": self.least_margin}
 
+    @staticmethod
+    def from_dict(stored: Mapping[str, Any]) -> Certificate:
+        """The certificate that `to_dict` wrote, perhaps through JSON."""
+        values: dict[str, Any] = {}
+        for f in fields(Certificate):
+            value = stored[f.name]
+            values[f.name] = tuple(value) if isinstance(value, list) else value
+        return Certificate(**values)
 
-def certify(packed: tvm.IRModule, tir: tvm.IRModule, library: Path) -> Certificate:
+
+def certify(packed: tvm.IRModule, tir: tvm.IRModule, library: Path | bytes) -> Certificate:
     """Certify a compiled model from its PACKED module, its TIR module and its built library.
 
-    Raises PackageError when the library cannot be disassembled, OverflowBoundError when an accumulator can overflow.
+    Raises StageError when a layer has no kernel, PackageError when the library cannot be disassembled or lacks a kernel,
+    OverflowBoundError when an accumulator can overflow.
     """
     border = {name for name, f in stages.private_functions(packed).items() if _is_border(f)}
+    # What the compiler adds for a float tail has no counterpart in the PACKED module.
+    kernels = sorted(set(stages.private_functions(packed)) - border)
+    functions = {gv.name_hint: f for gv, f in tir.functions_items() if isinstance(f, tirx.PrimFunc)}
     walk = _TirWalk()
-    kernels = []
-    for gv, func in sorted(tir.functions_items(), key=lambda item: item[0].name_hint):
-        # What the compiler adds for a float tail has no counterpart in the PACKED module.
-        if isinstance(func, tirx.PrimFunc) and gv.name_hint in stages.private_functions(packed) and gv.name_hint not in border:
-            kernels.append(gv.name_hint)
-            walk.function(str(func.attrs["hawq.layer"]), func)
+    for name in kernels:
+        layer = str(packed[name].attrs["hawq.layer"])
+        if name not in functions:
+            raise StageError("has no kernel", where=layer, expected=f"a PrimFunc {name}")
+        walk.function(layer, functions[name])
     code = inspect_library(library, kernels)
-    requantizes = [(layer, c) for layer, c in _requantizes(packed)]
+    requantizes = _requantizes(packed)
     proofs = [(layer, int(c.attrs["thresholds"]), int(c.attrs["differing"])) for layer, c in requantizes]
-    roundings: dict[str, int] = {}
-    for _, c in requantizes:
-        roundings[str(c.attrs["rounding"])] = roundings.get(str(c.attrs["rounding"]), 0) + 1
+    roundings = Counter(str(c.attrs["rounding"]) for _, c in requantizes)
+    differing: Counter[str] = Counter()
+    for layer, _, d in proofs:
+        differing[layer] += max(d, 0)
     return Certificate(
         kernels=len(kernels), border=tuple(sorted(border)), float_tail=tuple(sorted(stages.float_tail(packed["main"]))),
         buffers=walk.buffers, expressions=walk.expressions, tir_offenders=tuple(walk.offenders),
         code_functions=code.functions, instructions=code.instructions,
         code_offenders=tuple(f"{o.function}+{o.address:#x}: {o.instruction}" for o in code.offenders),
-        thresholds=sum(t for _, t, _ in proofs if t >= 0), differing=sum(d for _, _, d in proofs if d >= 0),
+        thresholds=sum(t for _, t, _ in proofs if t >= 0), differing=differing.total(),
         not_enumerated=tuple(layer for layer, t, _ in proofs if t < 0),
-        differing_layers={layer: d for layer, _, d in proofs if d > 0}, roundings=roundings,
+        differing_layers={layer: d for layer, d in differing.items() if d}, roundings=dict(roundings),
         margins=tuple(m.to_dict() for m in ranges.margins(packed)),
     )  # fmt: skip
 
 
 def _is_border(func: relax.Function) -> bool:
-    return any(stages.is_border(b) for b in stages.bindings(func))
+    return all(stages.is_border(b) for b in stages.bindings(func) if isinstance(b.value, relax.Call))
 
 
 def _requantizes(packed: tvm.IRModule) -> list[tuple[str, relax.Call]]:
@@ -126,7 +145,7 @@ class _TirWalk:
                 is_buffer = isinstance(node, tirx.Buffer)
                 self.buffers += is_buffer
                 self.expressions += not is_buffer
-                if str(dtype).startswith(("float", "bfloat", "custom")):
+                if not str(dtype).startswith(_INTEGER_TYPES):
                     self.offenders.append(f"{layer}: {type(node).__name__} is {dtype}")
                 return
 

@@ -1,44 +1,64 @@
 """Disassembly of a built library: which machine instructions the integer kernels consist of.
 
-A kernel's code is followed from its entry symbol: direct calls and jumps, and addresses taken relative to the instruction
-pointer (that is how a parallel loop's body is handed to the thread pool).
+Every function in the library is inspected, except what only the other exported functions (the border kernels, a float tail)
+reach. So a reference that this file fails to see leads to more being inspected, never to less.
 """
 
 from __future__ import annotations
 
-import bisect
+import io
 import re
-from collections.abc import Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import capstone
 from elftools.elf.elffile import ELFFile
+from elftools.elf.relocation import RelocationSection
 
 from ..errors import PackageError
 
-# Floating point arithmetic, comparison and conversion on x86 (SSE, AVX, AVX-512, FMA, x87 alike, with or without the v
-# prefix). Not here, on purpose: moves, shuffles, blends, broadcasts and bitwise logic (movaps, shufps, blendps, xorps ...),
-# which compilers use on integer data because they only carry bits.
-_X86_STEMS = (
-    "add|sub|mul|div|sqrt|rsqrt|rsqrt14|rsqrt28|rcp|rcp14|rcp28|max|min|round|rndscale|cmp|cmpeq|cmplt|cmple|cmpunord|cmpneq|"
-    "cmpnlt|cmpnle|cmpord|hadd|hsub|addsub|dp|fixupimm|getexp|getmant|range|reduce|scalef|exp2"
+# What counts as computing with floating point numbers: arithmetic, comparison, rounding and conversion. What does not, on
+# purpose: moves, loads, shuffles, blends, broadcasts, masks and bitwise logic (movaps, shufps, vblendvps, vbroadcastss,
+# vpermilps, unpcklps, xorps, vmovmskps, vtestps; fmov, fcsel on Arm), which compilers use on integer data because they carry
+# bits unchanged. Each line is matched against the whole mnemonic.
+_X86_FLOAT = (
+    # SSE to AVX-512, FP16 and BF16: packed or scalar.
+    r"v?(add|sub|mul|div|sqrt|rsqrt|rsqrt14|rsqrt28|rcp|rcp14|rcp28|max|min|minmax|round|rndscale|hadd|hsub|addsub|fixupimm|"
+    r"getexp|getmant|range|reduce|scalef|exp2|fpclass|frcz)(ne)?(p?bf16|[ps][sdh])",
+    r"v?cmp\w*[ps][sdh]",
+    r"v?u?comi(s[sdh]|sbf16)",
+    # Fused multiply-add in every operand order, complex FP16 included.
+    r"v4?fn?m(add|sub|addsub|subadd)\d*(nepbf16|bf16|[ps][sdh])",
+    r"vfc?(madd|mul)c[ps]h",
+    # Dot products and tiles of floats.
+    r"v?dpp[sd]|vdp(bf16|ph)ps|tdp(bf16|fp16|b?hf8|b?bf8)\w*|tcmm\w+",
+    # Conversions; the narrowing moves of integers are called vpmov*.
+    r"v?cvt\w+|vbcstne\w+",
+    # x87 and 3DNow!, whole: their loads convert, and nobody moves integers with them.
+    r"f(?!xsave|xrstor)\w+|pf\w+|pi2f[dw]",
 )
-_X86_FLOAT = re.compile(
-    rf"^v?({_X86_STEMS})[ps][sdh]$|^vf(n?m)(add|sub|addsub|subadd)\d*[ps][sdh]$|^v?u?comis[sdh]$|^v?cvt|^vdpbf16ps$|^tdp(bf16|fp16)ps$|"
-    r"^vcmp\w*[ps][sdh]$|^f(add|sub|mul|div|sqrt|sin|cos|com|ucom|ist|ild|bld|bst|abs|chs|rnd|scale|xtract|prem|2xm1|yl2x|patan|ptan)"
-)
-# vcvt* includes vcvtdq2ps and friends; the integer narrowing moves are named vpmov*, so nothing integer is caught.
-_ARM_FLOAT = re.compile(
-    r"^f(add|sub|mul|div|sqrt|madd|msub|nmadd|nmsub|mla|mls|max|min|maxnm|minnm|abd|cmp|cmpe|ccmp|cmeq|cmge|cmgt|cmle|cmlt|rint|recp|rsqrt|cvt|neg|abs|"
-    r"nmul|mulx|add[pv]|max[pv]|min[pv])|^[su]cvtf|^bf(dot|mmla|cvt)"
-)
+_ARM_FLOAT = (r"f(?!mov$|csel$|cpy$|dup$)\w+", r"[su]cvtf\w*", r"bf(?!i$|m$|c$|xil$)\w+")
+_FLOAT = {
+    "x86_64": re.compile("|".join(f"(?:{p})$" for p in _X86_FLOAT)),
+    "aarch64": re.compile("|".join(f"(?:{p})$" for p in _ARM_FLOAT)),
+}
+
+# What a kernel may refer to outside its library: memory functions that LLVM makes of loops, and TVM's runtime interface.
+_ALLOWED_OUTSIDE = re.compile(r"(mem(set|cpy|move|cmp)|bcmp|bzero|TVM\w+|__TVM\w+|__tvm\w+|__cxa_finalize|__gmon_start__|_ITM_\w+)?$")
+
+_PADDING = frozenset({"nop", "int3", "udf"})
+_RIP = re.compile(r"\[rip(?: ([+-]) (0x[0-9a-f]+|\d+))?\]")
+_ADDRESS = re.compile(r"#?0x([0-9a-f]+)$")
+_PAGE_OFFSET = re.compile(r"^[xw]\d+, \[?(x\d+)(?:, #(0x[0-9a-f]+|\d+))?\]?$")
 
 
 @dataclass(frozen=True)
 class FloatInstruction:
-    """A floating point instruction found where none may be."""
+    """A floating point instruction, or a call out of the library that could hide one, where none may be."""
 
     function: str
     address: int
@@ -47,7 +67,7 @@ class FloatInstruction:
 
 @dataclass(frozen=True)
 class CodeReport:
-    """What was inspected: kernels, instructions, and the floating point instructions among them."""
+    """What was inspected: functions, instructions, and the floating point instructions among them."""
 
     functions: int
     instructions: int
@@ -56,85 +76,201 @@ class CodeReport:
 
 def is_float_instruction(mnemonic: str, machine: str) -> bool:
     """Whether a mnemonic computes with floating point numbers; machine is "x86_64" or "aarch64"."""
-    pattern = _X86_FLOAT if machine == "x86_64" else _ARM_FLOAT
-    return pattern.match(mnemonic) is not None
+    return _FLOAT[machine].match(mnemonic.split()[-1]) is not None
 
 
-def inspect_library(path: Path, kernels: Iterable[str]) -> CodeReport:
-    """Disassemble every function reachable from the entry points of `kernels` in the shared library at `path`.
+def inspect_library(library: Path | bytes, kernels: Iterable[str]) -> CodeReport:
+    """Disassemble the code of `kernels` in a shared library, helpers and bodies of parallel loops included.
 
-    Raises PackageError when the file is no ELF library for x86-64 or AArch64, or a kernel's code is not in it.
+    Raises PackageError when it is no ELF library for x86-64 or AArch64, a kernel's code is not in it, or a byte of it cannot
+    be decoded.
     """
-    with path.open("rb") as stream:
-        elf = ELFFile(stream)
-        image = _Image(elf, path)
-    return image.inspect(list(kernels))
+    data = library if isinstance(library, bytes) else library.read_bytes()
+    where = "the library" if isinstance(library, bytes) else str(library)
+    if not data.startswith(b"\x7fELF"):
+        raise PackageError("cannot be disassembled", where=where, expected="an ELF shared library", found=repr(data[:4]))
+    return _Image(ELFFile(io.BytesIO(data)), where).inspect([f"__tvm_ffi_{k}" for k in kernels])
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One instruction that refers to an address or must not be there; the others are only counted."""
+
+    at: int
+    references: tuple[int, ...]
+    is_jump: bool
+    offence: str
+
+
+@dataclass(frozen=True)
+class _Function:
+    name: str
+    start: int
+    end: int
+    exported: bool
+    instructions: tuple[int, ...]
+    lines: tuple[_Line, ...]
 
 
 class _Image:
-    def __init__(self, elf: Any, path: Path) -> None:
-        machine = elf.get_machine_arch()
-        names = {"x64": "x86_64", "AArch64": "aarch64"}
-        if machine not in names:
-            raise PackageError("cannot be disassembled", where=str(path), expected="x86-64 or AArch64", found=machine)
-        self.machine, self.path = names[machine], path
-        text, symtab = elf.get_section_by_name(".text"), elf.get_section_by_name(".symtab")
-        if text is None or symtab is None:
-            raise PackageError("has no code or no symbol table", where=str(path), remedy="compile the package again")
-        self.base, self.code = int(text["sh_addr"]), text.data()
-        self.names: dict[int, str] = {}
-        self.addresses: dict[str, int] = {}
-        for symbol in symtab.iter_symbols():
-            if symbol["st_info"]["type"] == "STT_FUNC" and symbol["st_size"] > 0:
-                self.names[int(symbol["st_value"])] = symbol.name
-                self.addresses[symbol.name] = int(symbol["st_value"])
-        mode = (capstone.CS_ARCH_X86, capstone.CS_MODE_64) if self.machine == "x86_64" else (capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
+    """A library taken apart into functions: those with a symbol, and code between them that other code refers to.
+
+    LLVM gives the bodies of parallel loops no symbol: their address is all that the thread pool is handed.
+    """
+
+    def __init__(self, elf: Any, where: str) -> None:
+        machine = {"x64": "x86_64", "AArch64": "aarch64"}.get(elf.get_machine_arch())
+        if machine is None:
+            raise PackageError("cannot be disassembled", where=where, expected="x86-64 or AArch64", found=elf.get_machine_arch())
+        self.machine, self.where = machine, where
+        symtab = elf.get_section_by_name(".symtab")
+        if symtab is None:
+            raise PackageError("has no symbol table", where=where, remedy="compile the package again and do not strip it")
+        executable = [s for s in elf.iter_sections() if int(s["sh_flags"]) & 4]  # SHF_EXECINSTR
+        self.code = {int(s["sh_addr"]): s.data() for s in executable}
+        self.stubs = [(int(s["sh_addr"]), int(s["sh_addr"] + s["sh_size"])) for s in executable if s.name.startswith(".plt")]
+        self.imports = _imports(elf)
+        x86 = machine == "x86_64"
+        mode = (capstone.CS_ARCH_X86, capstone.CS_MODE_64) if x86 else (capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
         self.disassembler = capstone.Cs(*mode)
-        self.disassembler.skipdata = True  # padding between functions; inside one it is an error, see inspect
-        self.starts = self._function_starts()
+        self.references_of: Callable[..., Iterator[int]] = _x86_references if x86 else _arm_references
+        named = {
+            int(s["st_value"]): self._decoded(s.name, int(s["st_value"]), int(s["st_value"] + s["st_size"]), s["st_info"]["bind"] != "STB_LOCAL")
+            for s in symtab.iter_symbols()
+            if s["st_info"]["type"] == "STT_FUNC" and s["st_size"] > 0
+        }
+        text = [(int(s["sh_addr"]), int(s["sh_addr"] + s["sh_size"])) for s in executable if s.name.startswith(".text")]
+        gaps = [self._decoded(f"code at {a:#x}", a, b, False) for a, b in _gaps(text, list(named.values()))]
+        self.functions = named | {f.start: f for f in _split(gaps, list(named.values()))}
 
-    def _function_starts(self) -> list[int]:
-        """Where functions begin: symbols, and addresses that are called or taken (a parallel loop's body has no symbol)."""
-        starts = set(self.names)
-        end = self.base + len(self.code)
-        for at, length, mnemonic, operands in self.disassembler.disasm_lite(self.code, self.base):
-            if mnemonic in ("call", "lea", "bl", "adr", "adrp"):
-                starts.update(t for t in self._targets(at + length, operands) if self.base <= t < end)
-        return sorted(starts)
+    def inspect(self, entries: list[str]) -> CodeReport:
+        by_name = {f.name: f.start for f in self.functions.values()}
+        missing = [e for e in entries if e not in by_name]
+        if missing:
+            raise PackageError("a kernel's code is missing", where=self.where, expected=f"function {missing[0]}", remedy="compile the package again")
+        kernels = self._reached([by_name[e] for e in entries])
+        outside = self._reached([f.start for f in self.functions.values() if f.exported and f.name not in entries])
+        inspected = [f for a, f in sorted(self.functions.items()) if a in kernels or a not in outside]
+        offenders = [FloatInstruction(f.name, line.at, line.offence) for f in inspected for line in f.lines if line.offence]
+        return CodeReport(len(inspected), sum(len(f.instructions) for f in inspected), tuple(offenders))
 
-    def inspect(self, kernels: list[str]) -> CodeReport:
-        pending: list[int] = []
-        for kernel in kernels:
-            entry = self.addresses.get(f"__tvm_ffi_{kernel}")
-            if entry is None:
-                raise PackageError("a kernel's code is missing", where=str(self.path), expected=f"function {kernel}", remedy="compile the package again")
-            pending.append(entry)
+    def _reached(self, roots: list[int]) -> set[int]:
+        """The functions that code starting at `roots` refers to, directly or not."""
         seen: set[int] = set()
-        instructions, offenders = 0, []
-        known = set(self.starts)
+        pending = list(roots)
         while pending:
-            start = pending.pop()
-            if start in seen:
-                continue
-            seen.add(start)
-            following = bisect.bisect_right(self.starts, start)
-            end = self.starts[following] if following < len(self.starts) else self.base + len(self.code)
-            name = self.names.get(start, f"function at {start:#x}")
-            for at, length, mnemonic, operands in self.disassembler.disasm_lite(self.code[start - self.base : end - self.base], start):
-                if mnemonic == ".byte":
-                    raise PackageError(
-                        "contains bytes that are no known instruction", where=str(self.path), found=f"{name} at {at:#x}",
-                        remedy="install a newer capstone",
-                    )  # fmt: skip
-                instructions += 1
-                if is_float_instruction(mnemonic, self.machine):
-                    offenders.append(FloatInstruction(name, at, f"{mnemonic} {operands}".strip()))
-                pending += [t for t in self._targets(at + length, operands) if t in known]
-        return CodeReport(len(seen), instructions, tuple(offenders))
+            address = pending.pop()
+            if address not in seen:
+                seen.add(address)
+                pending += [r for line in self.functions[address].lines for r in line.references if r in self.functions]
+        return seen
 
-    def _targets(self, following: int, operands: str) -> list[int]:
-        """Addresses an instruction refers to: absolute branch targets, and [rip + offset] on x86."""
-        targets = [int(t, 16) for t in re.findall(r"(?<![\w+*-] )#?\b0x([0-9a-f]+)\b", operands)]
-        for sign, offset in re.findall(r"\[rip ([+-]) (0x[0-9a-f]+|\d+)\]", operands):
-            targets.append(following + int(offset, 0) * (1 if sign == "+" else -1))
-        return targets
+    def _decoded(self, name: str, start: int, end: int, exported: bool) -> _Function:
+        code, decoded = self._bytes(start, end - start), 0
+        instructions: list[int] = []
+        lines: list[_Line] = []
+        pages: dict[str, int] = {}
+        for at, length, mnemonic, operands in self.disassembler.disasm_lite(code, start):
+            decoded += length
+            if mnemonic.split()[-1] in _PADDING:
+                continue
+            instructions.append(at)
+            references = tuple(self.references_of(mnemonic, operands, at + length, pages))
+            outward = [n for n in map(self._imported, references) if n is not None and not _ALLOWED_OUTSIDE.match(n)]
+            text = f"{mnemonic} {operands}".strip() + "".join(f"  ({n})" for n in outward)
+            offence = text if outward or is_float_instruction(mnemonic, self.machine) else ""
+            if references or offence:
+                lines.append(_Line(at, references, _is_jump(mnemonic), offence))
+        # Zeros at the end are padding, not code.
+        if not code or any(code[decoded:]):
+            raise PackageError(
+                "contains bytes that are no known instruction", where=self.where, found=f"{name} at {start + decoded:#x}",
+                remedy="install a newer capstone",
+            )  # fmt: skip
+        return _Function(name, start, end, exported, tuple(instructions), tuple(lines))
+
+    def _bytes(self, address: int, size: int) -> bytes:
+        for base, data in self.code.items():
+            if base <= address < base + len(data):
+                return data[address - base : address - base + size]
+        return b""
+
+    def _imported(self, address: int) -> str | None:
+        """The outside name that a relocated slot, or a stub in .plt, stands for; None for an address inside the library."""
+        if address in self.imports:
+            return self.imports[address]
+        if not any(base <= address < end for base, end in self.stubs):
+            return None
+        pages: dict[str, int] = {}
+        for at, length, mnemonic, operands in self.disassembler.disasm_lite(self._bytes(address, 32), address):
+            for reference in self.references_of(mnemonic, operands, at + length, pages):
+                if reference in self.imports:
+                    return self.imports[reference]
+        return "a stub of unknown target"
+
+
+def _imports(elf: Any) -> dict[int, str]:
+    """The slots that the loader fills, by address, with the symbol that each will point to ("" for the library's own)."""
+    slots = {}
+    for section in elf.iter_sections():
+        if isinstance(section, RelocationSection):
+            symbols = elf.get_section(section["sh_link"])
+            for r in section.iter_relocations():
+                slots[int(r["r_offset"])] = symbols.get_symbol(r["r_info_sym"]).name if r["r_info_sym"] else ""
+    return slots
+
+
+def _gaps(sections: list[tuple[int, int]], functions: list[_Function]) -> Iterator[tuple[int, int]]:
+    """The ranges of code that no symbol covers."""
+    for start, end in sections:
+        at = start
+        for f in sorted((f for f in functions if start <= f.start < end), key=lambda f: f.start):
+            if f.start > at:
+                yield at, f.start
+            at = max(at, f.end)
+        if at < end:
+            yield at, end
+
+
+def _split(gaps: list[_Function], named: list[_Function]) -> Iterator[_Function]:
+    """Nameless code cut where calls, address computations, or jumps from elsewhere refer to: functions without a symbol."""
+    callers: dict[int, str] = {}
+    for f in [*named, *gaps]:
+        for line in f.lines:
+            for r in line.references:
+                if not (line.is_jump and f.start <= r < f.end):
+                    callers.setdefault(r, f.name)
+    for gap in gaps:
+        for start, end in pairwise([gap.start, *sorted(r for r in callers if gap.start < r < gap.end), gap.end]):
+            inside = gap.instructions[bisect_left(gap.instructions, start) : bisect_left(gap.instructions, end)]
+            first, last = (bisect_left(gap.lines, edge, key=lambda line: line.at) for edge in (start, end))
+            if inside:
+                name = f"{callers[start]} at {start:#x}" if start in callers else f"code at {start:#x}"
+                yield _Function(name, start, end, False, inside, gap.lines[first:last])
+
+
+def _is_jump(mnemonic: str) -> bool:
+    """Whether control moves without a return address: x86 jmp and jcc, Arm b, b.cond, cbz, tbz."""
+    return mnemonic.split()[-1].startswith(("j", "cb", "tb", "b.")) or mnemonic == "b"
+
+
+def _x86_references(mnemonic: str, operands: str, following: int, pages: dict[str, int]) -> Iterator[int]:
+    """Targets of direct calls and jumps, and addresses relative to the instruction pointer."""
+    del pages
+    if "rip" in operands and (m := _RIP.search(operands)):
+        yield following + int(m[2] or "0", 0) * (-1 if m[1] == "-" else 1)
+    elif mnemonic.split()[-1][0] in "cj" and (m := _ADDRESS.match(operands)):
+        yield int(m[1], 16)
+
+
+def _arm_references(mnemonic: str, operands: str, following: int, pages: dict[str, int]) -> Iterator[int]:
+    """Targets of branches, and addresses made of a page (adrp) and an offset in it (add, ldr)."""
+    del following
+    if mnemonic == "adrp":
+        register, page = operands.split(", ")
+        pages[register] = int(page.removeprefix("#"), 0)
+    elif mnemonic in ("add", "ldr") and (m := _PAGE_OFFSET.match(operands)):
+        if m[1] in pages:
+            yield pages[m[1]] + int(m[2] or "0", 0)
+    elif mnemonic.startswith(("b", "cb", "tb", "adr")) and (m := _ADDRESS.search(operands)):
+        yield int(m[1], 16)
