@@ -1,0 +1,131 @@
+"""The command line as a user meets it: output, JSON, exit codes, and nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from hawq_tvm.cli import main
+
+from ..models import Graph, float_output, residual_net
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cli") / "tiny.onnx"
+    onnx.save(residual_net(), str(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def package(model: Path) -> Path:
+    path = model.parent / "tiny.hawq"
+    assert main(["compile", str(model), "-o", str(path), "--quiet"]) == 0
+    return path
+
+
+def test_inspect(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(model)]) == 0
+    assert "compiles to integers alone" in capsys.readouterr().out
+    assert main(["inspect", str(model), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["compilable"] is True
+
+
+def test_inspect_names_what_stays_float(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    g = Graph()
+    y = g.node("Sigmoid", [g.conv(g.qdq(g.input("x", [1, 3, 4, 4]), 0.1, 3), g.weight([2, 3, 1, 1]))])
+    path = tmp_path / "float.onnx"
+    onnx.save(g.model([float_output(g.qdq(y, 0.1))]), str(path))
+    assert main(["inspect", str(path), "--json"]) == 3
+    report = json.loads(capsys.readouterr().out)
+    (layer,) = report["float_layers"]
+    assert layer["op"] == "sigmoid" and layer["layer"].startswith("sigmoid_") and "quantize around it" in layer["remedy"]
+    assert main(["compile", str(path), "-o", str(tmp_path / "p.hawq"), "--quiet"]) == 3
+    captured = capsys.readouterr()
+    assert "sigmoid_" in captured.err and "remedy" in captured.err and "Traceback" not in captured.err
+    assert not (tmp_path / "p.hawq").exists()
+
+
+def test_compile_prints_its_proof(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compile", str(model), "-o", str(tmp_path / "p.hawq")]) == 0
+    captured = capsys.readouterr()
+    assert "integer-only" in captured.out and "spare accumulator" in captured.out and "lower_to_integer" in captured.err
+    assert main(["compile", str(model), "-o", str(tmp_path / "q.hawq"), "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["integer_only"] and summary["differing_thresholds"] == 0 and sum(summary["kernels_by_rule"].values()) > 3
+
+
+def test_run_verify_prove_bench_info(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = tmp_path / "in.npz"
+    np.savez(inputs, x=np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32))
+    assert main(["run", str(package), "--inputs", str(inputs), "-o", str(tmp_path / "out.npz")]) == 0
+    with np.load(tmp_path / "out.npz") as out:
+        assert [v.shape for v in out.values()] == [(2, 10)]
+    capsys.readouterr()
+    assert main(["verify", str(package), "--inputs", str(inputs), "--random", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    assert main(["verify", str(package)]) == 0
+    assert "bit-exact:" in capsys.readouterr().out
+    assert main(["prove", str(package), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    assert main(["bench", str(package), "--duration", "0", "--iterations", "3", "--warmup-ms", "0", "--threads", "1", "--json", str(tmp_path / "b.json")]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("min", "median", "mean", "p90", "p95", "p99", "throughput"))
+    report = json.loads((tmp_path / "b.json").read_text())
+    assert report["iterations"] == 3 and report["threads"] == 1 and report["machine"]["cpu"]
+    assert main(["info", str(package)]) == 0
+    assert "cpu." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, code", [
+    (["inspect", "missing.onnx"], 3), (["compile", "missing.onnx", "-o", "p"], 3), (["run", "missing.hawq", "--inputs", "x", "-o", "y"], 3),
+    (["verify", "missing.hawq"], 3), (["prove", "missing.hawq"], 3), (["bench", "missing.hawq"], 3), (["info", "missing.hawq"], 3),
+])  # fmt: skip
+def test_missing_files(arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    assert "missing" in captured.err and "Traceback" not in captured.err and len(captured.err.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [
+    ["compile", "MODEL", "-o", "p", "--shape", "x"], ["compile", "MODEL", "-o", "p", "--shape", "x=0x3"], ["compile", "MODEL", "-o", "p", "--target", "quantum"],
+    ["verify", "PACKAGE", "--random", "-1"], ["bench", "PACKAGE", "--threads", "0"], ["bench", "PACKAGE", "--iterations", "0"],
+])  # fmt: skip
+def test_wrong_arguments(arguments: list[str], model: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([{"MODEL": str(model), "PACKAGE": str(package)}.get(a, a) for a in arguments]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path / "no.onnx"), "--json"]) == 3
+    fields = json.loads(capsys.readouterr().out)
+    assert fields["exit_code"] == 3 and fields["error"] == "ModelError" and fields["where"]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x93NUMPY"])
+def test_broken_inputs_file(package: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "in.npz").write_bytes(content)
+    assert main(["run", str(package), "--inputs", str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz")]) == 3
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_the_installed_command_and_its_usage_errors() -> None:
+    done = subprocess.run([sys.executable, "-m", "hawq_tvm.cli", "frobnicate"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "invalid choice" in done.stderr
+    done = subprocess.run([sys.executable, "-m", "hawq_tvm.cli", "--help"], capture_output=True, text=True, check=True)
+    assert "exit codes" in done.stdout
+
+
+def test_importing_the_package_is_light() -> None:
+    code = "import hawq_tvm, sys; print([m for m in ('torch', 'onnx', 'tvm', 'onnxruntime') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
