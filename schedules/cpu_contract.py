@@ -188,8 +188,8 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
         elif name == "packed":
             parallel_outer(sch, producer)
     copy = sch.cache_write(acc, 0, "local")
-    sch.reverse_compute_at(copy, w_outer)
-    sch.reverse_compute_at(out, w_outer)
+    sch.reverse_compute_at(copy, w_outer, preserve_unit_loops=True)
+    sch.reverse_compute_at(out, w_outer, preserve_unit_loops=True)
     init = sch.decompose_reduction(acc, kh)
     for block in (init, copy):
         *_, in_w, in_v, in_lane = sch.get_loops(block)

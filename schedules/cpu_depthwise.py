@@ -138,8 +138,8 @@ def _schedule(sch: s_tir.Schedule, tile: DepthwiseTile, channels: int) -> None:
     sch.reorder(n, y, w_outer, c_outer, kh, kw, w_inner, c_inner)
     sch.parallel(sch.fuse(n, y))
     copy = sch.cache_write(acc, 0, "local")
-    sch.reverse_compute_at(copy, c_outer)
-    sch.reverse_compute_at(out, c_outer)
+    sch.reverse_compute_at(copy, c_outer, preserve_unit_loops=True)
+    sch.reverse_compute_at(out, c_outer, preserve_unit_loops=True)
     copied_w, copied_c = sch.get_loops(copy)[-2:]
     for loop in (kw, w_inner, copied_w):
         sch.unroll(loop)

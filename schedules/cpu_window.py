@@ -82,9 +82,9 @@ class Window:
         c_outer, c_inner = sch.split(loops[rank - 1], [None, tile.lanes])
         sch.reorder(*outer, c_outer, *window, c_inner)
         copy = sch.cache_write(acc, 0, "local")
-        sch.reverse_compute_at(copy, c_outer)
+        sch.reverse_compute_at(copy, c_outer, preserve_unit_loops=True)
         if sch.get(out).name_hint != sch.get(acc).name_hint:
-            sch.reverse_compute_at(out, c_outer)
+            sch.reverse_compute_at(out, c_outer, preserve_unit_loops=True)
             sch.vectorize(sch.get_loops(out)[-1])
         sch.vectorize(sch.get_loops(copy)[-1])
         sch.vectorize(c_inner)
