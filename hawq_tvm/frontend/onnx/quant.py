@@ -66,11 +66,14 @@ def read_zero(node: Node, index: int, kind: str, scale: Array) -> Array:
         return np.zeros(scale.shape, np.int32)
     array, name = node.constant(index, "zero point"), node.source(index)
     node.need(array.dtype.name == kind, f"has a zero point {name!r} of another type than its data", expected=kind, found=array.dtype.name)
-    if array.shape != scale.shape and not (array.size == 1 and scale.size == 1):
+    # QLinearConv and its like take one zero point for scales per channel; QuantizeLinear wants equal shapes.
+    shared = array.size == 1 and (scale.size == 1 or node.op.startswith("QLinear") or node.op == "QGemm")
+    if array.shape != scale.shape and not shared:
         raise node.fail(
             f"has a zero point {name!r} that does not fit its scale", expected=f"shape {list(scale.shape)}", found=str(list(array.shape)),
         )  # fmt: skip
-    return in_range(node, array.astype(np.int64), kind, name).reshape(scale.shape).astype(np.int32)
+    zero = in_range(node, array.astype(np.int64), kind, name).astype(np.int32)
+    return np.broadcast_to(zero.reshape(-1), scale.shape) if shared and scale.ndim else zero.reshape(scale.shape)
 
 
 def in_range(node: Node, zero: Array, kind: str, name: str) -> Array:
@@ -83,12 +86,17 @@ def in_range(node: Node, zero: Array, kind: str, name: str) -> Array:
 
 
 def spread(node: Node, array: Array, shape: Sequence[int], axis: int, block: int, what: str) -> Array:
-    """A scale or zero point reshaped (per tensor, per axis) or repeated (blocked) so that it broadcasts against `shape`."""
+    """A scale or zero point reshaped (per tensor, per axis) or repeated (blocked) so that it broadcasts against `shape`.
+
+    An empty shape stands for data that has one value for the whole tensor.
+    """
     rank = len(shape)
     if block:
         return _spread_blocks(node, array, shape, node.axis(axis, rank), block, what)
     if array.size == 1 and array.ndim <= 1:
         return array.reshape(())
+    if rank == 0:
+        raise node.fail(f"has a {what} of several values", expected="one value for the tensor", found=f"{array.size} values")
     if array.ndim != 1:
         raise node.fail(
             f"has a {what} of rank {array.ndim}", expected="a scalar, one value per channel, or blocks with block_size",
@@ -196,7 +204,7 @@ def dequantize_linear(node: Node) -> Result:
         raise node.fail("does not take this element type", expected=", ".join((*QUANTIZED, "int32")), found=x.kind)
     number = node.attr("output_dtype", 0)
     kind = ELEMENT_TYPES.get(number, type_name(number)) if number else node.value(1).kind
-    node.need(kind in SCALES, "gives a type that is not supported", expected="float32", found=kind)
+    node.need(not number or kind in SCALES, "gives a type that is not supported", expected="float32", found=kind)
     how = affine(node, 1, 2, x.kind, x.shape, node.attr("axis", 1), node.attr("block_size", 0))
     return Tensor(dequantized(x, how), "float32" if kind == "float64" else kind)
 
