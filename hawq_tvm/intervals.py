@@ -87,7 +87,12 @@ def constant(array: Array) -> Interval:
 
 
 def _scalar(value: int) -> Any:
-    return np.int64(value) if -(2**63) <= value < 2**63 else np.array(value, object)
+    return np.int64(value) if -(2**63) <= value < 2**63 else np.array([value], object)
+
+
+def _object(array: Any) -> Array:
+    """Python's integers, in one dimension at least: NumPy turns what it computes without any into fixed-size integers."""
+    return np.atleast_1d(np.asarray(array).astype(object))
 
 
 def _compact(low: Any, high: Any) -> Interval:
@@ -104,7 +109,7 @@ def _exact(function: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
     """function(a, b), a sum, difference or product, in int64 or, where that could overflow, in Python's integers."""
     a, b = np.asarray(a), np.asarray(b)
     if max(_largest(a) + _largest(b), _largest(a) * _largest(b)) >= _SAFE:
-        a, b = a.astype(object), b.astype(object)
+        a, b = _object(a), _object(b)
     return np.asarray(function(a, b))
 
 
@@ -243,22 +248,18 @@ def requantize_worst(call: relax.Call, data: Sequence[Interval]) -> int:
     return int(np.max(total))
 
 
-def _object(array: Any) -> Array:
-    return np.asarray(array).astype(object)
-
-
 def _magnitude(array: Array) -> Array:
-    return np.asarray(np.maximum(array, -array), object)
+    return np.maximum(array, -array)
 
 
 def _power(exponent: Array) -> Array:
     """2^exponent in Python's integers, 1 for a negative exponent."""
-    return np.vectorize(lambda e: 1 << max(int(e), 0), otypes=[object])(exponent)
+    return _object(np.vectorize(lambda e: 1 << max(int(e), 0), otypes=[object])(exponent))
 
 
 def _times(a: Array, b: Array) -> Array:
     """The product where it stays small, else of the largest elements: only upper bounds are asked for."""
-    return a * b if np.size(a) * np.size(b) <= LARGEST_KEPT else np.asarray(np.max(a) * np.max(b), object)
+    return a * b if np.size(a) * np.size(b) <= LARGEST_KEPT else np.array([np.max(a) * np.max(b)], object)
 
 
 def _declared(call: relax.Call, *_: Any) -> Interval:
