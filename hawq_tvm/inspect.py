@@ -49,7 +49,7 @@ def inspect(model: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> In
     """
     from relay_passes.fold_batch_norm import fold_batch_norm
     from relay_passes.fold_constants import fold_constants
-    from relay_passes.lower_to_integer import float_layers, lower_to_integer
+    from relay_passes.lower_to_integer import try_to_lower
     from relay_passes.remove_dead_code import remove_dead_code
     from relay_passes.tabulate_unary import tabulate_unary
 
@@ -63,13 +63,11 @@ def inspect(model: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> In
         return InspectReport(description, missing, (), 0)
     try:
         module = import_onnx(source, {k: tuple(v) for k, v in (shapes or {}).items()} or None)
-        for step in (fold_constants, fold_batch_norm, tabulate_unary):
+        for step in (fold_constants, fold_batch_norm, tabulate_unary, remove_dead_code):
             module, _ = step(module)
-        floats = tuple(float_layers(module))
-        count = 0
-        if not floats:
-            lowered, _ = remove_dead_code(lower_to_integer(module)[0])
-            count = sum(not stages.is_border(b) for b in stages.bindings(lowered["main"]))
+        lowered, floats = try_to_lower(module)
+        lowered, _ = remove_dead_code(lowered)
+        count = sum(not stages.is_border(b) for b in stages.bindings(lowered["main"]))
     except HawqError as e:
         return InspectReport(description, (), (), 0, str(e))
-    return InspectReport(description, (), floats, count)
+    return InspectReport(description, (), tuple(floats), count)

@@ -33,6 +33,7 @@ PIPELINE: tuple[tuple[Pass, Stage], ...] = (
     (fold_constants, Stage.ANNOTATED),
     (fold_batch_norm, Stage.ANNOTATED),
     (tabulate_unary, Stage.ANNOTATED),
+    (remove_dead_code, Stage.ANNOTATED),
     (lower_to_integer, Stage.INTEGER),
     (fold_constants, Stage.INTEGER),
     (remove_dead_code, Stage.INTEGER),

@@ -25,7 +25,7 @@ from hawq_tvm.ranges import Interval
 from .integer import convolution, elementwise, movement, pooling
 from .integer.rescale import Output, realize
 from .integer.values import (
-    INSERT, Constant, Context, Joined, Moved, NotLowered, Real, Softmax, Term, Value, from_dequantize, is_uniform, single, with_bias,
+    Constant, Context, Joined, Moved, NotLowered, Real, Softmax, Term, Value, from_dequantize, is_uniform, single, with_bias,
 )  # fmt: skip
 from .rewriter import variables
 
@@ -48,11 +48,11 @@ def lower_to_integer(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     return lowered, lowering.rewrites
 
 
-def float_layers(module: tvm.IRModule) -> list[dict[str, str]]:
-    """Every layer of an ANNOTATED module that cannot be integer: layer, op, reason, remedy."""
+def try_to_lower(module: tvm.IRModule) -> tuple[tvm.IRModule, list[dict[str, str]]]:
+    """What of an ANNOTATED module becomes integer, and every layer that cannot: layer, op, reason, remedy."""
     lowering = _Lowering(module)
-    lowering.run()
-    return [{"layer": f.where, "op": f.op, "reason": f.message, "remedy": f.remedy} for f in lowering.failures]
+    lowered = lowering.run()
+    return lowered, [{"layer": f.where, "op": f.op, "reason": f.message, "remedy": f.remedy} for f in lowering.failures]
 
 
 class _Failed:
@@ -372,4 +372,4 @@ HANDLERS: dict[str, Handler] = {
     **{name: (lambda low, call, v: movement.move(low.ctx, call, v[0])) for name in movement.MOVES},
 }
 
-__all__ = ["INSERT", "float_layers", "lower_to_integer"]
+__all__ = ["lower_to_integer", "try_to_lower"]

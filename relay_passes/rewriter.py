@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import tvm
 from tvm import relax
@@ -44,11 +44,13 @@ class Rebuild:
 
 
 def rewrite_main(
-    module: tvm.IRModule, visit: Visit, result: Callable[[Rebuild, relax.Expr], relax.Expr] | None = None
-) -> tvm.IRModule:
+    module: tvm.IRModule, visit: Visit, result: Callable[[Rebuild, relax.Expr], relax.Expr] | None = None,
+    drop: Collection[relax.Var] = (),
+) -> tvm.IRModule:  # fmt: skip
     """`module` with every binding of `main` passed through `visit`; the other functions are kept.
 
     result: maps the old result expression; by default its variables are replaced by what `visit` made of them.
+    drop: bindings to leave out.
     """
     main = module["main"]
     returned, aliases = stages.outputs(main)
@@ -58,7 +60,7 @@ def rewrite_main(
     with builder.function("main", params, attrs=dict(main.attrs or {}), private=False):
         with builder.dataflow():
             for binding in stages.bindings(main):
-                if binding.var in aliases:
+                if binding.var in aliases or binding.var in drop:
                     continue
                 value = rebuild.map(binding.value)
                 new = visit(rebuild, binding, value)

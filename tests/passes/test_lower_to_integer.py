@@ -17,7 +17,7 @@ from hawq_tvm import ops, stages
 from hawq_tvm.arith import QType
 from hawq_tvm.errors import ModelError
 from hawq_tvm.verify.reference import evaluate
-from relay_passes.lower_to_integer import float_layers, lower_to_integer
+from relay_passes.lower_to_integer import lower_to_integer, try_to_lower
 from relay_passes.remove_dead_code import remove_dead_code
 
 RNG = np.random.default_rng(7)
@@ -303,7 +303,7 @@ def test_float_operators_are_named_all_at_once() -> None:
         return [q(bb, y, 0.1, 0), q(bb, z, 0.1, 0)]
 
     mod = module(build, {"x": ((1, 3, 2, 2), "uint8")})
-    found = {f["layer"]: f for f in float_layers(mod)}
+    found = {f["layer"]: f for f in try_to_lower(mod)[1]}
     assert set(found) == {"the_conv", "the_sigmoid"} and all(f["remedy"] for f in found.values())
     with pytest.raises(ModelError, match="the_conv: .*weight is float.*and 1 more"):
         lower_to_integer(mod)
