@@ -70,6 +70,10 @@ class Difference:
             f"expected {self.expected}, found {self.found}"
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return {**asdict(self), "index": list(self.index)}
+
 
 @dataclass(frozen=True)
 class LayerRow:
@@ -79,6 +83,10 @@ class LayerRow:
     elements: int
     different: int
     first: Difference | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return {**asdict(self), "first": None if self.first is None else self.first.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -116,8 +124,8 @@ class VerifyReport:
         """JSON-ready fields."""
         return {
             "ok": self.ok, "summary": self.summary(), "inputs": self.inputs, "elements": self.elements,
-            "layers": [asdict(r) for r in self.rows], "not_compared": list(self.not_compared),
-            "first_difference": None if self.first is None else asdict(self.first),
+            "layers": [r.to_dict() for r in self.rows], "not_compared": list(self.not_compared),
+            "first_difference": None if self.first is None else self.first.to_dict(),
         }  # fmt: skip
 
 
