@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import gcd
+from math import gcd, prod
 from typing import Any
 
 import tvm
@@ -28,6 +28,7 @@ from .rule import Kernel
 from .vector_unit import VectorUnit
 
 L2_BYTES = 256 * 1024
+TASKS = 8
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,11 @@ def choose_tile(shape: Shape, unit: VectorUnit, depth: int) -> ContractTile:
             if best is None or work < best[0]:
                 best = work, ContractTile(pixels, vectors, unit.lanes, depth, 1)
     assert best is not None
-    # Enough rows that their data stays in the second level cache while the vectors of channels change.
-    most = max(1, L2_BYTES // (2 * shape.row_length))
-    lines = shape.lead[-1] if shape.lead else 1
-    return replace(best[1], rows=max(n for n in range(1, lines + 1) if lines % n == 0 and n <= most))
+    # As many rows as keep their data in the second level cache while the vectors of channels change, in TASKS or more.
+    tile, lines = best[1], shape.lead[-1] if shape.lead else 1
+    groups = -(-shape.channels // (tile.lanes * tile.vectors)) * prod(shape.lead[:-1])
+    most = max(1, min(L2_BYTES // (2 * shape.row_length), lines * groups // TASKS))
+    return replace(tile, rows=max(n for n in range(1, lines + 1) if lines % n == 0 and n <= most))
 
 
 class Contract:
@@ -202,6 +204,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
 
     _, channel = sch.split(sch.get_loops(out)[-1], [None, gcd(shape.channels, tile.lanes)])
     sch.vectorize(channel)
-    pixel = sch.split(sch.get_loops(rows)[-1], [None, shape.per_pixel])[-1]
-    vectorize_plain(sch, pixel, tile.lanes)
+    if gcd(shape.per_pixel, tile.lanes) >= 4:
+        # Whole pixels, so that the border's conditions leave the loop over channels.
+        vectorize_plain(sch, sch.split(sch.get_loops(rows)[-1], [None, shape.per_pixel])[-1], tile.lanes)
     parallel_outer(sch, rows)
