@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import capstone
+from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
 
@@ -89,7 +90,11 @@ def inspect_library(library: Path | bytes, kernels: Iterable[str]) -> CodeReport
     where = "the library" if isinstance(library, bytes) else str(library)
     if not data.startswith(b"\x7fELF"):
         raise PackageError("cannot be disassembled", where=where, expected="an ELF shared library", found=repr(data[:4]))
-    return _Image(ELFFile(io.BytesIO(data)), where).inspect([f"__tvm_ffi_{k}" for k in kernels])
+    try:
+        image = _Image(ELFFile(io.BytesIO(data)), where)
+    except ELFError as e:
+        raise PackageError("cannot be read", where=where, expected="an ELF shared library", found=str(e)) from e
+    return image.inspect([f"__tvm_ffi_{k}" for k in kernels])
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,8 @@ class _Image:
         machine = {"x64": "x86_64", "AArch64": "aarch64"}.get(elf.get_machine_arch())
         if machine is None:
             raise PackageError("cannot be disassembled", where=where, expected="x86-64 or AArch64", found=elf.get_machine_arch())
+        if elf["e_type"] != "ET_DYN":
+            raise PackageError("cannot be disassembled before it is linked", where=where, expected="a shared library", found=str(elf["e_type"]))
         self.machine, self.where = machine, where
         symtab = elf.get_section_by_name(".symtab")
         if symtab is None:
