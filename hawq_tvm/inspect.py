@@ -58,7 +58,7 @@ def inspect(model: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> In
 
     source = Path(model) if isinstance(model, str) else model
     description = describe_onnx(source)
-    missing = tuple(unsupported(source))
+    missing = tuple(unsupported(source, shapes))
     if missing:
         return InspectReport(description, missing, (), 0)
     try:

@@ -99,7 +99,14 @@ def onnxruntime(model: onnx.ModelProto, feed: dict[str, Array]) -> dict[str, Arr
 
 
 def check_float(
-    op: str, operands: Sequence[Any], *, oracle: Any = onnx_reference, opset: int = 17, outputs: int = 1, domain: str = "", **attributes: Any
+    op: str,
+    operands: Sequence[Any],
+    *,
+    oracle: Any = onnx_reference,
+    opset: int = 17,
+    outputs: int = 1,
+    domain: str = "",
+    **attributes: Any,
 ) -> tvm.IRModule:
     """Import one float node and compare its values with an oracle's; returns the module."""
     model, feed = node_model(op, operands, opset=opset, outputs=outputs, domain=domain, **attributes)
@@ -107,7 +114,9 @@ def check_float(
     for name, array in wanted.items():
         assert got[name].shape == array.shape
         if array.dtype.kind == "f":
-            np.testing.assert_allclose(got[name], array, rtol=2e-5, atol=2e-6)  # the oracle computes in float32, we in float64
+            np.testing.assert_allclose(
+                got[name], array, rtol=2e-5, atol=2e-6
+            )  # the oracle computes in float32, we in float64
         else:
             np.testing.assert_array_equal(got[name], array)
     return import_onnx(model)

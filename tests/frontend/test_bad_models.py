@@ -59,7 +59,9 @@ def test_foreign_format_is_named(tmp_path: Path) -> None:
 
 
 def test_truncated_file(tmp_path: Path) -> None:
-    data = graph_model([helper.make_node("Add", ["x", "w"], ["y"])], {"x": normal(1, 64)}, ["y"], {"w": normal(1, 64)}).SerializeToString()
+    data = graph_model(
+        [helper.make_node("Add", ["x", "w"], ["y"])], {"x": normal(1, 64)}, ["y"], {"w": normal(1, 64)}
+    ).SerializeToString()
     for cut in (len(data) // 4, len(data) // 2, len(data) - 3):
         with pytest.raises(ModelError):
             import_onnx(data[:cut])
@@ -101,7 +103,11 @@ def test_every_supported_version(opset: int, ir: int) -> None:
 
 
 def test_cycle() -> None:
-    nodes = [helper.make_node("Add", ["x", "b"], ["a"], name="first"), helper.make_node("Relu", ["a"], ["b"], name="second"), helper.make_node("Relu", ["b"], ["y"])]
+    nodes = [
+        helper.make_node("Add", ["x", "b"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="second"),
+        helper.make_node("Relu", ["b"], ["y"]),
+    ]
     error = refused(graph_model(nodes, {"x": X}, ["y"]), "its own output")
     assert "first" in error.found and "second" in error.found
 
@@ -149,7 +155,9 @@ def test_an_input_with_an_initializer_is_a_constant() -> None:
 
 
 def branch(op: str) -> onnx.GraphProto:
-    return helper.make_graph([helper.make_node(op, ["x"], [f"{op}_out"], name=op)], op, [], [onnx.ValueInfoProto(name=f"{op}_out")])
+    return helper.make_graph(
+        [helper.make_node(op, ["x"], [f"{op}_out"], name=op)], op, [], [onnx.ValueInfoProto(name=f"{op}_out")]
+    )
 
 
 def test_control_flow() -> None:
@@ -201,7 +209,21 @@ def test_rank_unknown() -> None:
     assert op_names(import_onnx(model, {"x": (2, 3)})) == ["relu"]
 
 
-@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT4E2M1, TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.UINT64, 0, 99])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+        TensorProto.DOUBLE,
+        TensorProto.FLOAT8E4M3FN,
+        TensorProto.FLOAT4E2M1,
+        TensorProto.STRING,
+        TensorProto.COMPLEX64,
+        TensorProto.UINT64,
+        0,
+        99,
+    ],
+)
 def test_input_types_that_are_refused(kind: int) -> None:
     model = good()
     model.graph.input[0].type.tensor_type.elem_type = kind
@@ -217,7 +239,7 @@ def test_inputs_that_are_not_dense_tensors() -> None:
 def test_output_of_another_type_than_declared() -> None:
     model = good()
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.INT8, [1]))
-    refused(model, "declared type")
+    refused(model, "another type than declared")
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT16, [1]))
     assert "float32" in refused(model, "float type").remedy
 
@@ -242,11 +264,17 @@ def test_huge_constants_are_not_made() -> None:
     nodes = [helper.make_node("ConstantOfShape", ["s"], ["c"], name="fill"), helper.make_node("Add", ["x", "c"], ["y"])]
     refused(graph_model(nodes, {"x": X}, ["y"], {"s": np.asarray([10**5, 10**5, 10**5])}), "very large constant")
     nodes[0] = helper.make_node("Range", ["a", "b", "d"], ["c"], name="range")
-    refused(graph_model(nodes, {"x": X}, ["y"], {"a": np.int64(0), "b": np.int64(10**15), "d": np.int64(1)}), "very large constant")
+    refused(
+        graph_model(nodes, {"x": X}, ["y"], {"a": np.int64(0), "b": np.int64(10**15), "d": np.int64(1)}),
+        "very large constant",
+    )
     nodes[0] = helper.make_node("Add", ["a", "b"], ["c"], name="outer")
     refused(graph_model(nodes, {"x": X}, ["y"], {"a": normal(10**5, 1), "b": normal(1, 10**5)}), "very large constant")
 
 
 def test_the_first_failure_is_the_one_reported() -> None:
-    nodes = [helper.make_node("LRN", ["x"], ["a"], name="first", size=3), helper.make_node("Det", ["a"], ["y"], name="second")]
+    nodes = [
+        helper.make_node("LRN", ["x"], ["a"], name="first", size=3),
+        helper.make_node("Det", ["a"], ["y"], name="second"),
+    ]
     assert refused(graph_model(nodes, {"x": X}, ["y"]), "LRN").where == "first"

@@ -26,12 +26,24 @@ def test_conv_2d(attributes: dict[str, Any]) -> None:
 
 
 def test_auto_pad_counts_the_dilated_kernel() -> None:
-    module = import_onnx(node_model("Conv", [X2, Fixed(normal(8, 4, 3, 2))], auto_pad="SAME_UPPER", dilations=[2, 3])[0])
+    module = import_onnx(
+        node_model("Conv", [X2, Fixed(normal(8, 4, 3, 2))], auto_pad="SAME_UPPER", dilations=[2, 3])[0]
+    )
     assert [int(p) for p in call(module, "conv2d").attrs.padding] == [2, 1, 2, 2]
     assert [int(d) for d in call(module, "conv2d").ty.shape.values] == [2, 8, 9, 8]
 
 
-@pytest.mark.parametrize("attributes", [{}, {"strides": [2]}, {"dilations": [3]}, {"pads": [2, 1]}, {"group": 4}, {"auto_pad": "SAME_LOWER", "strides": [2]}])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"strides": [2]},
+        {"dilations": [3]},
+        {"pads": [2, 1]},
+        {"group": 4},
+        {"auto_pad": "SAME_LOWER", "strides": [2]},
+    ],
+)
 def test_conv_1d_is_a_conv_of_height_one(attributes: dict[str, Any]) -> None:
     weight, bias = normal(8, 4 // attributes.get("group", 1), 3, seed=1), normal(8, seed=2)
     module = check_float("Conv", [X1, Fixed(weight), Fixed(bias)], oracle=onnxruntime, **attributes)
@@ -39,9 +51,15 @@ def test_conv_1d_is_a_conv_of_height_one(attributes: dict[str, Any]) -> None:
 
 
 def test_conv_is_one_relax_convolution_with_its_own_padding() -> None:
-    module = import_onnx(node_model("Conv", [X2, Fixed(normal(8, 2, 3, 3))], group=2, pads=[1, 2, 3, 4], strides=[2, 1])[0])
+    module = import_onnx(
+        node_model("Conv", [X2, Fixed(normal(8, 2, 3, 3))], group=2, pads=[1, 2, 3, 4], strides=[2, 1])[0]
+    )
     attrs = call(module, "conv2d").attrs
-    assert [int(p) for p in attrs.padding] == [1, 2, 3, 4] and [int(s) for s in attrs.strides] == [2, 1] and int(attrs.groups) == 2
+    assert (
+        [int(p) for p in attrs.padding] == [1, 2, 3, 4]
+        and [int(s) for s in attrs.strides] == [2, 1]
+        and int(attrs.groups) == 2
+    )
 
 
 @pytest.mark.parametrize("attributes", [
@@ -55,7 +73,9 @@ def test_conv_transpose_2d(attributes: dict[str, Any]) -> None:
     check_float("ConvTranspose", [X2, Fixed(weight), Fixed(bias)], oracle=onnxruntime, **attributes)
 
 
-@pytest.mark.parametrize("attributes", [{}, {"strides": [2]}, {"strides": [3], "output_padding": [2], "pads": [1, 0]}, {"group": 2}])
+@pytest.mark.parametrize(
+    "attributes", [{}, {"strides": [2]}, {"strides": [3], "output_padding": [2], "pads": [1, 0]}, {"group": 2}]
+)
 def test_conv_transpose_1d(attributes: dict[str, Any]) -> None:
     weight = normal(4, 6 // attributes.get("group", 1), 3, seed=1)
     check_float("ConvTranspose", [X1, Fixed(weight), Fixed(normal(6, seed=2))], oracle=onnxruntime, **attributes)

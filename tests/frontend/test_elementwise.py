@@ -6,7 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_models import Fixed, call, check_float, imported, integers, node_model, normal, onnx_reference, onnxruntime, op_names
+from onnx_models import (
+    Fixed,
+    call,
+    check_float,
+    imported,
+    integers,
+    node_model,
+    normal,
+    onnx_reference,
+    onnxruntime,
+    op_names,
+)
 
 from hawq_tvm.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
@@ -58,7 +69,16 @@ def test_prelu_slope_of_any_broadcasting_shape(shape: tuple[int, ...]) -> None:
     assert ("prelu" in op_names(module)) == (shape in [(3, 1, 1), (1, 3, 1, 1)])
 
 
-@pytest.mark.parametrize("bounds, op", [((-1.0, 1.0), "clip"), ((0.0, None), "relu"), ((None, 0.5), "minimum"), ((-0.5, None), "maximum"), ((0.0, np.inf), "relu")])
+@pytest.mark.parametrize(
+    "bounds, op",
+    [
+        ((-1.0, 1.0), "clip"),
+        ((0.0, None), "relu"),
+        ((None, 0.5), "minimum"),
+        ((-0.5, None), "maximum"),
+        ((0.0, np.inf), "relu"),
+    ],
+)
 def test_clip_of_floats(bounds: tuple[float | None, float | None], op: str) -> None:
     operands = [X, *(None if b is None else Fixed(np.float32(b)) for b in bounds)]
     assert op_names(check_float("Clip", operands)) == [op]
@@ -97,7 +117,10 @@ def test_dropout_and_identity_vanish() -> None:
     assert op_names(import_onnx(node_model("Dropout", [X], opset=11, ratio=0.5)[0])) == []
 
 
-@pytest.mark.parametrize("op, dtype", [("Add", "int32"), ("Sub", "int32"), ("Mul", "int32"), ("Max", "int8"), ("Min", "uint8"), ("Max", "int32")])
+@pytest.mark.parametrize(
+    "op, dtype",
+    [("Add", "int32"), ("Sub", "int32"), ("Mul", "int32"), ("Max", "int8"), ("Min", "uint8"), ("Max", "int32")],
+)
 def test_integer_arithmetic(op: str, dtype: str) -> None:
     a, b = (integers("int8", 2, 3, 4, seed=s).astype(dtype) for s in (0, 1))
     model, feed = node_model(op, [a, Fixed(b)])
@@ -114,10 +137,14 @@ def test_relu_of_integers(dtype: str) -> None:
 def test_clip_of_integers(low: int | None, high: int | None) -> None:
     operands = [integers("int8", 40), *(None if b is None else Fixed(np.int8(b)) for b in (low, high))]
     model, feed = node_model("Clip", operands)
-    np.testing.assert_array_equal(imported(model, feed)["y0"], np.clip(feed["i0"], -128 if low is None else low, 127 if high is None else high))
+    np.testing.assert_array_equal(
+        imported(model, feed)["y0"], np.clip(feed["i0"], -128 if low is None else low, 127 if high is None else high)
+    )
 
 
-@pytest.mark.parametrize("source, to", [("int32", 1), ("int8", 1), ("uint8", 6), ("int8", 7), ("bool", 1), ("float32", 6), ("float32", 3)])
+@pytest.mark.parametrize(
+    "source, to", [("int32", 1), ("int8", 1), ("uint8", 6), ("int8", 7), ("bool", 1), ("float32", 6), ("float32", 3)]
+)
 def test_cast(source: str, to: int) -> None:
     x = (X * 20).astype(source)
     model, feed = node_model("Cast", [x], to=to)

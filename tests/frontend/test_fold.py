@@ -60,11 +60,17 @@ def test_constant_subgraph_of_floats_becomes_one_constant() -> None:
     x, w = normal(3, 4), normal(4, 3, seed=1)
     model = graph_model(nodes, {"x": x}, ["y"], {"shape": np.asarray([3, 4]), "w": w})
     assert op_names(import_onnx(model)) == ["add"]
-    np.testing.assert_allclose(imported(model, {"x": x})["y"], x + np.sqrt(np.float32(2)) * w.T, rtol=1e-6)  # the sum is float64 here
+    np.testing.assert_allclose(
+        imported(model, {"x": x})["y"], x + np.sqrt(np.float32(2)) * w.T, rtol=1e-6
+    )  # the sum is float64 here
 
 
 def test_quantized_constants_stay() -> None:
-    nodes = [helper.make_node("DequantizeLinear", ["w", "s"], ["d"]), helper.make_node("Transpose", ["d"], ["t"]), helper.make_node("Add", ["x", "t"], ["y"])]
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["d"]),
+        helper.make_node("Transpose", ["d"], ["t"]),
+        helper.make_node("Add", ["x", "t"], ["y"]),
+    ]
     model = graph_model(nodes, {"x": normal(3, 4)}, ["y"], {"w": np.ones((4, 3), np.int8), "s": np.float32(0.5)})
     assert op_names(import_onnx(model)) == ["dequantize", "permute_dims", "add"]
 

@@ -12,7 +12,17 @@ from hawq_tvm.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
 
 
-@pytest.mark.parametrize("a, b", [((3, 4), (4, 5)), ((2, 3, 4), (4, 5)), ((2, 1, 3, 4), (6, 4, 5)), ((4,), (4, 5)), ((3, 4), (4,)), ((2, 3, 4), (2, 4, 5))])
+@pytest.mark.parametrize(
+    "a, b",
+    [
+        ((3, 4), (4, 5)),
+        ((2, 3, 4), (4, 5)),
+        ((2, 1, 3, 4), (6, 4, 5)),
+        ((4,), (4, 5)),
+        ((3, 4), (4,)),
+        ((2, 3, 4), (2, 4, 5)),
+    ],
+)
 def test_matmul(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     check_float("MatMul", [normal(*a), Fixed(normal(*b, seed=1))])
     check_float("MatMul", [normal(*a), normal(*b, seed=1)])
@@ -31,7 +41,9 @@ def test_gemm(trans_a: int, trans_b: int, c: tuple[int, ...] | None, alpha: floa
 
 
 def test_plain_gemm_is_a_product_and_a_sum() -> None:
-    assert op_names(import_onnx(node_model("Gemm", [normal(2, 4), Fixed(normal(5, 4)), Fixed(normal(5))], transB=1)[0])) == ["matmul", "add"]
+    assert op_names(
+        import_onnx(node_model("Gemm", [normal(2, 4), Fixed(normal(5, 4)), Fixed(normal(5))], transB=1)[0])
+    ) == ["matmul", "add"]
 
 
 @pytest.mark.parametrize("op, operands, attributes, words", [

@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_models import Fixed, check_float, imported, integers, node_model, normal, onnx_reference, onnxruntime, op_names
+from onnx_models import (
+    Fixed,
+    check_float,
+    imported,
+    integers,
+    node_model,
+    normal,
+    onnx_reference,
+    onnxruntime,
+    op_names,
+)
 
 from hawq_tvm.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
@@ -46,7 +56,9 @@ def test_average_pool(attributes: dict[str, Any], count_include_pad: int) -> Non
 
 
 def test_average_pool_dilated() -> None:
-    check_float("AveragePool", [X2], oracle=onnxruntime, opset=19, kernel_shape=[3, 2], dilations=[2, 3], pads=[1, 1, 1, 1])
+    check_float(
+        "AveragePool", [X2], oracle=onnxruntime, opset=19, kernel_shape=[3, 2], dilations=[2, 3], pads=[1, 1, 1, 1]
+    )
 
 
 @pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])

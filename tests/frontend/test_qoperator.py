@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx_models import (
-    Fixed, graph_model, helper, imported, integers, layer_names, node_model, normal, onnx_reference, onnxruntime, op_names,
+    Fixed,
+    graph_model,
+    helper,
+    imported,
+    integers,
+    layer_names,
+    node_model,
+    normal,
+    onnx_reference,
+    onnxruntime,
+    op_names,
 )  # fmt: skip
 
 from hawq_tvm.errors import ModelError
@@ -34,12 +44,17 @@ def check(op: str, operands: list[Any], *, oracle: Any = onnxruntime, share: flo
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)  # the oracle adds in float32
         return import_onnx(model)
     off = np.abs(got.astype(np.int64) - wanted.astype(np.int64))
-    assert off.max(initial=0) <= 1 and np.mean(off) <= share  # the oracle rounds float32 products, which moves values near a tie
+    assert (
+        off.max(initial=0) <= 1 and np.mean(off) <= share
+    )  # the oracle rounds float32 products, which moves values near a tie
     return import_onnx(model)
 
 
 @pytest.mark.parametrize("x_type, w_type", [("uint8", "int8"), ("uint8", "uint8"), ("int8", "int8")])
-@pytest.mark.parametrize("attributes", [{}, {"strides": [2, 1], "pads": [1, 0, 2, 1]}, {"group": 2}, {"auto_pad": "SAME_UPPER"}, {"dilations": [2, 2]}])
+@pytest.mark.parametrize(
+    "attributes",
+    [{}, {"strides": [2, 1], "pads": [1, 0, 2, 1]}, {"group": 2}, {"auto_pad": "SAME_UPPER"}, {"dilations": [2, 2]}],
+)
 @pytest.mark.parametrize("bias", [False, True])
 def test_qlinear_conv(x_type: str, w_type: str, attributes: dict[str, Any], bias: bool) -> None:
     x, w = integers(x_type, 1, 4, 8, 7), integers(w_type, 6, 4 // attributes.get("group", 1), 3, 2, seed=1)
@@ -54,12 +69,30 @@ def test_qlinear_conv(x_type: str, w_type: str, attributes: dict[str, Any], bias
 def test_qlinear_conv_per_channel(zeros: list[int] | None) -> None:
     x, w = integers("uint8", 1, 4, 8, 7), integers("int8", 6, 4, 3, 3, seed=1)
     scales = np.linspace(0.01, 0.03, 6)
-    operands = [x, s(0.03), z(128, "uint8"), Fixed(w), s(scales), z(zeros or [1, -2, 3, 0, 5, -128], "int8"), s(1.7), z(100, "uint8")]
+    operands = [
+        x,
+        s(0.03),
+        z(128, "uint8"),
+        Fixed(w),
+        s(scales),
+        z(zeros or [1, -2, 3, 0, 5, -128], "int8"),
+        s(1.7),
+        z(100, "uint8"),
+    ]
     check("QLinearConv", operands, oracle=onnxruntime if zeros else onnx_reference)
 
 
 def test_qlinear_conv_1d_and_runtime_weight() -> None:
-    operands = [integers("uint8", 1, 4, 9), s(0.03), z(5, "uint8"), integers("int8", 6, 4, 3, seed=1), s(0.02), z(0, "int8"), s(1.1), z(100, "uint8")]
+    operands = [
+        integers("uint8", 1, 4, 9),
+        s(0.03),
+        z(5, "uint8"),
+        integers("int8", 6, 4, 3, seed=1),
+        s(0.02),
+        z(0, "int8"),
+        s(1.1),
+        z(100, "uint8"),
+    ]
     module = check("QLinearConv", operands)
     assert [p.name for p in module["main"].params] == ["i0", "i3"]
 
@@ -68,19 +101,48 @@ def test_qlinear_conv_1d_and_runtime_weight() -> None:
 @pytest.mark.parametrize("a, b", [((5, 4), (4, 3)), ((2, 5, 4), (2, 4, 3)), ((2, 5, 4), (4, 3))])
 def test_qlinear_matmul(dtype: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
     zero = 3
-    operands = [integers(dtype, *a), s([0.02]), z([zero], dtype), integers(dtype, *b, seed=1), s([0.03]), z([zero + 1], dtype), s([0.4]), z([9], dtype)]
+    operands = [
+        integers(dtype, *a),
+        s([0.02]),
+        z([zero], dtype),
+        integers(dtype, *b, seed=1),
+        s([0.03]),
+        z([zero + 1], dtype),
+        s([0.4]),
+        z([9], dtype),
+    ]
     check("QLinearMatMul", operands)
-    columns = [operands[0], s(0.02), z(3, dtype), Fixed(operands[3]), s([0.01, 0.02, 0.03]), z([0, 0, 0], dtype), s(0.4), z(9, dtype)]
+    columns = [
+        operands[0],
+        s(0.02),
+        z(3, dtype),
+        Fixed(operands[3]),
+        s([0.01, 0.02, 0.03]),
+        z([0, 0, 0], dtype),
+        s(0.4),
+        z(9, dtype),
+    ]
     if len(b) == 2:
         check("QLinearMatMul", columns)
 
 
 def test_qlinear_matmul_scale_per_row() -> None:
-    operands = [integers("uint8", 2, 4), s([0.02, 0.5]), z([3, 9], "uint8"), integers("uint8", 4, 3, seed=1), s(0.03), z(3, "uint8"), s(0.4), z(9, "uint8")]
+    operands = [
+        integers("uint8", 2, 4),
+        s([0.02, 0.5]),
+        z([3, 9], "uint8"),
+        integers("uint8", 4, 3, seed=1),
+        s(0.03),
+        z(3, "uint8"),
+        s(0.4),
+        z(9, "uint8"),
+    ]
     model, feed = node_model("QLinearMatMul", operands)
     a = (feed["i0"].astype(int) - [[3], [9]]) * np.asarray([[0.02], [0.5]], F).astype(float)
     b = (feed["i3"].astype(int) - 3) * float(F(0.03))
-    np.testing.assert_array_equal(imported(model, feed)["y0"], np.clip(np.rint(a @ b / float(F(0.4))) + 9, 0, 255).astype(np.uint8))
+    np.testing.assert_array_equal(
+        imported(model, feed)["y0"], np.clip(np.rint(a @ b / float(F(0.4))) + 9, 0, 255).astype(np.uint8)
+    )
 
 
 @pytest.mark.parametrize("a_type, b_type", [("uint8", "int8"), ("int8", "int8"), ("uint8", "uint8")])
@@ -99,7 +161,9 @@ def test_matmul_integer_zero_point_per_row() -> None:
     np.testing.assert_array_equal(imported(model, feed)["y0"], wanted)
 
 
-@pytest.mark.parametrize("attributes", [{}, {"pads": [1, 2, 0, 1]}, {"strides": [2, 2], "auto_pad": "SAME_LOWER"}, {"group": 2}])
+@pytest.mark.parametrize(
+    "attributes", [{}, {"pads": [1, 2, 0, 1]}, {"strides": [2, 2], "auto_pad": "SAME_LOWER"}, {"group": 2}]
+)
 def test_conv_integer_is_exact(attributes: dict[str, Any]) -> None:
     x, w = integers("uint8", 1, 4, 6, 5), integers("uint8", 4, 4 // attributes.get("group", 1), 3, 2, seed=1)
     model, feed = node_model("ConvInteger", [x, w, z(9, "uint8"), z(3, "uint8")], **attributes)
@@ -109,7 +173,13 @@ def test_conv_integer_is_exact(attributes: dict[str, Any]) -> None:
 def test_conv_integer_zero_point_per_channel() -> None:
     x, w = integers("uint8", 1, 2, 5, 5), integers("uint8", 3, 2, 2, 2, seed=1)
     model, feed = node_model("ConvInteger", [x, Fixed(w), z(9, "uint8"), z([1, 2, 3], "uint8")], pads=[1, 1, 1, 1])
-    wanted = onnxruntime(*node_model("Conv", [x.astype(F) - 9, Fixed(w.astype(F) - np.asarray([1, 2, 3], F).reshape(3, 1, 1, 1))], pads=[1, 1, 1, 1]))["y0"]
+    wanted = onnxruntime(
+        *node_model(
+            "Conv",
+            [x.astype(F) - 9, Fixed(w.astype(F) - np.asarray([1, 2, 3], F).reshape(3, 1, 1, 1))],
+            pads=[1, 1, 1, 1],
+        )
+    )["y0"]
     np.testing.assert_array_equal(imported(model, feed)["y0"], wanted.astype(np.int32))
 
 
@@ -127,7 +197,9 @@ def test_qlinear_binary(op: str, dtype: str, shape: tuple[int, ...]) -> None:
     np.testing.assert_array_equal(imported(without, feed)["y0"], imported(zeros, feed)["y0"])
 
 
-@pytest.mark.parametrize("op, attributes", [("QLinearSigmoid", {}), ("QLinearLeakyRelu", {"alpha": 0.3}), ("QLinearLeakyRelu", {})])
+@pytest.mark.parametrize(
+    "op, attributes", [("QLinearSigmoid", {}), ("QLinearLeakyRelu", {"alpha": 0.3}), ("QLinearLeakyRelu", {})]
+)
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_qlinear_unary(op: str, attributes: dict[str, Any], dtype: str) -> None:
     x = np.arange(256).astype(np.uint8).view(dtype)
@@ -147,14 +219,29 @@ def test_qlinear_softmax(axis: int, opset: int) -> None:
 POOL = {"kernel_shape": [3, 2], "strides": [2, 2], "pads": [1, 0, 1, 1]}
 
 
-@pytest.mark.parametrize("attributes", [{"kernel_shape": [2, 2]}, POOL, {**POOL, "count_include_pad": 1}, {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"kernel_shape": [2, 2]},
+        POOL,
+        {**POOL, "count_include_pad": 1},
+        {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
+    ],
+)
 def test_qlinear_average_pool(attributes: dict[str, Any]) -> None:
-    check("QLinearAveragePool", [integers("uint8", 1, 3, 7, 8), s(0.02), z(9, "uint8"), s(0.017), z(4, "uint8")], **MS, **attributes)
+    check(
+        "QLinearAveragePool",
+        [integers("uint8", 1, 3, 7, 8), s(0.02), z(9, "uint8"), s(0.017), z(4, "uint8")],
+        **MS,
+        **attributes,
+    )
 
 
 def test_channels_last() -> None:
     x = integers("uint8", 1, 7, 8, 3)
-    module = check("QLinearAveragePool", [x, s(0.02), z(9, "uint8"), s(0.017), z(4, "uint8")], channels_last=1, **POOL, **MS)
+    module = check(
+        "QLinearAveragePool", [x, s(0.02), z(9, "uint8"), s(0.017), z(4, "uint8")], channels_last=1, **POOL, **MS
+    )
     assert op_names(module) == ["permute_dims", "dequantize", "avg_pool2d", "quantize", "permute_dims"]
     check("QLinearGlobalAveragePool", [x, s(0.02), z(9, "uint8"), s(0.017), z(4, "uint8")], channels_last=1, **MS)
     weight = [Fixed(integers("int8", 5, 3, 3, 3)), s(0.02), z(0, "int8"), s(1.1), z(100, "uint8")]
@@ -164,7 +251,9 @@ def test_channels_last() -> None:
 def test_qlinear_means() -> None:
     x = integers("uint8", 2, 3, 5, 4)
     check("QLinearGlobalAveragePool", [x, s(0.02), z(9, "uint8"), s(0.017), z(4, "uint8")], **MS)
-    model, feed = node_model("QLinearReduceMean", [x, s(0.5), z(9, "uint8"), s(0.25), z(4, "uint8")], axes=[2, -1], keepdims=0, **MS)
+    model, feed = node_model(
+        "QLinearReduceMean", [x, s(0.5), z(9, "uint8"), s(0.25), z(4, "uint8")], axes=[2, -1], keepdims=0, **MS
+    )
     mean = (x.astype(float) - 9).mean(axis=(2, 3)) * 2
     np.testing.assert_array_equal(imported(model, feed)["y0"], np.clip(np.rint(mean) + 4, 0, 255).astype(np.uint8))
 
@@ -177,7 +266,17 @@ def test_qlinear_concat() -> None:
 
 def test_qlinear_where() -> None:
     condition = np.asarray([[True, False, True]])
-    operands = [condition, integers("uint8", 2, 3), s(0.02), z(3, "uint8"), integers("uint8", 2, 3, seed=1), s(0.03), z(5, "uint8"), s(0.025), z(9, "uint8")]
+    operands = [
+        condition,
+        integers("uint8", 2, 3),
+        s(0.02),
+        z(3, "uint8"),
+        integers("uint8", 2, 3, seed=1),
+        s(0.03),
+        z(5, "uint8"),
+        s(0.025),
+        z(9, "uint8"),
+    ]
     check("QLinearWhere", operands, **MS)
 
 
@@ -190,11 +289,24 @@ def test_qgemm(attributes: dict[str, Any], output: bool) -> None:
     bias = Fixed(np.arange(5, dtype=np.int32) * 500)
     check("QGemm", [a, s(0.02), z(9, "uint8"), Fixed(b), s(0.03), z(0, "int8"), bias, *tail], **attributes, **MS)
     scales = np.linspace(0.01, 0.05, 5)
-    check("QGemm", [a, s(0.02), z(9, "uint8"), Fixed(b), s(scales), z(np.zeros(5), "int8"), None, *tail], **attributes, **MS)
+    check(
+        "QGemm",
+        [a, s(0.02), z(9, "uint8"), Fixed(b), s(scales), z(np.zeros(5), "int8"), None, *tail],
+        **attributes,
+        **MS,
+    )
 
 
 def test_matmul_integer_to_float() -> None:
-    operands = [integers("uint8", 3, 4), Fixed(integers("int8", 4, 5)), s(0.02), s(np.linspace(0.01, 0.05, 5)), z(9, "uint8"), z(np.zeros(5), "int8"), Fixed(normal(5))]
+    operands = [
+        integers("uint8", 3, 4),
+        Fixed(integers("int8", 4, 5)),
+        s(0.02),
+        s(np.linspace(0.01, 0.05, 5)),
+        z(9, "uint8"),
+        z(np.zeros(5), "int8"),
+        Fixed(normal(5)),
+    ]
     check("MatMulIntegerToFloat", operands, **MS)
 
 
@@ -205,7 +317,9 @@ def test_a_dynamic_tail_imports_as_a_cast() -> None:
     x, w = integers("uint8", 2, 4), integers("int8", 4, 3)
     model = graph_model(nodes, {"x": x}, ["y"], {"w": w, "xz": np.uint8(3), "s": F(0.01)})
     assert op_names(import_onnx(model))[-2:] == ["astype", "multiply"]
-    np.testing.assert_allclose(imported(model, {"x": x})["y"], onnxruntime(model, {"x": x})["y"], rtol=1e-6)  # float32 product in the oracle
+    np.testing.assert_allclose(
+        imported(model, {"x": x})["y"], onnxruntime(model, {"x": x})["y"], rtol=1e-6
+    )  # float32 product in the oracle
 
 
 X8, W8 = integers("uint8", 1, 4, 6, 6), Fixed(integers("int8", 6, 4, 3, 3))

@@ -8,7 +8,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 from onnx_models import (
-    Fixed, call, graph_model, helper, imported, integers, layer_names, node_model, normal, onnx_reference, onnxruntime, op_names,
+    Fixed,
+    call,
+    graph_model,
+    helper,
+    imported,
+    integers,
+    layer_names,
+    node_model,
+    normal,
+    onnx_reference,
+    onnxruntime,
+    op_names,
 )  # fmt: skip
 
 from hawq_tvm import ops
@@ -34,7 +45,9 @@ def _stored(array: Any) -> Any:
     return array.astype({"int4": "int8", "uint4": "uint8", "int2": "int8", "uint2": "uint8"}.get(name, name))
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", ml_dtypes.uint4, ml_dtypes.int4, ml_dtypes.uint2, ml_dtypes.int2])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "uint16", "int16", ml_dtypes.uint4, ml_dtypes.int4, ml_dtypes.uint2, ml_dtypes.int2]
+)
 @pytest.mark.parametrize("zero", [0, 1])
 def test_quantize_to_every_type(dtype: Any, zero: int) -> None:
     module = check("QuantizeLinear", [EDGES, Fixed(F(0.25)), Fixed(np.asarray(zero, dtype))], opset=25)
@@ -43,7 +56,9 @@ def test_quantize_to_every_type(dtype: Any, zero: int) -> None:
     assert (str(attrs["rounding"]), str(attrs["form"])) == ("half_even", "divide")
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", ml_dtypes.uint4, ml_dtypes.int4, ml_dtypes.uint2, ml_dtypes.int2])
+@pytest.mark.parametrize(
+    "dtype", ["uint8", "int8", "uint16", "int16", ml_dtypes.uint4, ml_dtypes.int4, ml_dtypes.uint2, ml_dtypes.int2]
+)
 def test_dequantize_every_type(dtype: Any) -> None:
     info = ml_dtypes.iinfo(dtype)
     x = np.linspace(int(info.min), int(info.max), 40).astype(np.int64).astype(dtype)
@@ -79,7 +94,10 @@ def test_per_axis(axis: int | None) -> None:
     assert ops.const_value(call(module, "dequantize").args[1]).size == count
 
 
-@pytest.mark.parametrize("axis, shape, scales", [(1, (3, 8), (3, 2)), (0, (8, 3), (2, 3)), (1, (3, 7), (3, 2)), (-1, (3, 4), (3, 1)), (1, (2, 6, 2), (2, 3, 2))])
+@pytest.mark.parametrize(
+    "axis, shape, scales",
+    [(1, (3, 8), (3, 2)), (0, (8, 3), (2, 3)), (1, (3, 7), (3, 2)), (-1, (3, 4), (3, 1)), (1, (2, 6, 2), (2, 3, 2))],
+)
 def test_blocks(axis: int, shape: tuple[int, ...], scales: tuple[int, ...]) -> None:
     block = -(-shape[axis] // scales[axis])
     scale = (np.abs(normal(*scales, seed=4)) + 0.1).astype(F)
@@ -89,8 +107,12 @@ def test_blocks(axis: int, shape: tuple[int, ...], scales: tuple[int, ...]) -> N
 
 
 def test_rank_one_data_has_no_axis_to_choose() -> None:
-    check("QuantizeLinear", [normal(4), Fixed(np.asarray([0.1, 0.2, 0.3, 0.4], F)), Fixed(np.zeros(4, np.int8))], axis=0)
-    model, _ = node_model("QuantizeLinear", [normal(4), Fixed(np.asarray([0.1, 0.2, 0.3, 0.4], F)), Fixed(np.zeros(4, np.int8))])
+    check(
+        "QuantizeLinear", [normal(4), Fixed(np.asarray([0.1, 0.2, 0.3, 0.4], F)), Fixed(np.zeros(4, np.int8))], axis=0
+    )
+    model, _ = node_model(
+        "QuantizeLinear", [normal(4), Fixed(np.asarray([0.1, 0.2, 0.3, 0.4], F)), Fixed(np.zeros(4, np.int8))]
+    )
     assert op_names(import_onnx(model)) == ["quantize"]
     model, _ = node_model("DequantizeLinear", [integers("int8", 4), Fixed(np.asarray([0.1, 0.2, 0.3, 0.4], F))])
     with pytest.raises(ModelError, match="axis out of range"):
@@ -168,7 +190,10 @@ def test_qcdq_keeps_the_wide_quantize_for_its_other_readers() -> None:
 
 
 def test_computed_scale_becomes_float_operators() -> None:
-    nodes = [helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0), helper.make_node("QuantizeLinear", ["x", "m"], ["y"], name="n")]
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["m"], keepdims=0),
+        helper.make_node("QuantizeLinear", ["x", "m"], ["y"], name="n"),
+    ]
     model = graph_model(nodes, {"x": np.abs(EDGES[:5]) + 1}, ["y"], opset=13)
     assert "quantize" not in op_names(import_onnx(model))
     feed = {"x": np.abs(EDGES[:5]) + 1}

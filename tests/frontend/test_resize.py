@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_models import Fixed, check_float, imported, integers, node_model, normal, onnx_reference, onnxruntime, op_names
+from onnx_models import (
+    Fixed,
+    check_float,
+    imported,
+    integers,
+    node_model,
+    normal,
+    onnx_reference,
+    onnxruntime,
+    op_names,
+)
 
 from hawq_tvm.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
@@ -28,7 +38,9 @@ def sizes(*values: int) -> Fixed:
 @pytest.mark.parametrize("size", [(10, 14), (3, 4), (8, 7), (1, 1)])
 def test_nearest(coordinates: str, rounding: str, size: tuple[int, int]) -> None:
     operands = [X, None, None, sizes(1, 2, *size)]
-    module = check_float("Resize", operands, opset=19, mode="nearest", coordinate_transformation_mode=coordinates, nearest_mode=rounding)
+    module = check_float(
+        "Resize", operands, opset=19, mode="nearest", coordinate_transformation_mode=coordinates, nearest_mode=rounding
+    )
     assert set(op_names(module)) == {"take"}
 
 
@@ -36,29 +48,54 @@ def test_nearest(coordinates: str, rounding: str, size: tuple[int, int]) -> None
 @pytest.mark.parametrize("factor", [(2.0, 2.0), (0.8, 0.9), (1.3, 2.7), (1.0, 3.0)])
 @pytest.mark.parametrize("mode", ["nearest", "linear"])
 def test_by_scales(coordinates: str, factor: tuple[float, float], mode: str) -> None:
-    check_float("Resize", [X, None, scales(1, 1, *factor)], opset=19, mode=mode, coordinate_transformation_mode=coordinates)
+    check_float(
+        "Resize", [X, None, scales(1, 1, *factor)], opset=19, mode=mode, coordinate_transformation_mode=coordinates
+    )
 
 
 @pytest.mark.parametrize("coordinates", COORDINATES)
 @pytest.mark.parametrize("size", [(10, 14), (3, 4), (8, 7), (1, 2)])
 def test_linear(coordinates: str, size: tuple[int, int]) -> None:
-    check_float("Resize", [X, None, None, sizes(1, 2, *size)], opset=19, mode="linear", coordinate_transformation_mode=coordinates)
+    check_float(
+        "Resize",
+        [X, None, None, sizes(1, 2, *size)],
+        opset=19,
+        mode="linear",
+        coordinate_transformation_mode=coordinates,
+    )
 
 
 def test_old_forms() -> None:
     check_float("Resize", [X, scales(1, 1, 2, 3)], opset=10, mode="nearest", oracle=onnxruntime)
     check_float("Resize", [X, scales(1, 1, 2, 3)], opset=10, mode="linear", oracle=onnxruntime)
     empty = Fixed(np.zeros(0, np.float32))
-    check_float("Resize", [X, empty, scales(1, 1, 2, 3)], opset=11, coordinate_transformation_mode="tf_half_pixel_for_nn", nearest_mode="floor", oracle=onnxruntime)
+    check_float(
+        "Resize",
+        [X, empty, scales(1, 1, 2, 3)],
+        opset=11,
+        coordinate_transformation_mode="tf_half_pixel_for_nn",
+        nearest_mode="floor",
+        oracle=onnxruntime,
+    )
     check_float("Resize", [X, empty, empty, sizes(1, 2, 10, 14)], opset=11, mode="linear", oracle=onnxruntime)
 
 
 def test_crop_and_resize() -> None:
     roi = Fixed(np.asarray([0, 0, 0.2, 0.1, 1, 1, 0.9, 0.7], np.float32))
-    check_float("Resize", [X, roi, None, sizes(1, 2, 4, 5)], opset=19, mode="linear", coordinate_transformation_mode="tf_crop_and_resize")
+    check_float(
+        "Resize",
+        [X, roi, None, sizes(1, 2, 4, 5)],
+        opset=19,
+        mode="linear",
+        coordinate_transformation_mode="tf_crop_and_resize",
+    )
     outside = Fixed(np.asarray([0, 0, -0.2, 0, 1, 1, 1, 1], np.float32))
     with pytest.raises(ModelError, match="outside its input"):
-        import_onnx(node_model("Resize", [X, outside, None, sizes(1, 2, 4, 5)], coordinate_transformation_mode="tf_crop_and_resize")[0])
+        import_onnx(
+            node_model(
+                "Resize", [X, outside, None, sizes(1, 2, 4, 5)], coordinate_transformation_mode="tf_crop_and_resize"
+            )[0]
+        )
 
 
 @pytest.mark.parametrize("policy", ["not_larger", "not_smaller"])
@@ -69,7 +106,12 @@ def test_axes_and_aspect_ratio(policy: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_nearest_of_integers(dtype: str) -> None:
-    model, feed = node_model("Resize", [integers(dtype, 1, 2, 3, 4), None, scales(1, 1, 2, 2)], coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    model, feed = node_model(
+        "Resize",
+        [integers(dtype, 1, 2, 3, 4), None, scales(1, 1, 2, 2)],
+        coordinate_transformation_mode="asymmetric",
+        nearest_mode="floor",
+    )
     np.testing.assert_array_equal(imported(model, feed)["y0"], onnx_reference(model, feed)["y0"])
 
 

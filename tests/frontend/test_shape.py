@@ -6,7 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_models import Fixed, check_float, imported, integers, node_model, normal, onnx_reference, onnxruntime, op_names
+from onnx_models import (
+    Fixed,
+    check_float,
+    imported,
+    integers,
+    node_model,
+    normal,
+    onnx_reference,
+    onnxruntime,
+    op_names,
+)
 
 from hawq_tvm.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
@@ -14,7 +24,9 @@ from hawq_tvm.frontend.onnx import import_onnx
 X = normal(2, 3, 4, 6)
 
 
-def check(op: str, operands: list[Any], *, opset: int = 17, outputs: int = 1, oracle: Any = onnx_reference, **attributes: Any) -> None:
+def check(
+    op: str, operands: list[Any], *, opset: int = 17, outputs: int = 1, oracle: Any = onnx_reference, **attributes: Any
+) -> None:
     """Compare on float32, and exactly on the first operand's shape in uint8."""
     check_float(op, operands, opset=opset, outputs=outputs, oracle=oracle, **attributes)
     data = integers("uint8", *np.shape(operands[0]))
@@ -31,7 +43,17 @@ def ints(*values: int) -> Fixed:
     return Fixed(np.asarray(values, np.int64))
 
 
-@pytest.mark.parametrize("shape, attributes", [((2, 12, 6), {}), ((0, -1), {}), ((-1,), {}), ((0, 0, 24), {}), ((2, 3, 4, 6), {}), ((6, 4, 6, 1), {"allowzero": 1})])
+@pytest.mark.parametrize(
+    "shape, attributes",
+    [
+        ((2, 12, 6), {}),
+        ((0, -1), {}),
+        ((-1,), {}),
+        ((0, 0, 24), {}),
+        ((2, 3, 4, 6), {}),
+        ((6, 4, 6, 1), {"allowzero": 1}),
+    ],
+)
 def test_reshape(shape: tuple[int, ...], attributes: dict[str, int]) -> None:
     check("Reshape", [X, ints(*shape)], **attributes)
 
@@ -76,7 +98,10 @@ def test_split_by_opset() -> None:
     ((-100,), (100,), (-1,), None), ((3,), (-100,), (2,), (-3,)), ((0,), (2**63 - 1,), (0,), None), ((2**62,), (-(2**62),), (1,), (-2,)),
 ])  # fmt: skip
 def test_slice(starts: Any, ends: Any, axes: Any, steps: Any) -> None:
-    check("Slice", [X, ints(*starts), ints(*ends), None if axes is None else ints(*axes), None if steps is None else ints(*steps)])
+    check(
+        "Slice",
+        [X, ints(*starts), ints(*ends), None if axes is None else ints(*axes), None if steps is None else ints(*steps)],
+    )
 
 
 @pytest.mark.parametrize("indices", [np.int64(1), np.int64(-1), np.array([2, 0, -1]), np.array([[1, 0], [0, 1]])])
@@ -120,7 +145,11 @@ def test_sub_byte_tensors_move_in_eight_bits(dtype: str) -> None:
 
     model, _ = node_model("Transpose", [np.zeros((2, 3), getattr(ml_dtypes, dtype))], opset=25)
     module = import_onnx(model)
-    assert [str(t) for t in module["main"].attrs["hawq.output_types"]] == [dtype] == [str(t) for t in module["main"].attrs["hawq.input_types"]]
+    assert (
+        [str(t) for t in module["main"].attrs["hawq.output_types"]]
+        == [dtype]
+        == [str(t) for t in module["main"].attrs["hawq.input_types"]]
+    )
     storage = "uint8" if dtype.startswith("u") else "int8"
     x = np.arange(6, dtype=storage).reshape(2, 3)
     np.testing.assert_array_equal(imported(model, {"i0": x})["y0"], x.T)

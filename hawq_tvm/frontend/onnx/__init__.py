@@ -8,13 +8,39 @@ import tvm
 
 from hawq_tvm import stages
 
-from . import activation, conv, elementwise, matmul, microsoft, movement, pool, qoperator, quant, reduction, resize, shape
-from .describe import Unsupported, describe_onnx, unsupported
+from . import (
+    activation,
+    conv,
+    elementwise,
+    matmul,
+    microsoft,
+    movement,
+    pool,
+    qoperator,
+    quant,
+    reduction,
+    resize,
+    shape,
+)
+from .describe import describe_onnx, unsupported
 from .importer import Importer
 from .reader import Source, read_model
 
 # Importing these modules registers their operators.
-OPERATORS = (activation, conv, elementwise, matmul, microsoft, movement, pool, qoperator, quant, reduction, resize, shape)
+OPERATORS = (
+    activation,
+    conv,
+    elementwise,
+    matmul,
+    microsoft,
+    movement,
+    pool,
+    qoperator,
+    quant,
+    reduction,
+    resize,
+    shape,
+)
 
 
 def import_onnx(source: Source, shapes: Mapping[str, Sequence[int]] | None = None) -> tvm.IRModule:
@@ -31,4 +57,4 @@ def import_onnx(source: Source, shapes: Mapping[str, Sequence[int]] | None = Non
     return module
 
 
-__all__ = ["Source", "Unsupported", "describe_onnx", "import_onnx", "unsupported"]
+__all__ = ["Source", "describe_onnx", "import_onnx", "unsupported"]

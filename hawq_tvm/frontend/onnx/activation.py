@@ -32,7 +32,11 @@ def prelu(node: Node) -> relax.Expr:
     shape = ops.shape_of(x)
     check_broadcast(node, node.value(0), slope)
     if np.broadcast_shapes(shape, slope.shape) != shape:
-        raise node.fail("has a slope that does not fit", expected=f"a shape that broadcasts to {list(shape)}", found=str(list(slope.shape)))
+        raise node.fail(
+            "has a slope that does not fit",
+            expected=f"a shape that broadcasts to {list(shape)}",
+            found=str(list(slope.shape)),
+        )
     full = (1,) * (len(shape) - len(slope.shape)) + tuple(slope.shape)
     if isinstance(slope, Constant) and slope.array.size == 1:
         return relax.op.nn.leakyrelu(x, float(slope.array.item()))
@@ -40,7 +44,9 @@ def prelu(node: Node) -> relax.Expr:
         if isinstance(slope, Constant):
             return relax.op.nn.prelu(x, ops.const(slope.stored().reshape(-1), "float32"), axis=1)
         return relax.op.nn.prelu(x, node.emit(relax.op.reshape(slope.expr, (shape[1],)), "slope"), axis=1)
-    below = node.emit(relax.op.multiply(expression(slope), node.emit(relax.op.minimum(x, scalar(0, x)), "negative")), "sloped")
+    below = node.emit(
+        relax.op.multiply(expression(slope), node.emit(relax.op.minimum(x, scalar(0, x)), "negative")), "sloped"
+    )
     return relax.op.add(node.emit(relax.op.nn.relu(x), "positive"), below)
 
 
@@ -137,7 +143,7 @@ def softmax_over(node: Node, x: relax.Expr, axis: int, flatten: bool, log: bool 
     function = relax.op.nn.log_softmax if log else relax.op.nn.softmax
     shape: Sequence[int] = ops.shape_of(x)
     axis = len(shape) if flatten and axis == len(shape) else node.axis(axis, len(shape))
-    if not flatten or math.prod(shape[axis + 1 :]) == 1 and axis < len(shape):
+    if not flatten or (math.prod(shape[axis + 1 :]) == 1 and axis < len(shape)):
         return function(x, axis)
     rows = node.emit(relax.op.reshape(x, (math.prod(shape[:axis]), math.prod(shape[axis:]))), "rows")
     return relax.op.reshape(node.emit(function(rows, 1), "normalized"), tuple(shape))
@@ -153,17 +159,34 @@ def softmax(node: Node) -> Result:
 @handles("BatchNormalization")
 def batch_normalization(node: Node) -> relax.Expr:
     """Normalisation with stored statistics; a pass folds it into the convolution before it."""
-    node.need(not node.attr("training_mode", 0), "is in training mode", expected="training_mode 0", remedy="export the model in evaluation mode")
-    node.need(len([o for o in node.outputs if o]) == 1, "gives its statistics", expected="one output", remedy="export in evaluation mode")
+    node.need(
+        not node.flag("training_mode", 0),
+        "is in training mode",
+        expected="training_mode 0",
+        remedy="export the model in evaluation mode",
+    )
+    node.need(
+        len([o for o in node.outputs if o]) == 1,
+        "gives its statistics",
+        expected="one output",
+        remedy="export in evaluation mode",
+    )
     shape = node.shape()
     node.need(len(shape) >= 2, "needs a channel axis", expected="rank 2 or more", found=list(shape))
     names = ("scale", "bias", "mean", "variance")
     arrays = [node.constant(i + 1, name) for i, name in enumerate(names)]
     for name, array in zip(names, arrays, strict=True):
-        node.need(array.shape == (shape[1],), f"has a {name} that does not fit", expected=f"shape [{shape[1]}]", found=list(array.shape))
+        node.need(
+            array.shape == (shape[1],),
+            f"has a {name} that does not fit",
+            expected=f"shape [{shape[1]}]",
+            found=list(array.shape),
+        )
     epsilon = node.attr("epsilon", 1e-5)
     least = float((arrays[3].astype(np.float64) + epsilon).min())
-    node.need(least > 0, "has a variance that is not positive", expected="variance + epsilon above 0", found=f"{least:g}")
+    node.need(
+        least > 0, "has a variance that is not positive", expected="variance + epsilon above 0", found=f"{least:g}"
+    )
     gamma, beta, mean, variance = (ops.const(a.astype(np.float32), "float32") for a in arrays)
     normalized = relax.op.nn.batch_norm(
         node.expr(0), gamma, beta, mean, variance, axis=1, epsilon=epsilon, center=True, scale=True, training=False
@@ -183,5 +206,10 @@ def dropout(node: Node) -> list[Result]:
     if node.given(2):
         training = node.constant(2, "training_mode")
         node.need(not training.any(), "is in training mode", remedy="export the model in evaluation mode")
-    node.need(len([o for o in node.outputs if o]) == 1, "gives its mask", expected="one output", remedy="export in evaluation mode")
+    node.need(
+        len([o for o in node.outputs if o]) == 1,
+        "gives its mask",
+        expected="one output",
+        remedy="export in evaluation mode",
+    )
     return [node.value(0)]

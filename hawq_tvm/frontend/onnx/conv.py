@@ -24,17 +24,28 @@ def channel_bias(node: Node, bias: Value, channels: int) -> relax.Expr:
 
 
 def _check(node: Node, x: relax.Expr, w: relax.Expr, channel_axis: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Shapes of data and weight and the group count, checked; channel_axis: the weight's input channels (1, or 0 transposed)."""
+    """Shapes of data and weight and the group count, checked; channel_axis: where the weight has its input channels."""
     data, weight, group = ops.shape_of(x), ops.shape_of(w), node.attr("group", 1)
-    node.need(len(data) in (3, 4), "works on 1-D and 2-D data", expected="data of rank 3 or 4", found=f"rank {len(data)}")
-    node.need(len(weight) == len(data), "has a weight of another rank than its data", expected=len(data), found=list(weight))
+    node.need(
+        len(data) in (3, 4), "works on 1-D and 2-D data", expected="data of rank 3 or 4", found=f"rank {len(data)}"
+    )
+    node.need(
+        len(weight) == len(data), "has a weight of another rank than its data", expected=len(data), found=list(weight)
+    )
     node.need(group >= 1, "has a group that is not positive", expected="1 or more", found=group)
     inputs = weight[1] * group if channel_axis == 1 else weight[0]
     if inputs != data[1]:
         raise node.fail(
-            "has a weight that does not fit its data", expected=f"{data[1]} input channels", found=f"{inputs} (weight {list(weight)}, group {group})"
+            "has a weight that does not fit its data",
+            expected=f"{data[1]} input channels",
+            found=f"{inputs} (weight {list(weight)}, group {group})",
         )
-    node.need(weight[0] % group == 0, "has channels that its group does not divide", expected=f"a multiple of {group}", found=weight[0])
+    node.need(
+        weight[0] % group == 0,
+        "has channels that its group does not divide",
+        expected=f"a multiple of {group}",
+        found=weight[0],
+    )
     return data, weight, group
 
 
@@ -83,28 +94,50 @@ def _transposed_window(node: Node, spatial: tuple[int, ...], kernel: tuple[int, 
     count = len(spatial)
     if node.has("kernel_shape"):
         declared = positive(node, "kernel_shape", count)
-        node.need(declared == kernel, "has a kernel_shape that is not its weight's", expected=list(kernel), found=list(declared))
+        node.need(
+            declared == kernel,
+            "has a kernel_shape that is not its weight's",
+            expected=list(kernel),
+            found=list(declared),
+        )
     strides, dilations = positive(node, "strides", count), positive(node, "dilations", count)
     extra = node.attr("output_padding", [0] * count)
     if len(extra) != count or any(not isinstance(e, int) or e < 0 for e in extra):
-        raise node.fail("has an output_padding that does not fit", expected=f"{count} integers of at least 0", found=str(extra))
+        raise node.fail(
+            "has an output_padding that does not fit", expected=f"{count} integers of at least 0", found=str(extra)
+        )
     mode = auto_pad(node)
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     full = [s * (d - 1) + e + r for s, d, e, r in zip(strides, spatial, extra, reach, strict=True)]
     if node.has("output_shape") or mode.startswith("SAME"):
         wanted = node.attr("output_shape", [d * s for d, s in zip(spatial, strides, strict=True)])
         wanted = wanted[2:] if len(wanted) == count + 2 else wanted
-        if len(wanted) != count or any(not isinstance(o, int) or o < 1 or o > f for o, f in zip(wanted, full, strict=False)):
-            raise node.fail("has an output_shape that does not fit", expected=f"at most {full} (or more output_padding)", found=str(wanted))
+        if len(wanted) != count or any(
+            not isinstance(o, int) or o < 1 or o > f for o, f in zip(wanted, full, strict=False)
+        ):
+            raise node.fail(
+                "has an output_shape that does not fit",
+                expected=f"at most {full} (or more output_padding)",
+                found=str(wanted),
+            )
         before, after = split_padding([f - o for f, o in zip(full, wanted, strict=True)], upper=mode == "SAME_UPPER")
     elif mode == "VALID":
         before, after = (0,) * count, (0,) * count
     else:
         before, after = explicit_pads(node, count)
     if any(e >= max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
-        raise node.fail("has an output_padding that its strides cannot leave open", expected=f"below {list(strides)}", found=str(extra))
+        raise node.fail(
+            "has an output_padding that its strides cannot leave open",
+            expected=f"below {list(strides)}",
+            found=str(extra),
+        )
     sizes = [f - b - a for f, b, a in zip(full, before, after, strict=True)]
-    node.need(math.prod(max(0, s) for s in sizes) > 0, "has pads larger than its output", expected="an output of positive size", found=sizes)
+    node.need(
+        math.prod(max(0, s) for s in sizes) > 0,
+        "has pads larger than its output",
+        expected="an output of positive size",
+        found=sizes,
+    )
     return Window(kernel, strides, dilations, before, after), tuple(extra)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -14,64 +13,48 @@ from hawq_tvm.errors import ModelError
 
 from . import fold
 from .graph import node_name
-from .importer import Importer, unsupported_operator
+from .importer import Importer, supported, unsupported_operator
 from .inputs import declared_shape, runtime_inputs
-from .node import HANDLERS, Node
 from .reader import Source, graphs_of, opset_of, read_model
 from .values import ELEMENT_TYPES
 
 
-@dataclass(frozen=True)
-class Unsupported:
-    """Something the frontend refuses: the layer (or input), its operator, why, and what to do about it."""
+def unsupported(source: Source, shapes: Mapping[str, Sequence[int]] | None = None) -> list[dict[str, str]]:
+    """Everything that cannot be imported, in the order of the graph; empty when import_onnx succeeds.
 
-    name: str
-    op: str
-    reason: str
-    expected: str
-    found: str
-    remedy: str
-
-    def to_dict(self) -> dict[str, str]:
-        """The fields, ready for JSON."""
-        return dict(vars(self))
-
-
-def _of(op: str, error: ModelError) -> Unsupported:
-    return Unsupported(error.where, op, error.message, error.expected, error.found, error.remedy)
-
-
-def unsupported(source: Source, shapes: Mapping[str, Sequence[int]] | None = None) -> list[Unsupported]:
-    """Every node that cannot be imported, in the order of the graph; empty when import_onnx succeeds.
-
-    When an input or the graph itself is at fault, that comes first and only unknown operators follow it.
-    Raises ModelError when the model cannot be read at all.
+    Each entry has layer (a node, input or output), op, reason, expected, found and remedy.  When an input or the
+    graph itself is at fault, that comes first and only unknown operators follow it.  Raises ModelError when the model
+    cannot be read at all.
     """
     model = read_model(source)
     try:
         importer = Importer(model, shapes)
     except ModelError as e:
-        return [_of("graph", e), *(_of(n.op_type, unsupported_operator(_bare(n, model))) for n in model.graph.node if not _known(n))]
+        return [
+            _entry("graph", e),
+            *(_stranger(n, model) for n in model.graph.node if not supported(_domain(n), n.op_type)),
+        ]
     importer.run()
-    return [_of(f.op, f.error) for f in importer.failures]
+    return [_entry(f.op, f.error) for f in importer.failures]
+
+
+def _stranger(node: onnx.NodeProto, model: onnx.ModelProto) -> dict[str, str]:
+    domain = _domain(node)
+    opset = opset_of(model, domain) or 1
+    return _entry(node.op_type, unsupported_operator(node_name(node), domain, node.op_type, opset))
+
+
+def _entry(op: str, error: ModelError) -> dict[str, str]:
+    fields = {"layer": error.where, "op": op, "reason": error.message}
+    return {**fields, "expected": error.expected, "found": error.found, "remedy": error.remedy}
 
 
 def _domain(node: onnx.NodeProto) -> str:
     return "" if node.domain == "ai.onnx" else node.domain
 
 
-def _known(node: onnx.NodeProto) -> bool:
-    key = (_domain(node), node.op_type)
-    return key in HANDLERS or (not key[0] and (node.op_type in fold.FOLDABLE or node.op_type in ("Constant", "If")))
-
-
-def _bare(proto: onnx.NodeProto, model: onnx.ModelProto) -> Node:
-    opset = opset_of(model, _domain(proto)) or 1
-    return Node(node_name(proto), proto.op_type, _domain(proto), opset, [], [], [], {}, frozenset(), lambda e, n: e)
-
-
 def describe_onnx(source: Source) -> dict[str, Any]:
-    """A JSON-ready description: versions, inputs and outputs, node counts, and every quantized tensor's bits and granularity."""
+    """A JSON-ready description: versions, inputs, outputs, node counts, every quantized tensor's bits and grain."""
     model = read_model(source)
     graph = model.graph
     constants = _constants(graph)
@@ -99,14 +82,19 @@ def _count(dims: Sequence[int]) -> int:
 
 def _value(value: onnx.ValueInfoProto) -> dict[str, Any]:
     number = value.type.tensor_type.elem_type
-    return {"name": value.name, "dtype": ELEMENT_TYPES.get(number) or fold.type_name(number), "shape": declared_shape(value)}
+    return {
+        "name": value.name,
+        "dtype": ELEMENT_TYPES.get(number) or fold.type_name(number),
+        "shape": declared_shape(value),
+    }
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     found = {t.name: t for t in graph.initializer}
     for n in graph.node:
-        if n.op_type == "Constant" and n.output:
-            found.update({n.output[0]: a.t for a in n.attribute if a.name == "value" and a.HasField("t")})
+        values = [a.t for a in n.attribute if a.name == "value" and a.HasField("t")]
+        if n.op_type == "Constant" and n.output and values:
+            found[n.output[0]] = values[0]
     return found
 
 
@@ -124,7 +112,8 @@ _ROLES: dict[str, dict[str, tuple[int, int]]] = {
     **{
         name: {"input": (1, 2), "output": (3, 4)}
         for name in (
-            "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
+            "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean", "QLinearSigmoid",
+            "QLinearLeakyRelu", "QLinearSoftmax",
         )
     },
 }  # fmt: skip
@@ -141,7 +130,13 @@ def _quantized(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) 
 def _format(node: onnx.NodeProto, scale: int, zero: int, constants: Mapping[str, onnx.TensorProto]) -> dict[str, Any]:
     zero_tensor = constants.get(node.input[zero]) if zero < len(node.input) else None
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    number = zero_tensor.data_type if zero_tensor else attributes.get("output_dtype", 0) if node.op_type == "QuantizeLinear" else 0
+    number = (
+        zero_tensor.data_type
+        if zero_tensor
+        else attributes.get("output_dtype", 0)
+        if node.op_type == "QuantizeLinear"
+        else 0
+    )
     data = constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
     kind = ELEMENT_TYPES.get(number) or ELEMENT_TYPES.get(data.data_type if data else 0) or "uint8"
     scale_tensor = constants.get(node.input[scale])

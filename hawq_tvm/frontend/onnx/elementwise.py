@@ -15,11 +15,13 @@ from .node import Node, handles, scalar
 from .values import FLOAT_KINDS, Constant, Result, Tensor, Value, storage_of
 
 BINARY: dict[str, Callable[[relax.Expr, relax.Expr], relax.Expr]] = {
-    "Add": relax.op.add, "Sub": relax.op.subtract, "Mul": relax.op.multiply, "Div": relax.op.divide, "Pow": relax.op.power,
+    "Add": relax.op.add, "Sub": relax.op.subtract, "Mul": relax.op.multiply, "Div": relax.op.divide,
+    "Pow": relax.op.power,
     "Max": relax.op.maximum, "Min": relax.op.minimum, "Sum": relax.op.add, "Mean": relax.op.add,
 }  # fmt: skip
 UNARY: dict[str, Callable[[relax.Expr], relax.Expr]] = {
-    "Abs": relax.op.abs, "Neg": relax.op.negative, "Floor": relax.op.floor, "Ceil": relax.op.ceil, "Round": relax.op.round,
+    "Abs": relax.op.abs, "Neg": relax.op.negative, "Floor": relax.op.floor, "Ceil": relax.op.ceil,
+    "Round": relax.op.round,
     "Sqrt": relax.op.sqrt, "Exp": relax.op.exp, "Log": relax.op.log, "Sin": relax.op.sin, "Cos": relax.op.cos,
     "Erf": relax.op.erf, "Tanh": relax.op.tanh, "Sigmoid": relax.op.sigmoid,
 }  # fmt: skip
@@ -31,7 +33,9 @@ def check_broadcast(node: Node, *values: Value) -> None:
         np.broadcast_shapes(*(v.shape for v in values))
     except ValueError:
         found = " and ".join(str(list(v.shape)) for v in values)
-        raise node.fail("has operands that do not broadcast", expected="equal sizes, or 1, counted from the last axis", found=found) from None
+        raise node.fail(
+            "has operands that do not broadcast", expected="equal sizes, or 1, counted from the last axis", found=found
+        ) from None
 
 
 @handles(*BINARY)
@@ -40,7 +44,11 @@ def arithmetic(node: Node) -> relax.Expr:
     values = [node.value(i) for i in range(len(node.inputs))]
     check_broadcast(node, *values)
     floats = values[0].kind in FLOAT_KINDS
-    node.need(floats or node.op in ("Add", "Sub", "Mul", "Max", "Min"), "is supported on float tensors only", found=values[0].kind)
+    node.need(
+        floats or node.op in ("Add", "Sub", "Mul", "Max", "Min"),
+        "is supported on float tensors only",
+        found=values[0].kind,
+    )
     operands = [_power_operand(node, i) if node.op == "Pow" else node.expr(i) for i in range(len(values))]
     if len(operands) == 1:
         return operands[0]
@@ -62,7 +70,9 @@ def _power_operand(node: Node, index: int) -> relax.Expr:
 @handles(*UNARY)
 def unary(node: Node) -> relax.Expr:
     """A function of one float tensor (Abs and Neg of integers too)."""
-    node.need(node.is_float() or node.op in ("Abs", "Neg"), "is supported on float tensors only", found=node.value(0).kind)
+    node.need(
+        node.is_float() or node.op in ("Abs", "Neg"), "is supported on float tensors only", found=node.value(0).kind
+    )
     return UNARY[node.op](node.expr(0))
 
 
@@ -144,22 +154,36 @@ def cast(node: Node) -> Result:
         return _cast_float(node, x, kind)
     if kind == "float32" and (x.kind in arith.RANGES or x.kind == "bool"):
         return relax.op.astype(node.expr(0), "float32")
-    node.need(kind in arith.RANGES, "to this element type is not supported", expected="float32 or an integer type", found=kind)
+    node.need(
+        kind in arith.RANGES, "to this element type is not supported", expected="float32 or an integer type", found=kind
+    )
     if x.kind in arith.RANGES and isinstance(x, Tensor):
         (low, high), (least, most) = x.range, arith.RANGES[kind]
         node.need(
-            least <= low and high <= most, "of integers that may not fit", expected=f"values in {least}..{most} ({kind})",
-            found=f"{low}..{high} ({x.kind})", remedy="put a Clip before it",
-        )  # fmt: skip
+            least <= low and high <= most,
+            "of integers that may not fit",
+            expected=f"values in {least}..{most} ({kind})",
+            found=f"{low}..{high} ({x.kind})",
+            remedy="put a Clip before it",
+        )
         expr = node.expr(0)
-        return Tensor(expr if storage_of(kind) == storage_of(x.kind) else relax.op.astype(expr, storage_of(kind)), kind, x.bounds)
-    node.need(storage_of(kind) == kind, "to this element type is not supported", expected="an integer type of 8 bits or more", found=kind)
+        return Tensor(
+            expr if storage_of(kind) == storage_of(x.kind) else relax.op.astype(expr, storage_of(kind)), kind, x.bounds
+        )
+    node.need(
+        storage_of(kind) == kind,
+        "to this element type is not supported",
+        expected="an integer type of 8 bits or more",
+        found=kind,
+    )
     return relax.op.astype(node.expr(0), kind)
 
 
 def _cast_float(node: Node, x: Value, kind: str) -> Result:
     if kind != "float32":
-        raise node.fail("rounds to a narrower float type", expected="float32", found=kind, remedy="convert the model to float32")
+        raise node.fail(
+            "rounds to a narrower float type", expected="float32", found=kind, remedy="convert the model to float32"
+        )
     return Tensor(node.expr(0), kind)
 
 

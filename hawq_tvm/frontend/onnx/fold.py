@@ -18,14 +18,76 @@ from .values import ELEMENT_TYPES, Array, Constant
 # Shape arithmetic and the elementary operators exporters use to make constants.  No operator of a quantized
 # region is here: QuantizeLinear of a constant stays in the module, so that a pass folds it with our arithmetic.
 FOLDABLE = frozenset(
-    """Abs Add And ArgMax ArgMin Cast CastLike Ceil Clip Concat ConstantOfShape CumSum Div Equal Erf Exp Expand Flatten Floor
-    Gather GatherElements Greater GreaterOrEqual Identity IsInf IsNaN Less LessOrEqual Log Max Min Mod Mul Neg Not Or Pad Pow
-    Range Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round Sigmoid Sign Slice Split Sqrt
-    Squeeze Sub Sum Tanh Tile Transpose Trilu Unsqueeze Where Xor""".split()
+    [
+        "Abs",
+        "Add",
+        "And",
+        "ArgMax",
+        "ArgMin",
+        "Cast",
+        "CastLike",
+        "Ceil",
+        "Clip",
+        "Concat",
+        "ConstantOfShape",
+        "CumSum",
+        "Div",
+        "Equal",
+        "Erf",
+        "Exp",
+        "Expand",
+        "Flatten",
+        "Floor",
+        "Gather",
+        "GatherElements",
+        "Greater",
+        "GreaterOrEqual",
+        "Identity",
+        "IsInf",
+        "IsNaN",
+        "Less",
+        "LessOrEqual",
+        "Log",
+        "Max",
+        "Min",
+        "Mod",
+        "Mul",
+        "Neg",
+        "Not",
+        "Or",
+        "Pad",
+        "Pow",
+        "Range",
+        "Reciprocal",
+        "ReduceMax",
+        "ReduceMean",
+        "ReduceMin",
+        "ReduceProd",
+        "ReduceSum",
+        "Relu",
+        "Reshape",
+        "Round",
+        "Sigmoid",
+        "Sign",
+        "Slice",
+        "Split",
+        "Sqrt",
+        "Squeeze",
+        "Sub",
+        "Sum",
+        "Tanh",
+        "Tile",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+        "Where",
+        "Xor",
+    ]
 )
 LIMIT = 1 << 24
 REFERENCE_ERRORS = (
-    RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, AssertionError, MemoryError,
+    RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, AssertionError,
+    MemoryError,
 )  # fmt: skip
 
 
@@ -46,9 +108,13 @@ def read_tensor(tensor: onnx.TensorProto, where: str) -> Array:
     try:
         array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as e:
-        raise ModelError(f"has data that does not fit its shape: {first_line(e)}", where=where, found=f"{kind}{dims}") from None
+        raise ModelError(
+            f"has data that does not fit its shape: {first_line(e)}", where=where, found=f"{kind}{dims}"
+        ) from None
     if list(array.shape) != dims:
-        raise ModelError("has data that does not fit its shape", where=where, expected=str(dims), found=str(list(array.shape)))
+        raise ModelError(
+            "has data that does not fit its shape", where=where, expected=str(dims), found=str(list(array.shape))
+        )
     return np.asarray(array)
 
 
@@ -76,7 +142,9 @@ def constant_node(node: Node) -> Constant:
 
 def can_fold(node: Node) -> bool:
     """Whether a node is elementary and reads constants only."""
-    return node.domain == "" and node.op in FOLDABLE and all(isinstance(v, Constant) for v in node.inputs if v is not None)
+    return (
+        node.domain == "" and node.op in FOLDABLE and all(isinstance(v, Constant) for v in node.inputs if v is not None)
+    )
 
 
 def fold(node: Node) -> list[Constant]:
@@ -114,10 +182,12 @@ def _evaluate(node: Node, arrays: dict[str, Array]) -> list[Array]:
     outputs = [f"o{k}" for k in range(len(node.outputs))]
     proto = helper.make_node(node.op, names, outputs)
     proto.attribute.extend(node.attributes.values())
-    inputs = [helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in arrays.items()]
+    inputs = [
+        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in arrays.items()
+    ]
     graph = helper.make_graph([proto], "fold", inputs, [onnx.ValueInfoProto(name=o) for o in outputs])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", node.opset)])
-    return ReferenceEvaluator(model).run(outputs, arrays)
+    return list(ReferenceEvaluator(model).run(outputs, arrays))
 
 
 def _result_size(node: Node, arrays: list[Array]) -> int:

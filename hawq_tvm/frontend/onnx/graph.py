@@ -23,8 +23,12 @@ def check_names(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> None:
 
     def define(name: str, by: str) -> None:
         if name in defined:
-            raise ModelError(f"defines tensor {name!r} a second time", where=by, found=f"already defined by {defined[name]}",
-                             remedy="give every tensor of the model its own name")  # fmt: skip
+            raise ModelError(
+                f"defines tensor {name!r} a second time",
+                where=by,
+                found=f"already defined by {defined[name]}",
+                remedy="give every tensor of the model its own name",
+            )
         defined[name] = by
 
     for value in graph.input:
@@ -35,7 +39,9 @@ def check_names(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> None:
     initialized: set[str] = set()
     for tensor in graph.initializer:
         if tensor.name in initialized:
-            raise ModelError("is initialized twice", where=f"initializer {tensor.name!r}", remedy="keep one initializer of each name")
+            raise ModelError(
+                "is initialized twice", where=f"initializer {tensor.name!r}", remedy="keep one initializer of each name"
+            )
         initialized.add(tensor.name)
         if tensor.name not in inputs:
             define(tensor.name, f"initializer {tensor.name!r}")
@@ -56,7 +62,9 @@ def check_names(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> None:
         raise ModelError("has no output", where=graph.name or "graph")
     for name in names:
         if name not in known:
-            raise ModelError("is an output that nothing computes", where=name or "graph output", found="an unknown tensor")
+            raise ModelError(
+                "is an output that nothing computes", where=name or "graph output", found="an unknown tensor"
+            )
         if names.count(name) > 1:
             raise ModelError("is an output twice", where=name, remedy="give each output its own name (Identity)")
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import tvm
-from onnx import defs
 from tvm import relax
 
 from hawq_tvm import ops
@@ -16,12 +16,12 @@ from hawq_tvm.errors import ModelError
 
 from . import fold
 from .graph import check_names, in_order, node_name
-from .inputs import Input, graph_inputs
+from .inputs import MAX_ELEMENTS, SUPPORTED, Input, graph_inputs
 from .node import HANDLERS, MICROSOFT, Entry, Node, expression
 from .reader import first_line, opset_of
-from .values import ELEMENT_TYPES, FLOAT_KINDS, Array, Constant, Failed, Result, Tensor, Value, onnx_type, storage_of
+from .schema import check_schema
+from .values import ELEMENT_TYPES, Array, Constant, Failed, Result, Tensor, Value, storage_of
 
-MAX_ELEMENTS = 2**31 - 1
 # What Relax's type rules and attribute conversions raise on operands that do not fit.
 TYPE_RULE_ERRORS = (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError, tvm.error.InternalError)
 
@@ -41,7 +41,9 @@ class Importer:
 
     def __init__(self, model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None) -> None:
         self.model = model
-        self.opsets = {d: opset_of(model, d) for d in {"" if o.domain == "ai.onnx" else o.domain for o in model.opset_import}}
+        self.opsets = {
+            d: opset_of(model, d) for d in {"" if o.domain == "ai.onnx" else o.domain for o in model.opset_import}
+        }
         check_names(model.graph)
         self.order = in_order(model.graph)
         self.inputs: list[Input] = graph_inputs(model.graph, shapes or {})
@@ -99,7 +101,8 @@ class Importer:
         values = [env[name] if name else None for name in proto.input]
         node = Node(
             name=node_name(proto), op=proto.op_type, domain=domain, opset=self.opsets.get(domain) or 1,
-            inputs=[v for v in values if not isinstance(v, Failed)], sources=list(proto.input), outputs=list(proto.output),
+            inputs=[v for v in values if not isinstance(v, Failed)], sources=list(proto.input),
+            outputs=list(proto.output),
             attributes={a.name: a for a in proto.attribute}, graph_inputs=self.input_names, bind=self.bind,
         )  # fmt: skip
         entry = self.entry(node)
@@ -113,7 +116,9 @@ class Importer:
         if fold.can_fold(node):
             return fold.fold(node)
         if entry is None:
-            raise node.fail("is supported on constants only", remedy="fold it into a constant (onnxsim, or export again)")
+            raise node.fail(
+                "is supported on constants only", remedy="fold it into a constant (onnxsim, or export again)"
+            )
         try:
             results = entry.handler(node)
             return self.bind_results(node, results if isinstance(results, list) else [results])
@@ -126,11 +131,9 @@ class Importer:
 
         Raises ModelError for an operator that is not supported.
         """
-        entry = HANDLERS.get((node.domain, node.op))
-        foldable = not node.domain and (node.op in fold.FOLDABLE or node.op in ("Constant", "If"))
-        if entry is None and not foldable:
-            raise unsupported_operator(node)
-        return entry
+        if not supported(node.domain, node.op):
+            raise unsupported_operator(node.name, node.domain, node.op, node.opset)
+        return HANDLERS.get((node.domain, node.op))
 
     def branch(self, node: Node, env: Env) -> Sequence[Value | Failed]:
         """An If whose condition is constant: the chosen branch, imported in place."""
@@ -181,83 +184,51 @@ class Importer:
         value = env[info.name]
         if isinstance(value, Failed):
             return Constant(_NOTHING)
-        declared = ELEMENT_TYPES.get(info.type.tensor_type.elem_type, "") if info.type.HasField("tensor_type") else value.kind
-        error = None
-        if declared in ("float16", "bfloat16", "float64") or value.kind in ("float16", "bfloat16", "float64"):
-            error = ModelError("is an output of a float type that is not supported", where=info.name, expected="float32",
-                               found=declared or value.kind, remedy="convert the model's float tensors to float32")  # fmt: skip
-        elif declared != value.kind and info.type.tensor_type.elem_type:
-            error = ModelError("is an output whose declared type is not the computed one", where=info.name, expected=declared or
-                               fold.type_name(info.type.tensor_type.elem_type), found=value.kind)  # fmt: skip
-        elif value.kind not in {"float32", "bool", *_INTEGERS} or 0 in value.shape:
-            error = ModelError("is an output that cannot be returned", where=info.name, expected="a tensor of numbers",
-                               found=f"{value.kind}{list(value.shape)}")  # fmt: skip
-        if error is not None:
-            self.failures.append(Failure("output", error))
+        try:
+            _check_output(info, value)
+        except ModelError as e:
+            self.failures.append(Failure("output", e))
             return Constant(_NOTHING)
         return value
 
 
-_INTEGERS = tuple(k for k in ELEMENT_TYPES.values() if k.startswith(("int", "uint")) and k != "uint64")
-_NOTHING: Array = fold.np.zeros((), fold.np.float32)
+_NOTHING: Array = np.zeros((), np.float32)
 
 
-def unsupported_operator(node: Node) -> ModelError:
+def _check_output(info: onnx.ValueInfoProto, value: Value) -> None:
+    number = info.type.tensor_type.elem_type if info.type.HasField("tensor_type") else 0
+    declared = ELEMENT_TYPES.get(number, fold.type_name(number)) if number else value.kind
+    narrow = {"float16", "bfloat16", "float64"} & {declared, value.kind}
+    if narrow:
+        raise ModelError(
+            "is an output of a float type that is not supported", where=info.name, expected="float32",
+            found=min(narrow), remedy="convert the model's float tensors to float32",
+        )  # fmt: skip
+    if declared != value.kind:
+        raise ModelError(
+            "is an output of another type than declared", where=info.name, expected=declared, found=value.kind
+        )
+    if value.kind not in SUPPORTED or 0 in value.shape:
+        found = f"{value.kind}{list(value.shape)}"
+        raise ModelError(
+            "is an output that cannot be returned", where=info.name, expected="a tensor of numbers", found=found
+        )
+
+
+def supported(domain: str, op: str) -> bool:
+    """Whether an operator is imported or folded at all."""
+    return (domain, op) in HANDLERS or (not domain and (op in fold.FOLDABLE or op in ("Constant", "If")))
+
+
+def unsupported_operator(name: str, domain: str, op: str, opset: int) -> ModelError:
     """The error for an operator that has no handler, with the remedy that fits it."""
-    full = f"{node.domain}.{node.op}" if node.domain else node.op
-    if node.op in ("Loop", "Scan", "SequenceMap"):
+    full = f"{domain}.{op}" if domain else op
+    if op in ("Loop", "Scan", "SequenceMap"):
         remedy = "export the model without control flow"
-    elif node.domain not in ("", MICROSOFT):
+    elif domain not in ("", MICROSOFT):
         remedy = "export with standard operators (ai.onnx or com.microsoft)"
-    elif node.op.startswith(("Dynamic", "QAttention", "MatMulNBits")):
+    elif op.startswith(("Dynamic", "QAttention", "MatMulNBits")):
         remedy = "quantize the model statically, with calibration data"
     else:
         remedy = "replace it by supported operators, or cut the model before it"
-    return ModelError(f"operator {full} is not supported", where=node.name, found=f"{full} (opset {node.opset})", remedy=remedy)
-
-
-def check_schema(node: Node, entry: Entry | None) -> None:
-    """Number of inputs, attributes and element types against ONNX's schema (or the entry's, outside the standard domain)."""
-    if node.domain:
-        low, high = entry.inputs if entry and entry.inputs else (0, 1 << 30)
-        node.need(low <= len(node.inputs) <= high, "has the wrong number of inputs", expected=f"{low} to {high}", found=len(node.inputs))
-        return
-    try:
-        schema = defs.get_schema(node.op, node.opset, "")
-    except defs.SchemaError:
-        raise node.fail("does not exist in this opset", found=f"opset {node.opset}") from None
-    count = len(node.inputs)
-    node.need(
-        schema.min_input <= count <= schema.max_input, "has the wrong number of inputs",
-        expected=f"{schema.min_input} to {schema.max_input}", found=count,
-    )  # fmt: skip
-    node.need(len(node.outputs) <= schema.max_output, "has too many outputs", expected=f"at most {schema.max_output}", found=len(node.outputs))
-    for name, attribute in schema.attributes.items():
-        if attribute.required and name not in node.attributes:
-            raise node.fail(f"lacks its attribute {name}")
-        if name in node.attributes and node.attributes[name].type != int(attribute.type):
-            raise node.fail(f"has an attribute {name} of the wrong type", expected=attribute.type.name)
-    unknown = [name for name in node.attributes if name not in schema.attributes]
-    node.need(not unknown, f"has attributes that opset {node.opset} does not know", found=", ".join(unknown))
-    if not (entry and entry.checks_types):
-        _check_types(node, schema)
-
-
-def _check_types(node: Node, schema: defs.OpSchema) -> None:
-    seen: dict[str, tuple[str, str]] = {}
-    for i, value in enumerate(node.inputs):
-        formal = schema.inputs[min(i, len(schema.inputs) - 1)]
-        if value is None:
-            node.need(formal.option != defs.OpSchema.FormalParameterOption.Single, f"lacks its input {formal.name}")
-            continue
-        found = onnx_type(value.kind)
-        if found not in formal.types:
-            allowed = ", ".join(sorted(t[7:-1] for t in formal.types if t.startswith("tensor("))[:16])
-            raise node.fail(f"does not take this element type as its input {formal.name}", expected=allowed, found=found[7:-1])
-        group = "float" if value.kind in FLOAT_KINDS else value.kind
-        same, first = seen.setdefault(formal.type_str, (group, node.source(i)))
-        uniform = formal.is_homogeneous or formal.option != defs.OpSchema.FormalParameterOption.Variadic
-        if uniform and same != group:
-            raise node.fail("needs one element type for its inputs", expected=f"{same} as {first!r}", found=f"{group} in {node.source(i)!r}")
-    if any(isinstance(v, Tensor) and v.kind == "float64" for v in node.inputs):
-        raise node.fail("computes in float64", remedy="convert the model to float32")
+    return ModelError(f"operator {full} is not supported", where=name, found=f"{full} (opset {opset})", remedy=remedy)

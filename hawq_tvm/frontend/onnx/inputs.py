@@ -14,7 +14,21 @@ from .fold import type_name
 from .values import ELEMENT_TYPES
 
 SUPPORTED = frozenset(
-    {"float32", "bool", "int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"}
+    {
+        "float32",
+        "bool",
+        "int2",
+        "uint2",
+        "int4",
+        "uint4",
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+    }
 )
 MAX_ELEMENTS = 2**31 - 1
 
@@ -44,7 +58,12 @@ def graph_inputs(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) ->
     names = [v.name for v in values]
     for name in shapes:
         if name not in names:
-            raise ModelError("is not an input of the model", where=f"--shape {name}", expected=", ".join(names) or "no inputs", found=name)
+            raise ModelError(
+                "is not an input of the model",
+                where=f"--shape {name}",
+                expected=", ".join(names) or "no inputs",
+                found=name,
+            )
     fixed: dict[str, int] = {}
     for value in values:
         if value.name in shapes:
@@ -63,15 +82,20 @@ def declared_shape(value: onnx.ValueInfoProto) -> list[int | str] | None:
 def _kind(value: onnx.ValueInfoProto) -> str:
     where = f"input {value.name!r}"
     if not value.type.HasField("tensor_type"):
-        raise ModelError("is not a tensor", where=where, expected="a dense tensor", found=str(value.type.WhichOneof("value")))
+        raise ModelError(
+            "is not a tensor", where=where, expected="a dense tensor", found=str(value.type.WhichOneof("value"))
+        )
     number = value.type.tensor_type.elem_type
     kind = ELEMENT_TYPES.get(number, "")
     if kind not in SUPPORTED:
         floats = kind in ("float16", "bfloat16", "float64")
         raise ModelError(
-            "has an element type that is not supported", where=where, expected=", ".join(sorted(SUPPORTED)), found=type_name(number),
+            "has an element type that is not supported",
+            where=where,
+            expected=", ".join(sorted(SUPPORTED)),
+            found=type_name(number),
             remedy="convert the model's float tensors to float32" if floats else "",
-        )  # fmt: skip
+        )
     return kind
 
 
@@ -82,12 +106,19 @@ def _bind(value: onnx.ValueInfoProto, given: list[int], fixed: dict[str, int]) -
     if declared is None:
         return
     if len(declared) != len(given):
-        raise ModelError("has the wrong number of dimensions", where=where, expected=_text(declared), found=_text(given))
+        raise ModelError(
+            "has the wrong number of dimensions", where=where, expected=_text(declared), found=_text(given)
+        )
     for wanted, size in zip(declared, given, strict=True):
         if isinstance(wanted, int) and wanted != size:
             raise ModelError("contradicts the model", where=where, expected=_text(declared), found=_text(given))
         if isinstance(wanted, str) and wanted != "?" and fixed.setdefault(wanted, size) != size:
-            raise ModelError(f"gives the dimension {wanted!r} a second size", where=where, expected=str(fixed[wanted]), found=str(size))
+            raise ModelError(
+                f"gives the dimension {wanted!r} a second size",
+                where=where,
+                expected=str(fixed[wanted]),
+                found=str(size),
+            )
 
 
 def _shape(value: onnx.ValueInfoProto, given: Sequence[int] | None, fixed: Mapping[str, int]) -> tuple[int, ...]:
@@ -97,11 +128,17 @@ def _shape(value: onnx.ValueInfoProto, given: Sequence[int] | None, fixed: Mappi
     else:
         known = [fixed.get(d, d) if isinstance(d, str) else d for d in declared or []]
         if declared is None or any(isinstance(d, str) for d in known):
-            example = "x".join(str(d if isinstance(d, int) else (224 if i > 1 else 1)) for i, d in enumerate(known)) or "1x3x224x224"
+            example = (
+                "x".join(str(d if isinstance(d, int) else (224 if i > 1 else 1)) for i, d in enumerate(known))
+                or "1x3x224x224"
+            )
             raise ModelError(
-                "has a shape that is not fixed", where=where, expected="every dimension known",
-                found=_text(declared) if declared is not None else "no shape", remedy=f"pass --shape {value.name}={example}",
-            )  # fmt: skip
+                "has a shape that is not fixed",
+                where=where,
+                expected="every dimension known",
+                found=_text(declared) if declared is not None else "no shape",
+                remedy=f"pass --shape {value.name}={example}",
+            )
         shape = tuple(int(d) for d in known)
     if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
         expected = f"sizes of at least 1, at most {MAX_ELEMENTS} elements"

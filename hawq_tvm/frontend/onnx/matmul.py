@@ -15,21 +15,26 @@ def check_product(node: Node, a: tuple[int, ...], b: tuple[int, ...]) -> None:
     """Raise ModelError unless two shapes can be multiplied as NumPy's matmul does."""
     depth = b[-2] if len(b) > 1 else b[0] if b else 0
     if not a or not b or a[-1] != depth:
-        raise node.fail("has operands that cannot be multiplied", expected="the last axis of the first to be the summed axis of the second",
-                        found=f"{list(a)} and {list(b)}")  # fmt: skip
+        raise node.fail(
+            "has operands that cannot be multiplied",
+            expected="the last axis of the first to be the summed axis of the second",
+            found=f"{list(a)} and {list(b)}",
+        )
 
 
 @handles("MatMul")
 def matmul(node: Node) -> relax.Expr:
     """The product of two tensors of any rank, batches broadcast."""
-    node.need(node.is_float(), "is supported on float tensors only", found=node.value(0).kind, remedy="use MatMulInteger")
+    node.need(
+        node.is_float(), "is supported on float tensors only", found=node.value(0).kind, remedy="use MatMulInteger"
+    )
     check_product(node, node.shape(0), node.shape(1))
     return relax.op.matmul(node.expr(0), node.expr(1))
 
 
 def transposed(node: Node, value: Value, flag: str, suffix: str) -> relax.Expr:
     """A matrix, transposed when the attribute says so."""
-    if not node.attr(flag, 0):
+    if not node.flag(flag, 0):
         return expression(value)
     if isinstance(value, Constant):
         return expression(Constant(value.array.T))
@@ -47,7 +52,11 @@ def gemm_of(node: Node, a: relax.Expr, b: relax.Expr, c: Value | None, alpha: fl
     shape = (ops.shape_of(a)[0], ops.shape_of(b)[1])
     full = (1,) * (2 - len(c.shape)) + tuple(c.shape)
     if len(c.shape) > 2 or any(n not in (1, s) for n, s in zip(full, shape, strict=True)):
-        raise node.fail("has a bias that does not fit", expected=f"a shape that broadcasts to {list(shape)}", found=str(list(c.shape)))
+        raise node.fail(
+            "has a bias that does not fit",
+            expected=f"a shape that broadcasts to {list(shape)}",
+            found=str(list(c.shape)),
+        )
     return relax.op.add(node.emit(y, "acc" if alpha == 1.0 else "scaled"), _scaled(node, c, beta))
 
 
@@ -63,7 +72,9 @@ def _scaled(node: Node, c: Value, beta: float) -> relax.Expr:
 @handles("Gemm")
 def gemm(node: Node) -> relax.Expr:
     """alpha A B + beta C, either factor transposed."""
-    node.need(node.is_float(), "is supported on float tensors only", found=node.value(0).kind, remedy="use MatMulInteger")
+    node.need(
+        node.is_float(), "is supported on float tensors only", found=node.value(0).kind, remedy="use MatMulInteger"
+    )
     for i in (0, 1):
         node.need(len(node.shape(i)) == 2, "multiplies matrices", expected="rank 2", found=list(node.shape(i)))
     a, b = transposed(node, node.value(0), "transA", "a"), transposed(node, node.value(1), "transB", "b")

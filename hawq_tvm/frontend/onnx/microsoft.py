@@ -24,7 +24,7 @@ def _ms(name: str, low: int, high: int) -> Callable[[Handler], Handler]:
 
 def to_nchw(node: Node, value: Value) -> Value:
     """Input data of channels_last nodes, transposed so that channels come second."""
-    if not node.attr("channels_last", 0):
+    if not node.flag("channels_last", 0):
         return value
     rank = len(value.shape)
     node.need(rank >= 3, "needs spatial axes", expected="rank 3 or more", found=rank)
@@ -34,7 +34,7 @@ def to_nchw(node: Node, value: Value) -> Value:
 
 def from_nchw(node: Node, result: Tensor) -> Tensor:
     """The result of a channels_last node with its channels at the end again."""
-    if not node.attr("channels_last", 0):
+    if not node.flag("channels_last", 0):
         return result
     inner = node.emit(result.expr, "nchw_result")
     rank = len(ops.shape_of(inner))
@@ -83,7 +83,7 @@ def qlinear_reduce_mean(node: Node) -> Result:
     """The mean along axes."""
     rank = len(node.shape())
     axes = sorted(node.axes(node.attr("axes", []), rank)) or list(range(rank))
-    mean = relax.op.mean(real_input(node, 0, "x"), axes, bool(node.attr("keepdims", 1)))
+    mean = relax.op.mean(real_input(node, 0, "x"), axes, node.flag("keepdims", 1))
     return quantized(node.emit(mean, "real"), output_affine(node, 3, 4, node.value(0).kind))
 
 
@@ -91,12 +91,23 @@ def qlinear_reduce_mean(node: Node) -> Result:
 def qlinear_concat(node: Node) -> Result:
     """Tensors of different scales joined at one: Y_scale, Y_zero_point, then a triple per tensor."""
     count = (len(node.inputs) - 2) // 3
-    node.need(len(node.inputs) == 2 + 3 * count, "has inputs that are not triples", expected="2 + 3 n inputs", found=len(node.inputs))
+    node.need(
+        len(node.inputs) == 2 + 3 * count,
+        "has inputs that are not triples",
+        expected="2 + 3 n inputs",
+        found=len(node.inputs),
+    )
     node.need(node.has("axis"), "lacks its attribute axis")
     shapes = [node.shape(2 + 3 * i) for i in range(count)]
     axis = node.axis(node.attr("axis", 0), len(shapes[0]))
-    if any(len(s) != len(shapes[0]) or s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :] for s in shapes):
-        raise node.fail("has operands that do not fit", expected=f"equal sizes along every axis but {axis}", found=str([list(s) for s in shapes]))
+    if any(
+        len(s) != len(shapes[0]) or s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :] for s in shapes
+    ):
+        raise node.fail(
+            "has operands that do not fit",
+            expected=f"equal sizes along every axis but {axis}",
+            found=str([list(s) for s in shapes]),
+        )
     parts = [real_input(node, 2 + 3 * i, f"x{i}") for i in range(count)]
     return quantized(node.emit(relax.op.concat(parts, axis), "real"), output_affine(node, 0, 1, node.value(2).kind))
 
@@ -120,7 +131,9 @@ def qlinear_unary(node: Node) -> Result:
 @_ms("QLinearWhere", 9, 9)
 def qlinear_where(node: Node) -> Result:
     """Elements of one quantized tensor or the other, at a scale of their own."""
-    node.need(node.value(0).kind == "bool", "has a condition of the wrong type", expected="bool", found=node.value(0).kind)
+    node.need(
+        node.value(0).kind == "bool", "has a condition of the wrong type", expected="bool", found=node.value(0).kind
+    )
     check_broadcast(node, node.value(0), node.value(1), node.value(4))
     chosen = relax.op.where(node.expr(0), real_input(node, 1, "x"), real_input(node, 4, "y"))
     return quantized(node.emit(chosen, "real"), output_affine(node, 7, 8, node.value(1).kind))
@@ -134,7 +147,7 @@ def qgemm(node: Node) -> Result:
     alpha = node.attr("alpha", 1.0)
     node.need(alpha > 0, "has an alpha that is not positive", expected="above 0", found=alpha)
     a_how = affine(node, 1, 2, check_kind(node, 0), ())
-    column_axis = 0 if node.attr("transB", 0) else 1
+    column_axis = 0 if node.flag("transB", 0) else 1
     b_how = affine(node, 4, 5, check_kind(node, 3), node.shape(3), column_axis)
     a = Tensor(node.emit(dequantized(node.value(0), a_how), "a"), "float32")
     b = Tensor(node.emit(dequantized(node.value(3), b_how), "b"), "float32")
@@ -151,6 +164,8 @@ def matmul_integer_to_float(node: Node) -> Result:
     """Product of integers as real numbers, plus a float bias: (A, B, a_scale, b_scale, a_zero?, b_zero?, bias?)."""
     check_product(node, node.shape(0), node.shape(1))
     a = node.emit(dequantized(node.value(0), affine(node, 2, 4, check_kind(node, 0), ())), "a")
-    b = node.emit(dequantized(node.value(1), affine(node, 3, 5, check_kind(node, 1), node.shape(1), len(node.shape(1)) - 1)), "b")
+    b = node.emit(
+        dequantized(node.value(1), affine(node, 3, 5, check_kind(node, 1), node.shape(1), len(node.shape(1)) - 1)), "b"
+    )
     y = relax.op.matmul(a, b)
     return relax.op.add(node.emit(y, "acc"), node.expr(6)) if node.given(6) else y

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,18 +39,18 @@ class Node:
     attributes: dict[str, onnx.AttributeProto]
     graph_inputs: frozenset[str]
     bind: Emit
-    labels: tuple[str, ...] = field(default=())
 
     # -- errors --------------------------------------------------------------------------------------------
 
-    def fail(self, message: str, *, expected: str = "", found: str = "", remedy: str = "") -> ModelError:
+    def fail(self, message: str, *, expected: Any = "", found: Any = "", remedy: str = "") -> ModelError:
         """An error about this node."""
-        return ModelError(f"{self.op} {message}", where=self.name, expected=expected, found=found, remedy=remedy)
+        text = f"{self.op} {message}"
+        return ModelError(text, where=self.name, expected=str(expected), found=str(found), remedy=remedy)
 
-    def need(self, condition: bool, message: str, *, expected: str = "", found: Any = "", remedy: str = "") -> None:
+    def need(self, condition: bool, message: str, *, expected: Any = "", found: Any = "", remedy: str = "") -> None:
         """Raise an error about this node unless the condition holds."""
         if not condition:
-            raise self.fail(message, expected=expected, found=str(found), remedy=remedy)
+            raise self.fail(message, expected=expected, found=found, remedy=remedy)
 
     # -- attributes ----------------------------------------------------------------------------------------
 
@@ -58,14 +58,25 @@ class Node:
         """An attribute, of the type of its default (a list of integers for [])."""
         if name not in self.attributes:
             return default
-        value = onnx.helper.get_attribute_value(self.attributes[name])
+        value: Any = onnx.helper.get_attribute_value(self.attributes[name])
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
         wanted = list if isinstance(default, list) else type(default)
-        fits = isinstance(value, wanted) or (isinstance(value, Sequence) and wanted is list and not isinstance(value, str))
+        fits = isinstance(value, wanted) or (
+            isinstance(value, Sequence) and wanted is list and not isinstance(value, str)
+        )
         if not fits or (wanted is list and any(not isinstance(v, int | float) for v in value)):
-            raise self.fail(f"has an attribute {name} of the wrong type", expected=wanted.__name__, found=type(value).__name__)
-        return list(value) if wanted is list else value
+            raise self.fail(
+                f"has an attribute {name} of the wrong type", expected=wanted.__name__, found=type(value).__name__
+            )
+        result: Any = list(value) if wanted is list else value
+        return result
+
+    def flag(self, name: str, default: int) -> bool:
+        """An attribute that is 0 or 1."""
+        value = self.attr(name, default)
+        self.need(value in (0, 1), f"has a {name} that is neither 0 nor 1", expected="0 or 1", found=value)
+        return bool(value)
 
     def has(self, name: str) -> bool:
         """Whether an attribute is given."""
@@ -125,7 +136,9 @@ class Node:
         """The integers of a constant input of rank 0 or 1."""
         array = self.constant(index, what)
         if array.dtype.kind not in "iu" or array.ndim > 1:
-            raise self.fail(f"has a {what} that is not a list of integers", found=f"{array.dtype.name}{list(array.shape)}")
+            raise self.fail(
+                f"has a {what} that is not a list of integers", found=f"{array.dtype.name}{list(array.shape)}"
+            )
         return [int(v) for v in array.ravel()]
 
     def axis(self, axis: int, rank: int) -> int:

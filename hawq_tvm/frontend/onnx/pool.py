@@ -19,7 +19,7 @@ def _ceil_mode(node: Node, window: Window, spatial: tuple[int, ...]) -> tuple[Wi
 
     Relax takes one flag for all axes; on an axis where it must not apply, padding that no window reaches is cut off.
     """
-    if not node.attr("ceil_mode", 0) or auto_pad(node).startswith("SAME"):
+    if not node.flag("ceil_mode", 0) or auto_pad(node).startswith("SAME"):
         return window, False
     axes = list(zip(spatial, window.before, window.after, window.reach, window.strides, strict=True))
     rest = [(d + b + a - r) % s for d, b, a, r, s in axes]
@@ -27,7 +27,9 @@ def _ceil_mode(node: Node, window: Window, spatial: tuple[int, ...]) -> tuple[Wi
     if not any(partial):
         return window, False
     after = [a if p else a - e for a, p, e in zip(window.after, partial, rest, strict=True)]
-    node.need(min(after) >= 0, "has a ceil_mode that applies to one axis only", remedy="use explicit pads and ceil_mode 0")
+    node.need(
+        min(after) >= 0, "has a ceil_mode that applies to one axis only", remedy="use explicit pads and ceil_mode 0"
+    )
     return replace(window, after=tuple(after)), True
 
 
@@ -49,14 +51,21 @@ def _padded(node: Node, data: relax.Expr, options: dict[str, Any]) -> relax.Expr
 def pool2d(node: Node, x: relax.Expr, kind: str) -> relax.Expr:
     """max_pool2d or avg_pool2d of the node's window; a 1-D pool runs as a 2-D one of height 1."""
     shape = ops.shape_of(x)
-    node.need(len(shape) in (3, 4), "works on 1-D and 2-D data", expected="data of rank 3 or 4", found=f"rank {len(shape)}")
+    node.need(
+        len(shape) in (3, 4), "works on 1-D and 2-D data", expected="data of rank 3 or 4", found=f"rank {len(shape)}"
+    )
     window = read_window(node, shape[2:])
     if any(p >= r for p, r in zip((*window.before, *window.after), window.reach * 2, strict=True)):
-        raise node.fail("has pads as large as its kernel", expected=f"below {list(window.reach)}", found=str(list(window.before + window.after)))
+        raise node.fail(
+            "has pads as large as its kernel",
+            expected=f"below {list(window.reach)}",
+            found=str(list(window.before + window.after)),
+        )
     data = node.emit(relax.op.expand_dims(x, [2]), "x2d") if len(shape) == 3 else x
     window, ceil_mode = _ceil_mode(node, window, shape[2:])
     options = {
-        "pool_size": window.flat(window.kernel, 1), "strides": window.flat(window.strides, 1), "padding": window.padding,
+        "pool_size": window.flat(window.kernel, 1), "strides": window.flat(window.strides, 1),
+        "padding": window.padding,
         "dilation": window.flat(window.dilations, 1), "ceil_mode": ceil_mode,
     }  # fmt: skip
     if kind == "max" and not node.is_float():
@@ -65,7 +74,7 @@ def pool2d(node: Node, x: relax.Expr, kind: str) -> relax.Expr:
     elif kind == "max":
         y = relax.op.nn.max_pool2d(data, **options)
     else:
-        y = relax.op.nn.avg_pool2d(data, count_include_pad=bool(node.attr("count_include_pad", 0)), **options)
+        y = relax.op.nn.avg_pool2d(data, count_include_pad=node.flag("count_include_pad", 0), **options)
     return relax.op.squeeze(node.emit(y, "flat"), [2]) if len(shape) == 3 else y
 
 

@@ -19,11 +19,18 @@ from .values import Array, Constant, Result, Tensor, Value
 def check_kind(node: Node, index: int, allowed: Sequence[str] = ("int8", "uint8")) -> str:
     """The element type of a quantized input, refused unless allowed."""
     kind = node.value(index).kind
-    node.need(kind in allowed, f"does not take this element type as its input {index}", expected=", ".join(allowed), found=kind)
+    node.need(
+        kind in allowed,
+        f"does not take this element type as its input {index}",
+        expected=", ".join(allowed),
+        found=kind,
+    )
     return kind
 
 
-def real_input(node: Node, index: int, suffix: str, *, axis: int = 1, allowed: Sequence[str] = ("int8", "uint8")) -> relax.Var:
+def real_input(
+    node: Node, index: int, suffix: str, *, axis: int = 1, allowed: Sequence[str] = ("int8", "uint8")
+) -> relax.Var:
     """Input `index` as real numbers, its scale and zero point being the two inputs after it."""
     kind = check_kind(node, index, allowed)
     how = affine(node, index + 1, index + 2, kind, node.shape(index), axis)
@@ -47,7 +54,9 @@ def int32_bias(node: Node, index: int, scale: Array) -> Value | None:
     low, high = arith.RANGES["int32"]
     per_channel = scale.reshape(-1) if scale.size > 1 else scale.reshape(())
     if per_channel.size not in (1, *value.shape):
-        raise node.fail("has a bias that does not fit", expected=f"shape [{per_channel.size}]", found=str(list(value.shape)))
+        raise node.fail(
+            "has a bias that does not fit", expected=f"shape [{per_channel.size}]", found=str(list(value.shape))
+        )
     real = ops.dequantize(expression(value), per_channel.astype(np.float64), 0, qmin=low, qmax=high)
     return Tensor(node.emit(real, "bias.real"), "float32")
 
@@ -77,14 +86,19 @@ def qlinear_conv_nchw(node: Node, x: Value) -> Tensor:
 
 
 def _along_rows(node: Node, array: Array, shape: Sequence[int], columns: bool, what: str) -> Array:
-    """A scale or zero point per tensor, per row (left factor), per column (right factor), or already of the data's rank."""
+    """A scale or zero point per tensor, row (left factor) or column (right factor), or already of the data's rank."""
     if array.size == 1:
         return array.reshape(())
     axis = len(shape) - 1 if columns else len(shape) - 2
     if array.ndim == 1 and axis >= 0:
         return spread(node, array, shape, axis, 0, what)
     wanted = tuple(1 if i == (len(shape) - 2 if columns else len(shape) - 1) else d for i, d in enumerate(shape))
-    node.need(array.shape == wanted, f"has a {what} that does not fit", expected=f"one value, or shape {list(wanted)}", found=list(array.shape))
+    node.need(
+        array.shape == wanted,
+        f"has a {what} that does not fit",
+        expected=f"one value, or shape {list(wanted)}",
+        found=list(array.shape),
+    )
     return array
 
 
@@ -92,7 +106,9 @@ def _factor(node: Node, index: int, columns: bool, suffix: str) -> relax.Var:
     kind, shape = check_kind(node, index), node.shape(index)
     scale = read_scale(node, index + 1)
     zero = read_zero(node, index + 2, kind, scale)
-    how = Affine(_along_rows(node, scale, shape, columns, "scale"), _along_rows(node, zero, shape, columns, "zero point"), kind)
+    how = Affine(
+        _along_rows(node, scale, shape, columns, "scale"), _along_rows(node, zero, shape, columns, "zero point"), kind
+    )
     return node.emit(dequantized(node.value(index), how), suffix)
 
 
@@ -107,7 +123,12 @@ def qlinear_matmul(node: Node) -> Result:
     zero = read_zero(node, 7, kind, scale)
     shape = ops.shape_of(y)
     node.need(kind in ("int8", "uint8"), "gives a type that is not supported", expected="int8 or uint8", found=kind)
-    return quantized(y, Affine(_along_rows(node, scale, shape, False, "scale"), _along_rows(node, zero, shape, False, "zero point"), kind))
+    return quantized(
+        y,
+        Affine(
+            _along_rows(node, scale, shape, False, "scale"), _along_rows(node, zero, shape, False, "zero point"), kind
+        ),
+    )
 
 
 UNIT = np.ones((), np.float32)
@@ -118,7 +139,12 @@ def integer_zero(node: Node, index: int, kind: str) -> Array:
     if not node.given(index):
         return np.zeros((), np.int64)
     array, name = node.constant(index, "zero point"), node.source(index)
-    node.need(array.dtype.name == kind, f"has a zero point {name!r} of another type than its data", expected=kind, found=array.dtype.name)
+    node.need(
+        array.dtype.name == kind,
+        f"has a zero point {name!r} of another type than its data",
+        expected=kind,
+        found=array.dtype.name,
+    )
     node.need(array.size > 0, f"has an empty zero point {name!r}", expected="at least one number")
     return in_range(node, array.astype(np.int64), kind, name)
 
@@ -133,7 +159,9 @@ def conv_integer(node: Node) -> Result:
     """Convolution of integers into int32, after both zero points are taken away."""
     x_kind, w_kind = check_kind(node, 0), check_kind(node, 1)
     x_zero, w_zero = integer_zero(node, 2, x_kind), integer_zero(node, 3, w_kind)
-    node.need(x_zero.size == 1, "has a zero point of x that is not one number", expected="one value", found=list(x_zero.shape))
+    node.need(
+        x_zero.size == 1, "has a zero point of x that is not one number", expected="one value", found=list(x_zero.shape)
+    )
     w_zero = spread(node, w_zero, node.shape(1), 0, 0, "zero point")
     x = node.emit(dequantized(node.value(0), Affine(UNIT, x_zero.reshape(()), x_kind)), "x")
     w = node.emit(dequantized(node.value(1), Affine(UNIT, w_zero, w_kind)), "w")
@@ -144,7 +172,9 @@ def conv_integer(node: Node) -> Result:
 def matmul_integer(node: Node) -> Result:
     """Product of integers into int32; zero points per tensor, per row of A, per column of B."""
     check_product(node, node.shape(0), node.shape(1))
-    return accumulator(node.emit(relax.op.matmul(_centred(node, 0, 2, False, "a"), _centred(node, 1, 3, True, "b")), "real"))
+    return accumulator(
+        node.emit(relax.op.matmul(_centred(node, 0, 2, False, "a"), _centred(node, 1, 3, True, "b")), "real")
+    )
 
 
 def _centred(node: Node, index: int, zero: int, columns: bool, suffix: str) -> relax.Var:

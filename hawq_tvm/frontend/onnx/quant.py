@@ -1,4 +1,4 @@
-"""QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear, and the reading of scales and zero points for every operator."""
+"""QuantizeLinear, DequantizeLinear, DynamicQuantizeLinear; reading scales and zero points for every operator."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def read_scale(node: Node, index: int) -> Array:
     array = node.constant(index, "scale")
     name = node.source(index)
     if array.dtype.name not in SCALES:
-        raise node.fail(f"has a scale {name!r} of a type that is not supported", expected=", ".join(SCALES), found=array.dtype.name)
+        raise node.fail(
+            f"has a scale {name!r} of a type that is not supported", expected=", ".join(SCALES), found=array.dtype.name
+        )
     node.need(array.size > 0, f"has an empty scale {name!r}", expected="at least one number")
     with np.errstate(all="ignore"):
         scale = array.astype(np.float32)
@@ -49,11 +51,17 @@ def read_scale(node: Node, index: int) -> Array:
         position = int(np.flatnonzero(bad.ravel())[0])
         place = f" at position {position}" if array.size > 1 else ""
         raise node.fail(
-            f"has a scale {name!r} that is not a positive finite number{place}", expected="a finite number above zero",
-            found=f"{float(exact.ravel()[position]):g}", remedy="calibrate again: a constant tensor gives a scale of zero",
-        )  # fmt: skip
+            f"has a scale {name!r} that is not a positive finite number{place}",
+            expected="a finite number above zero",
+            found=f"{float(exact.ravel()[position]):g}",
+            remedy="calibrate again: a constant tensor gives a scale of zero",
+        )
     if array.dtype == np.float64 and np.any(scale.astype(np.float64) != exact):
-        raise node.fail(f"has a float64 scale {name!r} that float32 cannot hold", expected="float32 scales", remedy="store it as float32")
+        raise node.fail(
+            f"has a float64 scale {name!r} that float32 cannot hold",
+            expected="float32 scales",
+            remedy="store it as float32",
+        )
     return scale
 
 
@@ -65,13 +73,20 @@ def read_zero(node: Node, index: int, kind: str, scale: Array) -> Array:
     if not node.given(index):
         return np.zeros(scale.shape, np.int32)
     array, name = node.constant(index, "zero point"), node.source(index)
-    node.need(array.dtype.name == kind, f"has a zero point {name!r} of another type than its data", expected=kind, found=array.dtype.name)
+    node.need(
+        array.dtype.name == kind,
+        f"has a zero point {name!r} of another type than its data",
+        expected=kind,
+        found=array.dtype.name,
+    )
     # QLinearConv and its like take one zero point for scales per channel; QuantizeLinear wants equal shapes.
     shared = array.size == 1 and (scale.size == 1 or node.op.startswith("QLinear") or node.op == "QGemm")
     if array.shape != scale.shape and not shared:
         raise node.fail(
-            f"has a zero point {name!r} that does not fit its scale", expected=f"shape {list(scale.shape)}", found=str(list(array.shape)),
-        )  # fmt: skip
+            f"has a zero point {name!r} that does not fit its scale",
+            expected=f"shape {list(scale.shape)}",
+            found=str(list(array.shape)),
+        )
     zero = in_range(node, array.astype(np.int64), kind, name).astype(np.int32)
     return np.broadcast_to(zero.reshape(-1), scale.shape) if shared and scale.ndim else zero.reshape(scale.shape)
 
@@ -81,12 +96,14 @@ def in_range(node: Node, zero: Array, kind: str, name: str) -> Array:
     low, high = (0, 0) if kind == "int32" else arith.RANGES[kind]
     if np.any((zero < low) | (zero > high)):
         worst = int(zero.ravel()[np.flatnonzero(((zero < low) | (zero > high)).ravel())[0]])
-        raise node.fail(f"has a zero point {name!r} out of range", expected=f"{low} to {high} for {kind}", found=str(worst))
+        raise node.fail(
+            f"has a zero point {name!r} out of range", expected=f"{low} to {high} for {kind}", found=str(worst)
+        )
     return zero
 
 
 def spread(node: Node, array: Array, shape: Sequence[int], axis: int, block: int, what: str) -> Array:
-    """A scale or zero point reshaped (per tensor, per axis) or repeated (blocked) so that it broadcasts against `shape`.
+    """A scale or zero point reshaped (per tensor, per axis) or repeated (blocked) to broadcast against `shape`.
 
     An empty shape stands for data that has one value for the whole tensor.
     """
@@ -96,7 +113,9 @@ def spread(node: Node, array: Array, shape: Sequence[int], axis: int, block: int
     if array.size == 1 and array.ndim <= 1:
         return array.reshape(())
     if rank == 0:
-        raise node.fail(f"has a {what} of several values", expected="one value for the tensor", found=f"{array.size} values")
+        raise node.fail(
+            f"has a {what} of several values", expected="one value for the tensor", found=f"{array.size} values"
+        )
     if array.ndim != 1:
         raise node.fail(
             f"has a {what} of rank {array.ndim}", expected="a scalar, one value per channel, or blocks with block_size",
@@ -116,12 +135,17 @@ def _spread_blocks(node: Node, array: Array, shape: Sequence[int], axis: int, bl
     wanted = [math.ceil(d / block) if i == axis else d for i, d in enumerate(shape)]
     if list(array.shape) != wanted:
         raise node.fail(
-            f"has a blocked {what} that does not fit", expected=f"shape {wanted} (block_size {block} along axis {axis} of {list(shape)})",
+            f"has a blocked {what} that does not fit",
+            expected=f"shape {wanted} (block_size {block} along axis {axis} of {list(shape)})",
             found=str(list(array.shape)),
-        )  # fmt: skip
+        )
     if array.shape[axis] == 1:
         return array
-    node.need(math.prod(shape) <= MAX_EXPANDED, f"has a blocked {what} on very large data", expected=f"at most {MAX_EXPANDED} elements")
+    node.need(
+        math.prod(shape) <= MAX_EXPANDED,
+        f"has a blocked {what} on very large data",
+        expected=f"at most {MAX_EXPANDED} elements",
+    )
     repeated = np.repeat(array, block, axis=axis)
     return np.take(repeated, np.arange(shape[axis]), axis=axis)
 
@@ -130,7 +154,9 @@ def affine(node: Node, scale: int, zero: int, kind: str, shape: Sequence[int], a
     """The scale and zero point at two input positions, for data of a type and shape."""
     raw = read_scale(node, scale)
     raw_zero = read_zero(node, zero, kind, raw)
-    return Affine(spread(node, raw, shape, axis, block, "scale"), spread(node, raw_zero, shape, axis, block, "zero point"), kind)
+    return Affine(
+        spread(node, raw, shape, axis, block, "scale"), spread(node, raw_zero, shape, axis, block, "zero point"), kind
+    )
 
 
 def dequantized(value: Value, how: Affine) -> relax.Call:
@@ -158,9 +184,11 @@ def output_kind(node: Node) -> str:
     kind = zero.kind if zero is not None else declared or "uint8"
     if kind not in QUANTIZED or (number and not declared):
         raise node.fail(
-            "gives a type that is not supported", expected=", ".join(QUANTIZED), found=type_name(number) if number else kind,
+            "gives a type that is not supported",
+            expected=", ".join(QUANTIZED),
+            found=type_name(number) if number else kind,
             remedy="quantize to integers",
-        )  # fmt: skip
+        )
     if number and zero is not None and declared != kind:
         raise node.fail("has a zero point and an output_dtype that disagree", expected=declared, found=kind)
     return kind
@@ -174,7 +202,12 @@ def quantize_linear(node: Node) -> Result:
     if x.kind not in FLOAT_KINDS and x.kind != "int32":
         raise node.fail("does not take this element type", expected="float32, float16, bfloat16 or int32", found=x.kind)
     precision = node.attr("precision", 0)
-    node.need(precision in (0, 1), "divides in another type than float32", expected="precision 0 or 1", found=type_name(precision))
+    node.need(
+        precision in (0, 1),
+        "divides in another type than float32",
+        expected="precision 0 or 1",
+        found=type_name(precision),
+    )
     data = node.expr(0) if x.kind != "int32" else node.emit(relax.op.astype(node.expr(0), "float32"), "real")
     if isinstance(node.value(1), Tensor) and node.source(1) not in node.graph_inputs:
         return _quantize_by_computed_scale(node, data, kind)
@@ -185,11 +218,17 @@ def _quantize_by_computed_scale(node: Node, data: relax.Expr, kind: str) -> Tens
     """A scale computed in the graph: the formula in float operators, which only a float head or tail may keep."""
     scale, zero = node.value(1), node.optional(2)
     for value in [scale] + ([zero] if zero is not None else []):
-        node.need(math.prod(value.shape) == 1, "has a computed scale or zero point of more than one value", found=list(value.shape))
+        node.need(
+            math.prod(value.shape) == 1,
+            "has a computed scale or zero point of more than one value",
+            found=list(value.shape),
+        )
     ratio = node.emit(relax.op.divide(data, node.emit(relax.op.reshape(expression(scale), ()), "scale")), "ratio")
     steps = node.emit(relax.op.round(ratio), "round")
     if zero is not None:
-        offset = node.emit(relax.op.astype(node.emit(relax.op.reshape(expression(zero), ()), "zero"), "float32"), "zero_point")
+        offset = node.emit(
+            relax.op.astype(node.emit(relax.op.reshape(expression(zero), ()), "zero"), "float32"), "zero_point"
+        )
         steps = node.emit(relax.op.add(steps, offset), "shift")
     low, high = arith.RANGES[kind]
     return Tensor(relax.op.astype(node.emit(relax.op.clip(steps, low, high), "clip"), storage_of(kind)), kind)

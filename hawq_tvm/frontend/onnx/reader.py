@@ -1,4 +1,4 @@
-"""Reading an ONNX model from a path, bytes or a ModelProto, and checking everything that concerns the file as a whole."""
+"""Reading an ONNX model from a path, bytes or a ModelProto, and checking what concerns the file as a whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from hawq_tvm.errors import ModelError
@@ -37,6 +38,7 @@ def read_model(source: Source) -> onnx.ModelProto:
         _load_external(model, Path(where))
     else:
         raise ModelError("is not a model", where=type(source).__name__, expected="a path, bytes or an onnx.ModelProto")
+    _check_text(model, where)
     _check_versions(model, where)
     for tensor in _tensors(model.graph):
         if uses_external_data(tensor):
@@ -75,11 +77,19 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
     except DecodeError:
         kind = FOREIGN.get(Path(where).suffix.lower(), "truncated, damaged or another format")
         raise ModelError(
-            "is not a readable ONNX model", where=where, expected="an ONNX protobuf", found=f"{len(data)} bytes: {kind}",
+            "is not a readable ONNX model",
+            where=where,
+            expected="an ONNX protobuf",
+            found=f"{len(data)} bytes: {kind}",
             remedy="export or copy the model again",
-        ) from None  # fmt: skip
+        ) from None
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
-        raise ModelError("is not an ONNX model", where=where, expected="a ModelProto with a graph", found=f"{len(data)} bytes without one")
+        raise ModelError(
+            "is not an ONNX model",
+            where=where,
+            expected="a ModelProto with a graph",
+            found=f"{len(data)} bytes without one",
+        )
     return model
 
 
@@ -90,7 +100,9 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
         try:
             name = ExternalDataInfo(tensor).location
         except (ValueError, TypeError) as e:
-            raise ModelError(f"has an external data entry that is not valid: {e}", where=f"{path}: {tensor.name}") from None
+            raise ModelError(
+                f"has an external data entry that is not valid: {e}", where=f"{path}: {tensor.name}"
+            ) from None
         file = path.parent / name
         if not file.is_file():
             raise ModelError(
@@ -103,6 +115,24 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
         raise ModelError(f"has external data that cannot be read: {first_line(e)}", where=str(path)) from None
 
 
+def _check_text(model: onnx.ModelProto, where: str) -> None:
+    """Every string is UTF-8: protobuf hands damaged ones out as bytes."""
+    messages: list[Message] = [model]
+    while messages:
+        message = messages.pop()
+        for field, value in message.ListFields():
+            values = [value] if isinstance(value, Message | str | bytes) else value
+            if field.type == FieldDescriptor.TYPE_MESSAGE:
+                messages.extend(values)
+            elif field.type == FieldDescriptor.TYPE_STRING and not all(isinstance(v, str) for v in values):
+                found = next(v for v in values if not isinstance(v, str))
+                raise ModelError(
+                    "has text that is not valid UTF-8: the file is damaged",
+                    where=where,
+                    found=f"{field.name} {found!r}",
+                )
+
+
 def _check_versions(model: onnx.ModelProto, where: str) -> None:
     if not IR_VERSIONS[0] <= model.ir_version <= IR_VERSIONS[1]:
         raise ModelError(
@@ -113,7 +143,9 @@ def _check_versions(model: onnx.ModelProto, where: str) -> None:
     if opset is None:
         if any(o.domain for o in model.opset_import) and all(n.domain for n in model.graph.node):
             return
-        raise ModelError("does not say which operator set it uses", where=where, expected="an opset_import of the domain ai.onnx")
+        raise ModelError(
+            "does not say which operator set it uses", where=where, expected="an opset_import of the domain ai.onnx"
+        )
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ModelError(
             "has an operator set that is not supported", where=where, expected=f"opset {OPSETS[0]} to {OPSETS[1]}",

@@ -70,17 +70,31 @@ def resize(node: Node) -> Result:
         return _resize(node, _axes_by_scale(node, scales, list(range(len(node.shape())))), "asymmetric", "floor")
     coordinates = node.attr("coordinate_transformation_mode", "half_pixel")
     rounding = node.attr("nearest_mode", "round_prefer_floor")
-    node.need(coordinates in COORDINATES, "has an unknown coordinate_transformation_mode", expected=", ".join(COORDINATES), found=coordinates)
+    node.need(
+        coordinates in COORDINATES,
+        "has an unknown coordinate_transformation_mode",
+        expected=", ".join(COORDINATES),
+        found=coordinates,
+    )
     node.need(rounding in ROUNDINGS, "has an unknown nearest_mode", expected=", ".join(ROUNDINGS), found=rounding)
     rank = len(node.shape())
     axes = node.axes(node.attr("axes", list(range(rank))), rank)
     scales = node.constant(2, "scale") if node.given(2) else np.zeros(0)
     sizes = node.ints(3, "size") if node.given(3) else []
-    node.need((scales.size > 0) != (len(sizes) > 0), "needs either scales or sizes", expected="one of the two", found="both or none")
-    resized = _axes_by_scale(node, scales.astype(np.float64).ravel().tolist(), axes) if scales.size else _axes_by_size(node, sizes, axes)
+    node.need(
+        (scales.size > 0) != (len(sizes) > 0),
+        "needs either scales or sizes",
+        expected="one of the two",
+        found="both or none",
+    )
+    resized = (
+        _axes_by_scale(node, scales.astype(np.float64).ravel().tolist(), axes)
+        if scales.size
+        else _axes_by_size(node, sizes, axes)
+    )
     if coordinates == "tf_crop_and_resize":
         resized = _cropped(node, resized, axes)
-    if node.attr("antialias", 0) and any(a.scale < 1 for a in resized.values()):
+    if node.flag("antialias", 0) and any(a.scale < 1 for a in resized.values()):
         raise node.fail("shrinks with antialias", expected="antialias 0", remedy="export without antialiasing")
     return _resize(node, resized, coordinates, rounding)
 
@@ -89,7 +103,11 @@ def _axes_by_scale(node: Node, scales: list[float], axes: list[int]) -> dict[int
     dims = node.shape()
     if len(scales) != len(axes) or any(not (math.isfinite(s) and s > 0) for s in scales):
         raise node.fail("has scales that do not fit", expected=f"{len(axes)} positive numbers", found=str(scales))
-    chosen = [(a, s) for a, s in zip(axes, scales, strict=True) if s != 1.0 or node.attr("coordinate_transformation_mode", "") == "tf_crop_and_resize"]
+    chosen = [
+        (a, s)
+        for a, s in zip(axes, scales, strict=True)
+        if s != 1.0 or node.attr("coordinate_transformation_mode", "") == "tf_crop_and_resize"
+    ]
     return {a: _checked(node, Axis(dims[a], math.floor(dims[a] * s), s, dims[a] * s)) for a, s in chosen}
 
 
@@ -103,7 +121,9 @@ def _axes_by_size(node: Node, sizes: list[int], axes: list[int]) -> dict[int, Ax
         ratios = [s / dims[a] for a, s in zip(axes, sizes, strict=True)]
         ratio = min(ratios) if policy == "not_larger" else max(ratios)
         exact = [ratio * dims[a] for a in axes]
-        return {a: _checked(node, Axis(dims[a], math.floor(e + 0.5), ratio, e)) for a, e in zip(axes, exact, strict=True)}
+        return {
+            a: _checked(node, Axis(dims[a], math.floor(e + 0.5), ratio, e)) for a, e in zip(axes, exact, strict=True)
+        }
     return {a: _checked(node, Axis(dims[a], s, s / dims[a], float(s))) for a, s in zip(axes, sizes, strict=True)}
 
 
@@ -116,7 +136,9 @@ def _cropped(node: Node, axes: dict[int, Axis], order: list[int]) -> dict[int, A
     """Axes with the region of interest that tf_crop_and_resize reads."""
     roi = node.constant(1, "region of interest").astype(np.float64).ravel().tolist()
     if len(roi) != 2 * len(order):
-        raise node.fail("has a region of interest that does not fit", expected=f"{2 * len(order)} numbers", found=str(len(roi)))
+        raise node.fail(
+            "has a region of interest that does not fit", expected=f"{2 * len(order)} numbers", found=str(len(roi))
+        )
     crops = {a: (roi[i], roi[len(order) + i]) for i, a in enumerate(order)}
     if any(not (0 <= v <= 1) for pair in crops.values() for v in pair):
         raise node.fail("reads outside its input", expected="a region of interest within 0 and 1", found=str(roi))
@@ -125,7 +147,9 @@ def _cropped(node: Node, axes: dict[int, Axis], order: list[int]) -> dict[int, A
 
 def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) -> Result:
     mode = node.attr("mode", "nearest")
-    node.need(mode in ("nearest", "linear"), f"in mode {mode} is not supported", expected="nearest or linear", found=mode)
+    node.need(
+        mode in ("nearest", "linear"), f"in mode {mode} is not supported", expected="nearest or linear", found=mode
+    )
     plans: dict[int, tuple[Array, Array]] = {}
     for axis, geometry in axes.items():
         position = geometry.source(coordinates)
@@ -141,7 +165,11 @@ def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) 
         return node.value(0)
     interpolates = any(part.any() for _, part in plans.values())
     if interpolates and not node.is_float():
-        raise node.fail("in mode linear is supported on float tensors only", found=node.value(0).kind, remedy="put it between DequantizeLinear and QuantizeLinear")
+        raise node.fail(
+            "in mode linear is supported on float tensors only",
+            found=node.value(0).kind,
+            remedy="put it between DequantizeLinear and QuantizeLinear",
+        )
     x = node.expr(0)
     last = list(plans)[-1]
     for axis, (places, part) in plans.items():

@@ -28,7 +28,11 @@ def size(node: Node) -> Result:
 def reshaped(node: Node, shape: list[int]) -> Result:
     """Input 0 in another shape of as many elements."""
     if math.prod(shape) != math.prod(node.shape()) or any(d < 1 for d in shape):
-        raise node.fail("has a shape that does not fit", expected=f"{math.prod(node.shape())} elements as in {list(node.shape())}", found=str(shape))
+        raise node.fail(
+            "has a shape that does not fit",
+            expected=f"{math.prod(node.shape())} elements as in {list(node.shape())}",
+            found=str(shape),
+        )
     return node.value(0) if tuple(shape) == node.shape() else node.like(relax.op.reshape(node.expr(0), tuple(shape)))
 
 
@@ -36,14 +40,18 @@ def reshaped(node: Node, shape: list[int]) -> Result:
 def reshape(node: Node) -> Result:
     """A new shape: 0 keeps a dimension (unless allowzero), -1 is what remains."""
     old, new = node.shape(), node.ints(1, "shape")
-    if not node.attr("allowzero", 0):
+    if not node.flag("allowzero", 0):
         if any(d == 0 and i >= len(old) for i, d in enumerate(new)):
-            raise node.fail("keeps a dimension that its input does not have", expected=f"rank {len(old)}", found=str(new))
+            raise node.fail(
+                "keeps a dimension that its input does not have", expected=f"rank {len(old)}", found=str(new)
+            )
         new = [old[i] if d == 0 else d for i, d in enumerate(new)]
     if new.count(-1) == 1:
         known = math.prod(d for d in new if d != -1)
         if known < 1 or math.prod(old) % known:
-            raise node.fail("has a shape that does not fit", expected=f"{math.prod(old)} elements as in {list(old)}", found=str(new))
+            raise node.fail(
+                "has a shape that does not fit", expected=f"{math.prod(old)} elements as in {list(old)}", found=str(new)
+            )
         new = [math.prod(old) // known if d == -1 else d for d in new]
     return reshaped(node, new)
 
@@ -69,7 +77,11 @@ def squeeze(node: Node) -> Result:
     dims, axes = node.shape(), _axes(node)
     chosen = [i for i, d in enumerate(dims) if d == 1] if axes is None else node.axes(axes, len(dims))
     if any(dims[i] != 1 for i in chosen):
-        raise node.fail("removes a dimension that is not 1", expected="size 1 along the named axes", found=f"axes {chosen} of {list(dims)}")
+        raise node.fail(
+            "removes a dimension that is not 1",
+            expected="size 1 along the named axes",
+            found=f"axes {chosen} of {list(dims)}",
+        )
     return node.like(relax.op.squeeze(node.expr(0), chosen)) if chosen else node.value(0)
 
 
@@ -88,7 +100,9 @@ def transpose(node: Node) -> Result:
     rank = len(node.shape())
     order = node.attr("perm", list(range(rank))[::-1])
     if sorted(order) != list(range(rank)):
-        raise node.fail("has a perm that is no permutation of its axes", expected=f"each of 0 to {rank - 1} once", found=str(order))
+        raise node.fail(
+            "has a perm that is no permutation of its axes", expected=f"each of 0 to {rank - 1} once", found=str(order)
+        )
     return node.value(0) if order == list(range(rank)) else node.like(relax.op.permute_dims(node.expr(0), order))
 
 
@@ -110,7 +124,9 @@ def _mode(node: Node) -> str:
 def depth_to_space(node: Node) -> Result:
     """Channels moved into blocks of pixels (pixel shuffle when mode is CRD)."""
     n, c, h, w, b = _blocks(node)
-    node.need(c % (b * b) == 0, "has channels that its blocksize does not divide", expected=f"a multiple of {b * b}", found=c)
+    node.need(
+        c % (b * b) == 0, "has channels that its blocksize does not divide", expected=f"a multiple of {b * b}", found=c
+    )
     rest = c // (b * b)
     if _mode(node) == "DCR":
         split, order = (n, b, b, rest, h, w), [0, 3, 4, 1, 5, 2]
@@ -124,7 +140,14 @@ def depth_to_space(node: Node) -> Result:
 def space_to_depth(node: Node) -> Result:
     """Blocks of pixels moved into channels, the inverse of DepthToSpace in the same mode."""
     n, c, h, w, b = _blocks(node)
-    node.need(h % b == 0 and w % b == 0, "has an image that its blocksize does not divide", expected=f"multiples of {b}", found=[h, w])
+    node.need(
+        h % b == 0 and w % b == 0,
+        "has an image that its blocksize does not divide",
+        expected=f"multiples of {b}",
+        found=[h, w],
+    )
     order = [0, 3, 5, 1, 2, 4] if _mode(node) == "DCR" else [0, 1, 3, 5, 2, 4]
     apart = node.emit(relax.op.reshape(node.expr(0), (n, c, h // b, b, w // b, b)), "split")
-    return node.like(relax.op.reshape(node.emit(relax.op.permute_dims(apart, order), "move"), (n, c * b * b, h // b, w // b)))
+    return node.like(
+        relax.op.reshape(node.emit(relax.op.permute_dims(apart, order), "move"), (n, c * b * b, h // b, w // b))
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from hawq_tvm import arith, ops
 
 Array = NDArray[Any]
 
-# ONNX element types by number; the names are NumPy's and ml_dtypes'.  Float8, float6, float4, complex and strings are not here.
+# ONNX element types by number, named as NumPy and ml_dtypes do; float8 to float4, complex and strings are left out.
 ELEMENT_TYPES: dict[int, str] = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
     11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16", 21: "uint4", 22: "int4", 25: "uint2", 26: "int2",
@@ -34,7 +34,7 @@ def storage_of(kind: str) -> str:
 
 def onnx_type(kind: str) -> str:
     """The name of an element type in ONNX's operator schemas, such as "tensor(uint8)"."""
-    return f"tensor({ {'float32': 'float', 'float64': 'double'}.get(kind, kind)})"
+    return f"tensor({ {'float32': 'float', 'float64': 'double'}.get(kind, kind) })"
 
 
 @dataclass(frozen=True)
@@ -87,5 +87,5 @@ class Failed:
     """The output of a node that could not be imported; what reads it is skipped."""
 
 
-Value = Constant | Tensor
-Result = Constant | Tensor | relax.Expr
+Value: TypeAlias = Constant | Tensor
+Result: TypeAlias = Constant | Tensor | relax.Expr

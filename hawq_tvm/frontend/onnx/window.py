@@ -66,13 +66,23 @@ def read_window(node: Node, spatial: Sequence[int], kernel: Sequence[int] | None
     the kernel does not fit into the padded data.
     """
     count = len(spatial)
-    node.need(count in (1, 2), "works on data of this rank only in 1 or 2 spatial dimensions", expected="rank 3 or 4", found=count + 2)
+    node.need(
+        count in (1, 2),
+        "works on data of this rank only in 1 or 2 spatial dimensions",
+        expected="rank 3 or 4",
+        found=count + 2,
+    )
     if kernel is None:
         node.need(node.has("kernel_shape"), "lacks its attribute kernel_shape")
         kernel = positive(node, "kernel_shape", count)
     elif node.has("kernel_shape"):
         declared = positive(node, "kernel_shape", count)
-        node.need(declared == tuple(kernel), "has a kernel_shape that is not its weight's", expected=list(kernel), found=list(declared))
+        node.need(
+            declared == tuple(kernel),
+            "has a kernel_shape that is not its weight's",
+            expected=list(kernel),
+            found=list(declared),
+        )
     strides, dilations = positive(node, "strides", count), positive(node, "dilations", count)
     mode = auto_pad(node)
     window = Window(tuple(kernel), strides, dilations, (0,) * count, (0,) * count)
@@ -82,13 +92,17 @@ def read_window(node: Node, spatial: Sequence[int], kernel: Sequence[int] | None
         before, after = window.before, window.after
     else:
         outputs = [-(-d // s) for d, s in zip(spatial, strides, strict=True)]
-        totals = [max(0, (o - 1) * s + r - d) for o, s, r, d in zip(outputs, strides, window.reach, spatial, strict=True)]
+        totals = [
+            max(0, (o - 1) * s + r - d) for o, s, r, d in zip(outputs, strides, window.reach, spatial, strict=True)
+        ]
         before, after = split_padding(totals, upper=mode == "SAME_UPPER")
     window = Window(tuple(kernel), strides, dilations, before, after)
     padded = [d + b + a for d, b, a in zip(spatial, before, after, strict=True)]
     if any(r > p for r, p in zip(window.reach, padded, strict=True)):
         raise node.fail(
-            "has a kernel larger than its padded input", expected=f"at most {padded}", found=f"kernel {list(kernel)}, dilated {list(window.reach)}"
+            "has a kernel larger than its padded input",
+            expected=f"at most {padded}",
+            found=f"kernel {list(kernel)}, dilated {list(window.reach)}",
         )
     return window
 
