@@ -10,7 +10,7 @@ from tvm import relax, tirx
 
 from hawq_tvm import stages
 
-from . import emit_movement, emit_reduce  # noqa: F401  (they register emitters)
+from . import emit_movement, emit_reduce, emit_requantize  # noqa: F401  (they register emitters)
 from .layer import Layer
 from .rule import Kernel, choose
 from .rules import rules_for
