@@ -12,13 +12,11 @@ made at most once, by permute_dims, or by reshape when that moves nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
-
 import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops
+from hawq_tvm import arith, ops
 
 from .rewriter import Rebuild, rewrite_main
 
@@ -208,9 +206,12 @@ def _argument(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call
 def _softmax(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
     if not layout.is_last(call.args[0]):
         return None
-    attrs: dict[str, Any] = {k: call.attrs[k] for k in call.attrs}
-    attrs["axis"] = AXIS[int(attrs["axis"]) % 4]
-    return relax.Call(call.op, [layout.last[call.args[0]], call.args[1]], attrs=tvm.ir.make_node("ir.DictAttrs", **attrs)), True
+    a = call.attrs
+    qtype = arith.QType(int(a["qmin"]), int(a["qmax"]), str(a["out_dtype"]))
+    return ops.softmax(
+        layout.last[call.args[0]], ops.const_value(call.args[1]), axis=AXIS[int(a["axis"]) % 4], multiplier=int(a["multiplier"]),
+        shift=int(a["shift"]), qtype=qtype, zero_point=int(a["zero_point"]),
+    ), True  # fmt: skip
 
 
 def _strided_slice(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:

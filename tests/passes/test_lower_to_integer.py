@@ -5,7 +5,6 @@ The scales are ugly on purpose: 0.03 / 0.04 is exactly 3/4 in float32, and at th
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,54 +13,12 @@ import tvm
 from tvm import relax
 
 from hawq_tvm import ops, stages
-from hawq_tvm.arith import QType
 from hawq_tvm.errors import ModelError
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.lower_to_integer import lower_to_integer, try_to_lower
 from relay_passes.remove_dead_code import remove_dead_code
 
-RNG = np.random.default_rng(7)
-U8, S8, S4, U4 = (QType.of(n) for n in ("uint8", "int8", "int4", "uint4"))
-Build = Callable[[relax.BlockBuilder, list[relax.Expr]], Any]
-
-
-def module(build: Build, inputs: dict[str, tuple[tuple[int, ...], str]], **attrs: Any) -> tvm.IRModule:
-    """An ANNOTATED module whose body is made by `build` from parameters of the given shapes and dtypes."""
-    bb = relax.BlockBuilder()
-    params = [relax.Var(n, relax.TensorType(s, d)) for n, (s, d) in inputs.items()]
-    with bb.function("main", params):
-        with bb.dataflow():
-            outs = build(bb, params)
-            outs = outs if isinstance(outs, list) else [outs]
-            result = bb.emit_output(relax.Tuple(outs))
-        bb.emit_func_output(result)
-    func = bb.get()["main"]
-    names = [f"out{i}" for i in range(len(outs))]
-    for key, value in {"hawq.output_names": names, **attrs}.items():
-        func = func.with_attr(key, value)
-    return tvm.IRModule({"main": func})
-
-
-def q(bb: relax.BlockBuilder, x: relax.Expr, scale: Any, zero: Any, qtype: QType = U8, name: str = "q", **kw: Any) -> relax.Expr:
-    return bb.emit(ops.quantize(x, scale, zero, qtype=qtype, **kw), name)
-
-
-def dq(bb: relax.BlockBuilder, x: relax.Expr, scale: Any, zero: Any, qtype: QType = U8) -> relax.Expr:
-    return bb.emit(ops.dequantize(x, np.asarray(scale, np.float32), zero, qmin=qtype.qmin, qmax=qtype.qmax))
-
-
-def weight(shape: tuple[int, ...], scale: Any, zero: Any = 0, qtype: QType = S8) -> relax.Expr:
-    values = RNG.integers(qtype.qmin, qtype.qmax, size=shape, endpoint=True)
-    values.flat[0], values.flat[-1] = qtype.qmin, qtype.qmax
-    return ops.dequantize(ops.const(values, qtype.storage), np.asarray(scale, np.float32), zero, qmin=qtype.qmin, qmax=qtype.qmax)
-
-
-def full_range(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    info = np.iinfo(dtype)
-    x = RNG.integers(info.min, info.max, size=shape, endpoint=True, dtype=np.int64).astype(dtype)
-    x.flat[:2] = (info.min, info.max)[: x.flat[:2].size]
-    return x
-
+from .modules import RNG, S4, S8, U8, Build, dq, full_range, module, op_names, q, same_values, weight
 
 def check(build: Build, inputs: dict[str, tuple[tuple[int, ...], str]], **attrs: Any) -> tvm.IRModule:
     """Lower, and compare integers with the float64 evaluation of the annotated module exactly."""
@@ -70,17 +27,8 @@ def check(build: Build, inputs: dict[str, tuple[tuple[int, ...], str]], **attrs:
     after, _ = remove_dead_code(after)
     stages.verify(after, stages.Stage.INTEGER)
     assert count > 0
-    for _ in range(2):
-        feed = {n: full_range(s, d) for n, (s, d) in inputs.items()}
-        wanted, got = evaluate(before, feed), evaluate(after, feed)
-        for name in wanted:
-            assert got[name].dtype == wanted[name].dtype
-            np.testing.assert_array_equal(got[name], wanted[name], err_msg=name)
+    same_values(before, after)
     return after
-
-
-def op_names(mod: tvm.IRModule) -> list[str]:
-    return [ops.op_name(b.value).split(".")[-1] for b in stages.bindings(mod["main"])]
 
 
 @pytest.mark.parametrize("groups, stride, dilation, pads, kernel", [
