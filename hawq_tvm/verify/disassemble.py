@@ -11,11 +11,11 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import capstone
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
@@ -52,7 +52,6 @@ _FLOAT = {
 _ALLOWED_OUTSIDE = re.compile(r"(mem(set|cpy|move|cmp)|bcmp|bzero|TVM\w+|__TVM\w+|__tvm\w+|__cxa_finalize|__gmon_start__|_ITM_\w+)?$")
 
 _PADDING = frozenset({"nop", "int3", "udf"})
-_RIP = re.compile(r"\[rip(?: ([+-]) (0x[0-9a-f]+|\d+))?\]")
 _ADDRESS = re.compile(r"#?0x([0-9a-f]+)$")
 _PAGE_OFFSET = re.compile(r"^[xw]\d+, \[?(x\d+)(?:, #(0x[0-9a-f]+|\d+))?\]?$")
 
@@ -77,7 +76,7 @@ class CodeReport:
 
 def is_float_instruction(mnemonic: str, machine: str) -> bool:
     """Whether a mnemonic computes with floating point numbers; machine is "x86_64" or "aarch64"."""
-    return _FLOAT[machine].match(mnemonic.split()[-1]) is not None
+    return _FLOAT[machine].match(mnemonic) is not None
 
 
 def inspect_library(library: Path | bytes, kernels: Iterable[str]) -> CodeReport:
@@ -95,6 +94,18 @@ def inspect_library(library: Path | bytes, kernels: Iterable[str]) -> CodeReport
     except ELFError as e:
         raise PackageError("cannot be read", where=where, expected="an ELF shared library", found=str(e)) from e
     return image.inspect([f"__tvm_ffi_{k}" for k in kernels])
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    """One decoded instruction; text writes it out."""
+
+    at: int
+    length: int
+    mnemonic: str
+    references: tuple[int, ...]
+    is_jump: bool
+    text: Callable[[], str]
 
 
 @dataclass(frozen=True)
@@ -137,10 +148,7 @@ class _Image:
         self.code = {int(s["sh_addr"]): s.data() for s in executable}
         self.stubs = [(int(s["sh_addr"]), int(s["sh_addr"] + s["sh_size"])) for s in executable if s.name.startswith(".plt")]
         self.imports = _imports(elf)
-        x86 = machine == "x86_64"
-        mode = (capstone.CS_ARCH_X86, capstone.CS_MODE_64) if x86 else (capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
-        self.disassembler = capstone.Cs(*mode)
-        self.references_of: Callable[..., Iterator[int]] = _x86_references if x86 else _arm_references
+        self.decode: Callable[[bytes, int], Iterator[_Instruction]] = _decode_x86 if machine == "x86_64" else _decode_arm
         named = {
             int(s["st_value"]): self._decoded(s.name, int(s["st_value"]), int(s["st_value"] + s["st_size"]), s["st_info"]["bind"] != "STB_LOCAL")
             for s in symtab.iter_symbols()
@@ -176,23 +184,20 @@ class _Image:
         code, decoded = self._bytes(start, end - start), 0
         instructions: list[int] = []
         lines: list[_Line] = []
-        pages: dict[str, int] = {}
-        for at, length, mnemonic, operands in self.disassembler.disasm_lite(code, start):
-            decoded += length
-            if mnemonic.split()[-1] in _PADDING:
+        for i in self.decode(code, start):
+            decoded = i.at + i.length - start
+            if i.mnemonic in _PADDING:
                 continue
-            instructions.append(at)
-            references = tuple(self.references_of(mnemonic, operands, at + length, pages))
-            outward = [n for n in map(self._imported, references) if n is not None and not _ALLOWED_OUTSIDE.match(n)]
-            text = f"{mnemonic} {operands}".strip() + "".join(f"  ({n})" for n in outward)
-            offence = text if outward or is_float_instruction(mnemonic, self.machine) else ""
-            if references or offence:
-                lines.append(_Line(at, references, _is_jump(mnemonic), offence))
+            instructions.append(i.at)
+            outward = [n for n in map(self._imported, i.references) if n is not None and not _ALLOWED_OUTSIDE.match(n)]
+            offence = i.text() + "".join(f"  ({n})" for n in outward) if outward or is_float_instruction(i.mnemonic, self.machine) else ""
+            if i.references or offence:
+                lines.append(_Line(i.at, i.references, i.is_jump, offence))
         # Zeros at the end are padding, not code.
         if not code or any(code[decoded:]):
             raise PackageError(
                 "contains bytes that are no known instruction", where=self.where, found=f"{name} at {start + decoded:#x}",
-                remedy="install a newer capstone",
+                remedy="install a newer disassembler (iced-x86, capstone)",
             )  # fmt: skip
         return _Function(name, start, end, exported, tuple(instructions), tuple(lines))
 
@@ -208,12 +213,8 @@ class _Image:
             return self.imports[address]
         if not any(base <= address < end for base, end in self.stubs):
             return None
-        pages: dict[str, int] = {}
-        for at, length, mnemonic, operands in self.disassembler.disasm_lite(self._bytes(address, 32), address):
-            for reference in self.references_of(mnemonic, operands, at + length, pages):
-                if reference in self.imports:
-                    return self.imports[reference]
-        return "a stub of unknown target"
+        references = (r for i in self.decode(self._bytes(address, 32), address) for r in i.references)
+        return next((self.imports[r] for r in references if r in self.imports), "a stub of unknown target")
 
 
 def _imports(elf: Any) -> dict[int, str]:
@@ -256,28 +257,41 @@ def _split(gaps: list[_Function], named: list[_Function]) -> Iterator[_Function]
                 yield _Function(name, start, end, False, inside, gap.lines[first:last])
 
 
-def _is_jump(mnemonic: str) -> bool:
-    """Whether control moves without a return address: x86 jmp and jcc, Arm b, b.cond, cbz, tbz."""
-    return mnemonic.split()[-1].startswith(("j", "cb", "tb", "b.")) or mnemonic == "b"
+def _decode_x86(code: bytes, start: int) -> Iterator[_Instruction]:
+    """Refers to: targets of direct calls and jumps, and addresses relative to the instruction pointer."""
+    import iced_x86 as iced  # knows AMX, AVX-VNNI and AVX512-FP16, which capstone 5 does not
+
+    names = {v: k.lower() for k, v in vars(iced.Mnemonic).items() if isinstance(v, int)}
+    jumps = {iced.FlowControl.UNCONDITIONAL_BRANCH, iced.FlowControl.CONDITIONAL_BRANCH}
+    branches = jumps | {iced.FlowControl.CALL}
+    formatter = iced.Formatter(iced.FormatterSyntax.INTEL)
+    for i in iced.Decoder(64, code, ip=start):
+        if i.is_invalid:
+            return
+        if i.is_ip_rel_memory_operand:
+            references: tuple[int, ...] = (i.ip_rel_memory_address,)
+        elif i.flow_control in branches and i.op0_kind == iced.OpKind.NEAR_BRANCH64:
+            references = (i.near_branch_target,)
+        else:
+            references = ()
+        # An indirect jump through a slot (jmp [rip + slot]) leaves like a call.
+        is_jump = i.flow_control in jumps
+        yield _Instruction(i.ip, i.len, names[i.mnemonic], references, is_jump, partial(formatter.format, i.copy()))
 
 
-def _x86_references(mnemonic: str, operands: str, following: int, pages: dict[str, int]) -> Iterator[int]:
-    """Targets of direct calls and jumps, and addresses relative to the instruction pointer."""
-    del pages
-    if "rip" in operands and (m := _RIP.search(operands)):
-        yield following + int(m[2] or "0", 0) * (-1 if m[1] == "-" else 1)
-    elif mnemonic.split()[-1][0] in "cj" and (m := _ADDRESS.match(operands)):
-        yield int(m[1], 16)
+def _decode_arm(code: bytes, start: int) -> Iterator[_Instruction]:
+    """Refers to: targets of branches, and addresses made of a page (adrp) and an offset in it (add, ldr)."""
+    import capstone
 
-
-def _arm_references(mnemonic: str, operands: str, following: int, pages: dict[str, int]) -> Iterator[int]:
-    """Targets of branches, and addresses made of a page (adrp) and an offset in it (add, ldr)."""
-    del following
-    if mnemonic == "adrp":
-        register, page = operands.split(", ")
-        pages[register] = int(page.removeprefix("#"), 0)
-    elif mnemonic in ("add", "ldr") and (m := _PAGE_OFFSET.match(operands)):
-        if m[1] in pages:
-            yield pages[m[1]] + int(m[2] or "0", 0)
-    elif mnemonic.startswith(("b", "cb", "tb", "adr")) and (m := _ADDRESS.search(operands)):
-        yield int(m[1], 16)
+    pages: dict[str, int] = {}
+    for at, length, mnemonic, operands in capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM).disasm_lite(code, start):
+        references: tuple[int, ...] = ()
+        if mnemonic == "adrp":
+            register, page = operands.split(", ")
+            pages[register] = int(page.removeprefix("#"), 0)
+        elif mnemonic in ("add", "ldr") and (m := _PAGE_OFFSET.match(operands)):
+            references = (pages[m[1]] + int(m[2] or "0", 0),) if m[1] in pages else ()
+        elif mnemonic.startswith(("b", "cb", "tb", "adr")) and (m := _ADDRESS.search(operands)):
+            references = (int(m[1], 16),)
+        is_jump = mnemonic == "b" or mnemonic.startswith(("b.", "cb", "tb"))
+        yield _Instruction(at, length, mnemonic, references, is_jump, partial(" ".join, (mnemonic, operands)))
