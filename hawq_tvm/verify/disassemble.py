@@ -259,7 +259,11 @@ def _split(gaps: list[_Function], named: list[_Function]) -> Iterator[_Function]
 
 def _decode_x86(code: bytes, start: int) -> Iterator[_Instruction]:
     """Refers to: targets of direct calls and jumps, and addresses relative to the instruction pointer."""
-    import iced_x86 as iced  # knows AMX, AVX-VNNI and AVX512-FP16, which capstone 5 does not
+    # Not capstone: its version 5 does not know AMX, AVX-VNNI and AVX512-FP16.
+    try:
+        import iced_x86 as iced
+    except ImportError as e:
+        raise PackageError("x86-64 code cannot be decoded on this machine", remedy="pip install iced-x86") from e
 
     names = {v: k.lower() for k, v in vars(iced.Mnemonic).items() if isinstance(v, int)}
     jumps = {iced.FlowControl.UNCONDITIONAL_BRANCH, iced.FlowControl.CONDITIONAL_BRANCH}
@@ -274,9 +278,8 @@ def _decode_x86(code: bytes, start: int) -> Iterator[_Instruction]:
             references = (i.near_branch_target,)
         else:
             references = ()
-        # An indirect jump through a slot (jmp [rip + slot]) leaves like a call.
-        is_jump = i.flow_control in jumps
-        yield _Instruction(i.ip, i.len, names[i.mnemonic], references, is_jump, partial(formatter.format, i.copy()))
+        text = partial(formatter.format, i.copy())
+        yield _Instruction(i.ip, i.len, names[i.mnemonic], references, i.flow_control in jumps, text)
 
 
 def _decode_arm(code: bytes, start: int) -> Iterator[_Instruction]:
