@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import tvm
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from hawq_tvm import ops, stages
 from hawq_tvm.frontend.onnx import import_onnx
@@ -139,5 +139,3 @@ def call(module: tvm.IRModule, op: str) -> Any:
     assert len(found) == 1
     return found[0]
 
-
-__all__ = ["TensorProto", "helper"]

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from onnx_models import evaluate
 
 from hawq_tvm.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
+
+from .onnx_models import evaluate
 
 # The reference evaluates float graphs in float64, and this case depends on a float32 rounding before a float32 tie.
 FLOAT32_TIE = {"test_dynamicquantizelinear_expanded"}

@@ -9,10 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_models import Fixed, graph_model, integers, node_model, normal, op_names
 
 from hawq_tvm.errors import ModelError
 from hawq_tvm.frontend.onnx import describe_onnx, import_onnx
+
+from .onnx_models import Fixed, graph_model, integers, node_model, normal, op_names
 
 X = normal(1, 3, 4, 4)
 RELU = helper.make_node("Relu", ["x"], ["y"], name="relu")

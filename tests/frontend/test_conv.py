@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_models import Fixed, call, check_float, node_model, normal, onnxruntime, op_names
 
 from hawq_tvm.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
+
+from .onnx_models import Fixed, call, check_float, node_model, normal, onnxruntime, op_names
 
 X1, X2 = normal(2, 4, 11), normal(2, 4, 9, 8)
 

@@ -7,9 +7,10 @@ import json
 import ml_dtypes
 import numpy as np
 from onnx import TensorProto, helper
-from onnx_models import graph_model, normal
 
 from hawq_tvm.frontend.onnx import describe_onnx, unsupported
+
+from .onnx_models import graph_model, normal
 
 F = np.float32
 

@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_models import (
+
+from hawq_tvm.errors import ModelError
+from hawq_tvm.frontend.onnx import import_onnx
+
+from .onnx_models import (
     Fixed,
     call,
     check_float,
@@ -18,9 +22,6 @@ from onnx_models import (
     onnxruntime,
     op_names,
 )
-
-from hawq_tvm.errors import ModelError
-from hawq_tvm.frontend.onnx import import_onnx
 
 X = normal(2, 3, 4, 5)
 

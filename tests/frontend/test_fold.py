@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from onnx import TensorProto, helper, parser
-from onnx_models import graph_model, imported, normal, onnx_reference, op_names
 
 from hawq_tvm import ops, stages
 from hawq_tvm.frontend.onnx import import_onnx
+
+from .onnx_models import graph_model, imported, normal, onnx_reference, op_names
 
 
 def test_the_flatten_that_exporters_write_as_shape_arithmetic() -> None:

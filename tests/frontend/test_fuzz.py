@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from onnx_models import graph_model, normal
 
 from hawq_tvm import stages
 from hawq_tvm.errors import ModelError
 from hawq_tvm.frontend.onnx import describe_onnx, import_onnx, unsupported
 from hawq_tvm.frontend.onnx.node import HANDLERS
+
+from .onnx_models import graph_model, normal
 
 F = np.float32
 SECONDS = 5.0

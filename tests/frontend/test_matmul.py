@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_models import Fixed, check_float, integers, node_model, normal, op_names
 
 from hawq_tvm.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
+
+from .onnx_models import Fixed, check_float, integers, node_model, normal, op_names
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_models import (
+
+from hawq_tvm.errors import ModelError
+from hawq_tvm.frontend.onnx import import_onnx
+
+from .onnx_models import (
     Fixed,
     check_float,
     imported,
@@ -17,9 +21,6 @@ from onnx_models import (
     onnxruntime,
     op_names,
 )
-
-from hawq_tvm.errors import ModelError
-from hawq_tvm.frontend.onnx import import_onnx
 
 X1, X2 = normal(2, 3, 12), normal(2, 3, 10, 13)
 WINDOWS: list[dict[str, Any]] = [

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx_models import Array, graph_model, helper, imported, layer_names, normal, onnxruntime, op_names
 
 from hawq_tvm import ops, stages
 from hawq_tvm.frontend.onnx import import_onnx
+
+from .onnx_models import Array, graph_model, helper, imported, layer_names, normal, onnxruntime, op_names
 
 F = np.float32
 X = normal(1, 4, 6, 6)

@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_models import (
+
+from hawq_tvm.errors import ModelError
+from hawq_tvm.frontend.onnx import import_onnx
+
+from .onnx_models import (
     Fixed,
     graph_model,
     helper,
@@ -19,9 +23,6 @@ from onnx_models import (
     onnxruntime,
     op_names,
 )  # fmt: skip
-
-from hawq_tvm.errors import ModelError
-from hawq_tvm.frontend.onnx import import_onnx
 
 F = np.float32
 MS = {"domain": "com.microsoft"}

@@ -7,7 +7,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from onnx_models import (
+
+from hawq_tvm import ops
+from hawq_tvm.errors import ModelError
+from hawq_tvm.frontend.onnx import import_onnx
+
+from .onnx_models import (
     Fixed,
     call,
     graph_model,
@@ -21,10 +26,6 @@ from onnx_models import (
     onnxruntime,
     op_names,
 )  # fmt: skip
-
-from hawq_tvm import ops
-from hawq_tvm.errors import ModelError
-from hawq_tvm.frontend.onnx import import_onnx
 
 F = np.float32
 # Ties, negative ties, both ends, and values far outside; 0.25 makes every tie exact.
