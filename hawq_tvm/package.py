@@ -37,7 +37,7 @@ Array = NDArray[Any]
 os.environ.setdefault("TVM_NUM_THREADS", str(available_cores()))
 
 
-def compile(  # noqa: A001  (the name the user calls: ht.compile)
+def compile(
     model: Any, target: str = "host", *, shapes: Mapping[str, Sequence[int]] | None = None,
     allow_float_tail: bool = False, progress: Progress | None = None,
 ) -> Package:  # fmt: skip

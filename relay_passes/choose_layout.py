@@ -12,7 +12,7 @@ made at most once, by permute_dims, or by reshape when that moves nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import numpy as np
+
 import tvm
 from tvm import relax
 

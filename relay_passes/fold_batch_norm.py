@@ -30,7 +30,7 @@ def fold_batch_norm(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     uses = use_counts(main)
     count = 0
 
-    def producer(expr: relax.Expr) -> relax.Expr | None:
+    def producer(expr: relax.Expr) -> Any:
         return values.get(expr) if isinstance(expr, relax.Var) and uses[expr] == 1 else None
 
     def visit(rebuild: Rebuild, binding: relax.VarBinding, value: relax.Expr) -> relax.Expr | None:
@@ -77,7 +77,7 @@ def _fold_into_weight(
     axis = _OUTPUT_AXIS.get(ops.op_name(conv))
     if axis is None:
         return None
-    weight = values.get(conv.args[1]) if isinstance(conv.args[1], relax.Var) else conv.args[1]
+    weight = values.get(conv.args[1], conv.args[1]) if isinstance(conv.args[1], relax.Var) else conv.args[1]
     if ops.op_name(weight) != "hawq.dequantize":
         return None
     integers = weight.args[0] if ops.is_const(weight.args[0]) else values.get(weight.args[0])

@@ -78,12 +78,12 @@ def _fold(expr: relax.Expr) -> relax.Expr | None:
         return _const(MOVES[name](expr, first))
     if name == "hawq.quantize" and first.dtype.kind == "f":
         attrs = expr.attrs
-        return _const(
-            arith.quantize(
-                first, ops.const_value(expr.args[1]), ops.const_value(expr.args[2]).astype(np.int64), qmin=int(attrs["qmin"]),
-                qmax=int(attrs["qmax"]), storage=str(attrs["out_dtype"]), rounding=str(attrs["rounding"]), form=str(attrs["form"]),
-            )  # fmt: skip
-        )
+        scale, zero = ops.const_value(expr.args[1]), ops.const_value(expr.args[2]).astype(np.int64)
+        quantized = arith.quantize(
+            first, scale, zero, qmin=int(attrs["qmin"]), qmax=int(attrs["qmax"]), storage=str(attrs["out_dtype"]),
+            rounding=str(attrs["rounding"]), form=str(attrs["form"]),
+        )  # fmt: skip
+        return _const(quantized)
     if name in _ELEMENTWISE and all(ops.is_const(a) for a in expr.args):
         values = [ops.const_value(a) for a in expr.args]
         wide = [v.astype(np.int64) if v.dtype.kind in "iu" else v for v in values]

@@ -120,13 +120,13 @@ def _outline(module: tvm.IRModule, group_of: dict[relax.Var, _Group]) -> tvm.IRM
     with builder.function("main", list(main.params)):
         with builder.dataflow():
             for binding in stages.bindings(main):
-                group = group_of.get(binding.var)
                 if binding.var in aliases:
                     continue
-                if group is None:
+                home = group_of.get(binding.var)
+                if home is None:
                     env[binding.var] = builder.emit(mapped(binding.value), name_hint=binding.var.name)
-                elif group.output.same_as(binding.var):
-                    gv, outer = functions[group]
+                elif home.output.same_as(binding.var):
+                    gv, outer = functions[home]
                     env[binding.var] = builder.emit(relax.Call(gv, [env[v] for v in outer]), name_hint=binding.var.name)
             output = builder.emit_output(mapped(returned))
         builder.emit_func_output(output)

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,19 @@ from hawq_tvm.ranges import Interval
 from .integer import convolution, elementwise, movement, pooling
 from .integer.rescale import Output, realize
 from .integer.values import (
-    Constant, Context, Joined, Moved, NotLowered, Real, Softmax, Term, Value, from_dequantize, is_uniform, single, with_bias,
+    Constant,
+    Context,
+    Joined,
+    Moved,
+    NotLowered,
+    Real,
+    Softmax,
+    Term,
+    Value,
+    from_dequantize,
+    is_uniform,
+    single,
+    with_bias,
 )  # fmt: skip
 from .rewriter import variables
 
@@ -100,7 +113,7 @@ class _Lowering:
                     if binding.var in aliases:
                         continue
                     self.ctx.layer = binding.var.name
-                    self.env[binding.var] = self._guard(lambda b=binding: self._lower(b))
+                    self.env[binding.var] = self._guard(partial(self._lower, binding))
                 result = self.builder.emit_output(self._outputs(returned))
             self.builder.emit_func_output(result)
         func = self.builder.get()["main"]
@@ -125,9 +138,12 @@ class _Lowering:
         results = []
         for i, f in enumerate(fields):
             self.ctx.layer = names[i] if i < len(names) else f"output{i}"
-            out = self._guard(lambda f=f: self._float(self._value(f), "output"))
+            out = self._guard(partial(self._output, f))
             results.append(relax.const(0.0) if out is FAILED else out)
         return relax.Tuple(results)
+
+    def _output(self, expr: relax.Expr) -> relax.Expr:
+        return self._float(self._value(expr), "output")
 
     def _value(self, expr: relax.Expr) -> Any:
         if isinstance(expr, relax.Var):

@@ -58,7 +58,10 @@ NONLINEAR: dict[str, Function] = {
     "relax.nn.gelu": lambda c, a: 0.5 * a * (1 + _erf(a / math.sqrt(2))),
     "relax.nn.gelu_tanh": lambda c, a: 0.5 * a * (1 + np.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))),
     "relax.nn.softplus": lambda c, a: np.logaddexp(0, a * float(c.attrs.beta)) / float(c.attrs.beta),
-    **{f"relax.{n}": (lambda c, a, f=getattr(np, n): f(a)) for n in ("tanh", "exp", "log", "sqrt", "floor", "ceil", "sin", "cos")},
+    **{
+        f"relax.{f.__name__}": (lambda c, a, f=f: f(a))
+        for f in (np.tanh, np.exp, np.log, np.sqrt, np.floor, np.ceil, np.sin, np.cos)
+    },
 }
 ELEMENTWISE = LINEAR | NONLINEAR
 
@@ -77,7 +80,7 @@ class _Region:
             return _is_scalar(expr)
         if expr in seen:
             return seen[expr]
-        call = self.values.get(expr)
+        call = self.values.get(expr, expr)
         name = ops.op_name(call)
         if name == "hawq.dequantize":
             seen[expr] = self._leaf(expr, call)
@@ -96,7 +99,7 @@ class _Region:
         data = call.args[0]
         one_scale = all(ops.const_value(a).size == 1 for a in call.args[1:])
         narrow = ops.dtype_of(data) in ("int8", "uint8", "int16", "uint16")
-        if ops.is_const(data) or self.values.get(data) is not None and ops.is_const(self.values[data]):
+        if ops.is_const(data) or (self.values.get(data) is not None and ops.is_const(self.values[data])):
             return False
         if not one_scale or not narrow:
             return False

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 from tvm import relax
@@ -11,7 +13,18 @@ from hawq_tvm import arith, ops
 
 from .elementwise import centred
 from .values import (
-    INSERT, Array, Constant, Context, Real, Term, Value, broadcast_rank, compress, integer_constant, is_uniform, single,
+    INSERT,
+    Array,
+    Constant,
+    Context,
+    Real,
+    Term,
+    Value,
+    broadcast_rank,
+    compress,
+    integer_constant,
+    is_uniform,
+    single,
 )  # fmt: skip
 
 
@@ -159,13 +172,13 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Value:
     changes = np.any(full[..., 1:, :] != full[..., :-1, :], axis=tuple(i for i in range(full.ndim) if i != full.ndim - 2))
     edges = [0, *(np.flatnonzero(changes) + 1).tolist(), depth]
     terms = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         block, suffix = values[..., start:end, :], "acc" if len(edges) == 2 else f"acc{start}"
         data = x.data
         if len(edges) > 2:
             data = ctx.emit(relax.op.strided_slice(data, [len(a.shape) - 1], [start], [end]), f"block{start}")
         kernel = integer_constant(block)
-        acc = ctx.accumulate(lambda d, data=data, kernel=kernel: relax.op.matmul(data, kernel, out_dtype=d), suffix)
+        acc = ctx.accumulate(partial(_matmul_call, data, kernel), suffix)
         columns = block.sum(axis=-2, keepdims=True)
         zero = _row_zero(x.zero, len(a.shape)) * columns
         column_scale = compress(full[..., start : start + 1, :])
@@ -174,6 +187,10 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Value:
             column_scale = column_scale.reshape(column_scale.shape[:-2] + column_scale.shape[-1:])
         terms.append(Term(acc, compress(zero), compress(row_scale * column_scale), accumulator=True))
     return Real(ops.shape_of(terms[0].data), tuple(terms))
+
+
+def _matmul_call(a: relax.Expr, b: relax.Expr, dtype: str) -> relax.Expr:
+    return relax.op.matmul(a, b, out_dtype=dtype)
 
 
 def _row_zero(zero: Array, rank: int) -> Array:

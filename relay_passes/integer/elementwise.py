@@ -10,7 +10,18 @@ from tvm import relax
 from hawq_tvm import arith, ops
 
 from .values import (
-    INSERT, Array, Constant, Context, Joined, Real, Term, Value, broadcast_rank, is_uniform, settled, single,
+    INSERT,
+    Array,
+    Constant,
+    Context,
+    Joined,
+    Real,
+    Term,
+    Value,
+    broadcast_rank,
+    is_uniform,
+    settled,
+    single,
 )  # fmt: skip
 
 

@@ -11,7 +11,21 @@ from tvm import relax
 
 from hawq_tvm import ops
 
-from .values import INSERT, Array, Constant, Context, Joined, Moved, Real, Softmax, Term, Value, compress, is_uniform, settled
+from .values import (
+    INSERT,
+    Array,
+    Constant,
+    Context,
+    Joined,
+    Moved,
+    Real,
+    Softmax,
+    Term,
+    Value,
+    compress,
+    is_uniform,
+    settled,
+)
 
 
 def _ints(values: Any) -> list[int]:

@@ -84,7 +84,7 @@ def _reduced(array: Array, rank: int, axes: Sequence[int], keepdims: bool) -> Ar
     full = array.reshape((1,) * (rank - array.ndim) + array.shape)
     if any(full.shape[a] != 1 for a in axes):
         return None
-    return compress(full if keepdims else full.reshape([n for i, n in enumerate(full.shape) if i not in axes]))
+    return compress(full if keepdims else full.squeeze(tuple(axes)))
 
 
 def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value:

@@ -209,9 +209,8 @@ def _softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
         multiplier, shift = arith.round_fraction(inverse), 0
     else:
         multiplier, shift = arith.dyadic(inverse, bits=16)
-    return ctx.emit(
-        ops.softmax(
-            value.term.data, arith.softmax_table(scale, levels), axis=value.axis, multiplier=multiplier, shift=shift,
-            qtype=out.qtype, zero_point=out.zero,
-        )  # fmt: skip
+    table = arith.softmax_table(scale, levels)
+    made = ops.softmax(
+        value.term.data, table, axis=value.axis, multiplier=multiplier, shift=shift, qtype=out.qtype, zero_point=out.zero
     )
+    return ctx.emit(made)

@@ -108,7 +108,8 @@ class Moved:
     moves: tuple[relax.Call, ...] = ()
 
 
-Value = relax.Expr | Real | Constant | Joined | Softmax | Moved
+# One of relax.Expr, Real, Constant, Joined, Softmax, Moved: TVM's classes are invisible to the type checker.
+Value = Any
 
 
 class Context:
@@ -152,7 +153,7 @@ class Context:
     def accumulate(self, make: Callable[[str], relax.Expr], suffix: str) -> relax.Expr:
         """Emit `make("int32")`, or `make("int64")` when the computed bounds leave int32."""
         narrow = self.builder.normalize(make("int32"))
-        bound = partial_sums(narrow, [self.interval(a) for a in narrow.args])
+        bound: Any = partial_sums(narrow, [self.interval(a) for a in narrow.args])
         low, high = int(np.min(bound.low)), int(np.max(bound.high))
         fits = arith.RANGES["int32"][0] <= low and high <= arith.RANGES["int32"][1]
         return self.emit(narrow if fits else make("int64"), suffix)

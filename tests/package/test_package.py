@@ -67,7 +67,7 @@ def test_damaged_files_are_refused(copy: Path, name: str, how: str) -> None:
         path.unlink()
     if how == "symlink":
         path.symlink_to("/etc/hostname")
-    with pytest.raises(PackageError, match="copy.hawq"):
+    with pytest.raises(PackageError, match=r"copy.hawq"):
         ht.load(copy)
 
 
@@ -175,7 +175,7 @@ def test_a_planted_difference_is_found_with_its_accumulator(saved: Path) -> None
     report = package.verify(random=1)
     assert not report.ok and report.first is not None
     assert report.first.accumulator and report.first.expected ^ 1 == report.first.found
-    with pytest.raises(ht.HawqError, match="NOT bit-exact: 1 of .* accumulator"):
+    with pytest.raises(ht.HawqError, match=r"NOT bit-exact: 1 of .* accumulator"):
         report.raise_if_mismatch()
 
 

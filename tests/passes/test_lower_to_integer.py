@@ -18,7 +18,8 @@ from hawq_tvm.verify.reference import evaluate
 from relay_passes.lower_to_integer import lower_to_integer, try_to_lower
 from relay_passes.remove_dead_code import remove_dead_code
 
-from .modules import RNG, S4, S8, U8, Build, dq, full_range, module, op_names, q, same_values, weight
+from .modules import RNG, S8, Build, dq, full_range, module, op_names, q, same_values, weight
+
 
 def check(build: Build, inputs: dict[str, tuple[tuple[int, ...], str]], **attrs: Any) -> tvm.IRModule:
     """Lower, and compare integers with the float64 evaluation of the annotated module exactly."""
@@ -253,7 +254,7 @@ def test_float_operators_are_named_all_at_once() -> None:
     mod = module(build, {"x": ((1, 3, 2, 2), "uint8")})
     found = {f["layer"]: f for f in try_to_lower(mod)[1]}
     assert set(found) == {"the_conv", "the_sigmoid"} and all(f["remedy"] for f in found.values())
-    with pytest.raises(ModelError, match="the_conv: .*weight is float.*and 1 more"):
+    with pytest.raises(ModelError, match=r"the_conv: .*weight is float.*and 1 more"):
         lower_to_integer(mod)
 
 
@@ -273,5 +274,5 @@ def test_dynamic_quantization_inside_is_refused() -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         return bb.emit(relax.TupleGetItem(bb.emit(ops.dynamic_quantize(dq(bb, p[0], 0.1, 3)), "dyn"), 0))
 
-    with pytest.raises(ModelError, match="dyn: .*computed at run time.*statically"):
+    with pytest.raises(ModelError, match=r"dyn: .*computed at run time.*statically"):
         lower_to_integer(module(build, {"x": ((2, 5), "uint8")}))

@@ -62,5 +62,5 @@ def test_what_is_left_alone(make: Any) -> None:
 
 def test_a_function_that_is_no_number_is_refused() -> None:
     before = module(lambda bb, p: q(bb, bb.emit(relax.op.log(dq(bb, p[0], 0.1, 3))), 0.2, 3, name="the_log"), {"x": ((2, 3), "uint8")})
-    with pytest.raises(ModelError, match="the_log: .*not a number.*NaN at x = "):
+    with pytest.raises(ModelError, match=r"the_log: .*not a number.*NaN at x = "):
         tabulate_unary(before)
