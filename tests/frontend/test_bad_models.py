@@ -54,6 +54,10 @@ def test_bytes_that_are_no_model(tmp_path: Path, data: bytes, words: str) -> Non
         describe_onnx(tmp_path / "m.onnx")
 
 
+def test_devices_are_not_read() -> None:
+    refused("/dev/zero", "not a regular file")
+
+
 def test_foreign_format_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.tflite").write_bytes(b"\x1c\x00\x00\x00TFL3" + b"\xff" * 40)
     assert "TensorFlow Lite" in str(refused(tmp_path / "m.tflite", "not a readable"))

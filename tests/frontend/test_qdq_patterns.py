@@ -164,12 +164,12 @@ def test_integers_between_quantize_and_dequantize() -> None:
 def test_names_of_nodes_are_names_of_layers() -> None:
     nodes = [
         *HEAD,
-        helper.make_node("Relu", ["xd"], ["/block/relu"]),
-        q("/block/relu", "yq", "ys", "yz"),
+        helper.make_node("Relu", ["xd"], ["/block.1/relu"]),
+        q("/block.1/relu", "yq", "ys", "yz"),
         dq("yq", "y", "ys", "yz"),
     ]
     module = import_onnx(graph_model(nodes, {"x": X}, ["y"], SCALES))
-    assert layer_names(module) == ["Q_xq", "DQ_xd", "/block/relu", "Q_yq", "DQ_y"]
+    assert layer_names(module) == ["Q_xq", "DQ_xd", "/block.1/relu", "Q_yq", "DQ_y"]
 
 
 def test_inputs_outputs_and_attributes_of_main() -> None:

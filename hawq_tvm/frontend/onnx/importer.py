@@ -171,7 +171,10 @@ class Importer:
         while unique in self.names:
             unique, count = f"{name}_{count}", count + 1
         self.names.add(unique)
-        var = self.builder.emit(expr, name_hint=unique)
+        value = self.builder.normalize(expr)
+        # BlockBuilder.emit would replace the dots that names of PyTorch modules contain.
+        var = relax.DataflowVar(unique, value.ty)
+        self.builder.emit_normalized(relax.VarBinding(var, value))
         for field in getattr(var.ty, "fields", None) or [var.ty]:
             shape = [int(d) for d in field.shape.values]
             if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:

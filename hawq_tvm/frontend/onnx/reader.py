@@ -57,6 +57,8 @@ def opset_of(model: onnx.ModelProto, domain: str = "") -> int | None:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError("is not a regular file", where=str(path), expected="an ONNX file")
         return path.read_bytes()
     except FileNotFoundError:
         raise ModelError("no such file", where=str(path), remedy="check the path of the model") from None
