@@ -11,7 +11,7 @@ import tvm
 from graphs_for_verify import INT8, Array, compiled, floats, graph, inputs, network
 from tvm import relax
 
-from hawq_tvm import ops, stages
+from hawq_tvm import ops, pipeline, stages
 from hawq_tvm.verify.compare import LayerRun, MismatchError, layer_calls, run_with_layers, verify_executable
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.fuse_epilogues import fuse_epilogues
@@ -200,3 +200,27 @@ def test_a_float_head_and_tail_are_set_apart() -> None:
     seen: dict[str, Array] = {}
     evaluate(packed, inputs(x), seen.__setitem__)
     assert np.any(library(packed)(inputs(x)).layers[0] != seen["q"]), "the case is too easy to show the difference"
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_a_float_head_goes_through_the_whole_compiler(dynamic: bool) -> None:
+    weights = ops.const(np.random.default_rng(3).integers(-128, 128, (6, 5)), "int8")
+
+    def build(emit: Any, x: relax.Var) -> list[relax.Expr]:
+        head = emit(relax.op.exp(emit(relax.op.multiply(x, relax.const(np.float32(0.37))), "scaled")), "head")
+        if dynamic:
+            q = emit(relax.TupleGetItem(emit(ops.dynamic_quantize(head), "dynamic"), 0), "q")
+            return [emit(relax.op.nn.max_pool2d(emit(relax.op.reshape(q, (1, 1, 4, 6))), (2, 2)), "pool")]
+        q = emit(ops.quantize(head, 0.013, 3, qtype=INT8), "q")
+        real = emit(ops.dequantize(q, np.float32(0.013), 3, qmin=-128, qmax=127))
+        y = emit(relax.op.matmul(real, emit(ops.dequantize(weights, np.float32(0.01), 0, qmin=-128, qmax=127))), "product")
+        y = emit(ops.dequantize(emit(ops.quantize(y, 0.07, -5, qtype=INT8), "y"), np.float32(0.07), -5, qmin=-128, qmax=127))
+        return [emit(relax.op.nn.softmax(y, 1), "tail"), y]
+
+    x = np.random.default_rng(4).normal(size=(4, 6)).astype(np.float32)
+    packed = pipeline.to_packed(graph(build, x, **{"hawq.allow_float_tail": 1}))
+    run = library(packed)
+    report = verify_executable(packed, run, [inputs(x)])
+    report.raise_if_mismatch()
+    assert list(run(inputs(x)).head) == ["head"]
+    assert report.not_compared == (() if dynamic else ("y0",)) and report.elements > 20
