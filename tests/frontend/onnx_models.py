@@ -138,4 +138,3 @@ def call(module: tvm.IRModule, op: str) -> Any:
     found = [b.value for b in stages.bindings(module["main"]) if ops.op_name(b.value).split(".")[-1] == op]
     assert len(found) == 1
     return found[0]
-

@@ -283,3 +283,11 @@ def test_the_first_failure_is_the_one_reported() -> None:
         helper.make_node("Det", ["a"], ["y"], name="second"),
     ]
     assert refused(graph_model(nodes, {"x": X}, ["y"]), "LRN").where == "first"
+
+
+def test_an_attribute_of_a_later_opset_names_that_opset() -> None:
+    node = helper.make_node("DequantizeLinear", ["x", "s"], ["y"], name="n", axis=1)
+    error = refused(
+        graph_model([node], {"x": integers("int8", 2, 3)}, ["y"], {"s": np.ones(3, np.float32)}, opset=11), "know"
+    )
+    assert "opset 13" in error.remedy

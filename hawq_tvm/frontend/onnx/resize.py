@@ -12,6 +12,7 @@ from hawq_tvm import ops
 
 from .movement import take
 from .node import Node, handles
+from .quant import QUANTIZED, Affine, dequantized, quantized
 from .values import Array, Result
 
 COORDINATES = (
@@ -163,19 +164,24 @@ def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) 
             plans[axis] = places, part
     if not plans:
         return node.value(0)
-    interpolates = any(part.any() for _, part in plans.values())
-    if interpolates and not node.is_float():
-        raise node.fail(
-            "in mode linear is supported on float tensors only",
-            found=node.value(0).kind,
-            remedy="put it between DequantizeLinear and QuantizeLinear",
-        )
-    x = node.expr(0)
+    if not any(part.any() for _, part in plans.values()):
+        return node.like(_gathered(node, node.expr(0), plans))
+    if node.is_float():
+        return _gathered(node, node.expr(0), plans)
+    # The means of integers are rounded half to even, as in ONNX's reference; ONNX Runtime cuts the fraction off.
+    kind = node.value(0).kind
+    node.need(kind in QUANTIZED, "in mode linear does not take this type", expected=", ".join(QUANTIZED), found=kind)
+    unit = Affine(np.ones((), np.float32), np.zeros((), np.int32), kind)
+    real = node.emit(dequantized(node.value(0), unit), "real")
+    return quantized(node.emit(_gathered(node, real, plans), "mean"), unit)
+
+
+def _gathered(node: Node, x: relax.Expr, plans: dict[int, tuple[Array, Array]]) -> relax.Expr:
     last = list(plans)[-1]
     for axis, (places, part) in plans.items():
         x = _along(node, x, axis, places, part)
         x = x if axis == last else node.emit(x, f"axis{axis}")
-    return x if interpolates else node.like(x)
+    return x
 
 
 def _along(node: Node, x: relax.Expr, axis: int, places: Array, part: Array) -> relax.Expr:

@@ -7,6 +7,7 @@ from typing import Any
 from onnx import defs
 
 from .node import Entry, Node
+from .reader import OPSETS
 from .values import FLOAT_KINDS, Tensor, onnx_type
 
 
@@ -43,7 +44,14 @@ def check_schema(node: Node, entry: Entry | None) -> None:
         if name in node.attributes and node.attributes[name].type != int(wanted):
             raise node.fail(f"has an attribute {name} of the wrong type", expected=str(wanted.name).lower())
     unknown = [name for name in node.attributes if name not in schema.attributes]
-    node.need(not unknown, f"has attributes that opset {node.opset} does not know", found=", ".join(unknown))
+    if unknown:
+        later = [
+            v for v in range(node.opset + 1, OPSETS[1] + 1) if unknown[0] in defs.get_schema(node.op, v, "").attributes
+        ]
+        remedy = f"declare opset {later[0]}, which has it, or convert the model" if later else ""
+        raise node.fail(
+            f"has attributes that opset {node.opset} does not know", found=", ".join(unknown), remedy=remedy
+        )
     if not (entry and entry.checks_types):
         _check_types(node, schema)
 
