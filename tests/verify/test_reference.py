@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +13,7 @@ from tvm import relax
 
 from hawq_tvm import arith, ops
 from hawq_tvm.arith import QType
+from hawq_tvm.verify import reference, reference_float
 from hawq_tvm.verify.reference import ReferenceOverflow, evaluate
 from relay_passes.fuse_epilogues import fuse_epilogues
 
@@ -312,3 +316,13 @@ def test_layers_are_seen_in_order_functions_are_entered_and_values_can_be_given(
         np.testing.assert_array_equal(y, np.full((1, 2, 1, 1), 2, np.int8), strict=True)
         given = {"conv": np.full((1, 2, 2, 2), -3, np.int8)}
         np.testing.assert_array_equal(evaluate(m, inputs(x), given=given)["y0"], np.full((1, 2, 1, 1), -3, np.int8), strict=True)
+
+
+def test_the_reference_shares_no_code_with_what_it_checks() -> None:
+    for module in (reference, reference_float):
+        tree = ast.parse(Path(module.__file__).read_text())
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {"." * n.level + (n.module or "") for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert imported <= {
+            "__future__", "collections.abc", "typing", "math", "numpy", "numpy.lib.stride_tricks", "numpy.typing", "tvm", "."
+        }  # fmt: skip
