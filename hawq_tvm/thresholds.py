@@ -18,6 +18,9 @@ from . import arith
 # Beyond this many combinations of the other operands a proof by enumeration takes too long.
 MAX_ENUMERATED = 1 << 17
 
+# How far `corrected` may move a multiplier from the one nearest to its ratio.
+NEIGHBOURS = (0, 1, -1, 2, -2, 3, -3)
+
 
 @dataclass(frozen=True)
 class Rescale:
@@ -168,9 +171,9 @@ def _compare(
 
 
 def corrected(rescale: Rescale, rounding: str, steps: tuple[int, int]) -> Rescale:
-    """(A23): the same rescale with the offset, nearest to its own, that puts every reachable threshold right.
+    """(A23): a rescale whose offset, and if need be a neighbouring multiplier, puts every reachable threshold right.
 
-    The rescale itself comes back when no offset does: at ties of a ratio that is rational but not dyadic.
+    The rescale itself comes back when none does: at ties of a ratio that is rational but not dyadic, for one.
     """
     if rounding == "double" or len(rescale.ratios) != 1 or rescale.multipliers[0] == 0 or rescale.shift == 0:
         return rescale
@@ -182,15 +185,20 @@ def corrected(rescale: Rescale, rounding: str, steps: tuple[int, int]) -> Rescal
     wanted, got = _thresholds(ratio, rescale.constant, dyadic, rounding, ks, (low, high))
     if np.array_equal(np.clip(wanted, low, high + 1), np.clip(got, low, high + 1)):
         return rescale
-    least, most = -(2**62), 2**62
-    for k, t in zip(ks.tolist(), wanted.tolist(), strict=True):
-        tie = ((2 * k - 1) << rescale.shift) >> 1  # (k - 1/2) 2^s
-        strict = not _inclusive(k, rounding)
-        if t <= high:
-            least = max(least, tie - max(int(t), low) * m + strict)
-        if t > low:
-            most = min(most, tie - min(int(t) - 1, high) * m - 1 + strict)
-    return replace(rescale, offset=min(max(rescale.offset, least), most)) if least <= most else rescale
+    steps_at = [(((2 * k - 1) << rescale.shift) >> 1, not _inclusive(k, rounding), int(t)) for k, t in zip(ks.tolist(), wanted.tolist(), strict=True)]
+    for change in NEIGHBOURS:
+        near = m + change
+        least, most = -(2**62), 2**62
+        for tie, strict, t in steps_at:  # tie = (k - 1/2) 2^s
+            if t <= high:
+                least = max(least, tie - max(t, low) * near + strict)
+            if t > low:
+                most = min(most, tie - min(t - 1, high) * near - 1 + strict)
+        if least <= most and abs(near) < 2**arith.MANTISSA_BITS:
+            offset = min(max(rescale.offset, least), most)
+            if max(abs(low), abs(high)) * abs(near) + abs(offset) + (1 << rescale.shift >> 1) < arith.INT64_LIMIT:
+                return replace(rescale, multipliers=(near if rescale.ratios[0] > 0 else -near,), offset=offset)
+    return rescale
 
 
 def _float_threshold(ks: NDArray[Any], ratio: Fraction, c: Fraction) -> NDArray[np.float64]:

@@ -1,0 +1,85 @@
+"""The house rules that a machine can check: import direction, file sizes, no blanket excepts, a light import."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("hawq_tvm", "relay_passes", "schedules", "deploy")
+SOURCES = [p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))]
+TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "Makefile", *FOLDERS, "tests", "docker"}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules a file imports, absolute."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = list(package[: len(package) - node.level + 1]) if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            yield name
+            yield from (f"{name}.{a.name}" for a in node.names)
+
+
+def _ours(path: Path) -> set[str]:
+    return {i for i in imports(path) if i.split(".")[0] in FOLDERS}
+
+
+def test_arithmetic_imports_nothing_of_ours() -> None:
+    assert _ours(ROOT / "hawq_tvm/arith.py") == set()
+
+
+@pytest.mark.parametrize("folder, other", [("relay_passes", "schedules"), ("schedules", "relay_passes")])
+def test_passes_and_schedules_do_not_know_each_other(folder: str, other: str) -> None:
+    for path in (ROOT / folder).rglob("*.py"):
+        assert not any(i.split(".")[0] == other for i in imports(path)), path
+
+
+def test_the_reference_shares_no_arithmetic() -> None:
+    for name in ("reference.py", "reference_float.py"):
+        shared = {i for i in _ours(ROOT / "hawq_tvm/verify" / name) if not i.startswith("hawq_tvm.verify.reference")}
+        assert not any(i.startswith(("hawq_tvm.arith", "hawq_tvm.ops", "hawq_tvm.ranges", "schedules", "relay_passes")) for i in shared), shared
+
+
+def test_only_the_pipeline_joins_passes_and_schedules() -> None:
+    for path in SOURCES:
+        roots = {i.split(".")[0] for i in imports(path)}
+        if {"relay_passes", "schedules"} <= roots:
+            assert path.name == "pipeline.py"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 480, "asks to be split"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"bare except at line {node.lineno}"
+            blanket = isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
+            reraises = any(isinstance(n, ast.Raise) and n.exc is None for n in ast.walk(node))
+            assert not blanket or reraises or path.name == "cli.py", f"blanket except at line {node.lineno}"
+    if text:
+        assert ast.get_docstring(ast.parse(text)), "no docstring"
+
+
+def test_nothing_unexpected_at_the_top() -> None:
+    found = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")}
+    assert TOP_LEVEL - found == set()
+    generated = {"build", "dist", "hawq_tvm.egg-info", "hawq_tvm_debug"}
+    assert found - TOP_LEVEL - generated == set()
+
+
+def test_documented_equations_exist() -> None:
+    """Every equation that the code quotes is in ARITHMETIC.md."""
+    import re
+
+    text = (ROOT / "hawq_tvm/ARITHMETIC.md").read_text()
+    known = set(re.findall(r"\(A(\d+)b?\)", text))
+    for path in SOURCES:
+        assert set(re.findall(r"\(A(\d+)b?\)", path.read_text())) <= known, path
