@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from . import arith
 
-# Beyond this many combinations of the other operands a proof by enumeration takes too long.
-MAX_ENUMERATED = 1 << 17
+# Beyond this many thresholds (steps, times the combinations of the other operands) a proof by enumeration takes too long.
+MAX_ENUMERATED = 1 << 25
 
 # How far `corrected` may move a multiplier from the one nearest to its ratio.
 NEIGHBOURS = (0, 1, -1, 2, -2, 3, -3)
@@ -61,7 +61,7 @@ def prove(rescale: Rescale, rounding: str, steps: tuple[int, int]) -> Proof:
     steps: the results before the zero point is added, first and last value of k.
     """
     sizes = [high - low + 1 for low, high in zip(rescale.lows[1:], rescale.highs[1:], strict=True)]
-    if int(np.prod([float(n) for n in sizes])) > MAX_ENUMERATED:
+    if np.prod([float(n) for n in sizes]) * (steps[1] - steps[0] + 1) > MAX_ENUMERATED:
         return Proof(enumerated=False)
     real_part = np.zeros(1, object) + rescale.constant
     integer_part = np.zeros(1, object) + rescale.offset

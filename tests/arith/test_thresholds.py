@@ -70,7 +70,7 @@ def test_double_rounding_is_compared_by_search() -> None:
 
 
 def test_too_many_operands_say_so() -> None:
-    r = thresholds.Rescale((Fraction(1, 3),) * 3, Fraction(0), (5, 5, 5), 0, 4, (0, 0, 0), (9, 999, 999))
+    r = thresholds.Rescale((Fraction(1, 3),) * 3, Fraction(0), (5, 5, 5), 0, 4, (0, 0, 0), (9, 9999, 999))
     assert not thresholds.prove(r, "half_up", (0, 9)).enumerated
 
 
