@@ -291,3 +291,10 @@ def test_an_attribute_of_a_later_opset_names_that_opset() -> None:
         graph_model([node], {"x": integers("int8", 2, 3)}, ["y"], {"s": np.ones(3, np.float32)}, opset=11), "know"
     )
     assert "opset 13" in error.remedy
+
+
+def test_more_outputs_than_an_operator_has() -> None:
+    node = helper.make_node("Gelu", ["x"], ["a", "y"], name="n", domain="com.microsoft")
+    assert refused(graph_model([node], {"x": X}, ["y"]), "too many outputs").where == "n"
+    node = helper.make_node("If", ["c"], ["a", "y"], name="if", then_branch=branch("Relu"), else_branch=branch("Tanh"))
+    refused(graph_model([node], {"x": X}, ["y"], {"c": np.bool_(True)}), "too many outputs")

@@ -8,7 +8,7 @@ from tvm import relax
 
 from hawq_tvm import ops
 
-from .node import Node, expression, handles
+from .node import Node, handles
 from .values import Constant, Value
 from .window import Window, auto_pad, explicit_pads, positive, read_window, split_padding
 
@@ -139,6 +139,3 @@ def _transposed_window(node: Node, spatial: tuple[int, ...], kernel: tuple[int, 
         found=sizes,
     )
     return Window(kernel, strides, dilations, before, after), tuple(extra)
-
-
-__all__ = ["channel_bias", "convolve", "expression"]

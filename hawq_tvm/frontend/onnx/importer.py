@@ -88,6 +88,10 @@ class Importer:
             results: Sequence[Value | Failed]
             try:
                 results = self.import_node(proto, env)
+                missing = [name for name in proto.output[len(results) :] if name]
+                if missing:
+                    found = ", ".join(missing)
+                    raise ModelError(f"{proto.op_type} has too many outputs", where=node_name(proto), found=found)
             except ModelError as e:
                 self.failures.append(Failure(proto.op_type, e))
                 results = [Failed()] * len(proto.output)

@@ -6,8 +6,7 @@ from tvm import relax
 
 from hawq_tvm import ops
 
-from .conv import expression
-from .node import Node, handles, scalar
+from .node import Node, expression, handles, scalar
 from .values import Array, Constant, Value
 
 

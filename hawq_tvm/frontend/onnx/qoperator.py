@@ -13,7 +13,7 @@ from .conv import convolve
 from .matmul import check_product
 from .node import Node, expression, handles
 from .quant import QUANTIZED, Affine, affine, dequantized, in_range, quantized, read_scale, read_zero, spread
-from .values import Array, Constant, Result, Tensor, Value
+from .values import Array, Result, Tensor, Value
 
 
 def check_kind(node: Node, index: int, allowed: Sequence[str] = ("int8", "uint8")) -> str:
@@ -181,6 +181,3 @@ def _centred(node: Node, index: int, zero: int, columns: bool, suffix: str) -> r
     kind, shape = check_kind(node, index), node.shape(index)
     how = Affine(UNIT, _along_rows(node, integer_zero(node, zero, kind), shape, columns, "zero point"), kind)
     return node.emit(dequantized(node.value(index), how), suffix)
-
-
-__all__ = ["Constant", "check_kind", "exact_product", "int32_bias", "output_affine", "qlinear_conv_nchw", "real_input"]

@@ -13,7 +13,7 @@ from hawq_tvm import arith, ops
 
 from .fold import type_name
 from .node import MICROSOFT, Node, expression, handles
-from .values import ELEMENT_TYPES, FLOAT_KINDS, Array, Constant, Result, Tensor, Value, storage_of
+from .values import ELEMENT_TYPES, FLOAT_KINDS, Array, Result, Tensor, Value, storage_of
 
 QUANTIZED = ("int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16")
 SCALES = ("float32", "float16", "bfloat16", "float64")
@@ -254,6 +254,3 @@ def dynamic_quantize_linear(node: Node) -> list[Result]:
     whole = node.emit(ops.dynamic_quantize(node.expr(0)), "dynamic")
     kinds = ("uint8", "float32", "uint8")
     return [Tensor(relax.TupleGetItem(whole, i), kind) for i, kind in enumerate(kinds)]
-
-
-__all__ = ["Affine", "Constant", "affine", "dequantized", "in_range", "quantized", "read_scale", "read_zero"]
