@@ -343,6 +343,7 @@ def with_(operands: list[Any], index: int, value: Any) -> list[Any]:
     ("QLinearAdd", with_(ADD, 3, integers("uint8", 5)), MS, "broadcast"), ("QLinearAdd", ADD[:5], MS, "number of inputs"),
     ("QLinearAdd", with_(ADD, 7, z(0, "int32")), MS, "type that is not supported"), ("QLinearConcat", [s(1), z(0, "uint8"), X8, s(1)], MS, "number of inputs|triples"),
     ("QGemm", [X8[0, 0], s(1), z(0, "uint8"), Fixed(X8[0, 1]), s(1), z(0, "uint8"), None, s(1), z(0, "uint8")], {**MS, "alpha": -1.0}, "alpha"),
+    ("QGemm", [X8[0, 0], s(1), z(0, "uint8"), Fixed(X8[0, 1]), s(1), z(0, "uint8"), None, s(1)], MS, "only one of"),
     ("DynamicQuantizeMatMul", [normal(2, 2), Fixed(X8[0, 0]), s(1)], MS, "not supported"), ("QLinearAdd", ADD, {}, "not supported"),
 ])  # fmt: skip
 def test_refusals(op: str, operands: list[Any], attributes: dict[str, Any], words: str) -> None:

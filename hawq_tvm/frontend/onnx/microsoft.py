@@ -144,6 +144,8 @@ def qgemm(node: Node) -> Result:
     """alpha A B + C: C is int32 at the scale alpha a_scale b_scale; without y_scale the result is float."""
     for i in (0, 3):
         node.need(len(node.shape(i)) == 2, "multiplies matrices", expected="rank 2", found=list(node.shape(i)))
+    both = node.given(7) == node.given(8)
+    node.need(both, "has only one of y_scale and y_zero_point", expected="both, or none for a float result")
     alpha = node.attr("alpha", 1.0)
     node.need(alpha > 0, "has an alpha that is not positive", expected="above 0", found=alpha)
     a_how = affine(node, 1, 2, check_kind(node, 0), ())
