@@ -32,7 +32,8 @@ class InspectReport:
             return f"compiles to integers alone ({self.integer_layers} integer layers)"
         if self.error:
             return f"cannot be compiled: {self.error}"
-        return f"cannot be integer as it is: {len(self.unsupported) + len(self.float_layers)} operators, listed above with their remedies"
+        problems = len(self.unsupported) + len(self.float_layers)
+        return f"cannot be compiled to integers as it is: {problems} {'problem' if problems == 1 else 'problems'}, listed with remedies"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""

@@ -53,6 +53,8 @@ def fuse_epilogues(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
 def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
     uses = use_counts(main)
     outside = stages.float_tail(main)
+    # A cast that only an anchor reads belongs to that anchor: in the producer's group it would be stored, four bytes an element.
+    feeds_anchor = {v for b in stages.bindings(main) if ops.op_name(b.value) in ANCHORS for v in variables(b.value) if uses[v] == 1}
     group_of: dict[relax.Var, _Group] = {}
 
     def candidates(call: relax.Call) -> list[_Group]:
@@ -72,7 +74,7 @@ def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
         taken: list[_Group] = []
         if name in ANCHORS:
             taken = [g for g in candidates(value) if all(ops.op_name(m.value) in PROLOGUE for m in g.members)]
-        elif name in ELEMENTWISE:
+        elif name in ELEMENTWISE and not (name in PROLOGUE and binding.var in feeds_anchor):
             same = [g for g in candidates(value) if ops.shape_of(g.output) == ops.shape_of(binding.var)]
             anchored = [g for g in same if g.anchored]
             # Of two anchors (a residual join of two convolutions) the later one takes the sum.

@@ -133,3 +133,16 @@ def test_wide_constants_stay_wide() -> None:
     mod = integers(build, {"x": ((1, 3, 5, 5), "uint8")})
     after, _ = choose_layout(mod)
     same_values(mod, after)
+
+
+def test_a_cast_goes_with_the_sum_that_reads_it() -> None:
+    """In the producer's kernel it would be written to memory as int32."""
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.5, 3), bb.emit(weight((4, 3, 3, 3), 0.25))))
+        y = dq(bb, q(bb, y, 90.0, 128), 90.0, 128)
+        return q(bb, bb.emit(relax.op.mean(y, [2, 3], True)), 11.0, 128)
+
+    mod = integers(build, {"x": ((1, 3, 5, 5), "uint8")})
+    after, _ = fuse_epilogues(mod)
+    assert [str(ops.dtype_of(f.body.body)) for f in stages.private_functions(after).values()] == ["uint8", "uint8"]
+    same_values(mod, after)
