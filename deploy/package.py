@@ -32,6 +32,11 @@ from hawq_tvm.errors import PackageError
 FORMAT_VERSION = 1
 FILES = ("model.so", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json")
 MANIFEST = "manifest.json"
+# What readers rely on in a manifest, beside the hashes.
+LAYOUT: dict[str, type] = {
+    "name": str, "producer.tvm": str, "producer.tvm_ffi": str, "producer.hawq_tvm": str, "target.architecture": str,
+    "target.cpu_features": list, "inputs": list, "outputs": list, "float_tail": list, "sha256": dict,
+}  # fmt: skip
 # Constants up to this many bytes stay in graph.json, where they can be read.
 SMALL_CONSTANT = 64
 
@@ -76,45 +81,62 @@ def load_graph(files: Mapping[str, bytes]) -> tvm.IRModule:
     return tvm.ir.load_json(json.dumps(graph))
 
 
-def write_files(folder: Path, files: Mapping[str, bytes], manifest: dict[str, Any]) -> dict[str, Any]:
-    """Write a package's files and its sealed manifest into an existing folder; returns the manifest."""
-    full = sealed(manifest, files)
-    for name, data in {**files, MANIFEST: dump_json(full)}.items():
-        with (folder / name).open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-    return full
-
-
-def install(folder: Path, destination: Path) -> None:
-    """Copy a package's folder to `destination` in one step; a package that is there is replaced, anything else refused.
+def install(destination: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Write a package to the folder `destination` in one step; a package that is there is replaced, anything else refused.
 
     Raises PackageError when the destination exists and is no package, or cannot be written.
     """
-    if destination.exists() and not (destination / MANIFEST).is_file():
-        raise PackageError("exists and is not a package", where=str(destination), remedy="choose another name, or remove it")
     try:
+        if destination.exists() and not _may_replace(destination):
+            raise PackageError("exists and is not a package", where=str(destination), remedy="choose another name, or remove it")
         destination.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
         try:
             new, old = staging / "new", staging / "old"
-            shutil.copytree(folder, new)
+            new.mkdir()  # with the user's permissions: those of `staging` are its owner's alone
+            for name, data in {**files, MANIFEST: dump_json(manifest)}.items():
+                _write(new / name, data)
             if destination.exists():
                 os.replace(destination, old)
-            os.replace(new, destination)
+            try:
+                os.replace(new, destination)
+            except OSError:
+                if old.exists():
+                    os.replace(old, destination)
+                raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as e:
         raise PackageError("cannot be written", where=str(destination), found=e.strerror or str(e), remedy="check the path and its permissions") from e
 
 
+def _may_replace(destination: Path) -> bool:
+    """Whether a path is an empty folder or a package, damaged perhaps, in which nothing else is kept."""
+    if not destination.is_dir():
+        return False
+    names = {p.name for p in destination.iterdir()}
+    return not names or {MANIFEST, "graph.json"} <= names <= {MANIFEST, *FILES}
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
 def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The manifest and the files of a package, every hash checked before anything is used.
 
-    Raises PackageError for a missing, damaged, extra or foreign file, or another format version.
+    Raises PackageError for a missing, damaged, extra, unreadable or foreign file, or another format version.
     """
-    where = str(folder)
+    try:
+        return _read(folder, str(folder))
+    except OSError as e:
+        raise PackageError("cannot be read", where=str(folder), found=e.strerror or str(e), remedy="check the path and its permissions") from e
+
+
+def _read(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     if not folder.exists():
         raise PackageError("does not exist", where=where, remedy="check the path")
     if not folder.is_dir():
@@ -140,9 +162,10 @@ def _read_manifest(folder: Path, where: str) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file() or path.is_symlink():
         raise PackageError("is not a package", where=where, expected=MANIFEST, found="no such file")
+    data = path.read_bytes()
     try:
-        manifest = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        manifest = json.loads(data)
+    except (ValueError, RecursionError) as e:  # ValueError: no JSON, no UTF-8, or a number of absurd length
         raise PackageError("is damaged: its manifest is no JSON", where=where, found=str(e).splitlines()[0], remedy="compile it again") from e
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         raise PackageError("is damaged: its manifest has no format version", where=where, remedy="compile it again")
@@ -151,10 +174,18 @@ def _read_manifest(folder: Path, where: str) -> dict[str, Any]:
             "has another format version", where=where, expected=str(FORMAT_VERSION), found=str(manifest["format"]),
             remedy="use the hawq-tvm version that wrote it, or compile it again",
         )  # fmt: skip
-    seal = manifest.get("seal")
-    if not isinstance(manifest.get("sha256"), dict) or seal != _seal(manifest):
+    if data != dump_json(manifest) or manifest.get("seal") != _seal(manifest):
         raise PackageError("is damaged: its manifest was changed", where=where, remedy="compile or copy it again")
+    for key, kind in LAYOUT.items():
+        if not isinstance(_field(manifest, key), kind):
+            raise PackageError("has a manifest that another tool wrote", where=where, expected=f"{kind.__name__} {key}", remedy="compile it again")
     return manifest
+
+
+def _field(value: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -162,7 +193,7 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(dump_json({k: v for k, v in manifest.items() if k != "seal"})).hexdigest()
 
 
-def sealed(manifest: dict[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
+def sealed(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
     """The manifest with format version, file hashes and its own seal."""
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     full = {**manifest, "format": FORMAT_VERSION, "sha256": hashes}

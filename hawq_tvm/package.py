@@ -32,9 +32,12 @@ from .verify.certificate import Certificate, certify
 from .verify.compare import LayerRun, VerifyReport, run_with_layers, verify_executable
 
 Array = NDArray[Any]
+LIBRARY = "model.so"
 
-# TVM's thread pool takes half of the processors for hyper-threads unless told, and asks once, at its first parallel loop.
+# TVM's thread pool takes half of the processors for hyper-threads unless told, and binds the calling thread to processor 0
+# even where taskset or a container allows others only. It asks when a thread makes its pool, at its first parallel loop.
 os.environ.setdefault("TVM_NUM_THREADS", str(available_cores()))
+os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 
 def compile(
@@ -60,29 +63,23 @@ def load(path: str | Path) -> Package:
 
     Raises PackageError when it is damaged, of another version, or made for another CPU; no code is loaded before that.
     """
-    return Package(Path(path))
+    manifest, files = files_on_disk.read_files(Path(path))
+    return Package(manifest, files, str(path))
 
 
 def _from_compiled(compiled: Compiled, name: str, progress: Progress | None = None) -> Package:
-    folder = Path(tempfile.mkdtemp(prefix="hawq_tvm_"))
-    try:
-        if progress:
-            progress("package", None)
-        library = folder / "model.so"
+    if progress:
+        progress("package", None)
+    with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
+        library = Path(folder) / LIBRARY
         _export(compiled.executable, library)
         certificate = certify(compiled.packed, compiled.tir, library)
         files = {
-            "model.so": library.read_bytes(), **files_on_disk.graph_files(compiled.packed),
+            LIBRARY: library.read_bytes(), **files_on_disk.graph_files(compiled.packed),
             "certificate.json": files_on_disk.dump_json(certificate.to_dict()),
             "report.json": files_on_disk.dump_json(schedules.report(compiled.tir)),
         }  # fmt: skip
-        files_on_disk.write_files(folder, files, _manifest(compiled, name))
-        package = Package(folder)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    weakref.finalize(package, shutil.rmtree, folder, True)
-    return package
+    return Package(files_on_disk.sealed(_manifest(compiled, name), files), files, name)
 
 
 def _export(executable: relax.VMExecutable, library: Path) -> None:
@@ -162,23 +159,23 @@ def _border_call(packed: tvm.IRModule, value: relax.Expr, side: str) -> relax.Ca
 
 
 class Package:
-    """A compiled model, backed by its folder; made by `compile` or `load`.
+    """A compiled model; made by `compile` or `load`.
 
-    manifest: what manifest.json holds.  Thread-safe: one run at a time, others wait.
+    manifest: what manifest.json holds.  files: the package's other files, checked against it; nothing is read again
+    from disk.  where: how errors call the package.  Thread-safe: one run at a time, others wait.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest, self._files = files_on_disk.read_files(folder)
-        target = self.manifest["target"]
-        producer = self.manifest["producer"]
+    def __init__(self, manifest: dict[str, Any], files: dict[str, bytes], where: str) -> None:
+        self.manifest, self._files = manifest, files
+        target, producer = manifest["target"], manifest["producer"]
         if producer["tvm"] != str(tvm.__version__) or producer["tvm_ffi"] != str(tvm_ffi.__version__):
             raise PackageError(
-                "was made with another version of TVM", where=str(folder), expected=f"tvm {tvm.__version__}, tvm-ffi {tvm_ffi.__version__}",
+                "was made with another version of TVM", where=where, expected=f"tvm {tvm.__version__}, tvm-ffi {tvm_ffi.__version__}",
                 found=f"tvm {producer['tvm']}, tvm-ffi {producer['tvm_ffi']}", remedy="install that version, or compile again",
             )  # fmt: skip
-        targets.check_host(target["architecture"], target["cpu_features"], str(folder))
-        self._lock = threading.Lock()
+        targets.check_host(target["architecture"], target["cpu_features"], where)
+        self._lock = threading.RLock()
+        self._library: Path | None = None
         self._vm: relax.VirtualMachine | None = None
         self._graph: tvm.IRModule | None = None
 
@@ -195,12 +192,35 @@ class Package:
         return self._graph
 
     @property
+    def library(self) -> Path:
+        """The checked library in a file of this process alone, removed with the package.
+
+        The dynamic linker knows libraries by their path: from the package's own folder, a package compiled anew in
+        the same place would silently run the old code.
+        """
+        with self._lock:
+            if self._library is None:
+                folder = tempfile.mkdtemp(prefix="hawq_tvm_")
+                weakref.finalize(self, shutil.rmtree, folder, True)
+                path = Path(folder) / LIBRARY
+                path.write_bytes(self._files[LIBRARY])
+                self._library = path
+            return self._library
+
+    @property
     def vm(self) -> relax.VirtualMachine:
         """TVM's virtual machine with the library loaded."""
-        if self._vm is None:
-            module = tvm.runtime.load_module(str((self.folder / "model.so").resolve()))
-            self._vm = relax.VirtualMachine(module, tvm.cpu())
-        return self._vm
+        with self._lock:
+            if self._vm is None:
+                try:
+                    module = tvm.runtime.load_module(str(self.library))
+                except RuntimeError as e:
+                    raise PackageError(
+                        "the library cannot be loaded", where=self.name, found=str(e).splitlines()[0],
+                        remedy="set TMPDIR to a folder from which programs may run, or compile again",
+                    ) from e  # fmt: skip
+                self._vm = relax.VirtualMachine(module, tvm.cpu())
+            return self._vm
 
     def prepare(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The inputs as the library takes them: checked, contiguous, sub-byte types widened to 8 bits.
@@ -245,7 +265,7 @@ class Package:
         """Certify again, from the stored graph and the stored library, that between quantize and dequantize all is integer."""
         target = targets.parse(json.dumps(targets_fields(self.manifest["target"])))
         tir, _ = schedules.lower_to_tir(self.graph, target)
-        return certify(self.graph, tir, self.folder / "model.so")
+        return certify(self.graph, tir, self.library)
 
     def bench(
         self, inputs: Mapping[str, Array] | None = None, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10,
@@ -254,8 +274,8 @@ class Package:
         """Time inferences of random (or given) inputs; see `BenchReport`."""
         ready = self.prepare(inputs) if inputs is not None else self.random_inputs(1, 0)[0]
         tensors = [tvm.runtime.tensor(ready[i["name"]]) for i in self.manifest["inputs"]]
-        main = self.vm["main"]
         with self._lock:
+            main = self.vm["main"]
             return measure(lambda: main(*tensors), self.name, warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads)
 
     def report(self) -> list[dict[str, Any]]:
@@ -269,7 +289,7 @@ class Package:
     def save(self, path: str | Path) -> Path:
         """Write the package to the folder `path`, in one step."""
         destination = Path(path)
-        files_on_disk.install(self.folder, destination)
+        files_on_disk.install(destination, self.manifest, self._files)
         return destination
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,37 +53,56 @@ class BenchReport:
         }  # fmt: skip
 
 
-def set_threads(threads: int | None) -> int:
-    """Give TVM's thread pool a number of threads (None: as many as there are cores); returns that number.
-
-    Raises UsageError for a number below one.
-    """
-    if threads is not None and threads < 1:
-        raise UsageError("the number of threads must be at least 1", found=str(threads))
-    count = threads or machine.available_cores()
-    # Mode 1 prefers the big cores of a big-little machine; elsewhere all modes are alike.
-    tvm_ffi.get_global_func("runtime.config_threadpool")(1, count)
-    return count
-
-
 def measure(
     call: Callable[[], Any], name: str, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10, threads: int | None = None
 ) -> BenchReport:
     """Time `call`: at least `warmup_ms` unmeasured, then at least `iterations` calls and `duration` seconds.
 
+    threads: the size of TVM's thread pool (None: one per usable core), for this measurement only.
     Raises UsageError for numbers that make no sense.
     """
-    if warmup_ms < 0 or duration < 0 or iterations < 1:
-        raise UsageError("warm-up and duration must not be negative, iterations at least 1", found=f"{warmup_ms}, {duration}, {iterations}")
-    count = set_threads(threads)
-    end = time.perf_counter() + warmup_ms / 1000
-    call()
-    while time.perf_counter() < end:
+    if not (0 <= warmup_ms < float("inf") and 0 <= duration < float("inf") and iterations >= 1):
+        raise UsageError("warm-up and duration must be finite and not negative, iterations at least 1", found=f"{warmup_ms}, {duration}, {iterations}")
+    if threads is not None and threads < 1:
+        raise UsageError("the number of threads must be at least 1", found=str(threads))
+    count = threads or machine.available_cores()
+    stop = threading.Event()
+
+    def loop() -> tuple[float, ...]:
+        end = time.perf_counter() + warmup_ms / 1000
         call()
-    times: list[float] = []
-    end = time.perf_counter() + duration
-    while len(times) < iterations or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(1000 * (time.perf_counter() - start))
-    return BenchReport(name, machine.describe(), count, warmup_ms, tuple(times))
+        while time.perf_counter() < end and not stop.is_set():
+            call()
+        times: list[float] = []
+        end = time.perf_counter() + duration
+        while (len(times) < iterations or time.perf_counter() < end) and not stop.is_set():
+            start = time.perf_counter()
+            call()
+            times.append(1000 * (time.perf_counter() - start))
+        return tuple(times)
+
+    # A pool belongs to the thread that first needs it and keeps its size: a new thread gets one of exactly `count`.
+    with ThreadPoolExecutor(1, initializer=_make_pool, initargs=(count,)) as thread:
+        try:
+            times = thread.submit(loop).result()
+        finally:
+            stop.set()
+    return BenchReport(name, machine.describe(), count, warmup_ms, times)
+
+
+_environment = threading.Lock()
+
+
+def _make_pool(threads: int) -> None:
+    """Give the calling thread, which has no TVM thread pool yet, one of `threads` threads."""
+    with _environment:
+        before = os.environ.get("TVM_NUM_THREADS")
+        os.environ["TVM_NUM_THREADS"] = str(threads)
+        try:
+            # Mode 1 prefers the big cores of a big-little machine; elsewhere all modes are alike.
+            tvm_ffi.get_global_func("runtime.config_threadpool")(1, threads)
+        finally:
+            if before is None:
+                del os.environ["TVM_NUM_THREADS"]
+            else:
+                os.environ["TVM_NUM_THREADS"] = before
