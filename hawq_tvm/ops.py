@@ -7,7 +7,7 @@ shifts broadcast against the data as NumPy arrays do, so no operator needs an ax
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,29 @@ def const_value(expr: relax.Expr) -> np.ndarray[Any, Any]:
 def op_name(expr: relax.Expr) -> str:
     """The operator's name when `expr` is a call of one ("relax.nn.conv2d"), else the empty string."""
     return expr.op.name if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) else ""
+
+
+class Emitter:
+    """Binds expressions to variables of a function under construction, under the names of the user's layers.
+
+    BlockBuilder.emit would replace the dots that PyTorch's names contain; a name that is taken gets a number.
+    """
+
+    def __init__(self, builder: relax.BlockBuilder, taken: Iterable[str] = ()) -> None:
+        self.builder, self.taken = builder, set(taken)
+
+    def __call__(self, expr: relax.Expr, name: str) -> relax.Var:
+        """A variable bound to `expr`; variables are returned as they are."""
+        if isinstance(expr, relax.Var):
+            return expr
+        unique, count = name, 1
+        while unique in self.taken:
+            unique, count = f"{name}_{count}", count + 1
+        self.taken.add(unique)
+        value = self.builder.normalize(expr)
+        var = relax.DataflowVar(unique, value.ty)
+        self.builder.emit_normalized(relax.VarBinding(var, value))
+        return var
 
 
 def _tensor(shape: Sequence[int], dtype: str) -> relax.TensorType:

@@ -104,6 +104,7 @@ def _outline(module: tvm.IRModule, group_of: dict[relax.Var, _Group]) -> tvm.IRM
     returned, aliases = stages.outputs(main)
     builder = relax.BlockBuilder()
     env: dict[relax.Var, relax.Expr] = {p: p for p in main.params}
+    emit = ops.Emitter(builder, [p.name for p in main.params])
     functions = {}
     for group in dict.fromkeys(group_of.values()):
         functions[group] = _function(builder, group)
@@ -126,10 +127,10 @@ def _outline(module: tvm.IRModule, group_of: dict[relax.Var, _Group]) -> tvm.IRM
                     continue
                 home = group_of.get(binding.var)
                 if home is None:
-                    env[binding.var] = builder.emit(mapped(binding.value), name_hint=binding.var.name)
+                    env[binding.var] = emit(mapped(binding.value), binding.var.name)
                 elif home.output.same_as(binding.var):
                     gv, outer = functions[home]
-                    env[binding.var] = builder.emit(relax.Call(gv, [env[v] for v in outer]), name_hint=binding.var.name)
+                    env[binding.var] = emit(relax.Call(gv, [env[v] for v in outer]), binding.var.name)
             output = builder.emit_output(mapped(returned))
         builder.emit_func_output(output)
     new = builder.get()
@@ -147,6 +148,7 @@ def _function(builder: relax.BlockBuilder, group: _Group) -> tuple[tvm.ir.Global
     env: dict[relax.Var, relax.Expr] = {v: relax.Var(f"p{i}", v.ty) for i, v in enumerate(outer)}
     params = [env[v] for v in outer]
     inner = relax.BlockBuilder()
+    emit = ops.Emitter(inner)
 
     def mapped(expr: relax.Expr) -> relax.Expr:
         if isinstance(expr, relax.Var):
@@ -160,7 +162,7 @@ def _function(builder: relax.BlockBuilder, group: _Group) -> tuple[tvm.ir.Global
     with inner.function("layer", params, private=True):
         with inner.dataflow():
             for m in group.members[:-1]:
-                env[m.var] = inner.emit(mapped(m.value), name_hint=m.var.name)
+                env[m.var] = emit(mapped(m.value), m.var.name)
             last = inner.emit_output(mapped(group.members[-1].value))
         inner.emit_func_output(last)
     func = inner.get()["layer"].with_attr("Primitive", 1).with_attr("hawq.layer", group.output.name)

@@ -79,7 +79,7 @@ class _Lowering:
     def __init__(self, module: tvm.IRModule) -> None:
         self.module, self.main = module, module["main"]
         self.builder = relax.BlockBuilder()
-        self.ctx = Context(self.builder)
+        self.ctx = Context(self.builder, [p.name for p in self.main.params])
         self.env: dict[relax.Var, Any] = {}
         self.failures: list[NotLowered] = []
         self.rewrites = 0
@@ -215,7 +215,7 @@ class _Lowering:
             fields = [self._float(self._value(f), "input") for f in v.fields] if isinstance(v, relax.Tuple) else None
             args.append(relax.Tuple(fields) if fields is not None else self._float(v, "input"))
         self.ctx.layer = layer
-        var = self.builder.emit(relax.Call(call.op, args, attrs=call.attrs), name_hint=layer)
+        var = self.ctx.emit_float(relax.Call(call.op, args, attrs=call.attrs))
         self.outside.append(var.name)
         return var
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 import tvm
 from tvm import relax
 
-from hawq_tvm import stages
+from hawq_tvm import ops, stages
 
 Env = dict[relax.Var, relax.Expr]
 Visit = Callable[["Rebuild", relax.VarBinding, relax.Expr], relax.Expr | None]
@@ -24,11 +24,12 @@ class Rebuild:
     def __init__(self, module: tvm.IRModule) -> None:
         self.module = module
         self.builder = relax.BlockBuilder()
+        self._emit = ops.Emitter(self.builder, [p.name for p in module["main"].params])
         self.env: Env = {}
 
     def emit(self, expr: relax.Expr, name: str) -> relax.Var:
         """Bind an expression to a new variable named after a layer; variables are returned as they are."""
-        return expr if isinstance(expr, relax.Var) else self.builder.emit(expr, name_hint=name)
+        return self._emit(expr, name)
 
     def map(self, expr: relax.Expr) -> relax.Expr:
         """`expr` with every old variable replaced by its new expression (calls and tuples included)."""

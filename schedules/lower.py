@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from hawq_tvm import stages
+from hawq_tvm import ops, stages
 
 from . import emit_movement, emit_reduce, emit_requantize  # noqa: F401  (they register emitters)
 from .layer import Layer
@@ -66,6 +66,7 @@ def _call_kernels(
             return relax.Call(expr.op, [mapped(a) for a in expr.args], attrs=expr.attrs, ty_args=expr.ty_args)
         return expr
 
+    emit = ops.Emitter(builder, [p.name for p in main.params])
     with builder.function("main", list(main.params), attrs=dict(main.attrs or {}), private=False):
         with builder.dataflow():
             result = main.body.body
@@ -75,7 +76,7 @@ def _call_kernels(
                     renamed[b.var] = builder.emit_output(value, name_hint=b.var.name)
                 else:
                     is_alias = isinstance(value, relax.Var)
-                    renamed[b.var] = value if is_alias else builder.emit(value, name_hint=b.var.name)
+                    renamed[b.var] = value if is_alias else emit(value, b.var.name)
             result = mapped(result) if isinstance(result, relax.Var) else builder.emit_output(mapped(result))
         builder.emit_func_output(result)
     return builder.get()

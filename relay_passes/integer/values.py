@@ -6,7 +6,7 @@ that exist in the new module. Scales, zeros and constants are NumPy arrays that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -115,8 +115,9 @@ Value = Any
 class Context:
     """The new module under construction: emits integer operators and knows the interval of every result."""
 
-    def __init__(self, builder: relax.BlockBuilder) -> None:
+    def __init__(self, builder: relax.BlockBuilder, taken: Iterable[str] = ()) -> None:
         self.builder = builder
+        self._emit = ops.Emitter(builder, taken)
         self.intervals: dict[relax.Var, Any] = {}
         self.layer = ""
 
@@ -125,7 +126,7 @@ class Context:
         if isinstance(expr, relax.Var) or ops.is_const(expr):
             return expr
         name = f"{self.layer}.{suffix}" if suffix else self.layer
-        var = self.builder.emit(expr, name_hint=name)
+        var = self._emit(expr, name)
         value = self.builder.lookup_binding(var)
         if isinstance(value, relax.Call):
             self.intervals[var] = interval_of(value, [self.interval(a) for a in value.args])
@@ -133,6 +134,10 @@ class Context:
             whole = self.interval(value.tuple_value)
             self.intervals[var] = whole[value.index] if isinstance(whole, tuple) else whole
         return var
+
+    def emit_float(self, expr: relax.Expr) -> relax.Var:
+        """Bind a float operator of a head or tail to a variable named after the current layer; it has no interval."""
+        return self._emit(expr, self.layer)
 
     def interval(self, expr: relax.Expr) -> Any:
         """The interval of an expression already emitted, of a constant, or a tuple of them."""
