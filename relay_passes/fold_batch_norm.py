@@ -68,7 +68,8 @@ def _fold_into_weight(
     rebuild: Rebuild, name: str, source: relax.Expr, producer: Any, values: dict[relax.Var, relax.Expr], factor: np.ndarray[Any, Any]
 ) -> tuple[relax.Expr, Any] | None:
     """Cases 1 and 2: the new convolution and the old bias per channel, or None when the structure is not there."""
-    conv, bias = producer(source), np.float64(0)
+    conv = producer(source)
+    bias: np.ndarray[Any, Any] | None = np.zeros(1)
     if ops.op_name(conv) == "relax.add":
         bias = _constant(conv.args[1], values)
         if bias is None or bias.size not in (1, factor.size):

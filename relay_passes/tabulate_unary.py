@@ -134,7 +134,7 @@ def _is_scalar(expr: relax.Expr) -> bool:
 
 
 def _scalar(expr: relax.Expr) -> Array:
-    return np.float64(ops.const_value(expr).reshape(-1)[0]) if ops.is_const(expr) else np.float64(float(expr.value))
+    return np.asarray(ops.const_value(expr).reshape(-1)[0] if ops.is_const(expr) else expr.value, np.float64)
 
 
 def tabulate_unary(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:

@@ -276,7 +276,7 @@ def _quantize(e: Emission, call: relax.Call) -> te.Tensor:
     attrs = call.attrs
     storage, divide = str(attrs["out_dtype"]), str(attrs["form"]) == "divide"
     real = np.float64 if storage == "int32" else np.float32
-    values = ops.const_value(call.args[1]).astype(real)
+    values: Array = ops.const_value(call.args[1]).astype(real)
     x, zero = e.operand(call.args[0]), e.operand(call.args[2])
     scale = Operand(e, value=values if divide else real(1) / values)
     low, high, rounding = int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["rounding"])

@@ -251,7 +251,7 @@ def _exact_product(a: Array, b: Array) -> Array:
 def _windows(x: Array, kernel: tuple[int, int], strides: tuple[int, int], dilation: tuple[int, int]) -> Array:
     """Every window of an NCHW tensor: (N, C, OH, OW, KH, KW)."""
     reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
-    view = sliding_window_view(x, reach, axis=(2, 3))
+    view = sliding_window_view(x, reach, axis=(2, 3))  # type: ignore[call-overload]  # the 2.2 stubs want one axis
     return view[:, :, :: strides[0], :: strides[1], :: dilation[0], :: dilation[1]]
 
 
@@ -340,7 +340,7 @@ def _pad(call: relax.Call, x: Array, *_: Any) -> Array:
 def _unpack_int4(call: relax.Call, packed: Array) -> Array:
     """(A20)"""
     shape = tuple(int(d) for d in call.attrs["shape"])
-    flat = np.empty(2 * packed.size, np.int64)
+    flat: Array = np.empty(2 * packed.size, np.int64)
     flat[0::2], flat[1::2] = packed.ravel() % 16, packed.ravel() // 16
     flat = flat[: int(np.prod(shape))]
     return (np.where(flat >= 8, flat - 16, flat) if int(call.attrs["signed"]) else flat).reshape(shape)

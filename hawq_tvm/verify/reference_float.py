@@ -51,7 +51,7 @@ def _pair(values: Any) -> tuple[int, int]:
 
 def _windows(x: Array, kernel: Any, strides: Any, dilation: Any) -> Array:
     reach = tuple((int(k) - 1) * int(d) + 1 for k, d in zip(kernel, dilation, strict=True))
-    view = sliding_window_view(x, reach, axis=(2, 3))
+    view = sliding_window_view(x, reach, axis=(2, 3))  # type: ignore[call-overload]  # the 2.2 stubs want one axis
     return view[:, :, :: int(strides[0]), :: int(strides[1]), :: int(dilation[0]), :: int(dilation[1])]
 
 

@@ -58,7 +58,7 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
     if isinstance(value, Constant):
         scale = out.scale.astype(np.float32)
         q = arith.quantize(
-            value.real.astype(np.float32), scale, np.int64(out.zero), qmin=out.qtype.qmin, qmax=out.qtype.qmax,
+            value.real.astype(np.float32), scale, np.asarray(out.zero), qmin=out.qtype.qmin, qmax=out.qtype.qmax,
             storage=out.qtype.storage, rounding=out.rounding,
         )  # fmt: skip
         return ops.const(np.broadcast_to(q, value.shape), out.qtype.storage)

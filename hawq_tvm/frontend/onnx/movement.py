@@ -10,7 +10,7 @@ from tvm import relax
 from hawq_tvm import ops
 
 from .node import Node, handles
-from .values import Result, Tensor
+from .values import Array, Result, Tensor
 
 
 def take(x: relax.Expr, indices: np.ndarray, axis: int) -> relax.Call:
@@ -237,7 +237,7 @@ def _pad_with_data(node: Node, x: relax.Expr, widths: list[tuple[int, int]], mod
             expected=f"at most {1 << 24}",
             found=str((before, after)),
         )
-        place = np.arange(-before, size + after)
+        place: Array = np.arange(-before, size + after)
         if mode == "edge":
             place = np.clip(place, 0, size - 1)
         elif mode == "wrap":

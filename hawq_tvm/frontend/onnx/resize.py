@@ -80,19 +80,15 @@ def resize(node: Node) -> Result:
     node.need(rounding in ROUNDINGS, "has an unknown nearest_mode", expected=", ".join(ROUNDINGS), found=rounding)
     rank = len(node.shape())
     axes = node.axes(node.attr("axes", list(range(rank))), rank)
-    scales = node.constant(2, "scale") if node.given(2) else np.zeros(0)
+    scales = node.constant(2, "scale").astype(np.float64).ravel().tolist() if node.given(2) else []
     sizes = node.ints(3, "size") if node.given(3) else []
     node.need(
-        (scales.size > 0) != (len(sizes) > 0),
+        bool(scales) != bool(sizes),
         "needs either scales or sizes",
         expected="one of the two",
         found="both or none",
     )
-    resized = (
-        _axes_by_scale(node, scales.astype(np.float64).ravel().tolist(), axes)
-        if scales.size
-        else _axes_by_size(node, sizes, axes)
-    )
+    resized = _axes_by_scale(node, scales, axes) if scales else _axes_by_size(node, sizes, axes)
     if coordinates == "tf_crop_and_resize":
         resized = _cropped(node, resized, axes)
     if node.flag("antialias", 0) and any(a.scale < 1 for a in resized.values()):
