@@ -160,7 +160,8 @@ def quantize(
     """
     real = np.float64 if storage == "int32" else np.float32
     x, scale = x.astype(real), scale.astype(real)
-    ratio = x / scale if form == "divide" else x * (real(1) / scale)
+    with np.errstate(over="ignore"):  # infinity saturates like any large number
+        ratio = x / scale if form == "divide" else x * (real(1) / scale)
     low, high = qmin - zero_point.astype(np.int64), qmax - zero_point.astype(np.int64)
     bounded = np.clip(round_real(ratio, rounding), low.astype(real), high.astype(real))
     return (bounded.astype(np.int64) + zero_point).astype(storage)
