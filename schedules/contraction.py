@@ -1,6 +1,6 @@
 """Convolutions and matrix products in one form: rows of data against packed weights.
 
-    acc[lead, w, o] += rows[row(lead, kh), w * step + t * hop + start(o) + r] * weights[lead', o / L, kh, t, r, o % L]
+    acc[lead, w, o] += rows[row(lead, kh), w * step + t * hop + start(o) + r] * weights[lead', kh, t, r, o]
 
 A row is one line of the padded NHWC input, its pixels' channels in sequence, so that the taps of one
 kernel line are contiguous when there is one group and no dilation. The weights of a vector of L output channels
@@ -82,11 +82,12 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Packing:
-    """Weights as [.., vector, kh, t, r / depth, L, depth]: `vectors` vectors of `lanes` channels, zeros at the ends.
+    """Weights as [.., block, kh, t, r / depth, vector, L, depth], zeros at the ends, so that one block is read in sequence.
 
-    With depth 1 the last dimension is left out.
+    blocks: of `vectors` vectors of `lanes` channels.  With depth 1 the last dimension is left out.
     """
 
+    blocks: int
     vectors: int
     lanes: int
     depth: int
@@ -152,37 +153,38 @@ def contraction(e: Emission, call: relax.Call, form: Packing) -> Contraction:
 def pack(weights: Array, shape: Shape, form: Packing) -> Array:
     """[.., kh, t, r, O] weights (HWIO when grouped) as `form` says."""
     lanes, depth = form.lanes, form.depth
+    vectors = form.blocks * form.vectors
     if shape.groups == 1:
-        extra = form.vectors * lanes - shape.channels
+        extra = vectors * lanes - shape.channels
         full = np.pad(weights, [(0, 0)] * (weights.ndim - 1) + [(0, extra)])
-        dense = np.moveaxis(full.reshape(*full.shape[:-1], form.vectors, lanes), -2, -5)
+        dense = np.moveaxis(full.reshape(*full.shape[:-1], vectors, lanes), -2, -5)
     else:
         per_group = shape.channels // shape.groups
-        dense = np.zeros((form.vectors, *shape.taps, shape.run, lanes), weights.dtype)
+        dense = np.zeros((vectors, *shape.taps, shape.run, lanes), weights.dtype)
         for o in range(shape.channels):
             vector, lane = divmod(o, lanes)
             begin = o // per_group * shape.inputs - int(shape.start(vector, lanes))
             dense[vector, :, :, begin : begin + shape.inputs, lane] = weights[..., o]
     dense = np.pad(dense, [(0, 0)] * (dense.ndim - 2) + [(0, -shape.run % depth), (0, 0)])
-    if depth == 1:
-        return np.ascontiguousarray(dense)
-    steps = dense.reshape(*dense.shape[:-2], -1, depth, lanes)
-    return np.ascontiguousarray(np.swapaxes(steps, -1, -2))
+    *lead, _, kh, t, padded, _ = dense.shape
+    steps = dense.reshape(*lead, form.blocks, form.vectors, kh, t, padded // depth, depth, lanes)
+    steps = np.swapaxes(np.moveaxis(steps, -6, -3), -1, -2)
+    return np.ascontiguousarray(steps[..., 0] if depth == 1 else steps)
 
 
 def _constant(e: Emission, w: Operand, dense: Array, shape: Shape, form: Packing) -> te.Tensor:
     """Constant weights as an argument; 4-bit ones keep two to a byte, and a stage of their own opens them."""
     packed = pack(dense, shape, form)
-    if not w.four_bits or form.depth != 2:
+    if not w.four_bits or form.depth == 1:
         return e.argument(packed, "weights")
-    values = packed.astype(np.int64)
-    pairs = e.argument(((values[..., 0] & 15) | ((values[..., 1] & 15) << 4)).astype(np.uint8), "weights")
+    half, values = form.lanes // 2, packed.astype(np.int64) & 15
+    pairs = e.argument((values[..., :half, :] | (values[..., half:, :] << 4)).astype(np.uint8), "weights")
     signed = w.dtype == "int8"
 
     def element(*i: Any) -> tirx.Expr:
-        byte = pairs(*i[:-1]).astype("int32")
-        nibble = (byte >> (i[-1] * 4)) & immediate(15, "int32")
-        return ((nibble ^ immediate(8, "int32")) - 8 if signed else nibble).astype("int8")
+        byte = pairs(*i[:-2], i[-2] % half, i[-1])
+        nibble = (byte >> (i[-2] // half * 4).astype("uint8")) & immediate(15, "uint8")
+        return (nibble ^ immediate(8, "uint8")).astype("int8") - immediate(8, "int8") if signed else nibble.astype("int8")
 
     return te.compute(packed.shape, element, name="unpacked")
 
@@ -194,12 +196,12 @@ def _stage(
     steps = -(-shape.run // form.depth)
 
     def element(*i: Any) -> tirx.Expr:
-        *first, vector, kh, t, j, lane = i[: len(lead) + 5]
-        r, o = j if form.depth == 1 else j * form.depth + i[-1], vector * form.lanes + lane
+        *first, block, kh, t, j, vector, lane = i[: len(lead) + 6]
+        r, o = j if form.depth == 1 else j * form.depth + i[-1], (block * form.vectors + vector) * form.lanes + lane
         value = at(first, kh, t, r, o)
-        inside = [o < shape.channels] if shape.channels != form.vectors * form.lanes else []
+        inside = [o < shape.channels] if shape.channels != form.blocks * form.vectors * form.lanes else []
         inside += [r < shape.run] if shape.run % form.depth else []
         return tirx.if_then_else(tirx.all(*inside), value, immediate(0, dtype)) if inside else value
 
     last = (form.depth,) if form.depth > 1 else ()
-    return te.compute((*lead, form.vectors, *shape.taps, steps, form.lanes, *last), element, name="packed")
+    return te.compute((*lead, form.blocks, *shape.taps, steps, form.vectors, form.lanes, *last), element, name="packed")

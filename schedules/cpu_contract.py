@@ -10,10 +10,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import gcd, prod
 from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax, s_tir, te, tirx
 
@@ -35,7 +37,7 @@ TASKS = 8
 class ContractTile:
     """Accumulators of `pixels` x `vectors` registers of `lanes` int32 each.
 
-    depth: products per lane and step (2 where the CPU multiplies and adds pairs).  rows: output rows per task.
+    depth: products per lane and step (2 or 4 where an instruction adds so many).  rows: output rows per task.
     """
 
     pixels: int
@@ -45,7 +47,7 @@ class ContractTile:
     rows: int
 
     def __post_init__(self) -> None:
-        if self.depth not in (1, 2) or min(self.pixels, self.vectors, self.lanes, self.rows) < 1:
+        if self.depth not in (1, 2, 4) or min(self.pixels, self.vectors, self.lanes, self.rows) < 1:
             raise ValueError(f"not a tile: {self}")
 
     def __str__(self) -> str:
@@ -73,6 +75,21 @@ def choose_tile(shape: Shape, unit: VectorUnit, depth: int) -> ContractTile:
     groups = -(-shape.channels // (tile.lanes * tile.vectors)) * prod(shape.lead[:-1])
     most = max(1, min(L2_BYTES // (2 * shape.row_length), lines * groups // TASKS))
     return replace(tile, rows=max(n for n in range(1, lines + 1) if lines % n == 0 and n <= most))
+
+
+@dataclass(frozen=True)
+class Products:
+    """How a kernel multiplies: `depth` products per lane and step of data stored as `stored` after adding `offset`.
+
+    intrinsic: its name, for types of data and weights.  in_place: data that needs no border is read where it lies.
+    What the offset adds, its product with the sum of an output's weights, is taken off at the end.
+    """
+
+    depth: int
+    stored: str
+    intrinsic: Callable[[str, str], str]
+    offset: int = 0
+    in_place: bool = False
 
 
 class Contract:
@@ -103,23 +120,31 @@ class Contract:
             return "grouped weights that are computed at run time."
         return layer.epilogue_moves_data()
 
+    def products(self, call: relax.Call, unit: VectorUnit) -> Products:
+        """Pairs of 16 bits where the CPU adds them, else one by one in the type of the sums."""
+        acc = ops.dtype_of(call)
+        small = all(fits_int16(ops.dtype_of(a)) for a in call.args)
+        depth, stored = 2 if unit.pairs and small else 1, "int16" if small else acc
+        return Products(depth, stored, lambda data, weight: multiply_add(unit.lanes, depth, data, weight, acc))
+
     def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
         """See the loops at the top of this file."""
         call = layer.anchor_call
         assert call is not None
-        unit, acc = self.unit or VectorUnit.of(target), ops.dtype_of(call)
-        small = all(fits_int16(ops.dtype_of(a)) for a in call.args)
-        if acc == "int64":
+        unit = self.unit or VectorUnit.of(target)
+        if ops.dtype_of(call) == "int64":
             unit = replace(unit, lanes=max(1, unit.lanes // 2), pairs=False)
-        tile = choose_tile(shape_of(call, unit.lanes), unit, 2 if unit.pairs and small else 1)
-        stored = "int16" if small else acc
-        overrides = {ops.op_name(call): lambda e, c: _emit(e, c, tile, stored), "hawq.unpack_int4": _constant_int4}
+        products, shape = self.products(call, unit), shape_of(call, unit.lanes)
+        tile = choose_tile(shape, unit, products.depth)
+        in_place = products.in_place and layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
+        products = replace(products, in_place=in_place)
+        overrides = {ops.op_name(call): lambda e, c: _emit(e, c, tile, products), "hawq.unpack_int4": _constant_int4}
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
-        opened = tile.depth == 2 and layer.is_four_bits(call.args[1])
+        opened = tile.depth > 1 and layer.is_four_bits(call.args[1])
         weight = "int8" if opened else ops.dtype_of(call.args[1])
-        intrinsic = multiply_add(tile.lanes, tile.depth, stored, weight, acc)
-        _schedule(sch, shape_of(call, unit.lanes), tile, intrinsic)
+        data = ops.dtype_of(call.args[0]) if in_place else products.stored
+        _schedule(sch, shape, tile, products.intrinsic(data, weight))
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
 
 
@@ -134,21 +159,26 @@ def _constant_int4(e: Emission, call: relax.Call) -> Operand:
     return Operand(e, value=arith.unpack_int4(packed, shape, signed), four_bits=True)
 
 
-def _emit(e: Emission, call: relax.Call, tile: ContractTile, stored: str) -> te.Tensor:
-    """Stages: rows (the padded data, widened), acc (rounded up to whole tiles), and the view of it the layer sees."""
+def _emit(e: Emission, call: relax.Call, tile: ContractTile, products: Products) -> te.Tensor:
+    """Stages: rows (the padded data as stored; none where the data can be read in place), acc (rounded up to whole
+    tiles), and the view of it the layer sees."""
     sizes = shape_of(call, tile.lanes)
-    pixels = -(-sizes.pixels // tile.pixels) * tile.pixels
-    vectors = -(-sizes.channels // (tile.lanes * tile.vectors)) * tile.vectors
-    c = contraction(e, call, Packing(vectors, tile.lanes, tile.depth))
+    blocks = -(-sizes.channels // (tile.lanes * tile.vectors))
+    c = contraction(e, call, Packing(blocks, tile.vectors, tile.lanes, tile.depth))
     s = c.shape
-    needed = max(s.row_needed(pixels, tile.lanes, tile.depth), s.row_length)
-    length = -(-needed // s.per_pixel) * s.per_pixel
+    pixels, length = _rounded_up(s, tile)
+
+    def element(*i: Any) -> tirx.Expr:
+        value = c.element(i[:-1], i[-1])
+        return value.astype("int32") + immediate(products.offset, "int32") if products.offset else value
 
     def row_element(*i: Any) -> tirx.Expr:
-        value = c.element(i[:-1], i[-1]).astype(stored)
-        return value if length == s.row_length else tirx.if_then_else(i[-1] < s.row_length, value, immediate(0, stored))
+        value = element(*i).astype(products.stored)
+        if length == s.row_length:
+            return value
+        return tirx.if_then_else(i[-1] < s.row_length, value, immediate(0, products.stored))
 
-    rows = te.compute((*s.rows, length), row_element, name="rows")
+    rows = element if products.in_place else te.compute((*s.rows, length), row_element, name="rows")
     kh, t = te.reduce_axis((0, s.taps[0]), "kh"), te.reduce_axis((0, s.taps[1]), "t")
     j = te.reduce_axis((0, -(-s.run // tile.depth)), "j")
     p = [te.reduce_axis((0, tile.depth), "p")] if tile.depth > 1 else []
@@ -157,18 +187,40 @@ def _emit(e: Emission, call: relax.Call, tile: ContractTile, stored: str) -> te.
         *lead, w, vector, lane = i
         start = s.start(tirx.Min(vector, immediate((s.channels - 1) // tile.lanes, "int32")), tile.lanes)
         x = rows(*c.row(lead, kh), w * s.step + t * s.hop + start + sum(p, j * tile.depth))
-        weight = c.weights(*c.weight_lead(lead), vector, kh, t, j, lane, *p)
+        block, own = vector // tile.vectors, vector % tile.vectors
+        weight = c.weights(*c.weight_lead(lead), block, kh, t, j, own, lane, *p)
         return te.sum(x.astype(c.dtype) * weight.astype(c.dtype), axis=[kh, t, j, *p])
 
-    acc = te.compute((*s.lead, pixels, vectors, tile.lanes), accumulate, name="acc")
-    return te.compute(
-        (*s.lead, s.pixels, s.channels), lambda *i: acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes), name="view"
-    )
+    acc = te.compute((*s.lead, pixels, blocks * tile.vectors, tile.lanes), accumulate, name="acc")
+    if not products.offset:
+        excess = Operand(e, value=np.zeros(1, np.int32))
+    else:
+        weights = e.operand(call.args[1]).value
+        assert weights is not None, "an offset needs constant weights"
+        sums = weights.reshape(-1, s.channels).astype(np.int64).sum(0)
+        excess = Operand(e, value=(products.offset * sums).astype(np.int32))
+
+    def view(*i: Any) -> tirx.Expr:
+        return acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes) - excess.at(i)
+
+    return te.compute((*s.lead, s.pixels, s.channels), view, name="view")
+
+
+def _rounded_up(s: Shape, tile: ContractTile) -> tuple[int, int]:
+    """The pixels of a row in whole tiles, and the elements of data that they read: whole pixels."""
+    pixels = -(-s.pixels // tile.pixels) * tile.pixels
+    needed = max(s.row_needed(pixels, tile.lanes, tile.depth), s.row_length)
+    return pixels, -(-needed // s.per_pixel) * s.per_pixel
+
+
+def _fits_in_place(s: Shape, tile: ContractTile) -> bool:
+    """Whether whole tiles read nothing beyond a row, and a step lies within a pixel."""
+    return _rounded_up(s, tile)[1] == s.row_length and s.per_pixel % tile.depth == 0 and s.groups == 1
 
 
 def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str) -> None:
     inline_all(sch, keep=("acc", "rows", "packed", "unpacked"))
-    acc, rows = sch.get_sblock("acc"), sch.get_sblock("rows")
+    acc = sch.get_sblock("acc")
     (out,) = sch.get_output_blocks(sch.get_sblock("root"))
 
     loops = sch.get_loops(acc)
@@ -187,8 +239,14 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
         name = sch.get(producer).name_hint
         if name == "unpacked":
             sch.compute_at(producer, task)
+            *_, both, depth = sch.get_loops(producer)
+            nibble, half = sch.split(both, [2, None])
+            sch.unroll(nibble)
+            sch.vectorize(sch.fuse(half, depth))
         elif name == "packed":
             parallel_outer(sch, producer)
+        elif name == "rows":
+            _schedule_rows(sch, producer, shape, tile)
     copy = sch.cache_write(acc, 0, "local")
     sch.reverse_compute_at(copy, w_outer, preserve_unit_loops=True)
     sch.reverse_compute_at(out, w_outer, preserve_unit_loops=True)
@@ -204,7 +262,10 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
 
     _, channel = sch.split(sch.get_loops(out)[-1], [None, gcd(shape.channels, tile.lanes)])
     sch.vectorize(channel)
+
+
+def _schedule_rows(sch: s_tir.Schedule, rows: s_tir.schedule.SBlockRV, shape: Shape, tile: ContractTile) -> None:
     if gcd(shape.per_pixel, tile.lanes) >= 4:
         # Whole pixels, so that the border's conditions leave the loop over channels.
-        vectorize_plain(sch, sch.split(sch.get_loops(rows)[-1], [None, shape.per_pixel])[-1], tile.lanes)
+        vectorize_plain(sch, sch.split(sch.get_loops(rows)[-1], [None, shape.per_pixel])[-1], tile.lanes * tile.depth)
     parallel_outer(sch, rows)

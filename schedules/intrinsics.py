@@ -82,6 +82,58 @@ def _two(lanes: int, weight: str) -> Pair:
     return meaning, spelling
 
 
+@cache
+def dot_u8s8(lanes: int, data: str) -> str:
+    """The name of the tensor intrinsic c[i] += sum_k a'[k] w[i, k], k < 4, spelled as vpdpbusd, exact for every operand.
+
+    data: "uint8", where a' = a, or "int8", where a' = a + 128.  lanes: 8 (AVX-VNNI or AVX512-VNNI) or 16 (AVX512-VNNI).
+    w is int8, c int32; sums wrap around as vpdpbusd's do.
+    """
+    bytes_, name = 4 * lanes, f"hawq.dot_u8s8.{lanes}.{data}"
+    instruction = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+    offset = 128 if data == "int8" else 0
+
+    @T.prim_func(s_tir=True)
+    def meaning(
+        A: T.Buffer((4,), data, offset_factor=1),
+        W: T.Buffer((lanes, 4), "int8", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:4], W[0:lanes, 0:4])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                for k in T.serial(0, 4):
+                    with T.sblock("update"):
+                        vi, vk = T.axis.remap("SR", [i, k])
+                        C[vi] = C[vi] + (T.cast(A[vk], "int32") + offset) * T.cast(W[vi, vk], "int32")
+
+    @T.prim_func(s_tir=True)
+    def spelling(
+        A: T.Buffer((4,), data, offset_factor=1),
+        W: T.Buffer((lanes, 4), "int8", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:4], W[0:lanes, 0:4])
+            T.writes(C[0:lanes])
+            C[T.ramp(0, 1, lanes)] = T.call_llvm_pure_intrin(
+                f"int32x{lanes}", instruction, C.vload([0], f"int32x{lanes}"), _four_bytes(A, lanes),
+                W.vload([0, 0], f"int8x{bytes_}"),
+            )
+
+    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
+    return name
+
+
+def _four_bytes(a: tirx.Buffer, lanes: int) -> tirx.Expr:
+    """Four elements in every lane; signed ones with 128 added, which flips their highest bits."""
+    four = tirx.reinterpret("int32", a.vload([0], f"{a.dtype}x4"))
+    if str(a.dtype) == "int8":
+        four = four ^ tirx.const(-0x7F7F7F80, "int32")
+    return tirx.reinterpret(f"int8x{4 * lanes}", tirx.Broadcast(four, lanes))
+
+
 def _broadcast_product(a: tirx.Buffer, w: tirx.Buffer, lanes: int, acc: str) -> tirx.Expr:
     weights = w.vload([0], f"{w.dtype}x{lanes}").astype(f"{acc}x{lanes}")
     return tirx.Broadcast(a.vload([0], str(a.dtype)).astype(acc), lanes) * weights

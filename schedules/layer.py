@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops, stages
+from hawq_tvm import arith, ops, stages
 
 # Operators that reduce, and so decide the loop structure of a layer. A layer has at most one that matters.
 ANCHORS = frozenset(
@@ -67,6 +69,10 @@ class Layer:
             expr = values[expr]
         return expr
 
+    def is_parameter(self, expr: relax.Expr) -> bool:
+        """Whether an expression is a tensor from another layer, as it is."""
+        return self.definition(expr) in set(self.func.params)
+
     def is_four_bits(self, expr: relax.Expr) -> bool:
         """Whether an expression is a constant stored in 4 bits."""
         return ops.op_name(self.definition(expr)) == "hawq.unpack_int4"
@@ -74,6 +80,13 @@ class Layer:
     def is_constant(self, expr: relax.Expr) -> bool:
         """Whether an expression is a constant, 4-bit ones included."""
         return ops.is_const(self.definition(expr)) or self.is_four_bits(expr)
+
+    def constant(self, expr: relax.Expr) -> np.ndarray[Any, Any]:
+        """The values of a constant expression, 4-bit ones opened."""
+        value = self.definition(expr)
+        if not self.is_four_bits(expr):
+            return ops.const_value(value)
+        return arith.unpack_int4(ops.const_value(value.args[0]), ops.shape_of(value), bool(int(value.attrs["signed"])))
 
     def epilogue_moves_data(self) -> str | None:
         """None when everything after the anchor is element-wise on the anchor's shape, else a sentence."""

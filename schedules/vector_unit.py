@@ -9,21 +9,26 @@ import tvm
 
 @dataclass(frozen=True)
 class VectorUnit:
-    """lanes: int32 lanes of a register.  registers: how many.  pairs: it multiplies and adds pairs of 16 bits."""
+    """lanes: int32 lanes of a register.  registers: how many.
+
+    pairs: it multiplies and adds pairs of 16 bits.  quads: it multiplies and adds four u8 with four s8 (VNNI).
+    """
 
     lanes: int
     registers: int
     pairs: bool
+    quads: bool = False
 
     @staticmethod
     def of(target: tvm.target.Target) -> VectorUnit:
         """The unit that LLVM will use for a target."""
+        names = ("avx512bw", "avx512vnni", "avx2", "avxvnni", "sse2")
         with target:
-            has = {f: bool(tvm.target.codegen.target_has_features(f)) for f in ("avx512bw", "avx2", "sse2")}
+            has = {f: bool(tvm.target.codegen.target_has_features(f)) for f in names}
         if has["avx512bw"]:
-            return VectorUnit(16, 32, True)
+            return VectorUnit(16, 32, True, has["avx512vnni"])
         if has["avx2"]:
-            return VectorUnit(8, 16, True)
+            return VectorUnit(8, 16, True, has["avxvnni"])
         if has["sse2"]:
             return VectorUnit(4, 16, True)
         return VectorUnit(4, 32, False)

@@ -22,6 +22,7 @@ from schedules.generic import Generic
 R = relax.op
 rng = np.random.default_rng(4)
 HOST = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+DOT = "x86.vnni" if VectorUnit.of(HOST).quads else "cpu.contract"
 PORTABLE = tvm.target.Target({"kind": "llvm"})
 
 
@@ -157,7 +158,7 @@ def test_conv2d_with_four_bit_weights_keeps_them_packed(c, signed):
     def body(emit, p):
         return accumulate(emit, c, p, emit(ops.unpack_int4(arith.pack_int4(w), w.shape, signed)), 0, "int32")
 
-    (out,) = run(body, x, target=HOST, rule="cpu.contract")
+    (out,) = run(body, x, target=HOST, rule=DOT)
     np.testing.assert_array_equal(out, convolve(c, x, w, 0).astype(np.int32), strict=True)
     kernel = lower(packed(body, [(x.shape, "uint8")]), HOST)["fused"].script()
     assert re.search(r'weights: T.Buffer\(\([^)]*\), "uint8"\)', kernel)
@@ -170,7 +171,7 @@ def test_dilated_data_is_read_in_place():
     c = Conv(1, 7, 9, 17, 8, pad=(2, 2, 1, 1))
     (out,) = run(
         lambda e, p: accumulate(e, c, e(ops.dilate2d(p, (2, 2), 9, layout="NHWC")), relax.const(w), 9, "int32"), x,
-        target=HOST, rule="cpu.contract",
+        target=HOST, rule=DOT,
     )  # fmt: skip
     np.testing.assert_array_equal(out, convolve(c, spread, w, 9).astype(np.int32), strict=True)
 

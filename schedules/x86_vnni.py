@@ -1,0 +1,53 @@
+"""Convolutions and matrix products of 8-bit data with vpdpbusd: four products per lane and step, summed in 32 bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from hawq_tvm import arith, ops
+
+from .cpu_contract import Contract, Products
+from .emit import Array
+from .intrinsics import dot_u8s8
+from .layer import Layer
+from .vector_unit import VectorUnit
+
+
+class Vnni(Contract):
+    """u8 or s8 data and s8 weights on AVX512-VNNI or AVX-VNNI; s8 data is shifted by 128 and the shift taken off again."""
+
+    name = "x86.vnni"
+
+    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
+        """An 8-bit contraction on a CPU with vpdpbusd."""
+        unit = self.unit or VectorUnit.of(target)
+        if not unit.quads:
+            return "the target has no VNNI."
+        why = super().applies(layer, target)
+        call = layer.anchor_call
+        if why or call is None:
+            return why
+        x, w = call.args
+        if ops.dtype_of(x) not in ("uint8", "int8") or ops.dtype_of(call) != "int32":
+            return "data of more than 8 bits, or sums of more than 32."
+        if ops.dtype_of(w) != "int8" and not layer.is_four_bits(w):
+            return "weights that are not int8."
+        if ops.dtype_of(x) == "int8":
+            if not layer.is_constant(w) or (ops.op_name(call) == "relax.matmul" and len(ops.shape_of(w)) != 2):
+                return "int8 data with weights whose sums are not known."
+            if shifted_reach(layer.constant(w)) > arith.RANGES["int32"][1]:
+                return "sums of shifted int8 data that may leave 32 bits."
+        return None
+
+    def products(self, call: relax.Call, unit: VectorUnit) -> Products:
+        """Four u8 with four s8."""
+        offset = 128 if ops.dtype_of(call.args[0]) == "int8" else 0
+        return Products(4, "uint8", lambda data, weight: dot_u8s8(unit.lanes, data), offset, in_place=True)
+
+
+def shifted_reach(weights: Array) -> int:
+    """The largest magnitude of a partial sum of data in 0..255 times the weights of one output (the last axis)."""
+    columns = weights.reshape(-1, weights.shape[-1]).astype(np.int64)
+    return 255 * int(np.abs(columns).sum(0).max(initial=0))
