@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which people who confuse red and green can tell apart; black and the pale yellow left out.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9")
-GREY, INK, FAINT, LINE = "#8c8c8c", "#1a1a1a", "#595959", "#e2e2e2"
+GREY, INK, FAINT, LINE, STRIPE = "#8c8c8c", "#1a1a1a", "#595959", "#dddddd", "#f5f5f5"
 ROW, BAR, FONT = 17, 12, 11
 # The width of a letter of the monospaced font, in parts of its size; generous, as fonts differ.
 LETTER = 0.61
-BARS, NOTE, MARGIN = 560, 190, 16
+BARS, MARGIN = 520, 16
+# The lines above the legend.
+HEAD = 62
 LONGEST_NAME = 72
 
 
@@ -25,11 +27,15 @@ def draw(report: ProfileReport) -> str:
     names = [_short(r.layer) for r in report.rows] + ["outside kernels"]
     left = MARGIN + math.ceil(max(map(len, names)) * FONT * LETTER) + 8
     legend = _legend(report)
-    top = MARGIN + 62 + ROW * len(legend) + 26
+    top = MARGIN + HEAD + ROW * len(legend) + 26
     bottom = top + ROW * len(names)
-    width, height = left + BARS + NOTE + MARGIN, bottom + MARGIN + 8
-    step = _step(max([r.median_ms for r in report.rows] + [report.outside_ms]))
-    end = step * max(1, math.ceil(max([r.median_ms for r in report.rows] + [report.outside_ms]) / step))
+    outside = f"{_ms(report.outside_ms)} {report.outside_ms / report.latency_ms:6.1%}"
+    notes = [*map(_note, report.rows), outside]
+    right = left + BARS + 12
+    width, height = right + math.ceil(max(map(len, notes)) * FONT * LETTER) + MARGIN, bottom + MARGIN + 8
+    longest = max([r.median_ms for r in report.rows] + [report.outside_ms])
+    step = _step(longest)
+    end = step * max(1, math.ceil(longest / step))
     colours = _colours(report)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
@@ -37,16 +43,15 @@ def draw(report: ProfileReport) -> str:
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>', *_title(report),
     ]  # fmt: skip
     for i, (rule, text) in enumerate(legend):
-        y = MARGIN + 62 + ROW * i
+        y = MARGIN + HEAD + ROW * i
         parts.append(f'<rect x="{MARGIN}" y="{y}" width="{BAR}" height="{BAR}" fill="{colours[rule]}"/>')
         parts.append(_text(MARGIN + BAR + 8, y + BAR - 2, text))
+    parts += [f'<rect x="{MARGIN}" y="{top + ROW * i - 2}" width="{width - 2 * MARGIN}" height="{ROW}" fill="{STRIPE}"/>' for i in range(1, len(names), 2)]
     parts += _axis(left, top, bottom, end, step)
-    for i, (row, name) in enumerate(zip(report.rows, names, strict=False)):
-        length = BARS * max(row.median_ms, 0) / end
-        parts += _bar(left, top + ROW * i, name, length, colours[row.rule], _note(row), _tooltip(row))
-    share = report.outside_ms / report.latency_ms
-    outside = f"{_ms(report.outside_ms)} {share:6.1%}"
-    parts += _bar(left, bottom - ROW, names[-1], BARS * max(report.outside_ms, 0) / end, GREY, outside, "the latency less the kernels")
+    for i, row in enumerate(report.rows):
+        parts += _bar(left, top + ROW * i, names[i], BARS * row.median_ms / end, colours[row.rule], _tooltip(row))
+    parts += _bar(left, bottom - ROW, names[-1], BARS * report.outside_ms / end, GREY, "the latency less the kernels")
+    parts += [_text(right, top + ROW * i + BAR - 1, note) for i, note in enumerate(notes)]
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -55,7 +60,7 @@ def _title(report: ProfileReport) -> list[str]:
     threads = f"{report.threads} thread" + ("s" if report.threads != 1 else "")
     heading = f"{report.name}: {report.latency_ms:.3f} ms per inference, {report.gop:.3g} GOP, {report.tops:.3g} TOPS"
     return [
-        f"<title>{escape(heading)}</title>", _text(MARGIN, MARGIN + 14, heading, size=16, weight="bold"),
+        f"<title>{escape(_printable(heading))}</title>", _text(MARGIN, MARGIN + 14, heading, size=16, weight="bold"),
         _text(MARGIN, MARGIN + 32, f"{m['cpu']}, {threads} of {m['cores']} cores, {m['system']}, tvm {m['tvm']}", fill=FAINT),
         _text(MARGIN, MARGIN + 48, f"medians of {report.iterations} inferences; kernels in network order", fill=FAINT),
     ]  # fmt: skip
@@ -81,21 +86,21 @@ def _axis(left: int, top: int, bottom: int, end: float, step: float) -> Iterator
         yield _text(x, top - 8, f"{i * step:g}" + (" ms" if i == round(end / step) else ""), fill=FAINT, anchor="middle")
 
 
-def _bar(left: int, y: int, name: str, length: float, colour: str, note: str, tooltip: str) -> list[str]:
+def _bar(left: int, y: int, name: str, length: float, colour: str, tooltip: str) -> list[str]:
     return [
-        "<g>", f"<title>{escape(tooltip)}</title>", _text(left - 8, y + BAR - 1, name, anchor="end"),
-        f'<rect x="{left}" y="{y + 1}" width="{length:.2f}" height="{BAR}" fill="{colour}"/>',
-        _text(left + length + 6, y + BAR - 1, note, fill=FAINT), "</g>",
+        "<g>", f"<title>{escape(_printable(tooltip))}</title>", _text(left - 8, y + BAR - 1, name, anchor="end"),
+        f'<rect x="{left}" y="{y}" width="{max(length, 0):.2f}" height="{BAR}" fill="{colour}"/>', "</g>",
     ]  # fmt: skip
 
 
 def _note(row: KernelRow) -> str:
     speed = "" if row.tops is None else f" {row.tops:7.3f} TOPS"
-    return f"{_ms(row.median_ms)} {row.share:6.1%}{speed}"
+    limit = "" if row.share_of_limit is None else f" {row.share_of_limit:6.1%} of limit"
+    return f"{_ms(row.median_ms)} {row.share:6.1%}{speed}{limit}"
 
 
 def _tooltip(row: KernelRow) -> str:
-    return f"{row.layer}\n{row.rule}: {row.tile}\n{row.gop:.4g} GOP, {row.bytes} bytes"
+    return f"{row.layer}: {row.rule}, {row.tile}; {row.gop:.4g} GOP, {row.bytes} bytes"
 
 
 def _ms(value: float) -> str:
