@@ -57,7 +57,7 @@ def draw(report: ProfileReport) -> str:
 
 def _title(report: ProfileReport) -> list[str]:
     m = report.machine
-    threads = f"{report.threads} thread" + ("s" if report.threads != 1 else "")
+    threads = f"{report.threads} thread{'s' * (report.threads != 1)}"
     heading = f"{report.name}: {report.latency_ms:.3f} ms per inference, {report.gop:.3g} GOP, {report.tops:.3g} TOPS"
     return [
         f"<title>{escape(_printable(heading))}</title>", _text(MARGIN, MARGIN + 14, heading, size=16, weight="bold"),
@@ -69,7 +69,7 @@ def _title(report: ProfileReport) -> list[str]:
 def _legend(report: ProfileReport) -> list[tuple[str, str]]:
     widest = max((len(r) for r in report.rules()), default=0)
     return [
-        (rule, f"{rule:<{widest}} {_ms(ms)} {ms / report.latency_ms:6.1%}  {count} kernel" + ("s" if count != 1 else ""))
+        (rule, f"{rule:<{widest}} {_ms(ms)} {ms / report.latency_ms:6.1%}  {count} kernel{'s' * (count != 1)}")
         for rule, (count, ms) in report.rules().items()
     ]
 

@@ -27,8 +27,9 @@ def show_profile(report: ProfileReport, out: Console) -> None:
     wide = Console(file=out.file, width=max(out.width, out.measure(table, options=out.options.update(width=10_000)).maximum), highlight=False)
     wide.print(table)
     for rule, (count, ms) in report.rules().items():
-        out.print(f"{rule:<16} {ms:9.4f} ms {ms / report.latency_ms:6.1%}  {count} kernels", markup=False)
-    out.print(f"{'outside kernels':<16} {report.outside_ms:9.4f} ms {report.outside_ms / report.latency_ms:6.1%}", markup=False)
+        out.print(f"{rule:<16} {ms:9.4f} ms {ms / report.latency_ms:6.1%}  {count} kernel{'s' * (count != 1)}", markup=False)
+    noise = "  below zero: other work disturbed the measurement" if report.outside_ms < 0 else ""
+    out.print(f"{'outside kernels':<16} {report.outside_ms:9.4f} ms {report.outside_ms / report.latency_ms:6.1%}{noise}", markup=False)
     out.print(
         f"{'total':<16} {report.latency_ms:9.4f} ms         {report.gop:.4g} GOP, {report.tops:.3g} TOPS; "
         f"the instrument's {report.instrument_us:.2f} us per kernel are not in these times", markup=False,
