@@ -20,20 +20,24 @@ BARS, MARGIN = 520, 16
 # The lines above the legend.
 HEAD = 62
 LONGEST_NAME = 72
+WHAT = {
+    "outside kernels": "the virtual machine, its memory, a float head or tail",
+    "disturbance": "what whole inferences take longer than the medians of their parts: other programs' time",
+}
 
 
 def draw(report: ProfileReport) -> str:
     """The picture as the text of an SVG file."""
-    names = [_short(r.layer) for r in report.rows] + ["outside kernels"]
+    rest = [(name, ms) for name, ms, count in report.parts() if not count]
+    names = [_short(r.layer) for r in report.rows] + [name for name, _ in rest]
     left = MARGIN + math.ceil(max(map(len, names)) * FONT * LETTER) + 8
     legend = _legend(report)
     top = MARGIN + HEAD + ROW * len(legend) + 26
     bottom = top + ROW * len(names)
-    outside = f"{_ms(report.outside_ms)} {report.outside_ms / report.latency_ms:6.1%}"
-    notes = [*map(_note, report.rows), outside]
+    notes = [*map(_note, report.rows), *(f"{_ms(ms)} {ms / report.latency_ms:6.1%}" for _, ms in rest)]
     right = left + BARS + 12
     width, height = right + math.ceil(max(map(len, notes)) * FONT * LETTER) + MARGIN, bottom + MARGIN + 8
-    longest = max([r.median_ms for r in report.rows] + [report.outside_ms])
+    longest = max([r.median_ms for r in report.rows] + [ms for _, ms in rest])
     step = _step(longest)
     end = step * max(1, math.ceil(longest / step))
     colours = _colours(report)
@@ -50,7 +54,8 @@ def draw(report: ProfileReport) -> str:
     parts += _axis(left, top, bottom, end, step)
     for i, row in enumerate(report.rows):
         parts += _bar(left, top + ROW * i, names[i], BARS * row.median_ms / end, colours[row.rule], _tooltip(row))
-    parts += _bar(left, bottom - ROW, names[-1], BARS * report.outside_ms / end, GREY, "the latency less the kernels")
+    for i, (name, ms) in enumerate(rest, len(report.rows)):
+        parts += _bar(left, top + ROW * i, name, BARS * ms / end, GREY, WHAT[name])
     parts += [_text(right, top + ROW * i + BAR - 1, note) for i, note in enumerate(notes)]
     return "\n".join([*parts, "</svg>", ""])
 
@@ -67,11 +72,9 @@ def _title(report: ProfileReport) -> list[str]:
 
 
 def _legend(report: ProfileReport) -> list[tuple[str, str]]:
-    widest = max((len(r) for r in report.rules()), default=0)
-    return [
-        (rule, f"{rule:<{widest}} {_ms(ms)} {ms / report.latency_ms:6.1%}  {count} kernel{'s' * (count != 1)}")
-        for rule, (count, ms) in report.rules().items()
-    ]
+    rules = [part for part in report.parts() if part[2]]
+    widest = max((len(rule) for rule, _, _ in rules), default=0)
+    return [(rule, f"{rule:<{widest}} {_ms(ms)} {ms / report.latency_ms:6.1%}  {count} kernel{'s' * (count != 1)}") for rule, ms, count in rules]
 
 
 def _colours(report: ProfileReport) -> dict[str, str]:

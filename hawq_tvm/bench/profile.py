@@ -3,9 +3,11 @@
 The kernels' times come from inferences in which TVM's virtual machine hands each kernel call to an instrument, which makes
 the call itself and times it: same order, same buffers, same thread pool. What the call costs when it is made from Python
 (converting the arguments, reading the clock) is measured beside every kernel, by calling a function that does nothing with the same arguments,
-and its median is subtracted. Inferences without an instrument alternate with these; their median is the latency, and
-what of it no kernel accounts for is reported as spent outside kernels. Between two kernels the instrument runs some Python,
-which may push a little of the kernels' data out of the innermost cache; nothing corrects for that.
+and its median is subtracted. Inferences without an instrument alternate with these; their median is the latency. What an
+inference without instrument takes longer than the kernels of its neighbour with one, in the median, is spent outside
+kernels. The rest of the latency is disturbance: a program that takes the processor away for a moment lengthens one kernel of
+many inferences, and so the latency, but no kernel's median. Between two kernels the instrument runs some
+Python, which may push a little of the kernels' data out of the innermost cache; nothing corrects for that.
 """
 
 from __future__ import annotations
@@ -82,7 +84,8 @@ class KernelRow:
 class ProfileReport:
     """The kernels in network order, the latency without an instrument (median, milliseconds), and the machine.
 
-    instrument_us: the median cost of the instrument per kernel call in microseconds, kept out of the kernels' times.
+    outside_ms: what of the latency is spent outside kernels: the virtual machine, its memory, a float head or tail; noise can make
+    it negative.  instrument_us: the median cost of the instrument per kernel call in microseconds, kept out of the kernels' times.
     limit_tops: the operations per second that the machine can reach at most, in trillions, where somebody said so.
     """
 
@@ -92,6 +95,7 @@ class ProfileReport:
     warmup_ms: float
     iterations: int
     latency_ms: float
+    outside_ms: float
     instrument_us: float
     rows: tuple[KernelRow, ...]
     limit_tops: float | None = None
@@ -107,9 +111,14 @@ class ProfileReport:
         return sum(r.median_ms for r in self.rows)
 
     @property
-    def outside_ms(self) -> float:
-        """The latency less the kernels: the virtual machine and its memory; noise can make it negative."""
-        return self.latency_ms - self.kernels_ms
+    def disturbance_ms(self) -> float:
+        """The latency less the kernels and what is outside: near 0 on a quiet machine, else other programs' time."""
+        return self.latency_ms - self.kernels_ms - self.outside_ms
+
+    def parts(self) -> list[tuple[str, float, int]]:
+        """What the latency is made of: (name, milliseconds, kernels), the rules first and the one with most time ahead."""
+        rules = [(rule, ms, count) for rule, (count, ms) in self.rules().items()]
+        return [*rules, ("outside kernels", self.outside_ms, 0), ("disturbance", self.disturbance_ms, 0)]
 
     @property
     def gop(self) -> float:
@@ -134,8 +143,9 @@ class ProfileReport:
         return {
             "name": self.name, "machine": self.machine, "threads": self.threads, "warmup_ms": self.warmup_ms,
             "iterations": self.iterations, "latency_ms": round(self.latency_ms, 6), "kernels_ms": round(self.kernels_ms, 6),
-            "outside_kernels_ms": round(self.outside_ms, 6), "instrument_us": round(self.instrument_us, 4), "gop": self.gop,
-            "tops": _rounded(self.tops), "limit_tops": self.limit_tops,
+            "outside_kernels_ms": round(self.outside_ms, 6), "disturbance_ms": round(self.disturbance_ms, 6),
+            "instrument_us": round(self.instrument_us, 4),
+            "gop": self.gop, "tops": _rounded(self.tops), "limit_tops": self.limit_tops,
             "rules": {rule: {"kernels": n, "ms": round(ms, 6)} for rule, (n, ms) in self.rules().items()},
             "kernels": [r.to_dict() for r in self.by_time],
         }  # fmt: skip
@@ -188,7 +198,10 @@ def profile(
     latencies = with_pool(count, partial(_alternate, vm, call, stopwatch, warmup_ms, duration, iterations))
     latency = float(np.median(latencies))
     costs = np.median(np.array(stopwatch.costs), axis=1)
-    times = (np.median(np.array(stopwatch.times), axis=1) - costs) / 1e6
+    taken = (np.array(stopwatch.times) - costs[:, None]) / 1e6
+    times = np.median(taken, axis=1)
+    # By pairs of neighbours: the two medians of a disturbed machine may lie on different humps.
+    outside = float(np.median(np.array(latencies) - taken.sum(axis=0)))
     facts = {k["function"]: k for k in kernels}
     rows = []
     for i, binding in enumerate(calls):
@@ -198,7 +211,7 @@ def profile(
             products(graph[function]), stopwatch.bytes[i], float(times[i]) / latency, limit_tops,
         ))  # fmt: skip
     return ProfileReport(
-        name, machine.describe(), count, warmup_ms, len(latencies), latency, float(np.median(costs)) / 1e3, tuple(rows), limit_tops
+        name, machine.describe(), count, warmup_ms, len(latencies), latency, outside, float(np.median(costs)) / 1e3, tuple(rows), limit_tops
     )
 
 
@@ -255,12 +268,19 @@ def _alternate(
     """Inferences without and with the instrument by turns, so that both meet the same machine; the latencies without, in ms."""
     latencies: list[float] = []
 
-    def turn() -> None:
+    def plain() -> None:
         start = time.perf_counter()
         call()
         latencies.append(1000 * (time.perf_counter() - start))
+
+    def watched() -> None:
         with instrument.watched(vm, observer):
             stopwatch.run(call)
+
+    def turn() -> None:
+        # Each is first every other time: buffers that change places with every inference favour neither.
+        for one in (plain, watched) if len(latencies) % 2 else (watched, plain):
+            one()
 
     observer = tvm_ffi.convert(stopwatch)
     end = time.perf_counter() + warmup_ms / 1000

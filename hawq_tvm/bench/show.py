@@ -11,7 +11,7 @@ from .profile import KernelRow, ProfileReport
 
 
 def show_profile(report: ProfileReport, out: Console) -> None:
-    """Print the machine, the kernels slowest first, the rules, and the totals."""
+    """Print the machine, the kernels slowest first, the parts of the latency, and the totals."""
     m = report.machine
     out.print(f"{report.name}: {m['cpu']}, {m['cores']} cores, {m['system']}, tvm {m['tvm']}", markup=False)
     out.print(f"threads {report.threads}, medians of {report.iterations} inferences after {report.warmup_ms:g} ms of warm-up", markup=False)
@@ -26,10 +26,9 @@ def show_profile(report: ProfileReport, out: Console) -> None:
     # A layer's name cut to a narrow terminal would name no layer: the numbers come first and lines may be longer than it is wide.
     wide = Console(file=out.file, width=max(out.width, out.measure(table, options=out.options.update(width=10_000)).maximum), highlight=False)
     wide.print(table)
-    for rule, (count, ms) in report.rules().items():
-        out.print(f"{rule:<16} {ms:9.4f} ms {ms / report.latency_ms:6.1%}  {count} kernel{'s' * (count != 1)}", markup=False)
-    noise = "  below zero: other work disturbed the measurement" if report.outside_ms < 0 else ""
-    out.print(f"{'outside kernels':<16} {report.outside_ms:9.4f} ms {report.outside_ms / report.latency_ms:6.1%}{noise}", markup=False)
+    for name, ms, count in report.parts():
+        kernels = f"  {count} kernel{'s' * (count != 1)}" if count else ""
+        out.print(f"{name:<16} {ms:9.4f} ms {ms / report.latency_ms:6.1%}{kernels}", markup=False)
     out.print(
         f"{'total':<16} {report.latency_ms:9.4f} ms         {report.gop:.4g} GOP, {report.tops:.3g} TOPS; "
         f"the instrument's {report.instrument_us:.2f} us per kernel are not in these times", markup=False,
