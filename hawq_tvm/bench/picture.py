@@ -19,7 +19,7 @@ LETTER = 0.61
 BARS, MARGIN = 520, 16
 # The lines above the legend.
 HEAD = 62
-LONGEST_NAME = 72
+LONGEST_NAME = 100
 WHAT = {
     "outside kernels": "the virtual machine, its memory, a float head or tail",
     "disturbance": "what whole inferences take longer than the medians of their parts: other programs' time",
@@ -37,7 +37,7 @@ def draw(report: ProfileReport) -> str:
     notes = [*map(_note, report.rows), *(f"{_ms(ms)} {ms / report.latency_ms:6.1%}" for _, ms in rest)]
     right = left + BARS + 12
     width, height = right + math.ceil(max(map(len, notes)) * FONT * LETTER) + MARGIN, bottom + MARGIN + 8
-    longest = max([r.median_ms for r in report.rows] + [ms for _, ms in rest])
+    longest = max([r.median_ms for r in report.rows] + [report.outside_ms])
     step = _step(longest)
     end = step * max(1, math.ceil(longest / step))
     colours = _colours(report)
@@ -55,7 +55,9 @@ def draw(report: ProfileReport) -> str:
     for i, row in enumerate(report.rows):
         parts += _bar(left, top + ROW * i, names[i], BARS * row.median_ms / end, colours[row.rule], _tooltip(row))
     for i, (name, ms) in enumerate(rest, len(report.rows)):
-        parts += _bar(left, top + ROW * i, name, BARS * ms / end, GREY, WHAT[name])
+        # Disturbance has no bar: it is no work of the network, and may be longer than any kernel.
+        length = BARS * ms / end if name == "outside kernels" else 0
+        parts += _bar(left, top + ROW * i, name, length, GREY, WHAT[name])
     parts += [_text(right, top + ROW * i + BAR - 1, note) for i, note in enumerate(notes)]
     return "\n".join([*parts, "</svg>", ""])
 
@@ -124,7 +126,7 @@ def _printable(text: str) -> str:
 
 def _short(name: str) -> str:
     """A name with its middle left out where it is too long; its end says more than its beginning."""
-    return name if len(name) <= LONGEST_NAME else f"{name[:24]}…{name[-(LONGEST_NAME - 25) :]}"
+    return name if len(name) <= LONGEST_NAME else f"{name[:32]}…{name[-(LONGEST_NAME - 33) :]}"
 
 
 def _step(longest: float) -> float:

@@ -84,8 +84,8 @@ class KernelRow:
 class ProfileReport:
     """The kernels in network order, the latency without an instrument (median, milliseconds), and the machine.
 
-    outside_ms: what of the latency is spent outside kernels: the virtual machine, its memory, a float head or tail; noise can make
-    it negative.  instrument_us: the median cost of the instrument per kernel call in microseconds, kept out of the kernels' times.
+    outside_ms: what of the latency is spent outside kernels: the virtual machine, its memory, a float head or tail; noise and
+    the Python between kernels can make it negative.  instrument_us: the median cost of the instrument per kernel call in microseconds, kept out of the kernels' times.
     limit_tops: the operations per second that the machine can reach at most, in trillions, where somebody said so.
     """
 
@@ -112,7 +112,7 @@ class ProfileReport:
 
     @property
     def disturbance_ms(self) -> float:
-        """The latency less the kernels and what is outside: near 0 on a quiet machine, else other programs' time."""
+        """The latency less the kernels and what is outside: near 0 on a quiet machine."""
         return self.latency_ms - self.kernels_ms - self.outside_ms
 
     def parts(self) -> list[tuple[str, float, int]]:
