@@ -130,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
     sub.add_argument("--svg", metavar="FILE", help="write a picture of where the time goes")
     sub.add_argument("--overlay", metavar="FILE", help="write the times as node data for Google's Model Explorer")
+    sub.add_argument("--model", metavar="MODEL", help="with --overlay: the ONNX model that was compiled, to find every kernel's node")
     json_flag(sub)
 
     sub = verb("info", _info, "print what a package contains")
@@ -350,6 +351,8 @@ def _profile(args: argparse.Namespace) -> int:
     from .files import load_npz, write_text
     from .package import load
 
+    if args.model and not args.overlay:
+        raise UsageError("--model is for --overlay", remedy="add --overlay FILE")
     package = load(args.package)
     given = load_npz(args.inputs) if args.inputs else None
     with _working(args, "measuring every kernel"):
@@ -357,7 +360,7 @@ def _profile(args: argparse.Namespace) -> int:
     if args.svg:
         write_text(Path(args.svg), report.svg())
     if args.overlay:
-        write_text(Path(args.overlay), json.dumps(report.overlay(), indent=2) + "\n")
+        write_text(Path(args.overlay), json.dumps(report.overlay(args.model), indent=2) + "\n")
     if args.json:
         _print_json(report.to_dict())
         return 0

@@ -150,15 +150,22 @@ class ProfileReport:
             "kernels": [r.to_dict() for r in self.by_time],
         }  # fmt: skip
 
-    def overlay(self, graph: str = "") -> dict[str, Any]:
+    def overlay(self, model: Any = None) -> dict[str, Any]:
         """Node data for Google's Model Explorer: milliseconds by ONNX node name.
 
-        A kernel computes several ONNX nodes; its time stands at the last of them, the kernel's layer name. Kernels that
-        only change the layout have names of our own, which match no node.  graph: the ONNX graph's name; without one,
-        Model Explorer lays the data over the graph it shows.
+        A kernel computes several ONNX nodes; its time stands at the last of them, the kernel's layer name.  model: the ONNX
+        model that was compiled (path, bytes or ModelProto). With it, kernels that have names of our own (a change of layout, a branch of a
+        concat) count for the node that they were made for, and the data says for which graph it is; without it, they keep
+        their names, which match no node, and Model Explorer lays the data over the graph it shows.
+        Raises ModelError when the model cannot be read.
         """
+        graph, nodes = _nodes(model) if model is not None else ("", {})
+        times: dict[str, float] = {}
+        for row in self.rows:
+            node = _node_of(row.layer, nodes)
+            times[node] = times.get(node, 0.0) + row.median_ms
         data = {
-            "results": {r.layer: {"value": round(r.median_ms, 6)} for r in self.rows},
+            "results": {node: {"value": round(ms, 6)} for node, ms in times.items()},
             "gradient": [{"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": "#d7301f"}],
         }
         return {graph: data} if graph else data
@@ -172,6 +179,23 @@ class ProfileReport:
 
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
+
+
+def _nodes(model: Any) -> tuple[str, dict[str, str]]:
+    """The name of a model's graph, and its nodes by their own names and by those of their outputs."""
+    from ..frontend.onnx.reader import read_model
+
+    graph = read_model(model).graph
+    outputs = {name: node.name for node in graph.node for name in node.output if name and node.name}
+    return graph.name, outputs | {node.name: node.name for node in graph.node if node.name}
+
+
+def _node_of(layer: str, nodes: Mapping[str, str]) -> str:
+    """The node that a layer was made for: we name what we add after it, with a dot and a word; the layer when none is known."""
+    name = layer
+    while name not in nodes and "." in name:
+        name = name.rpartition(".")[0]
+    return nodes.get(name, layer)
 
 
 def products(function: relax.Function) -> int:

@@ -145,7 +145,15 @@ def test_the_overlay_names_nodes_of_the_onnx_graph(report: profile.ProfileReport
     named = set(data["results"]) & nodes
     assert len(named) >= 4 and all(isinstance(v["value"], float) for v in data["results"].values())
     assert [g["stop"] for g in data["gradient"]] == [0, 1]
-    assert report.overlay("g") == {"g": data}
+    (graph, placed), = report.overlay(residual_net()).items()
+    assert graph == residual_net().graph.name and set(placed["results"]) <= nodes
+    assert sum(v["value"] for v in placed["results"].values()) == pytest.approx(report.kernels_ms, abs=1e-4)
+
+
+def test_names_of_our_own_lead_back_to_a_node() -> None:
+    nodes = {"conv.1": "conv.1", "conv": "conv", "y": "last"}
+    found = [profile._node_of(layer, nodes) for layer in ("conv.1", "conv.1.nhwc", "conv.2.in0", "y", "y.nchw", "other.max")]
+    assert found == ["conv.1", "conv.1", "conv", "last", "last", "other.max"]
 
 
 def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,7 +173,10 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert fields["kernels_ms"] + fields["outside_kernels_ms"] + fields["disturbance_ms"] == pytest.approx(fields["latency_ms"], abs=1e-5)
 
 
-@pytest.mark.parametrize("arguments, code", [(["--threads", "0"], 2), (["--duration", "-1"], 2), (["--svg", "no/such/folder.svg"], 3), (["--inputs", "no.npz"], 3)])
+@pytest.mark.parametrize("arguments, code", [
+    (["--threads", "0"], 2), (["--duration", "-1"], 2), (["--svg", "no/such/folder.svg"], 3), (["--inputs", "no.npz"], 3),
+    (["--model", "m.onnx"], 2), (["--overlay", "o.json", "--model", "no.onnx"], 3),
+])  # fmt: skip
 def test_the_command_refuses(
     folder: Path, arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
