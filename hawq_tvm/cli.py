@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from . import __version__
-from .errors import HawqError, InputError, UsageError
+from .errors import HawqError, UsageError
 
 OUT = Console(highlight=False, soft_wrap=True)
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   hawq-tvm verify model.hawq --random 4 --seed 0
   hawq-tvm prove model.hawq --json
   hawq-tvm bench model.hawq --threads 1
+  hawq-tvm profile model.hawq --threads 1 --svg time.svg
 
 exit codes: 0 ok, 1 a check failed, 2 usage, 3 model or package not supported or not readable
 """
@@ -65,7 +66,7 @@ def _fail(args: argparse.Namespace, message: str, fields: dict[str, Any], code: 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, run, verify, prove, bench.",
+        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, run, verify, prove, bench, profile.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--version", action="version", version=f"hawq-tvm {__version__}")
@@ -122,6 +123,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
     sub.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON to FILE, or to standard output")
 
+    sub = verb("profile", _profile, "time every kernel of a package inside real inferences")
+    sub.add_argument("package")
+    sub.add_argument("--inputs", metavar="IN.npz", help="default: random inputs")
+    sub.add_argument("--duration", type=float, default=3, metavar="SECONDS")
+    sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
+    sub.add_argument("--svg", metavar="FILE", help="write a picture of where the time goes")
+    sub.add_argument("--overlay", metavar="FILE", help="write the times as node data for Google's Model Explorer")
+    sub.add_argument("--model", metavar="MODEL", help="with --overlay: the ONNX model that was compiled, to find every kernel's node")
+    json_flag(sub)
+
     sub = verb("info", _info, "print what a package contains")
     sub.add_argument("package")
     json_flag(sub)
@@ -145,40 +156,6 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
         if any(d < 1 for d in shapes[name]):
             raise UsageError("a dimension must be at least 1", found=text)
     return shapes
-
-
-def load_npz(path: str) -> dict[str, Any]:
-    """The arrays of an .npz file by name.
-
-    Raises InputError when it is missing or no such file.
-    """
-    import zipfile
-
-    import numpy as np
-
-    if not Path(path).is_file():
-        raise InputError("does not exist", where=path, remedy="check the path")
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            if not hasattr(data, "files"):
-                raise InputError("holds one array without a name", where=path, expected="an .npz file (numpy.savez)", found="an .npy file")
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as e:
-        raise InputError("cannot be read", where=path, expected="an .npz file (numpy.savez)", found=str(e).splitlines()[0] if str(e) else type(e).__name__) from e
-
-
-def save_npz(path: Path, arrays: dict[str, Any]) -> None:
-    """Write arrays by name to an .npz file, complete or not at all."""
-    import numpy as np
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            np.savez(stream, **arrays)
-        os.replace(temporary, path)
-    except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise InputError("cannot be written", where=str(path), found=e.strerror or str(e)) from e
 
 
 @contextmanager
@@ -293,6 +270,7 @@ def _print_proof(c: dict[str, Any]) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from .files import load_npz, save_npz
     from .package import load
 
     outputs = load(args.package).run(load_npz(args.inputs))
@@ -308,6 +286,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from .files import load_npz
     from .package import load
 
     if args.random < 0:
@@ -346,6 +325,7 @@ def _prove(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
+    from .files import load_npz, write_text
     from .package import load
 
     package = load(args.package)
@@ -362,9 +342,31 @@ def _bench(args: argparse.Namespace) -> int:
     OUT.print("latency ms: " + "  ".join(f"{k} {v:.3f}" for k, v in fields["latency_ms"].items()), markup=False)
     OUT.print(f"throughput: {fields['throughput_per_s']:.1f} inferences/s", markup=False)
     if args.json:
-        temporary = Path(f"{args.json}.tmp")
-        temporary.write_text(json.dumps(fields, indent=2) + "\n")
-        os.replace(temporary, args.json)
+        write_text(Path(args.json), json.dumps(fields, indent=2) + "\n")
+    return 0
+
+
+def _profile(args: argparse.Namespace) -> int:
+    from .bench.show import show_profile
+    from .files import load_npz, write_text
+    from .package import load
+
+    if args.model and not args.overlay:
+        raise UsageError("--model is for --overlay", remedy="add --overlay FILE")
+    package = load(args.package)
+    given = load_npz(args.inputs) if args.inputs else None
+    with _working(args, "measuring every kernel"):
+        report = package.profile(given, duration=args.duration, threads=args.threads)
+    if args.svg:
+        write_text(Path(args.svg), report.svg())
+    if args.overlay:
+        write_text(Path(args.overlay), json.dumps(report.overlay(args.model), indent=2) + "\n")
+    if args.json:
+        _print_json(report.to_dict())
+        return 0
+    show_profile(report, OUT)
+    for path in filter(None, (args.svg, args.overlay)):
+        OUT.print(f"wrote {path}", markup=False)
     return 0
 
 

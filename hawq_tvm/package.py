@@ -26,6 +26,7 @@ from . import target as targets
 from .arith import RANGES
 from .bench.machine import available_cores
 from .bench.measure import BenchReport, measure
+from .bench.profile import ProfileReport, profile
 from .errors import InputError, PackageError
 from .pipeline import Compiled, Progress, compile_model
 from .verify.certificate import Certificate, certify
@@ -272,11 +273,31 @@ class Package:
         threads: int | None = None,
     ) -> BenchReport:  # fmt: skip
         """Time inferences of random (or given) inputs; see `BenchReport`."""
-        ready = self.prepare(inputs) if inputs is not None else self.random_inputs(1, 0)[0]
-        tensors = [tvm.runtime.tensor(ready[i["name"]]) for i in self.manifest["inputs"]]
+        tensors = self._tensors(inputs)
         with self._lock:
             main = self.vm["main"]
             return measure(lambda: main(*tensors), self.name, warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads)
+
+    def profile(
+        self, inputs: Mapping[str, Array] | None = None, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10,
+        threads: int | None = None, limit_tops: float | None = None,
+    ) -> ProfileReport:  # fmt: skip
+        """Time every kernel inside inferences of random (or given) inputs; see `ProfileReport`.
+
+        limit_tops: what the machine can reach at most, in trillions of operations per second, to compare with.
+        """
+        tensors = self._tensors(inputs)
+        with self._lock:
+            main = self.vm["main"]
+            return profile(
+                self.vm, self.graph, self.report(), lambda: main(*tensors), self.name,
+                warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads, limit_tops=limit_tops,
+            )  # fmt: skip
+
+    def _tensors(self, inputs: Mapping[str, Array] | None) -> list[tvm.runtime.Tensor]:
+        """The arguments of `main` for given or random inputs."""
+        ready = self.prepare(inputs) if inputs is not None else self.random_inputs(1, 0)[0]
+        return [tvm.runtime.tensor(ready[i["name"]]) for i in self.manifest["inputs"]]
 
     def report(self) -> list[dict[str, Any]]:
         """The compile report: for every kernel its layer, rule, tile, and why earlier rules refused."""

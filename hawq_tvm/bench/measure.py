@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tvm_ffi
 
 from ..errors import UsageError
 from . import machine
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,9 @@ def measure(
     threads: the size of TVM's thread pool (None: one per usable core), for this measurement only.
     Raises UsageError for numbers that make no sense.
     """
-    if not (0 <= warmup_ms < float("inf") and 0 <= duration < float("inf") and iterations >= 1):
-        raise UsageError("warm-up and duration must be finite and not negative, iterations at least 1", found=f"{warmup_ms}, {duration}, {iterations}")
-    if threads is not None and threads < 1:
-        raise UsageError("the number of threads must be at least 1", found=str(threads))
-    count = threads or machine.available_cores()
-    stop = threading.Event()
+    count = checked_threads(warmup_ms, duration, iterations, threads)
 
-    def loop() -> tuple[float, ...]:
+    def loop(stop: threading.Event) -> tuple[float, ...]:
         end = time.perf_counter() + warmup_ms / 1000
         call()
         while time.perf_counter() < end and not stop.is_set():
@@ -81,13 +78,33 @@ def measure(
             times.append(1000 * (time.perf_counter() - start))
         return tuple(times)
 
-    # A pool belongs to the thread that first needs it and keeps its size: a new thread gets one of exactly `count`.
-    with ThreadPoolExecutor(1, initializer=_make_pool, initargs=(count,)) as thread:
+    return BenchReport(name, machine.describe(), count, warmup_ms, with_pool(count, loop))
+
+
+def checked_threads(warmup_ms: float, duration: float, iterations: int, threads: int | None) -> int:
+    """The number of threads that a measurement has (None: one per usable core).
+
+    Raises UsageError for numbers that make no sense.
+    """
+    if not (0 <= warmup_ms < float("inf") and 0 <= duration < float("inf") and iterations >= 1):
+        raise UsageError("warm-up and duration must be finite and not negative, iterations at least 1", found=f"{warmup_ms}, {duration}, {iterations}")
+    if threads is not None and threads < 1:
+        raise UsageError("the number of threads must be at least 1", found=str(threads))
+    return threads or machine.available_cores()
+
+
+def with_pool(threads: int, work: Callable[[threading.Event], T]) -> T:
+    """What `work` returns in a new thread whose TVM thread pool has `threads` threads.
+
+    Its argument is set when nobody waits for the result any more.
+    """
+    stop = threading.Event()
+    # A pool belongs to the thread that first needs it and keeps its size: a new thread gets one of exactly `threads`.
+    with ThreadPoolExecutor(1, initializer=_make_pool, initargs=(threads,)) as thread:
         try:
-            times = thread.submit(loop).result()
+            return thread.submit(work, stop).result()
         finally:
             stop.set()
-    return BenchReport(name, machine.describe(), count, warmup_ms, times)
 
 
 _environment = threading.Lock()

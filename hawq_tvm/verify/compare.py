@@ -19,6 +19,7 @@ from tvm import relax
 
 from .. import ops, stages
 from ..errors import HawqError
+from ..instrument import watched
 from ..intervals import MOVING
 from .reference import evaluate, evaluate_call
 
@@ -176,11 +177,8 @@ def run_with_layers(
         else:
             layers.append(args[-1].numpy())
 
-    vm.set_instrument(observe)
-    try:
+    with watched(vm, observe):
         result = vm["main"](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[p.name])) for p in main.params))
-    finally:
-        vm.set_instrument(lambda *_: None)
     if seen != len(calls):
         raise MismatchError(f"the library ran {seen} layers where the graph has {len(calls)}")
     names = [str(n) for n in (main.attrs or {}).get("hawq.output_names", [])] or [f"output{i}" for i in range(len(result))]

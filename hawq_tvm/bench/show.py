@@ -1,0 +1,42 @@
+"""A profile as a table in the terminal."""
+
+from __future__ import annotations
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .profile import KernelRow, ProfileReport
+
+
+def show_profile(report: ProfileReport, out: Console) -> None:
+    """Print the machine, the kernels slowest first, the parts of the latency, and the totals."""
+    m = report.machine
+    out.print(f"{report.name}: {m['cpu']}, {m['cores']} cores, {m['system']}, tvm {m['tvm']}", markup=False)
+    out.print(f"threads {report.threads}, medians of {report.iterations} inferences after {report.warmup_ms:g} ms of warm-up", markup=False)
+    limited = report.limit_tops is not None
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("ms", "share", "GOP", "TOPS", *(["of limit"] if limited else []), "MB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("layer", "rule", "tile"):
+        table.add_column(column, no_wrap=True)
+    for row in report.by_time:
+        table.add_row(*_cells(row, limited))
+    # A layer's name cut to a narrow terminal would name no layer: the numbers come first and lines may be longer than it is wide.
+    wide = Console(file=out.file, width=max(out.width, out.measure(table, options=out.options.update(width=10_000)).maximum), highlight=False)
+    wide.print(table)
+    for name, ms, count in report.parts():
+        kernels = f"  {count} kernel{'s' * (count != 1)}" if count else ""
+        out.print(f"{name:<16} {ms:9.4f} ms {ms / report.latency_ms:6.1%}{kernels}", markup=False)
+    out.print(
+        f"{'total':<16} {report.latency_ms:9.4f} ms         {report.gop:.4g} GOP, {report.tops:.3g} TOPS; "
+        f"the instrument's {report.instrument_us:.2f} us per kernel are not in these times", markup=False,
+    )  # fmt: skip
+
+
+def _cells(row: KernelRow, limited: bool) -> list[str]:
+    work = [f"{row.gop:.4f}" if row.products else "", "" if row.tops is None else f"{row.tops:.3f}"]
+    limit = ["" if row.share_of_limit is None else f"{row.share_of_limit:.1%}"] if limited else []
+    times = [f"{row.median_ms:.4f}", f"{row.share:.1%}"]
+    return [*times, *work, *limit, f"{row.bytes / 1e6:.3f}", *map(escape, (row.layer, row.rule, row.tile))]
