@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(args.command(args))
     except HawqError as e:
-        if os.environ.get("HAWQ_TVM_DEBUG"):
+        if os.environ.get("HAWQ_TVM_DEBUG", "0") != "0":
             raise
         return _fail(args, str(e), e.to_dict(), e.exit_code)
     except KeyboardInterrupt:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as e:  # the last resort: a user never sees a traceback unasked
-        if os.environ.get("HAWQ_TVM_DEBUG"):
+        if os.environ.get("HAWQ_TVM_DEBUG", "0") != "0":
             raise
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         message = f"internal error ({type(e).__name__}): {first}; set HAWQ_TVM_DEBUG=1 for the traceback and report it"

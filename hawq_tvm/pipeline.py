@@ -15,6 +15,7 @@ from tvm import relax
 
 import schedules
 from relay_passes.choose_layout import choose_layout
+from relay_passes.drop_ties import drop_ties
 from relay_passes.fold_batch_norm import fold_batch_norm
 from relay_passes.fold_constants import fold_constants
 from relay_passes.fuse_epilogues import fuse_epilogues
@@ -37,6 +38,7 @@ PIPELINE: tuple[tuple[Pass, Stage], ...] = (
     (lower_to_integer, Stage.INTEGER),
     (fold_constants, Stage.INTEGER),
     (remove_dead_code, Stage.INTEGER),
+    (drop_ties, Stage.INTEGER),
     (choose_layout, Stage.INTEGER),
     (pack_int4, Stage.INTEGER),
     (fuse_epilogues, Stage.PACKED),

@@ -25,7 +25,7 @@ from .contraction import Packing, Shape, contraction, shape_of
 from .emit import Emission, Operand, immediate
 from .intrinsics import multiply_add
 from .layer import Layer
-from .loops import inline_all, parallel_outer, vectorize_plain
+from .loops import attach_epilogue, inline_all, parallel_outer, schedule_epilogue, spells_high_half, vectorize_plain
 from .rule import Kernel
 from .vector_unit import VectorUnit
 
@@ -58,14 +58,18 @@ def choose_tile(shape: Shape, unit: VectorUnit, depth: int) -> ContractTile:
     """The block of accumulators with the least estimated work for a shape.
 
     Work per step and block: one multiply-add per accumulator (at least eight to hide its latency), one load per
-    pixel and one and a half per vector of weights; blocks that stick out of the tensor count in full.
+    pixel and one and a half per vector of weights; blocks that stick out of the tensor count in full. Whole vectors
+    of channels make whole blocks, so that their epilogue can be spelled out.
     """
     best: tuple[float, ContractTile] | None = None
-    for vectors in (1, 2, 3, 4):
+    wanted = -(-shape.channels // unit.lanes)
+    for vectors in range(1, 9):
+        if shape.channels % unit.lanes == 0 and wanted % vectors:
+            continue
         for pixels in range(1, 15):
             if pixels * vectors + vectors + 2 > unit.registers:
                 continue
-            blocks = -(-shape.pixels // pixels) * -(-shape.channels // (unit.lanes * vectors))
+            blocks = -(-shape.pixels // pixels) * -(-wanted // vectors)
             work = blocks * (max(2 * pixels * vectors, 8) + pixels + 1.5 * vectors)
             if best is None or work < best[0]:
                 best = work, ContractTile(pixels, vectors, unit.lanes, depth, 1)
@@ -159,7 +163,7 @@ def _constant_int4(e: Emission, call: relax.Call) -> Operand:
     return Operand(e, value=arith.unpack_int4(packed, shape, signed), four_bits=True)
 
 
-def _emit(e: Emission, call: relax.Call, tile: ContractTile, products: Products) -> te.Tensor:
+def _emit(e: Emission, call: relax.Call, tile: ContractTile, products: Products) -> Operand:
     """Stages: rows (the padded data as stored; none where the data can be read in place), acc (rounded up to whole
     tiles), and the view of it the layer sees."""
     sizes = shape_of(call, tile.lanes)
@@ -192,18 +196,13 @@ def _emit(e: Emission, call: relax.Call, tile: ContractTile, products: Products)
         return te.sum(x.astype(c.dtype) * weight.astype(c.dtype), axis=[kh, t, j, *p])
 
     acc = te.compute((*s.lead, pixels, blocks * tile.vectors, tile.lanes), accumulate, name="acc")
+    view = te.compute(
+        (*s.lead, s.pixels, s.channels), lambda *i: acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes), name="view"
+    )
     if not products.offset:
-        excess = Operand(e, value=np.zeros(1, np.int32))
-    else:
-        weights = e.operand(call.args[1]).value
-        assert weights is not None, "an offset needs constant weights"
-        sums = weights.reshape(-1, s.channels).astype(np.int64).sum(0)
-        excess = Operand(e, value=(products.offset * sums).astype(np.int32))
-
-    def view(*i: Any) -> tirx.Expr:
-        return acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes) - excess.at(i)
-
-    return te.compute((*s.lead, s.pixels, s.channels), view, name="view")
+        return Operand(e, view)
+    sums = e.layer.constant(call.args[1]).reshape(-1, s.channels).astype(np.int64).sum(0)
+    return Operand(e, view, addend=Operand(e, value=(-products.offset * sums).astype(np.int32)))
 
 
 def _rounded_up(s: Shape, tile: ContractTile) -> tuple[int, int]:
@@ -219,7 +218,8 @@ def _fits_in_place(s: Shape, tile: ContractTile) -> bool:
 
 
 def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str) -> None:
-    inline_all(sch, keep=("acc", "rows", "packed", "unpacked"))
+    spelled = ("high",) if spells_high_half(shape.channels, tile.lanes) else ()
+    inline_all(sch, keep=("acc", "rows", "packed", "unpacked", *spelled))
     acc = sch.get_sblock("acc")
     (out,) = sch.get_output_blocks(sch.get_sblock("root"))
 
@@ -248,8 +248,9 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
         elif name == "rows":
             _schedule_rows(sch, producer, shape, tile)
     copy = sch.cache_write(acc, 0, "local")
+    sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-2], i[-2] * tile.lanes + i[-1]))
     sch.reverse_compute_at(copy, w_outer, preserve_unit_loops=True)
-    sch.reverse_compute_at(out, w_outer, preserve_unit_loops=True)
+    attach_epilogue(sch, out, w_outer)
     init = sch.decompose_reduction(acc, kh)
     for block in (init, copy):
         *_, in_w, in_v, in_lane = sch.get_loops(block)
@@ -260,8 +261,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     sch.unroll(v_inner)
     sch.tensorize(lane, intrinsic)
 
-    _, channel = sch.split(sch.get_loops(out)[-1], [None, gcd(shape.channels, tile.lanes)])
-    sch.vectorize(channel)
+    schedule_epilogue(sch, out, gcd(shape.channels, tile.lanes))
 
 
 def _schedule_rows(sch: s_tir.Schedule, rows: s_tir.schedule.SBlockRV, shape: Shape, tile: ContractTile) -> None:

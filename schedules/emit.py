@@ -22,23 +22,30 @@ class Operand:
 
     A constant whose elements are all equal is an immediate; any other is passed to the kernel as an argument.
     four_bits: every element of the constant fits in 4 bits, and the package should store it so.
+    addend: a constant, broadcast over the last dimension, that every element of `tensor` still lacks.
     """
 
     def __init__(
-        self, scope: Emission, tensor: te.Tensor | None = None, value: Array | None = None, four_bits: bool = False
-    ) -> None:
-        self.scope, self._tensor, self.value, self.four_bits = scope, tensor, value, four_bits
+        self, scope: Emission, tensor: te.Tensor | None = None, value: Array | None = None, four_bits: bool = False,
+        addend: Operand | None = None,
+    ) -> None:  # fmt: skip
+        self.scope, self._tensor, self.value, self.four_bits, self.addend = scope, tensor, value, four_bits, addend
         self.uniform = value is not None and value.size > 0 and bool(np.all(value == value.flat[0]))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The static shape."""
-        return self.value.shape if self.value is not None else tuple(int(d) for d in self.tensor.shape)
+        return self.value.shape if self.value is not None else tuple(int(d) for d in self._placed.shape)
 
     @property
     def dtype(self) -> str:
         """The element type."""
-        return str(self.value.dtype) if self.value is not None else str(self.tensor.dtype)
+        return str(self.value.dtype) if self.value is not None else str(self._placed.dtype)
+
+    @property
+    def _placed(self) -> te.Tensor:
+        assert self._tensor is not None
+        return self._tensor
 
     @property
     def tensor(self) -> te.Tensor:
@@ -46,15 +53,23 @@ class Operand:
         if self._tensor is None:
             assert self.value is not None
             self._tensor = self.scope.argument(self.value)
+        if self.addend is not None:
+            return te.compute(self._tensor.shape, lambda *i: self.at(i), name="added")
         return self._tensor
+
+    def without_addend(self) -> Operand:
+        """The tensor that lacks the addend."""
+        return Operand(self.scope, self._tensor)
 
     def at(self, index: Index) -> tirx.Expr:
         """The element at `index`, this operand broadcast to the index's rank as NumPy does."""
         if self.uniform and self.value is not None:
             return tirx.const(self.value.flat[0].item(), self.dtype)
         shape = self.shape
-        own = list(index)[len(index) - len(shape) :]
-        return self.tensor(*(0 if n == 1 else i for n, i in zip(shape, own, strict=True)))
+        own = [0 if n == 1 else i for n, i in zip(shape, list(index)[len(index) - len(shape) :], strict=True)]
+        if self.addend is None:
+            return self.tensor(*own)
+        return self._placed(*own) + self.addend.at(own[-1:])
 
 
 Emitter = Callable[["Emission", relax.Call], "te.Tensor | list[te.Tensor] | Operand"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,26 +48,34 @@ def double_round(value: tirx.Expr, multiplier: tirx.Expr, shift: tirx.Expr, shif
 
 @emitter("hawq.requantize")
 def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
-    """(A9), in int64 until the shift; when every shift leaves 31 bits, the rest in int32."""
+    """(A9) in the cheapest of the forms that are exact for it."""
     attrs = call.attrs
-    multipliers, shift = e.operands(call.args[1]), e.operand(call.args[3])
-    assert shift.value is not None, "requantize takes constants"
-    shifts, rounding = shift.value, str(attrs["rounding"])
-    data, constant, folded = _fold_constants(e, call, rounding)
-    offset = Operand(e, value=constant)
-    low, high, zero_point = int(attrs["qmin"]), int(attrs["qmax"]), int(attrs["zero_point"])
+    shift, shifts = e.operand(call.args[3]), ops.const_value(call.args[3])
+    terms = _fold_constants(e, call)
+    low, high, zero_point = int(attrs["qmin"]), int(attrs["qmax"]), terms.zero_point
+    multipliers = [Operand(e, value=m.astype(np.int32)) for m in terms.multipliers]
+    shape, rounding = out_shape(call), str(attrs["rounding"])
     # |total| < 2^63 (ARITHMETIC.md section 7), so a shift of 34 or more leaves less than 2^29 + 1.
     narrow = bool(np.all(shifts >= 34)) and max(abs(low), abs(high), abs(zero_point)) < 1 << 29
 
+    if rounding == "half_up" and terms.folded:
+        rounded = _sums_of_halves(e, terms, shifts) or (_high_half(e, shape, terms, shifts) if narrow else None)
+        if rounded is not None:
+            return te.compute(
+                shape, lambda *i: clamp(rounded(*i) + zero_point, low, high, "int32").astype(str(attrs["out_dtype"])), name="requantize"
+            )
+
+    offset = Operand(e, value=terms.offset)
+
     def element(*i: Any) -> tirx.Expr:
         if rounding == "double":
-            value = data[0].at(i).astype("int64")
+            value = terms.data[0].at(i).astype("int64")
             rounded = double_round(value, multipliers[0].at(i).astype("int64"), shift.at(i), shifts)
         else:
             total = offset.at(i)
-            for x, m in zip(data, multipliers, strict=True):
+            for x, m in zip(terms.data, multipliers, strict=True):
                 total = total + x.at(i).astype("int64") * m.at(i).astype("int64")
-            if folded:
+            if terms.folded:
                 rounded = shift_after_half(total, shift.at(i), rounding)
             else:
                 rounded = shift_round(total, shift.at(i), shifts, rounding)
@@ -74,7 +84,64 @@ def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
             rounded = rounded.astype("int32")
         return clamp(rounded + immediate(zero_point, dtype), low, high, dtype).astype(str(attrs["out_dtype"]))
 
-    return te.compute(out_shape(call), element, name="requantize")
+    return te.compute(shape, element, name="requantize")
+
+
+Element = Callable[..., tirx.Expr]
+
+
+def _high_half(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array) -> Element | None:
+    """(x m + b) >> s as ((x m + b) >> 32) >> (s - 32).
+
+    The first is a stage of its own, called "high" where x is an anchor's "view", so that a schedule may spell it out.
+
+    One int32 operand, and constants that differ along the last dimension at most.
+    """
+    constants = [terms.multipliers[0], terms.offset, shifts]
+    if len(terms.data) != 1 or terms.data[0].dtype != "int32" or not all(_per_channel(c, shape) for c in constants):
+        return None
+    x = terms.data[0]
+    m, b = (Operand(e, tensor=e.argument(np.broadcast_to(c.ravel(), shape[-1:]).astype(t))) for c, t in zip(constants, ("int32", "int64")))
+
+    def total(*i: Any) -> tirx.Expr:
+        product = x.at(i).astype("int64") * m.at(i).astype("int64") + b.at(i)
+        return (product >> immediate(32, "int64")).astype("int32")
+
+    high = te.compute(shape, total, name="high" if x.tensor.op.name == "view" else "total")
+    rest = Operand(e, value=shifts - 32)
+    return lambda *i: high(*i) >> rest.at(i)
+
+
+def _per_channel(constant: Array, shape: tuple[int, ...]) -> bool:
+    return bool(shape) and (constant.size == 1 or constant.size == constant.shape[-1] == shape[-1])
+
+
+def _sums_of_halves(e: Emission, terms: Terms, shifts: Array) -> Element | None:
+    """(sum x m + b) >> s of 8-bit operands in int32: with m = h 2^16 + l and b = p 2^16 + q, it is
+
+        (sum x h + p + ((sum x l + q) >> 16)) >> (s - 16)
+
+    exactly, and x h and x l are products of 16 bits, which CPUs do well.
+    """
+    if any(x.dtype not in ("int8", "uint8") for x in terms.data) or not np.all((shifts >= 16) & (shifts < 48)):
+        return None
+    low = [(m + 2**15) % 2**16 - 2**15 for m in terms.multipliers]
+    high = [(m - part) >> 16 for m, part in zip(terms.multipliers, low, strict=True)]
+    p, q = terms.offset >> 16, terms.offset & 0xFFFF
+    reach = 2**23 * len(terms.data)
+    if max(int(np.abs(h).max(initial=0)) for h in high) >= 2**15 or int(np.abs(p).max(initial=0)) + 2 * reach >= 2**31:
+        return None
+    highs, lows = ([Operand(e, value=m.astype(np.int16)) for m in part] for part in (high, low))
+    first, second = Operand(e, value=p.astype(np.int32)), Operand(e, value=q.astype(np.int32))
+    rest = Operand(e, value=(shifts - 16).astype(np.int32))
+
+    def products(i: Sequence[Any], parts: list[Operand], constant: Operand) -> tirx.Expr:
+        total = constant.at(i)
+        for x, m in zip(terms.data, parts, strict=True):
+            total = total + x.at(i).astype("int32") * m.at(i).astype("int32")
+        return total
+
+    return lambda *i: (products(i, highs, first) + (products(i, lows, second) >> 16)) >> rest.at(i)
 
 
 def shift_after_half(value: tirx.Expr, shift: tirx.Expr, rounding: str) -> tirx.Expr:
@@ -91,38 +158,60 @@ def shift_after_half(value: tirx.Expr, shift: tirx.Expr, rounding: str) -> tirx.
     return tirx.Select(tie, rounded & immediate(-2, "int64"), rounded)
 
 
-def _fold_constants(e: Emission, call: relax.Call, rounding: str) -> tuple[list[Operand], Array, bool]:
-    """The operands without the constants added to them (a bias), those times m in the offset, and half of 2^shift.
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """sum data[k] multipliers[k] + offset, still to be shifted, and then zero_point to be added.
+
+    folded: 2^(shift-1) is in the offset.
+    """
+
+    data: list[Operand]
+    multipliers: list[Array]
+    offset: Array
+    zero_point: int
+    folded: bool
+
+
+def _fold_constants(e: Emission, call: relax.Call) -> Terms:
+    """The constants added to an operand (a bias), those times m in the offset; half of 2^shift and the zero point too.
 
     (x + c) m + b = x m + (c m + b) exactly. Nothing is folded where a sum could then leave 64 bits, judged by the
-    types alone. Returns the operands, the offset, and whether 2^(shift-1) is in it.
+    types alone.
     """
-    fields = e.tuple_fields(call.args[0])
+    fields, rounding = e.tuple_fields(call.args[0]), str(call.attrs["rounding"])
     multipliers = [ops.const_value(m).astype(np.int64) for m in e.tuple_fields(call.args[1])]
     offset, shifts = (ops.const_value(a).astype(np.int64) for a in call.args[2:])
-    plain = [e.operand(f) for f in fields]
+    zero_point = int(call.attrs["zero_point"])
+    plain = Terms([e.operand(f) for f in fields], multipliers, offset, zero_point, False)
     if rounding == "double":
-        return plain, offset, False
+        return plain
     data, total, reach = [], offset.astype(object), 0
-    for field, operand, m in zip(fields, plain, multipliers, strict=True):
-        inner, added = _without_bias(e, field)
-        data.append(inner if inner is not None else operand)
-        low, high = arith.RANGES[data[-1].dtype]
+    for field, m in zip(fields, multipliers, strict=True):
+        operand, added = _without_bias(e, field)
+        data.append(operand)
+        low, high = arith.RANGES[operand.dtype]
         reach += max(-low, high) * int(np.abs(m).max(initial=0))
         total = total + added.astype(object) * m.astype(object)
     folded = rounding in ("half_up", "half_even") and bool(np.all(shifts > 0))
     if folded:
         total = total + (2 ** (shifts.astype(object) - 1))
-    if reach + max(abs(int(v)) for v in np.ravel(total)) >= arith.INT64_LIMIT:
-        return plain, offset, False
-    return data, np.asarray(total).astype(np.int64), folded
+
+    def fits(offset: Any) -> bool:
+        return reach + max(abs(int(v)) for v in np.ravel(offset)) < arith.INT64_LIMIT
+
+    if not fits(total):
+        return plain
+    if rounding == "half_up" and folded and fits(total + zero_point * 2 ** shifts.astype(object)):
+        total, zero_point = total + zero_point * 2 ** shifts.astype(object), 0
+    return Terms(data, multipliers, np.asarray(total).astype(np.int64), zero_point, folded)
 
 
-def _without_bias(e: Emission, expr: relax.Expr) -> tuple[Operand | None, Array]:
-    """x and c where an expression is x + c with a constant c that broadcasts into x; else None and 0."""
-    value = e.layer.definition(expr)
-    if ops.op_name(value) == "relax.add" and ops.is_const(value.args[1]):
-        x, c = value.args[0], ops.const_value(value.args[1])
-        if ops.shape_of(x) == ops.shape_of(value):
-            return e.operand(x), c
-    return None, np.zeros((), np.int64)
+def _without_bias(e: Emission, expr: relax.Expr) -> tuple[Operand, Array]:
+    """x and c where an expression is x + c with a constant c that broadcasts into x."""
+    value, operand = e.layer.definition(expr), e.operand(expr)
+    added: Array = np.zeros((), np.int64)
+    if ops.op_name(value) == "relax.add" and ops.is_const(value.args[1]) and ops.shape_of(value.args[0]) == ops.shape_of(value):
+        operand, added = e.operand(value.args[0]), ops.const_value(value.args[1]).astype(np.int64)
+    if operand.addend is None or operand.addend.value is None:
+        return operand, added
+    return operand.without_addend(), added + operand.addend.value

@@ -126,6 +126,64 @@ def dot_u8s8(lanes: int, data: str) -> str:
     return name
 
 
+@cache
+def multiply_high(lanes: int) -> str:
+    """The name of the tensor intrinsic c[i] = the high 32 bits of a[i] m[i] + b[i], i < lanes.
+
+    a, m and c are int32, b is int64.  Spelled in even and odd lanes, so that LLVM multiplies without widening first
+    (pmuldq).
+    """
+    name, half = f"hawq.multiply_high.{lanes}", lanes // 2
+
+    @T.prim_func(s_tir=True)
+    def meaning(
+        A: T.Buffer((lanes,), "int32", offset_factor=1),
+        M: T.Buffer((lanes,), "int32", offset_factor=1),
+        B: T.Buffer((lanes,), "int64", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(A[0:lanes], M[0:lanes], B[0:lanes])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                with T.sblock("high"):
+                    vi = T.axis.spatial(lanes, i)
+                    C[vi] = T.cast(T.shift_right(T.cast(A[vi], "int64") * T.cast(M[vi], "int64") + B[vi], T.int64(32)), "int32")
+
+    @T.prim_func(s_tir=True)
+    def spelling(
+        A: T.Buffer((lanes,), "int32", offset_factor=1),
+        M: T.Buffer((lanes,), "int32", offset_factor=1),
+        B: T.Buffer((lanes,), "int64", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(A[0:lanes], M[0:lanes], B[0:lanes])
+            T.writes(C[0:lanes])
+            C[T.ramp(0, 1, lanes)] = _high_halves(
+                A.vload([0], f"int32x{lanes}"), M.vload([0], f"int32x{lanes}"), B.vload([0], f"int64x{lanes}"), half
+            )
+
+    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
+    return name
+
+
+def _high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, half: int) -> tirx.Expr:
+    wide, unsigned, bits = f"int64x{half}", f"uint64x{half}", tirx.Broadcast(tirx.const(32, "int64"), half)
+
+    def total(parity: int) -> tirx.Expr:
+        def lanes(x: tirx.Expr) -> tirx.Expr:
+            pairs = tirx.reinterpret(wide, x)
+            return (pairs << bits if parity == 0 else pairs) >> bits
+
+        added = tirx.Shuffle([b], [tirx.const(k, "int32") for k in range(parity, 2 * half, 2)])
+        return lanes(a) * lanes(m) + added
+
+    even = tirx.reinterpret(unsigned, total(0)) >> tirx.reinterpret(unsigned, bits)
+    odd = tirx.reinterpret(unsigned, total(1)) & tirx.Broadcast(tirx.const(0xFFFFFFFF00000000, "uint64"), half)
+    return tirx.reinterpret(f"int32x{2 * half}", even | odd)
+
+
 def _four_bytes(a: tirx.Buffer, lanes: int) -> tirx.Expr:
     """Four elements in every lane; signed ones with 128 added, which flips their highest bits."""
     four = tirx.reinterpret("int32", a.vload([0], f"{a.dtype}x4"))

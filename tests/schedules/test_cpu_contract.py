@@ -121,6 +121,29 @@ def test_conv2d_with_bias_residual_requantize_and_lookup(c, dtype, target):
     np.testing.assert_array_equal(out, expected, strict=True)
 
 
+@pytest.mark.parametrize("target", [HOST, PORTABLE], ids=["host", "portable"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("c", [*CONVS[::3], Conv(1, 7, 7, 12, 320, (1, 1)), Conv(2, 5, 6, 8, 48, (3, 3), pad=(1, 1, 1, 1))], ids=str)
+def test_conv2d_rounded_half_up_and_added_to_a_residual(c, dtype, target):
+    x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
+    acc = convolve(c, x, w, 3)
+    residual, bias = full("uint8", *acc.shape), rng.integers(-(2**20), 2**20, (1, 1, 1, c.co)).astype(np.int32)
+    m, shift = rng.integers(2**30, 2**31, (1, 1, 1, c.co)), rng.integers(36, 46, (1, 1, 1, c.co))
+    ms, offset = [int(v) for v in rng.integers(2**29, 2**31 - 2**16, 2)], int(rng.integers(-(2**38), 2**38))
+    first = {"rounding": "half_up", "zero_point": 100, "qmin": 0, "qmax": 255}
+    second = {"rounding": "half_up", "zero_point": 7, "qmin": 3, "qmax": 250}
+
+    def body(emit, p, other):
+        a = emit(R.add(accumulate(emit, c, p, relax.const(w), 3, "int32"), relax.const(bias)))
+        y = emit(ops.requantize([a], [m], 0, shift, qtype=arith.QType.of("uint8"), zero_point=100, rounding="half_up"))
+        return ops.requantize([other, y], ms, offset, 31, qtype=arith.QType(3, 250, "uint8"), zero_point=7, rounding="half_up")
+
+    y = arith.requantize([acc + bias], [m], 0, shift, **first)
+    expected = arith.requantize([residual, y], ms, offset, 31, **second).astype(np.uint8)
+    (out,) = run(body, x, residual, target=target)
+    np.testing.assert_array_equal(out, expected, strict=True)
+
+
 @pytest.mark.parametrize("unit", [VectorUnit(4, 32, False), VectorUnit(8, 16, True), VectorUnit(16, 32, False)], ids=str)
 @pytest.mark.parametrize("c", CONVS[:12:2], ids=str)
 def test_every_vector_unit_computes_the_same(c, unit, monkeypatch):

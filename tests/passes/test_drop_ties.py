@@ -1,0 +1,67 @@
+"""half_up where no tie can occur: the same integers, and only there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from hawq_tvm import arith, ops
+from hawq_tvm.ranges import Interval
+from hawq_tvm.verify.reference import evaluate
+from relay_passes.drop_ties import drop_ties, has_tie
+
+rng = np.random.default_rng(9)
+U8 = arith.QType.of("uint8")
+
+
+def requantize(operands: int, multipliers, offset, shift, rounding: str = "half_even") -> tvm.IRModule:
+    builder = relax.BlockBuilder()
+    params = [relax.Var(f"x{k}", relax.TensorType((256,), "uint8")) for k in range(operands)]
+    with builder.function("main", params, attrs={"hawq.output_names": ["y"]}):
+        with builder.dataflow():
+            y = builder.emit(ops.requantize(params, multipliers, offset, shift, qtype=U8, zero_point=3, rounding=rounding), "y")
+            result = builder.emit_output(relax.Tuple([y]))
+        builder.emit_func_output(result)
+    return builder.get()
+
+
+def roundings(module: tvm.IRModule) -> list[str]:
+    return [str(b.value.attrs["rounding"]) for b in module["main"].body.blocks[0].bindings if ops.op_name(b.value) == "hawq.requantize"]
+
+
+@pytest.mark.parametrize(("multipliers", "offset", "shift", "tie"), [
+    ([2**30], 0, 31, True),       # x / 2
+    ([2**30], 1, 31, False),      # never on the boundary
+    ([2**30], 2**29, 30, True),   # x + 1/2: always
+    ([3], 0, 1, True),
+    ([1431655765], 0, 32, False),  # x / 3
+    ([2**30, 2**30], 0, 31, True),
+    ([2**30, 2**29], 1, 31, False),
+    ([5], 0, 0, False),
+])  # fmt: skip
+@pytest.mark.parametrize("rounding", ["half_even", "half_away"])
+def test_ties_are_found_and_values_kept(multipliers, offset, shift, tie, rounding):
+    module = requantize(len(multipliers), multipliers, offset, shift, rounding)
+    new, count = drop_ties(module)
+    assert (count, roundings(new)) == ((0, [rounding]) if tie else (1, ["half_up"]))
+    inputs = {f"x{k}": rng.permutation(256).astype(np.uint8) for k in range(len(multipliers))}
+    np.testing.assert_array_equal(evaluate(new, inputs)["y"], evaluate(module, inputs)["y"], strict=True)
+
+
+def test_against_every_value_of_small_numbers():
+    for _ in range(400):
+        m, shift = int(rng.integers(-40, 40)), int(rng.integers(0, 7))
+        offset, low = int(rng.integers(-70, 70)), int(rng.integers(-60, 40))
+        high = low + int(rng.integers(0, 30))
+        (call,) = [b.value for b in requantize(1, [m], offset, shift)["main"].body.blocks[0].bindings if ops.op_name(b.value) == "hawq.requantize"]
+        x = np.arange(low, high + 1)
+        expected = shift > 0 and bool(np.any((x * m + offset) % 2**shift == 2**shift // 2))
+        assert has_tie(call, [Interval.of_range(low, high)]) == expected, (m, offset, shift, low, high)
+
+
+def test_other_roundings_and_many_operands_stay():
+    for module in (requantize(1, [5], 0, 1, "half_up"), requantize(3, [2**30, 2**29, 2**28], 1, 40)):
+        new, count = drop_ties(module)
+        assert count == 0 and roundings(new) == roundings(module)

@@ -1,0 +1,94 @@
+"""Every spelling of an intrinsic against its meaning, at the extremes of its operands."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+import tvm
+from tvm import s_tir
+from tvm.script import tirx as T
+
+from schedules import intrinsics
+from schedules.vector_unit import VectorUnit
+
+HOST = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+UNIT = VectorUnit.of(HOST)
+rng = np.random.default_rng(6)
+
+
+def run(function, *arrays: np.ndarray, target=HOST) -> None:
+    tensors = [tvm.runtime.tensor(a) for a in arrays]
+    tvm.tirx.build(function, target=target)["main"](*tensors)
+    for a, t in zip(arrays, tensors, strict=True):
+        a[...] = t.numpy()
+
+
+def tensorized(function, block: str, intrinsic: str, outer: int):
+    sch = s_tir.Schedule(function.with_attr("global_symbol", "main"))
+    sch.tensorize(sch.get_loops(sch.get_sblock(block))[outer], intrinsic)
+    return sch.mod["main"]
+
+
+@pytest.mark.skipif(not UNIT.quads, reason="this CPU has no VNNI")
+@pytest.mark.parametrize("data", ["uint8", "int8"])
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_dot_u8s8_at_the_extremes(lanes, data):
+    if lanes > UNIT.lanes:
+        pytest.skip("this CPU has no vectors of 512 bits")
+    offset = 128 if data == "int8" else 0
+    ends = [np.iinfo(data).min, -1, 0, 1, np.iinfo(data).max]
+    quads = np.array(list(product([e for e in ends if np.iinfo(data).min <= e <= np.iinfo(data).max], repeat=4))).astype(data)
+    rows = len(quads)
+
+    @T.prim_func(s_tir=True)
+    def main(A: T.Buffer((rows, 4), data), W: T.Buffer((rows, lanes, 4), "int8"), C: T.Buffer((rows, lanes), "int32")):
+        with T.sblock("root"):
+            acc = T.sblock_alloc_buffer((rows, lanes), "int32", scope="local")
+            for r in range(rows):
+                for i in range(lanes):
+                    with T.sblock("load"):
+                        vr, vi = T.axis.remap("SS", [r, i])
+                        acc[vr, vi] = C[vr, vi]
+                for i, k in T.grid(lanes, 4):
+                    with T.sblock("dot"):
+                        vr, vi, vk = T.axis.remap("SSR", [r, i, k])
+                        acc[vr, vi] = acc[vr, vi] + (T.cast(A[vr, vk], "int32") + offset) * T.cast(W[vr, vi, vk], "int32")
+                for i in range(lanes):
+                    with T.sblock("store"):
+                        vr, vi = T.axis.remap("SS", [r, i])
+                        C[vr, vi] = acc[vr, vi]
+
+    w = rng.choice(np.array([-128, -127, -1, 0, 1, 127], np.int8), (rows, lanes, 4))
+    start = rng.integers(-(2**30), 2**30, (rows, lanes)).astype(np.int32)
+    expected = start + np.einsum("rk,rik->ri", quads.astype(np.int64) + offset, w.astype(np.int64))
+    out = start.copy()
+    run(tensorized(main, "dot", intrinsics.dot_u8s8(lanes, data), 1), quads, w, out)
+    np.testing.assert_array_equal(out, expected.astype(np.int32), strict=True)
+
+
+@pytest.mark.parametrize("target", [HOST, tvm.target.Target({"kind": "llvm"})], ids=["host", "portable"])
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_multiply_high_at_the_extremes(lanes, target):
+    values = [-(2**31), -(2**31) + 1, -65536, -1, 0, 1, 65535, 2**31 - 1]
+    pairs = np.array(list(product(values, repeat=2)), np.int64)
+    rows = len(pairs)
+
+    @T.prim_func(s_tir=True)
+    def main(A: T.Buffer((rows, lanes), "int32"), M: T.Buffer((lanes,), "int32"), B: T.Buffer((lanes,), "int64"), C: T.Buffer((rows, lanes), "int32")):
+        for r, i in T.grid(rows, lanes):
+            with T.sblock("high"):
+                vr, vi = T.axis.remap("SS", [r, i])
+                C[vr, vi] = T.cast(T.shift_right(T.cast(A[vr, vi], "int64") * T.cast(M[vi], "int64") + B[vi], T.int64(32)), "int32")
+
+    function = tensorized(main, "high", intrinsics.multiply_high(lanes), 1)
+    a = np.repeat(pairs[:, :1], lanes, axis=1).astype(np.int32)
+    for m in (2**31 - 1, 2**30, 1, -(2**31)):
+        ms = np.full(lanes, m, np.int32)
+        ms[1::2] = rng.integers(-(2**31), 2**31, lanes // 2)
+        b = rng.choice(np.array([-(2**61), -1, 0, 1, 2**32 - 1, 2**61]), lanes)
+        out = np.zeros((rows, lanes), np.int32)
+        run(function, a, ms, b, out, target=target)
+        expected = (a.astype(object) * ms.astype(object) + b.astype(object)) // 2**32
+        np.testing.assert_array_equal(out, expected.astype(np.int64).astype(np.int32), strict=True)
