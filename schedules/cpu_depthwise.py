@@ -22,7 +22,7 @@ from hawq_tvm import arith, ops
 
 from .emit import Emission, immediate, ints
 from .layer import Layer
-from .loops import extent, inline_all, parallel_outer
+from .loops import attach_epilogue, inline_all, parallel_outer, schedule_epilogue, spells_high_half
 from .rule import Kernel
 from .vector_unit import VectorUnit
 
@@ -124,7 +124,8 @@ def _weights(e: Emission, w: np.ndarray[Any, Any], wide: int) -> te.Tensor:
 
 
 def _schedule(sch: s_tir.Schedule, tile: DepthwiseTile, channels: int) -> None:
-    inline_all(sch, keep=("acc", "rows"))
+    spelled = ("high",) if spells_high_half(channels, tile.lanes) else ()
+    inline_all(sch, keep=("acc", "rows", *spelled))
     acc, rows = sch.get_sblock("acc"), sch.get_sblock("rows")
     (out,) = sch.get_output_blocks(sch.get_sblock("root"))
     n, y, w, c, kh, kw = sch.get_loops(acc)
@@ -134,14 +135,13 @@ def _schedule(sch: s_tir.Schedule, tile: DepthwiseTile, channels: int) -> None:
     sch.parallel(sch.fuse(n, y))
     copy = sch.cache_write(acc, 0, "local")
     sch.reverse_compute_at(copy, c_outer, preserve_unit_loops=True)
-    sch.reverse_compute_at(out, c_outer, preserve_unit_loops=True)
+    attach_epilogue(sch, out, c_outer)
     copied_w, copied_c = sch.get_loops(copy)[-2:]
     for loop in (kw, w_inner, copied_w):
         sch.unroll(loop)
     for loop in (c_inner, copied_c):
         sch.vectorize(loop)
     sch.decompose_reduction(acc, kh)
-    last = sch.get_loops(out)[-1]
-    sch.vectorize(sch.split(last, [None, gcd(channels, extent(sch, last), tile.lanes)])[-1])
+    schedule_epilogue(sch, out, gcd(channels, tile.lanes))
     sch.vectorize(sch.split(sch.get_loops(rows)[-1], [None, gcd(channels, tile.lanes)])[-1])
     parallel_outer(sch, rows, inner=3)

@@ -184,6 +184,47 @@ def _high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, half: int) -> tirx.Ex
     return tirx.reinterpret(f"int32x{2 * half}", even | odd)
 
 
+@cache
+def dot_quads(lanes: int) -> str:
+    """The name of the tensor intrinsic c[i] += sum_k byte_k(q[i]) w[i, k], k < 4, bytes from the lowest, unsigned.
+
+    q and c are int32, w is int8; spelled as vpdpbusd, exact for every operand.  lanes: 8 or 16, as for `dot_u8s8`.
+    """
+    name, instruction = f"hawq.dot_quads.{lanes}", f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+
+    @T.prim_func(s_tir=True)
+    def meaning(
+        Q: T.Buffer((lanes,), "int32", offset_factor=1),
+        W: T.Buffer((lanes, 4), "int8", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], Q[0:lanes], W[0:lanes, 0:4])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                for k in T.serial(0, 4):
+                    with T.sblock("update"):
+                        vi, vk = T.axis.remap("SR", [i, k])
+                        C[vi] = C[vi] + T.bitwise_and(T.shift_right(Q[vi], vk * 8), 255) * T.cast(W[vi, vk], "int32")
+
+    @T.prim_func(s_tir=True)
+    def spelling(
+        Q: T.Buffer((lanes,), "int32", offset_factor=1),
+        W: T.Buffer((lanes, 4), "int8", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], Q[0:lanes], W[0:lanes, 0:4])
+            T.writes(C[0:lanes])
+            C[T.ramp(0, 1, lanes)] = T.call_llvm_pure_intrin(
+                f"int32x{lanes}", instruction, C.vload([0], f"int32x{lanes}"),
+                T.reinterpret(f"int8x{4 * lanes}", Q.vload([0], f"int32x{lanes}")), W.vload([0, 0], f"int8x{4 * lanes}"),
+            )
+
+    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
+    return name
+
+
 def _four_bytes(a: tirx.Buffer, lanes: int) -> tirx.Expr:
     """Four elements in every lane; signed ones with 128 added, which flips their highest bits."""
     four = tirx.reinterpret("int32", a.vload([0], f"{a.dtype}x4"))

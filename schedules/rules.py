@@ -13,9 +13,10 @@ from .cpu_window import Window
 from .generic import Generic
 from .rule import Rule
 from .x86_vnni import Vnni
+from .x86_vnni_depthwise import VnniDepthwise
 
 # Tried in order; a faster kernel for some CPU goes before the portable ones.
-CPU_RULES: tuple[Rule, ...] = (Depthwise(), Vnni(), Contract(), Window(), Elementwise(), Generic())
+CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Vnni(), Contract(), Window(), Elementwise(), Generic())
 
 
 def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:

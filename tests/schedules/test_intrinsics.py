@@ -92,3 +92,34 @@ def test_multiply_high_at_the_extremes(lanes, target):
         run(function, a, ms, b, out, target=target)
         expected = (a.astype(object) * ms.astype(object) + b.astype(object)) // 2**32
         np.testing.assert_array_equal(out, expected.astype(np.int64).astype(np.int32), strict=True)
+
+
+@pytest.mark.skipif(not UNIT.quads, reason="this CPU has no VNNI")
+def test_dot_quads_at_the_extremes():
+    lanes, ends = UNIT.lanes, np.array(list(product([0, 1, 127, 128, 255], repeat=4)), np.uint8)
+    rows = len(ends)
+
+    @T.prim_func(s_tir=True)
+    def main(Q: T.Buffer((rows, lanes), "int32"), W: T.Buffer((rows, lanes, 4), "int8"), C: T.Buffer((rows, lanes), "int32")):
+        with T.sblock("root"):
+            acc = T.sblock_alloc_buffer((rows, lanes), "int32", scope="local")
+            for r in range(rows):
+                for i in range(lanes):
+                    with T.sblock("load"):
+                        vr, vi = T.axis.remap("SS", [r, i])
+                        acc[vr, vi] = C[vr, vi]
+                for i, k in T.grid(lanes, 4):
+                    with T.sblock("dot"):
+                        vr, vi, vk = T.axis.remap("SSR", [r, i, k])
+                        acc[vr, vi] = acc[vr, vi] + T.bitwise_and(T.shift_right(Q[vr, vi], vk * 8), 255) * T.cast(W[vr, vi, vk], "int32")
+                for i in range(lanes):
+                    with T.sblock("store"):
+                        vr, vi = T.axis.remap("SS", [r, i])
+                        C[vr, vi] = acc[vr, vi]
+
+    data = ends[rng.integers(0, rows, (rows, lanes))]
+    w = rng.choice(np.array([-128, -127, -1, 0, 1, 127], np.int8), (rows, lanes, 4))
+    out = rng.integers(-(2**30), 2**30, (rows, lanes)).astype(np.int32)
+    expected = out + np.einsum("rik,rik->ri", data.astype(np.int64), w.astype(np.int64))
+    run(tensorized(main, "dot", intrinsics.dot_quads(lanes), 1), data.copy().view(np.int32)[..., 0], w, out)
+    np.testing.assert_array_equal(out, expected.astype(np.int32), strict=True)
