@@ -28,6 +28,7 @@ EXAMPLES = """examples:
   hawq-tvm verify model.hawq --random 4 --seed 0
   hawq-tvm prove model.hawq --json
   hawq-tvm bench model.hawq --threads 1
+  hawq-tvm bench model.hawq --against openvino,onnxruntime --model model.onnx --threads 2
 
 exit codes: 0 ok, 1 a check failed, 2 usage, 3 model or package not supported or not readable
 """
@@ -113,13 +114,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("package")
     json_flag(sub)
 
-    sub = verb("bench", _bench, "time a package")
+    sub = verb("bench", _bench, "time a package, alone or beside other runtimes")
     sub.add_argument("package")
     sub.add_argument("--inputs", metavar="IN.npz", help="default: random inputs")
     sub.add_argument("--warmup-ms", type=float, default=200, metavar="MS")
     sub.add_argument("--duration", type=float, default=3, metavar="SECONDS")
     sub.add_argument("--iterations", type=int, default=10, metavar="N", help="at least so many")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
+    sub.add_argument("--against", metavar="NAMES", help="time it in turns with others: openvino, onnxruntime, torch, or several with commas")
+    sub.add_argument("--model", metavar="MODEL.onnx", help="with --against: the model that the package was compiled from")
     sub.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON to FILE, or to standard output")
 
     sub = verb("info", _info, "print what a package contains")
@@ -348,24 +351,68 @@ def _prove(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from .package import load
 
+    if (args.against is None) != (args.model is None):
+        raise UsageError("--against and --model go together", expected="bench PKG --against openvino,onnxruntime --model MODEL.onnx")
+    names: list[str] = []
+    if args.against is not None:
+        from .bench import peers
+
+        names = peers.parse(args.against)
     package = load(args.package)
     given = load_npz(args.inputs) if args.inputs else None
+    options = {"warmup_ms": args.warmup_ms, "duration": args.duration, "iterations": args.iterations, "threads": args.threads}
+    from .bench import against, limits, work
+
     with _working(args, "measuring"):
-        report = package.bench(given, warmup_ms=args.warmup_ms, duration=args.duration, iterations=args.iterations, threads=args.threads)
-    fields = report.to_dict()
+        if names:
+            fields = against.compare(package, args.model, names, given, **options).to_dict()
+        else:
+            report, products = package.bench(given, **options), work.products(package.graph)
+            found = limits.measure()
+            fields = {**report.to_dict(), "products": products, **against.speed(report, products, found), "limits": found.to_dict()}
     if args.json == "-":
         _print_json(fields)
         return 0
-    m = fields["machine"]
-    OUT.print(f"{fields['name']}: {m['cpu']}, {m['cores']} cores, {m['system']}, tvm {m['tvm']}", markup=False)
-    OUT.print(f"threads {fields['threads']}, {fields['iterations']} iterations after {fields['warmup_ms']:g} ms of warm-up", markup=False)
-    OUT.print("latency ms: " + "  ".join(f"{k} {v:.3f}" for k, v in fields["latency_ms"].items()), markup=False)
-    OUT.print(f"throughput: {fields['throughput_per_s']:.1f} inferences/s", markup=False)
+    _print_bench(fields)
     if args.json:
         temporary = Path(f"{args.json}.tmp")
         temporary.write_text(json.dumps(fields, indent=2) + "\n")
         os.replace(temporary, args.json)
     return 0
+
+
+def _print_bench(fields: dict[str, Any]) -> None:
+    m, found = fields["machine"], fields["limits"]
+    OUT.print(f"{fields['name']}: {m['cpu']}, {m['cores']} cores, {m['system']}, tvm {m['tvm']}", markup=False)
+    if "engines" in fields:
+        OUT.print(f"threads {fields['threads']} on processors {fields['pinned_to']}, {fields['turns']} turns each", markup=False)
+        table = Table("engine", "median ms", "min", "p95", "ratio", "TOPS", "of limit")
+        for e in fields["engines"]:
+            ms = e["latency_ms"]
+            table.add_row(
+                f"{e['engine']} {e['version']}", *(f"{ms[k]:.3f}" for k in ("median", "min", "p95")), f"{e['ratio_to_fastest']:.2f}",
+                f"{e['tops']:.3f}", _share(e),
+            )  # fmt: skip
+        OUT.print(table)
+        for e in fields["engines"]:
+            OUT.print(f"{e['engine']} ran {e['what']}", markup=False)
+            for row in e["agreement_text"]:
+                OUT.print(f"  beside ours: {row}", markup=False)
+    else:
+        OUT.print(f"threads {fields['threads']}, {fields['iterations']} iterations after {fields['warmup_ms']:g} ms of warm-up", markup=False)
+        OUT.print("latency ms: " + "  ".join(f"{k} {v:.3f}" for k, v in fields["latency_ms"].items()), markup=False)
+        OUT.print(f"throughput: {fields['throughput_per_s']:.1f} inferences/s", markup=False)
+        OUT.print(f"speed: {fields['tops']:.3f} TOPS, {_share(fields)} of the limit", markup=False)
+    peaks = ", ".join(f"{name} {tops:.3f}" for name, tops in found["int8_tops_per_core"].items()) or "not measured on this architecture"
+    OUT.print(
+        f"limits of one core, measured: int8 TOPS {peaks}; reads {found['l2_read_gb_per_s']:.1f} GB/s from L2, "
+        f"{found['memory_read_gb_per_s']:.1f} GB/s from memory; 'of limit' is against the best TOPS x threads", markup=False,
+    )  # fmt: skip
+
+
+def _share(fields: dict[str, Any]) -> str:
+    share = fields["share_of_limit"]
+    return "unknown" if share is None else f"{100 * share:.1f} %"
 
 
 def _info(args: argparse.Namespace) -> int:

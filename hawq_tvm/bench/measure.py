@@ -82,7 +82,7 @@ def measure(
         return tuple(times)
 
     # A pool belongs to the thread that first needs it and keeps its size: a new thread gets one of exactly `count`.
-    with ThreadPoolExecutor(1, initializer=_make_pool, initargs=(count,)) as thread:
+    with ThreadPoolExecutor(1, initializer=make_pool, initargs=(count,)) as thread:
         try:
             times = thread.submit(loop).result()
         finally:
@@ -93,7 +93,7 @@ def measure(
 _environment = threading.Lock()
 
 
-def _make_pool(threads: int) -> None:
+def make_pool(threads: int) -> None:
     """Give the calling thread, which has no TVM thread pool yet, one of `threads` threads."""
     with _environment:
         before = os.environ.get("TVM_NUM_THREADS")
