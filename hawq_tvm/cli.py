@@ -385,17 +385,17 @@ def _print_bench(fields: dict[str, Any]) -> None:
     m, found = fields["machine"], fields["limits"]
     OUT.print(f"{fields['name']}: {m['cpu']}, {m['cores']} cores, {m['system']}, tvm {m['tvm']}", markup=False)
     if "engines" in fields:
-        OUT.print(f"threads {fields['threads']} on processors {fields['pinned_to']}, {fields['turns']} turns each", markup=False)
-        table = Table("engine", "median ms", "min", "p95", "ratio", "TOPS", "of limit")
+        OUT.print(f"threads {fields['threads']} on processors {fields['pinned_to']}, {fields['turns']} turns each; other processes took {100 * fields['others_share']:.0f} % of their time", markup=False)
+        table = Table("engine", "median ms", "min", "p95", "ratio", "min ratio", "TOPS", "of limit")
         for e in fields["engines"]:
             ms = e["latency_ms"]
             table.add_row(
-                f"{e['engine']} {e['version']}", *(f"{ms[k]:.3f}" for k in ("median", "min", "p95")), f"{e['ratio_to_fastest']:.2f}",
-                f"{e['tops']:.3f}", _share(e),
+                e["engine"], *(f"{ms[k]:.3f}" for k in ("median", "min", "p95")), f"{e['ratio_to_fastest']:.2f}",
+                f"{e['ratio_of_minima']:.2f}", f"{e['tops']:.3f}", _share(e),
             )  # fmt: skip
         OUT.print(table)
         for e in fields["engines"]:
-            OUT.print(f"{e['engine']} ran {e['what']}", markup=False)
+            OUT.print(f"{e['engine']} {e['version']} ran {e['what']}", markup=False)
             for row in e["agreement_text"]:
                 OUT.print(f"  beside ours: {row}", markup=False)
     else:

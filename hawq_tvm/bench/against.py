@@ -1,8 +1,9 @@
 """A package beside other runtimes: one process, one run, turn by turn, the same inputs, threads and processors.
 
 Times of two runs, minutes apart on a machine that others use too, cannot be compared. So the engines take turns of a fraction
-of a second; whatever slows the machine slows them all. A turn begins with calls that are not timed: they warm the caches,
-and the threads of the engine before, which wait busily for a moment, have gone to sleep after them.
+of a second; whatever slows the machine slows them all. A turn begins when the process rests, because the threads of a pool
+that has nothing to do wait busily for a while (TVM's for more than a tenth of a second) and would take the next engine's processors.
+Then come calls that are not timed, to warm the caches.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from .measure import BenchReport, make_pool
 Array = NDArray[Any]
 TURN = 0.3  # seconds that an engine is timed before the next one's turn
 SETTLE = 0.05  # seconds of calls that are not timed at the start of a turn
+REST = 0.005  # seconds over which the process must have used less than a tenth of one processor to count as resting
+PATIENCE = 10  # seconds to wait for that
 
 
 class Ours:
@@ -79,6 +82,7 @@ class AgainstReport:
     """Every engine of one comparison, ours first.
 
     products: multiplications of one inference.  limits: of one core of this machine, measured in the same run.
+    others: the share of the processors' time that other processes took while the engines had their turns.
     """
 
     name: str
@@ -86,25 +90,34 @@ class AgainstReport:
     threads: int
     cores: tuple[int, ...]
     turns: int
+    others: float
     products: int
     limits: limits.Limits
     engines: tuple[EngineReport, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields; ratio_to_fastest is of medians, 1 the fastest."""
-        fastest = min(e.bench.median_ms for e in self.engines)
+        """JSON-ready fields; ratio_to_fastest is of medians, ratio_of_minima of the shortest calls, 1 the fastest."""
+        fastest, least = (min(f(e) for e in self.engines) for f in (_median, _least))
         rows = []
         for e in self.engines:
             fields = e.bench.to_dict()
             rows.append({
                 "engine": e.name, "version": e.version, "what": e.what, **{k: fields[k] for k in ("iterations", "latency_ms", "throughput_per_s")},
-                "ratio_to_fastest": round(e.bench.median_ms / fastest, 3), **speed(e.bench, self.products, self.limits),
+                "ratio_to_fastest": round(_median(e) / fastest, 3), "ratio_of_minima": round(_least(e) / least, 3), **speed(e.bench, self.products, self.limits),
                 "agreement": [a.to_dict() for a in e.agreement], "agreement_text": [a.sentence() for a in e.agreement],
             })  # fmt: skip
         return {
             "name": self.name, "machine": self.machine, "threads": self.threads, "pinned_to": list(self.cores), "turns": self.turns,
-            "products": self.products, "limits": self.limits.to_dict(), "engines": rows,
+            "others_share": round(self.others, 3), "products": self.products, "limits": self.limits.to_dict(), "engines": rows,
         }  # fmt: skip
+
+
+def _median(engine: EngineReport) -> float:
+    return engine.bench.median_ms
+
+
+def _least(engine: EngineReport) -> float:
+    return min(engine.bench.times_ms)
 
 
 def speed(bench: BenchReport, products: int, found: limits.Limits) -> dict[str, float | None]:
@@ -142,14 +155,15 @@ def compare(
         with _closing(engines):
             agreements = _prepare(engines, path, given, count, package.manifest["outputs"])
             pinning.pin_all(cores)
-            times, turns = _take_turns(engines, warmup_ms / 1000, duration, iterations, stop)
+            with pinning.other_processes(cores) as others:
+                times, turns = _take_turns(engines, warmup_ms / 1000, duration, iterations, stop)
             if not pinning.pinned(cores):
                 raise UsageError("an engine moved its threads to other processors, so the times were not comparable", found=", ".join(names))
             reports = tuple(
                 EngineReport(e.name, e.version, e.what, BenchReport(e.name, described, count, warmup_ms, tuple(t)), a)
                 for e, t, a in zip(engines, times, agreements, strict=True)
             )
-        return AgainstReport(package.name, described, count, tuple(cores), turns, work.products(package.graph), found, reports)
+        return AgainstReport(package.name, described, count, tuple(cores), turns, others[0], work.products(package.graph), found, reports)
 
     # A new thread, because TVM's pool belongs to the thread that first needs it: this one's has exactly `count` threads.
     with pinning.restored_affinity(), ThreadPoolExecutor(1) as thread:
@@ -204,10 +218,25 @@ def _take_turns(engines: Sequence[Any], warmup: float, duration: float, iteratio
         # Everybody's turn also when some have enough: the same stretch of time for all. Each begins a round in its turn.
         for i in range(len(engines)):
             k = (turns + i) % len(engines)
+            _wait_for_rest(engines[k - 1].name)
             _until(engines[k].call, min(SETTLE, duration), stop)
             times[k] += _timed(engines[k].call, turn)
         turns += 1
     return times, turns
+
+
+def _wait_for_rest(before: str) -> None:
+    """Sleep until no thread of the process works any more.
+
+    Raises UsageError naming the engine that ran before when its threads never stop.
+    """
+    end = time.perf_counter() + PATIENCE
+    while time.perf_counter() < end:
+        wall, used = time.perf_counter(), time.process_time()
+        time.sleep(REST)
+        if time.process_time() - used < 0.1 * (time.perf_counter() - wall):
+            return
+    raise UsageError("its threads go on working when it has nothing to do, so nothing can be timed beside it", where=f"--against {before}", found=f"busy for {PATIENCE} s")
 
 
 def _until(call: Callable[[], None], seconds: float, stop: threading.Event) -> None:

@@ -137,6 +137,7 @@ class Torch:
 
     name, package, extra = "torch", "torch", "torch"
     what = "the float32 network it was quantized from, eager"
+    _before = 0  # PyTorch's number of threads before `prepare`; 0: it has not been changed
 
     @property
     def version(self) -> str:
@@ -152,8 +153,8 @@ class Torch:
             raise _missing(self.name, "pytorchcv", self.extra)
         import torch
 
-        ((_, x),) = inputs.items() if len(inputs) == 1 else ((("", np.zeros(0)),))
-        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3] or x.dtype != np.float32:
+        x = next(iter(inputs.values()))
+        if len(inputs) != 1 or x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3] or x.dtype != np.float32:
             raise ModelError("does not have the input of a network of the zoo", where=str(model), expected="float32 N x 3 x S x S", found=f"{x.dtype} {x.shape}")
         self._before = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -170,7 +171,8 @@ class Torch:
 
     def close(self) -> None:
         """Give back PyTorch's number of threads."""
-        self._torch.set_num_threads(self._before)
+        if self._before:
+            self._torch.set_num_threads(self._before)
 
 
 PEERS: dict[str, Callable[[], Any]] = {c.name: c for c in (OpenVino, OnnxRuntime, Torch)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -58,6 +59,27 @@ def pin_all(cores: list[int]) -> None:
 def pinned(cores: list[int]) -> bool:
     """Whether no thread of the process may run elsewhere."""
     return all(_affinity(task) <= set(cores) for task in _tasks())
+
+
+@contextmanager
+def other_processes(cores: list[int]) -> Iterator[list[float]]:
+    """A list that holds, after the block, the share of the processors' time that other processes took during it."""
+    found: list[float] = []
+    busy, own, wall = _busy(cores), time.process_time(), time.perf_counter()
+    yield found
+    elapsed = (time.perf_counter() - wall) * len(cores)
+    found.append(max(0.0, _busy(cores) - busy - (time.process_time() - own)) / elapsed)
+
+
+def _busy(cores: list[int]) -> float:
+    """Seconds since the start that these processors were not idle, a hypervisor's theft of them included."""
+    wanted, ticks = {f"cpu{c}" for c in cores}, 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *values = line.split()
+        if name in wanted:
+            numbers = [int(v) for v in values[:8]]  # user nice system idle iowait irq softirq steal; guest is in user
+            ticks += sum(numbers) - numbers[3] - numbers[4]
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _tasks() -> list[int]:
