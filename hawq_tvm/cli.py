@@ -353,66 +353,24 @@ def _bench(args: argparse.Namespace) -> int:
 
     if (args.against is None) != (args.model is None):
         raise UsageError("--against and --model go together", expected="bench PKG --against openvino,onnxruntime --model MODEL.onnx")
-    names: list[str] = []
-    if args.against is not None:
-        from .bench import peers
+    from .bench import against, peers
+    from .bench.show import show
 
-        names = peers.parse(args.against)
+    names = [] if args.against is None else peers.parse(args.against)
     package = load(args.package)
     given = load_npz(args.inputs) if args.inputs else None
     options = {"warmup_ms": args.warmup_ms, "duration": args.duration, "iterations": args.iterations, "threads": args.threads}
-    from .bench import against, limits, work
-
     with _working(args, "measuring"):
-        if names:
-            fields = against.compare(package, args.model, names, given, **options).to_dict()
-        else:
-            report, products = package.bench(given, **options), work.products(package.graph)
-            found = limits.measure()
-            fields = {**report.to_dict(), "products": products, **against.speed(report, products, found), "limits": found.to_dict()}
+        fields = against.compare(package, args.model, names, given, **options).to_dict() if names else against.alone(package, given, **options)
     if args.json == "-":
         _print_json(fields)
         return 0
-    _print_bench(fields)
+    show(OUT, fields)
     if args.json:
         temporary = Path(f"{args.json}.tmp")
         temporary.write_text(json.dumps(fields, indent=2) + "\n")
         os.replace(temporary, args.json)
     return 0
-
-
-def _print_bench(fields: dict[str, Any]) -> None:
-    m, found = fields["machine"], fields["limits"]
-    OUT.print(f"{fields['name']}: {m['cpu']}, {m['cores']} cores, {m['system']}, tvm {m['tvm']}", markup=False)
-    if "engines" in fields:
-        OUT.print(f"threads {fields['threads']} on processors {fields['pinned_to']}, {fields['turns']} turns each; other processes took {100 * fields['others_share']:.0f} % of their time", markup=False)
-        table = Table("engine", "median ms", "min", "p95", "ratio", "min ratio", "TOPS", "of limit")
-        for e in fields["engines"]:
-            ms = e["latency_ms"]
-            table.add_row(
-                e["engine"], *(f"{ms[k]:.3f}" for k in ("median", "min", "p95")), f"{e['ratio_to_fastest']:.2f}",
-                f"{e['ratio_of_minima']:.2f}", f"{e['tops']:.3f}", _share(e),
-            )  # fmt: skip
-        OUT.print(table)
-        for e in fields["engines"]:
-            OUT.print(f"{e['engine']} {e['version']} ran {e['what']}", markup=False)
-            for row in e["agreement_text"]:
-                OUT.print(f"  beside ours: {row}", markup=False)
-    else:
-        OUT.print(f"threads {fields['threads']}, {fields['iterations']} iterations after {fields['warmup_ms']:g} ms of warm-up", markup=False)
-        OUT.print("latency ms: " + "  ".join(f"{k} {v:.3f}" for k, v in fields["latency_ms"].items()), markup=False)
-        OUT.print(f"throughput: {fields['throughput_per_s']:.1f} inferences/s", markup=False)
-        OUT.print(f"speed: {fields['tops']:.3f} TOPS, {_share(fields)} of the limit", markup=False)
-    peaks = ", ".join(f"{name} {tops:.3f}" for name, tops in found["int8_tops_per_core"].items()) or "not measured on this architecture"
-    OUT.print(
-        f"limits of one core, measured: int8 TOPS {peaks}; reads {found['l2_read_gb_per_s']:.1f} GB/s from L2, "
-        f"{found['memory_read_gb_per_s']:.1f} GB/s from memory; 'of limit' is against the best TOPS x threads", markup=False,
-    )  # fmt: skip
-
-
-def _share(fields: dict[str, Any]) -> str:
-    share = fields["share_of_limit"]
-    return "unknown" if share is None else f"{100 * share:.1f} %"
 
 
 def _info(args: argparse.Namespace) -> int:

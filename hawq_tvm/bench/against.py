@@ -129,6 +129,12 @@ def speed(bench: BenchReport, products: int, found: limits.Limits) -> dict[str, 
     return {"tops": round(tops, 5), "share_of_limit": None if limit is None else round(tops / limit, 4)}
 
 
+def alone(package: Package, inputs: Mapping[str, Array] | None = None, **options: Any) -> dict[str, Any]:
+    """A package's own times (options: those of `Package.bench`) with its speed and the machine's limits, JSON-ready."""
+    report, products, found = package.bench(inputs, **options), work.products(package.graph), limits.measure()
+    return {**report.to_dict(), "products": products, **speed(report, products, found), "limits": found.to_dict()}
+
+
 def compare(
     package: Package, model: str | Path, names: Sequence[str], inputs: Mapping[str, Array] | None = None, *,
     warmup_ms: float = 200, duration: float = 3, iterations: int = 10, threads: int | None = None,

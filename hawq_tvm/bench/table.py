@@ -70,7 +70,7 @@ def markdown(rows: Sequence[dict[str, Any]], date: str) -> str:
         "fraction of a second in one process. Milliseconds of one inference of the whole batch: median, and the shortest in parentheses.",
         "`ratio` is our median by the fastest engine's. TOPS are 10^12 operations per second of ours at the median, two per multiplication; `of limit`",
         "is their share of what this machine's best int8 instruction reaches in a loop, times the threads. `others` is the share of the",
-        "processors' time that other processes took meanwhile: where it is large, look at the shortest times.", "",
+        "processors' time that other processes took meanwhile: a row where it is large says little, two threads may then have had one processor.", "",
         f"| network | batch | threads | {' | '.join(engines)} | ratio | TOPS | of limit | others |",
         f"|---|---|---|{'---|' * len(engines)}---|---|---|---|",
     ]  # fmt: skip
