@@ -29,6 +29,7 @@ EXAMPLES = """examples:
   hawq-tvm prove model.hawq --json
   hawq-tvm bench model.hawq --threads 1
   hawq-tvm profile model.hawq --threads 1 --svg time.svg
+  hawq-tvm bench model.hawq --against openvino,onnxruntime --model model.onnx --threads 2
 
 exit codes: 0 ok, 1 a check failed, 2 usage, 3 model or package not supported or not readable
 """
@@ -114,13 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("package")
     json_flag(sub)
 
-    sub = verb("bench", _bench, "time a package")
+    sub = verb("bench", _bench, "time a package, alone or beside other runtimes")
     sub.add_argument("package")
     sub.add_argument("--inputs", metavar="IN.npz", help="default: random inputs")
     sub.add_argument("--warmup-ms", type=float, default=200, metavar="MS")
     sub.add_argument("--duration", type=float, default=3, metavar="SECONDS")
     sub.add_argument("--iterations", type=int, default=10, metavar="N", help="at least so many")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
+    sub.add_argument("--against", metavar="NAMES", help="time it in turns with others: openvino, onnxruntime, torch, or several with commas")
+    sub.add_argument("--model", metavar="MODEL.onnx", help="with --against: the model that the package was compiled from")
     sub.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON to FILE, or to standard output")
 
     sub = verb("profile", _profile, "time every kernel of a package inside real inferences")
@@ -328,25 +331,29 @@ def _bench(args: argparse.Namespace) -> int:
     from .files import load_npz, write_text
     from .package import load
 
+    if (args.against is None) != (args.model is None):
+        raise UsageError("--against and --model go together", expected="bench PKG --against openvino,onnxruntime --model MODEL.onnx")
+    from .bench import against, peers
+    from .bench.show import show
+
+    names = [] if args.against is None else peers.parse(args.against)
     package = load(args.package)
     given = load_npz(args.inputs) if args.inputs else None
+    options = {"warmup_ms": args.warmup_ms, "duration": args.duration, "iterations": args.iterations, "threads": args.threads}
     with _working(args, "measuring"):
-        report = package.bench(given, warmup_ms=args.warmup_ms, duration=args.duration, iterations=args.iterations, threads=args.threads)
-    fields = report.to_dict()
+        fields = against.compare(package, args.model, names, given, **options).to_dict() if names else against.alone(package, given, **options)
     if args.json == "-":
         _print_json(fields)
         return 0
-    m = fields["machine"]
-    OUT.print(f"{fields['name']}: {m['cpu']}, {m['cores']} cores, {m['system']}, tvm {m['tvm']}", markup=False)
-    OUT.print(f"threads {fields['threads']}, {fields['iterations']} iterations after {fields['warmup_ms']:g} ms of warm-up", markup=False)
-    OUT.print("latency ms: " + "  ".join(f"{k} {v:.3f}" for k, v in fields["latency_ms"].items()), markup=False)
-    OUT.print(f"throughput: {fields['throughput_per_s']:.1f} inferences/s", markup=False)
+    show(OUT, fields)
     if args.json:
         write_text(Path(args.json), json.dumps(fields, indent=2) + "\n")
     return 0
 
 
 def _profile(args: argparse.Namespace) -> int:
+    from .bench import limits
+    from .bench.measure import checked_threads
     from .bench.show import show_profile
     from .files import load_npz, write_text
     from .package import load
@@ -356,7 +363,8 @@ def _profile(args: argparse.Namespace) -> int:
     package = load(args.package)
     given = load_npz(args.inputs) if args.inputs else None
     with _working(args, "measuring every kernel"):
-        report = package.profile(given, duration=args.duration, threads=args.threads)
+        count = checked_threads(0, args.duration, 1, args.threads)
+        report = package.profile(given, duration=args.duration, threads=count, limit_tops=limits.measure().tops(count))
     if args.svg:
         write_text(Path(args.svg), report.svg())
     if args.overlay:

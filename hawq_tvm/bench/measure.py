@@ -100,7 +100,7 @@ def with_pool(threads: int, work: Callable[[threading.Event], T]) -> T:
     """
     stop = threading.Event()
     # A pool belongs to the thread that first needs it and keeps its size: a new thread gets one of exactly `threads`.
-    with ThreadPoolExecutor(1, initializer=_make_pool, initargs=(threads,)) as thread:
+    with ThreadPoolExecutor(1, initializer=make_pool, initargs=(threads,)) as thread:
         try:
             return thread.submit(work, stop).result()
         finally:
@@ -110,7 +110,7 @@ def with_pool(threads: int, work: Callable[[threading.Event], T]) -> T:
 _environment = threading.Lock()
 
 
-def _make_pool(threads: int) -> None:
+def make_pool(threads: int) -> None:
     """Give the calling thread, which has no TVM thread pool yet, one of `threads` threads."""
     with _environment:
         before = os.environ.get("TVM_NUM_THREADS")

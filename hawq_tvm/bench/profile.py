@@ -24,16 +24,12 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from schedules.contraction import shape_of
-
-from .. import instrument, ops, stages
+from .. import instrument
 from ..errors import PackageError, UsageError
 from ..verify.compare import layer_calls
 from . import machine
 from .measure import checked_threads, with_pool
-
-# The only operators whose products are counted.
-PRODUCTS = frozenset({"relax.nn.conv2d", "relax.matmul"})
+from .work import layer_products
 
 
 @dataclass(frozen=True)
@@ -198,12 +194,6 @@ def _node_of(layer: str, nodes: Mapping[str, str]) -> str:
     return nodes.get(name, layer)
 
 
-def products(function: relax.Function) -> int:
-    """The multiplications of a layer function's conv2d and matmul, those with padding included."""
-    # One lane: a vector that spans several groups multiplies zeros too, which are no work of the network.
-    return sum(shape_of(b.value, 1).products for b in stages.bindings(function) if ops.op_name(b.value) in PRODUCTS)
-
-
 def profile(
     vm: relax.VirtualMachine, graph: tvm.IRModule, kernels: Sequence[Mapping[str, Any]], call: Callable[[], Any], name: str, *,
     warmup_ms: float = 200, duration: float = 3, iterations: int = 10, threads: int | None = None, limit_tops: float | None = None,
@@ -232,7 +222,7 @@ def profile(
         function = binding.value.op.name_hint
         rows.append(KernelRow(
             binding.var.name, function, facts[function]["rule"], facts[function]["tile"], i, float(times[i]),
-            products(graph[function]), stopwatch.bytes[i], float(times[i]) / latency, limit_tops,
+            layer_products(graph[function]), stopwatch.bytes[i], float(times[i]) / latency, limit_tops,
         ))  # fmt: skip
     return ProfileReport(
         name, machine.describe(), count, warmup_ms, len(latencies), latency, outside, float(np.median(costs)) / 1e3, tuple(rows), limit_tops

@@ -1,0 +1,301 @@
+"""A package beside other runtimes: one process, one run, turn by turn, the same inputs, threads and processors.
+
+Times of two runs, minutes apart on a machine that others use too, cannot be compared. So the engines take turns of a fraction
+of a second; whatever slows the machine slows them all. A turn begins when the process rests, because the threads of a pool
+that has nothing to do wait busily for a while (TVM's for more than a tenth of a second) and would take the next engine's processors.
+Then come calls that are not timed, to warm the caches.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+
+from .. import __version__
+from ..errors import ModelError, UsageError
+from ..package import Package
+from . import agreement, limits, machine, peers, pinning, work
+from .measure import BenchReport, make_pool
+
+Array = NDArray[Any]
+TURN = 0.3  # seconds that an engine is timed before the next one's turn
+SETTLE = 0.05  # seconds of calls that are not timed at the start of a turn
+REST = 0.005  # seconds over which the process must have used less than a tenth of one processor to count as resting
+PATIENCE = 10  # seconds to wait for that
+
+
+class Ours:
+    """A package, as its virtual machine runs it."""
+
+    name, what = "hawq-tvm", "the package"
+
+    def __init__(self, package: Package) -> None:
+        self.package = package
+
+    @property
+    def version(self) -> str:
+        """This project's version."""
+        return __version__
+
+    def prepare(self, model: Path, inputs: Mapping[str, Array], threads: int) -> None:
+        """See peers.Engine; `model` is not read."""
+        make_pool(threads)
+        ready = self.package.prepare(inputs)
+        self._main = self.package.vm["main"]
+        self._tensors = [tvm.runtime.tensor(ready[i["name"]]) for i in self.package.manifest["inputs"]]
+
+    def call(self) -> None:
+        """One inference."""
+        self._result = self._main(*self._tensors)
+
+    def outputs(self) -> dict[str, Array]:
+        """The outputs of the last `call` by name."""
+        return {o["name"]: self._result[i].numpy() for i, o in enumerate(self.package.manifest["outputs"])}
+
+    def close(self) -> None:
+        """Nothing: the pool ends with its thread."""
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """One engine's part: its times, and its outputs beside ours (empty for ours)."""
+
+    name: str
+    version: str
+    what: str
+    bench: BenchReport
+    agreement: tuple[agreement.OutputAgreement, ...]
+
+
+@dataclass(frozen=True)
+class AgainstReport:
+    """Every engine of one comparison, ours first.
+
+    products: multiplications of one inference.  limits: of one core of this machine, measured in the same run.
+    others: the share of the processors' time that other processes took while the engines had their turns.
+    """
+
+    name: str
+    machine: dict[str, Any]
+    threads: int
+    cores: tuple[int, ...]
+    turns: int
+    others: float
+    products: int
+    limits: limits.Limits
+    engines: tuple[EngineReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields; ratio_to_fastest is of medians, ratio_of_minima of the shortest calls, 1 the fastest."""
+        fastest, least = (min(f(e) for e in self.engines) for f in (_median, _least))
+        rows = []
+        for e in self.engines:
+            fields = e.bench.to_dict()
+            rows.append({
+                "engine": e.name, "version": e.version, "what": e.what, **{k: fields[k] for k in ("iterations", "latency_ms", "throughput_per_s")},
+                "ratio_to_fastest": round(_median(e) / fastest, 3), "ratio_of_minima": round(_least(e) / least, 3), **speed(e.bench, self.products, self.limits),
+                "agreement": [a.to_dict() for a in e.agreement], "agreement_text": [a.sentence() for a in e.agreement],
+            })  # fmt: skip
+        return {
+            "name": self.name, "machine": self.machine, "threads": self.threads, "pinned_to": list(self.cores), "turns": self.turns,
+            "others_share": round(self.others, 3), "products": self.products, "limits": self.limits.to_dict(), "engines": rows,
+        }  # fmt: skip
+
+
+def _median(engine: EngineReport) -> float:
+    return engine.bench.median_ms
+
+
+def _least(engine: EngineReport) -> float:
+    return min(engine.bench.times_ms)
+
+
+def speed(bench: BenchReport, products: int, found: limits.Limits) -> dict[str, float | None]:
+    """10^12 operations per second (two per multiplication) at the median, and their share of the measured limit x threads.
+
+    None for the share where no limit could be measured.
+    """
+    tops, limit = 2e-9 * products / bench.median_ms, found.tops(bench.threads)
+    return {"tops": round(tops, 5), "share_of_limit": None if limit is None else round(tops / limit, 4)}
+
+
+def alone(package: Package, inputs: Mapping[str, Array] | None = None, **options: Any) -> dict[str, Any]:
+    """A package's own times (options: those of `Package.bench`) with its speed and the machine's limits, JSON-ready."""
+    report, products, found = package.bench(inputs, **options), work.products(package.graph), limits.measure()
+    return {**report.to_dict(), "products": products, **speed(report, products, found), "limits": found.to_dict()}
+
+
+def compare(
+    package: Package, model: str | Path, names: Sequence[str], inputs: Mapping[str, Array] | None = None, *,
+    warmup_ms: float = 200, duration: float = 3, iterations: int = 10, threads: int | None = None,
+) -> AgainstReport:  # fmt: skip
+    """Time a package and the named peers (see peers.PEERS) on the ONNX model that it was compiled from.
+
+    duration, iterations: at least so many seconds and calls are timed of each engine.  threads: of each engine, each with
+    a processor of its own (None: all).  Raises UsageError, or ModelError when a peer does not run the same network.
+    """
+    if not (0 <= warmup_ms < float("inf") and 0 <= duration < float("inf") and iterations >= 1):
+        raise UsageError("warm-up and duration must be finite and not negative, iterations at least 1", found=f"{warmup_ms}, {duration}, {iterations}")
+    count = machine.available_cores() if threads is None else threads
+    cores, path = pinning.choose_cores(count), Path(model)
+    check_model(path, package)
+    if "torch" in names:
+        peers.zoo_network(path)
+    given = package.prepare(inputs) if inputs is not None else package.random_inputs(1, 0)[0]
+    engines: list[Any] = [Ours(package), *(peers.PEERS[n]() for n in names)]
+    stop, described = threading.Event(), machine.describe()
+
+    def run() -> AgainstReport:
+        pinning.pin_all(cores)
+        found = limits.measure()
+        with _closing(engines):
+            agreements = _prepare(engines, path, given, count, package.manifest["outputs"])
+            pinning.pin_all(cores)
+            with pinning.other_processes(cores) as others:
+                times, turns = _take_turns(engines, warmup_ms / 1000, duration, iterations, stop)
+            if not pinning.pinned(cores):
+                raise UsageError("an engine moved its threads to other processors, so the times were not comparable", found=", ".join(names))
+            reports = tuple(
+                EngineReport(e.name, e.version, e.what, BenchReport(e.name, described, count, warmup_ms, tuple(t)), a)
+                for e, t, a in zip(engines, times, agreements, strict=True)
+            )
+        return AgainstReport(package.name, described, count, tuple(cores), turns, others[0], work.products(package.graph), found, reports)
+
+    # A new thread, because TVM's pool belongs to the thread that first needs it: this one's has exactly `count` threads.
+    with pinning.restored_affinity(), ThreadPoolExecutor(1) as thread:
+        try:
+            return thread.submit(run).result()
+        finally:
+            stop.set()
+
+
+@contextmanager
+def _closing(engines: Sequence[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+def _prepare(
+    engines: Sequence[Any], model: Path, inputs: Mapping[str, Array], threads: int, specs: Sequence[Mapping[str, Any]]
+) -> list[tuple[agreement.OutputAgreement, ...]]:  # fmt: skip
+    """Load every engine, run each once, and check the outputs before any time is spent on measuring."""
+    found: list[tuple[agreement.OutputAgreement, ...]] = []
+    for engine in engines:
+        engine.prepare(model, inputs, threads)
+        engine.call()
+        if engine is engines[0]:
+            found.append(())
+            continue
+        try:
+            rows = agreement.compare(engines[0].outputs(), engine.outputs(), specs)
+        except ValueError as e:
+            raise ModelError(f"{engine.name} did not run the network of the package: {e}", where=str(model), remedy="give the model that the package was compiled from") from e
+        for row in rows:
+            if not row.same_network:
+                raise ModelError(
+                    f"{engine.name} did not run the network of the package, or ran it wrongly", where=str(model), found=row.sentence(),
+                    expected=f"a correlation of at least {agreement.LEAST_CORRELATION:g} ({agreement.WHY})",
+                    remedy=f"give the model that the package was compiled from, or leave {engine.name} out",
+                )  # fmt: skip
+        found.append(tuple(rows))
+    return found
+
+
+def _take_turns(engines: Sequence[Any], warmup: float, duration: float, iterations: int, stop: threading.Event) -> tuple[list[list[float]], int]:
+    """Milliseconds of every timed call of every engine, and the number of turns that each had; seconds otherwise."""
+    for engine in engines:
+        _until(engine.call, warmup, stop)
+    times: list[list[float]] = [[] for _ in engines]
+    turns, turn = 0, min(TURN, duration)
+    while not stop.is_set() and any(len(t) < iterations or sum(t) < 1000 * duration for t in times):
+        # Everybody's turn also when some have enough: the same stretch of time for all. Each begins a round in its turn.
+        for i in range(len(engines)):
+            k = (turns + i) % len(engines)
+            _wait_for_rest(engines[k - 1].name)
+            _until(engines[k].call, min(SETTLE, duration), stop)
+            times[k] += _timed(engines[k].call, turn)
+        turns += 1
+    return times, turns
+
+
+def _wait_for_rest(before: str) -> None:
+    """Sleep until no thread of the process works any more.
+
+    Raises UsageError naming the engine that ran before when its threads never stop.
+    """
+    end = time.perf_counter() + PATIENCE
+    while time.perf_counter() < end:
+        wall, used = time.perf_counter(), time.process_time()
+        time.sleep(REST)
+        if time.process_time() - used < 0.1 * (time.perf_counter() - wall):
+            return
+    raise UsageError("its threads go on working when it has nothing to do, so nothing can be timed beside it", where=f"--against {before}", found=f"busy for {PATIENCE} s")
+
+
+def _until(call: Callable[[], None], seconds: float, stop: threading.Event) -> None:
+    end = time.perf_counter() + seconds
+    call()
+    while time.perf_counter() < end and not stop.is_set():
+        call()
+
+
+def _timed(call: Callable[[], None], seconds: float) -> list[float]:
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while not times or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        times.append(1000 * (time.perf_counter() - start))
+    return times
+
+
+def check_model(model: Path, package: Package) -> None:
+    """Whether an ONNX file has the package's inputs and outputs, with the same static shapes.
+
+    Raises ModelError naming what differs.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    where = str(model)
+    if not model.is_file():
+        raise ModelError("does not exist", where=where, remedy="check --model")
+    try:
+        graph = onnx.load(where, load_external_data=False).graph
+    except DecodeError as e:
+        raise ModelError("cannot be read", where=where, expected="an ONNX model", found=str(e) or type(e).__name__) from e
+    stored = {i.name for i in graph.initializer}
+    has = {i.name: i.type.tensor_type for i in graph.input if i.name not in stored}
+    wanted = {i["name"]: i for i in package.manifest["inputs"]}
+    remedy = "give the model that the package was compiled from"
+    if set(has) != set(wanted):
+        raise ModelError("has other inputs than the package", where=where, expected=", ".join(wanted), found=", ".join(has) or "none", remedy=remedy)
+    outputs, ours = [o.name for o in graph.output], [o["name"] for o in package.manifest["outputs"]]
+    if outputs != ours:
+        raise ModelError("has other outputs than the package", where=where, expected=", ".join(ours), found=", ".join(outputs) or "none", remedy=remedy)
+    for name, spec in wanted.items():
+        dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in has[name].shape.dim]
+        text, expected = "x".join(map(str, dims)), "x".join(map(str, spec["shape"]))
+        if not all(isinstance(d, int) and d > 0 for d in dims):
+            raise ModelError(
+                f"the input {name} has a symbolic dimension, so not everybody would run the same shape", where=where, expected=expected, found=text,
+                remedy=f"fix it: python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {name} --input_shape {expected.replace('x', ',')} IN OUT",
+            )  # fmt: skip
+        if dims != list(spec["shape"]):
+            raise ModelError(f"the input {name} has another shape than the package's", where=where, expected=expected, found=text, remedy=remedy)
+        kind = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(has[name].elem_type)).name
+        if kind != spec["dtype"]:
+            raise ModelError(f"the input {name} has a type that cannot be compared", where=where, expected=spec["dtype"], found=kind)
