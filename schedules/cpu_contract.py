@@ -25,7 +25,7 @@ from .contraction import Packing, Shape, contraction, shape_of
 from .emit import Emission, Operand, immediate
 from .intrinsics import multiply_add
 from .layer import Layer
-from .loops import attach_epilogue, inline_all, parallel_outer, schedule_epilogue, spells_high_half, vectorize_plain
+from .loops import inline_all, parallel_outer, schedule_epilogue, spell_high_half, spells_high_half, vectorize_plain
 from .rule import Kernel
 from .vector_unit import VectorUnit
 
@@ -249,8 +249,8 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
             _schedule_rows(sch, producer, shape, tile)
     copy = sch.cache_write(acc, 0, "local")
     sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-2], i[-2] * tile.lanes + i[-1]))
+    high = spell_high_half(sch, tile.lanes)
     sch.reverse_compute_at(copy, w_outer, preserve_unit_loops=True)
-    attach_epilogue(sch, out, w_outer)
     init = sch.decompose_reduction(acc, kh)
     for block in (init, copy):
         *_, in_w, in_v, in_lane = sch.get_loops(block)
@@ -261,7 +261,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     sch.unroll(v_inner)
     sch.tensorize(lane, intrinsic)
 
-    schedule_epilogue(sch, out, gcd(shape.channels, tile.lanes))
+    schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, tile.lanes))
 
 
 def _schedule_rows(sch: s_tir.Schedule, rows: s_tir.schedule.SBlockRV, shape: Shape, tile: ContractTile) -> None:

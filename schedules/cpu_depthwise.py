@@ -22,7 +22,7 @@ from hawq_tvm import arith, ops
 
 from .emit import Emission, immediate, ints
 from .layer import Layer
-from .loops import attach_epilogue, inline_all, parallel_outer, schedule_epilogue, spells_high_half
+from .loops import inline_all, parallel_outer, schedule_epilogue, spell_high_half, spells_high_half
 from .rule import Kernel
 from .vector_unit import VectorUnit
 
@@ -134,14 +134,14 @@ def _schedule(sch: s_tir.Schedule, tile: DepthwiseTile, channels: int) -> None:
     sch.reorder(n, y, w_outer, c_outer, kh, kw, w_inner, c_inner)
     sch.parallel(sch.fuse(n, y))
     copy = sch.cache_write(acc, 0, "local")
+    high = spell_high_half(sch, tile.lanes)
     sch.reverse_compute_at(copy, c_outer, preserve_unit_loops=True)
-    attach_epilogue(sch, out, c_outer)
     copied_w, copied_c = sch.get_loops(copy)[-2:]
     for loop in (kw, w_inner, copied_w):
         sch.unroll(loop)
     for loop in (c_inner, copied_c):
         sch.vectorize(loop)
     sch.decompose_reduction(acc, kh)
-    schedule_epilogue(sch, out, gcd(channels, tile.lanes))
+    schedule_epilogue(sch, high, out, c_outer, gcd(channels, tile.lanes))
     sch.vectorize(sch.split(sch.get_loops(rows)[-1], [None, gcd(channels, tile.lanes)])[-1])
     parallel_outer(sch, rows, inner=3)

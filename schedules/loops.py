@@ -41,29 +41,33 @@ def parallel_outer(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, inner: i
         sch.parallel(sch.fuse(*outer))
 
 
-
-
 def spells_high_half(channels: int, lanes: int) -> bool:
     """Whether a kernel's vectors of channels are whole, so that stages "high" can be spelled as `multiply_high`."""
     return lanes >= 8 and channels % lanes == 0
 
 
-def attach_epilogue(sch: s_tir.Schedule, out: s_tir.schedule.SBlockRV, loop: s_tir.schedule.LoopRV) -> None:
-    """Compute what follows the sums, the result last, where a block of sums is complete."""
-    for block in [*_high_halves(sch, out), out]:
+def spell_high_half(sch: s_tir.Schedule, lanes: int) -> s_tir.schedule.SBlockRV | None:
+    """The stage "high" of a kernel spelled as `multiply_high`, if it has one.
+
+    To be called while nothing is computed at anything: `tensorize` takes no block with a condition.
+    """
+    names = {str(sch.get(b).name_hint) for b in sch.get_child_blocks(sch.get_sblock("root"))}
+    if "high" not in names:
+        return None
+    sch.tensorize(sch.split(sch.get_loops(sch.get_sblock("high"))[-1], [None, lanes])[-1], multiply_high(lanes))
+    return sch.get_sblock("high_o")
+
+
+def schedule_epilogue(
+    sch: s_tir.Schedule, high: s_tir.schedule.SBlockRV | None, out: s_tir.schedule.SBlockRV, loop: s_tir.schedule.LoopRV, lanes: int
+) -> None:
+    """Compute what follows the sums where a block of them is complete: vectors of channels, and in them pixels, so that
+    LLVM keeps the channels' constants in registers."""
+    for block in [out] if high is None else [high, out]:
         sch.reverse_compute_at(block, loop, preserve_unit_loops=True)
-
-
-def schedule_epilogue(sch: s_tir.Schedule, out: s_tir.schedule.SBlockRV, lanes: int) -> None:
-    """Vectors of channels outside pixels, so that LLVM keeps their constants in registers; stages "high" spelled out."""
     *_, pixel, channel = sch.get_loops(out)
     vector, lane = sch.split(channel, [None, lanes])
     sch.reorder(vector, pixel, lane)
-    for block in _high_halves(sch, out):
-        sch.compute_at(block, pixel)
-        sch.tensorize(sch.get_loops(block)[-1], multiply_high(lanes))
+    if high is not None:
+        sch.compute_at(high, pixel)
     sch.vectorize(lane)
-
-
-def _high_halves(sch: s_tir.Schedule, out: s_tir.schedule.SBlockRV) -> list[s_tir.schedule.SBlockRV]:
-    return [p for p in sch.get_producers(out) if str(sch.get(p).name_hint) == "high"]

@@ -25,7 +25,7 @@ from .cpu_depthwise import Depthwise
 from .emit import Emission, Operand, immediate, ints
 from .intrinsics import dot_quads
 from .layer import Layer
-from .loops import attach_epilogue, inline_all, schedule_epilogue, spells_high_half
+from .loops import inline_all, schedule_epilogue, spell_high_half, spells_high_half
 from .rule import Kernel
 from .vector_unit import VectorUnit
 
@@ -145,8 +145,8 @@ def _schedule(sch: s_tir.Schedule, tile: QuadsTile, channels: int) -> None:
     sch.vectorize(sch.split(sch.get_loops(quads)[-1], [None, tile.lanes])[-1])
     copy = sch.cache_write(acc, 0, "local")
     sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-2], i[-2] * tile.lanes + i[-1]))
+    high = spell_high_half(sch, tile.lanes)
     sch.reverse_compute_at(copy, v, preserve_unit_loops=True)
-    attach_epilogue(sch, out, v)
     init = sch.decompose_reduction(acc, g)
     for block in (init, copy):
         *_, in_w, _, in_lane = sch.get_loops(block)
@@ -155,4 +155,4 @@ def _schedule(sch: s_tir.Schedule, tile: QuadsTile, channels: int) -> None:
     for loop in (g, t, w_inner):
         sch.unroll(loop)
     sch.tensorize(lane, dot_quads(tile.lanes))
-    schedule_epilogue(sch, out, gcd(channels, tile.lanes))
+    schedule_epilogue(sch, high, out, v, gcd(channels, tile.lanes))
