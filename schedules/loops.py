@@ -42,8 +42,11 @@ def parallel_outer(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, inner: i
 
 
 def spells_high_half(channels: int, lanes: int) -> bool:
-    """Whether a kernel's vectors of channels are whole, so that stages "high" can be spelled as `multiply_high`."""
-    return lanes >= 8 and channels % lanes == 0
+    """Whether a kernel has several whole vectors of channels, so that a stage "high" can be spelled as `multiply_high`.
+
+    A single one leaves a loop of one step, which `reverse_compute_at` does not follow.
+    """
+    return lanes >= 8 and channels > lanes and channels % lanes == 0
 
 
 def spell_high_half(sch: s_tir.Schedule, lanes: int) -> s_tir.schedule.SBlockRV | None:

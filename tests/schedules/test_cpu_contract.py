@@ -123,7 +123,7 @@ def test_conv2d_with_bias_residual_requantize_and_lookup(c, dtype, target):
 
 @pytest.mark.parametrize("target", [HOST, PORTABLE], ids=["host", "portable"])
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
-@pytest.mark.parametrize("c", [*CONVS[::3], Conv(1, 7, 7, 12, 320, (1, 1)), Conv(2, 5, 6, 8, 48, (3, 3), pad=(1, 1, 1, 1))], ids=str)
+@pytest.mark.parametrize("c", [*CONVS[::3], Conv(1, 7, 7, 12, 320, (1, 1)), Conv(1, 5, 6, 8, 16, (1, 1)), Conv(1, 9, 13, 4, 64), Conv(1, 8, 29, 32, 32, groups=32), Conv(2, 5, 6, 8, 48, (3, 3), pad=(1, 1, 1, 1))], ids=str)
 def test_conv2d_rounded_half_up_and_added_to_a_residual(c, dtype, target):
     x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
     acc = convolve(c, x, w, 3)
