@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import tvm
 
-from hawq_tvm.errors import PackageError
+from hawq_tvm.errors import OutputError, PackageError
+from hawq_tvm.files import check_folder
 
 FORMAT_VERSION = 1
 FILES = ("model.so", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json")
@@ -84,13 +85,11 @@ def load_graph(files: Mapping[str, bytes]) -> tvm.IRModule:
 def install(destination: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
     """Write a package to the folder `destination` in one step; a package that is there is replaced, anything else refused.
 
-    Raises PackageError when the destination exists and is no package, or cannot be written.
+    Raises OutputError when the destination exists and is no package, or cannot be written.
     """
+    check_destination(destination)
     try:
-        if destination.exists() and not _may_replace(destination):
-            raise PackageError("exists and is not a package", where=str(destination), remedy="choose another name, or remove it")
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        staging = _staging(destination)
         try:
             new, old = staging / "new", staging / "old"
             new.mkdir()  # with the user's permissions: those of `staging` are its owner's alone
@@ -107,7 +106,31 @@ def install(destination: Path, manifest: Mapping[str, Any], files: Mapping[str, 
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as e:
-        raise PackageError("cannot be written", where=str(destination), found=e.strerror or str(e), remedy="check the path and its permissions") from e
+        raise _unwritable(destination, e) from e
+
+
+def check_destination(destination: Path) -> None:
+    """Whether a package can be written to a folder, found out before it is compiled; nothing is left behind.
+
+    Raises OutputError when it exists and is no package, or when the folder around it does not exist or takes no files.
+    """
+    try:
+        check_folder(destination)
+        if destination.name in ("", ".."):
+            raise OutputError("cannot be written", where=str(destination), expected="the name of a folder to make", remedy="add a name, by habit NAME.hawq")
+        if destination.exists() and not _may_replace(destination):
+            raise OutputError("exists and is not a package", where=str(destination), remedy="choose another name, or remove it")
+        _staging(destination).rmdir()
+    except OSError as e:
+        raise _unwritable(destination, e) from e
+
+
+def _staging(destination: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+
+
+def _unwritable(destination: Path, e: OSError) -> OutputError:
+    return OutputError("cannot be written", where=str(destination), found=e.strerror or str(e), remedy="check the path and its permissions")
 
 
 def _may_replace(destination: Path) -> bool:

@@ -24,9 +24,9 @@ from rich.table import Table
 from . import compile as compile_package
 from . import load
 from .bench import zoo
-from .cli import _print_proof
 from .errors import HawqError, ModelError
 from .inspect import inspect
+from .show import show_proof
 
 SIZE = 224
 OUT = Console(highlight=False, soft_wrap=True)
@@ -131,7 +131,7 @@ def run(folder: Path) -> int:
     OUT.print(f"  {verified.summary()}", markup=False)
     with _step("proving that no float operation is left between quantize and dequantize"):
         certificate = package.prove()
-    _print_proof(certificate.to_dict())
+    show_proof(certificate.to_dict())
 
     for threads in (1, None):
         bench = package.bench({"input": images[0]}, threads=threads, duration=2).to_dict()

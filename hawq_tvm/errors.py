@@ -8,6 +8,7 @@ class HawqError(Exception):
 
     where: the layer, file or option in the user's own terms.  expected, found: the two facts that
     disagree.  remedy: what the user can do about it.  Any field may be empty.
+    exit_code: 1 a check failed, 2 what the user asked for or gave is wrong, 3 a model or package is not supported or not readable.
     """
 
     exit_code = 3
@@ -48,7 +49,15 @@ class PackageError(HawqError):
 
 
 class InputError(HawqError):
-    """Arrays given to a package do not match its inputs."""
+    """Arrays given to a package, or the file that holds them, do not fit its inputs."""
+
+    exit_code = 2
+
+
+class OutputError(HawqError):
+    """A file or folder that was named for a result cannot be written."""
+
+    exit_code = 2
 
 
 class UsageError(HawqError):

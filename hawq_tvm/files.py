@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, OutputError
+
+KIND = "an .npz file (numpy.savez) with an array for every input"
+# What numpy and zipfile raise for files that are damaged, encrypted, of absurd size, or no arrays at all.
+UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
 
 
 def load_npz(path: str) -> dict[str, Any]:
@@ -19,20 +24,36 @@ def load_npz(path: str) -> dict[str, Any]:
     Raises InputError when it is missing or no such file.
     """
     if not Path(path).is_file():
-        raise InputError("does not exist", where=path, remedy="check the path")
+        raise InputError("is a folder" if Path(path).is_dir() else "does not exist", where=path, expected=KIND, remedy="check the path")
     try:
-        with np.load(path, allow_pickle=False) as data:
-            if not hasattr(data, "files"):
-                raise InputError("holds one array without a name", where=path, expected="an .npz file (numpy.savez)", found="an .npy file")
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as e:
-        raise InputError("cannot be read", where=path, expected="an .npz file (numpy.savez)", found=str(e).splitlines()[0] if str(e) else type(e).__name__) from e
+        data = np.load(path, allow_pickle=False)
+        if isinstance(data, np.ndarray):
+            raise InputError(
+                "holds one array without a name", where=path, expected=KIND, found="an .npy file",
+                remedy="write it again with numpy.savez(PATH, NAME=array)",
+            )  # fmt: skip
+        with data:
+            arrays = {name: data[name] for name in data.files}
+    except UNREADABLE as e:
+        raise InputError("cannot be read", where=path, expected=KIND, found=str(e).splitlines()[0] if str(e) else type(e).__name__) from e
+    for name, value in arrays.items():
+        if not isinstance(value, np.ndarray):
+            raise InputError("holds something that is no array", where=path, expected=KIND, found=name)
+    return arrays
+
+
+def check_output(path: Path) -> None:
+    """Whether a file can be written, found out before the work whose result it is for; nothing is left behind.
+
+    Raises OutputError when its folder does not exist or does not take files, or when the path is something else than a file.
+    """
+    _write(path, None)
 
 
 def save_npz(path: Path, arrays: dict[str, Any]) -> None:
     """Write arrays by name to an .npz file, complete or not at all.
 
-    Raises InputError when it cannot be written.
+    Raises OutputError when it cannot be written.
     """
     _write(path, lambda stream: np.savez(stream, **arrays))
 
@@ -40,17 +61,36 @@ def save_npz(path: Path, arrays: dict[str, Any]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a text file as UTF-8, complete or not at all.
 
-    Raises InputError when it cannot be written.
+    Raises OutputError when it cannot be written.
     """
     _write(path, lambda stream: stream.write(text.encode()))
 
 
-def _write(path: Path, fill: Callable[[IO[bytes]], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+def check_folder(path: Path) -> None:
+    """Whether the folder that `path` is to be made in exists: none is made on the way, a mistyped path would go unnoticed.
+
+    Raises OutputError when it does not.
+    """
+    if not path.parent.is_dir():
+        raise OutputError("cannot be written", where=str(path), found=f"no folder {path.parent}", remedy="make the folder first, or check the path")
+
+
+def _write(path: Path, fill: Callable[[IO[bytes]], Any] | None) -> None:
+    """Write a file by way of a temporary one beside it; without `fill`, only find out whether that is possible."""
     try:
-        with temporary.open("wb") as stream:
-            fill(stream)
-        os.replace(temporary, path)
+        check_folder(path)
+        real = Path(os.path.realpath(path))  # a link stays, and leads to the new contents
+        if real.exists() and not real.is_file():
+            found = "a folder" if real.is_dir() else "a device or pipe"
+            raise OutputError("cannot be written", where=str(path), expected="the path of a file", found=found)
+        temporary = real.with_name(f".{real.name}.tmp")
+        try:
+            with temporary.open("wb") as stream:
+                if fill is not None:
+                    fill(stream)
+            if fill is not None:
+                os.replace(temporary, real)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
-        raise InputError("cannot be written", where=str(path), found=e.strerror or str(e), remedy="check the path and its permissions") from e
+        raise OutputError("cannot be written", where=str(path), found=e.strerror or str(e), remedy="check the path and its permissions") from e

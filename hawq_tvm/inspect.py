@@ -43,10 +43,17 @@ class InspectReport:
         }  # fmt: skip
 
 
+def operators() -> dict[str, list[str]]:
+    """The operators that the importer knows, by domain, and those that it knows on constants only."""
+    from .frontend.onnx import known_operators
+
+    return known_operators()
+
+
 def inspect(model: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> InspectReport:
     """Look at a model without compiling it.
 
-    model: a path, bytes or ModelProto.  Raises ModelError when the file itself cannot be read.
+    model: a path, bytes or ModelProto.  Raises ModelError when the file itself cannot be read, UsageError for shapes that do not fit it.
     """
     from relay_passes.fold_batch_norm import fold_batch_norm
     from relay_passes.fold_constants import fold_constants

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,12 @@ from tvm import relax
 import schedules
 from deploy import package as files_on_disk
 
-from . import __version__, ops, stages
+from . import __version__, arrays, ops, stages
 from . import target as targets
-from .arith import RANGES
 from .bench.machine import available_cores
 from .bench.measure import BenchReport, measure
 from .bench.profile import ProfileReport, profile
-from .errors import InputError, PackageError
+from .errors import PackageError, UsageError
 from .pipeline import Compiled, Progress, compile_model
 from .verify.certificate import Certificate, certify
 from .verify.compare import LayerRun, VerifyReport, run_with_layers, verify_executable
@@ -186,6 +186,22 @@ class Package:
         return str(self.manifest["name"])
 
     @property
+    def inputs(self) -> list[dict[str, Any]]:
+        """Every input's name, ONNX type, array dtype, shape, and quantization where it has one."""
+        return copy.deepcopy(self.manifest["inputs"])
+
+    @property
+    def outputs(self) -> list[dict[str, Any]]:
+        """Every output, described like the inputs."""
+        return copy.deepcopy(self.manifest["outputs"])
+
+    def __repr__(self) -> str:
+        sides = (", ".join(f"{e['name']}: {e['dtype']}{e['shape']}" for e in self.manifest[side]) for side in ("inputs", "outputs"))
+        target, floats = self.manifest["target"], self.manifest["float_tail"]
+        kept = f", float outside the integer region: {', '.join(floats)}" if floats else ""
+        return f"<Package {self.name!r}: {' -> '.join(sides)}; {target['architecture']} {target.get('mcpu', '')}{kept}>"
+
+    @property
     def graph(self) -> tvm.IRModule:
         """The integer graph (PACKED stage) that the library was made from."""
         if self._graph is None:
@@ -228,10 +244,7 @@ class Package:
 
         Raises InputError naming the input that does not fit.
         """
-        wanted = {i["name"]: i for i in self.manifest["inputs"]}
-        if set(inputs) != set(wanted):
-            raise InputError("the inputs have other names", where=self.name, expected=", ".join(wanted), found=", ".join(inputs) or "none")
-        return {name: _prepare(name, np.asarray(inputs[name]), spec) for name, spec in wanted.items()}
+        return arrays.checked(inputs, self.manifest["inputs"], self.name)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One inference: outputs by name, sub-byte outputs as int8 or uint8.
@@ -244,9 +257,15 @@ class Package:
         return {o["name"]: result[i].numpy() for i, o in enumerate(self.manifest["outputs"])}
 
     def random_inputs(self, count: int, seed: int) -> list[dict[str, Array]]:
-        """Inputs over the whole quantized range, its ends and values beyond them included."""
+        """Inputs over the whole quantized range, its ends and values beyond them included.
+
+        Raises UsageError for a negative count or seed.
+        """
+        for what, value in (("number of random inputs", count), ("seed", seed)):
+            if value < 0:
+                raise UsageError(f"the {what} must not be negative", found=str(value))
         rng = np.random.default_rng(seed)
-        return [{i["name"]: _random(rng, i) for i in self.manifest["inputs"]} for _ in range(count)]
+        return [{i["name"]: arrays.random(rng, i) for i in self.manifest["inputs"]} for _ in range(count)]
 
     def run_layers(self, inputs: Mapping[str, Array]) -> LayerRun:
         """One inference: outputs by name, and what every kernel wrote, in order."""
@@ -255,12 +274,18 @@ class Package:
             return run_with_layers(self.vm, self.graph, inputs, kernels)
 
     def verify(
-        self, inputs: Mapping[str, Array] | Sequence[Mapping[str, Array]] | None = None, *, random: int = 0, seed: int = 0
+        self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None, *, random: int | None = None, seed: int = 0
     ) -> VerifyReport:
-        """Compare every layer of the library with the reference, exactly, on given and on `random` made-up inputs."""
-        given = [inputs] if isinstance(inputs, Mapping) else list(inputs or [])
-        batches = [self.prepare(b) for b in given] + self.random_inputs(random if given or random else 1, seed)
-        return verify_executable(self.graph, self.run_layers, batches)
+        """Compare every layer of the library with the reference, exactly, on given and on `random` made-up inputs.
+
+        random: None makes up one where none are given.  Raises UsageError when there would be nothing to compare.
+        """
+        several = isinstance(inputs, Iterable) and not isinstance(inputs, Mapping | np.ndarray | str)
+        given: list[Any] = [] if inputs is None else list(inputs) if several else [inputs]
+        made = self.random_inputs(int(inputs is None) if random is None else random, seed)
+        if not given and not made:
+            raise UsageError("there is nothing to verify", where=self.name, found="no inputs, and no random ones", remedy="give inputs, or ask for at least 1 random one")
+        return verify_executable(self.graph, self.run_layers, [self.prepare(b) for b in given] + made)
 
     def prove(self) -> Certificate:
         """Certify again, from the stored graph and the stored library, that between quantize and dequantize all is integer."""
@@ -308,7 +333,10 @@ class Package:
         return json.loads(self._files["certificate.json"])
 
     def save(self, path: str | Path) -> Path:
-        """Write the package to the folder `path`, in one step."""
+        """Write the package to the folder `path`, in one step.
+
+        Raises OutputError when it exists and is no package, or cannot be written.
+        """
         destination = Path(path)
         files_on_disk.install(destination, self.manifest, self._files)
         return destination
@@ -317,37 +345,3 @@ class Package:
 def targets_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a manifest's target that `target.parse` reads."""
     return {k: v for k, v in stored.items() if k in ("kind", "mcpu", "mtriple", "mattr")}
-
-
-def _prepare(name: str, array: Array, spec: Mapping[str, Any]) -> Array:
-    where, shape = f"input {name}", tuple(spec["shape"])
-    if array.shape != shape:
-        raise InputError("has another shape", where=where, expected=str(shape), found=str(array.shape))
-    kind, dtype = spec["type"], spec["dtype"]
-    if array.dtype.name == kind and kind != dtype:
-        array = array.astype(dtype)  # ml_dtypes' int4 and the like
-    if array.dtype.name != dtype:
-        raise InputError("has another type", where=where, expected=dtype, found=str(array.dtype))
-    if array.dtype.kind == "f" and np.isnan(array).any():
-        raise InputError("contains NaN, which no integer stands for", where=where, remedy="clean the input")
-    if kind in RANGES and kind != dtype and array.size:
-        low, high = RANGES[kind]
-        if array.min() < low or array.max() > high:
-            raise InputError(f"leaves the range of {kind}", where=where, expected=f"{low}..{high}", found=f"{array.min()}..{array.max()}")
-    return np.ascontiguousarray(array).reshape(shape)
-
-
-def _random(rng: np.random.Generator, spec: Mapping[str, Any]) -> Array:
-    shape, dtype = tuple(spec["shape"]), spec["dtype"]
-    if dtype.startswith("float"):
-        q = spec.get("quantization")
-        low, high = (-4.0, 4.0)
-        if q:
-            ends = [(q[end] - z) * s for z, s in zip(q["zero_point"], q["scale"], strict=False) for end in ("qmin", "qmax")]
-            low, high = min(ends), max(ends)
-        x = rng.uniform(low - 0.02 * (high - low), high + 0.02 * (high - low), shape)
-        return x.astype(dtype)
-    if dtype == "bool":
-        return rng.integers(0, 2, shape).astype(bool)
-    low_i, high_i = RANGES.get(spec["type"], RANGES.get(dtype, (0, 1)))
-    return rng.integers(low_i, high_i, size=shape, endpoint=True, dtype=np.int64).astype(dtype)

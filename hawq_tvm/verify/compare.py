@@ -101,8 +101,8 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every element of every layer is equal."""
-        return self.first is None
+        """Whether every element of every layer is equal, and any was compared at all."""
+        return self.first is None and self.inputs > 0 and self.elements > 0
 
     @property
     def elements(self) -> int:
@@ -111,14 +111,19 @@ class VerifyReport:
 
     def summary(self) -> str:
         """The verdict in one line."""
+        if self.first is None and not self.ok:
+            return f"NOT verified: nothing was compared ({len(self.rows)} layers over {self.inputs} inputs){self._aside()}"
         if self.first is None:
             text = f"bit-exact: {len(self.rows)} layers, {self.elements} elements over {self.inputs} inputs, 0 different"
-            return text + (f"; float tail not compared: {', '.join(self.not_compared)}" if self.not_compared else "")
+            return text + self._aside()
         return f"NOT bit-exact: {sum(r.different for r in self.rows)} of {self.elements} elements differ; first: {self.first}"
 
+    def _aside(self) -> str:
+        return f"; float tail not compared: {', '.join(self.not_compared)}" if self.not_compared else ""
+
     def raise_if_mismatch(self) -> None:
-        """Raise MismatchError with the first difference, if there is one."""
-        if self.first is not None:
+        """Raise MismatchError unless `ok`, with the first difference if there is one."""
+        if not self.ok:
             raise MismatchError(self.summary())
 
     def to_dict(self) -> dict[str, Any]:

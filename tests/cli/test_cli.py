@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,6 +36,15 @@ def test_inspect(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "compiles to integers alone" in capsys.readouterr().out
     assert main(["inspect", str(model), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["compilable"] is True
+
+
+def test_inspect_lists_the_operators(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "--operators", "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)
+    assert {"Conv", "Softmax"} <= set(known["ai.onnx"]) and "QGemm" in known["com.microsoft"] and "Range" in known["ai.onnx, on constants only"]
+    assert main(["inspect", "--operators"]) == 0
+    assert "QLinearConcat" in capsys.readouterr().out
+    assert main(["inspect"]) == main(["inspect", "m.onnx", "--operators"]) == 2
 
 
 def test_inspect_names_what_stays_float(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,7 +107,10 @@ def test_missing_files(arguments: list[str], code: int, tmp_path: Path, monkeypa
 
 @pytest.mark.parametrize("arguments", [
     ["compile", "MODEL", "-o", "p", "--shape", "x"], ["compile", "MODEL", "-o", "p", "--shape", "x=0x3"], ["compile", "MODEL", "-o", "p", "--target", "quantum"],
-    ["verify", "PACKAGE", "--random", "-1"], ["bench", "PACKAGE", "--threads", "0"], ["bench", "PACKAGE", "--iterations", "0"],
+    ["compile", "MODEL", "-o", "p", "--shape", "1x3x32x32"], ["compile", "MODEL", "-o", "p", "--shape", "foo=1x3x32x32"], ["inspect", "MODEL", "--shape", "foo=1x3"],
+    ["compile", "MODEL", "-o", "p", "--shape", "x=1x3x8x8"], ["compile", "MODEL", "-o", "p", "--shape", "x=2x3x8x8", "--shape", "x=1x3x8x8"],
+    ["verify", "PACKAGE", "--random", "-1"], ["verify", "PACKAGE", "--random", "0"], ["verify", "PACKAGE", "--seed", "-3"],
+    ["run", "PACKAGE", "--inputs", "none.npz", "-o", "o.npz"], ["bench", "PACKAGE", "--threads", "0"], ["bench", "PACKAGE", "--iterations", "0"],
 ])  # fmt: skip
 def test_wrong_arguments(arguments: list[str], model: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -114,8 +127,64 @@ def test_errors_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x93NUMPY"])
 def test_broken_inputs_file(package: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "in.npz").write_bytes(content)
-    assert main(["run", str(package), "--inputs", str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz")]) == 3
+    assert main(["run", str(package), "--inputs", str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz")]) == 2
     assert not (tmp_path / "out.npz").exists()
+
+
+@pytest.mark.parametrize("array, words", [
+    (np.zeros((2, 3, 8, 8)), "remedy: give array.astype('float32')"), (np.zeros((1, 3, 8, 8), np.float32), "another shape"),
+    (np.full((2, 3, 8, 8), np.nan, np.float32), "contains NaN"), (None, "other names"),
+])  # fmt: skip
+def test_wrong_inputs(array: Any, words: str, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "in.npz", **({"y": np.zeros(1)} if array is None else {"x": array}))
+    assert main(["run", str(package), "--inputs", str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz")]) == 2
+    error = capsys.readouterr().err
+    assert words in error and len(error.strip().splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["in.npz"]
+
+
+def test_an_npy_file_is_no_npz_file(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "in.npy", np.zeros((2, 3, 8, 8), np.float32))
+    assert main(["run", str(package), "--inputs", str(tmp_path / "in.npy"), "-o", str(tmp_path / "out.npz")]) == 2
+    error = capsys.readouterr().err
+    assert "one array without a name" in error and "numpy.savez" in error and "internal error" not in error
+
+
+@pytest.mark.parametrize("arguments", [
+    ["compile", "MODEL", "-o", "PATH"], ["run", "PACKAGE", "--inputs", "IN", "-o", "PATH"], ["bench", "PACKAGE", "--json", "PATH"],
+    ["profile", "PACKAGE", "--svg", "PATH"], ["profile", "PACKAGE", "--overlay", "PATH"],
+])  # fmt: skip
+@pytest.mark.parametrize("place", ["none/x", "folder", "file/x", "n" * 300])
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(
+    arguments: list[str], place: str, model: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def work(*_: Any, **__: Any) -> None:
+        raise AssertionError("the work began")
+
+    for name in ("load", "compile"):
+        monkeypatch.setattr(f"hawq_tvm.package.{name}", work)
+    (tmp_path / "folder" / "kept").mkdir(parents=True)
+    (tmp_path / "file").write_text("kept")
+    before = sorted(tmp_path.rglob("*"))
+    known = {"MODEL": str(model), "PACKAGE": str(package), "IN": "in.npz", "PATH": str(tmp_path / place)}
+    assert main([known.get(a, a) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert place in error and len(error.strip().splitlines()) == 1 and ("cannot be written" in error or "is not a package" in error)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_float_tail_is_named_wherever_the_proof_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    g = Graph()
+    y = g.qdq(g.conv(g.qdq(g.input("x", [1, 3, 4, 4]), 0.1, 3), g.weight([4, 3, 1, 1])), 0.2)
+    model, place = tmp_path / "tail.onnx", str(tmp_path / "tail.hawq")
+    onnx.save(g.model([float_output(g.node("Softmax", [y], axis=1))]), str(model))
+    for command in (["compile", str(model), "-o", place, "--allow-float-tail", "--quiet"], ["info", place], ["prove", place], ["verify", place]):
+        assert main(command) == 0
+        (line,) = (t for t in capsys.readouterr().out.splitlines() if t.startswith("FLOAT"))
+        assert "softmax_" in line, command
+    for verb in ("info", "prove", "verify"):
+        assert main([verb, place, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["float_tail"]
 
 
 def test_the_installed_command_and_its_usage_errors() -> None:

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from hawq_tvm.errors import ModelError
+from hawq_tvm.errors import HawqError, ModelError, UsageError
 from hawq_tvm.frontend.onnx import describe_onnx, import_onnx
 
 from .onnx_models import Fixed, graph_model, integers, node_model, normal, op_names
@@ -23,10 +23,10 @@ def good() -> onnx.ModelProto:
     return graph_model([RELU], {"x": X}, ["y"])
 
 
-def refused(source: Any, words: str, **options: Any) -> ModelError:
-    with pytest.raises(ModelError, match=words) as error:
+def refused(source: Any, words: str, kind: type[HawqError] = ModelError, **options: Any) -> HawqError:
+    with pytest.raises(kind, match=words) as error:
         import_onnx(source, **options)
-    assert error.value.exit_code == 3
+    assert error.value.exit_code == (3 if kind is ModelError else 2)
     assert "Traceback" not in str(error.value) and str(error.value).count("\n") == 0
     return error.value
 
@@ -196,7 +196,7 @@ def test_a_dimension_fixed_for_one_input_holds_for_all() -> None:
     for name in ("a", "b"):
         model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]))
     assert [int(p.ty.shape.values[0]) for p in import_onnx(model, {"a": (6, 4)})["main"].params] == [6, 6]
-    refused(model, "second size", shapes={"a": (6, 4), "b": (7, 4)})
+    refused(model, "second size", UsageError, shapes={"a": (6, 4), "b": (7, 4)})
 
 
 @pytest.mark.parametrize("shapes, words", [
@@ -204,7 +204,7 @@ def test_a_dimension_fixed_for_one_input_holds_for_all() -> None:
     ({"x": (-1, 3, 5, 5)}, "below 1"), ({"x": (10**6, 3, 10**6, 10**6)}, "impossible shape"),
 ])  # fmt: skip
 def test_shapes_that_do_not_fit(shapes: dict[str, tuple[int, ...]], words: str) -> None:
-    assert refused(symbolic("N", 3, "H", "W"), words, shapes=shapes).where
+    assert refused(symbolic("N", 3, "H", "W"), words, UsageError, shapes=shapes).where
 
 
 def test_rank_unknown() -> None:

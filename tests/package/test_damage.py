@@ -13,7 +13,7 @@ import pytest
 
 import hawq_tvm as ht
 from deploy import package as files
-from hawq_tvm.errors import PackageError
+from hawq_tvm.errors import OutputError, PackageError
 
 from ..models import residual_net
 
@@ -60,7 +60,7 @@ def test_a_folder_with_anything_else_in_it_is_never_replaced(package: ht.Package
     place.mkdir()
     for name in names:
         (place / name).write_text("precious")
-    with pytest.raises(PackageError, match="exists and is not a package"):
+    with pytest.raises(OutputError, match="exists and is not a package"):
         package.save(place)
     assert {p.name: p.read_text() for p in place.iterdir()} == dict.fromkeys(names, "precious")
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
@@ -68,9 +68,9 @@ def test_a_folder_with_anything_else_in_it_is_never_replaced(package: ht.Package
 
 def test_a_file_is_never_replaced(package: ht.Package, tmp_path: Path) -> None:
     (tmp_path / "m.hawq").write_text("precious")
-    with pytest.raises(PackageError, match="exists and is not a package"):
+    with pytest.raises(OutputError, match="exists and is not a package"):
         package.save(tmp_path / "m.hawq")
-    with pytest.raises(PackageError, match="cannot be written"):
+    with pytest.raises(OutputError, match="cannot be written"):
         package.save(tmp_path / "m.hawq" / "below.hawq")
     assert (tmp_path / "m.hawq").read_text() == "precious"
 
@@ -101,7 +101,7 @@ def test_a_failed_replacement_leaves_the_old_package(
         real(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(PackageError, match=r"cannot be written.*No space left"):
+    with pytest.raises(OutputError, match=r"cannot be written.*No space left"):
         package.save(place)
     assert {p.name: p.read_bytes() for p in place.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["m.hawq"]

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm_ffi
+from onnx import TensorProto
 
 import hawq_tvm as ht
 from deploy import package as files
 from hawq_tvm import target
-from hawq_tvm.errors import InputError, PackageError, UsageError
+from hawq_tvm.errors import InputError, OutputError, PackageError, UsageError
 
-from ..models import Graph, residual_net
+from ..models import Graph, float_output, residual_net
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_saving_replaces_packages_and_nothing_else(saved: Path, copy: Path, tmp_
     assert ht.load(copy).name == package.name
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("x")
-    with pytest.raises(PackageError, match="exists and is not a package"):
+    with pytest.raises(OutputError, match="exists and is not a package"):
         package.save(tmp_path / "precious")
     assert [p.name for p in (tmp_path / "precious").iterdir()] == ["thesis.tex"]
     assert {p.name for p in tmp_path.iterdir()} == {"copy.hawq", "precious"}
@@ -129,12 +130,55 @@ def test_saving_replaces_packages_and_nothing_else(saved: Path, copy: Path, tmp_
 
 @pytest.mark.parametrize("inputs, message", [
     ({}, "other names.*found none"), ({"y": np.zeros((2, 3, 8, 8), "f4")}, "expected x; found y"),
-    ({"x": np.zeros((1, 3, 8, 8), "f4")}, "another shape"), ({"x": np.zeros((2, 3, 8, 8))}, "another type; expected float32; found float64"),
+    ({"x": np.zeros((1, 3, 8, 8), "f4")}, "another shape"), ({"x": np.zeros((2, 3, 8, 8))}, r"another type; expected float32; found float64; remedy: give array\.astype\('float32'\)"),
     ({"x": np.full((2, 3, 8, 8), np.nan, "f4")}, "contains NaN"),
 ])  # fmt: skip
 def test_wrong_inputs_are_refused(saved: Path, inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ht.load(saved).run(inputs)
+
+
+def test_a_bare_array_is_told_the_name_it_needs(saved: Path) -> None:
+    package, x = ht.load(saved), np.zeros((2, 3, 8, 8), np.float32)
+    for call in (package.run, package.verify, package.bench):
+        with pytest.raises(InputError, match=r"no names.*found ndarray; remedy: give \{'x': array\}"):
+            call(x)
+    with pytest.raises(InputError, match="is no array"):
+        package.run({"x": [[1.0], [2.0, 3.0]]})
+
+
+def test_integers_of_another_type_are_told_how_to_convert() -> None:
+    g = Graph()
+    package = ht.compile(g.model([float_output(g.node("Relu", [g.dq(g.input("x", [2, 6], TensorProto.UINT8), 0.5, 3)]))]), allow_float_tail=True)
+    with pytest.raises(InputError, match=r"expected uint8; found int64; remedy: give array\.astype\('uint8'\) if its values fit"):
+        package.run({"x": np.zeros((2, 6), np.int64)})
+    with pytest.raises(InputError, match="expected uint8; found float32; remedy: give the quantized integers"):
+        package.run({"x": np.zeros((2, 6), np.float32)})
+
+
+def test_verify_of_nothing_is_an_error(saved: Path) -> None:
+    package = ht.load(saved)
+    for options in ({"random": -1}, {"seed": -1}, {"random": 0}, {"inputs": []}, {"inputs": [], "random": 0}, {"inputs": package.random_inputs(1, 0), "random": -1}):
+        with pytest.raises(UsageError):
+            package.verify(**options)
+    assert package.verify().inputs == 1 and package.verify([], random=2).inputs == 2
+    assert package.verify(package.random_inputs(1, 0)).inputs == 1 and package.verify(iter(package.random_inputs(2, 0)), random=1).inputs == 3
+
+
+def test_what_a_package_says_about_itself(saved: Path) -> None:
+    package = ht.load(saved)
+    assert [(i["name"], i["dtype"], i["shape"]) for i in package.inputs] == [("x", "float32", [2, 3, 8, 8])]
+    assert [o["shape"] for o in package.outputs] == [[2, 10]]
+    package.inputs[0]["name"] = "changed"
+    assert package.inputs[0]["name"] == "x"
+    assert all(text in repr(package) for text in (repr(package.name), "x: float32[2, 3, 8, 8] -> ", "float32[2, 10]", package.manifest["target"]["architecture"]))
+    assert {"compile", "load", "inspect", "Package"} <= set(dir(ht))
+
+
+def test_a_package_makes_no_folders_on_the_way(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"cannot be written; found no folder .*none; remedy: make the folder first"):
+        ht.load(saved).save(tmp_path / "none" / "p.hawq")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_views_and_infinities_are_taken(saved: Path) -> None:
@@ -147,7 +191,6 @@ def test_views_and_infinities_are_taken(saved: Path) -> None:
 
 def test_sub_byte_inputs_and_outputs() -> None:
     import ml_dtypes
-    from onnx import TensorProto
 
     g = Graph(3)
     x = g.dq(g.input("x", [2, 6], TensorProto.INT4), 0.5, 0, "int4")

@@ -12,7 +12,15 @@ from graphs_for_verify import INT8, Array, compiled, floats, graph, inputs, netw
 from tvm import relax
 
 from hawq_tvm import ops, pipeline, stages
-from hawq_tvm.verify.compare import LayerRun, MismatchError, layer_calls, run_with_layers, verify_executable
+from hawq_tvm.verify.compare import (
+    LayerRow,
+    LayerRun,
+    MismatchError,
+    VerifyReport,
+    layer_calls,
+    run_with_layers,
+    verify_executable,
+)
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.fuse_epilogues import fuse_epilogues
 
@@ -224,3 +232,11 @@ def test_a_float_head_goes_through_the_whole_compiler(dynamic: bool) -> None:
     report.raise_if_mismatch()
     assert list(run(inputs(x)).head) == ["head"]
     assert report.not_compared == (() if dynamic else ("y0",)) and report.elements > 20
+
+
+def test_a_comparison_of_nothing_is_never_ok() -> None:
+    for report in (VerifyReport((), 0), VerifyReport((LayerRow("a", 4, 0),), 0), VerifyReport((), 2, not_compared=("y",))):
+        assert not report.ok and report.to_dict()["ok"] is False and "nothing was compared" in report.summary()
+        with pytest.raises(MismatchError, match="nothing was compared"):
+            report.raise_if_mismatch()
+    assert VerifyReport((LayerRow("a", 4, 0),), 1).ok

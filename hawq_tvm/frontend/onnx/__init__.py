@@ -23,7 +23,7 @@ from . import (
     shape,
 )
 from .describe import describe_onnx, unsupported
-from .importer import Importer
+from .importer import Importer, known_operators
 from .reader import Source, read_model
 
 # Importing these modules registers their operators.
@@ -57,4 +57,4 @@ def import_onnx(source: Source, shapes: Mapping[str, Sequence[int]] | None = Non
     return module
 
 
-__all__ = ["Source", "describe_onnx", "import_onnx", "unsupported"]
+__all__ = ["Source", "describe_onnx", "import_onnx", "known_operators", "unsupported"]

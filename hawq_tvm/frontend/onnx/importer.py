@@ -227,6 +227,15 @@ def supported(domain: str, op: str) -> bool:
     return (domain, op) in HANDLERS or (not domain and (op in fold.FOLDABLE or op in ("Constant", "If")))
 
 
+def known_operators() -> dict[str, list[str]]:
+    """Every operator that is imported, by domain, and those that are only folded when all their inputs are constant."""
+    known: dict[str, list[str]] = {}
+    for domain, op in sorted(HANDLERS):
+        known.setdefault(domain or "ai.onnx", []).append(op)
+    folded = (fold.FOLDABLE | {"Constant", "If"}) - set(known["ai.onnx"])
+    return {**known, "ai.onnx, on constants only": sorted(folded)}
+
+
 def unsupported_operator(name: str, domain: str, op: str, opset: int) -> ModelError:
     """The error for an operator that has no handler, with the remedy that fits it."""
     full = f"{domain}.{op}" if domain else op

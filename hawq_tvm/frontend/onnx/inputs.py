@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from hawq_tvm.errors import ModelError
+from hawq_tvm.errors import ModelError, UsageError
 
 from .fold import type_name
 from .values import ELEMENT_TYPES
@@ -52,13 +52,13 @@ def graph_inputs(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) ->
     """Every run-time input with its static shape.
 
     shapes: full shapes by input name; a symbolic dimension fixed for one input is fixed for the others too.
-    Raises ModelError for an unknown name, a shape that contradicts the model, or a dimension left open.
+    Raises UsageError for an unknown name or a shape that contradicts the model, ModelError for a dimension left open.
     """
     values = runtime_inputs(graph)
     names = [v.name for v in values]
     for name in shapes:
         if name not in names:
-            raise ModelError(
+            raise UsageError(
                 "is not an input of the model",
                 where=f"--shape {name}",
                 expected=", ".join(names) or "no inputs",
@@ -102,18 +102,18 @@ def _kind(value: onnx.ValueInfoProto) -> str:
 def _bind(value: onnx.ValueInfoProto, given: list[int], fixed: dict[str, int]) -> None:
     where, declared = f"--shape {value.name}", declared_shape(value)
     if any(d < 1 for d in given):
-        raise ModelError("has a size below 1", where=where, expected="positive sizes", found=_text(given))
+        raise UsageError("has a size below 1", where=where, expected="positive sizes", found=_text(given))
     if declared is None:
         return
     if len(declared) != len(given):
-        raise ModelError(
+        raise UsageError(
             "has the wrong number of dimensions", where=where, expected=_text(declared), found=_text(given)
         )
     for wanted, size in zip(declared, given, strict=True):
         if isinstance(wanted, int) and wanted != size:
-            raise ModelError("contradicts the model", where=where, expected=_text(declared), found=_text(given))
+            raise UsageError("contradicts the model", where=where, expected=_text(declared), found=_text(given))
         if isinstance(wanted, str) and wanted != "?" and fixed.setdefault(wanted, size) != size:
-            raise ModelError(
+            raise UsageError(
                 f"gives the dimension {wanted!r} a second size",
                 where=where,
                 expected=str(fixed[wanted]),
@@ -142,7 +142,7 @@ def _shape(value: onnx.ValueInfoProto, given: Sequence[int] | None, fixed: Mappi
         shape = tuple(int(d) for d in known)
     if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
         expected = f"sizes of at least 1, at most {MAX_ELEMENTS} elements"
-        raise ModelError("has an impossible shape", where=where, expected=expected, found=_text(shape))
+        raise (ModelError if given is None else UsageError)("has an impossible shape", where=where, expected=expected, found=_text(shape))
     return shape
 
 

@@ -1,0 +1,127 @@
+"""What the commands find out, as a person reads it in a terminal; measurements are shown by `bench/show.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .inspect import InspectReport
+    from .package import Package
+    from .verify.certificate import Certificate
+    from .verify.compare import VerifyReport
+
+OUT = Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line as it is, whatever brackets it holds."""
+    OUT.print(text, markup=False)
+
+
+def shape_text(entry: Mapping[str, Any]) -> str:
+    """An input or output of a manifest in a few words."""
+    return f"{entry['name']}: {entry.get('type', '?')} {'x'.join(str(d) for d in entry['shape']) or 'scalar'}"
+
+
+def show_float_tail(names: Sequence[str]) -> None:
+    """Name what computes in float because the user allowed it, if anything does."""
+    if names:
+        say(f"FLOAT   outside the integer region, as --allow-float-tail permits: {', '.join(names)}")
+
+
+def show_operators(known: Mapping[str, Sequence[str]]) -> None:
+    """The operators of every domain."""
+    for where, names in known.items():
+        say(f"{where} ({len(names)}): {', '.join(names)}")
+
+
+def show_inspect(report: InspectReport) -> None:
+    """What is in a model, its problems and the verdict."""
+    for key, value in report.model.items():
+        if isinstance(value, dict):
+            say(f"{key}:")
+            for k, v in value.items():
+                say(f"  {k}: {v}")
+        elif isinstance(value, list):
+            say(f"{key}: {len(value)}")
+            for item in value[:40]:
+                say("  " + (", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, dict) else str(item)))
+            if len(value) > 40:
+                say(f"  ... {len(value) - 40} more (--json lists all)")
+        else:
+            say(f"{key}: {value}")
+    problems = [*report.unsupported, *report.float_layers]
+    if problems:
+        table = Table("layer", "operator", "why it cannot be integer", "remedy")
+        for p in problems:
+            table.add_row(*(str(p.get(k, "")) for k in ("layer", "op", "reason", "remedy")))
+        OUT.print(table)
+    say(report.verdict)
+
+
+def show_compiled(package: Package, summary: Mapping[str, Any]) -> None:
+    """The interface, the rules that made the kernels, the proof and the place of a new package."""
+    for side in ("input", "output"):
+        for entry in summary[f"{side}s"]:
+            say(f"{side:<7} {shape_text(entry)}")
+    say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(summary['kernels_by_rule'].items()))}")
+    show_proof(package.certificate())
+    say(f"wrote   {summary['package']} ({summary['bytes'] / 1e6:.1f} MB)")
+
+
+def show_proof(c: Mapping[str, Any]) -> None:
+    """A certificate's fields: the verdict, what is float outside the integer region, and the thresholds."""
+    region = " between quantize and dequantize" if c["float_tail"] else ""
+    verdict = f"{'integer-only' if c['ok'] else 'NOT integer-only'}{region}"
+    say(
+        f"proof   {verdict}: {c['kernels']} kernels, {c['expressions']} TIR expressions, {c['instructions']} machine instructions, "
+        f"{len(c['tir_offenders']) + len(c['code_offenders'])} of them float"
+    )
+    show_float_tail(c["float_tail"])
+    margin = c["least_margin"]
+    if margin:
+        say(f"        least spare accumulator: {margin['spare_bits']} bits in {margin['layer']} ({margin['kind']}, {margin['dtype']})")
+    say(f"        {c['differing']} of {c['thresholds']} requantize thresholds differ from the exact real formula")
+    if c["not_enumerated"]:
+        say(f"        thresholds not enumerated (too many operands): {', '.join(c['not_enumerated'])}")
+
+
+def show_certificate(certificate: Certificate) -> None:
+    """A proof made anew, with everything that it found."""
+    show_proof(certificate.to_dict())
+    say(f"        border: {', '.join(certificate.border) or 'none'}; roundings: {certificate.roundings}")
+    for layer, count in certificate.differing_layers.items():
+        say(f"        {count} differing thresholds in {layer}")
+    for offender in [*certificate.tir_offenders, *certificate.code_offenders]:
+        say(f"  float: {offender}")
+
+
+def show_verify(report: VerifyReport, float_tail: Sequence[str]) -> None:
+    """Every compared layer, and the verdict."""
+    table = Table("layer", "elements", "different")
+    for row in report.rows:
+        table.add_row(row.layer, str(row.elements), str(row.different))
+    OUT.print(table)
+    show_float_tail(float_tail)
+    say(report.summary())
+
+
+def show_info(package: Package) -> None:
+    """What a package contains."""
+    target, producer = package.manifest["target"], package.manifest["producer"]
+    say(f"{package.name}: made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM {producer['llvm']}")
+    say(f"target  {target['architecture']} {target.get('mcpu', '')}: {', '.join(target['cpu_features'])}")
+    for side, entries in (("input", package.inputs), ("output", package.outputs)):
+        for entry in entries:
+            q = entry.get("quantization")
+            detail = f", scale {q['scale'][0]:g}, zero point {q['zero_point'][0]}" if q and len(q["scale"]) == 1 else ""
+            say(f"{side:<7} {shape_text(entry)}{detail}")
+    show_proof(package.certificate())
+    table = Table("layer", "function", "rule", "tile", "refused before")
+    for row in package.report():
+        table.add_row(*(str(row[k]) for k in ("layer", "function", "rule", "tile", "refused")))
+    OUT.print(table)
