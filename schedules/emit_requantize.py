@@ -97,10 +97,12 @@ def _high_half(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array)
 
     One int32 operand, and constants that differ along the last dimension at most.
     """
-    constants = [terms.multipliers[0], terms.offset, shifts]
+    x, bits = terms.data[0].unfinished(), terms.data[0].bits
+    if max(abs(int(b)) for b in terms.offset.ravel()) >= 1 << (62 - bits):
+        return None
+    constants = [terms.multipliers[0], terms.offset << bits, shifts + bits]
     if len(terms.data) != 1 or terms.data[0].dtype != "int32" or not all(_per_channel(c, shape) for c in constants):
         return None
-    x = terms.data[0]
     m, b = (Operand(e, tensor=e.argument(np.broadcast_to(c.ravel(), shape[-1:]).astype(t))) for c, t in zip(constants, ("int32", "int64")))
 
     def total(*i: Any) -> tirx.Expr:
@@ -108,7 +110,7 @@ def _high_half(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array)
         return (product >> immediate(32, "int64")).astype("int32")
 
     high = te.compute(shape, total, name="high" if x.tensor.op.name == "view" else "total")
-    rest = Operand(e, value=shifts - 32)
+    rest = Operand(e, value=constants[2] - 32)
     return lambda *i: high(*i) >> rest.at(i)
 
 
