@@ -23,6 +23,7 @@ __all__ = ["Interval", "LayerMargin", "interval_of", "margins", "module_ranges",
 # The operators whose results can be larger than their operands; the others cannot overflow, astype is checked.
 _GROWING = SUMS | {"relax.add", "relax.subtract", "relax.multiply"}
 _NO_VALUE = Interval.of_range(0, 0)
+_REMEDIES = {kind: "quantize its operands to fewer bits" for kind in ("add", "subtract", "multiply", "astype")}
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class _Walk:
             raise OverflowBoundError(
                 f"the result of its {margin.kind} can leave {margin.dtype}", where=margin.layer,
                 expected=f"a worst case below {margin.limit}", found=str(margin.worst),
-                remedy="use fewer bits, a shorter sum, or smaller weights in this layer",
+                remedy=_REMEDIES.get(margin.kind, "use fewer bits, a shorter sum, or smaller weights in this layer"),
             )  # fmt: skip
 
 
