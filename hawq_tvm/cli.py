@@ -82,11 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     def json_flag(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", help="print JSON on standard output")
 
+    def float_tail(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--allow-float-tail", action="store_true", help="keep float operators before the first or after the last quantized layer")
+
     def shapes(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="fix an input's shape; repeatable")
 
     sub = verb("inspect", _inspect, "what is in a model, and which operators cannot be integer, with reason and remedy")
     sub.add_argument("model")
+    float_tail(sub)
     shapes(sub)
     json_flag(sub)
 
@@ -94,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model")
     sub.add_argument("-o", "--output", required=True, metavar="PKG", help="the package's folder, by habit NAME.hawq")
     sub.add_argument("--target", default="host", help="host, x86-64-v2, x86-64-v3, x86-64-v4, or 'llvm -mcpu=NAME' (default: host)")
-    sub.add_argument("--allow-float-tail", action="store_true", help="keep float operators before the first or after the last quantized layer")
+    float_tail(sub)
     shapes(sub)
     json_flag(sub)
 
@@ -198,23 +202,12 @@ def _inspect(args: argparse.Namespace) -> int:
     from .inspect import inspect
 
     with _working(args, "inspecting"):
-        report = inspect(args.model, parse_shapes(args.shape))
+        report = inspect(args.model, parse_shapes(args.shape), args.allow_float_tail)
     if args.json:
         _print_json(report.to_dict())
         return 0 if report.compilable else 3
-    for key, value in report.model.items():
-        if isinstance(value, dict):
-            OUT.print(f"{key}:", markup=False)
-            for k, v in value.items():
-                OUT.print(f"  {k}: {v}", markup=False)
-        elif isinstance(value, list):
-            OUT.print(f"{key}: {len(value)}", markup=False)
-            for item in value[:40]:
-                OUT.print("  " + (", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, dict) else str(item)), markup=False)
-            if len(value) > 40:
-                OUT.print(f"  ... {len(value) - 40} more (--json lists all)", markup=False)
-        else:
-            OUT.print(f"{key}: {value}", markup=False)
+    for line in report.lines():
+        OUT.print(line, markup=False)
     problems = [*report.unsupported, *report.float_layers]
     if problems:
         table = Table("layer", "operator", "why it cannot be integer", "remedy")

@@ -169,6 +169,9 @@ def compile_model(
 
 def _import(importer: Callable[..., tvm.IRModule], source: Any, shapes: Any, allow_float_tail: bool) -> tvm.IRModule:
     module = importer(source, shapes)
-    if allow_float_tail:
-        module = tvm.IRModule({"main": module["main"].with_attr("hawq.allow_float_tail", 1)})
-    return module
+    return mark_float_tail(module) if allow_float_tail else module
+
+
+def mark_float_tail(module: tvm.IRModule) -> tvm.IRModule:
+    """An ANNOTATED module that allows float operators before its first quantize and after its last dequantize."""
+    return tvm.IRModule({"main": module["main"].with_attr("hawq.allow_float_tail", 1)})

@@ -56,7 +56,7 @@ def lower_to_integer(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
         first, more = lowering.failures[0], len(lowering.failures) - 1
         raise ModelError(
             f"cannot be integer: {first.message}" + (f" (and {more} more such layers, see `hawq-tvm inspect`)" if more else ""),
-            where=first.where, found=first.found, remedy=first.remedy,
+            where=stages.model_node(first.where, lowering.nodes), found=first.found, remedy=first.remedy,
         )  # fmt: skip
     return lowered, lowering.rewrites
 
@@ -65,7 +65,7 @@ def try_to_lower(module: tvm.IRModule) -> tuple[tvm.IRModule, list[dict[str, str
     """What of an ANNOTATED module becomes integer, and every layer that cannot: layer, op, reason, remedy."""
     lowering = _Lowering(module)
     lowered = lowering.run()
-    return lowered, [{"layer": f.where, "op": f.op, "reason": f.message, "remedy": f.remedy} for f in lowering.failures]
+    return lowered, [{"layer": stages.model_node(f.where, lowering.nodes), "op": f.op, "reason": f.message, "remedy": f.remedy} for f in lowering.failures]
 
 
 class _Failed:
@@ -86,6 +86,7 @@ class _Lowering:
         self.outside: list[str] = []
         self.allow_float = bool((self.main.attrs or {}).get("hawq.allow_float_tail", 0))
         self.feeds_quantize = self._feeding_quantize()
+        self.nodes = stages.model_nodes(self.main)
 
     def _feeding_quantize(self) -> set[relax.Var]:
         """The variables from which some quantize can be reached: a float operator there is never in the tail."""
@@ -117,7 +118,7 @@ class _Lowering:
                 result = self.builder.emit_output(self._outputs(returned))
             self.builder.emit_func_output(result)
         func = self.builder.get()["main"]
-        attrs = {k: v for k, v in (self.main.attrs or {}).items() if k != "global_symbol"}
+        attrs = {k: v for k, v in (self.main.attrs or {}).items() if k not in ("global_symbol", "hawq.nodes")}
         if self.outside:
             attrs["hawq.float_tail"] = self.outside
         for key, value in attrs.items():

@@ -68,6 +68,7 @@ class Importer:
             "hawq.output_names": [o.name for o in self.model.graph.output],
             "hawq.input_types": [i.kind for i in self.inputs],
             "hawq.output_types": [v.kind for v in outputs],
+            "hawq.nodes": [node_name(n) for n in self.order],
         }
         for key, value in attrs.items():
             func = func.with_attr(key, value)
