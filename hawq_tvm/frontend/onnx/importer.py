@@ -238,5 +238,5 @@ def unsupported_operator(name: str, domain: str, op: str, opset: int) -> ModelEr
     elif op.startswith(("Dynamic", "QAttention", "MatMulNBits")):
         remedy = "quantize the model statically, with calibration data"
     else:
-        remedy = "replace it by supported operators, or cut the model before it"
+        remedy = "replace it by supported operators, or cut the model before it (a float tail holds supported operators only)"
     return ModelError(f"operator {full} is not supported", where=name, found=f"{full} (opset {opset})", remedy=remedy)
