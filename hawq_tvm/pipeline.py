@@ -19,6 +19,7 @@ from relay_passes.drop_ties import drop_ties
 from relay_passes.fold_batch_norm import fold_batch_norm
 from relay_passes.fold_constants import fold_constants
 from relay_passes.fuse_epilogues import fuse_epilogues
+from relay_passes.join_tables import join_tables
 from relay_passes.lower_to_integer import lower_to_integer
 from relay_passes.pack_int4 import pack_int4
 from relay_passes.remove_dead_code import remove_dead_code
@@ -37,6 +38,7 @@ PIPELINE: tuple[tuple[Pass, Stage], ...] = (
     (remove_dead_code, Stage.ANNOTATED),
     (lower_to_integer, Stage.INTEGER),
     (fold_constants, Stage.INTEGER),
+    (join_tables, Stage.INTEGER),
     (remove_dead_code, Stage.INTEGER),
     (drop_ties, Stage.INTEGER),
     (choose_layout, Stage.INTEGER),
