@@ -93,7 +93,8 @@ class _Walk:
         for b in stages.bindings(func):
             is_float = stages.is_float(b.var) and not isinstance(b.var.ty, relax.TupleType)
             if b.var.name in outside or is_float:
-                env[b.var] = _NO_VALUE
+                # What a float head rounds to integers can be any of them.
+                env[b.var] = _NO_VALUE if stages.is_float(b.var) else _of_type(ops.dtype_of(b.var), b.var.name)
                 continue
             env[b.var] = self._expr(b.value, env, layer or b.var.name)
             if isinstance(env[b.var], Interval):

@@ -42,6 +42,7 @@ from .integer.values import (
 )  # fmt: skip
 from .rewriter import variables
 
+_FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 TAIL = "keep it outside the integer region with --allow-float-tail"
 
 
@@ -251,13 +252,38 @@ class _Lowering:
             return expr
         if not isinstance(value, Real | Joined | Softmax):
             return value
-        term = single(self.ctx, value, f"dequantize for the {role}")
+        try:
+            return self._dequantized(single(self.ctx, value, f"dequantize for the {role}"))
+        except NotLowered:
+            if not self.allow_float or not isinstance(value, Real):
+                raise
+            return self._summed(value)
+
+    def _dequantized(self, term: Term) -> relax.Expr:
         term = with_bias(self.ctx, term)
         low, high = self.ctx.bounds(term.data)
         scale = _exact_float32(term.scale)
         return self.ctx.emit(
             ops.dequantize(term.data, scale, term.zero, qmin=int(np.min(low)), qmax=int(np.max(high)))
         )
+
+    def _summed(self, value: Real) -> relax.Expr:
+        """A value that a quantize and a float tail read, in float: the sum of its terms, clipped."""
+        parts = [self._dequantized(t) for t in value.terms]
+        if np.any(value.constant):
+            parts.append(relax.const(value.constant.astype(np.float32)))
+        total = parts[0]
+        steps = [partial(relax.op.add, x2=p) for p in parts[1:]]
+        if value.clipped:
+            low, high = (float(np.clip(v, *_FLOAT32)) for v in (value.low, value.high))
+            steps.append(partial(relax.op.clip, min=low, max=high))
+        layer = self.ctx.layer
+        self.ctx.layer = f"{layer}.float"
+        for step in steps:
+            total = self.ctx.emit_float(step(total))
+            self.outside.append(total.name)
+        self.ctx.layer = layer
+        return total
 
     # -- quantize and dequantize --------------------------------------------------------------------
 

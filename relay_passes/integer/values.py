@@ -143,8 +143,11 @@ class Context:
         return relax.Call(expr.op, args, attrs=expr.attrs, ty_args=expr.ty_args)
 
     def emit_float(self, expr: relax.Expr) -> relax.Var:
-        """Bind a float operator of a head or tail to a variable named after the current layer; it has no interval."""
-        return self._emit(expr, self.layer)
+        """Bind a float operator of a head or tail to a variable named after the current layer; integers can be any."""
+        var = self._emit(expr, self.layer)
+        if not stages.is_float(var):
+            self.intervals[var] = Interval.of_range(*arith.RANGES.get(ops.dtype_of(var), (0, 1)))
+        return var
 
     def interval(self, expr: relax.Expr) -> Any:
         """The interval of an expression already emitted, of a constant, or a tuple of them."""

@@ -300,6 +300,38 @@ def test_a_tail_that_no_integer_tensor_stands_for_is_float(operators: tuple[str,
     np.testing.assert_allclose(evaluate(after, {"x": x})["out0"], evaluate(mod, {"x": x})["out0"], rtol=0, atol=0.2)
 
 
+@pytest.mark.parametrize("clipped", [True, False])
+def test_a_sum_that_is_quantized_and_read_in_float(clipped: bool) -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        x = dq(bb, p[0], 0.1, 3)
+        y = bb.emit(relax.op.add(bb.emit(relax.op.matmul(x, bb.emit(weight((5, 5), 0.1)))), x))
+        y = bb.emit(relax.op.clip(bb.emit(relax.op.add(y, relax.const(0.77))), 0, 20.03)) if clipped else y
+        return [q(bb, y, 0.2, 128), bb.emit(relax.op.nn.softmax(y, -1), "the_softmax"), y]
+
+    inputs: dict[str, Any] = {"x": ((2, 5), "uint8")}
+    with pytest.raises(ModelError, match="--allow-float-tail"):
+        lower_to_integer(module(build, inputs))
+    mod = module(build, inputs, **{"hawq.allow_float_tail": 1})
+    after, _ = remove_dead_code(lower_to_integer(mod)[0])
+    stages.verify(after, stages.Stage.INTEGER)
+    ranges.margins(after)
+    x = full_range((2, 5), "uint8")
+    got, wanted = evaluate(after, {"x": x}), evaluate(mod, {"x": x})
+    np.testing.assert_array_equal(got["out0"], wanted["out0"])
+    for name in ("out1", "out2"):
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-4, atol=1e-4)
+
+
+def test_integers_from_a_float_head_can_be_any() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = bb.emit(relax.op.astype(bb.emit(relax.op.floor(p[0])), "int32"))
+        return bb.emit(relax.op.multiply(y, y), "the_product")
+
+    after, _ = lower_to_integer(module(build, {"x": ((2, 5), "float32")}, **{"hawq.allow_float_tail": 1}))
+    with pytest.raises(ModelError, match="the_product: .*can leave int32.*remedy: quantize its operands to fewer bits"):
+        ranges.margins(after)
+
+
 def test_the_flag_is_no_remedy_inside_the_network() -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         y = bb.emit(relax.op.nn.prelu(dq(bb, p[0], 0.1, 3), relax.const(np.full(5, 0.2, np.float32)), 1))
