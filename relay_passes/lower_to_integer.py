@@ -66,7 +66,10 @@ def try_to_lower(module: tvm.IRModule) -> tuple[tvm.IRModule, list[dict[str, str
     """What of an ANNOTATED module becomes integer, and every layer that cannot: layer, op, reason, remedy."""
     lowering = _Lowering(module)
     lowered = lowering.run()
-    return lowered, [{"layer": stages.model_node(f.where, lowering.nodes), "op": f.op, "reason": f.message, "remedy": f.remedy} for f in lowering.failures]
+    return lowered, [
+        {"layer": stages.model_node(f.where, lowering.nodes), "op": f.op, "reason": f.message, "remedy": f.remedy}
+        for f in lowering.failures
+    ]
 
 
 class _Failed:

@@ -328,7 +328,7 @@ def test_integers_from_a_float_head_can_be_any() -> None:
         return bb.emit(relax.op.multiply(y, y), "the_product")
 
     after, _ = lower_to_integer(module(build, {"x": ((2, 5), "float32")}, **{"hawq.allow_float_tail": 1}))
-    with pytest.raises(ModelError, match="the_product: .*can leave int32.*remedy: quantize its operands to fewer bits"):
+    with pytest.raises(ModelError, match=r"the_product: .*can leave int32.*remedy: quantize its operands to fewer bits"):
         ranges.margins(after)
 
 
