@@ -48,9 +48,13 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     def shapes(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="fix an input's shape; repeatable")
 
+    def float_tail(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--allow-float-tail", action="store_true", help="keep float operators before the first or after the last quantized layer")
+
     sub = verb("inspect", "what is in a model, and which operators cannot be integer, with reason and remedy")
     sub.add_argument("model", nargs="?")
     sub.add_argument("--operators", action="store_true", help="print the operators that are known, instead of looking at a model")
+    float_tail(sub)
     shapes(sub)
     json_flag(sub)
 
@@ -58,7 +62,7 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub.add_argument("model")
     sub.add_argument("-o", "--output", required=True, metavar="PKG", help="the package's folder, by habit NAME.hawq")
     sub.add_argument("--target", default="host", help="host, x86-64-v2, x86-64-v3, x86-64-v4, or 'llvm -mcpu=NAME' (default: host)")
-    sub.add_argument("--allow-float-tail", action="store_true", help="keep float operators before the first or after the last quantized layer")
+    float_tail(sub)
     shapes(sub)
     json_flag(sub)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
-from tvm import relax
 
 from hawq_tvm import arith, ops
 
