@@ -59,7 +59,7 @@ def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
     narrow = bool(np.all(shifts >= 34)) and max(abs(low), abs(high), abs(zero_point)) < 1 << 29
 
     if rounding == "half_up" and terms.folded:
-        rounded = _sums_of_halves(e, terms, shifts) or (_high_half(e, shape, terms, shifts) if narrow else None)
+        rounded = _sums_of_halves(e, shape, terms, shifts) or (_high_half(e, shape, terms, shifts) if narrow else None)
         if rounded is not None:
             return te.compute(
                 shape, lambda *i: clamp(rounded(*i) + zero_point, low, high, "int32").astype(str(attrs["out_dtype"])), name="requantize"
@@ -118,7 +118,12 @@ def _per_channel(constant: Array, shape: tuple[int, ...]) -> bool:
     return bool(shape) and (constant.size == 1 or constant.size == constant.shape[-1] == shape[-1])
 
 
-def _sums_of_halves(e: Emission, terms: Terms, shifts: Array) -> Element | None:
+def _loaded(e: Emission, constant: Array, shape: tuple[int, ...]) -> Operand:
+    """A constant as an argument, over the last dimension at least."""
+    return Operand(e, e.argument(np.broadcast_to(constant, np.broadcast_shapes(constant.shape, shape[-1:]))))
+
+
+def _sums_of_halves(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array) -> Element | None:
     """(sum x m + b) >> s of 8-bit operands in int32: with m = h 2^16 + l and b = p 2^16 + q, it is
 
         (sum x h + p + ((sum x l + q) >> 16)) >> (s - 16)
@@ -134,7 +139,8 @@ def _sums_of_halves(e: Emission, terms: Terms, shifts: Array) -> Element | None:
     if max(int(np.abs(h).max(initial=0)) for h in high) >= 2**15 or int(np.abs(p).max(initial=0)) + 2 * reach >= 2**31:
         return None
     highs, lows = ([Operand(e, value=m.astype(np.int16)) for m in part] for part in (high, low))
-    first, second = Operand(e, value=p.astype(np.int32)), Operand(e, value=q.astype(np.int32))
+    # As arguments: LLVM adds immediates last, but starts a chain of multiply-adds from a value that it loads.
+    first, second = (_loaded(e, constant.astype(np.int32), shape) for constant in (p, q))
     rest = Operand(e, value=(shifts - 16).astype(np.int32))
 
     def products(i: Sequence[Any], parts: list[Operand], constant: Operand) -> tirx.Expr:
