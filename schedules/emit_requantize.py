@@ -124,19 +124,20 @@ def _loaded(e: Emission, constant: Array, shape: tuple[int, ...]) -> Operand:
 
 
 def _sums_of_halves(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array) -> Element | None:
-    """(sum x m + b) >> s of 8-bit operands in int32: with m = h 2^16 + l and b = p 2^16 + q, it is
+    """(sum x m + b) >> s of operands of at most 16 bits in int32: with m = h 2^16 + l and b = p 2^16 + q, it is
 
         (sum x h + p + ((sum x l + q) >> 16)) >> (s - 16)
 
     exactly, and x h and x l are products of 16 bits, which CPUs do well.
     """
-    if any(x.dtype not in ("int8", "uint8") for x in terms.data) or not np.all((shifts >= 16) & (shifts < 48)):
+    data = [Operand(e, x.narrow) if x.narrow is not None else x for x in terms.data]
+    if any(x.dtype not in ("int8", "uint8", "int16") for x in data) or not np.all((shifts >= 16) & (shifts < 48)):
         return None
     low = [(m + 2**15) % 2**16 - 2**15 for m in terms.multipliers]
     high = [(m - part) >> 16 for m, part in zip(terms.multipliers, low, strict=True)]
     p, q = terms.offset >> 16, terms.offset & 0xFFFF
-    reach = 2**23 * len(terms.data)
-    if max(int(np.abs(h).max(initial=0)) for h in high) >= 2**15 or int(np.abs(p).max(initial=0)) + 2 * reach >= 2**31:
+    reach = 2**15 * sum(2**15 if x.dtype == "int16" else 2**8 for x in data) + 2**16
+    if max(int(np.abs(h).max(initial=0)) for h in high) >= 2**15 or int(np.abs(p).max(initial=0)) + reach + (reach >> 16) >= 2**31:
         return None
     highs, lows = ([Operand(e, value=m.astype(np.int16)) for m in part] for part in (high, low))
     # As arguments: LLVM adds immediates last, but starts a chain of multiply-adds from a value that it loads.
@@ -145,7 +146,7 @@ def _sums_of_halves(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: A
 
     def products(i: Sequence[Any], parts: list[Operand], constant: Operand) -> tirx.Expr:
         total = constant.at(i)
-        for x, m in zip(terms.data, parts, strict=True):
+        for x, m in zip(data, parts, strict=True):
             total = total + x.at(i).astype("int32") * m.at(i).astype("int32")
         return total
 
