@@ -61,7 +61,7 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub = verb("compile", "compile a quantized ONNX model into an integer-only package")
     sub.add_argument("model")
     sub.add_argument("-o", "--output", required=True, metavar="PKG", help="the package's folder, by habit NAME.hawq")
-    sub.add_argument("--target", default="host", help="host, x86-64-v2, x86-64-v3, x86-64-v4, or 'llvm -mcpu=NAME' (default: host)")
+    sub.add_argument("--target", default="host", help="host, x86-amx, x86-vnni, x86-avxvnni, x86-avx2, x86-64-v2, ..., or 'llvm -mcpu=NAME' (default: host)")
     float_tail(sub)
     shapes(sub)
     json_flag(sub)
