@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hawq_tvm as ht
+from hawq_tvm import target as targets
 
 from ..models import TYPES, Graph, float_output
 
+PRESETS = {name: targets.parse(name) for name in ("host", *targets.PRESETS)}
+RUNNABLE = [
+    name for name, t in PRESETS.items()
+    if targets.architecture(t) == platform.machine() and set(targets.required_features(t)) <= targets.host_features()
+]  # fmt: skip
 KINDS = st.sampled_from(["uint8", "int8", "uint4", "int4"])
 
 
@@ -22,7 +29,7 @@ def graphs(draw: Any) -> onnx.ModelProto:
     """A chain of two to four random operators on a random activation, with residual joins where shapes allow."""
     seed = draw(st.integers(0, 10**6))
     g = Graph(seed)
-    channels, height, width = draw(st.sampled_from([1, 2, 3, 4, 6, 17])), draw(st.integers(4, 9)), draw(st.integers(4, 9))
+    channels, height, width = draw(st.sampled_from([1, 2, 3, 4, 6, 17, 32, 65])), draw(st.integers(4, 9)), draw(st.sampled_from([4, 5, 7, 8, 9, 14, 31]))
     kind = draw(KINDS)
 
     def zero(k: str) -> int:
@@ -41,7 +48,7 @@ def graphs(draw: Any) -> onnx.ModelProto:
         k2 = draw(KINDS)
         if op in ("conv", "depthwise"):
             groups = channels if op == "depthwise" else draw(st.sampled_from([d for d in (1, 2, 3) if channels % d == 0]))
-            out = channels * draw(st.sampled_from([1, 2])) if op == "depthwise" else groups * draw(st.sampled_from([1, 5, 8, 16]))
+            out = channels * draw(st.sampled_from([1, 2])) if op == "depthwise" else groups * draw(st.sampled_from([1, 5, 8, 16, 33, 48, 64]))
             k = draw(st.sampled_from([1, 2, 3]))
             pads = [draw(st.integers(0, k - 1)) for _ in range(4)]
             w = g.weight([out, channels // groups, k, k], weights(), scale=0.02, zero=draw(st.sampled_from([0, 0, 3])))
@@ -81,8 +88,8 @@ def graphs(draw: Any) -> onnx.ModelProto:
     return g.model([float_output(x)])
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(graphs(), st.sampled_from(["host", "x86-64-v3"]))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(graphs(), st.sampled_from(RUNNABLE))
 def test_library_equals_reference(model: onnx.ModelProto, target: str) -> None:
     package = ht.compile(model, target)
     package.verify(random=2, seed=1).raise_if_mismatch()
@@ -91,6 +98,6 @@ def test_library_equals_reference(model: onnx.ModelProto, target: str) -> None:
 
 @pytest.mark.slow
 @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(graphs())
-def test_library_equals_reference_many(model: onnx.ModelProto) -> None:
-    ht.compile(model).verify(random=1, seed=2).raise_if_mismatch()
+@given(graphs(), st.sampled_from(RUNNABLE))
+def test_library_equals_reference_many(model: onnx.ModelProto, target: str) -> None:
+    ht.compile(model, target).verify(random=1, seed=2).raise_if_mismatch()
