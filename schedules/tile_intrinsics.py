@@ -148,7 +148,7 @@ def tile_load_rows(tiles: Tiles, step: int, data: str) -> str:
         with T.sblock("root"):
             T.reads(A[0:length])
             T.writes(D[0:pixels, 0:64])
-            T.evaluate(_call(tiles, "tileloadd64", tiles.data_at(D.elem_offset), A.access_ptr("r"), T.int64(step)))
+            T.evaluate(_call(tiles, "tileloadd64", tiles.data_at(D.elem_offset), T.address_of(A[0]), T.int64(step)))
 
     return _registered(tiles, f"tile_load_rows.{step}.{data}", (meaning, spelling))
 
@@ -175,7 +175,7 @@ def tile_load_pixels(tiles: Tiles, stride: int, data: str) -> str:
         with T.sblock("root"):
             T.reads(A[0:length, 0:64])
             T.writes(D[0:pixels, 0:64])
-            T.evaluate(_call(tiles, "tileloadd64", tiles.data_at(D.elem_offset), A.access_ptr("r"), T.cast(s * stride, "int64")))
+            T.evaluate(_call(tiles, "tileloadd64", tiles.data_at(D.elem_offset), T.address_of(A[0, 0]), T.cast(s * stride, "int64")))
 
     return _registered(tiles, f"tile_load_pixels.{stride}.{data}", (meaning, spelling))
 
@@ -202,7 +202,7 @@ def tile_load_weights(tiles: Tiles, weight: str) -> str:
         with T.sblock("root"):
             T.reads(W[0:16, 0, 0:16, 0:4])
             T.writes(D[0:16, 0:16, 0:4])
-            T.evaluate(_call(tiles, "tileloadd64", tiles.weights_at(D.elem_offset), W.access_ptr("r"), T.cast(s, "int64")))
+            T.evaluate(_call(tiles, "tileloadd64", tiles.weights_at(D.elem_offset), T.address_of(W[0, 0, 0, 0]), T.cast(s, "int64")))
 
     return _registered(tiles, f"tile_load_weights.{weight}", (meaning, spelling))
 
@@ -271,6 +271,6 @@ def tile_store(tiles: Tiles) -> str:
         with T.sblock("root"):
             T.reads(C[0:pixels, 0:16])
             T.writes(D[0:pixels, 0:16])
-            T.evaluate(_call(tiles, "tilestored64", tiles.sum_at(C.elem_offset), D.access_ptr("w"), T.cast(t * 4, "int64")))
+            T.evaluate(_call(tiles, "tilestored64", tiles.sum_at(C.elem_offset), T.address_of(D[0, 0]), T.cast(t * 4, "int64")))
 
     return _registered(tiles, "tile_store", (meaning, spelling))

@@ -52,7 +52,7 @@ class AmxTile:
     rows: int
 
     def __post_init__(self) -> None:
-        if self.lines > 1 and self.columns > 1 or self.rows % self.lines or self.rows < 1:
+        if (self.lines > 1 and self.columns > 1) or self.rows % self.lines or self.rows < 1 or self.pixels < 2:
             raise ValueError(f"not a tile: {self}")
         self.tiles()
 
@@ -83,7 +83,8 @@ def choose_tile(shape: Shape, vectors: int, pairs_rows: bool) -> AmxTile:
 
     def tile(both: tuple[int, int]) -> AmxTile:
         columns = -(-shape.pixels // (LANES * both[1])) * both[1]
-        return AmxTile(*both, -(-shape.pixels // columns), vectors, both[0])
+        # At least two: TVM leaves out the loop over a single pixel, and with it the intrinsics' form.
+        return AmxTile(*both, max(2, -(-shape.pixels // columns)), vectors, both[0])
 
     def cycles(t: AmxTile) -> float:
         groups = t.lines * t.columns
@@ -237,7 +238,11 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_
     task = sch.fuse(*tasks, block)
     sch.parallel(task)
 
-    for producer in [*sch.get_producers(data), *sch.get_producers(weights)]:
+    producers = [*sch.get_producers(data), *sch.get_producers(weights)]
+    for loaded in (data, weights):
+        sch.set_scope(loaded, 0, "local")
+        sch.compute_at(loaded, j, preserve_unit_loops=True)
+    for producer in producers:
         name = sch.get(producer).name_hint
         if name == "unpacked":
             schedule_unpacked(sch, producer, task)
@@ -252,8 +257,8 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_
     load = tiles.tile_load_rows(form, shape.step, data_type)
     if in_place:
         load = tiles.tile_load_pixels(form, shape.step // shape.per_pixel, data_type)
-    _load_data(sch, data, j, tile, load)
-    _load_weights(sch, weights, j, tile, tiles.tile_load_weights(form, weight_type))
+    _load_data(sch, data, tile, load)
+    _load_weights(sch, weights, tile, tiles.tile_load_weights(form, weight_type))
     _store(sch, copy, tile, tiles.tile_store(form))
     init = sch.decompose_reduction(acc, kh)
     *_, init_line, init_group, init_vector, init_pixel, _ = [None, *sch.get_loops(init)]
@@ -273,21 +278,13 @@ def _spell(sch: s_tir.Schedule, unrolled: list[s_tir.schedule.LoopRV], loop: s_t
     sch.tensorize(loop, intrinsic)
 
 
-def _load_data(
-    sch: s_tir.Schedule, data: s_tir.schedule.SBlockRV, at: s_tir.schedule.LoopRV, tile: AmxTile, intrinsic: str
-) -> None:
-    sch.set_scope(data, 0, "local")
-    sch.compute_at(data, at, preserve_unit_loops=True)
+def _load_data(sch: s_tir.Schedule, data: s_tir.schedule.SBlockRV, tile: AmxTile, intrinsic: str) -> None:
     *outer, _, _, _, _, w, _ = sch.get_loops(data)
     group, pixel = sch.split(w, [tile.columns, tile.pixels])
     _spell(sch, [*([outer[-1]] if tile.lines > 1 else []), group], pixel, intrinsic)
 
 
-def _load_weights(
-    sch: s_tir.Schedule, weights: s_tir.schedule.SBlockRV, at: s_tir.schedule.LoopRV, tile: AmxTile, intrinsic: str
-) -> None:
-    sch.set_scope(weights, 0, "local")
-    sch.compute_at(weights, at, preserve_unit_loops=True)
+def _load_weights(sch: s_tir.Schedule, weights: s_tir.schedule.SBlockRV, tile: AmxTile, intrinsic: str) -> None:
     *_, q, o, _ = sch.get_loops(weights)
     vector, lane = sch.split(o, [tile.vectors, LANES])
     sch.reorder(vector, q, lane)
