@@ -261,8 +261,8 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_
     _load_weights(sch, weights, tile, tiles.tile_load_weights(form, weight_type))
     _store(sch, copy, tile, tiles.tile_store(form))
     init = sch.decompose_reduction(acc, kh)
-    *_, init_line, init_group, init_vector, init_pixel, _ = [None, *sch.get_loops(init)]
-    _spell(sch, [init_line] * bool(lead) + [init_group, init_vector], init_pixel, tiles.tile_zero(form))
+    *outer, first_group, first_vector, first_pixel, _ = sch.get_loops(init)
+    _spell(sch, [*_lines(outer, tile), first_group, first_vector], first_pixel, tiles.tile_zero(form))
     _spell(sch, [*line, group, vector], pixel, tiles.tile_dot(form, data_type, weight_type))
 
     schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, LANES))
@@ -278,10 +278,15 @@ def _spell(sch: s_tir.Schedule, unrolled: list[s_tir.schedule.LoopRV], loop: s_t
     sch.tensorize(loop, intrinsic)
 
 
+def _lines(outer: list[s_tir.schedule.LoopRV], tile: AmxTile) -> list[s_tir.schedule.LoopRV]:
+    """The loop over a block's lines, the innermost of those around a line; none where there is a single one."""
+    return outer[-1:] if tile.lines > 1 else []
+
+
 def _load_data(sch: s_tir.Schedule, data: s_tir.schedule.SBlockRV, tile: AmxTile, intrinsic: str) -> None:
-    *outer, _, _, _, _, w, _ = sch.get_loops(data)
+    *outer, _block, _kh, _t, _j, w, _ = sch.get_loops(data)
     group, pixel = sch.split(w, [tile.columns, tile.pixels])
-    _spell(sch, [*([outer[-1]] if tile.lines > 1 else []), group], pixel, intrinsic)
+    _spell(sch, [*_lines(outer, tile), group], pixel, intrinsic)
 
 
 def _load_weights(sch: s_tir.Schedule, weights: s_tir.schedule.SBlockRV, tile: AmxTile, intrinsic: str) -> None:
@@ -292,8 +297,8 @@ def _load_weights(sch: s_tir.Schedule, weights: s_tir.schedule.SBlockRV, tile: A
 
 
 def _store(sch: s_tir.Schedule, copy: s_tir.schedule.SBlockRV, tile: AmxTile, intrinsic: str) -> None:
-    *outer, _, w, o = sch.get_loops(copy)
+    *outer, _block, w, o = sch.get_loops(copy)
     group, pixel = sch.split(w, [tile.columns, tile.pixels])
     vector, lane = sch.split(o, [tile.vectors, LANES])
     sch.reorder(group, vector, pixel, lane)
-    _spell(sch, [*([outer[-1]] if tile.lines > 1 else []), group, vector], pixel, intrinsic)
+    _spell(sch, [*_lines(outer, tile), group, vector], pixel, intrinsic)

@@ -222,6 +222,39 @@ def test_tiles_check_themselves(bad):
         AmxTile(*bad)
 
 
+def test_the_emulator_finds_what_the_cpu_would_fault_on(emulator):
+    made = ctypes.c_int64()
+
+    def failure() -> str:
+        why = emulator.hawq_emulated_failure(ctypes.byref(made))
+        return "" if why is None else why.decode()
+
+    config = bytearray(Tiles(2, 14, 2).configuration())
+    emulator.hawq_emulated_tilezero(0)
+    assert "before ldtilecfg" in failure()
+    assert emulator.hawq_emulated_ldtilecfg(bytes(config)) == 0 and emulator.hawq_emulated_tdpbusd(0, 4, 6) == 0
+    assert emulator.hawq_emulated_tilerelease() == 0 and failure() == "" and made.value == 1
+    for place, value, why in [(0, 2, "palette"), (48, 17, "larger"), (16, 65, "larger"), (5, 1, "reserved")]:
+        wrong = bytearray(config)
+        wrong[place] = value
+        emulator.hawq_emulated_ldtilecfg(bytes(wrong))
+        assert why in failure()
+    config[54] = 15
+    emulator.hawq_emulated_ldtilecfg(bytes(config))
+    emulator.hawq_emulated_tdpbusd(0, 4, 6)
+    assert "sizes" in failure()
+    emulator.hawq_emulated_ldtilecfg(bytes(config))
+    emulator.hawq_emulated_tdpbusd(0, 4, 0)
+    assert "twice" in failure()
+    emulator.hawq_emulated_ldtilecfg(bytes(config))
+    emulator.hawq_emulated_tilezero(8)
+    assert "no such tile" in failure()
+    emulator.hawq_emulated_ldtilecfg(bytes(config))
+    assert "ended without tilerelease" in failure()
+    emulator.hawq_emulated_tilerelease()
+    failure()
+
+
 def test_configuration_of_the_registers():
     config = Tiles(2, 14, 2).configuration()
     assert len(config) == 64 and config[0] == 1 and not any(config[1:16])
