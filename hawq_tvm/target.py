@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "x86-avx2": {**_X86, "mcpu": "x86-64-v3"},
     "x86-avxvnni": {**_X86, "mcpu": "x86-64-v3", "mattr": ["+avxvnni"]},
     "x86-vnni": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
+    "x86-amx": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni", "+amx-tile", "+amx-int8"]},
 }
 
 # LLVM's name of an instruction set extension -> the Linux kernel's (/proc/cpuinfo). Tuning hints and system instructions
@@ -35,6 +38,9 @@ CPUINFO_NAMES = {
     },
     "aarch64": {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "fullfp16": "asimdhp", "sve": "sve", "bf16": "bf16"},
 }  # fmt: skip
+
+
+TILE_FEATURES = frozenset({"amx-tile", "amx-int8", "amx-bf16"})  # registers that a process must ask for
 
 
 def parse(text: str) -> tvm.target.Target:
@@ -79,12 +85,15 @@ def _llvm(fields: dict[str, Any]) -> tvm.target.Target:
 
 
 def host() -> tvm.target.Target:
-    """This machine, less any feature that its CPU's name implies but a hypervisor hides."""
+    """This machine, less any feature that its CPU's name implies but a hypervisor hides or the kernel does not grant."""
     mcpu = codegen.llvm_get_system_cpu()
     target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu})
-    missing = sorted(set(required_features(target)) - host_features())
+    required = set(required_features(target))
+    missing = required - host_features()
+    if required & TILE_FEATURES and (TILE_FEATURES & missing or permit_tiles() is not None):
+        missing |= required & TILE_FEATURES
     if missing:
-        target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "mattr": [f"-{f}" for f in missing]})
+        target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "mattr": [f"-{f}" for f in sorted(missing)]})
     return target
 
 
@@ -112,10 +121,20 @@ def host_features() -> set[str]:
     return {llvm for llvm, kernel in known.items() if kernel in flags}
 
 
-def check_host(arch: str, features: list[str], where: str) -> None:
-    """Refuse code for another architecture, or for instructions that this CPU lacks.
+def permit_tiles() -> str | None:
+    """Ask Linux for the tile registers of AMX, for this process and all its threads: None when granted, else a sentence."""
+    # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); without it the first tile instruction kills the process.
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        return "only Linux on x86-64 grants the tile registers"
+    if ctypes.CDLL(None, use_errno=True).syscall(158, 0x1023, 18) == 0:
+        return None
+    return f"Linux does not grant the tile registers ({os.strerror(ctypes.get_errno())})"
 
-    Raises PackageError naming what is missing.
+
+def check_host(arch: str, features: list[str], where: str) -> None:
+    """Refuse code for another architecture, or for instructions that this CPU lacks or that the kernel does not grant.
+
+    Asks for the tile registers when the code needs them.  Raises PackageError naming what is missing.
     """
     if arch != platform.machine():
         raise PackageError("was built for another architecture", where=where, expected=platform.machine(), found=arch, remedy="compile it for this machine")
@@ -124,6 +143,11 @@ def check_host(arch: str, features: list[str], where: str) -> None:
         raise PackageError(
             "needs CPU features that this machine lacks", where=where, found=f"missing {', '.join(missing)}",
             remedy="compile with --target host on this machine, or with --target x86-64-v3 for any recent x86-64",
+        )  # fmt: skip
+    if TILE_FEATURES & set(features) and (refused := permit_tiles()) is not None:
+        raise PackageError(
+            "needs the tile registers of AMX", where=where, found=refused,
+            remedy="allow them (Linux 5.16 or newer, no seccomp filter on arch_prctl), or compile with --target host here",
         )  # fmt: skip
 
 

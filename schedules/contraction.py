@@ -84,13 +84,19 @@ class Contraction:
 class Packing:
     """Weights as [.., block, kh, t, r / depth, vector, L, depth], zeros at the ends, so that one block is read in sequence.
 
-    blocks: of `vectors` vectors of `lanes` channels.  With depth 1 the last dimension is left out.
+    blocks: of `vectors` vectors of `lanes` channels.  With depth 1 the last dimension is left out.  whole: the number of
+    steps r / depth is a multiple of it.
     """
 
     blocks: int
     vectors: int
     lanes: int
     depth: int
+    whole: int = 1
+
+    def steps(self, run: int) -> int:
+        """The number of steps r / depth of a run."""
+        return -(-run // (self.depth * self.whole)) * self.whole
 
 
 def shape_of(call: relax.Call, lanes: int) -> Shape:
@@ -165,7 +171,7 @@ def pack(weights: Array, shape: Shape, form: Packing) -> Array:
             vector, lane = divmod(o, lanes)
             begin = o // per_group * shape.inputs - int(shape.start(vector, lanes))
             dense[vector, :, :, begin : begin + shape.inputs, lane] = weights[..., o]
-    dense = np.pad(dense, [(0, 0)] * (dense.ndim - 2) + [(0, -shape.run % depth), (0, 0)])
+    dense = np.pad(dense, [(0, 0)] * (dense.ndim - 2) + [(0, form.steps(shape.run) * depth - shape.run), (0, 0)])
     *lead, _, kh, t, padded, _ = dense.shape
     steps = dense.reshape(*lead, form.blocks, form.vectors, kh, t, padded // depth, depth, lanes)
     steps = np.swapaxes(np.moveaxis(steps, -6, -3), -1, -2)
@@ -206,14 +212,14 @@ def _stage(
     lead: tuple[int, ...], shape: Shape, form: Packing, dtype: str, at: Callable[..., tirx.Expr]
 ) -> te.Tensor:
     """The packing of weights that are computed at run time; one group only."""
-    steps = -(-shape.run // form.depth)
+    steps = form.steps(shape.run)
 
     def element(*i: Any) -> tirx.Expr:
         *first, block, kh, t, j, vector, lane = i[: len(lead) + 6]
         r, o = j if form.depth == 1 else j * form.depth + i[-1], (block * form.vectors + vector) * form.lanes + lane
         value = at(first, kh, t, r, o)
         inside = [o < shape.channels] if shape.channels != form.blocks * form.vectors * form.lanes else []
-        inside += [r < shape.run] if shape.run % form.depth else []
+        inside += [r < shape.run] if shape.run < steps * form.depth else []
         return tirx.if_then_else(tirx.all(*inside), value, immediate(0, dtype)) if inside else value
 
     last = (form.depth,) if form.depth > 1 else ()

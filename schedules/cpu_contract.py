@@ -147,7 +147,7 @@ class Contract:
         tile = choose_tile(shape, unit, products.depth)
         in_place = products.in_place and layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
         products = replace(products, in_place=in_place)
-        overrides = {ops.op_name(call): lambda e, c: _emit(e, c, tile, products), "hawq.unpack_int4": _constant_int4}
+        overrides = {ops.op_name(call): lambda e, c: _emit(e, c, tile, products), "hawq.unpack_int4": constant_int4}
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
         opened = tile.depth in (2, 4) and layer.is_four_bits(call.args[1])
@@ -163,7 +163,8 @@ def fits_int16(dtype: str) -> bool:
     return low >= -(2**15) and high < 2**15
 
 
-def _constant_int4(e: Emission, call: relax.Call) -> Operand:
+def constant_int4(e: Emission, call: relax.Call) -> Operand:
+    """4-bit weights that stay packed."""
     packed, shape, signed = ops.const_value(call.args[0]), ops.shape_of(call), bool(int(call.attrs["signed"]))
     return Operand(e, value=arith.unpack_int4(packed, shape, signed), four_bits=True)
 
@@ -243,15 +244,11 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     for producer in sch.get_producers(acc):
         name = sch.get(producer).name_hint
         if name == "unpacked":
-            sch.compute_at(producer, task)
-            *_, both, depth = sch.get_loops(producer)
-            nibble, half = sch.split(both, [2, None])
-            sch.unroll(nibble)
-            sch.vectorize(sch.fuse(half, depth))
+            schedule_unpacked(sch, producer, task)
         elif name == "packed":
             parallel_outer(sch, producer)
         elif name == "rows":
-            _schedule_rows(sch, producer, shape, tile)
+            schedule_rows(sch, producer, shape, tile.lanes, tile.depth)
     copy = sch.cache_write(acc, 0, "local")
     sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-2], i[-2] * tile.lanes + i[-1]))
     high = spell_high_half(sch, tile.lanes)
@@ -269,8 +266,18 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, tile.lanes))
 
 
-def _schedule_rows(sch: s_tir.Schedule, rows: s_tir.schedule.SBlockRV, shape: Shape, tile: ContractTile) -> None:
-    if gcd(shape.per_pixel, tile.lanes) >= 4:
+def schedule_unpacked(sch: s_tir.Schedule, unpacked: s_tir.schedule.SBlockRV, task: s_tir.schedule.LoopRV) -> None:
+    """Open a task's 4-bit weights before it starts."""
+    sch.compute_at(unpacked, task)
+    *_, both, depth = sch.get_loops(unpacked)
+    nibble, half = sch.split(both, [2, None])
+    sch.unroll(nibble)
+    sch.vectorize(sch.fuse(half, depth))
+
+
+def schedule_rows(sch: s_tir.Schedule, rows: s_tir.schedule.SBlockRV, shape: Shape, lanes: int, depth: int) -> None:
+    """Copy the data, whole lines in parallel."""
+    if gcd(shape.per_pixel, lanes) >= 4:
         # Whole pixels, so that the border's conditions leave the loop over channels.
-        vectorize_plain(sch, sch.split(sch.get_loops(rows)[-1], [None, shape.per_pixel])[-1], tile.lanes * tile.depth)
+        vectorize_plain(sch, sch.split(sch.get_loops(rows)[-1], [None, shape.per_pixel])[-1], lanes * depth)
     parallel_outer(sch, rows)

@@ -12,11 +12,12 @@ from .cpu_elementwise import Elementwise
 from .cpu_window import Window
 from .generic import Generic
 from .rule import Rule
+from .x86_amx import Amx
 from .x86_vnni import Vnni
 from .x86_vnni_depthwise import VnniDepthwise
 
 # Tried in order; a faster kernel for some CPU goes before the portable ones.
-CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Vnni(), Contract(), Window(), Elementwise(), Generic())
+CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), Contract(), Window(), Elementwise(), Generic())
 
 
 def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:

@@ -11,22 +11,24 @@ import tvm
 class VectorUnit:
     """lanes: int32 lanes of a register.  registers: how many.
 
-    pairs: it multiplies and adds pairs of 16 bits.  quads: it multiplies and adds four u8 with four s8 (VNNI).
+    pairs: it multiplies and adds pairs of 16 bits.  quads: it multiplies and adds four u8 with four s8 (VNNI).  tiles: it has
+    matrix registers for bytes (AMX).
     """
 
     lanes: int
     registers: int
     pairs: bool
     quads: bool = False
+    tiles: bool = False
 
     @staticmethod
     def of(target: tvm.target.Target) -> VectorUnit:
         """The unit that LLVM will use for a target."""
-        names = ("avx512bw", "avx512vnni", "avx2", "avxvnni", "sse2")
+        names = ("avx512bw", "avx512vnni", "avx2", "avxvnni", "sse2", "amx-tile", "amx-int8")
         with target:
             has = {f: bool(tvm.target.codegen.target_has_features(f)) for f in names}
         if has["avx512bw"]:
-            return VectorUnit(16, 32, True, has["avx512vnni"])
+            return VectorUnit(16, 32, True, has["avx512vnni"], has["amx-tile"] and has["amx-int8"])
         if has["avx2"]:
             return VectorUnit(8, 16, True, has["avxvnni"])
         if has["sse2"]:

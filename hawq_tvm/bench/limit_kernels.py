@@ -2,8 +2,6 @@
 
 # No postponed annotations here: TVMScript reads the buffer types from them, which mypy cannot.
 # mypy: disable-error-code="valid-type"
-import ctypes
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -214,11 +212,3 @@ def reader() -> tirx.PrimFunc:
 def build(func: tirx.PrimFunc, target: tvm.target.Target) -> Callable[..., Any]:
     """The compiled `main`."""
     return tirx.build(func, target=target, pipeline="tirx")["main"]  # the default pipeline forgets ON_STACK
-
-
-def permit_amx() -> str | None:
-    """Ask Linux for the tile registers, once per process: None when granted, else a sentence."""
-    # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); without it the first tile instruction kills the process.
-    if ctypes.CDLL(None, use_errno=True).syscall(158, 0x1023, 18) == 0:
-        return None
-    return f"Linux does not grant the tile registers ({os.strerror(ctypes.get_errno())})"

@@ -74,7 +74,7 @@ def _refusal(kind: kernels.Kind, have: set[str]) -> str | None:
     missing = sorted(set(kind.features) - have)
     if missing:
         return f"this CPU lacks {', '.join(missing)}"
-    return kernels.permit_amx() if "amx-int8" in kind.features else None
+    return targets.permit_tiles() if "amx-int8" in kind.features else None
 
 
 def peak(instruction: str) -> Peak:

@@ -145,7 +145,7 @@ class _TirWalk:
                 is_buffer = isinstance(node, tirx.Buffer)
                 self.buffers += is_buffer
                 self.expressions += not is_buffer
-                if not str(dtype).startswith(_INTEGER_TYPES):
+                if str(dtype) and not str(dtype).startswith(_INTEGER_TYPES):  # void is written as nothing
                     self.offenders.append(f"{layer}: {type(node).__name__} is {dtype}")
                 return
 

@@ -25,7 +25,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", HERE, ids=lambda k: k.name)
 def test_the_kernels_compute_what_they_mean(kind: kernels.Kind) -> None:
-    if "amx-int8" in kind.features and (refused := kernels.permit_amx()):
+    if "amx-int8" in kind.features and (refused := target.permit_tiles()):
         pytest.skip(refused)
     data, weights = kind.operands(np.random.default_rng(0))
     sums = tvm.runtime.tensor(np.zeros(kind.sums, np.int32))
