@@ -65,7 +65,9 @@ def load(path: str | Path) -> Package:
     Raises PackageError when it is damaged, of another version, or made for another CPU; no code is loaded before that.
     """
     manifest, files = files_on_disk.read_files(Path(path))
-    return Package(manifest, files, str(path))
+    package = Package(manifest, files, str(path))
+    package.check_host()
+    return package
 
 
 def _from_compiled(compiled: Compiled, name: str, progress: Progress | None = None) -> Package:
@@ -174,7 +176,7 @@ class Package:
                 "was made with another version of TVM", where=where, expected=f"tvm {tvm.__version__}, tvm-ffi {tvm_ffi.__version__}",
                 found=f"tvm {producer['tvm']}, tvm-ffi {producer['tvm_ffi']}", remedy="install that version, or compile again",
             )  # fmt: skip
-        targets.check_host(target["architecture"], target["cpu_features"], where)
+        self._target, self._where = target, where
         self._lock = threading.RLock()
         self._library: Path | None = None
         self._vm: relax.VirtualMachine | None = None
@@ -229,6 +231,7 @@ class Package:
         """TVM's virtual machine with the library loaded."""
         with self._lock:
             if self._vm is None:
+                self.check_host()
                 try:
                     module = tvm.runtime.load_module(str(self.library))
                 except RuntimeError as e:
@@ -238,6 +241,13 @@ class Package:
                     ) from e  # fmt: skip
                 self._vm = relax.VirtualMachine(module, tvm.cpu())
             return self._vm
+
+    def check_host(self) -> None:
+        """Refuse a package for another CPU; one that was just compiled may be for any, until it is run.
+
+        Raises PackageError naming the features that this machine lacks.
+        """
+        targets.check_host(self._target["architecture"], self._target["cpu_features"], self._where)
 
     def prepare(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The inputs as the library takes them: checked, contiguous, sub-byte types widened to 8 bits.
