@@ -84,10 +84,10 @@ def test_a_package_without_permission_is_refused_and_not_killed(monkeypatch: pyt
     target.check_host("x86_64", ["avx2"], "a package")
 
 
-@pytest.mark.skipif(target.TILE_FEATURES <= target.host_features(), reason="this CPU has AMX")
+@pytest.mark.skipif(target.host_features() >= target.TILE_FEATURES, reason="this CPU has AMX")
 def test_a_package_for_another_cpu_is_made_here_and_refused_when_run(tmp_path: Path) -> None:
     package = ht.compile(residual_net(), "x86-amx")
     path = package.save(tmp_path / "m.hawq")
     for attempt in (lambda: package.run({"x": np.zeros((2, 3, 8, 8), np.float32)}), lambda: ht.load(path)):
-        with pytest.raises(PackageError, match="needs CPU features that this machine lacks.*amx-int8"):
+        with pytest.raises(PackageError, match=r"needs CPU features that this machine lacks.*amx-int8"):
             attempt()
