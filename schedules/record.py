@@ -15,7 +15,7 @@ from typing import Any
 import tvm
 
 from hawq_tvm import stages
-from hawq_tvm.errors import ScheduleError
+from hawq_tvm.errors import InputError, ScheduleError
 
 from . import workload
 from .layer import Layer
@@ -74,6 +74,17 @@ def parse(data: bytes, where: str) -> dict[str, Record] | None:
         else:
             records[key] = Record(**entry)
     return records
+
+
+def read(path: Path) -> dict[str, Record]:
+    """The records of a file; what is none is ignored with a warning.
+
+    Raises InputError when there is no such file.
+    """
+    try:
+        return parse(path.read_bytes(), str(path)) or {}
+    except OSError as e:
+        raise InputError("cannot be read", where=str(path), expected="a file that `hawq-tvm tune` wrote", found=e.strerror or str(e)) from e
 
 
 def _wrong(entry: Any) -> str | None:
