@@ -15,7 +15,7 @@ from .layer import Layer
 from .rule import Tiled
 
 # Attributes that are values, as constants are: layers that differ in them alone run equally fast.
-VALUES = frozenset({"zero_point", "qmin", "qmax", "fill", "multiplier", "shift", "thresholds", "differing"})
+VALUES = frozenset({"zero_point", "qmin", "qmax", "fill", "pad_value", "multiplier", "shift", "thresholds", "differing"})
 
 
 def structure(layer: Layer) -> str:
