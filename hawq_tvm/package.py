@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import tempfile
 import threading
@@ -24,7 +23,6 @@ from deploy import package as files_on_disk
 
 from . import __version__, arrays, ops, stages
 from . import target as targets
-from .bench.machine import available_cores
 from .bench.measure import BenchReport, measure
 from .bench.profile import ProfileReport, profile
 from .errors import PackageError, UsageError
@@ -34,11 +32,6 @@ from .verify.compare import LayerRun, VerifyReport, run_with_layers, verify_exec
 
 Array = NDArray[Any]
 LIBRARY = "model.so"
-
-# TVM's thread pool takes half of the processors for hyper-threads unless told, and binds the calling thread to processor 0
-# even where taskset or a container allows others only. It asks when a thread makes its pool, at its first parallel loop.
-os.environ.setdefault("TVM_NUM_THREADS", str(available_cores()))
-os.environ.setdefault("TVM_BIND_THREADS", "0")
 
 
 def compile(

@@ -140,16 +140,17 @@ def tuning(console: Console, quiet: bool) -> Iterator[Callable[[TuneStep], None]
     elif not console.is_terminal:
         yield lambda step: console.print(f"  {step.number} of {step.of}  {_raced(step)}", markup=False) if step.outcome else None
     else:
-        columns = (TextColumn("workload"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}", markup=False))
+        columns = (TextColumn("workload"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
         # Twice a second: whoever draws takes time from what is measured.
         with Progress(*columns, console=console, refresh_per_second=2, transient=True) as bar:
-            task, best = bar.add_task("importing", total=None), [""]
+            task = bar.add_task("importing", total=None)
 
             def tell(step: TuneStep) -> None:
-                best[0] = f"; {_raced(step)}" if step.outcome else best[0]
-                left = f"{step.seconds_left:.0f} s left, " if step.seconds_left is not None else ""
+                if step.outcome:
+                    console.print(f"  {_raced(step)}", markup=False)
+                left = f", {step.seconds_left:.0f} s left" if step.seconds_left is not None else ""
                 done = step.number if step.outcome else step.number - 1
-                bar.update(task, total=step.of, completed=done, description=f"{left}{step.candidates} tiles of {step.layer}{best[0]}")
+                bar.update(task, total=step.of, completed=done, description=f"{step.candidates} tiles{left}")
 
             yield tell
 
@@ -164,10 +165,10 @@ def _raced(step: TuneStep) -> str:
 
 def show_tuned(report: TuneReport) -> None:
     """What was measured, what it saves, and where the records are."""
-    table = Table("layer", "layers", "rule", "cost model's tile", "us", "fastest tile", "us", "ratio")
+    table = Table("layer", "layers", "cost model's tile", "us", "fastest tile", "us", "ratio")
     for o in report.outcomes:
         numbers = (f"{o.default_us:.1f}", o.tile if o.tile != o.default else "the same", f"{o.median_us:.1f}", f"{o.default_us / o.median_us:.3f}")
-        table.add_row(o.layers[0], str(len(o.layers)), o.rule, o.default, *numbers)
+        table.add_row(o.layers[0], str(len(o.layers)), o.default, *numbers)
     if report.outcomes:
         OUT.print(table)
         default, tuned = report.saved_us()

@@ -7,6 +7,7 @@ timed in turns; its record is on disk before the next one begins, so that an int
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,8 @@ from .errors import OutputError, UsageError
 from .files import check_output, write_text
 
 Array = NDArray[Any]
+# The load per core from which a machine is too busy to measure on.
+BUSY = 0.5
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,9 @@ def tune(
         raise UsageError("at least 2 trials are needed to compare anything", where="--trials", found=str(trials))
     check_output(path)
     known = _existing(path)
+    load = os.getloadavg()[0]
+    if load > BUSY * machine.available_cores():
+        record.warn(f"other programs keep this machine busy (load average {load:.1f}): what is measured now may mislead")
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
     packed = pipeline.to_packed(pipeline.import_annotated(model, shapes=fixed, allow_float_tail=allow_float_tail))
     found = workloads(packed, parsed, count)
@@ -240,9 +246,9 @@ def _measured(one: Workload, share: int, target: tvm.target.Target, threads: int
         record.warn(f"{one.layers[0]}: the tile {tiles[i]} computes something else than {tiles[0]} and was left out; this is a bug, report it")
     tile, median, default = tiles[result.winner], round(result.median_us, 3), round(result.first_us, 3)
     versions = {"hawq_tvm": __version__, "tvm": str(tvm.__version__), "llvm": str(tvm.target.codegen.llvm_version_major())}
-    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    load, now = round(os.getloadavg()[0], 2), datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     cpu = str(machine.describe()["cpu"])
-    entry = Record(one.rule.name, record.fields_of(tile), median, default, one.layers[0], threads, share, cpu, versions, now)
+    entry = Record(one.rule.name, record.fields_of(tile), median, default, one.layers[0], threads, share, cpu, load, versions, now)
     return entry, Outcome(one.key, one.layers, one.rule.name, str(tiles[0]), str(tile), default, median, share)
 
 

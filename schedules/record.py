@@ -32,7 +32,8 @@ class Record:
     """The fastest tile of one workload.
 
     tile: the fields of the rule's tile.  median_us, default_us: of this tile and of the cost model's, measured in turns.
-    layer: one layer that has this workload, for people.  candidates: how many tiles were measured.  machine, versions, date: where and when.
+    layer: one layer that has this workload, for people.  candidates: how many tiles were measured.
+    machine, load, versions, date: where and when, and the load average of the machine just before.
     """
 
     rule: str
@@ -43,6 +44,7 @@ class Record:
     threads: int
     candidates: int
     machine: str
+    load: float
     versions: dict[str, str]
     date: str
 
@@ -96,9 +98,14 @@ def _wrong(entry: Any) -> str | None:
     if odd:
         return f"it has other fields than a record ({', '.join(odd)})"
     odd = [name for name, kind in kinds.items() if not isinstance(entry[name], kind)]
-    odd += [name for name in ("median_us", "default_us") if isinstance(entry[name], bool) or not isinstance(entry[name], int | float) or not entry[name] > 0]
+    odd += [name for name in ("median_us", "default_us") if not _is_number(entry[name]) or entry[name] == 0]
+    odd += ["load"] if not _is_number(entry["load"]) else []
     odd += ["tile"] if isinstance(entry["tile"], dict) and not all(type(v) in (int, str) for v in entry["tile"].values()) else []
     return f"wrong values of {', '.join(odd)}" if odd else None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < float("inf")
 
 
 def dump(records: Records) -> str:
