@@ -93,7 +93,7 @@ def _inspect(args: argparse.Namespace) -> int:
         _print_json(known) if args.json else show.show_operators(known)
         return 0
     with _working(args, "inspecting"):
-        report = inspect(args.model, options.parse_shapes(args.shape))
+        report = inspect(args.model, options.parse_shapes(args.shape), args.allow_float_tail)
     _print_json(report.to_dict()) if args.json else show.show_inspect(report)
     return 0 if report.compilable else 3
 

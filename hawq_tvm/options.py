@@ -50,17 +50,21 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     def shapes(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="fix an input's shape; repeatable")
 
+    def float_tail(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--allow-float-tail", action="store_true", help="keep float operators before the first or after the last quantized layer")
+
     sub = verb("inspect", "what is in a model, and which operators cannot be integer, with reason and remedy")
     sub.add_argument("model", nargs="?")
     sub.add_argument("--operators", action="store_true", help="print the operators that are known, instead of looking at a model")
+    float_tail(sub)
     shapes(sub)
     json_flag(sub)
 
     sub = verb("compile", "compile a quantized ONNX model into an integer-only package")
     sub.add_argument("model")
     sub.add_argument("-o", "--output", required=True, metavar="PKG", help="the package's folder, by habit NAME.hawq")
-    sub.add_argument("--target", default="host", help="host, x86-64-v2, x86-64-v3, x86-64-v4, or 'llvm -mcpu=NAME' (default: host)")
-    sub.add_argument("--allow-float-tail", action="store_true", help="keep float operators before the first or after the last quantized layer")
+    sub.add_argument("--target", default="host", help="host, x86-amx, x86-vnni, x86-avxvnni, x86-avx2, x86-64-v2, ..., or 'llvm -mcpu=NAME' (default: host)")
+    float_tail(sub)
     sub.add_argument("--records", metavar="FILE", help="use the measured tiles that `tune` wrote to FILE")
     shapes(sub)
     json_flag(sub)
@@ -71,7 +75,7 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub.add_argument("--trials", type=int, default=400, metavar="N", help="measure at most N tiles in all (default: 400)")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
     sub.add_argument("-o", "--output", metavar="RECORDS.json", help="default: MODEL.records.json in this folder; what it holds is kept, not measured again")
-    sub.add_argument("--allow-float-tail", action="store_true", help="as for compile")
+    float_tail(sub)
     shapes(sub)
     json_flag(sub)
 

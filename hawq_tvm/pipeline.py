@@ -19,6 +19,7 @@ from relay_passes.drop_ties import drop_ties
 from relay_passes.fold_batch_norm import fold_batch_norm
 from relay_passes.fold_constants import fold_constants
 from relay_passes.fuse_epilogues import fuse_epilogues
+from relay_passes.join_tables import join_tables
 from relay_passes.lower_to_integer import lower_to_integer
 from relay_passes.pack_int4 import pack_int4
 from relay_passes.remove_dead_code import remove_dead_code
@@ -37,6 +38,7 @@ PIPELINE: tuple[tuple[Pass, Stage], ...] = (
     (remove_dead_code, Stage.ANNOTATED),
     (lower_to_integer, Stage.INTEGER),
     (fold_constants, Stage.INTEGER),
+    (join_tables, Stage.INTEGER),
     (remove_dead_code, Stage.INTEGER),
     (drop_ties, Stage.INTEGER),
     (choose_layout, Stage.INTEGER),
@@ -188,6 +190,9 @@ def import_annotated(
 
 def _import(importer: Callable[..., tvm.IRModule], source: Any, shapes: Any, allow_float_tail: bool) -> tvm.IRModule:
     module = importer(source, shapes)
-    if allow_float_tail:
-        module = tvm.IRModule({"main": module["main"].with_attr("hawq.allow_float_tail", 1)})
-    return module
+    return mark_float_tail(module) if allow_float_tail else module
+
+
+def mark_float_tail(module: tvm.IRModule) -> tvm.IRModule:
+    """An ANNOTATED module that allows float operators before its first quantize and after its last dequantize."""
+    return tvm.IRModule({"main": module["main"].with_attr("hawq.allow_float_tail", 1)})

@@ -23,6 +23,7 @@ __all__ = ["Interval", "LayerMargin", "interval_of", "margins", "module_ranges",
 # The operators whose results can be larger than their operands; the others cannot overflow, astype is checked.
 _GROWING = SUMS | {"relax.add", "relax.subtract", "relax.multiply"}
 _NO_VALUE = Interval.of_range(0, 0)
+_REMEDIES = {kind: "quantize its operands to fewer bits" for kind in ("add", "subtract", "multiply", "astype")}
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class _Walk:
         for b in stages.bindings(func):
             is_float = stages.is_float(b.var) and not isinstance(b.var.ty, relax.TupleType)
             if b.var.name in outside or is_float:
-                env[b.var] = _NO_VALUE
+                # What a float head rounds to integers can be any of them.
+                env[b.var] = _NO_VALUE if stages.is_float(b.var) else _of_type(ops.dtype_of(b.var), b.var.name)
                 continue
             env[b.var] = self._expr(b.value, env, layer or b.var.name)
             if isinstance(env[b.var], Interval):
@@ -145,7 +147,7 @@ class _Walk:
             raise OverflowBoundError(
                 f"the result of its {margin.kind} can leave {margin.dtype}", where=margin.layer,
                 expected=f"a worst case below {margin.limit}", found=str(margin.worst),
-                remedy="use fewer bits, a shorter sum, or smaller weights in this layer",
+                remedy=_REMEDIES.get(margin.kind, "use fewer bits, a shorter sum, or smaller weights in this layer"),
             )  # fmt: skip
 
 

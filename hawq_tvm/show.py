@@ -44,19 +44,8 @@ def show_operators(known: Mapping[str, Sequence[str]]) -> None:
 
 def show_inspect(report: InspectReport) -> None:
     """What is in a model, its problems and the verdict."""
-    for key, value in report.model.items():
-        if isinstance(value, dict):
-            say(f"{key}:")
-            for k, v in value.items():
-                say(f"  {k}: {v}")
-        elif isinstance(value, list):
-            say(f"{key}: {len(value)}")
-            for item in value[:40]:
-                say("  " + (", ".join(f"{k} {v}" for k, v in item.items()) if isinstance(item, dict) else str(item)))
-            if len(value) > 40:
-                say(f"  ... {len(value) - 40} more (--json lists all)")
-        else:
-            say(f"{key}: {value}")
+    for line in report.lines():
+        say(line)
     problems = [*report.unsupported, *report.float_layers]
     if problems:
         table = Table("layer", "operator", "why it cannot be integer", "remedy")

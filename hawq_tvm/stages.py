@@ -9,7 +9,7 @@ TIR        `main` calls PrimFuncs only, each naming its rule
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import tvm
 from tvm import relax
@@ -57,6 +57,19 @@ def outputs(func: relax.Function) -> tuple[relax.Expr, set[relax.Var]]:
         aliases.add(expr)
         expr = bound[expr]
     return expr, aliases
+
+
+def model_nodes(func: relax.Function) -> set[str]:
+    """The names of the model's nodes, as the frontend left them on `main` (attribute `hawq.nodes`)."""
+    return {str(n) for n in (func.attrs or {}).get("hawq.nodes", [])}
+
+
+def model_node(layer: str, nodes: Collection[str]) -> str:
+    """The node of the model that an intermediate value (`node.acc`) belongs to; other names stay as they are."""
+    name = layer
+    while name not in nodes and "." in name:
+        name = name.rpartition(".")[0]
+    return name if name in nodes else layer
 
 
 def private_functions(module: tvm.IRModule) -> dict[str, relax.Function]:

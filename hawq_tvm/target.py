@@ -12,8 +12,13 @@ from tvm.target import codegen
 
 from .errors import PackageError, UsageError
 
+_X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
+# Levels of the x86-64 ABI, then families of instructions that kernels are written for.
 PRESETS: dict[str, dict[str, Any]] = {
-    level: {"kind": "llvm", "mcpu": level, "mtriple": "x86_64-linux-gnu"} for level in ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+    **{level: {**_X86, "mcpu": level} for level in ("x86-64-v2", "x86-64-v3", "x86-64-v4")},
+    "x86-avx2": {**_X86, "mcpu": "x86-64-v3"},
+    "x86-avxvnni": {**_X86, "mcpu": "x86-64-v3", "mattr": ["+avxvnni"]},
+    "x86-vnni": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
 }
 
 # LLVM's name of an instruction set extension -> the Linux kernel's (/proc/cpuinfo). Tuning hints and system instructions
@@ -33,7 +38,7 @@ CPUINFO_NAMES = {
 
 
 def parse(text: str) -> tvm.target.Target:
-    """The target called `text`: "host", a preset (x86-64-v2, -v3, -v4), "llvm -mcpu=NAME ...", or TVM's JSON.
+    """The target called `text`: "host", a preset (x86-vnni, x86-64-v3, ...), "llvm -mcpu=NAME ...", or TVM's JSON.
 
     Raises UsageError for anything else.
     """

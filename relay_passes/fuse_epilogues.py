@@ -3,7 +3,8 @@
 1. conv2d, matmul, pools, reductions, softmax start a group and take in the pad, dilate2d, unpack_int4 and casts that
    feed only them.
 2. An element-wise operator joins the group of an operand that nothing else reads and that has its shape; at most one such
-   group may have an anchor, groups that only move or map elements all join.
+   group may have an anchor, groups that only move or map elements all join, as long as the written-out expression of one
+   element stays below MOST_NODES.
 3. concat takes in the element-wise groups that feed only it.
 4. Every other operator is a group of its own, border operators always; a float head or tail stays in main.
 A group is placed where its last member was, so everything it reads exists by then.
@@ -27,6 +28,9 @@ ANCHORS = frozenset(
     | {f"relax.{n}" for n in ("sum", "max", "min", "argmax", "argmin")}
 )
 PROLOGUE = frozenset({"relax.nn.pad", "hawq.dilate2d", "hawq.unpack_int4", "relax.astype", "relax.subtract"})
+# A kernel writes a chain as one expression, in which a rounding repeats its operand: every requantize of a chain doubles or
+# triples it, and the compiler's time grows with its size. A convolution with its residual join has 10 to 30.
+MOST_NODES = 200
 MOVING = frozenset({"relax.take", "relax.strided_slice", "relax.permute_dims", "relax.broadcast_to", "relax.concat"})
 
 
@@ -56,6 +60,11 @@ def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
     # A cast that only an anchor reads belongs to that anchor: in the producer's group it would be stored, four bytes an element.
     feeds_anchor = {v for b in stages.bindings(main) if ops.op_name(b.value) in ANCHORS for v in variables(b.value) if uses[v] == 1}
     group_of: dict[relax.Var, _Group] = {}
+    nodes: dict[relax.Var, int] = {}  # of one element's expression, 1 where it is a load
+
+    def written_out(call: relax.Call, taken: list[_Group]) -> int:
+        inside = {g.output for g in taken}
+        return 1 + sum(_repeats(call, v) * (nodes[v] if v in inside else 1) for v in variables(call))
 
     def candidates(call: relax.Call) -> list[_Group]:
         """Open groups whose output only this call reads."""
@@ -79,15 +88,28 @@ def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
             anchored = [g for g in same if g.anchored]
             # Of two anchors (a residual join of two convolutions) the later one takes the sum.
             taken = [g for g in same if not g.anchored and not _is_pad(g)] + anchored[-1:]
-            group.anchored = bool(anchored)
+            while taken and written_out(value, taken) > MOST_NODES:
+                taken.remove(max(taken, key=lambda g: nodes[g.output]))
+            group.anchored = any(g.anchored for g in taken)
         elif name == "relax.concat":
             taken = [g for g in candidates(value) if not g.anchored and not _is_pad(g)]
+        nodes[binding.var] = written_out(value, taken) if name in ELEMENTWISE else 1
         members = [m for g in taken for m in g.members]
         order = {b.var: i for i, b in enumerate(stages.bindings(main))} if len(taken) > 1 else {}
         group.members = [*(sorted(members, key=lambda m: order[m.var]) if order else members), binding]
         for m in group.members:
             group_of[m.var] = group
     return group_of
+
+
+def _repeats(call: relax.Call, operand: relax.Var) -> int:
+    """How often an operand's expression stands in the expression of a call (`schedules/emit_requantize.py`)."""
+    if ops.op_name(call) != "hawq.requantize":
+        return 1
+    rounding = str(call.attrs["rounding"])
+    if rounding == "half_up":
+        return 2 if ops.dtype_of(operand) in ("int8", "uint8") else 1
+    return 12 if rounding == "double" else 3
 
 
 def _is_pad(group: _Group) -> bool:

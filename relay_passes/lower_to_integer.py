@@ -23,9 +23,10 @@ from hawq_tvm import arith, ops, stages
 from hawq_tvm.errors import ModelError
 from hawq_tvm.ranges import Interval
 
-from .integer import convolution, elementwise, movement, pooling
+from .integer import handlers, movement
 from .integer.rescale import Output, realize
 from .integer.values import (
+    INSERT,
     Constant,
     Context,
     Joined,
@@ -34,7 +35,6 @@ from .integer.values import (
     Real,
     Softmax,
     Term,
-    Value,
     from_dequantize,
     is_uniform,
     single,
@@ -42,7 +42,8 @@ from .integer.values import (
 )  # fmt: skip
 from .rewriter import variables
 
-TAIL = "keep it outside the integer region with --allow-float-tail, or quantize around it"
+_FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
+TAIL = "keep it outside the integer region with --allow-float-tail"
 
 
 def lower_to_integer(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
@@ -56,7 +57,7 @@ def lower_to_integer(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
         first, more = lowering.failures[0], len(lowering.failures) - 1
         raise ModelError(
             f"cannot be integer: {first.message}" + (f" (and {more} more such layers, see `hawq-tvm inspect`)" if more else ""),
-            where=first.where, found=first.found, remedy=first.remedy,
+            where=stages.model_node(first.where, lowering.nodes), found=first.found, remedy=first.remedy,
         )  # fmt: skip
     return lowered, lowering.rewrites
 
@@ -65,7 +66,10 @@ def try_to_lower(module: tvm.IRModule) -> tuple[tvm.IRModule, list[dict[str, str
     """What of an ANNOTATED module becomes integer, and every layer that cannot: layer, op, reason, remedy."""
     lowering = _Lowering(module)
     lowered = lowering.run()
-    return lowered, [{"layer": f.where, "op": f.op, "reason": f.message, "remedy": f.remedy} for f in lowering.failures]
+    return lowered, [
+        {"layer": stages.model_node(f.where, lowering.nodes), "op": f.op, "reason": f.message, "remedy": f.remedy}
+        for f in lowering.failures
+    ]
 
 
 class _Failed:
@@ -86,6 +90,7 @@ class _Lowering:
         self.outside: list[str] = []
         self.allow_float = bool((self.main.attrs or {}).get("hawq.allow_float_tail", 0))
         self.feeds_quantize = self._feeding_quantize()
+        self.nodes = stages.model_nodes(self.main)
 
     def _feeding_quantize(self) -> set[relax.Var]:
         """The variables from which some quantize can be reached: a float operator there is never in the tail."""
@@ -117,7 +122,7 @@ class _Lowering:
                 result = self.builder.emit_output(self._outputs(returned))
             self.builder.emit_func_output(result)
         func = self.builder.get()["main"]
-        attrs = {k: v for k, v in (self.main.attrs or {}).items() if k != "global_symbol"}
+        attrs = {k: v for k, v in (self.main.attrs or {}).items() if k not in ("global_symbol", "hawq.nodes")}
         if self.outside:
             attrs["hawq.float_tail"] = self.outside
         for key, value in attrs.items():
@@ -143,7 +148,12 @@ class _Lowering:
         return relax.Tuple(results)
 
     def _output(self, expr: relax.Expr) -> relax.Expr:
-        return self._float(self._value(expr), "output")
+        try:
+            return self._float(self._value(expr), "output")
+        except NotLowered as failure:
+            remedy = "quantize it (a QuantizeLinear/DequantizeLinear pair before this output)"
+            remedy = remedy if self.allow_float else f"{TAIL}, or {remedy}"
+            raise NotLowered(failure.where, "output", failure.message.replace("its input", "this output"), remedy) from None
 
     def _value(self, expr: relax.Expr) -> Any:
         if isinstance(expr, relax.Var):
@@ -171,19 +181,32 @@ class _Lowering:
             return binding.value, values[0]
         if _is_integer_call(flat, binding):
             return self.ctx.emit(self._integer_call(expr, values))
-        handler = HANDLERS.get(name)
         try:
-            # A float head ends in a quantize, which takes it like a graph input.
-            if name not in stages.BORDER_OPS and any(_is_float_expr(v) for v in flat):
-                raise self.ctx.fail(name, "it computes in float on a tensor that is not quantized", TAIL)
-            if handler is None:
-                raise self.ctx.fail(name, "no integer arithmetic is defined for it here", TAIL)
-            lowered = handler(self, expr, values)
-        except NotLowered:
-            if not self._may_stay_float(binding, flat):
+            lowered = self._lower_call(binding, expr, values, flat)
+        except NotLowered as failure:
+            if not self._is_outside(binding, flat):
                 raise
+            if not self.allow_float:
+                remedy = f"{TAIL}, or {failure.remedy}"
+                raise NotLowered(failure.where, failure.op, failure.message, remedy) from None
             return self._keep_float(binding, expr, values)
         self.rewrites += 1
+        return lowered
+
+    def _lower_call(self, binding: relax.VarBinding, call: relax.Call, values: list[Any], flat: list[Any]) -> Any:
+        name = ops.op_name(call)
+        # A float head ends in a quantize, which takes it like a graph input.
+        if name not in stages.BORDER_OPS and any(_is_float_expr(v) for v in flat):
+            raise self.ctx.fail(name, "it computes in float on a tensor that is not quantized", INSERT)
+        if name in HANDLERS:
+            lowered = HANDLERS[name](self, call, values)
+        elif name in handlers.HANDLERS:
+            lowered = handlers.HANDLERS[name](self.ctx, call, values)
+        else:
+            raise self.ctx.fail(name, *handlers.why_not(self.ctx, name, flat))
+        if self.allow_float and binding.var not in self.feeds_quantize and isinstance(lowered, Real | Joined | Softmax):
+            # Nothing will quantize it: what no single integer tensor stands for is float from here on.
+            lowered = Real(lowered.shape, (single(self.ctx, lowered, name),))
         return lowered
 
     def _tuple_item(self, expr: relax.TupleGetItem) -> Any:
@@ -201,9 +224,8 @@ class _Lowering:
 
     # -- the float head and tail ------------------------------------------------------------------
 
-    def _may_stay_float(self, binding: relax.VarBinding, values: list[Any]) -> bool:
-        if not self.allow_float:
-            return False
+    def _is_outside(self, binding: relax.VarBinding, values: list[Any]) -> bool:
+        """Whether an operator lies in the model's float head or tail."""
         head = all(isinstance(v, Moved | Constant) or _is_float_expr(v) for v in values if not _is_plain(v))
         return head or binding.var not in self.feeds_quantize
 
@@ -233,13 +255,38 @@ class _Lowering:
             return expr
         if not isinstance(value, Real | Joined | Softmax):
             return value
-        term = single(self.ctx, value, f"dequantize for the {role}")
+        try:
+            return self._dequantized(single(self.ctx, value, f"dequantize for the {role}"))
+        except NotLowered:
+            if not self.allow_float or not isinstance(value, Real):
+                raise
+            return self._summed(value)
+
+    def _dequantized(self, term: Term) -> relax.Expr:
         term = with_bias(self.ctx, term)
         low, high = self.ctx.bounds(term.data)
         scale = _exact_float32(term.scale)
         return self.ctx.emit(
             ops.dequantize(term.data, scale, term.zero, qmin=int(np.min(low)), qmax=int(np.max(high)))
         )
+
+    def _summed(self, value: Real) -> relax.Expr:
+        """A value that a quantize and a float tail read, in float: the sum of its terms, clipped."""
+        parts = [self._dequantized(t) for t in value.terms]
+        if np.any(value.constant):
+            parts.append(relax.const(value.constant.astype(np.float32)))
+        total = parts[0]
+        steps = [partial(relax.op.add, x2=p) for p in parts[1:]]
+        if value.clipped:
+            low, high = (float(np.clip(v, *_FLOAT32)) for v in (value.low, value.high))
+            steps.append(partial(relax.op.clip, min=low, max=high))
+        layer = self.ctx.layer
+        self.ctx.layer = f"{layer}.float"
+        for step in steps:
+            total = self.ctx.emit_float(step(total))
+            self.outside.append(total.name)
+        self.ctx.layer = layer
+        return total
 
     # -- quantize and dequantize --------------------------------------------------------------------
 
@@ -286,7 +333,7 @@ class _Lowering:
         term = single(self.ctx, values[0], "softmax")
         levels = np.max(self.ctx.bounds(term.data)[1]) - np.min(self.ctx.bounds(term.data)[0]) + 1
         if not is_uniform(term.scale) or levels > 1 << 16 or binding_is_output(self, call):
-            raise self.ctx.fail("softmax", "its input is not an 8 or 16-bit tensor, or nothing quantizes its output", TAIL)
+            raise self.ctx.fail("softmax", "its input is not an 8 or 16-bit tensor, or nothing quantizes its output", handlers.BOTH_SIDES)
         return Softmax(tuple(values[0].shape), term, int(call.attrs.axis))
 
     def astype(self, call: relax.Call, values: list[Any]) -> Any:
@@ -326,67 +373,14 @@ def _is_integer_call(values: list[Any], binding: relax.VarBinding) -> bool:
     return bool(tensors) and all(isinstance(v, relax.Var) and not stages.is_float(v) for v in tensors)
 
 
-def _binary(function: Callable[..., Value]) -> Callable[[_Lowering, relax.Call, list[Any]], Any]:
-    return lambda low, call, v: function(low.ctx, v[0], v[1])
-
-
-def _slope(value: Any) -> Any:
-    return value.real if isinstance(value, Constant) else value
-
-
-def _prelu(low: _Lowering, call: relax.Call, v: list[Any]) -> Any:
-    if not isinstance(v[1], Constant):
-        raise low.ctx.fail("prelu", "its slope is not constant", "make the slope an initializer")
-    slope, rank = v[1].real, len(v[0].shape)
-    axis = int(call.attrs.axis) % rank
-    if slope.ndim == 1 and slope.size > 1:
-        slope = slope.reshape([-1 if i == axis else 1 for i in range(rank)])
-    return elementwise.leaky_relu(low.ctx, v[0], slope, "prelu")
-
-
-def _clip(low: _Lowering, call: relax.Call, v: list[Any]) -> Any:
-    bounds = [float(getattr(b, "value", b)) for b in call.args[1:3]]
-    return elementwise.clip(low.ctx, v[0], bounds[0], bounds[1])
-
-
-def _concat(low: _Lowering, call: relax.Call, v: list[Any]) -> Any:
-    return movement.concat(low.ctx, call, [low._value(f) for f in v[0].fields])
-
-
 Handler = Callable[[_Lowering, relax.Call, list[Any]], Any]
 HANDLERS: dict[str, Handler] = {
     "hawq.dequantize": _Lowering.dequantize,
     "hawq.quantize": _Lowering.quantize,
     "hawq.dynamic_quantize": _Lowering.dynamic_quantize,
-    "relax.nn.conv2d": lambda low, call, v: convolution.conv2d(low.ctx, call, v[0], v[1]),
-    "relax.nn.conv2d_transpose": lambda low, call, v: convolution.conv2d_transpose(low.ctx, call, v[0], v[1]),
-    "relax.matmul": _binary(convolution.matmul),
-    "relax.add": _binary(elementwise.add),
-    "relax.subtract": lambda low, call, v: elementwise.add(low.ctx, v[0], v[1], -1, "subtract"),
-    "relax.multiply": _binary(elementwise.multiply),
-    "relax.divide": _binary(elementwise.divide),
-    "relax.negative": lambda low, call, v: elementwise.negate(low.ctx, v[0]),
-    "relax.maximum": lambda low, call, v: elementwise.extremum(low.ctx, v[0], v[1], "maximum"),
-    "relax.minimum": lambda low, call, v: elementwise.extremum(low.ctx, v[0], v[1], "minimum"),
-    "relax.nn.relu": lambda low, call, v: elementwise.clip(low.ctx, v[0], 0.0, np.inf),
-    "relax.clip": _clip,
-    "relax.nn.leakyrelu": lambda low, call, v: elementwise.leaky_relu(low.ctx, v[0], np.asarray(call.attrs.alpha), "leaky_relu"),
-    "relax.nn.prelu": _prelu,
-    "relax.abs": lambda low, call, v: elementwise.leaky_relu(low.ctx, v[0], np.asarray(-1.0), "abs"),
-    "relax.where": lambda low, call, v: elementwise.where(low.ctx, v[0], v[1], v[2]),
-    "relax.nn.max_pool2d": lambda low, call, v: pooling.max_pool2d(low.ctx, call, v[0]),
-    "relax.nn.avg_pool2d": lambda low, call, v: pooling.avg_pool2d(low.ctx, call, v[0]),
-    "relax.mean": lambda low, call, v: pooling.reduce_sum(low.ctx, call, v[0], mean=True),
-    "relax.sum": lambda low, call, v: pooling.reduce_sum(low.ctx, call, v[0], mean=False),
-    "relax.max": lambda low, call, v: pooling.reduce_extremum(low.ctx, call, v[0], "max"),
-    "relax.min": lambda low, call, v: pooling.reduce_extremum(low.ctx, call, v[0], "min"),
-    "relax.argmax": lambda low, call, v: pooling.arg_extremum(low.ctx, call, v[0]),
-    "relax.argmin": lambda low, call, v: pooling.arg_extremum(low.ctx, call, v[0]),
     "relax.nn.softmax": _Lowering.softmax,
     "relax.astype": _Lowering.astype,
-    "relax.nn.pad": lambda low, call, v: movement.pad(low.ctx, call, v[0]),
-    "relax.concat": _concat,
-    **{name: (lambda low, call, v: movement.move(low.ctx, call, v[0])) for name in movement.MOVES},
+    "relax.concat": lambda low, call, v: movement.concat(low.ctx, call, [low._value(f) for f in v[0].fields]),
 }
 
 __all__ = ["lower_to_integer", "try_to_lower"]

@@ -173,10 +173,18 @@ def pack(weights: Array, shape: Shape, form: Packing) -> Array:
 
 
 def _constant(e: Emission, w: Operand, dense: Array, shape: Shape, form: Packing) -> te.Tensor:
-    """Constant weights as an argument; 4-bit ones keep two to a byte, and a stage of their own opens them."""
+    """Constant weights as an argument; 4-bit ones keep two to a byte.
+
+    With depth 8 they are opened in registers, as 16 times their values: no shift can lose a nibble's sign that way. With
+    less, a stage of their own opens them.
+    """
     packed = pack(dense, shape, form)
     if not w.four_bits or form.depth == 1:
         return e.argument(packed, "weights")
+    if form.depth == 8:
+        halves = packed.astype(np.int64) & 15
+        both = e.argument((halves[..., :4] | (halves[..., 4:] << 4)).astype(np.uint8), "weights")
+        return te.compute(packed.shape, lambda *i: nibble_times_16(both(*i[:-1], i[-1] % 4), i[-1]), name="nibbles")
     half, values = form.lanes // 2, packed.astype(np.int64) & 15
     pairs = e.argument((values[..., :half, :] | (values[..., half:, :] << 4)).astype(np.uint8), "weights")
     signed = w.dtype == "int8"
@@ -187,6 +195,11 @@ def _constant(e: Emission, w: Operand, dense: Array, shape: Shape, form: Packing
         return (nibble ^ immediate(8, "uint8")).astype("int8") - immediate(8, "int8") if signed else nibble.astype("int8")
 
     return te.compute(packed.shape, element, name="unpacked")
+
+
+def nibble_times_16(byte: tirx.Expr, k: Any) -> tirx.Expr:
+    """The low nibble of a byte for k < 4, else the high one, as the int8 that is 16 times the signed nibble."""
+    return tirx.Select(k < 4, byte << immediate(4, "uint8"), byte & immediate(0xF0, "uint8")).astype("int8")
 
 
 def _stage(

@@ -39,7 +39,7 @@ WORTH_TRYING, BLOCKS, TILES = 1.4, 10, 24
 class ContractTile:
     """Accumulators of `pixels` x `vectors` registers of `lanes` int32 each.
 
-    depth: products per lane and step (2 or 4 where an instruction adds so many).  rows: output rows per task.
+    depth: products per lane and step (2 or 4 where an instruction adds so many, 8 for two such instructions).  rows: output rows per task.
     """
 
     pixels: int
@@ -49,7 +49,7 @@ class ContractTile:
     rows: int
 
     def __post_init__(self) -> None:
-        if self.depth not in (1, 2, 4) or min(self.pixels, self.vectors, self.lanes, self.rows) < 1:
+        if self.depth not in (1, 2, 4, 8) or min(self.pixels, self.vectors, self.lanes, self.rows) < 1:
             raise ValueError(f"not a tile: {self}")
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ def choose_tile(shape: Shape, unit: VectorUnit, depth: int) -> ContractTile:
 
 def tiles_of(shape: Shape, unit: VectorUnit, depth: int) -> list[ContractTile]:
     """The tiles worth trying for a shape, the most promising first: good blocks with several numbers of rows each."""
-    blocks = _blocks(shape, unit)
+    blocks = _blocks(shape, unit, depth)
     least = blocks[0][0]
     ranked = []
     for i, (work, pixels, vectors) in enumerate(blocks[:BLOCKS]):
@@ -74,7 +74,7 @@ def tiles_of(shape: Shape, unit: VectorUnit, depth: int) -> list[ContractTile]:
     return [tile for *_, tile in sorted(ranked, key=lambda r: r[:2])[:TILES]]
 
 
-def _blocks(shape: Shape, unit: VectorUnit) -> list[tuple[float, int, int]]:
+def _blocks(shape: Shape, unit: VectorUnit, depth: int) -> list[tuple[float, int, int]]:
     """(estimated work, pixels, vectors) of the blocks of accumulators that fit the registers, the least work first.
 
     Work per step and block: one multiply-add per accumulator (at least eight to hide its latency), one load per
@@ -82,12 +82,13 @@ def _blocks(shape: Shape, unit: VectorUnit) -> list[tuple[float, int, int]]:
     of channels make whole blocks, so that their epilogue can be spelled out.
     """
     found = []
-    wanted = -(-shape.channels // unit.lanes)
+    # Weights of one step, data, and for nibbles their mask.
+    wanted, held = -(-shape.channels // unit.lanes), 2 if depth == 8 else 1
     for vectors in range(1, 9):
         if shape.channels % unit.lanes == 0 and wanted % vectors:
             continue
         for pixels in range(1, 15):
-            if pixels * vectors + vectors + 2 > unit.registers:
+            if pixels * vectors + held * vectors + 1 + held > unit.registers:
                 continue
             blocks = -(-shape.pixels // pixels) * -(-wanted // vectors)
             work = blocks * (max(2 * pixels * vectors, 8) + pixels + 1.5 * vectors)
@@ -113,7 +114,8 @@ class Products:
     """How a kernel multiplies: `depth` products per lane and step of data stored as `stored` after adding `offset`.
 
     intrinsic: its name, for types of data and weights.  in_place: data that needs no border is read where it lies.
-    What the offset adds, its product with the sum of an output's weights, is taken off at the end.
+    What the offset adds, its product with the sum of an output's weights, is taken off at the end.  bits: the sums
+    are 2^bits times too large, which the epilogue's shift makes up for.
     """
 
     depth: int
@@ -121,6 +123,7 @@ class Products:
     intrinsic: Callable[[str, str], str]
     offset: int = 0
     in_place: bool = False
+    bits: int = 0
 
 
 class Contract:
@@ -151,8 +154,10 @@ class Contract:
             return "grouped weights that are computed at run time."
         return layer.epilogue_moves_data()
 
-    def products(self, call: relax.Call, unit: VectorUnit) -> Products:
+    def products(self, layer: Layer, unit: VectorUnit) -> Products:
         """Pairs of 16 bits where the CPU adds them, else one by one in the type of the sums."""
+        call = layer.anchor_call
+        assert call is not None
         acc = ops.dtype_of(call)
         small = all(fits_int16(ops.dtype_of(a)) for a in call.args)
         depth, stored = 2 if unit.pairs and small else 1, "int16" if small else acc
@@ -167,21 +172,21 @@ class Contract:
         call = layer.anchor_call
         assert call is not None
         unit = self._unit(call, target)
-        return tiles_of(shape_of(call, unit.lanes), unit, self.products(call, unit).depth)
+        return tiles_of(shape_of(call, unit.lanes), unit, self.products(layer, unit).depth)
 
     def build(self, layer: Layer, target: tvm.target.Target, tile: ContractTile | None = None) -> Kernel:
         """See the loops at the top of this file."""
         call = layer.anchor_call
         assert call is not None
         unit = self._unit(call, target)
-        products, shape = self.products(call, unit), shape_of(call, unit.lanes)
+        products, shape = self.products(layer, unit), shape_of(call, unit.lanes)
         tile = tile or choose_tile(shape, unit, products.depth)
         in_place = products.in_place and layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
         products = replace(products, in_place=in_place)
         overrides = {ops.op_name(call): lambda e, c: _emit(e, c, tile, products), "hawq.unpack_int4": _constant_int4}
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
-        opened = tile.depth > 1 and layer.is_four_bits(call.args[1])
+        opened = tile.depth in (2, 4) and layer.is_four_bits(call.args[1])
         weight = "int8" if opened else ops.dtype_of(call.args[1])
         data = ops.dtype_of(call.args[0]) if in_place else products.stored
         _schedule(sch, shape, tile, products.intrinsic(data, weight))
@@ -236,9 +241,9 @@ def _emit(e: Emission, call: relax.Call, tile: ContractTile, products: Products)
         (*s.lead, s.pixels, s.channels), lambda *i: acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes), name="view"
     )
     if not products.offset:
-        return Operand(e, view)
+        return Operand(e, view, bits=products.bits)
     sums = e.layer.constant(call.args[1]).reshape(-1, s.channels).astype(np.int64).sum(0)
-    return Operand(e, view, addend=Operand(e, value=(-products.offset * sums).astype(np.int32)))
+    return Operand(e, view, addend=Operand(e, value=(-products.offset * sums).astype(np.int32)), bits=products.bits)
 
 
 def _rounded_up(s: Shape, tile: ContractTile) -> tuple[int, int]:

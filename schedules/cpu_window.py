@@ -68,13 +68,12 @@ class Window:
         """See the loops at the top of this file."""
         call = layer.anchor_call
         assert call is not None
-        width = int(tvm.DataType(ops.dtype_of(call)).bits)
-        channels = ops.shape_of(call)[-1]
-        tile = WindowTile(gcd(channels, max(1, VectorUnit.of(target).lanes * 32 // width)))
         emission = Emission(layer)
         sch = s_tir.Schedule(emission.prim_func())
         inline_all(sch)
         acc = sch.get_sblock(_BLOCKS[ops.op_name(call)])
+        width = int(tvm.DataType(str(sch.get(acc).writes[0].source.dtype)).bits)
+        tile = WindowTile(gcd(ops.shape_of(call)[-1], max(1, VectorUnit.of(target).lanes * 32 // width)))
         (out,) = sch.get_output_blocks(sch.get_sblock("root"))
         rank = len(ops.shape_of(call))
         loops = sch.get_loops(acc)

@@ -22,14 +22,16 @@ class Operand:
 
     A constant whose elements are all equal is an immediate; any other is passed to the kernel as an argument.
     four_bits: every element of the constant fits in 4 bits, and the package should store it so.
-    addend: a constant, broadcast over the last dimension, that every element of `tensor` still lacks.
+    addend, bits: every element is the one of `tensor` divided by 2^bits, which is exact, plus the addend, a constant
+    that is broadcast over the last dimension.  narrow: the same elements in int16, where they fit.
     """
 
     def __init__(
         self, scope: Emission, tensor: te.Tensor | None = None, value: Array | None = None, four_bits: bool = False,
-        addend: Operand | None = None,
+        addend: Operand | None = None, bits: int = 0, narrow: te.Tensor | None = None,
     ) -> None:  # fmt: skip
-        self.scope, self._tensor, self.value, self.four_bits, self.addend = scope, tensor, value, four_bits, addend
+        self.scope, self._tensor, self.value, self.four_bits = scope, tensor, value, four_bits
+        self.addend, self.bits, self.narrow = addend, bits, narrow
         self.uniform = value is not None and value.size > 0 and bool(np.all(value == value.flat[0]))
 
     @property
@@ -53,12 +55,16 @@ class Operand:
         if self._tensor is None:
             assert self.value is not None
             self._tensor = self.scope.argument(self.value)
-        if self.addend is not None:
-            return te.compute(self._tensor.shape, lambda *i: self.at(i), name="added")
+        if self.addend is not None or self.bits:
+            return te.compute(self._tensor.shape, lambda *i: self.at(i), name="finished")
         return self._tensor
 
     def without_addend(self) -> Operand:
-        """The tensor that lacks the addend."""
+        """The elements before the addend."""
+        return Operand(self.scope, self._tensor, bits=self.bits)
+
+    def unfinished(self) -> Operand:
+        """The tensor that lacks the addend and has the bits too many."""
         return Operand(self.scope, self._tensor)
 
     def at(self, index: Index) -> tirx.Expr:
@@ -67,9 +73,11 @@ class Operand:
             return tirx.const(self.value.flat[0].item(), self.dtype)
         shape = self.shape
         own = [0 if n == 1 else i for n, i in zip(shape, list(index)[len(index) - len(shape) :], strict=True)]
-        if self.addend is None:
+        if self._tensor is None:
             return self.tensor(*own)
-        return self._placed(*own) + self.addend.at(own[-1:])
+        element = self._tensor(*own)
+        element = element >> immediate(self.bits, self.dtype) if self.bits else element
+        return element + self.addend.at(own[-1:]) if self.addend is not None else element
 
 
 Emitter = Callable[["Emission", relax.Call], "te.Tensor | list[te.Tensor] | Operand"]

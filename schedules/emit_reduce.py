@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import numpy as np
 from tvm import relax, te, tirx
 
-from hawq_tvm import ops
+from hawq_tvm import arith, ops
 
 from .emit import Emission, Operand, clamp, emitter, immediate, ints, out_shape
 
@@ -79,10 +80,15 @@ def _max_pool2d(e: Emission, call: relax.Call) -> te.Tensor:
 
 
 @emitter("hawq.sum_pool2d")
-def _sum_pool2d(e: Emission, call: relax.Call) -> te.Tensor:
-    """(A15)"""
+def _sum_pool2d(e: Emission, call: relax.Call) -> Operand:
+    """(A15), in 16 bits where the largest window fits."""
     attrs = {k: call.attrs[k] for k in ("layout", "pool_size", "strides", "dilation")}
-    return _pool(e.operand(call.args[0]), call, attrs, te.sum, ops.dtype_of(call), "sum_pool2d")
+    x, dtype = e.operand(call.args[0]), ops.dtype_of(call)
+    low, high = arith.RANGES[x.dtype]
+    if dtype != "int32" or max(-low, high) * prod(ints(attrs["pool_size"])) >= 2**15:
+        return Operand(e, _pool(x, call, attrs, te.sum, dtype, "sum_pool2d"))
+    narrow = _pool(x, call, attrs, te.sum, "int16", "sum_pool2d")
+    return Operand(e, te.compute(narrow.shape, lambda *i: narrow(*i).astype(dtype), name="wide"), narrow=narrow)
 
 
 def _reduction(

@@ -59,7 +59,7 @@ def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
     narrow = bool(np.all(shifts >= 34)) and max(abs(low), abs(high), abs(zero_point)) < 1 << 29
 
     if rounding == "half_up" and terms.folded:
-        rounded = _sums_of_halves(e, terms, shifts) or (_high_half(e, shape, terms, shifts) if narrow else None)
+        rounded = _sums_of_halves(e, shape, terms, shifts) or (_high_half(e, shape, terms, shifts) if narrow else None)
         if rounded is not None:
             return te.compute(
                 shape, lambda *i: clamp(rounded(*i) + zero_point, low, high, "int32").astype(str(attrs["out_dtype"])), name="requantize"
@@ -97,10 +97,12 @@ def _high_half(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array)
 
     One int32 operand, and constants that differ along the last dimension at most.
     """
-    constants = [terms.multipliers[0], terms.offset, shifts]
+    x, bits = terms.data[0].unfinished(), terms.data[0].bits
+    if max(abs(int(b)) for b in terms.offset.ravel()) >= 1 << (62 - bits):
+        return None
+    constants = [terms.multipliers[0], terms.offset << bits, shifts + bits]
     if len(terms.data) != 1 or terms.data[0].dtype != "int32" or not all(_per_channel(c, shape) for c in constants):
         return None
-    x = terms.data[0]
     m, b = (Operand(e, tensor=e.argument(np.broadcast_to(c.ravel(), shape[-1:]).astype(t))) for c, t in zip(constants, ("int32", "int64")))
 
     def total(*i: Any) -> tirx.Expr:
@@ -108,7 +110,7 @@ def _high_half(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array)
         return (product >> immediate(32, "int64")).astype("int32")
 
     high = te.compute(shape, total, name="high" if x.tensor.op.name == "view" else "total")
-    rest = Operand(e, value=shifts - 32)
+    rest = Operand(e, value=constants[2] - 32)
     return lambda *i: high(*i) >> rest.at(i)
 
 
@@ -116,28 +118,35 @@ def _per_channel(constant: Array, shape: tuple[int, ...]) -> bool:
     return bool(shape) and (constant.size == 1 or constant.size == constant.shape[-1] == shape[-1])
 
 
-def _sums_of_halves(e: Emission, terms: Terms, shifts: Array) -> Element | None:
-    """(sum x m + b) >> s of 8-bit operands in int32: with m = h 2^16 + l and b = p 2^16 + q, it is
+def _loaded(e: Emission, constant: Array, shape: tuple[int, ...]) -> Operand:
+    """A constant as an argument, over the last dimension at least."""
+    return Operand(e, e.argument(np.broadcast_to(constant, np.broadcast_shapes(constant.shape, shape[-1:]))))
+
+
+def _sums_of_halves(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array) -> Element | None:
+    """(sum x m + b) >> s of operands of at most 16 bits in int32: with m = h 2^16 + l and b = p 2^16 + q, it is
 
         (sum x h + p + ((sum x l + q) >> 16)) >> (s - 16)
 
     exactly, and x h and x l are products of 16 bits, which CPUs do well.
     """
-    if any(x.dtype not in ("int8", "uint8") for x in terms.data) or not np.all((shifts >= 16) & (shifts < 48)):
+    data = [Operand(e, x.narrow) if x.narrow is not None else x for x in terms.data]
+    if any(x.dtype not in ("int8", "uint8", "int16") for x in data) or not np.all((shifts >= 16) & (shifts < 48)):
         return None
     low = [(m + 2**15) % 2**16 - 2**15 for m in terms.multipliers]
     high = [(m - part) >> 16 for m, part in zip(terms.multipliers, low, strict=True)]
     p, q = terms.offset >> 16, terms.offset & 0xFFFF
-    reach = 2**23 * len(terms.data)
-    if max(int(np.abs(h).max(initial=0)) for h in high) >= 2**15 or int(np.abs(p).max(initial=0)) + 2 * reach >= 2**31:
+    reach = 2**15 * sum(2**15 if x.dtype == "int16" else 2**8 for x in data) + 2**16
+    if max(int(np.abs(h).max(initial=0)) for h in high) >= 2**15 or int(np.abs(p).max(initial=0)) + reach + (reach >> 16) >= 2**31:
         return None
     highs, lows = ([Operand(e, value=m.astype(np.int16)) for m in part] for part in (high, low))
-    first, second = Operand(e, value=p.astype(np.int32)), Operand(e, value=q.astype(np.int32))
+    # As arguments: LLVM adds immediates last, but starts a chain of multiply-adds from a value that it loads.
+    first, second = (_loaded(e, constant.astype(np.int32), shape) for constant in (p, q))
     rest = Operand(e, value=(shifts - 16).astype(np.int32))
 
     def products(i: Sequence[Any], parts: list[Operand], constant: Operand) -> tirx.Expr:
         total = constant.at(i)
-        for x, m in zip(terms.data, parts, strict=True):
+        for x, m in zip(data, parts, strict=True):
             total = total + x.at(i).astype("int32") * m.at(i).astype("int32")
         return total
 

@@ -185,6 +185,64 @@ def _high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, half: int) -> tirx.Ex
 
 
 @cache
+def dot_u8s4(lanes: int, data: str) -> str:
+    """The name of the tensor intrinsic c[i] += 16 sum_k a'[k] w[i, k], k < 8, two vpdpbusd, exact for every operand.
+
+    w holds signed nibbles: k < 4 in the low halves of the bytes [i, k], the others in the high halves of [i, k - 4].
+    data, lanes and a' as for `dot_u8s8`.
+    """
+    half, name, offset = 4 * lanes, f"hawq.dot_u8s4.{lanes}.{data}", 128 if data == "int8" else 0
+    instruction = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+
+    @T.prim_func(s_tir=True)
+    def meaning(
+        A: T.Buffer((8,), data, offset_factor=1),
+        W: T.Buffer((lanes, 4), "uint8", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:8], W[0:lanes, 0:4])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                for k in T.serial(0, 8):
+                    with T.sblock("update"):
+                        vi, vk = T.axis.remap("SR", [i, k])
+                        C[vi] = C[vi] + (T.cast(A[vk], "int32") + offset) * T.cast(
+                            T.cast(T.Select(vk < 4, T.shift_left(W[vi, vk % 4], T.uint8(4)), T.bitwise_and(W[vi, vk % 4], T.uint8(240))), "int8"), "int32"
+                        )
+
+    @T.prim_func(s_tir=True)
+    def spelling(
+        A: T.Buffer((8,), data, offset_factor=1),
+        W: T.Buffer((lanes, 4), "uint8", offset_factor=1),
+        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:8], W[0:lanes, 0:4])
+            T.writes(C[0:lanes])
+            C[T.ramp(0, 1, lanes)] = T.call_llvm_pure_intrin(
+                f"int32x{lanes}", instruction,
+                T.call_llvm_pure_intrin(
+                    f"int32x{lanes}", instruction, C.vload([0], f"int32x{lanes}"), _four_bytes(A, lanes),
+                    _high_nibbles(W.vload([0, 0], f"uint8x{half}"), 4),
+                ),
+                _four_bytes(A, lanes, 4), _high_nibbles(W.vload([0, 0], f"uint8x{half}"), 0),
+            )
+
+    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
+    return name
+
+
+def _high_nibbles(packed: tirx.Expr, left: int) -> tirx.Expr:
+    """The high halves of bytes shifted left, as int8; the shift is one of 16 bits, whose crossing bits the mask drops."""
+    lanes = packed.ty.dtype.lanes if hasattr(packed.ty.dtype, "lanes") else int(str(packed.ty.dtype).split("x")[1])
+    if left:
+        wide = tirx.reinterpret(f"uint16x{lanes // 2}", packed) << tirx.Broadcast(tirx.const(left, "uint16"), lanes // 2)
+        packed = tirx.reinterpret(f"uint8x{lanes}", wide)
+    return tirx.reinterpret(f"int8x{lanes}", packed & tirx.Broadcast(tirx.const(0xF0, "uint8"), lanes))
+
+
+@cache
 def dot_quads(lanes: int) -> str:
     """The name of the tensor intrinsic c[i] += sum_k byte_k(q[i]) w[i, k], k < 4, bytes from the lowest, unsigned.
 
@@ -225,9 +283,9 @@ def dot_quads(lanes: int) -> str:
     return name
 
 
-def _four_bytes(a: tirx.Buffer, lanes: int) -> tirx.Expr:
+def _four_bytes(a: tirx.Buffer, lanes: int, start: int = 0) -> tirx.Expr:
     """Four elements in every lane; signed ones with 128 added, which flips their highest bits."""
-    four = tirx.reinterpret("int32", a.vload([0], f"{a.dtype}x4"))
+    four = tirx.reinterpret("int32", a.vload([start], f"{a.dtype}x4"))
     if str(a.dtype) == "int8":
         four = four ^ tirx.const(-0x7F7F7F80, "int32")
     return tirx.reinterpret(f"int8x{4 * lanes}", tirx.Broadcast(four, lanes))

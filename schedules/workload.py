@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 from typing import Any
 
 import tvm
@@ -16,6 +17,8 @@ from .rule import Tiled
 
 # Attributes that are values, as constants are: layers that differ in them alone run equally fast.
 VALUES = frozenset({"zero_point", "qmin", "qmax", "fill", "pad_value", "multiplier", "shift", "thresholds", "differing"})
+# The fields of tiles that are searched; the others say how a rule multiplies, which may depend on the weights' values.
+SEARCHED = frozenset({"pixels", "vectors", "rows"})
 
 
 def structure(layer: Layer) -> str:
@@ -71,9 +74,10 @@ def target_text(target: tvm.target.Target) -> str:
 
 def keys(rule: Tiled, layer: Layer, target: tvm.target.Target) -> dict[str, str]:
     """The key of a layer's workload by class of threads, "many" and "one"; they are equal where no tile divides tasks."""
-    digest = hashlib.sha256(structure(layer).encode()).hexdigest()[:20]
-    base = f"{rule.name} {digest} {target_text(target)}"
-    divides = any(hasattr(tile, "rows") for tile in rule.tiles(layer, target)[:1])
+    first = asdict(rule.tiles(layer, target)[0])  # type: ignore[call-overload]
+    fixed = {name: value for name, value in first.items() if name not in SEARCHED}
+    digest = hashlib.sha256(f"{structure(layer)}\n{fixed}".encode()).hexdigest()[:20]
+    base, divides = f"{rule.name} {digest} {target_text(target)}", "rows" in first
     return {c: f"{base} {c}" if divides else base for c in ("many", "one")}
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
-from tvm import relax
 
 from hawq_tvm import arith, ops
 
 from .cpu_contract import Contract, Products
 from .emit import Array
-from .intrinsics import dot_u8s8
+from .intrinsics import dot_u8s4, dot_u8s8
 from .layer import Layer
 from .vector_unit import VectorUnit
 
@@ -41,9 +40,13 @@ class Vnni(Contract):
                 return "sums of shifted int8 data that may leave 32 bits."
         return None
 
-    def products(self, call: relax.Call, unit: VectorUnit) -> Products:
-        """Four u8 with four s8."""
-        offset = 128 if ops.dtype_of(call.args[0]) == "int8" else 0
+    def products(self, layer: Layer, unit: VectorUnit) -> Products:
+        """Four u8 with four s8, or eight with nibbles opened in registers where 16 times the sums fit."""
+        call = layer.anchor_call
+        assert call is not None
+        w, offset = call.args[1], 128 if ops.dtype_of(call.args[0]) == "int8" else 0
+        if layer.is_four_bits(w) and ops.dtype_of(w) == "int8" and 16 * shifted_reach(layer.constant(w)) <= arith.RANGES["int32"][1]:
+            return Products(8, "uint8", lambda data, weight: dot_u8s4(unit.lanes, data), offset, in_place=True, bits=4)
         return Products(4, "uint8", lambda data, weight: dot_u8s8(unit.lanes, data), offset, in_place=True)
 
 

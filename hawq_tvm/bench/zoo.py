@@ -62,8 +62,8 @@ def export(net: Any, path: Path, batch: int, size: int) -> None:
         )  # fmt: skip
 
 
-def quantize(source: Path, target: Path, batches: list[dict[str, np.ndarray[Any, Any]]], *, qoperator: bool = False, **options: Any) -> None:
-    """Static INT8 quantization as a user of ONNX Runtime does it: per channel, u8 activations, s8 weights."""
+def quantize(source: Path, target: Path, batches: list[dict[str, np.ndarray[Any, Any]]], *, qoperator: bool = False, weight_bits: int = 8, **options: Any) -> None:
+    """Static quantization as a user of ONNX Runtime does it: per channel, u8 activations, s8 weights or signed ones of 4 bits."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -79,11 +79,11 @@ def quantize(source: Path, target: Path, batches: list[dict[str, np.ndarray[Any,
         quant_pre_process(str(source), str(prepared))
         quantize_static(
             str(prepared), str(target), Reader(), quant_format=QuantFormat.QOperator if qoperator else QuantFormat.QDQ,
-            per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, **options,
+            per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt4 if weight_bits == 4 else QuantType.QInt8, **options,
         )  # fmt: skip
 
 
-def make(name: str, path: Path, *, size: int | None = None, batch: int = 1, qoperator: bool = False, say: Callable[[str], None] = lambda text: None) -> Path:
+def make(name: str, path: Path, *, size: int | None = None, batch: int = 1, qoperator: bool = False, weight_bits: int = 8, say: Callable[[str], None] = lambda text: None) -> Path:
     """Write the quantized ONNX file of a network, complete or not at all; an existing file is kept."""
     if path.exists():
         return path
@@ -95,7 +95,7 @@ def make(name: str, path: Path, *, size: int | None = None, batch: int = 1, qope
         export(build(name, size), exported, batch, size)
         say("calibrating and quantizing")
         batches = [{"input": rng.standard_normal((batch, 3, size, size)).astype(np.float32)} for _ in range(4)]
-        quantize(exported, quantized, batches, qoperator=qoperator)
+        quantize(exported, quantized, batches, qoperator=qoperator, weight_bits=weight_bits)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_bytes(quantized.read_bytes())
@@ -111,8 +111,12 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=None, help="image size (default: the network's own)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--qoperator", action="store_true", help="QLinear operators instead of quantize/dequantize pairs")
+    parser.add_argument("--weight-bits", type=int, choices=(4, 8), default=8)
     args = parser.parse_args()
-    make(args.network, args.output, size=args.size, batch=args.batch, qoperator=args.qoperator, say=lambda text: print(text, file=sys.stderr))
+    make(
+        args.network, args.output, size=args.size, batch=args.batch, qoperator=args.qoperator, weight_bits=args.weight_bits,
+        say=lambda text: print(text, file=sys.stderr),
+    )  # fmt: skip
     return 0
 
 

@@ -130,6 +130,22 @@ def _batch_norm(call: relax.Call, x: Array, gamma: Array, beta: Array, mean: Arr
     return (y + beta.reshape(shape) if bool(call.attrs.center) else y), mean, var
 
 
+def _normalized(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
+    return (x - x.mean(axis=axes, keepdims=True)) / np.sqrt(x.var(axis=axes, keepdims=True) + epsilon)
+
+
+def _layer_norm(call: relax.Call, x: Array, gamma: Array, beta: Array) -> Array:
+    return _normalized(x, tuple(_ints(call.attrs.axes)), float(call.attrs.epsilon)) * gamma + beta
+
+
+def _group_norm(call: relax.Call, x: Array, gamma: Array, beta: Array) -> Array:
+    """Every channel a group of its own where the call names no groups; channels are axis 1."""
+    groups = int(getattr(call.attrs, "num_groups", x.shape[1]))
+    y = _normalized(x.reshape(x.shape[0], groups, -1), (2,), float(call.attrs.epsilon)).reshape(x.shape)
+    shape = (-1,) + (1,) * (x.ndim - 2)
+    return y * gamma.reshape(shape) + beta.reshape(shape)
+
+
 def _prelu(call: relax.Call, x: Array, slope: Array) -> Array:
     axis = int(call.attrs.axis) % x.ndim
     slope = slope.reshape([-1 if i == axis else 1 for i in range(x.ndim)]) if slope.ndim == 1 and slope.size > 1 else slope
@@ -178,6 +194,9 @@ _FLOAT: dict[str, Callable[..., Any]] = {
     "relax.nn.max_pool2d": _max_pool2d,
     "relax.nn.avg_pool2d": _avg_pool2d,
     "relax.nn.batch_norm": _batch_norm,
+    "relax.nn.layer_norm": _layer_norm,
+    "relax.nn.instance_norm": _group_norm,
+    "relax.nn.group_norm": _group_norm,
     "relax.nn.prelu": _prelu,
     "relax.nn.softmax": _softmax,
     "relax.nn.log_softmax": lambda call, x: np.log(_softmax(call, x)),

@@ -15,7 +15,7 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm import arith, ops, stages
 from hawq_tvm.errors import ModelError
 from hawq_tvm.ranges import Interval, interval_of, partial_sums
 
@@ -126,7 +126,7 @@ class Context:
         if isinstance(expr, relax.Var) or ops.is_const(expr):
             return expr
         name = f"{self.layer}.{suffix}" if suffix else self.layer
-        var = self._emit(expr, name)
+        var = self._emit(self._flat(expr, suffix), name)
         value = self.builder.lookup_binding(var)
         if isinstance(value, relax.Call):
             self.intervals[var] = interval_of(value, [self.interval(a) for a in value.args])
@@ -135,16 +135,26 @@ class Context:
             self.intervals[var] = whole[value.index] if isinstance(whole, tuple) else whole
         return var
 
+    def _flat(self, expr: relax.Expr, suffix: str) -> relax.Expr:
+        """A call whose own calls (casts of its operands) are bound, so that they have an interval."""
+        if not isinstance(expr, relax.Call) or not any(isinstance(a, relax.Call) for a in expr.args):
+            return expr
+        args = [self.emit(a, f"{suffix}.cast" if suffix else "cast") if isinstance(a, relax.Call) else a for a in expr.args]
+        return relax.Call(expr.op, args, attrs=expr.attrs, ty_args=expr.ty_args)
+
     def emit_float(self, expr: relax.Expr) -> relax.Var:
-        """Bind a float operator of a head or tail to a variable named after the current layer; it has no interval."""
-        return self._emit(expr, self.layer)
+        """Bind a float operator of a head or tail to a variable named after the current layer; integers can be any."""
+        var = self._emit(expr, self.layer)
+        if not stages.is_float(var):
+            self.intervals[var] = Interval.of_range(*arith.RANGES.get(ops.dtype_of(var), (0, 1)))
+        return var
 
     def interval(self, expr: relax.Expr) -> Any:
         """The interval of an expression already emitted, of a constant, or a tuple of them."""
         if isinstance(expr, relax.Tuple):
             return tuple(self.interval(f) for f in expr.fields)
         if isinstance(expr, relax.Var):
-            return self.intervals.get(expr, NOTHING)  # a float tensor has no interval
+            return NOTHING if stages.is_float(expr) else self.intervals[expr]
         if ops.is_const(expr):
             values = ops.const_value(expr).astype(np.int64)
             return Interval(values, values)
@@ -157,7 +167,7 @@ class Context:
 
     def accumulate(self, make: Callable[[str], relax.Expr], suffix: str) -> relax.Expr:
         """Emit `make("int32")`, or `make("int64")` when the computed bounds leave int32."""
-        narrow = self.builder.normalize(make("int32"))
+        narrow = self.builder.normalize(self._flat(make("int32"), suffix))
         bound: Any = partial_sums(narrow, [self.interval(a) for a in narrow.args])
         low, high = int(np.min(bound.low)), int(np.max(bound.high))
         fits = arith.RANGES["int32"][0] <= low and high <= arith.RANGES["int32"][1]
@@ -202,7 +212,7 @@ def single(ctx: Context, value: Value, op: str) -> Term:
     if not isinstance(value, Real):
         raise ctx.fail(op, "its input is float and not quantized", INSERT)
     if len(value.terms) != 1 or np.any(value.constant != 0):
-        raise ctx.fail(op, "its input is a sum of several scales that nothing quantizes", INSERT)
+        raise ctx.fail(op, "its input has several scales (a sum of tensors, an added constant or a slope) that nothing quantizes", INSERT)
     term = value.terms[0]
     if not value.clipped:
         return term

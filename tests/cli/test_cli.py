@@ -55,11 +55,26 @@ def test_inspect_names_what_stays_float(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["inspect", str(path), "--json"]) == 3
     report = json.loads(capsys.readouterr().out)
     (layer,) = report["float_layers"]
-    assert layer["op"] == "sigmoid" and layer["layer"].startswith("sigmoid_") and "quantize around it" in layer["remedy"]
+    assert layer["op"] == "sigmoid" and layer["layer"].startswith("sigmoid_") and layer["remedy"].startswith("quantize this tensor too")
     assert main(["compile", str(path), "-o", str(tmp_path / "p.hawq"), "--quiet"]) == 3
     captured = capsys.readouterr()
     assert "sigmoid_" in captured.err and "remedy" in captured.err and "Traceback" not in captured.err
     assert not (tmp_path / "p.hawq").exists()
+
+
+def test_inspect_predicts_the_float_tail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    g = Graph()
+    y = g.qdq(g.conv(g.qdq(g.input("x", [1, 3, 4, 4]), 0.1, 3), g.weight([2, 3, 1, 1])), 0.1)
+    y = g.node("Gemm", [g.node("Flatten", [y]), g.constant(np.ones((32, 5)), onnx.TensorProto.FLOAT)])
+    path = tmp_path / "tail.onnx"
+    onnx.save(g.model([float_output(y)]), str(path))
+    assert main(["inspect", str(path)]) == 3
+    text = capsys.readouterr().out
+    assert ".acc" not in text and "3 x" not in text and "1 x DequantizeLinear weight: int8 per channel" in text
+    assert main(["inspect", str(path), "--allow-float-tail", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["float_tail"] == [y] and report["verdict"].endswith(f"FLOAT outside the integer region: {y}")
+    assert main(["compile", str(path), "-o", str(tmp_path / "p.hawq"), "--quiet", "--allow-float-tail"]) == 0
 
 
 def test_compile_prints_its_proof(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,7 @@ def test_description_of_a_quantized_model() -> None:
         "per channel (4)",
     )
     assert by_name["dv"]["granularity"] == "blocks of 2 along axis 1"
+    assert [q["role"] for q in d["quantized"]] == ["output", "input", "weight", "constant"]
 
 
 def test_description_of_qoperator_nodes() -> None:

@@ -146,3 +146,22 @@ def test_a_cast_goes_with_the_sum_that_reads_it() -> None:
     after, _ = fuse_epilogues(mod)
     assert [str(ops.dtype_of(f.body.body)) for f in stages.private_functions(after).values()] == ["uint8", "uint8"]
     same_values(mod, after)
+
+
+def test_a_long_chain_of_roundings_is_cut_and_a_short_one_is_not() -> None:
+    """Every requantize doubles or triples the expression of the one before it: ten of them in one kernel never compile."""
+    def chain(length: int) -> list[list[str]]:
+        def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+            x = dq(bb, p[0], 0.5, 3)
+            y = x
+            for i in range(length):
+                y = dq(bb, q(bb, bb.emit(relax.op.multiply(x, y)), 100.0 + i, 128), 0.5, 128)
+            return q(bb, y, 0.75, 128)
+
+        mod = integers(build, {"x": ((3, 6), "uint8")})
+        after, _ = fuse_epilogues(mod)
+        same_values(mod, after)
+        return [[ops.op_name(b.value) for b in stages.bindings(f)] for f in stages.private_functions(after).values()]
+
+    assert len(chain(1)) == 1
+    assert 1 < len(chain(10)) < 10 and max(body.count("hawq.requantize") for body in chain(10)) < 6

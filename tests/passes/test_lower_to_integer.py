@@ -12,7 +12,8 @@ import pytest
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops, stages
+from hawq_tvm import ops, ranges, stages
+from hawq_tvm.arith import QType
 from hawq_tvm.errors import ModelError
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.lower_to_integer import lower_to_integer, try_to_lower
@@ -224,7 +225,7 @@ def test_batch_norm_like_negative_and_zero_scales() -> None:
         y = bb.emit(relax.op.nn.max_pool2d(bb.emit(relax.op.nn.relu(y)), (2, 2)))
         return q(bb, y, 0.3119, 0)
 
-    with pytest.raises(ModelError, match="sum of several scales"):  # a zero scale cannot carry its bias through a pool
+    with pytest.raises(ModelError, match="several scales"):  # a zero scale cannot carry its bias through a pool
         lower_to_integer(module(build, {"x": ((1, 3, 6, 6), "uint8")}))
 
 
@@ -268,6 +269,92 @@ def test_float_tail_is_kept_only_when_asked() -> None:
     after, _ = lower_to_integer(module(build, inputs, **{"hawq.allow_float_tail": 1}))
     assert [str(n) for n in after["main"].attrs["hawq.float_tail"]] == ["the_softmax"]
     stages.verify(after, stages.Stage.INTEGER)
+
+
+def _tail(*operators: str) -> Any:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = dq(bb, q(bb, bb.emit(relax.op.matmul(dq(bb, p[0], 0.1, 3), bb.emit(weight((5, 4), 0.1)))), 0.2, 128), 0.2, 128)
+        made: dict[str, Any] = {
+            "add": lambda: relax.op.add(y, relax.const(1.0)), "subtract": lambda: relax.op.subtract(y, relax.const(1.0)),
+            "abs": lambda: relax.op.abs(y), "sigmoid": lambda: relax.op.sigmoid(y), "clip": lambda: relax.op.clip(y, 0, 0.33),
+            "relu": lambda: relax.op.nn.relu(y),
+        }  # fmt: skip
+        for name in operators:
+            y = bb.emit(made[name](), f"the_{name}")
+        return y
+
+    return build
+
+
+@pytest.mark.parametrize("operators", [("abs",), ("add",), ("add", "sigmoid"), ("subtract", "abs"), ("clip",), ("relu", "add")])
+def test_a_tail_that_no_integer_tensor_stands_for_is_float(operators: tuple[str, ...]) -> None:
+    inputs: dict[str, Any] = {"x": ((2, 5), "uint8")}
+    with pytest.raises(ModelError, match=r"remedy: keep it outside the integer region with --allow-float-tail, or quantize"):
+        lower_to_integer(module(_tail(*operators), inputs))
+    mod = module(_tail(*operators), inputs, **{"hawq.allow_float_tail": 1})
+    after, _ = remove_dead_code(lower_to_integer(mod)[0])
+    outside = [f"the_{name}" for name in operators if name != "relu"]  # ReLU of one scale is a maximum of integers
+    assert [str(n) for n in after["main"].attrs["hawq.float_tail"]] == outside
+    stages.verify(after, stages.Stage.INTEGER)
+    x = full_range((2, 5), "uint8")
+    np.testing.assert_allclose(evaluate(after, {"x": x})["out0"], evaluate(mod, {"x": x})["out0"], rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize("clipped", [True, False])
+def test_a_sum_that_is_quantized_and_read_in_float(clipped: bool) -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        x = dq(bb, p[0], 0.1, 3)
+        y = bb.emit(relax.op.add(bb.emit(relax.op.matmul(x, bb.emit(weight((5, 5), 0.1)))), x))
+        y = bb.emit(relax.op.clip(bb.emit(relax.op.add(y, relax.const(0.77))), 0, 20.03)) if clipped else y
+        return [q(bb, y, 0.2, 128), bb.emit(relax.op.nn.softmax(y, -1), "the_softmax"), y]
+
+    inputs: dict[str, Any] = {"x": ((2, 5), "uint8")}
+    with pytest.raises(ModelError, match="--allow-float-tail"):
+        lower_to_integer(module(build, inputs))
+    mod = module(build, inputs, **{"hawq.allow_float_tail": 1})
+    after, _ = remove_dead_code(lower_to_integer(mod)[0])
+    stages.verify(after, stages.Stage.INTEGER)
+    ranges.margins(after)
+    x = full_range((2, 5), "uint8")
+    got, wanted = evaluate(after, {"x": x}), evaluate(mod, {"x": x})
+    np.testing.assert_array_equal(got["out0"], wanted["out0"])
+    for name in ("out1", "out2"):
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-4, atol=1e-4)
+
+
+def test_integers_from_a_float_head_can_be_any() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = bb.emit(relax.op.astype(bb.emit(relax.op.floor(p[0])), "int32"))
+        return bb.emit(relax.op.multiply(y, y), "the_product")
+
+    after, _ = lower_to_integer(module(build, {"x": ((2, 5), "float32")}, **{"hawq.allow_float_tail": 1}))
+    with pytest.raises(ModelError, match=r"the_product: .*can leave int32.*remedy: quantize its operands to fewer bits"):
+        ranges.margins(after)
+
+
+def test_the_flag_is_no_remedy_inside_the_network() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = bb.emit(relax.op.nn.prelu(dq(bb, p[0], 0.1, 3), relax.const(np.full(5, 0.2, np.float32)), 1))
+        return q(bb, bb.emit(relax.op.tanh(bb.emit(relax.op.permute_dims(y, [1, 0]))), "the_tanh"), 0.01, 128)
+
+    mod = module(build, {"x": ((2, 5), "uint8")}, **{"hawq.allow_float_tail": 1})
+    (failure,) = try_to_lower(mod)[1]
+    assert failure["layer"] == "the_tanh" and "one quantized 8 or 16-bit tensor" in failure["reason"]
+    assert failure["remedy"].startswith("quantize this tensor too") and "--allow" not in failure["remedy"]
+
+
+def test_a_product_of_a_wide_product_keeps_its_bounds() -> None:
+    """The casts to int64 of the first product have an interval too: without it the second product looked small."""
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        wide = QType.of("uint16")
+        x = dq(bb, p[0], 0.01, 3, wide)
+        for scale in (1.0, 0.5):
+            x = dq(bb, q(bb, bb.emit(relax.op.multiply(x, dq(bb, p[0], 0.01, 3, wide))), scale, 7, wide), 0.01, 7, wide)
+        return q(bb, x, 0.02, 128)
+
+    after = check(build, {"x": ((2, 5), "uint16")})
+    ranges.margins(after)
+    assert [ops.dtype_of(b.var) for b in stages.bindings(after["main"]) if ops.op_name(b.value) == "relax.multiply"] == ["int64"] * 2
 
 
 def test_dynamic_quantization_inside_is_refused() -> None:

@@ -249,3 +249,20 @@ def test_tiles_fit_the_registers(pixels, channels):
         shape = Shape((1, 12), pixels, channels, (3, 1), 48, 16, 16, (1, 14), 16 * pixels)
         tile = choose_tile(shape, unit, 2)
         assert tile.pixels * tile.vectors + tile.vectors + 1 < unit.registers and 12 % tile.rows == 0
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("c", [CONVS[0], CONVS[2], CONVS[9], Conv(1, 7, 14, 64, 64, pad=(1, 1, 1, 1)), Conv(3, 5, 7, 24, 80, (1, 1))], ids=str)
+def test_four_bit_weights_under_a_requantize(c, dtype):
+    x, w = full(dtype, c.n, c.h, c.w, c.ci), rng.integers(-8, 8, (*c.k, c.ci // c.groups, c.co)).astype(np.int8)
+    acc, bias = convolve(c, x, w, 3), rng.integers(-(2**20), 2**20, (1, 1, 1, c.co)).astype(np.int32)
+    m, shift = rng.integers(2**30, 2**31, (1, 1, 1, c.co)), rng.integers(36, 46, (1, 1, 1, c.co))
+
+    def body(emit, p):
+        weights = emit(ops.unpack_int4(arith.pack_int4(w), w.shape, True))
+        a = emit(R.add(accumulate(emit, c, p, weights, 3, "int32"), relax.const(bias)))
+        return ops.requantize([a], [m], 2**35, shift, qtype=arith.QType.of("uint8"), zero_point=100, rounding="half_up")
+
+    (out,) = run(body, x, target=HOST, rule=DOT)
+    expected = arith.requantize([acc + bias], [m], 2**35, shift, rounding="half_up", zero_point=100, qmin=0, qmax=255)
+    np.testing.assert_array_equal(out, expected.astype(np.uint8), strict=True)

@@ -123,3 +123,38 @@ def test_dot_quads_at_the_extremes():
     expected = out + np.einsum("rik,rik->ri", data.astype(np.int64), w.astype(np.int64))
     run(tensorized(main, "dot", intrinsics.dot_quads(lanes), 1), data.copy().view(np.int32)[..., 0], w, out)
     np.testing.assert_array_equal(out, expected.astype(np.int32), strict=True)
+
+
+@pytest.mark.skipif(not UNIT.quads, reason="this CPU has no VNNI")
+@pytest.mark.parametrize("data", ["uint8", "int8"])
+def test_dot_u8s4_at_the_extremes(data):
+    lanes, rows, offset = UNIT.lanes, 600, 128 if data == "int8" else 0
+    info = np.iinfo(data)
+
+    @T.prim_func(s_tir=True)
+    def main(A: T.Buffer((rows, 8), data), W: T.Buffer((rows, lanes, 4), "uint8"), C: T.Buffer((rows, lanes), "int32")):
+        with T.sblock("root"):
+            acc = T.sblock_alloc_buffer((rows, lanes), "int32", scope="local")
+            for r in range(rows):
+                for i in range(lanes):
+                    with T.sblock("load"):
+                        vr, vi = T.axis.remap("SS", [r, i])
+                        acc[vr, vi] = C[vr, vi]
+                for i, k in T.grid(lanes, 8):
+                    with T.sblock("dot"):
+                        vr, vi, vk = T.axis.remap("SSR", [r, i, k])
+                        acc[vr, vi] = acc[vr, vi] + (T.cast(A[vr, vk], "int32") + offset) * T.cast(
+                            T.cast(T.Select(vk < 4, T.shift_left(W[vr, vi, vk % 4], T.uint8(4)), T.bitwise_and(W[vr, vi, vk % 4], T.uint8(240))), "int8"), "int32"
+                        )
+                for i in range(lanes):
+                    with T.sblock("store"):
+                        vr, vi = T.axis.remap("SS", [r, i])
+                        C[vr, vi] = acc[vr, vi]
+
+    a = rng.choice(np.array([info.min, info.min + 1, 0, info.max], data), (rows, 8))
+    w = rng.choice(np.array([-8, -7, -1, 0, 1, 7]), (rows, lanes, 8))
+    packed_weights = ((w[..., :4] & 15) | ((w[..., 4:] & 15) << 4)).astype(np.uint8)
+    out = rng.integers(-(2**30), 2**30, (rows, lanes)).astype(np.int32)
+    expected = out + 16 * np.einsum("rk,rik->ri", a.astype(np.int64) + offset, w)
+    run(tensorized(main, "dot", intrinsics.dot_u8s4(lanes, data), 1), a, packed_weights, out)
+    np.testing.assert_array_equal(out, expected.astype(np.int32), strict=True)

@@ -58,6 +58,7 @@ def describe_onnx(source: Source) -> dict[str, Any]:
     model = read_model(source)
     graph = model.graph
     constants = _constants(graph)
+    readers = {name: (n.op_type, i) for n in graph.node for i, name in enumerate(n.input)}
     counts = Counter(f"{_domain(n)}.{n.op_type}".lstrip(".") for g in graphs_of(graph) for n in g.node)
     return {
         "format": "ONNX",
@@ -69,7 +70,7 @@ def describe_onnx(source: Source) -> dict[str, Any]:
         "nodes": len(graph.node),
         "operators": dict(sorted(counts.items())),
         "parameters": sum(_count(t.dims) for t in graph.initializer),
-        "quantized": [q for n in graph.node for q in _quantized(n, constants)],
+        "quantized": [q for n in graph.node for q in _quantized(n, constants, readers)],
     }
 
 
@@ -119,10 +120,25 @@ _ROLES: dict[str, dict[str, tuple[int, int]]] = {
 }  # fmt: skip
 
 
-def _quantized(node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> list[dict[str, Any]]:
+# What a dequantized constant is to the node that reads it, by operator and place among its operands.
+_CONSTANTS: dict[tuple[str, int], str] = {
+    (op, place): role
+    for op in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    for place, role in enumerate(("weight", "weight", "bias"))
+}
+
+
+def _quantized(
+    node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], readers: Mapping[str, tuple[str, int]]
+) -> list[dict[str, Any]]:
+    roles = _ROLES.get(node.op_type, {})
+    if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+        wide = constants[node.input[0]].data_type == onnx.TensorProto.INT32
+        reader = readers.get(node.output[0], ("", 0))
+        roles = {"bias" if wide else _CONSTANTS.get(reader, "constant"): roles["input"]}
     return [
         {"name": node_name(node), "op": node.op_type, "role": role, **_format(node, scale, zero, constants)}
-        for role, (scale, zero) in _ROLES.get(node.op_type, {}).items()
+        for role, (scale, zero) in roles.items()
         if scale < len(node.input) and node.input[scale]
     ]
 

@@ -68,6 +68,7 @@ class Importer:
             "hawq.output_names": [o.name for o in self.model.graph.output],
             "hawq.input_types": [i.kind for i in self.inputs],
             "hawq.output_types": [v.kind for v in outputs],
+            "hawq.nodes": [node_name(n) for n in self.order],
         }
         for key, value in attrs.items():
             func = func.with_attr(key, value)
@@ -246,5 +247,5 @@ def unsupported_operator(name: str, domain: str, op: str, opset: int) -> ModelEr
     elif op.startswith(("Dynamic", "QAttention", "MatMulNBits")):
         remedy = "quantize the model statically, with calibration data"
     else:
-        remedy = "replace it by supported operators, or cut the model before it"
+        remedy = "replace it by supported operators, or cut the model before it (a float tail holds supported operators only)"
     return ModelError(f"operator {full} is not supported", where=name, found=f"{full} (opset {opset})", remedy=remedy)

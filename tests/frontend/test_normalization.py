@@ -1,0 +1,63 @@
+"""Layer, instance and group normalisation: values against ONNX, and compiled in a float tail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hawq_tvm as ht
+from hawq_tvm.errors import ModelError
+from hawq_tvm.frontend.onnx import import_onnx
+
+from ..models import Graph, float_output
+from .onnx_models import Fixed, check_float, node_model, normal, onnxruntime
+
+X = normal(2, 6, 4, 5)
+
+
+@pytest.mark.parametrize("axis, shape", [(-1, (5,)), (1, (6, 4, 5)), (2, (4, 5)), (-1, (1,)), (-2, (5,))])
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_normalization(axis: int, shape: tuple[int, ...], bias: bool) -> None:
+    operands: list[Any] = [X, Fixed(normal(*shape, seed=1))] + ([Fixed(normal(*shape, seed=2))] if bias else [])
+    check_float("LayerNormalization", operands, oracle=onnxruntime, axis=axis, epsilon=0.01)
+
+
+def test_scale_at_run_time() -> None:
+    check_float("LayerNormalization", [X, normal(5, seed=1), normal(5, seed=2)], oracle=onnxruntime)
+
+
+@pytest.mark.parametrize("shape", [(2, 6, 4, 5), (2, 6, 7)])
+def test_instance_and_group_normalization(shape: tuple[int, ...]) -> None:
+    x, per_channel, per_group = normal(*shape), normal(6, seed=1), normal(3, seed=1)
+    check_float("InstanceNormalization", [x, Fixed(per_channel), Fixed(normal(6, seed=2))], epsilon=0.02)
+    check_float("GroupNormalization", [x, Fixed(per_channel), Fixed(normal(6, seed=2))], oracle=onnxruntime, opset=21, num_groups=3)
+    check_float("GroupNormalization", [x, Fixed(per_group), Fixed(normal(3, seed=2))], oracle=onnxruntime, opset=18, num_groups=3)
+
+
+@pytest.mark.parametrize("op, operands, attributes, opset, text", [
+    ("LayerNormalization", [X, Fixed(normal(4))], {}, 17, "scale that does not fit"), ("LayerNormalization", [X, Fixed(normal(5))], {"axis": 4}, 17, "axis"),
+    ("InstanceNormalization", [X, Fixed(normal(6)), Fixed(normal(5))], {}, 17, "bias that does not fit"),
+    ("GroupNormalization", [X, Fixed(normal(4)), Fixed(normal(4))], {"num_groups": 4}, 18, "do not divide"),
+])  # fmt: skip
+def test_refused(op: str, operands: list[Any], attributes: dict[str, Any], opset: int, text: str) -> None:
+    with pytest.raises(ModelError, match=text):
+        import_onnx(node_model(op, operands, opset=opset, **attributes)[0])
+
+
+def test_in_a_float_tail_and_not_inside() -> None:
+    g = Graph()
+    y = g.qdq(g.node("MatMul", [g.qdq(g.input("x", [2, 6]), 0.02, 128), g.weight([6, 8], axis=None)]), 0.05, 128)
+    scale = g.constant(np.linspace(0.5, 2, 8).tolist(), 1)
+    y = g.node("LayerNormalization", [y, scale])
+    model = g.model([float_output(y)])
+    with pytest.raises(ModelError, match="--allow-float-tail"):
+        ht.compile(model)
+    package = ht.compile(model, allow_float_tail=True)
+    assert package.manifest["float_tail"] == [y] and package.verify(random=1).ok
+    feed = {"x": normal(2, 6, seed=3)}
+    np.testing.assert_allclose(package.run(feed)[y], onnxruntime(model, feed)[y], rtol=1e-4, atol=1e-4)
+    inside = g.model([float_output(g.qdq(y, 0.03, 128))])
+    with pytest.raises(ModelError, match=r"no integer arithmetic is defined for it; .*remedy: replace it"):
+        ht.compile(inside, allow_float_tail=True)
