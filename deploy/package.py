@@ -5,7 +5,7 @@
     graph.json        the PACKED module; its constants are in constants.npz
     graph.txt         the same module as readable TVMScript
     certificate.json  the integer-only certificate
-    report.json       for every kernel: rule, tile, and why earlier rules refused
+    report.json       for every kernel: rule, tile, where the tile comes from, and why earlier rules refused
 
 A package is written to a temporary folder beside its destination and renamed, and it is checked in full before any code in it
 is loaded. The same model compiled twice gives the same bytes.

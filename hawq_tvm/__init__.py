@@ -11,14 +11,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["HawqError", "Package", "__version__", "compile", "inspect", "load"]
+__all__ = ["HawqError", "Package", "__version__", "compile", "inspect", "load", "tune"]
 
 if TYPE_CHECKING:
     from .errors import HawqError
     from .inspect import inspect
     from .package import Package, compile, load
+    from .tuner import tune
 
-_HOMES = {"Package": "package", "compile": "package", "load": "package", "HawqError": "errors", "inspect": "inspect"}
+_HOMES = {"Package": "package", "compile": "package", "load": "package", "HawqError": "errors", "inspect": "inspect", "tune": "tuner"}
 
 
 def __getattr__(name: str) -> Any:

@@ -106,18 +106,38 @@ def _compile(args: argparse.Namespace) -> int:
     shapes = options.parse_shapes(args.shape)
     check_destination(Path(args.output))
     package = compile_package(
-        args.model, args.target, shapes=shapes, allow_float_tail=args.allow_float_tail, progress=None if args.json else _progress(args)
-    )
+        args.model, args.target, shapes=shapes, allow_float_tail=args.allow_float_tail, progress=None if args.json else _progress(args),
+        records=args.records,
+    )  # fmt: skip
     path = package.save(args.output)
     certificate = package.certificate()
-    rules = dict(Counter(row["rule"] for row in package.report()))
+    rules, tiles = (dict(Counter(row[k] for row in package.report())) for k in ("rule", "tile_from"))
     summary = {
         "package": str(path), "bytes": sum(f.stat().st_size for f in path.iterdir()), "target": package.manifest["target"],
-        "inputs": package.inputs, "outputs": package.outputs, "kernels_by_rule": rules, "float_tail": package.manifest["float_tail"],
+        "inputs": package.inputs, "outputs": package.outputs, "kernels_by_rule": rules, "tiles_from": tiles,
+        "float_tail": package.manifest["float_tail"],
         "integer_only": certificate["ok"], "least_margin": certificate["least_margin"],
         "thresholds": certificate["thresholds"], "differing_thresholds": certificate["differing"],
     }  # fmt: skip
     _print_json(summary) if args.json else show.show_compiled(package, summary)
+    return 0
+
+
+def _tune(args: argparse.Namespace) -> int:
+    from .tuner import tune
+
+    shapes = options.parse_shapes(args.shape)
+    records = Path(args.output or f"{Path(args.model).stem}.records.json")
+    try:
+        with show.tuning(ERR, args.quiet or args.json) as progress:
+            report = tune(
+                args.model, records, args.target, trials=args.trials, threads=args.threads, shapes=shapes,
+                allow_float_tail=args.allow_float_tail, progress=progress,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        ERR.print(f"interrupted; what was measured before is in {records}, and the same command continues", markup=False)
+        return 130
+    _print_json(report.to_dict()) if args.json else show.show_tuned(report)
     return 0
 
 
@@ -227,7 +247,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 COMMANDS: dict[str, options.Command] = {
-    "inspect": _inspect, "compile": _compile, "run": _run, "verify": _verify, "prove": _prove, "bench": _bench,
+    "inspect": _inspect, "compile": _compile, "tune": _tune, "run": _run, "verify": _verify, "prove": _prove, "bench": _bench,
     "profile": _profile, "info": _info,
 }  # fmt: skip
 

@@ -15,6 +15,8 @@ EXAMPLES = """examples:
   hawq-tvm inspect model.onnx
   hawq-tvm inspect --operators
   hawq-tvm compile model.onnx -o model.hawq --shape input=1x3x224x224
+  hawq-tvm tune model.onnx --trials 400 -o model.records.json
+  hawq-tvm compile model.onnx -o model.hawq --records model.records.json
   hawq-tvm run model.hawq --inputs in.npz -o out.npz
   hawq-tvm verify model.hawq --random 4 --seed 0
   hawq-tvm prove model.hawq --json
@@ -30,7 +32,7 @@ exit codes: 0 ok, 1 a check failed, 2 an option, an input array or an output pat
 def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """The argument parser; commands: the function of every verb."""
     made = argparse.ArgumentParser(
-        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, run, verify, prove, bench, profile.",
+        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, tune, run, verify, prove, bench, profile.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     made.add_argument("--version", action="version", version=f"hawq-tvm {__version__}")
@@ -62,6 +64,17 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub.add_argument("model")
     sub.add_argument("-o", "--output", required=True, metavar="PKG", help="the package's folder, by habit NAME.hawq")
     sub.add_argument("--target", default="host", help="host, x86-amx, x86-vnni, x86-avxvnni, x86-avx2, x86-64-v2, ..., or 'llvm -mcpu=NAME' (default: host)")
+    float_tail(sub)
+    sub.add_argument("--records", metavar="FILE", help="use the measured tiles that `tune` wrote to FILE")
+    shapes(sub)
+    json_flag(sub)
+
+    sub = verb("tune", "measure on this machine which tiles make a model's kernels fast, for compile --records")
+    sub.add_argument("model")
+    sub.add_argument("--target", default="host", help="as for compile; this machine must be able to run it (default: host)")
+    sub.add_argument("--trials", type=int, default=400, metavar="N", help="measure at most N tiles in all (default: 400)")
+    sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
+    sub.add_argument("-o", "--output", metavar="RECORDS.json", help="default: MODEL.records.json in this folder; what it holds is kept, not measured again")
     float_tail(sub)
     shapes(sub)
     json_flag(sub)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import tempfile
 import threading
@@ -24,7 +23,6 @@ from deploy import package as files_on_disk
 
 from . import __version__, arrays, ops, stages
 from . import target as targets
-from .bench.machine import available_cores
 from .bench.measure import BenchReport, measure
 from .bench.profile import ProfileReport, profile
 from .errors import PackageError, UsageError
@@ -35,26 +33,23 @@ from .verify.compare import LayerRun, VerifyReport, run_with_layers, verify_exec
 Array = NDArray[Any]
 LIBRARY = "model.so"
 
-# TVM's thread pool takes half of the processors for hyper-threads unless told, and binds the calling thread to processor 0
-# even where taskset or a container allows others only. It asks when a thread makes its pool, at its first parallel loop.
-os.environ.setdefault("TVM_NUM_THREADS", str(available_cores()))
-os.environ.setdefault("TVM_BIND_THREADS", "0")
-
 
 def compile(
     model: Any, target: str = "host", *, shapes: Mapping[str, Sequence[int]] | None = None,
-    allow_float_tail: bool = False, progress: Progress | None = None,
+    allow_float_tail: bool = False, progress: Progress | None = None, records: str | Path | None = None,
 ) -> Package:  # fmt: skip
     """Compile a quantized ONNX model (path, bytes or ModelProto) into an integer-only package.
 
     target: "host", "x86-64-v3" and the like, or an LLVM target.  shapes: fixes symbolic dimensions by input name.
     allow_float_tail: keep float operators before the first quantize or after the last dequantize.
     progress: called with (step, None) when a step starts and (step, StepReport) when it ends.
+    records: a file of measured tiles that `tune` wrote; records that fit no layer are not used.
     Raises ModelError naming the layer, what was expected and found, and the remedy.
     """
     parsed = targets.parse(target)
+    measured = schedules.read_records(Path(records)) if records is not None else {}
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
-    compiled = compile_model(model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress)
+    compiled = compile_model(model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress, records=measured)
     name = Path(model).stem if isinstance(model, str | Path) else "model"
     return _from_compiled(compiled, name, progress)
 
@@ -335,7 +330,7 @@ class Package:
         return [tvm.runtime.tensor(ready[i["name"]]) for i in self.manifest["inputs"]]
 
     def report(self) -> list[dict[str, Any]]:
-        """The compile report: for every kernel its layer, rule, tile, and why earlier rules refused."""
+        """The compile report: for every kernel its layer, rule, tile and where that comes from, and why earlier rules refused."""
         return json.loads(self._files["report.json"])
 
     def certificate(self) -> dict[str, Any]:

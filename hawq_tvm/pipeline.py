@@ -144,29 +144,48 @@ def compile_packed(
     return tir, executable
 
 
+def with_records(
+    packed: tvm.IRModule, target: tvm.target.Target, records: schedules.Records, progress: Progress | None = None
+) -> tvm.IRModule:
+    """A PACKED module whose functions carry the measured tiles that `records`, or else the shipped records, have for them."""
+    known = {**schedules.shipped_records(target), **records}
+    if not known:
+        return packed
+    return _Run(progress).step("apply_records", lambda: schedules.apply_records(packed, target, known))
+
+
 def compile_annotated(
-    annotated: tvm.IRModule, target: tvm.target.Target, progress: Progress | None = None
+    annotated: tvm.IRModule, target: tvm.target.Target, progress: Progress | None = None, records: schedules.Records | None = None
 ) -> Compiled:
-    """An ANNOTATED module, wherever it came from, compiled for `target`."""
-    packed = to_packed(annotated, progress)
+    """An ANNOTATED module, wherever it came from, compiled for `target`; records: measured tiles to use."""
+    packed = with_records(to_packed(annotated, progress), target, records or {}, progress)
     tir, executable = compile_packed(packed, target, progress)
     return Compiled(annotated, packed, tir, executable, target)
 
 
 def compile_model(
     source: Any, target: tvm.target.Target, *, shapes: dict[str, tuple[int, ...]] | None = None,
-    allow_float_tail: bool = False, progress: Progress | None = None,
+    allow_float_tail: bool = False, progress: Progress | None = None, records: schedules.Records | None = None,
 ) -> Compiled:  # fmt: skip
-    """An ONNX model (path, bytes or ModelProto) compiled for `target`.
+    """An ONNX model (path, bytes or ModelProto) compiled for `target`; the options are those of `import_annotated`.
+
+    records: measured tiles to use, before those that are shipped.
+    """
+    annotated = import_annotated(source, shapes=shapes, allow_float_tail=allow_float_tail, progress=progress)
+    return compile_annotated(annotated, target, progress, records)
+
+
+def import_annotated(
+    source: Any, *, shapes: dict[str, tuple[int, ...]] | None = None, allow_float_tail: bool = False, progress: Progress | None = None
+) -> tvm.IRModule:
+    """The ANNOTATED module of an ONNX model (path, bytes or ModelProto).
 
     shapes: fixes symbolic dimensions by input name.  allow_float_tail: keep float operators before the first
     quantize or after the last dequantize, outside the integer region, instead of refusing them.
     """
     from .frontend.onnx import import_onnx
 
-    run = _Run(progress)
-    annotated = run.step("import", lambda: (_import(import_onnx, source, shapes, allow_float_tail), 0))
-    return compile_annotated(annotated, target, progress)
+    return _Run(progress).step("import", lambda: (_import(import_onnx, source, shapes, allow_float_tail), 0))
 
 
 def _import(importer: Callable[..., tvm.IRModule], source: Any, shapes: Any, allow_float_tail: bool) -> tvm.IRModule:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
     from .inspect import InspectReport
     from .package import Package
+    from .tuner import TuneReport, TuneStep
     from .verify.certificate import Certificate
     from .verify.compare import VerifyReport
 
@@ -58,6 +61,8 @@ def show_compiled(package: Package, summary: Mapping[str, Any]) -> None:
         for entry in summary[f"{side}s"]:
             say(f"{side:<7} {shape_text(entry)}")
     say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(summary['kernels_by_rule'].items()))}")
+    tiles = summary["tiles_from"]
+    say(f"tiles   {tiles.get('record', 0)} from records, {tiles.get('cost model', 0)} by the cost model, {tiles.get('rule', 0)} without a choice")
     show_proof(package.certificate())
     say(f"wrote   {summary['package']} ({summary['bytes'] / 1e6:.1f} MB)")
 
@@ -110,7 +115,52 @@ def show_info(package: Package) -> None:
             detail = f", scale {q['scale'][0]:g}, zero point {q['zero_point'][0]}" if q and len(q["scale"]) == 1 else ""
             say(f"{side:<7} {shape_text(entry)}{detail}")
     show_proof(package.certificate())
-    table = Table("layer", "function", "rule", "tile", "refused before")
+    table = Table("layer", "function", "rule", "tile", "tile from", "refused before")
     for row in package.report():
-        table.add_row(*(str(row[k]) for k in ("layer", "function", "rule", "tile", "refused")))
+        table.add_row(*(str(row.get(k, "")) for k in ("layer", "function", "rule", "tile", "tile_from", "refused")))
     OUT.print(table)
+
+
+@contextmanager
+def tuning(console: Console, quiet: bool) -> Iterator[Callable[[TuneStep], None] | None]:
+    """The progress of a tuning run: a bar in a terminal, else a line per workload, or nothing."""
+    if quiet:
+        yield None
+    elif not console.is_terminal:
+        yield lambda step: console.print(f"  {step.number} of {step.of}  {_raced(step)}", markup=False) if step.outcome else None
+    else:
+        columns = (TextColumn("workload"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
+        # Twice a second: whoever draws takes time from what is measured.
+        with Progress(*columns, console=console, refresh_per_second=2, transient=True) as bar:
+            task = bar.add_task("importing", total=None)
+
+            def tell(step: TuneStep) -> None:
+                if step.outcome:
+                    console.print(f"  {_raced(step)}", markup=False)
+                left = f", {step.seconds_left:.0f} s left" if step.seconds_left is not None else ""
+                done = step.number if step.outcome else step.number - 1
+                bar.update(task, total=step.of, completed=done, description=f"{step.candidates} tiles{left}")
+
+            yield tell
+
+
+def _raced(step: TuneStep) -> str:
+    """The best tile of a measured workload against the cost model's."""
+    o = step.outcome
+    assert o is not None
+    gain = f"{o.default_us:.1f} -> {o.median_us:.1f} us" if o.tile != o.default else f"{o.median_us:.1f} us, the cost model's"
+    return f"{step.layer}: best of {o.candidates} is {o.tile} ({gain})"
+
+
+def show_tuned(report: TuneReport) -> None:
+    """What was measured, what it saves, and where the records are."""
+    table = Table("layer", "layers", "cost model's tile", "us", "fastest tile", "us", "ratio")
+    for o in report.outcomes:
+        numbers = (f"{o.default_us:.1f}", o.tile if o.tile != o.default else "the same", f"{o.median_us:.1f}", f"{o.default_us / o.median_us:.3f}")
+        table.add_row(o.layers[0], str(len(o.layers)), o.default, *numbers)
+    if report.outcomes:
+        OUT.print(table)
+        default, tuned = report.saved_us()
+        say(f"these layers together: {default / 1e3:.3f} ms before, {tuned / 1e3:.3f} ms with the fastest tiles, on {report.threads} threads")
+    say(f"{report.trials} tiles measured; {report.kept} workloads had records, {report.left} were left out for want of trials")
+    say(f"records {report.records}" if report.outcomes or report.kept else "no records: there was nothing to measure")

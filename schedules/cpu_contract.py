@@ -31,6 +31,8 @@ from .vector_unit import VectorUnit
 
 L2_BYTES = 256 * 1024
 TASKS = 8
+# The space of tiles: blocks whose estimated work is at most so many times the least, so many at most; tiles in all.
+WORTH_TRYING, BLOCKS, TILES = 1.4, 10, 24
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,31 @@ class ContractTile:
 
 
 def choose_tile(shape: Shape, unit: VectorUnit, depth: int) -> ContractTile:
-    """The block of accumulators with the least estimated work for a shape.
+    """The block of accumulators with the least estimated work for a shape, and the rows that suit the second level cache."""
+    return tiles_of(shape, unit, depth)[0]
+
+
+def tiles_of(shape: Shape, unit: VectorUnit, depth: int) -> list[ContractTile]:
+    """The tiles worth trying for a shape, the most promising first: good blocks with several numbers of rows each."""
+    blocks = _blocks(shape, unit, depth)
+    least = blocks[0][0]
+    ranked = []
+    for i, (work, pixels, vectors) in enumerate(blocks[:BLOCKS]):
+        if work <= WORTH_TRYING * least:
+            block = ContractTile(pixels, vectors, unit.lanes, depth, 1)
+            ranked += [(i + j, i, replace(block, rows=rows)) for j, rows in enumerate(_rows(shape, block))]
+    # A prefix of the space, all that few trials allow, holds other blocks and other rows than the first.
+    return [tile for *_, tile in sorted(ranked, key=lambda r: r[:2])[:TILES]]
+
+
+def _blocks(shape: Shape, unit: VectorUnit, depth: int) -> list[tuple[float, int, int]]:
+    """(estimated work, pixels, vectors) of the blocks of accumulators that fit the registers, the least work first.
 
     Work per step and block: one multiply-add per accumulator (at least eight to hide its latency), one load per
     pixel and one and a half per vector of weights; blocks that stick out of the tensor count in full. Whole vectors
     of channels make whole blocks, so that their epilogue can be spelled out.
     """
-    best: tuple[float, ContractTile] | None = None
+    found = []
     # Weights of one step, data, and for nibbles their mask.
     wanted, held = -(-shape.channels // unit.lanes), 2 if depth == 8 else 1
     for vectors in range(1, 9):
@@ -72,14 +92,21 @@ def choose_tile(shape: Shape, unit: VectorUnit, depth: int) -> ContractTile:
                 continue
             blocks = -(-shape.pixels // pixels) * -(-wanted // vectors)
             work = blocks * (max(2 * pixels * vectors, 8) + pixels + 1.5 * vectors)
-            if best is None or work < best[0]:
-                best = work, ContractTile(pixels, vectors, unit.lanes, depth, 1)
-    assert best is not None
-    # As many rows as keep their data in the second level cache while the vectors of channels change, in TASKS or more.
-    tile, lines = best[1], shape.lead[-1] if shape.lead else 1
+            found.append((work, pixels, vectors))
+    return sorted(found, key=lambda block: block[0])
+
+
+def _rows(shape: Shape, tile: ContractTile) -> list[int]:
+    """Rows per task: as many as keep their data in the second level cache while the vectors of channels change, in TASKS or more.
+
+    Then what else is worth trying: the next divisors below and above, a single row, and all.
+    """
+    lines = shape.lead[-1] if shape.lead else 1
     groups = -(-shape.channels // (tile.lanes * tile.vectors)) * prod(shape.lead[:-1])
     most = max(1, min(L2_BYTES // (2 * shape.row_length), lines * groups // TASKS))
-    return replace(tile, rows=max(n for n in range(1, lines + 1) if lines % n == 0 and n <= most))
+    divisors = [n for n in range(1, lines + 1) if lines % n == 0]
+    at = max(i for i, n in enumerate(divisors) if n <= most)
+    return list(dict.fromkeys([divisors[at], *divisors[max(at - 1, 0) : at], *divisors[at + 1 : at + 2], 1, lines]))
 
 
 @dataclass(frozen=True)
@@ -136,15 +163,24 @@ class Contract:
         depth, stored = 2 if unit.pairs and small else 1, "int16" if small else acc
         return Products(depth, stored, lambda data, weight: multiply_add(unit.lanes, depth, data, weight, acc))
 
-    def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
+    def _unit(self, call: relax.Call, target: tvm.target.Target) -> VectorUnit:
+        unit = self.unit or VectorUnit.of(target)
+        return replace(unit, lanes=max(1, unit.lanes // 2), pairs=False) if ops.dtype_of(call) == "int64" else unit
+
+    def tiles(self, layer: Layer, target: tvm.target.Target) -> list[ContractTile]:
+        """Blocks of accumulators and rows per task."""
+        call = layer.anchor_call
+        assert call is not None
+        unit = self._unit(call, target)
+        return tiles_of(shape_of(call, unit.lanes), unit, self.products(layer, unit).depth)
+
+    def build(self, layer: Layer, target: tvm.target.Target, tile: ContractTile | None = None) -> Kernel:
         """See the loops at the top of this file."""
         call = layer.anchor_call
         assert call is not None
-        unit = self.unit or VectorUnit.of(target)
-        if ops.dtype_of(call) == "int64":
-            unit = replace(unit, lanes=max(1, unit.lanes // 2), pairs=False)
+        unit = self._unit(call, target)
         products, shape = self.products(layer, unit), shape_of(call, unit.lanes)
-        tile = choose_tile(shape, unit, products.depth)
+        tile = tile or choose_tile(shape, unit, products.depth)
         in_place = products.in_place and layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
         products = replace(products, in_place=in_place)
         overrides = {ops.op_name(call): lambda e, c: _emit(e, c, tile, products), "hawq.unpack_int4": constant_int4}

@@ -43,11 +43,19 @@ class DepthwiseTile:
         return f"{self.pixels} pixels of {self.lanes} channels, {self.product} products"
 
 
-def choose_tile(pixels: int, channels: int, unit: VectorUnit, product: str) -> DepthwiseTile:
-    """Two registers of sums per pixel where there are enough channels; the pixels that waste least, at most eight."""
+def blocks_of_pixels(pixels: int, most: int) -> list[int]:
+    """Sizes of a block of pixels up to `most`, those that waste least first; a block costs its pixels and one more.
+
+    Sizes that cost more than half again as much as the first are not worth trying.
+    """
+    cost = {p: -(-pixels // p) * (p + 1) for p in range(1, most + 1)}
+    return [p for p in sorted(cost, key=lambda p: (cost[p], -p)) if 2 * cost[p] <= 3 * min(cost.values())]
+
+
+def tiles_of(pixels: int, channels: int, unit: VectorUnit, product: str) -> list[DepthwiseTile]:
+    """Two registers of sums per pixel where there are enough channels; the pixels that waste least first, at most eight."""
     lanes = 2 * unit.lanes if channels > unit.lanes else unit.lanes
-    most = 8 if unit.registers > 16 else 4
-    return DepthwiseTile(min(range(1, most + 1), key=lambda p: (-(-pixels // p) * (p + 1), -p)), lanes, product)
+    return [DepthwiseTile(p, lanes, product) for p in blocks_of_pixels(pixels, 8 if unit.registers > 16 else 4)]
 
 
 class Depthwise:
@@ -70,14 +78,19 @@ class Depthwise:
             return "sums wider than int32, or operands wider than 16 bits."
         return layer.epilogue_moves_data()
 
-    def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
-        """See the loops at the top of this file."""
+    def tiles(self, layer: Layer, target: tvm.target.Target) -> list[DepthwiseTile]:
+        """Blocks of pixels."""
         call = layer.anchor_call
         assert call is not None
         bits = [max(-low, high) for low, high in (arith.RANGES[ops.dtype_of(a)] for a in call.args)]
         product = "int16" if bits[0] * bits[1] < 2**15 else "int32"
         _, _, width, channels = ops.shape_of(call)
-        tile = choose_tile(width, channels, VectorUnit.of(target), product)
+        return tiles_of(width, channels, VectorUnit.of(target), product)
+
+    def build(self, layer: Layer, target: tvm.target.Target, tile: DepthwiseTile | None = None) -> Kernel:
+        """See the loops at the top of this file."""
+        channels = ops.shape_of(layer.anchor_call)[3]
+        tile = tile or self.tiles(layer, target)[0]
         emission = Emission(layer, {"relax.nn.conv2d": lambda e, c: _emit(e, c, tile)})
         sch = s_tir.Schedule(emission.prim_func())
         _schedule(sch, tile, channels)

@@ -12,7 +12,8 @@ from hawq_tvm import ops, stages
 
 from . import emit_movement, emit_reduce, emit_requantize  # noqa: F401  (they register emitters)
 from .layer import Layer
-from .rule import Kernel, choose
+from .record import recorded_tile
+from .rule import Kernel, Rule, Tiled, choose
 from .rules import rules_for
 
 Arrays = tuple[np.ndarray[Any, Any], ...]
@@ -21,7 +22,8 @@ Arrays = tuple[np.ndarray[Any, Any], ...]
 def lower_to_tir(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, int]:
     """The module with every fused layer lowered by the first rule that fits it, and the number of layers.
 
-    Raises UsageError when no rules exist for the kind of target.
+    A tile that `apply_records` wrote into a layer's function is used; the rule chooses the others.
+    Raises UsageError when no rules exist for the kind of target, ScheduleError when a recorded tile does not fit.
     """
     rules = rules_for(target)
     kernels: dict[str, Kernel] = {}
@@ -29,13 +31,21 @@ def lower_to_tir(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.I
     for name, func in stages.private_functions(module).items():
         layer = Layer.of(module.get_global_var(name), func)
         choice = choose(rules, layer, target)
-        kernel = choice.rule.build(layer, target)
+        kernel, origin = build(choice.rule, layer, target)
         attrs = {
             "tirx.noalias": True, "hawq.rule": choice.rule.name, "hawq.layer": layer.name,
-            "hawq.tile": str(kernel.tile), "hawq.refused": choice.sentence(),
+            "hawq.tile": str(kernel.tile), "hawq.tile_from": origin, "hawq.refused": choice.sentence(),
         }  # fmt: skip
         kernels[name], functions[name] = kernel, kernel.func.with_attr(attrs)
     return _call_kernels(module, functions, {n: k.arguments for n, k in kernels.items()}), len(functions)
+
+
+def build(rule: Rule, layer: Layer, target: tvm.target.Target) -> tuple[Kernel, str]:
+    """The kernel of a layer, and where its tile comes from: a record, the cost model, or the rule, which has no other."""
+    tile = recorded_tile(rule, layer, target)
+    if not isinstance(rule, Tiled):
+        return rule.build(layer, target), "rule"
+    return rule.build(layer, target, tile), "cost model" if tile is None else "record"
 
 
 def _call_kernels(

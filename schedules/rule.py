@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tvm
@@ -38,6 +38,17 @@ class Rule(Protocol):
 
     def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
         """The kernel of a layer that this rule fits."""
+
+
+@runtime_checkable
+class Tiled(Rule, Protocol):
+    """A rule with several tiles for a layer, of which a cost model chooses one unless a measurement is known."""
+
+    def tiles(self, layer: Layer, target: tvm.target.Target) -> Sequence[Tile]:
+        """The tiles worth measuring for a layer that this rule fits; the cost model's choice first."""
+
+    def build(self, layer: Layer, target: tvm.target.Target, tile: Any = None) -> Kernel:
+        """The kernel of a layer with one of its tiles, by default the first."""
 
 
 @dataclass(frozen=True)

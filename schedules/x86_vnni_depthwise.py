@@ -21,7 +21,7 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm import ops
 
-from .cpu_depthwise import Depthwise
+from .cpu_depthwise import Depthwise, blocks_of_pixels
 from .emit import Emission, Operand, immediate, ints
 from .intrinsics import dot_quads
 from .layer import Layer
@@ -45,10 +45,9 @@ class QuadsTile:
         return f"{self.pixels} pixels of {self.lanes} channels, depth 4"
 
 
-def choose_tile(pixels: int, unit: VectorUnit) -> QuadsTile:
-    """The block of pixels that wastes least, and of those the largest that leaves registers for data and constants."""
-    most = 14 if unit.registers > 16 else 6
-    return QuadsTile(min(range(1, most + 1), key=lambda p: (-(-pixels // p) * (p + 1), -p)), unit.lanes)
+def tiles_of(pixels: int, unit: VectorUnit) -> list[QuadsTile]:
+    """The blocks of pixels that waste least, and of those the largest first, that leave registers for data and constants."""
+    return [QuadsTile(p, unit.lanes) for p in blocks_of_pixels(pixels, 14 if unit.registers > 16 else 6)]
 
 
 class VnniDepthwise:
@@ -71,12 +70,14 @@ class VnniDepthwise:
             return "several outputs per input channel."
         return None
 
-    def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
+    def tiles(self, layer: Layer, target: tvm.target.Target) -> list[QuadsTile]:
+        """Blocks of pixels."""
+        return tiles_of(ops.shape_of(layer.anchor_call)[2], VectorUnit.of(target))
+
+    def build(self, layer: Layer, target: tvm.target.Target, tile: QuadsTile | None = None) -> Kernel:
         """See the loops at the top of this file."""
-        call = layer.anchor_call
-        assert call is not None
-        _, _, width, channels = ops.shape_of(call)
-        tile = choose_tile(width, VectorUnit.of(target))
+        channels = ops.shape_of(layer.anchor_call)[3]
+        tile = tile or self.tiles(layer, target)[0]
         emission = Emission(layer, {"relax.nn.conv2d": lambda e, c: _emit(e, c, tile)})
         sch = s_tir.Schedule(emission.prim_func())
         _schedule(sch, tile, channels)

@@ -18,6 +18,11 @@ from . import machine
 
 T = TypeVar("T")
 
+# TVM's thread pool takes half of the processors for hyper-threads unless told, and binds the calling thread to processor 0
+# even where taskset or a container allows others only. It asks when a thread makes its pool, at its first parallel loop.
+os.environ.setdefault("TVM_NUM_THREADS", str(machine.available_cores()))
+os.environ.setdefault("TVM_BIND_THREADS", "0")
+
 
 @dataclass(frozen=True)
 class BenchReport:

@@ -11,7 +11,7 @@ from tvm import relax
 import schedules
 from hawq_tvm import arith, build, ops, stages
 from hawq_tvm.errors import UsageError
-from schedules.cpu_depthwise import DepthwiseTile, choose_tile
+from schedules.cpu_depthwise import DepthwiseTile, tiles_of
 from schedules.vector_unit import VectorUnit
 
 R = relax.op
@@ -159,4 +159,4 @@ def test_depthwise_products_are_16_bits_only_where_they_fit():
         for dtype in ("uint8", "int16")
     )  # fmt: skip
     assert "int16 products" in narrow and "int32 products" in wide
-    assert choose_tile(7, 16, VectorUnit(16, 32, True), "int16").pixels == 7
+    assert tiles_of(7, 16, VectorUnit(16, 32, True), "int16")[0].pixels == 7

@@ -1,0 +1,255 @@
+"""Tuning: the tile that makes each kernel of a model fastest on this machine, measured kernel by kernel.
+
+Layers of one structure are one workload. Every workload's candidates are built, compared with each other element by element and
+timed in turns; its record is on disk before the next one begins, so that an interrupted run is continued by the next.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from numpy.typing import NDArray
+from tvm import relax
+
+from schedules import record, workload
+from schedules.layer import Layer
+from schedules.record import Record
+from schedules.rule import Tile, Tiled, choose
+from schedules.rules import rules_for
+
+from . import __version__, arith, ops, pipeline, ranges, stages
+from . import target as targets
+from .bench import machine
+from .bench.measure import checked_threads
+from .bench.race import race
+from .bench.work import layer_products
+from .errors import OutputError, UsageError
+from .files import check_output, write_text
+
+Array = NDArray[Any]
+# The load per core from which a machine is too busy to measure on.
+BUSY = 0.5
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Layers of one structure: their key, names and rule, the tiles to try, and what one of them is fed with.
+
+    work: the multiplications of all of them.
+    """
+
+    key: str
+    layers: tuple[str, ...]
+    layer: Layer
+    rule: Tiled
+    tiles: Sequence[Tile]
+    inputs: tuple[Array, ...]
+    work: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was measured for one workload, in microseconds; default: the cost model's tile."""
+
+    key: str
+    layers: tuple[str, ...]
+    rule: str
+    default: str
+    tile: str
+    default_us: float
+    median_us: float
+    candidates: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        return {**self.__dict__, "layers": list(self.layers)}
+
+
+@dataclass(frozen=True)
+class TuneReport:
+    """A finished run.
+
+    kept: workloads that had a record already.  left: those that the trials did not suffice for.
+    """
+
+    records: Path
+    threads: int
+    outcomes: tuple[Outcome, ...]
+    kept: int
+    left: int
+
+    @property
+    def trials(self) -> int:
+        """How many tiles were measured."""
+        return sum(o.candidates for o in self.outcomes)
+
+    def saved_us(self) -> tuple[float, float]:
+        """The time of all layers measured now, with the cost model's tiles and with the fastest."""
+        return sum(len(o.layers) * o.default_us for o in self.outcomes), sum(len(o.layers) * o.median_us for o in self.outcomes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready fields."""
+        default, tuned = self.saved_us()
+        return {
+            "records": str(self.records), "threads": self.threads, "trials": self.trials, "kept": self.kept, "left": self.left,
+            "default_us": round(default, 2), "tuned_us": round(tuned, 2), "workloads": [o.to_dict() for o in self.outcomes],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TuneStep:
+    """Where a run is: workload `number` of `of` begins, or is done when it has an outcome; seconds_left: an estimate, if there is one."""
+
+    number: int
+    of: int
+    layer: str
+    candidates: int
+    outcome: Outcome | None = None
+    seconds_left: float | None = None
+
+
+def tune(
+    model: Any, records: str | Path, target: str = "host", *, trials: int = 400, threads: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None, allow_float_tail: bool = False, progress: Callable[[TuneStep], None] | None = None,
+) -> TuneReport:  # fmt: skip
+    """Measure the tiles of a model's kernels on this machine and write the fastest to the file `records`, for `compile`.
+
+    What the file holds already is kept and not measured again.  trials: measure at most so many tiles in all.
+    threads: the size of TVM's thread pool (None: one per usable core).  progress: called when a workload begins and ends.
+    Raises ModelError as `compile` does, UsageError for a target that this machine cannot run, OutputError when `records` cannot be written.
+    """
+    parsed, path, count = _runnable(target), Path(records), checked_threads(0, 0, 1, threads)
+    if trials < 2:
+        raise UsageError("at least 2 trials are needed to compare anything", where="--trials", found=str(trials))
+    check_output(path)
+    known = _existing(path)
+    load = os.getloadavg()[0]
+    if load > BUSY * machine.available_cores():
+        record.warn(f"other programs keep this machine busy (load average {load:.1f}): what is measured now may mislead")
+    fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
+    packed = pipeline.to_packed(pipeline.import_annotated(model, shapes=fixed, allow_float_tail=allow_float_tail))
+    found = workloads(packed, parsed, count)
+    usable = record.check_rules(known, rules_for(parsed))
+    told: set[str] = set()
+    missing = [w for w in found if record.find(usable, [w.key], w.rule, w.layer, parsed, told) is None]
+    shares = _shares([len(w.tiles) for w in missing], trials)
+    planned = [(w, n) for w, n in zip(missing, shares, strict=True) if n]
+    tell, start, outcomes = progress or (lambda step: None), time.monotonic(), list[Outcome]()
+    for number, (one, share) in enumerate(planned, 1):
+        done = sum(o.candidates for o in outcomes)
+        rest = sum(n for _, n in planned) - done
+        seconds = (time.monotonic() - start) / done * rest if done else None
+        tell(TuneStep(number, len(planned), one.layers[0], share, None, seconds))
+        entry, outcome = _measured(one, share, parsed, count)
+        known[one.key] = entry
+        write_text(path, record.dump(known))
+        outcomes.append(outcome)
+        tell(TuneStep(number, len(planned), one.layers[0], share, outcome, seconds))
+    return TuneReport(path, count, tuple(outcomes), len(found) - len(missing), len(missing) - len(planned))
+
+
+def _runnable(text: str) -> tvm.target.Target:
+    """A target whose code this machine can run."""
+    parsed = targets.parse(text)
+    architecture, lacking = targets.architecture(parsed), sorted(set(targets.required_features(parsed)) - targets.host_features())
+    if architecture != platform.machine() or lacking:
+        raise UsageError(
+            "this machine cannot run what it should measure", where=f"--target {text}", expected=platform.machine() if architecture != platform.machine() else "",
+            found=architecture if architecture != platform.machine() else f"missing {', '.join(lacking)}", remedy="tune on such a machine",
+        )  # fmt: skip
+    return parsed
+
+
+def _existing(path: Path) -> dict[str, Record]:
+    """The records of a file that may not exist yet; a file of something else is not overwritten.
+
+    Raises OutputError when it holds something else.
+    """
+    if not path.exists():
+        return {}
+    found = record.parse(path.read_bytes(), str(path))
+    if found is None:
+        raise OutputError("exists and is no file of records", where=str(path), remedy="choose another name, or remove it")
+    return found
+
+
+def workloads(packed: tvm.IRModule, target: tvm.target.Target, threads: int) -> list[Workload]:
+    """The workloads of a PACKED module that have several tiles, those that compute most first."""
+    rules, groups = rules_for(target), dict[str, list[tuple[Layer, relax.Call]]]()
+    for b in stages.bindings(packed["main"]):
+        if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.GlobalVar):
+            layer = Layer.of(b.value.op, packed[b.value.op])
+            rule = choose(rules, layer, target).rule
+            if isinstance(rule, Tiled) and len(rule.tiles(layer, target)) > 1:
+                key = workload.keys(rule, layer, target)[workload.threads_class(threads)]
+                groups.setdefault(key, []).append((layer, b.value))
+    bounds, rng, made = _bounds(packed), np.random.default_rng(0), []
+    for key, members in groups.items():
+        layer, call = members[0]
+        rule = choose(rules, layer, target).rule
+        assert isinstance(rule, Tiled)
+        inputs = tuple(_random(rng, a, bounds[a]) for a in call.args)
+        work = len(members) * layer_products(layer.func)
+        made.append(Workload(key, tuple(one.name for one, _ in members), layer, rule, rule.tiles(layer, target), inputs, work))
+    return sorted(made, key=lambda w: -w.work)
+
+
+def _bounds(packed: tvm.IRModule) -> dict[relax.Var, tuple[int, int]]:
+    """The least and the largest value that every tensor of `main` can have; floats, which have none, are left at 0, 0."""
+    main, named = packed["main"], ranges.module_ranges(packed)
+    types = [str(t) for t in (main.attrs or {}).get("hawq.input_types", [])]
+    bounds = {b.var: named[b.var.name].scalar if b.var.name in named else (0, 0) for b in stages.bindings(main)}
+    for i, p in enumerate(main.params):
+        bounds[p] = arith.RANGES.get(types[i] if types else ops.dtype_of(p), (0, 1))
+    return bounds
+
+
+def _random(rng: np.random.Generator, tensor: relax.Expr, bounds: tuple[int, int]) -> Array:
+    """Values that a tensor can have: the kernels of others would overflow, or read beyond a table."""
+    shape, dtype = ops.shape_of(tensor), ops.dtype_of(tensor)
+    if dtype.startswith("float"):
+        return rng.standard_normal(shape).astype(dtype)
+    return rng.integers(int(bounds[0]), int(bounds[1]), shape, np.int64, endpoint=True).astype(dtype)
+
+
+def _shares(sizes: Sequence[int], trials: int) -> list[int]:
+    """How many tiles of each workload may be measured: two at least, then as many for each as the trials allow."""
+    shares = [0] * len(sizes)
+    for i in range(len(sizes)):
+        if trials >= 2:
+            shares[i], trials = 2, trials - 2
+    while trials and any(0 < s < n for s, n in zip(shares, sizes, strict=True)):
+        for i, n in enumerate(sizes):
+            if trials and 0 < shares[i] < n:
+                shares[i], trials = shares[i] + 1, trials - 1
+    return shares
+
+
+def _measured(one: Workload, share: int, target: tvm.target.Target, threads: int) -> tuple[Record, Outcome]:
+    """The record of a workload after measuring its first `share` tiles."""
+    tiles = one.tiles[:share]
+    kernels = [one.rule.build(one.layer, target, tile) for tile in tiles]
+    body = one.layer.func.body.ty
+    types = list(body.fields) if isinstance(body, relax.TupleType) else [body]
+    outputs = [(tuple(int(d) for d in t.shape.values), str(t.dtype)) for t in types]
+    result = race(kernels, one.inputs, outputs, target, threads)
+    for i in result.wrong:
+        record.warn(f"{one.layers[0]}: the tile {tiles[i]} computes something else than {tiles[0]} and was left out; this is a bug, report it")
+    tile, median, default = tiles[result.winner], round(result.median_us, 3), round(result.first_us, 3)
+    versions = {"hawq_tvm": __version__, "tvm": str(tvm.__version__), "llvm": str(tvm.target.codegen.llvm_version_major())}
+    load, now = round(os.getloadavg()[0], 2), datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    cpu = str(machine.describe()["cpu"])
+    entry = Record(one.rule.name, record.fields_of(tile), median, default, one.layers[0], threads, share, cpu, load, versions, now)
+    return entry, Outcome(one.key, one.layers, one.rule.name, str(tiles[0]), str(tile), default, median, share)
+
+
+__all__ = ["Outcome", "TuneReport", "TuneStep", "tune", "workloads"]
