@@ -18,7 +18,7 @@ from .rule import Tiled
 # Attributes that are values, as constants are: layers that differ in them alone run equally fast.
 VALUES = frozenset({"zero_point", "qmin", "qmax", "fill", "pad_value", "multiplier", "shift", "thresholds", "differing"})
 # The fields of tiles that are searched; the others say how a rule multiplies, which may depend on the weights' values.
-SEARCHED = frozenset({"pixels", "vectors", "rows"})
+SEARCHED = frozenset({"lines", "columns", "pixels", "vectors", "rows"})
 
 
 def structure(layer: Layer) -> str:

@@ -14,7 +14,7 @@ The groups are neighbours in an output row, or, where rows are short, the same p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd, prod
 from typing import Any
 
@@ -36,6 +36,7 @@ from .vector_unit import VectorUnit
 DEPTH = 4
 MOST_PADDING = 2  # bytes multiplied per byte of data, at most: beyond, vectors are faster than tiles
 FEWEST_CHANNELS = LANES
+ROWS = 3  # numbers of rows that are worth a measurement
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,10 @@ def vectors_of(call: relax.Call) -> int:
     return 2 if ops.shape_of(call)[-1] > LANES else 1
 
 
-def choose_tile(shape: Shape, vectors: int, pairs_rows: bool) -> AmxTile:
-    """The block that covers a shape with the least estimated time; pairs_rows: its output rows share their weights.
+def tiles_of(shape: Shape, vectors: int, pairs_rows: bool) -> list[AmxTile]:
+    """The blocks for a shape, with several numbers of rows, the least estimated time first.
+
+    pairs_rows: its output rows share their weights.
 
     A product takes as many cycles as its data has rows; meanwhile two rows of a tile are loaded per cycle.
     """
@@ -91,13 +94,17 @@ def choose_tile(shape: Shape, vectors: int, pairs_rows: bool) -> AmxTile:
         blocks = -(-lines // t.lines) * -(-shape.pixels // (t.columns * t.pixels))
         return blocks * (4 + max(groups * vectors * t.pixels, (groups * t.pixels + LANES * vectors) / 2))
 
-    best = min((tile(b) for b in [(1, 2), (1, 1), *([(2, 1)] if pairs_rows and lines > 1 else [])]), key=cycles)
-    # As in Contract, for rows that are a multiple of the block's.
-    steps = -(-lines // best.lines)
-    blocks = -(-shape.channels // best.channels) * prod(shape.lead[:-1])
-    most = max(1, min(L2_BYTES // (2 * shape.row_length * best.lines), steps * blocks // TASKS))
-    rows = best.lines * max(n for n in range(1, steps + 1) if steps % n == 0 and n <= most)
-    return AmxTile(best.lines, best.columns, best.pixels, vectors, rows)
+    blocks = sorted((tile(b) for b in [(1, 2), (1, 1), *([(2, 1)] if pairs_rows and lines > 1 else [])]), key=cycles)
+    return [replace(block, rows=rows) for block in blocks for rows in _rows(shape, block, lines)]
+
+
+def _rows(shape: Shape, block: AmxTile, lines: int) -> list[int]:
+    """Output rows per task, the most promising first: as in Contract, for multiples of the block's."""
+    steps = -(-lines // block.lines)
+    blocks = -(-shape.channels // block.channels) * prod(shape.lead[:-1])
+    most = max(1, min(L2_BYTES // (2 * shape.row_length * block.lines), steps * blocks // TASKS))
+    fitting = [block.lines * n for n in range(1, steps + 1) if steps % n == 0 and n <= most]
+    return fitting[::-1][:ROWS]
 
 
 class Amx(Contract):
@@ -134,13 +141,19 @@ class Amx(Contract):
             return "a single pixel, of the 16 of a tile."
         return None
 
-    def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
+    def tiles(self, layer: Layer, target: tvm.target.Target) -> list[AmxTile]:  # type: ignore[override]
+        """Blocks of tiles and rows per task."""
+        call = layer.anchor_call
+        assert call is not None
+        vectors, is_conv = vectors_of(call), ops.op_name(call) == "relax.nn.conv2d"
+        return tiles_of(shape_of(call, LANES * vectors), vectors, pairs_rows=is_conv)
+
+    def build(self, layer: Layer, target: tvm.target.Target, tile: AmxTile | None = None) -> Kernel:  # type: ignore[override]
         """See the loops at the top of this file."""
         call = layer.anchor_call
         assert call is not None
-        vectors = vectors_of(call)
-        shape, is_conv = shape_of(call, LANES * vectors), ops.op_name(call) == "relax.nn.conv2d"
-        tile = choose_tile(shape, vectors, pairs_rows=is_conv)
+        tile = tile or self.tiles(layer, target)[0]
+        shape = shape_of(call, tile.channels)
         in_place = layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
         overrides = {ops.op_name(call): lambda e, c: _emit(e, c, tile, in_place), "hawq.unpack_int4": constant_int4}
         emission = Emission(layer, overrides)

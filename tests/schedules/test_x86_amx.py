@@ -159,12 +159,24 @@ def test_no_tile_reaches_beyond_its_row(c):
     (binding,) = (b for b in Layer.of(*private(layer(c))).bindings if ops.op_name(b.value) == "relax.nn.conv2d")
     vectors = x86_amx.vectors_of(binding.value)
     s = shape_of(binding.value, LANES * vectors)
-    tile = x86_amx.choose_tile(s, vectors, pairs_rows=True)
-    pixels, length = x86_amx._rounded_up(s, tile)
-    assert pixels >= s.pixels and pixels % (tile.columns * tile.pixels) == 0 and tile.columns * tile.lines <= 2
-    starts = [int(s.start(b, tile.channels)) for b in range(-(-s.channels // tile.channels))]
-    ends = [(pixels - 1) * s.step + (s.taps[1] - 1) * s.hop + start + -(-s.run // BYTES) * BYTES for start in starts]
-    assert max(ends) <= length and min(starts) >= 0
+    for tile in x86_amx.tiles_of(s, vectors, pairs_rows=True):
+        pixels, length = x86_amx._rounded_up(s, tile)
+        assert pixels >= s.pixels and pixels % (tile.columns * tile.pixels) == 0 and tile.columns * tile.lines <= 2
+        starts = [int(s.start(b, tile.channels)) for b in range(-(-s.channels // tile.channels))]
+        ends = [(pixels - 1) * s.step + (s.taps[1] - 1) * s.hop + start + -(-s.run // BYTES) * BYTES for start in starts]
+        assert max(ends) <= length and min(starts) >= 0
+
+
+@pytest.mark.parametrize("c", [Conv(1, 12, 33, 16, 48, pad=(1, 1, 1, 1)), Conv(2, 7, 7, 64, 40, (1, 1))], ids=str)
+def test_every_tile_of_the_space_computes_the_same(c, amx, monkeypatch):
+    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
+    tiles = Amx.tiles
+    (binding,) = (b for b in Layer.of(*private(layer(c))).bindings if ops.op_name(b.value) == "relax.nn.conv2d")
+    vectors = x86_amx.vectors_of(binding.value)
+    for k in range(len(x86_amx.tiles_of(shape_of(binding.value, LANES * vectors), vectors, pairs_rows=True))):
+        monkeypatch.setattr(Amx, "tiles", lambda self, given, target, k=k: tiles(self, given, target)[k:])
+        (out,) = run(lambda e, p: accumulate(e, c, p, relax.const(w), 1, "int32"), x, target=amx, rule="x86.amx")
+        np.testing.assert_array_equal(out, convolve(c, x, w, 1).astype(np.int32), strict=True)
 
 
 def private(module: tvm.IRModule) -> tuple[tvm.ir.GlobalVar, relax.Function]:
