@@ -29,6 +29,7 @@ from .loops import inline_all, parallel_outer, schedule_epilogue, spell_high_hal
 from .rule import Kernel
 from .vector_unit import VectorUnit
 
+ALIKE, ENOUGH = 1.05, 14
 L2_BYTES = 256 * 1024
 TASKS = 8
 # The space of tiles: blocks whose estimated work is at most so many times the least, so many at most; tiles in all.
@@ -64,7 +65,7 @@ def choose_tile(shape: Shape, unit: VectorUnit, depth: int) -> ContractTile:
 def tiles_of(shape: Shape, unit: VectorUnit, depth: int) -> list[ContractTile]:
     """The tiles worth trying for a shape, the most promising first: good blocks with several numbers of rows each."""
     blocks = _blocks(shape, unit, depth)
-    least = blocks[0][0]
+    least = min(work for work, *_ in blocks)
     ranked = []
     for i, (work, pixels, vectors) in enumerate(blocks[:BLOCKS]):
         if work <= WORTH_TRYING * least:
@@ -79,7 +80,8 @@ def _blocks(shape: Shape, unit: VectorUnit, depth: int) -> list[tuple[float, int
 
     Work per step and block: one multiply-add per accumulator (at least eight to hide its latency), one load per
     pixel and one and a half per vector of weights; blocks that stick out of the tensor count in full. Whole vectors
-    of channels make whole blocks, so that their epilogue can be spelled out.
+    of channels make whole blocks, so that their epilogue can be spelled out. Where estimates hardly differ, fewer
+    accumulators go first, as long as they hide the latency: a shorter epilogue at a time disturbs the caches less.
     """
     found = []
     # Weights of one step, data, and for nibbles their mask.
@@ -93,7 +95,14 @@ def _blocks(shape: Shape, unit: VectorUnit, depth: int) -> list[tuple[float, int
             blocks = -(-shape.pixels // pixels) * -(-wanted // vectors)
             work = blocks * (max(2 * pixels * vectors, 8) + pixels + 1.5 * vectors)
             found.append((work, pixels, vectors))
-    return sorted(found, key=lambda block: block[0])
+    least = min(work for work, *_ in found)
+
+    def rank(block: tuple[float, int, int]) -> tuple[int, float]:
+        work, pixels, vectors = block
+        alike = unit.quads and work <= ALIKE * least and pixels * vectors >= ENOUGH
+        return (0, pixels * vectors) if alike else (1, work)
+
+    return sorted(found, key=rank)
 
 
 def _rows(shape: Shape, tile: ContractTile) -> list[int]:
