@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -61,11 +60,6 @@ class Shape:
     def per_pixel(self) -> int:
         """The elements of one pixel: a row is a whole number of them."""
         return self.inputs * self.groups
-
-    @property
-    def products(self) -> int:
-        """The number of multiplications."""
-        return prod(self.lead) * self.pixels * self.channels * prod(self.taps) * self.run
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +148,18 @@ def contraction(e: Emission, call: relax.Call, form: Packing) -> Contraction:
         shape, dtype, lambda r, k: x.at([*r, k // c, k % c]),
         lambda i, kh: [i[0], i[1] * stride + kh * dilation], weights, lambda _: [],
     )  # fmt: skip
+
+
+def without_offset(e: Emission, call: relax.Call, view: te.Tensor, offset: int, bits: int = 0) -> Operand:
+    """The sums of an anchor from a view of sums that are 2^bits times too large, of data with `offset` added.
+
+    What the offset adds is the offset times the sum of an output's weights, which are constant unless it is 0.
+    """
+    if not offset:
+        return Operand(e, view, bits=bits)
+    weights = e.layer.constant(call.args[1])
+    sums = weights.reshape(-1, weights.shape[-1]).astype(np.int64).sum(0)
+    return Operand(e, view, addend=Operand(e, value=(-offset * sums).astype(np.int32)), bits=bits)
 
 
 def pack(weights: Array, shape: Shape, form: Packing) -> Array:

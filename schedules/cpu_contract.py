@@ -10,18 +10,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, prod
 from typing import Any
 
-import numpy as np
 import tvm
 from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm import arith, ops
 
-from .contraction import Packing, Shape, contraction, shape_of
+from .contraction import Packing, Shape, contraction, shape_of, without_offset
 from .emit import Emission, Operand, immediate
 from .intrinsics import multiply_add
 from .layer import Layer
@@ -250,10 +249,7 @@ def _emit(e: Emission, call: relax.Call, tile: ContractTile, products: Products)
     view = te.compute(
         (*s.lead, s.pixels, s.channels), lambda *i: acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes), name="view"
     )
-    if not products.offset:
-        return Operand(e, view, bits=products.bits)
-    sums = e.layer.constant(call.args[1]).reshape(-1, s.channels).astype(np.int64).sum(0)
-    return Operand(e, view, addend=Operand(e, value=(-products.offset * sums).astype(np.int32)), bits=products.bits)
+    return without_offset(e, call, view, products.offset, products.bits)
 
 
 def _rounded_up(s: Shape, tile: ContractTile) -> tuple[int, int]:
@@ -286,14 +282,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     task = sch.fuse(*tasks, v_outer)
     sch.parallel(task)
 
-    for producer in sch.get_producers(acc):
-        name = sch.get(producer).name_hint
-        if name == "unpacked":
-            schedule_unpacked(sch, producer, task)
-        elif name == "packed":
-            parallel_outer(sch, producer)
-        elif name == "rows":
-            schedule_rows(sch, producer, shape, tile.lanes, tile.depth)
+    schedule_operands(sch, sch.get_producers(acc), shape, task, tile.lanes, tile.depth)
     copy = sch.cache_write(acc, 0, "local")
     sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-2], i[-2] * tile.lanes + i[-1]))
     high = spell_high_half(sch, tile.lanes)
@@ -311,7 +300,21 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, tile.lanes))
 
 
-def schedule_unpacked(sch: s_tir.Schedule, unpacked: s_tir.schedule.SBlockRV, task: s_tir.schedule.LoopRV) -> None:
+def schedule_operands(
+    sch: s_tir.Schedule, producers: Sequence[s_tir.schedule.SBlockRV], shape: Shape, task: s_tir.schedule.LoopRV, lanes: int, depth: int
+) -> None:
+    """The stages that prepare a contraction's operands: 4-bit weights opened, run-time weights packed, rows copied."""
+    for producer in producers:
+        name = sch.get(producer).name_hint
+        if name == "unpacked":
+            _schedule_unpacked(sch, producer, task)
+        elif name == "packed":
+            parallel_outer(sch, producer)
+        elif name == "rows":
+            _schedule_rows(sch, producer, shape, lanes, depth)
+
+
+def _schedule_unpacked(sch: s_tir.Schedule, unpacked: s_tir.schedule.SBlockRV, task: s_tir.schedule.LoopRV) -> None:
     """Open a task's 4-bit weights before it starts."""
     sch.compute_at(unpacked, task)
     *_, both, depth = sch.get_loops(unpacked)
@@ -320,8 +323,8 @@ def schedule_unpacked(sch: s_tir.Schedule, unpacked: s_tir.schedule.SBlockRV, ta
     sch.vectorize(sch.fuse(half, depth))
 
 
-def schedule_rows(sch: s_tir.Schedule, rows: s_tir.schedule.SBlockRV, shape: Shape, lanes: int, depth: int) -> None:
-    """Copy the data, whole lines in parallel."""
+def _schedule_rows(sch: s_tir.Schedule, rows: s_tir.schedule.SBlockRV, shape: Shape, lanes: int, depth: int) -> None:
+    """Copy the data: whole pixels in parallel, or, where a pixel fills no vector, whole images."""
     if gcd(shape.per_pixel, lanes) >= 4:
         # Whole pixels, so that the border's conditions leave the loop over channels.
         vectorize_plain(sch, sch.split(sch.get_loops(rows)[-1], [None, shape.per_pixel])[-1], lanes * depth)

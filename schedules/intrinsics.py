@@ -89,9 +89,7 @@ def dot_u8s8(lanes: int, data: str) -> str:
     data: "uint8", where a' = a, or "int8", where a' = a + 128.  lanes: 8 (AVX-VNNI or AVX512-VNNI) or 16 (AVX512-VNNI).
     w is int8, c int32; sums wrap around as vpdpbusd's do.
     """
-    bytes_, name = 4 * lanes, f"hawq.dot_u8s8.{lanes}.{data}"
-    instruction = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
-    offset = 128 if data == "int8" else 0
+    name, offset = f"hawq.dot_u8s8.{lanes}.{data}", 128 if data == "int8" else 0
 
     @T.prim_func(s_tir=True)
     def meaning(
@@ -117,10 +115,7 @@ def dot_u8s8(lanes: int, data: str) -> str:
         with T.sblock("root"):
             T.reads(C[0:lanes], A[0:4], W[0:lanes, 0:4])
             T.writes(C[0:lanes])
-            C[T.ramp(0, 1, lanes)] = T.call_llvm_pure_intrin(
-                f"int32x{lanes}", instruction, C.vload([0], f"int32x{lanes}"), _four_bytes(A, lanes),
-                W.vload([0, 0], f"int8x{bytes_}"),
-            )
+            C[T.ramp(0, 1, lanes)] = _vpdpbusd(C.vload([0], f"int32x{lanes}"), _four_bytes(A, lanes), W.vload([0, 0], f"int8x{4 * lanes}"), lanes)
 
     s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
     return name
@@ -191,8 +186,7 @@ def dot_u8s4(lanes: int, data: str) -> str:
     w holds signed nibbles: k < 4 in the low halves of the bytes [i, k], the others in the high halves of [i, k - 4].
     data, lanes and a' as for `dot_u8s8`.
     """
-    half, name, offset = 4 * lanes, f"hawq.dot_u8s4.{lanes}.{data}", 128 if data == "int8" else 0
-    instruction = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+    name, offset = f"hawq.dot_u8s4.{lanes}.{data}", 128 if data == "int8" else 0
 
     @T.prim_func(s_tir=True)
     def meaning(
@@ -220,26 +214,22 @@ def dot_u8s4(lanes: int, data: str) -> str:
         with T.sblock("root"):
             T.reads(C[0:lanes], A[0:8], W[0:lanes, 0:4])
             T.writes(C[0:lanes])
-            C[T.ramp(0, 1, lanes)] = T.call_llvm_pure_intrin(
-                f"int32x{lanes}", instruction,
-                T.call_llvm_pure_intrin(
-                    f"int32x{lanes}", instruction, C.vload([0], f"int32x{lanes}"), _four_bytes(A, lanes),
-                    _high_nibbles(W.vload([0, 0], f"uint8x{half}"), 4),
-                ),
-                _four_bytes(A, lanes, 4), _high_nibbles(W.vload([0, 0], f"uint8x{half}"), 0),
+            C[T.ramp(0, 1, lanes)] = _vpdpbusd(
+                _vpdpbusd(C.vload([0], f"int32x{lanes}"), _four_bytes(A, lanes), _nibbles_times_16(W, lanes, 4), lanes),
+                _four_bytes(A, lanes, 4), _nibbles_times_16(W, lanes, 0), lanes,
             )
 
     s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
     return name
 
 
-def _high_nibbles(packed: tirx.Expr, left: int) -> tirx.Expr:
-    """The high halves of bytes shifted left, as int8; the shift is one of 16 bits, whose crossing bits the mask drops."""
-    lanes = packed.ty.dtype.lanes if hasattr(packed.ty.dtype, "lanes") else int(str(packed.ty.dtype).split("x")[1])
+def _nibbles_times_16(w: tirx.Buffer, lanes: int, left: int) -> tirx.Expr:
+    """The high halves of bytes shifted left by 4 or not, as int8; the shift is one of 16 bits, the mask drops what crosses bytes."""
+    packed = w.vload([0, 0], f"uint8x{4 * lanes}")
     if left:
-        wide = tirx.reinterpret(f"uint16x{lanes // 2}", packed) << tirx.Broadcast(tirx.const(left, "uint16"), lanes // 2)
-        packed = tirx.reinterpret(f"uint8x{lanes}", wide)
-    return tirx.reinterpret(f"int8x{lanes}", packed & tirx.Broadcast(tirx.const(0xF0, "uint8"), lanes))
+        wide = tirx.reinterpret(f"uint16x{2 * lanes}", packed) << tirx.Broadcast(tirx.const(left, "uint16"), 2 * lanes)
+        packed = tirx.reinterpret(f"uint8x{4 * lanes}", wide)
+    return tirx.reinterpret(f"int8x{4 * lanes}", packed & tirx.Broadcast(tirx.const(0xF0, "uint8"), 4 * lanes))
 
 
 @cache
@@ -248,7 +238,7 @@ def dot_quads(lanes: int) -> str:
 
     q and c are int32, w is int8; spelled as vpdpbusd, exact for every operand.  lanes: 8 or 16, as for `dot_u8s8`.
     """
-    name, instruction = f"hawq.dot_quads.{lanes}", f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
+    name = f"hawq.dot_quads.{lanes}"
 
     @T.prim_func(s_tir=True)
     def meaning(
@@ -274,13 +264,18 @@ def dot_quads(lanes: int) -> str:
         with T.sblock("root"):
             T.reads(C[0:lanes], Q[0:lanes], W[0:lanes, 0:4])
             T.writes(C[0:lanes])
-            C[T.ramp(0, 1, lanes)] = T.call_llvm_pure_intrin(
-                f"int32x{lanes}", instruction, C.vload([0], f"int32x{lanes}"),
-                T.reinterpret(f"int8x{4 * lanes}", Q.vload([0], f"int32x{lanes}")), W.vload([0, 0], f"int8x{4 * lanes}"),
+            C[T.ramp(0, 1, lanes)] = _vpdpbusd(
+                C.vload([0], f"int32x{lanes}"), T.reinterpret(f"int8x{4 * lanes}", Q.vload([0], f"int32x{lanes}")),
+                W.vload([0, 0], f"int8x{4 * lanes}"), lanes,
             )
 
     s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
     return name
+
+
+def _vpdpbusd(c: tirx.Expr, a: tirx.Expr, w: tirx.Expr, lanes: int) -> tirx.Expr:
+    """c plus, in every lane, the four products of unsigned bytes of a with signed bytes of w."""
+    return tirx.call_llvm_pure_intrin(f"int32x{lanes}", f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", c, a, w)
 
 
 def _four_bytes(a: tirx.Buffer, lanes: int, start: int = 0) -> tirx.Expr:

@@ -25,10 +25,10 @@ from hawq_tvm import ops
 
 from . import tile_intrinsics as tiles
 from .contraction import Packing, Shape, contraction, shape_of
-from .cpu_contract import L2_BYTES, TASKS, Contract, constant_int4, schedule_rows, schedule_unpacked
+from .cpu_contract import L2_BYTES, TASKS, Contract, constant_int4, schedule_operands
 from .emit import Emission, Operand, immediate
 from .layer import Layer
-from .loops import inline_all, parallel_outer, schedule_epilogue, spell_high_half, spells_high_half
+from .loops import inline_all, schedule_epilogue, spell_high_half, spells_high_half
 from .rule import Kernel
 from .tile_intrinsics import BYTES, LANES, Tiles
 from .vector_unit import VectorUnit
@@ -255,14 +255,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_
     for loaded in (data, weights):
         sch.set_scope(loaded, 0, "local")
         sch.compute_at(loaded, j, preserve_unit_loops=True)
-    for producer in producers:
-        name = sch.get(producer).name_hint
-        if name == "unpacked":
-            schedule_unpacked(sch, producer, task)
-        elif name == "packed":
-            parallel_outer(sch, producer)
-        elif name == "rows":
-            schedule_rows(sch, producer, shape, LANES, DEPTH)
+    schedule_operands(sch, producers, shape, task, LANES, DEPTH)
     copy = sch.cache_write(acc, 0, "local")
     sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-3], i[-2], i[-3] * tile.channels + i[-1]))
     high = spell_high_half(sch, LANES)

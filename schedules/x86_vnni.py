@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import tvm
+from tvm import relax
 
 from hawq_tvm import arith, ops
 
@@ -33,12 +34,10 @@ class Vnni(Contract):
             return "data of more than 8 bits, or sums of more than 32."
         if ops.dtype_of(w) != "int8" and not layer.is_four_bits(w):
             return "weights that are not int8."
-        if ops.dtype_of(x) == "int8":
-            if not layer.is_constant(w) or (ops.op_name(call) == "relax.matmul" and len(ops.shape_of(w)) != 2):
-                return "int8 data with weights whose sums are not known."
-            if shifted_reach(layer.constant(w)) > arith.RANGES["int32"][1]:
-                return "sums of shifted int8 data that may leave 32 bits."
-        return None
+        known = layer.is_constant(w) and (ops.op_name(call) != "relax.matmul" or len(ops.shape_of(w)) == 2)
+        if ops.dtype_of(x) == "int8" and not known:
+            return "int8 data with weights whose sums are not known."
+        return shift_leaves_int32(layer, call)
 
     def products(self, layer: Layer, unit: VectorUnit) -> Products:
         """Four u8 with four s8, or eight with nibbles opened in registers where 16 times the sums fit."""
@@ -48,6 +47,13 @@ class Vnni(Contract):
         if layer.is_four_bits(w) and ops.dtype_of(w) == "int8" and 16 * shifted_reach(layer.constant(w)) <= arith.RANGES["int32"][1]:
             return Products(8, "uint8", lambda data, weight: dot_u8s4(unit.lanes, data), offset, in_place=True, bits=4)
         return Products(4, "uint8", lambda data, weight: dot_u8s8(unit.lanes, data), offset, in_place=True)
+
+
+def shift_leaves_int32(layer: Layer, call: relax.Call) -> str | None:
+    """A sentence where int8 data shifted to 0..255 may give sums that int32 does not hold; its weights are constant."""
+    if ops.dtype_of(call.args[0]) == "int8" and shifted_reach(layer.constant(call.args[1])) > arith.RANGES["int32"][1]:
+        return "sums of shifted int8 data that may leave 32 bits."
+    return None
 
 
 def shifted_reach(weights: Array) -> int:

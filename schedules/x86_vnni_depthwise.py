@@ -21,6 +21,7 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm import ops
 
+from .contraction import without_offset
 from .cpu_depthwise import Depthwise, blocks_of_pixels
 from .emit import Emission, Operand, immediate, ints
 from .intrinsics import dot_quads
@@ -28,6 +29,7 @@ from .layer import Layer
 from .loops import inline_all, schedule_epilogue, spell_high_half, spells_high_half
 from .rule import Kernel
 from .vector_unit import VectorUnit
+from .x86_vnni import shift_leaves_int32
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class VnniDepthwise:
             return "data or weights of more than 8 bits, or weights that are not int8."
         if ops.shape_of(call)[3] != ops.shape_of(x)[3]:
             return "several outputs per input channel."
-        return None
+        return shift_leaves_int32(layer, call)
 
     def tiles(self, layer: Layer, target: tvm.target.Target) -> list[QuadsTile]:
         """Blocks of pixels."""
@@ -118,10 +120,7 @@ def _emit(e: Emission, call: relax.Call, tile: QuadsTile) -> Operand:
 
     acc = te.compute((n, oh, pixels, vectors, tile.lanes), accumulate, name="acc")
     view = te.compute((n, oh, ow, channels), lambda *i: acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes), name="view")
-    if not offset:
-        return Operand(e, view)
-    sums = w.reshape(-1, channels).astype(np.int64).sum(0)
-    return Operand(e, view, addend=Operand(e, value=(-offset * sums).astype(np.int32)))
+    return without_offset(e, call, view, offset)
 
 
 def _weights(w: np.ndarray[Any, Any], words: int, vectors: int, lanes: int) -> np.ndarray[Any, Any]:

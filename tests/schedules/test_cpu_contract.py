@@ -13,11 +13,14 @@ from one_layer import lower, packed, run
 from tvm import relax
 
 import schedules
-from hawq_tvm import arith, ops
+from hawq_tvm import arith, ops, stages, target
 from schedules import rules
 from schedules.contraction import Shape
 from schedules.cpu_contract import Contract, ContractTile, VectorUnit, choose_tile
 from schedules.generic import Generic
+from schedules.layer import Layer
+from schedules.x86_vnni import Vnni
+from schedules.x86_vnni_depthwise import VnniDepthwise
 
 R = relax.op
 rng = np.random.default_rng(4)
@@ -226,6 +229,19 @@ def test_no_full_tensor_of_sums_is_in_memory():
 def test_refusals_are_sentences_in_the_report(body, inputs, why):
     (entry,) = schedules.report(lower(packed(body, inputs)))
     assert entry["rule"] != "cpu.contract" and f"cpu.contract: {why}" in entry["refused"]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize(("rule", "groups"), [(Vnni(), 1), (VnniDepthwise(), 2)], ids=["vnni", "depthwise"])
+def test_shifted_sums_that_may_leave_32_bits_are_refused(rule, groups, dtype):
+    w = np.full((260, 260, 2 // groups, 2), -128, np.int8)
+    module = packed(
+        lambda e, p: R.nn.conv2d(p, relax.const(w), groups=groups, data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32"),
+        [((1, 260, 260, 2), dtype)],
+    )  # fmt: skip
+    ((name, function),) = stages.private_functions(module).items()
+    why = rule.applies(Layer.of(module.get_global_var(name), function), tvm.target.Target(target.PRESETS["x86-vnni"]))
+    assert why == ("sums of shifted int8 data that may leave 32 bits." if dtype == "int8" else None)
 
 
 def test_report_names_layer_rule_and_tile():

@@ -49,8 +49,8 @@ class Importer:
         self.inputs: list[Input] = graph_inputs(model.graph, shapes or {})
         self.input_names = frozenset(i.name for i in self.inputs)
         self.failures: list[Failure] = []
-        self.names: set[str] = set(self.input_names)
         self.builder = relax.BlockBuilder()
+        self.emit = ops.Emitter(self.builder, self.input_names)
 
     def run(self) -> tvm.IRModule:
         """The module, complete when `failures` stays empty."""
@@ -172,14 +172,7 @@ class Importer:
         """`expr` bound to a variable of that name (a number is added when it is taken); variables stay as they are."""
         if isinstance(expr, relax.Var):
             return expr
-        unique, count = name, 1
-        while unique in self.names:
-            unique, count = f"{name}_{count}", count + 1
-        self.names.add(unique)
-        value = self.builder.normalize(expr)
-        # BlockBuilder.emit would replace the dots that names of PyTorch modules contain.
-        var = relax.DataflowVar(unique, value.ty)
-        self.builder.emit_normalized(relax.VarBinding(var, value))
+        var = self.emit(expr, name)
         for field in getattr(var.ty, "fields", None) or [var.ty]:
             shape = [int(d) for d in field.shape.values]
             if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:

@@ -11,6 +11,7 @@ from hawq_tvm import ops
 from .activation import softmax_over
 from .elementwise import check_broadcast
 from .matmul import check_product, gemm_of, transposed
+from .movement import concat_axis
 from .node import MICROSOFT, Handler, Node, expression, handles
 from .pool import pool2d
 from .qoperator import check_kind, exact_product, int32_bias, output_affine, qlinear_conv_nchw, real_input
@@ -98,16 +99,7 @@ def qlinear_concat(node: Node) -> Result:
         found=len(node.inputs),
     )
     node.need(node.has("axis"), "lacks its attribute axis")
-    shapes = [node.shape(2 + 3 * i) for i in range(count)]
-    axis = node.axis(node.attr("axis", 0), len(shapes[0]))
-    if any(
-        len(s) != len(shapes[0]) or s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :] for s in shapes
-    ):
-        raise node.fail(
-            "has operands that do not fit",
-            expected=f"equal sizes along every axis but {axis}",
-            found=str([list(s) for s in shapes]),
-        )
+    axis = concat_axis(node, [node.shape(2 + 3 * i) for i in range(count)])
     parts = [real_input(node, 2 + 3 * i, f"x{i}") for i in range(count)]
     return quantized(node.emit(relax.op.concat(parts, axis), "real"), output_affine(node, 0, 1, node.value(2).kind))
 

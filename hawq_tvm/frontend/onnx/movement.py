@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from tvm import relax
@@ -18,10 +19,11 @@ def take(x: relax.Expr, indices: np.ndarray, axis: int) -> relax.Call:
     return relax.op.take(x, ops.const(indices, "int64"), axis)
 
 
-@handles("Concat")
-def concat(node: Node) -> Result:
-    """Tensors joined along an axis."""
-    shapes = [node.shape(i) for i in range(len(node.inputs))]
+def concat_axis(node: Node, shapes: Sequence[tuple[int, ...]]) -> int:
+    """The axis along which tensors of these shapes are joined.
+
+    Raises ModelError when they differ along another.
+    """
     axis = node.axis(node.attr("axis", 0), len(shapes[0]))
     if any(
         len(s) != len(shapes[0]) or s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :] for s in shapes
@@ -31,6 +33,14 @@ def concat(node: Node) -> Result:
             expected=f"equal sizes along every axis but {axis}",
             found=str([list(s) for s in shapes]),
         )
+    return axis
+
+
+@handles("Concat")
+def concat(node: Node) -> Result:
+    """Tensors joined along an axis."""
+    shapes = [node.shape(i) for i in range(len(node.inputs))]
+    axis = concat_axis(node, shapes)
     kept = [i for i in range(len(shapes)) if shapes[i][axis] > 0]
     node.need(bool(kept), "joins nothing", expected="at least one element")
     if len(kept) == 1:

@@ -12,7 +12,18 @@ from hawq_tvm import arith, ops
 from .conv import convolve
 from .matmul import check_product
 from .node import Node, expression, handles
-from .quant import QUANTIZED, Affine, affine, dequantized, in_range, quantized, read_scale, read_zero, spread
+from .quant import (
+    QUANTIZED,
+    Affine,
+    affine,
+    dequantized,
+    in_range,
+    quantized,
+    read_scale,
+    read_zero,
+    spread,
+    stored_zero,
+)
 from .values import Array, Result, Tensor, Value
 
 
@@ -138,13 +149,7 @@ def integer_zero(node: Node, index: int, kind: str) -> Array:
     """The zero point of an integer operator, which has no scale; 0 when left out."""
     if not node.given(index):
         return np.zeros((), np.int64)
-    array, name = node.constant(index, "zero point"), node.source(index)
-    node.need(
-        array.dtype.name == kind,
-        f"has a zero point {name!r} of another type than its data",
-        expected=kind,
-        found=array.dtype.name,
-    )
+    array, name = stored_zero(node, index, kind), node.source(index)
     node.need(array.size > 0, f"has an empty zero point {name!r}", expected="at least one number")
     return in_range(node, array.astype(np.int64), kind, name)
 

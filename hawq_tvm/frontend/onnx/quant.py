@@ -65,6 +65,21 @@ def read_scale(node: Node, index: int) -> Array:
     return scale
 
 
+def stored_zero(node: Node, index: int, kind: str) -> Array:
+    """The zero point at input `index` as it is stored.
+
+    Raises ModelError when it is of another type than the data.
+    """
+    array = node.constant(index, "zero point")
+    node.need(
+        array.dtype.name == kind,
+        f"has a zero point {node.source(index)!r} of another type than its data",
+        expected=kind,
+        found=array.dtype.name,
+    )
+    return array
+
+
 def read_zero(node: Node, index: int, kind: str, scale: Array) -> Array:
     """The zero point at input `index` as int32, of the scale's shape; 0 when left out.
 
@@ -72,13 +87,7 @@ def read_zero(node: Node, index: int, kind: str, scale: Array) -> Array:
     """
     if not node.given(index):
         return np.zeros(scale.shape, np.int32)
-    array, name = node.constant(index, "zero point"), node.source(index)
-    node.need(
-        array.dtype.name == kind,
-        f"has a zero point {name!r} of another type than its data",
-        expected=kind,
-        found=array.dtype.name,
-    )
+    array, name = stored_zero(node, index, kind), node.source(index)
     # QLinearConv and its like take one zero point for scales per channel; QuantizeLinear wants equal shapes.
     shared = array.size == 1 and (scale.size == 1 or node.op.startswith("QLinear") or node.op == "QGemm")
     if array.shape != scale.shape and not shared:
