@@ -97,20 +97,24 @@ def emitter(*names: str) -> Callable[[Emitter], Emitter]:
 class Emission:
     """A layer written as TE stages.
 
-    overrides: emitters that a rule brings for some operators, instead of those registered here.
-    inputs: placeholders of the layer's parameters.  arguments: extra placeholders and the arrays they stand for.
+    overrides: emitters that a rule brings for some operators, instead of those registered here.  given: what the first
+    parameters are, where they are no inputs of the kernel.
+    inputs: placeholders of the layer's other parameters.  arguments: extra placeholders and the arrays they stand for.
     """
 
-    def __init__(self, layer: Layer, overrides: Mapping[str, Emitter] | None = None) -> None:
+    def __init__(
+        self, layer: Layer, overrides: Mapping[str, Emitter] | None = None, given: Callable[[Emission], Sequence[Operand]] = lambda _: ()
+    ) -> None:
         self.layer, self.overrides = layer, overrides or {}
         self.arguments: list[tuple[te.Tensor, Array]] = []
         self.values: dict[relax.Var, Operand | list[Operand]] = {}
         self.names: dict[relax.Var, str] = {}
         self.inputs: list[te.Tensor] = []
-        for i, p in enumerate(layer.func.params):
-            tensor = te.placeholder(ops.shape_of(p), ops.dtype_of(p), f"x{i}")
-            self.inputs.append(tensor)
-            self.values[p] = Operand(self, tensor)
+        operands = list(given(self))
+        for i, p in enumerate(layer.func.params[len(operands) :]):
+            self.inputs.append(te.placeholder(ops.shape_of(p), ops.dtype_of(p), f"x{i}"))
+            operands.append(Operand(self, self.inputs[-1]))
+        self.values.update(zip(layer.func.params, operands, strict=True))
         for b in layer.bindings:
             self._bind(b)
         self.results: list[te.Tensor] = []

@@ -95,27 +95,29 @@ def _high_half(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array)
 
     The first is a stage of its own, called "high" where x is an anchor's "view", so that a schedule may spell it out.
 
-    One int32 operand, and constants that differ along the last dimension at most.
+    One int32 operand; spelled out with constants that differ along the last dimension at most.
     """
     x, bits = terms.data[0].unfinished(), terms.data[0].bits
     if max(abs(int(b)) for b in terms.offset.ravel()) >= 1 << (62 - bits):
         return None
     constants = [terms.multipliers[0], terms.offset << bits, shifts + bits]
-    if len(terms.data) != 1 or terms.data[0].dtype != "int32" or not all(_per_channel(c, shape) for c in constants):
+    if len(terms.data) != 1 or terms.data[0].dtype != "int32" or not shape:
         return None
-    m, b = (Operand(e, tensor=e.argument(np.broadcast_to(c.ravel(), shape[-1:]).astype(t))) for c, t in zip(constants, ("int32", "int64")))
+    plain = all(_per_channel(c, shape) for c in constants)
+    arrays = [np.broadcast_to(c.ravel(), shape[-1:]) if plain else c for c in constants[:2]]
+    m, b = (Operand(e, tensor=e.argument(a.astype(t))) for a, t in zip(arrays, ("int32", "int64"), strict=True))
 
     def total(*i: Any) -> tirx.Expr:
         product = x.at(i).astype("int64") * m.at(i).astype("int64") + b.at(i)
         return (product >> immediate(32, "int64")).astype("int32")
 
-    high = te.compute(shape, total, name="high" if x.tensor.op.name == "view" else "total")
+    high = te.compute(shape, total, name="high" if plain and x.tensor.op.name == "view" else "total")
     rest = Operand(e, value=constants[2] - 32)
     return lambda *i: high(*i) >> rest.at(i)
 
 
 def _per_channel(constant: Array, shape: tuple[int, ...]) -> bool:
-    return bool(shape) and (constant.size == 1 or constant.size == constant.shape[-1] == shape[-1])
+    return (constant.size == 1 or constant.size == constant.shape[-1] == shape[-1])
 
 
 def _loaded(e: Emission, constant: Array, shape: tuple[int, ...]) -> Operand:

@@ -1,0 +1,399 @@
+"""Convolutions and matrix products on NVIDIA's tensor cores: an implicit matrix product with its epilogue in registers.
+
+    for block of (group, pixels, channels):                        blockIdx
+      for warp, lane:                                              threadIdx
+        sums = 0                                                   registers
+        for step of K:                                             a pipeline of `stages` steps
+          a = data of the block's pixels, zeros at the border      shared memory, asynchronous copies of 16 bytes
+          b = weights, in the order of the fragments               shared memory
+          sums += a * b                                            `multiply_step`
+        tile = epilogue(sums)                                      registers
+        out = tile                                                 vectors of neighbouring channels
+    K may be cut into slices for as many groups of warps, whose sums are added through shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, s_tir, te, tirx
+
+from hawq_tvm import arith, ops
+
+from .emit import Emission, Operand, immediate, ints
+from .in_tiles import epilogue
+from .layer import Layer
+from .loops import inline_all
+from .mma_intrinsics import Form, copy_always, copy_or_zero, multiply_step
+from .mma_tiles import CHUNK, LANES, Digits, MmaTile, Problem, pack_weights, problem_of
+from .rule import Kernel
+
+DATA = {"uint8": Form.U8S8, "int8": Form.S8S8}
+OPENED = {Form.U8S8: Form.U8S4, Form.S8S8: Form.S8S4}
+STORED = 16  # bytes of the largest store
+
+
+class Mma:
+    """8-bit and 4-bit contractions with constant weights and any element-wise epilogue.
+
+    threads: False writes every thread as steps of a loop and every intrinsic as its meaning, to run on a CPU.
+    """
+
+    name = "cuda.mma"
+
+    def __init__(self, threads: bool = True) -> None:
+        self.threads = threads
+
+    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
+        """One conv2d in NHWC or one product with a matrix of weights, of 8 bits each."""
+        call = layer.anchor_call
+        if call is None or ops.op_name(call) not in ("relax.nn.conv2d", "relax.matmul"):
+            return "not a convolution or a matrix product."
+        if isinstance(layer.func.body.ty, relax.TupleType):
+            return "several results."
+        x, w = call.args
+        if ops.dtype_of(x) not in DATA or ops.dtype_of(w) not in ("int8", "uint8") or ops.dtype_of(call) != "int32":
+            return "more than 8 bits of data or weights, or sums of more than 32."
+        if not layer.is_constant(w):
+            return "weights that are computed at run time."
+        if arith.RANGES["int8"][1] < int(layer.constant(w).max(initial=0)):
+            return "unsigned weights beyond 127."
+        if ops.op_name(call) == "relax.matmul":
+            if len(ops.shape_of(x)) < 2 or len(ops.shape_of(w)) != 2:
+                return "a product of vectors, or of many matrices of weights."
+        elif str(call.attrs.data_layout) != "NHWC" or str(call.attrs.kernel_layout) != "HWIO":
+            return f"the layout is {call.attrs.data_layout}, {call.attrs.kernel_layout}, not NHWC, HWIO."
+        elif int(call.attrs.groups) == ops.shape_of(call)[-1]:
+            return "a depthwise convolution, which has one product per tap."
+        return layer.epilogue_moves_data() or _constants_over_pixels(layer)
+
+    def tiles(self, layer: Layer, target: tvm.target.Target) -> list[MmaTile]:
+        """Blocks from large to small, the best by the cost model first."""
+        return [MmaTile((2, 2), 2, 4)]
+
+    def build(self, layer: Layer, target: tvm.target.Target, tile: MmaTile | None = None) -> Kernel:
+        """See the loops at the top of this file."""
+        tile = tile or self.tiles(layer, target)[0]
+        source = _source(layer)
+        digits = Digits(source.problem, tile)
+        call = layer.anchor_call
+        assert call is not None
+        inputs = {p: te.placeholder(ops.shape_of(p), ops.dtype_of(p), f"x{i}") for i, p in enumerate(layer.func.params)}
+        weights = pack_weights(layer.constant(call.args[1]), source.problem, tile)
+        w = te.placeholder(weights.shape, str(weights.dtype), "weights")
+        after, read = epilogue(layer, digits.shape, digits.constant)
+        sums = _sums(digits, source.stages(layer, inputs, digits), w)
+        bits = 4 if source.problem.form.opens_weights else 0
+
+        def given(e: Emission) -> list[Operand]:
+            return [Operand(e, sums, bits=bits), *(Operand(e, _residual(inputs[p], digits)) for p in read)]
+
+        emission = Emission(after, given=given)
+        (result,) = emission.results
+        stored = te.compute(digits.shape, lambda *d: result(*d), name="tile")
+        arguments = [(w, weights), *emission.arguments]
+        func = te.create_prim_func([*inputs.values(), *(t for t, _ in arguments), stored])
+        sch = s_tir.Schedule(_store(func, digits, ops.shape_of(layer.func.body.body), ops.dtype_of(layer.func.body.body)))
+        _Scheduling(sch, digits, source.is_copied, self.threads).run()
+        return Kernel(sch.mod["main"], tuple(a for _, a in arguments), tile)
+
+
+def _constants_over_pixels(layer: Layer) -> str | None:
+    """A sentence where the epilogue has a constant that differs from pixel to pixel."""
+    anchor = layer.anchor
+    assert anchor is not None
+    for b in layer.bindings[layer.bindings.index(anchor) + 1 :]:
+        if isinstance(b.value, relax.Call) and ops.op_name(b.value) != "hawq.lookup":
+            for arg in _flat(b.value.args):
+                if ops.is_const(arg) and ops.const_value(arg).size not in (1, *ops.shape_of(arg)[-1:]):
+                    return "a constant that differs from pixel to pixel."
+    return None
+
+
+def _flat(args: Sequence[relax.Expr]) -> list[relax.Expr]:
+    return [f for a in args for f in (_flat(a.fields) if isinstance(a, relax.Tuple) else [a])]
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """Where the data of a contraction comes from.
+
+    data: a parameter of the layer, or what the layer computes from its parameters.  is_copied: it is a parameter, with zeros
+    around it perhaps, whose bytes can be copied four or more at a time.
+    """
+
+    problem: Problem
+    data: relax.Expr
+    is_copied: bool
+
+    def stages(self, layer: Layer, inputs: dict[relax.Var, te.Tensor], digits: Digits) -> te.Tensor:
+        """The stage "a" of a block's data (and "mask", where it is copied), [group, block, slice, step, chunk, warp, fragment,
+        half, g, byte]."""
+        p, t = self.problem, digits.tile
+        steps, per_chunk, total = p.steps(t), CHUNK // p.vector, p.bytes // p.vector
+        shape = (p.groups, p.blocks(t)[1], t.slices, steps, 2 * t.depth, t.warps[0], t.rows, 2, 8)
+
+        def place(d: Sequence[Any], sub: Any) -> tuple[list[Any], list[tirx.Expr]]:
+            pixel = digits.row(d[1], d[5], d[6], d[7], d[8])
+            vector = ((d[2] * steps + d[3]) * 2 * t.depth + d[4]) * per_chunk + sub
+            tap, first = p.tap(vector)
+            index, inside = p.at(pixel, tap)
+            if p.pixels % t.pixels:
+                inside.append(pixel < p.pixels)
+            if total % (2 * t.depth * per_chunk * t.slices):
+                inside.append(vector < total)
+            return [*index, d[0] * p.run + first], inside
+
+        if self.is_copied:
+            x = inputs[self.data]
+            mask = te.compute((*shape, per_chunk), lambda *d: tirx.all(*place(d[:-1], d[-1])[1], tirx.const(True, "bool")).astype("int32"), name="mask")
+
+            def copied(*d: Any) -> tirx.Expr:
+                index, _ = place(d[:-1], d[-1] // p.vector)
+                return tirx.if_then_else(mask(*d[:-1], d[-1] // p.vector) != 0, x(*index[:-1], index[-1] + d[-1] % p.vector), immediate(0, x.dtype))
+
+            return te.compute((*shape, CHUNK), copied, name="a")
+        made = _prologue(layer, self.data, inputs)
+
+        def computed(*d: Any) -> tirx.Expr:
+            index, inside = place(d[:-1], d[-1] // p.vector)
+            value = made(*index[:-1], index[-1] + d[-1] % p.vector)
+            return tirx.if_then_else(tirx.all(*inside), value, immediate(0, made.dtype)) if inside else value
+
+        return te.compute((*shape, CHUNK), computed, name="a")
+
+
+def _source(layer: Layer) -> _Source:
+    call = layer.anchor_call
+    assert call is not None
+    x, w = call.args
+    form = DATA[ops.dtype_of(x)]
+    if layer.is_four_bits(w) and 16 * _reach(layer, call) <= arith.RANGES["int32"][1]:
+        form = OPENED[form]
+    value = layer.definition(x)
+    if value in set(layer.func.params):
+        problem = problem_of(call, form, (0, 0), ops.shape_of(value)[1:3] if len(ops.shape_of(value)) == 4 else (1, 1))
+        return _Source(problem, value, problem.vector >= 4)
+    if ops.op_name(value) == "relax.nn.pad" and layer.is_parameter(value.args[0]) and int(value.attrs.pad_value) == 0:
+        width, inner = ints(value.attrs.pad_width), layer.definition(value.args[0])
+        if not any(width[:2] + width[6:]) and min(width) >= 0:
+            problem = problem_of(call, form, (width[2], width[4]), ops.shape_of(inner)[1:3])
+            if problem.vector >= 4:
+                return _Source(problem, inner, True)
+    return _Source(problem_of(call, form, (0, 0), ops.shape_of(x)[1:3] if len(ops.shape_of(x)) == 4 else (1, 1)), x, False)
+
+
+def _reach(layer: Layer, call: relax.Call) -> int:
+    """The largest magnitude of a partial sum of a contraction of 8-bit data."""
+    low, high = arith.RANGES[ops.dtype_of(call.args[0])]
+    weights = layer.constant(call.args[1])
+    columns = weights.reshape(-1, weights.shape[-1]).astype(np.int64)
+    return max(-low, high) * int(np.abs(columns).sum(0).max(initial=0))
+
+
+def _prologue(layer: Layer, data: relax.Expr, inputs: dict[relax.Var, te.Tensor]) -> te.Tensor:
+    """The stages that compute a contraction's data."""
+    builder = relax.BlockBuilder()
+    anchor = layer.anchor
+    assert anchor is not None
+    params = list(layer.func.params)
+    with builder.function("prologue", params):
+        with builder.dataflow():
+            for b in layer.bindings[: layer.bindings.index(anchor)]:
+                builder.emit_normalized(b)
+            result = builder.emit_output(data)
+        builder.emit_func_output(result)
+    emission = Emission(Layer(layer.name, builder.get()["prologue"]), given=lambda e: [Operand(e, inputs[p]) for p in params])
+    assert not emission.arguments, "a constant before the contraction"
+    return emission.results[0]
+
+
+def _sums(digits: Digits, a: te.Tensor, w: te.Tensor) -> te.Tensor:
+    """The stages "b", "sums" and, where K is sliced, "spilled": the sums over the digits of the output."""
+    p, t = digits.problem, digits.tile
+    form, steps = p.form, p.steps(t)
+    b = te.compute(w.shape, lambda *i: w(*i), name="b")
+    step, k, byte = (te.reduce_axis((0, n), name) for n, name in ((steps, "step"), (t.depth, "k"), (32, "byte")))
+
+    def accumulate(*d: Any) -> tirx.Expr:
+        group, pixels, channels, s, warp, across, g, lane, row, half, column, pair = d
+        data = a(group, pixels, s, step, k * 2 + byte // CHUNK, warp, row, half, g, byte % CHUNK)
+        weights = b(group, channels, s * steps + step, across, column, lane * 8 + pair * 4 + byte % 16 // 4, k, form.at(byte))
+        return te.sum(form.product(data, weights, byte), axis=[step, k, byte])
+
+    sums = te.compute((*p.blocks(t), t.slices, *t.warps, 8, 4, t.rows, 2, t.columns, 2), accumulate, name="sums")
+    if t.slices == 1:
+        return te.compute(digits.shape, lambda *d: sums(*d[:3], 0, *d[3:9], d[9] // 2, d[9] % 2), name="whole")
+    # Lanes last, so that a warp writes and reads whole lines of shared memory.
+    spilled = te.compute(
+        (*p.blocks(t), t.slices, *t.warps, t.rows, 2, digits.own, 8, 4),
+        lambda *d: sums(*d[:6], d[9], d[10], d[6], d[7], d[8] // 2, d[8] % 2), name="spilled",
+    )  # fmt: skip
+
+    def whole(*d: Any) -> tirx.Expr:
+        total = spilled(*d[:3], 0, *d[3:5], *d[7:10], *d[5:7])
+        for s in range(1, t.slices):
+            total = total + spilled(*d[:3], s, *d[3:5], *d[7:10], *d[5:7])
+        return total
+
+    return te.compute(digits.shape, whole, name="whole")
+
+
+def _residual(x: te.Tensor, digits: Digits) -> te.Tensor:
+    """The stage "residual" of another operand of the epilogue, broadcast to the output."""
+    shape = [int(d) for d in x.shape]
+
+    def element(*d: Any) -> tirx.Expr:
+        index = digits.index(d, clamped=True)
+        return x(*(0 if n == 1 else i for n, i in zip(shape, index[len(index) - len(shape) :], strict=True)))
+
+    return te.compute(digits.shape, element, name="residual")
+
+
+def _store(func: tirx.PrimFunc, digits: Digits, shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
+    """A function whose last parameter is a tensor of digits, with that tensor inside and, as last parameter, the output that one
+    more block, "store", copies it to.
+
+    TE has no computation that chooses where it writes.
+    """
+    *params, tile = func.params
+    root = func.body.block
+    out = tirx.decl_buffer(shape, dtype, "out")
+    loops = [tirx.Var(f"d{i}", "int32") for i in range(len(digits.shape))]
+    axes = [tirx.IterVar(tvm.ir.Range(0, n), tirx.Var(f"v{i}", "int32"), tirx.IterVar.DataPar) for i, n in enumerate(digits.shape)]
+    d = [a.var for a in axes]
+    index = digits.index(d)
+    body = tirx.BufferStore(out, tirx.BufferLoad(tile, d), index)
+    if digits.exists(d):
+        body = tirx.IfThenElse(tirx.all(*digits.exists(d)), body, None)
+    reads, writes = (tirx.BufferRegion(b, [tvm.ir.Range.from_min_extent(i, 1) for i in at]) for b, at in ((tile, d), (out, index)))
+    stmt = s_tir.SBlockRealize(loops, True, s_tir.SBlock(axes, [reads], [writes], "store", body))
+    for var, extent in zip(reversed(loops), reversed(digits.shape), strict=True):
+        stmt = tirx.For(var, 0, extent, tirx.ForKind.SERIAL, stmt)
+    blocks = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
+    whole = s_tir.SBlock([], [], [], "root", tirx.SeqStmt([*blocks, stmt]), alloc_buffers=[*root.alloc_buffers, tile])
+    return tirx.PrimFunc([*params, out], s_tir.SBlockRealize([], True, whole), attrs=func.attrs)
+
+
+class _Scheduling:
+    """The schedule of a kernel; see the loops at the top of this file."""
+
+    def __init__(self, sch: s_tir.Schedule, digits: Digits, is_copied: bool, threads: bool) -> None:
+        self.sch, self.digits, self.is_copied, self.threads = sch, digits, is_copied, threads
+        self.tile, self.form = digits.tile, digits.problem.form
+
+    def run(self) -> None:
+        """Everything, from the output to what it is computed from."""
+        sch, t = self.sch, self.tile
+        inline_all(sch, keep=("mask", "a", "b", "sums", "spilled", "residual", "tile"))
+        lanes = self.results()
+        sums = sch.get_sblock("sums")
+        sch.compute_at(sums, lanes, preserve_unit_loops=True)
+        *outer, row, half, column, pair, step, k, byte = sch.get_loops(sums)
+        sch.reorder(step, row, half, column, pair, k, byte)
+        self.scope(sums, "local")
+        self.operands(step)
+        init = sch.decompose_reduction(sums, step)
+        if self.threads:
+            self.unroll(init, len(outer))
+            sch.tensorize(row, multiply_step(t.rows, t.columns, t.depth, self.form))
+            self.pipeline(step)
+
+    def results(self) -> s_tir.schedule.LoopRV:
+        """Blocks and threads of the output and of all that leads to it from the sums, and the loop over the lanes that compute these.
+
+        Where K is sliced, the output is dealt out to all threads anew.
+        """
+        sch, t = self.sch, self.tile
+        store = sch.get_sblock("store")
+        group, bm, bn, warp, across, g, lane, row, half, own = sch.get_loops(store)
+        block = sch.fuse(group, bm, bn)
+        self.bind(block, "blockIdx.x")
+        part, own = sch.split(own, [t.slices, None])
+        sch.reorder(part, warp, across, g, lane, row, half, own)
+        lanes = self.bind_threads(sch.fuse(part, warp, across), sch.fuse(g, lane))
+        for name in ("tile", "residual"):
+            for b in self.named(name):
+                sch.compute_at(b, lanes, preserve_unit_loops=True)
+                self.scope(b, "local")
+        if t.slices == 1:
+            return lanes
+        spilled = sch.get_sblock("spilled")
+        sch.compute_at(spilled, block, preserve_unit_loops=True)
+        *_, s, warp, across, row, half, own, g, lane = sch.get_loops(spilled)
+        sch.reorder(s, warp, across, g, lane, row, half, own)
+        self.scope(spilled, "shared.dyn")
+        return self.bind_threads(sch.fuse(s, warp, across), sch.fuse(g, lane))
+
+    def bind(self, loop: s_tir.schedule.LoopRV, thread: str) -> None:
+        """Bind a loop where threads are written."""
+        if self.threads:
+            self.sch.bind(loop, thread)
+
+    def bind_threads(self, warps: s_tir.schedule.LoopRV, lanes: s_tir.schedule.LoopRV) -> s_tir.schedule.LoopRV:
+        """Bind a loop over a block's warps and one over their lanes, which is returned."""
+        self.bind(warps, "threadIdx.y")
+        self.bind(lanes, "threadIdx.x")
+        return lanes
+
+    def scope(self, block: s_tir.schedule.SBlockRV, scope: str) -> None:
+        """Where a block's result lies, where threads are written."""
+        if self.threads:
+            self.sch.set_scope(block, 0, scope)
+
+    def unroll(self, block: s_tir.schedule.SBlockRV, outer: int) -> None:
+        """Unroll all but the `outer` outermost loops of a block: registers have no addresses."""
+        for loop in self.sch.get_loops(block)[outer:]:
+            self.sch.unroll(loop)
+
+    def operands(self, step: s_tir.schedule.LoopRV) -> None:
+        """Data and weights of a step in shared memory, copied by all threads of the block."""
+        sch, p = self.sch, self.digits.problem
+        a, b = sch.get_sblock("a"), sch.get_sblock("b")
+        for block in (a, b):
+            sch.compute_at(block, step, preserve_unit_loops=True)
+            self.scope(block, "shared.dyn")
+        *first, chunk, warp, fragment, half, g, byte = self.inner(a, step)
+        sch.reorder(*first, warp, fragment, half, g, chunk, byte)
+        self.deal_out(sch.fuse(*first, warp, fragment, half, g, chunk))
+        if self.is_copied:
+            sub, byte = sch.split(byte, [None, p.vector])
+            mask = sch.get_sblock("mask")
+            sch.compute_at(mask, sub)
+            self.scope(mask, "local")
+            if self.threads:
+                sch.tensorize(byte, copy_or_zero(self.form.data, p.vector))
+        *first, depth, width = self.inner(b, step)
+        vectors, byte = sch.split(sch.fuse(*first, depth, width), [None, CHUNK])
+        self.deal_out(vectors)
+        if self.threads:
+            # Chunks of neighbouring rows and of one row both fall into different banks.
+            sch.storage_align(sch.get_sblock("a_o" if self.is_copied else "a"), 0, 4, 128, 32)
+            sch.tensorize(byte, copy_always(self.form.weights, CHUNK))
+
+    def inner(self, block: s_tir.schedule.SBlockRV, loop: s_tir.schedule.LoopRV) -> list[s_tir.schedule.LoopRV]:
+        """The loops of a block inside of one that it was computed at."""
+        loops = self.sch.get_loops(block)
+        depth = [self.sch.get(lp).loop_var.name for lp in loops].index(self.sch.get(loop).loop_var.name)
+        return list(loops[depth + 1 :])
+
+    def deal_out(self, loop: s_tir.schedule.LoopRV) -> None:
+        """Deal a loop out to all threads of the block."""
+        _, warps, lanes = self.sch.split(loop, [None, self.tile.threads // LANES, LANES])
+        self.bind_threads(warps, lanes)
+
+    def named(self, name: str) -> list[s_tir.schedule.SBlockRV]:
+        """The blocks whose name begins with `name`."""
+        return [b for b in self.sch.get_child_blocks(self.sch.get_sblock("root")) if str(self.sch.get(b).name_hint).startswith(name)]
+
+    def pipeline(self, step: s_tir.schedule.LoopRV) -> None:
+        """Copies of a step, `stages` - 1 steps before its products."""
+        ahead = self.tile.stages - 1
+        if ahead:
+            self.sch.annotate(step, "software_pipeline_stage", [0, 0, ahead])
+            self.sch.annotate(step, "software_pipeline_order", [0, 1, 2])
+            self.sch.annotate(step, "software_pipeline_async_stages", [0])

@@ -1,0 +1,194 @@
+"""Copies to shared memory and products of tensor cores, as pairs of meaning and spelling; the spelling is in cuda_device.py.
+
+They are written for one thread: what it means for its own rows and columns. The 32 threads of a warp together read the operands
+of all of them, so a spelling may only stand where a whole warp arrives together.
+"""
+
+# No postponed annotations here: TVMScript reads the buffer types from them, which mypy cannot.
+# mypy: disable-error-code="valid-type"
+from enum import Enum
+from functools import cache
+
+from tvm import s_tir, tirx
+from tvm.script import tirx as T
+
+
+class Form(Enum):
+    """The types of data and weights of a product; the value is the name in cuda_device.py.
+
+    U8S4, S8S4: weights are nibbles, opened as 16 times their value, so the sums are 16 times too large.
+    U4S4, S4S4: both are nibbles, two to a byte in the same order.
+    """
+
+    U8S8 = "U8S8"
+    S8S8 = "S8S8"
+    U8S4 = "U8S4"
+    S8S4 = "S8S4"
+    U4S4 = "U4S4"
+    S4S4 = "S4S4"
+
+    @property
+    def opens_weights(self) -> bool:
+        """Whether the weights are nibbles that are opened in registers."""
+        return self in (Form.U8S4, Form.S8S4)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether data and weights hold two elements to a byte."""
+        return self in (Form.U4S4, Form.S4S4)
+
+    @property
+    def data(self) -> str:
+        """The type of the data in memory."""
+        return "uint8" if self in (Form.U8S8, Form.U8S4, Form.U4S4, Form.S4S4) else "int8"
+
+    @property
+    def weights(self) -> str:
+        """The type of the weights in memory."""
+        return "uint8" if self.opens_weights or self.is_packed else "int8"
+
+    @property
+    def width(self) -> int:
+        """Bytes of weights per lane and 32 bytes of data."""
+        return 4 if self.opens_weights else 8
+
+    def product(self, data: tirx.Expr, weights: tirx.Expr, byte: tirx.Expr) -> tirx.Expr:
+        """What a byte of data and the weights' byte that stands for it add to the sum; byte: its number, 0 to 31."""
+        if self.is_packed:
+            return _nibble(data, 0, self is Form.S4S4) * _nibble(weights, 0, True) + _nibble(data, 1, self is Form.S4S4) * _nibble(weights, 1, True)
+        if self.opens_weights:
+            low = tirx.Select(byte < 16, weights << tirx.const(4, "uint8"), weights & tirx.const(0xF0, "uint8"))
+            return data.astype("int32") * low.astype("int8").astype("int32")
+        return data.astype("int32") * weights.astype("int32")
+
+    def at(self, byte: tirx.Expr) -> tirx.Expr:
+        """Which of a lane's `width` bytes of weights goes with byte 0 to 31 of a row of data."""
+        return byte % 4 if self.opens_weights else byte // 16 * 4 + byte % 4
+
+
+def _nibble(byte: tirx.Expr, half: int, signed: bool) -> tirx.Expr:
+    value = (byte.astype("int32") >> 4 * half) & 15
+    return (value ^ 8) - 8 if signed else value
+
+
+@cache
+def copy_or_zero(dtype: str, count: int) -> str:
+    """The name of the tensor intrinsic s[i] = a[i] where p[0] is not 0, else 0, i < count, from global to shared memory.
+
+    count: 4, 8 or 16 elements of one byte, aligned so.  Asynchronous on sm_80 and later.
+    """
+    name = f"hawq.copy_or_zero.{dtype}.{count}"
+
+    @T.prim_func(s_tir=True)
+    def meaning(
+        A: T.Buffer((count,), dtype, offset_factor=1),
+        P: T.Buffer((1,), "int32", offset_factor=1, scope="local"),
+        S: T.Buffer((count,), dtype, offset_factor=1, scope="shared.dyn"),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(P[0:1], A[0:count])
+            T.writes(S[0:count])
+            for i in T.serial(0, count):
+                with T.sblock("copy"):
+                    vi = T.axis.spatial(count, i)
+                    S[vi] = T.if_then_else(P[0] != 0, A[vi], T.cast(0, dtype))
+
+    @T.prim_func(s_tir=True)
+    def spelling(
+        A: T.Buffer((count,), dtype, offset_factor=1),
+        P: T.Buffer((1,), "int32", offset_factor=1, scope="local"),
+        S: T.Buffer((count,), dtype, offset_factor=1, scope="shared.dyn"),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(P[0:1], A[0:count])
+            T.writes(S[0:count])
+            T.evaluate(T.call_extern("void", f"hawq::copy<{count}>", S.access_ptr("w"), A.access_ptr("r"), P[0]))
+
+    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
+    return name
+
+
+@cache
+def copy_always(dtype: str, count: int) -> str:
+    """The name of the tensor intrinsic s[i] = a[i], i < count; otherwise as `copy_or_zero`."""
+    name = f"hawq.copy_always.{dtype}.{count}"
+
+    @T.prim_func(s_tir=True)
+    def meaning(
+        A: T.Buffer((count,), dtype, offset_factor=1), S: T.Buffer((count,), dtype, offset_factor=1, scope="shared.dyn")
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(A[0:count])
+            T.writes(S[0:count])
+            for i in T.serial(0, count):
+                with T.sblock("copy"):
+                    vi = T.axis.spatial(count, i)
+                    S[vi] = A[vi]
+
+    @T.prim_func(s_tir=True)
+    def spelling(
+        A: T.Buffer((count,), dtype, offset_factor=1), S: T.Buffer((count,), dtype, offset_factor=1, scope="shared.dyn")
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(A[0:count])
+            T.writes(S[0:count])
+            T.evaluate(T.call_extern("void", f"hawq::copy<{count}>", S.access_ptr("w"), A.access_ptr("r"), 1))
+
+    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
+    return name
+
+
+@cache
+def multiply_step(rows: int, columns: int, depth: int, form: Form) -> str:
+    """The name of the tensor intrinsic of one step of a warp's product, as one of its threads sees it:
+
+        c[i, h, j, p] += sum over 32 * depth bytes of data of row (i, h) times weights of column (j, p)
+
+    i < rows, h < 2, j < columns, p < 2.  Data: [chunk of 16 bytes, 1, i, h, 1, byte].  Weights: [j, lane, 32 bytes, width]:
+    bytes b of column p are with lane 4 p + b % 16 / 4 (`Form.at`).  depth: even.
+    """
+    name = f"hawq.multiply_step.{rows}.{columns}.{depth}.{form.value}"
+    data, weights, width = form.data, form.weights, form.width
+    call = f"hawq::step<{rows}, {columns}, {depth}, hawq::{form.value}>"
+
+    @T.prim_func(s_tir=True)
+    def meaning(a: T.handle, b: T.handle, c: T.handle) -> None:
+        A = T.match_buffer(
+            a, (2 * depth, 1, rows, 2, 1, 16), data, offset_factor=1, scope="shared.dyn",
+            strides=[T.int32(), T.int32(), T.int32(), T.int32(), T.int32(), T.int32()],
+        )  # fmt: skip
+        B = T.match_buffer(
+            b, (columns, 8, depth, width), weights, offset_factor=1, scope="shared.dyn",
+            strides=[T.int32(), T.int32(), T.int32(), T.int32()],
+        )  # fmt: skip
+        C = T.match_buffer(c, (rows, 2, columns, 2), "int32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(C[0:rows, 0:2, 0:columns, 0:2], A[0 : 2 * depth, 0:1, 0:rows, 0:2, 0:1, 0:16], B[0:columns, 0:8, 0:depth, 0:width])
+            T.writes(C[0:rows, 0:2, 0:columns, 0:2])
+            for i, h, j, p, k, e in T.grid(rows, 2, columns, 2, depth, 32):
+                with T.sblock("step"):
+                    vi, vh, vj, vp, vk, ve = T.axis.remap("SSSSRR", [i, h, j, p, k, e])
+                    C[vi, vh, vj, vp] = C[vi, vh, vj, vp] + form.product(
+                        A[vk * 2 + ve // 16, 0, vi, vh, 0, ve % 16], B[vj, vp * 4 + ve % 16 // 4, vk, form.at(ve)], ve
+                    )
+
+    @T.prim_func(s_tir=True)
+    def spelling(a: T.handle, b: T.handle, c: T.handle) -> None:
+        chunk = T.int32()
+        fragment = T.int32()
+        A = T.match_buffer(
+            a, (2 * depth, 1, rows, 2, 1, 16), data, offset_factor=1, scope="shared.dyn",
+            strides=[chunk, T.int32(), T.int32(), T.int32(), T.int32(), T.int32()],
+        )  # fmt: skip
+        B = T.match_buffer(
+            b, (columns, 8, depth, width), weights, offset_factor=1, scope="shared.dyn",
+            strides=[fragment, T.int32(), T.int32(), T.int32()],
+        )  # fmt: skip
+        C = T.match_buffer(c, (rows, 2, columns, 2), "int32", offset_factor=1, scope="local")
+        with T.sblock("root"):
+            T.reads(C[0:rows, 0:2, 0:columns, 0:2], A[0 : 2 * depth, 0:1, 0:rows, 0:2, 0:1, 0:16], B[0:columns, 0:8, 0:depth, 0:width])
+            T.writes(C[0:rows, 0:2, 0:columns, 0:2])
+            T.evaluate(T.call_extern("void", call, C.access_ptr("rw"), A.access_ptr("r"), chunk, B.access_ptr("r"), fragment))
+
+    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
+    return name
