@@ -99,11 +99,11 @@ template <Form F> __device__ __forceinline__ void multiply(int* c0, int* c1, con
 // c[MI][2][NI][2] += the products of one step of KI times 32 bytes of every row, see mma_intrinsics.py.
 // a, b: where the data and weights of this lane's rows and columns begin; a row of data is cut into chunks of 16 bytes.
 template <int MI, int NI, int KI, Form F>
-__device__ __forceinline__ void step(int* c, const unsigned char* a, int chunk, const void* b, int fragment) {
+__device__ __forceinline__ void step(int* c, const void* a, int chunk, const void* b, int fragment) {
   constexpr bool NIBBLES = F == U8S4 || F == S8S4;
   constexpr int WIDTH = NIBBLES ? 4 : 8;
   const int lane = threadIdx.x;
-  const unsigned char* row = a - (lane >> 2) * 16 + (lane & 15) * 16 + (lane >> 4) * chunk;
+  const unsigned char* row = (const unsigned char*)a - (lane >> 2) * 16 + (lane & 15) * 16 + (lane >> 4) * chunk;
   const unsigned char* own = (const unsigned char*)b - (lane & 3) * (8 * KI * WIDTH) + lane * (KI * WIDTH);
 #pragma unroll
   for (int k = 0; k < KI; k += 2) {

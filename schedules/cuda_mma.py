@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,13 @@ from .emit import Emission, Operand, immediate, ints
 from .in_tiles import epilogue
 from .layer import Layer
 from .loops import inline_all
-from .mma_intrinsics import Form, copy_always, copy_or_zero, multiply_step
+from .mma_intrinsics import Form, copy_always, copy_or_zero, multiply_step, part_index, parts
 from .mma_tiles import CHUNK, LANES, Digits, MmaTile, Problem, pack_weights, problem_of
 from .rule import Kernel
 
 DATA = {"uint8": Form.U8S8, "int8": Form.S8S8}
 OPENED = {Form.U8S8: Form.U8S4, Form.S8S8: Form.S8S4}
-STORED = 16  # bytes of the largest store
+VECTOR_BITS = 128  # of the largest load or store
 
 
 class Mma:
@@ -131,40 +132,41 @@ class _Source:
     is_copied: bool
 
     def stages(self, layer: Layer, inputs: dict[relax.Var, te.Tensor], digits: Digits) -> te.Tensor:
-        """The stage "a" of a block's data (and "mask", where it is copied), [group, block, slice, step, chunk, warp, fragment,
-        half, g, byte]."""
+        """The stage "a" of a block's data (and "mask", where it is copied), [group, block, slice, step, chunk, warp, row, g,
+        parts(16, vector)]."""
         p, t = self.problem, digits.tile
-        steps, per_chunk, total = p.steps(t), CHUNK // p.vector, p.bytes // p.vector
-        shape = (p.groups, p.blocks(t)[1], t.slices, steps, 2 * t.depth, t.warps[0], t.rows, 2, 8)
+        steps, total = p.steps(t), p.bytes // p.vector
+        shape = (p.groups, p.blocks(t)[1], t.slices, steps, 2 * t.depth, t.warps[0], 2 * t.rows, 8, *parts(CHUNK, p.vector)[:-1])
+        vectors = 2 * t.depth * (CHUNK // p.vector)
 
-        def place(d: Sequence[Any], sub: Any) -> tuple[list[Any], list[tirx.Expr]]:
-            pixel = digits.row(d[1], d[5], d[6], d[7], d[8])
-            vector = ((d[2] * steps + d[3]) * 2 * t.depth + d[4]) * per_chunk + sub
+        def place(d: Sequence[Any]) -> tuple[list[Any], list[tirx.Expr]]:
+            pixel = digits.row(d[1], d[5], d[6], d[7])
+            vector = (d[2] * steps + d[3]) * vectors + (d[4] if p.vector == CHUNK else d[4] * (CHUNK // p.vector) + d[8])
             tap, first = p.tap(vector)
             index, inside = p.at(pixel, tap)
             if p.pixels % t.pixels:
                 inside.append(pixel < p.pixels)
-            if total % (2 * t.depth * per_chunk * t.slices):
+            if total % (vectors * t.slices):
                 inside.append(vector < total)
             return [*index, d[0] * p.run + first], inside
 
         if self.is_copied:
             x = inputs[self.data]
-            mask = te.compute((*shape, per_chunk), lambda *d: tirx.all(*place(d[:-1], d[-1])[1], tirx.const(True, "bool")).astype("int32"), name="mask")
+            mask = te.compute(shape, lambda *d: tirx.all(*place(d)[1], tirx.const(True, "bool")).astype("int32"), name="mask")
 
             def copied(*d: Any) -> tirx.Expr:
-                index, _ = place(d[:-1], d[-1] // p.vector)
-                return tirx.if_then_else(mask(*d[:-1], d[-1] // p.vector) != 0, x(*index[:-1], index[-1] + d[-1] % p.vector), immediate(0, x.dtype))
+                index, _ = place(d[:-1])
+                return tirx.if_then_else(mask(*d[:-1]) != 0, x(*index[:-1], index[-1] + d[-1]), immediate(0, x.dtype))
 
-            return te.compute((*shape, CHUNK), copied, name="a")
+            return te.compute((*shape, p.vector), copied, name="a")
         made = _prologue(layer, self.data, inputs)
 
         def computed(*d: Any) -> tirx.Expr:
-            index, inside = place(d[:-1], d[-1] // p.vector)
-            value = made(*index[:-1], index[-1] + d[-1] % p.vector)
+            index, inside = place(d[:-1])
+            value = made(*index[:-1], index[-1] + d[-1])
             return tirx.if_then_else(tirx.all(*inside), value, immediate(0, made.dtype)) if inside else value
 
-        return te.compute((*shape, CHUNK), computed, name="a")
+        return te.compute((*shape, p.vector), computed, name="a")
 
 
 def _source(layer: Layer) -> _Source:
@@ -220,24 +222,24 @@ def _sums(digits: Digits, a: te.Tensor, w: te.Tensor) -> te.Tensor:
     step, k, byte = (te.reduce_axis((0, n), name) for n, name in ((steps, "step"), (t.depth, "k"), (32, "byte")))
 
     def accumulate(*d: Any) -> tirx.Expr:
-        group, pixels, channels, s, warp, across, g, lane, row, half, column, pair = d
-        data = a(group, pixels, s, step, k * 2 + byte // CHUNK, warp, row, half, g, byte % CHUNK)
-        weights = b(group, channels, s * steps + step, across, column, lane * 8 + pair * 4 + byte % 16 // 4, k, form.at(byte))
+        group, pixels, channels, s, warp, across, g, lane, row, own = d
+        data = a(group, pixels, s, step, k * 2 + byte // CHUNK, warp, row, g, *part_index(CHUNK, p.vector, byte % CHUNK))
+        at = part_index(t.depth * form.width, CHUNK, k * form.width + form.at(byte))
+        weights = b(group, channels, s * steps + step, across, own // 2, lane * 8 + own % 2 * 4 + byte % 16 // 4, *at)
         return te.sum(form.product(data, weights, byte), axis=[step, k, byte])
 
-    sums = te.compute((*p.blocks(t), t.slices, *t.warps, 8, 4, t.rows, 2, t.columns, 2), accumulate, name="sums")
+    sums = te.compute((*p.blocks(t), t.slices, *t.warps, 8, 4, 2 * t.rows, digits.own), accumulate, name="sums")
     if t.slices == 1:
-        return te.compute(digits.shape, lambda *d: sums(*d[:3], 0, *d[3:9], d[9] // 2, d[9] % 2), name="whole")
+        return te.compute(digits.shape, lambda *d: sums(*d[:3], 0, *d[3:]), name="whole")
     # Lanes last, so that a warp writes and reads whole lines of shared memory.
     spilled = te.compute(
-        (*p.blocks(t), t.slices, *t.warps, t.rows, 2, digits.own, 8, 4),
-        lambda *d: sums(*d[:6], d[9], d[10], d[6], d[7], d[8] // 2, d[8] % 2), name="spilled",
-    )  # fmt: skip
+        (*p.blocks(t), t.slices, *t.warps, 2 * t.rows, digits.own, 8, 4), lambda *d: sums(*d[:6], *d[8:], *d[6:8]), name="spilled"
+    )
 
     def whole(*d: Any) -> tirx.Expr:
-        total = spilled(*d[:3], 0, *d[3:5], *d[7:10], *d[5:7])
+        total = spilled(*d[:3], 0, *d[3:5], *d[7:], *d[5:7])
         for s in range(1, t.slices):
-            total = total + spilled(*d[:3], s, *d[3:5], *d[7:10], *d[5:7])
+            total = total + spilled(*d[:3], s, *d[3:5], *d[7:], *d[5:7])
         return total
 
     return te.compute(digits.shape, whole, name="whole")
@@ -293,14 +295,14 @@ class _Scheduling:
         lanes = self.results()
         sums = sch.get_sblock("sums")
         sch.compute_at(sums, lanes, preserve_unit_loops=True)
-        *outer, row, half, column, pair, step, k, byte = sch.get_loops(sums)
-        sch.reorder(step, row, half, column, pair, k, byte)
+        *outer, row, own, step, k, byte = sch.get_loops(sums)
+        sch.reorder(step, row, own, k, byte)
         self.scope(sums, "local")
         self.operands(step)
         init = sch.decompose_reduction(sums, step)
         if self.threads:
             self.unroll(init, len(outer))
-            sch.tensorize(row, multiply_step(t.rows, t.columns, t.depth, self.form))
+            sch.tensorize(row, multiply_step(t.rows, t.columns, t.depth, self.form, self.digits.problem.vector))
             self.pipeline(step)
 
     def results(self) -> s_tir.schedule.LoopRV:
@@ -310,23 +312,25 @@ class _Scheduling:
         """
         sch, t = self.sch, self.tile
         store = sch.get_sblock("store")
-        group, bm, bn, warp, across, g, lane, row, half, own = sch.get_loops(store)
+        group, bm, bn, warp, across, g, lane, row, own = sch.get_loops(store)
         block = sch.fuse(group, bm, bn)
         self.bind(block, "blockIdx.x")
         part, own = sch.split(own, [t.slices, None])
-        sch.reorder(part, warp, across, g, lane, row, half, own)
+        sch.reorder(part, warp, across, g, lane, row, own)
         lanes = self.bind_threads(sch.fuse(part, warp, across), sch.fuse(g, lane))
-        for name in ("tile", "residual"):
-            for b in self.named(name):
-                sch.compute_at(b, lanes, preserve_unit_loops=True)
-                self.scope(b, "local")
+        self.vectorize(own, store)
+        for b in (*self.named("tile"), *self.named("residual")):
+            sch.compute_at(b, lanes, preserve_unit_loops=True)
+            self.scope(b, "local")
+        for b in self.named("residual"):
+            self.vectorize(sch.get_loops(b)[-1], b)
         if t.slices == 1:
             return lanes
         spilled = sch.get_sblock("spilled")
-        sch.compute_at(spilled, block, preserve_unit_loops=True)
-        *_, s, warp, across, row, half, own, g, lane = sch.get_loops(spilled)
-        sch.reorder(s, warp, across, g, lane, row, half, own)
         self.scope(spilled, "shared.dyn")
+        sch.compute_at(spilled, block, preserve_unit_loops=True)
+        *_, s, warp, across, row, own, g, lane = sch.get_loops(spilled)
+        sch.reorder(s, warp, across, g, lane, row, own)
         return self.bind_threads(sch.fuse(s, warp, across), sch.fuse(g, lane))
 
     def bind(self, loop: s_tir.schedule.LoopRV, thread: str) -> None:
@@ -339,6 +343,15 @@ class _Scheduling:
         self.bind(warps, "threadIdx.y")
         self.bind(lanes, "threadIdx.x")
         return lanes
+
+    def vectorize(self, loop: s_tir.schedule.LoopRV, block: s_tir.schedule.SBlockRV) -> None:
+        """Load or store neighbouring channels together, where the output has them all or none."""
+        if not self.threads or not self.digits.whole:
+            return
+        bits = int(tvm.DataType(str(self.sch.get(block).writes[0].source.dtype)).bits)
+        width = gcd(int(self.sch.get(loop).extent), VECTOR_BITS // bits)
+        if width > 1:
+            self.sch.vectorize(self.sch.split(loop, [None, width])[1])
 
     def scope(self, block: s_tir.schedule.SBlockRV, scope: str) -> None:
         """Where a block's result lies, where threads are written."""
@@ -355,25 +368,24 @@ class _Scheduling:
         sch, p = self.sch, self.digits.problem
         a, b = sch.get_sblock("a"), sch.get_sblock("b")
         for block in (a, b):
+            self.scope(block, "shared.dyn")  # first, so that it is computed for all threads
             sch.compute_at(block, step, preserve_unit_loops=True)
-            self.scope(block, "shared.dyn")
-        *first, chunk, warp, fragment, half, g, byte = self.inner(a, step)
-        sch.reorder(*first, warp, fragment, half, g, chunk, byte)
-        self.deal_out(sch.fuse(*first, warp, fragment, half, g, chunk))
+        vectors = parts(CHUNK, p.vector)[:-1]
+        first, (chunk, warp, row, g, *vector, byte) = self.inner(a, step)[:4], self.inner(a, step)[4:]
+        sch.reorder(*first, warp, row, g, chunk, *vector, byte)
+        lanes = self.deal_out(sch.fuse(*first, warp, row, g, chunk))
         if self.is_copied:
-            sub, byte = sch.split(byte, [None, p.vector])
             mask = sch.get_sblock("mask")
-            sch.compute_at(mask, sub)
+            sch.compute_at(mask, vector[0] if vectors else lanes)
             self.scope(mask, "local")
             if self.threads:
                 sch.tensorize(byte, copy_or_zero(self.form.data, p.vector))
-        *first, depth, width = self.inner(b, step)
-        vectors, byte = sch.split(sch.fuse(*first, depth, width), [None, CHUNK])
-        self.deal_out(vectors)
+        *own, byte = self.inner(b, step)
+        self.deal_out(sch.fuse(*own))
         if self.threads:
             # Chunks of neighbouring rows and of one row both fall into different banks.
             sch.storage_align(sch.get_sblock("a_o" if self.is_copied else "a"), 0, 4, 128, 32)
-            sch.tensorize(byte, copy_always(self.form.weights, CHUNK))
+            sch.tensorize(byte, copy_always(self.form.weights, min(CHUNK, self.tile.depth * self.form.width)))
 
     def inner(self, block: s_tir.schedule.SBlockRV, loop: s_tir.schedule.LoopRV) -> list[s_tir.schedule.LoopRV]:
         """The loops of a block inside of one that it was computed at."""
@@ -381,10 +393,10 @@ class _Scheduling:
         depth = [self.sch.get(lp).loop_var.name for lp in loops].index(self.sch.get(loop).loop_var.name)
         return list(loops[depth + 1 :])
 
-    def deal_out(self, loop: s_tir.schedule.LoopRV) -> None:
-        """Deal a loop out to all threads of the block."""
+    def deal_out(self, loop: s_tir.schedule.LoopRV) -> s_tir.schedule.LoopRV:
+        """Deal a loop out to all threads of the block; the innermost part of it."""
         _, warps, lanes = self.sch.split(loop, [None, self.tile.threads // LANES, LANES])
-        self.bind_threads(warps, lanes)
+        return self.bind_threads(warps, lanes)
 
     def named(self, name: str) -> list[s_tir.schedule.SBlockRV]:
         """The blocks whose name begins with `name`."""

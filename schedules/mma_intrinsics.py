@@ -138,57 +138,69 @@ def copy_always(dtype: str, count: int) -> str:
     return name
 
 
+def parts(length: int, part: int) -> tuple[int, ...]:
+    """The dimensions of `length` bytes that are copied `part` at a time, the last of them being copied together."""
+    return (length,) if length <= part else (length // part, part)
+
+
+def part_index(length: int, part: int, i: tirx.Expr) -> tuple[tirx.Expr, ...]:
+    """The index into `parts` of a byte."""
+    return (i,) if length <= part else (i // part, i % part)
+
+
 @cache
-def multiply_step(rows: int, columns: int, depth: int, form: Form) -> str:
+def multiply_step(rows: int, columns: int, depth: int, form: Form, vector: int) -> str:
     """The name of the tensor intrinsic of one step of a warp's product, as one of its threads sees it:
 
-        c[i, h, j, p] += sum over 32 * depth bytes of data of row (i, h) times weights of column (j, p)
+        c[r, j] += sum over 32 * depth bytes of data of row r times weights of column j
 
-    i < rows, h < 2, j < columns, p < 2.  Data: [chunk of 16 bytes, 1, i, h, 1, byte].  Weights: [j, lane, 32 bytes, width]:
-    bytes b of column p are with lane 4 p + b % 16 / 4 (`Form.at`).  depth: even.
+    r < 2 * rows (of fragments), j < 2 * columns.  Data: [chunk of 16 bytes, 1, r, 1, parts(16, vector)].  Weights: [fragment
+    j // 2, lane, parts(depth * form.width, 16)]: those of column j and bytes b are with lane 4 (j % 2) + b % 16 / 4
+    (`Form.at`).  depth: even.
     """
-    name = f"hawq.multiply_step.{rows}.{columns}.{depth}.{form.value}"
-    data, weights, width = form.data, form.weights, form.width
+    name = f"hawq.multiply_step.{rows}.{columns}.{depth}.{form.value}.{vector}"
+    width = form.width
+    data_shape, weights_shape = (2 * depth, 1, 2 * rows, 1, *parts(16, vector)), (columns, 8, *parts(depth * width, 16))
+    all_data, all_weights = (tuple(slice(0, n) for n in shape) for shape in (data_shape, weights_shape))
     call = f"hawq::step<{rows}, {columns}, {depth}, hawq::{form.value}>"
+
+    def strides(shape: tuple[int, ...]) -> list[tirx.Var]:
+        return [tirx.Var("stride", "int32") for _ in shape]
+
+    def product(data: tirx.Buffer, weights: tirx.Buffer, r: tirx.Expr, j: tirx.Expr, k: tirx.Expr, e: tirx.Expr) -> tirx.Expr:
+        a = tirx.BufferLoad(data, [k * 2 + e // 16, 0, r, 0, *part_index(16, vector, e % 16)])
+        b = tirx.BufferLoad(weights, [j // 2, j % 2 * 4 + e % 16 // 4, *part_index(depth * width, 16, k * width + form.at(e))])
+        return form.product(a, b, e)
 
     @T.prim_func(s_tir=True)
     def meaning(a: T.handle, b: T.handle, c: T.handle) -> None:
-        A = T.match_buffer(
-            a, (2 * depth, 1, rows, 2, 1, 16), data, offset_factor=1, scope="shared.dyn",
-            strides=[T.int32(), T.int32(), T.int32(), T.int32(), T.int32(), T.int32()],
-        )  # fmt: skip
-        B = T.match_buffer(
-            b, (columns, 8, depth, width), weights, offset_factor=1, scope="shared.dyn",
-            strides=[T.int32(), T.int32(), T.int32(), T.int32()],
-        )  # fmt: skip
-        C = T.match_buffer(c, (rows, 2, columns, 2), "int32", offset_factor=1, scope="local")
+        A = T.match_buffer(a, data_shape, form.data, offset_factor=1, scope="shared.dyn", strides=strides(data_shape))
+        B = T.match_buffer(b, weights_shape, form.weights, offset_factor=1, scope="shared.dyn", strides=strides(weights_shape))
+        C = T.match_buffer(c, (2 * rows, 2 * columns), "int32", offset_factor=1, scope="local")
         with T.sblock("root"):
-            T.reads(C[0:rows, 0:2, 0:columns, 0:2], A[0 : 2 * depth, 0:1, 0:rows, 0:2, 0:1, 0:16], B[0:columns, 0:8, 0:depth, 0:width])
-            T.writes(C[0:rows, 0:2, 0:columns, 0:2])
-            for i, h, j, p, k, e in T.grid(rows, 2, columns, 2, depth, 32):
+            T.reads(C[0 : 2 * rows, 0 : 2 * columns], A[all_data], B[all_weights])
+            T.writes(C[0 : 2 * rows, 0 : 2 * columns])
+            for r, j, k, e in T.grid(2 * rows, 2 * columns, depth, 32):
                 with T.sblock("step"):
-                    vi, vh, vj, vp, vk, ve = T.axis.remap("SSSSRR", [i, h, j, p, k, e])
-                    C[vi, vh, vj, vp] = C[vi, vh, vj, vp] + form.product(
-                        A[vk * 2 + ve // 16, 0, vi, vh, 0, ve % 16], B[vj, vp * 4 + ve % 16 // 4, vk, form.at(ve)], ve
-                    )
+                    vr, vj, vk, ve = T.axis.remap("SSRR", [r, j, k, e])
+                    C[vr, vj] = C[vr, vj] + product(A, B, vr, vj, vk, ve)
 
     @T.prim_func(s_tir=True)
     def spelling(a: T.handle, b: T.handle, c: T.handle) -> None:
         chunk = T.int32()
         fragment = T.int32()
         A = T.match_buffer(
-            a, (2 * depth, 1, rows, 2, 1, 16), data, offset_factor=1, scope="shared.dyn",
-            strides=[chunk, T.int32(), T.int32(), T.int32(), T.int32(), T.int32()],
-        )  # fmt: skip
+            a, data_shape, form.data, offset_factor=1, scope="shared.dyn", strides=[chunk, *strides(data_shape[1:])]
+        )
         B = T.match_buffer(
-            b, (columns, 8, depth, width), weights, offset_factor=1, scope="shared.dyn",
-            strides=[fragment, T.int32(), T.int32(), T.int32()],
-        )  # fmt: skip
-        C = T.match_buffer(c, (rows, 2, columns, 2), "int32", offset_factor=1, scope="local")
+            b, weights_shape, form.weights, offset_factor=1, scope="shared.dyn", strides=[fragment, *strides(weights_shape[1:])]
+        )
+        C = T.match_buffer(c, (2 * rows, 2 * columns), "int32", offset_factor=1, scope="local")
         with T.sblock("root"):
-            T.reads(C[0:rows, 0:2, 0:columns, 0:2], A[0 : 2 * depth, 0:1, 0:rows, 0:2, 0:1, 0:16], B[0:columns, 0:8, 0:depth, 0:width])
-            T.writes(C[0:rows, 0:2, 0:columns, 0:2])
+            T.reads(C[0 : 2 * rows, 0 : 2 * columns], A[all_data], B[all_weights])
+            T.writes(C[0 : 2 * rows, 0 : 2 * columns])
             T.evaluate(T.call_extern("void", call, C.access_ptr("rw"), A.access_ptr("r"), chunk, B.access_ptr("r"), fragment))
 
     s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
     return name
+

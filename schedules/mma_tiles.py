@@ -13,7 +13,7 @@ from hawq_tvm import ops
 
 from .emit import Array, ints
 from .emit_movement import unravel
-from .mma_intrinsics import Form
+from .mma_intrinsics import Form, parts
 
 CHUNK = 16  # bytes of a row of data that are copied and read together
 LANES = 32
@@ -135,9 +135,9 @@ class Problem:
 @dataclass(frozen=True)
 class Digits:
     """The index of an output element in a tiled problem: (group, block of pixels, block of channels, warp of pixels, warp of
-    channels, g, t, row fragment, half, channel).
+    channels, g, t, row, channel).
 
-    g, t: the lane is 4 g + t. A thread has pixels g and g + 8 of a fragment, and 2 * columns neighbouring channels of its warp.
+    g, t: the lane is 4 g + t. A thread has every eighth pixel of its warp, from g on, and 2 * columns neighbouring channels.
     """
 
     problem: Problem
@@ -152,15 +152,15 @@ class Digits:
     def shape(self) -> tuple[int, ...]:
         """The sizes of the digits."""
         t = self.tile
-        return (*self.problem.blocks(t), *t.warps, 8, 4, t.rows, 2, self.own)
+        return (*self.problem.blocks(t), *t.warps, 8, 4, 2 * t.rows, self.own)
 
     def pixel(self, d: Any) -> Any:
         """The output pixel; it may lie beyond the last."""
-        return self.row(d[1], d[3], d[7], d[8], d[5])
+        return self.row(d[1], d[3], d[7], d[5])
 
-    def row(self, block: Any, warp: Any, fragment: Any, half: Any, g: Any) -> Any:
+    def row(self, block: Any, warp: Any, row: Any, g: Any) -> Any:
         """The pixel of a row of a block's data."""
-        return block * self.tile.pixels + ((warp * self.tile.rows + fragment) * 2 + half) * 8 + g
+        return block * self.tile.pixels + (warp * 2 * self.tile.rows + row) * 8 + g
 
     def first_channel(self, d: Any) -> Any:
         """The first of a thread's channels in its group; it may lie beyond the last."""
@@ -173,21 +173,20 @@ class Digits:
 
     def exists(self, d: Any) -> list[tirx.Expr]:
         """The conditions under which the output has this element."""
-        p, (_, pixels, channels) = self.problem, self.problem.blocks(self.tile)
+        p, (_, _, channels) = self.problem, self.problem.blocks(self.tile)
         found = [self.pixel(d) < p.pixels] if p.pixels % self.tile.pixels else []
         if p.channels != channels * self.tile.channels:
-            found.append((self.first_channel(d) if self.whole else self.first_channel(d) + d[9]) < p.channels)
-        del pixels
+            found.append((self.first_channel(d) if self.whole else self.first_channel(d) + d[8]) < p.channels)
         return found
 
     def index(self, d: Any, clamped: bool = False) -> list[Any]:
         """The index of the output; clamped: that of some existing element where there is no such element."""
         p = self.problem
-        pixel, channel = self.pixel(d), self.first_channel(d) + d[9]
+        pixel, channel = self.pixel(d), self.first_channel(d) + d[8]
         if clamped and self.exists(d):
             pixel = tirx.Min(pixel, tirx.const(p.pixels - 1, "int32"))
             if self.whole:
-                channel = tirx.Min(self.first_channel(d), tirx.const(p.channels - self.own, "int32")) + d[9]
+                channel = tirx.Min(self.first_channel(d), tirx.const(p.channels - self.own, "int32")) + d[8]
             else:
                 channel = tirx.Min(channel, tirx.const(p.channels - 1, "int32"))
         return [*unravel(pixel, p.lead), d[0] * p.channels + channel]
@@ -199,11 +198,11 @@ class Digits:
             return value.reshape(())
         extra = p.blocks(t)[2] * t.channels - p.channels
         padded = np.pad(value.reshape(p.groups, p.channels), [(0, 0), (0, extra)], mode="edge")
-        return padded.reshape(p.groups, 1, -1, 1, t.warps[1], 1, 4, 1, 1, self.own)
+        return padded.reshape(p.groups, 1, -1, 1, t.warps[1], 1, 4, 1, self.own)
 
 
 def pack_weights(weights: Array, problem: Problem, tile: MmaTile) -> Array:
-    """[taps, run elements, channels of all groups] weights as [group, block, step, warp, fragment, lane, depth, width] bytes.
+    """[taps, run elements, channels of all groups] weights as [group, block, step, warp, fragment, lane, parts(depth * width, 16)] bytes.
 
     The order is the one in which lanes read fragments; the columns of a warp's fragments are dealt out so that every thread
     holds neighbouring channels (see `Digits`).
@@ -221,7 +220,7 @@ def pack_weights(weights: Array, problem: Problem, tile: MmaTile) -> Array:
     digits = digits.transpose(5, 6, 0, 7, 9, 8, 10, 3, 1, 2, 4)
     if form.opens_weights:
         digits = _pairs(digits[..., 0, :], digits[..., 1, :])
-    return np.ascontiguousarray(digits.reshape(p.groups, blocks, steps, t.warps[1], t.columns, LANES, t.depth, form.width))
+    return np.ascontiguousarray(digits.reshape(p.groups, blocks, steps, t.warps[1], t.columns, LANES, *parts(t.depth * form.width, CHUNK)))
 
 
 def _pairs(low: Array, high: Array) -> Array:
