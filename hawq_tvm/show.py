@@ -106,9 +106,11 @@ def show_verify(report: VerifyReport, float_tail: Sequence[str]) -> None:
 
 def show_info(package: Package) -> None:
     """What a package contains."""
+    from . import target as targets
+
     target, producer = package.manifest["target"], package.manifest["producer"]
-    say(f"{package.name}: made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM {producer['llvm']}")
-    say(f"target  {target['architecture']} {target.get('mcpu', '')}: {', '.join(target['cpu_features'])}")
+    say(f"{package.name}: made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM {producer['llvm']}{', CUDA ' + producer['cuda'] if 'cuda' in producer else ''}")
+    say(f"target  {targets.text(target)}: {', '.join(target['cpu_features'])}")
     for side, entries in (("input", package.inputs), ("output", package.outputs)):
         for entry in entries:
             q = entry.get("quantization")
