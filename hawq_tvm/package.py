@@ -73,7 +73,7 @@ def _from_compiled(compiled: Compiled, name: str, progress: Progress | None = No
     with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
         library = Path(folder) / LIBRARY
         _export(compiled.executable, library)
-        certificate = certify(compiled.packed, compiled.tir, library)
+        certificate = certify(compiled.packed, compiled.tir, library, targets.gpu_architectures(compiled.target))
         files = {
             LIBRARY: library.read_bytes(), **files_on_disk.graph_files(compiled.packed),
             "certificate.json": files_on_disk.dump_json(certificate.to_dict()),
@@ -322,7 +322,7 @@ class Package:
         """Certify again, from the stored graph and the stored library, that between quantize and dequantize all is integer."""
         target = targets.parse(json.dumps(targets_fields(self.manifest["target"])))
         tir, _ = schedules.lower_to_tir(self.graph, target)
-        return certify(self.graph, tir, self.library)
+        return certify(self.graph, tir, self.library, targets.gpu_architectures(target))
 
     def bench(
         self, inputs: Mapping[str, Array] | None = None, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10,

@@ -75,6 +75,9 @@ def show_proof(c: Mapping[str, Any]) -> None:
         f"proof   {verdict}: {c['kernels']} kernels, {c['expressions']} TIR expressions, {c['instructions']} machine instructions, "
         f"{len(c['tir_offenders']) + len(c['code_offenders'])} of them float"
     )
+    if c.get("device_instructions"):
+        counts = ", ".join(f"{n} for {arch}" for arch, n in sorted(c["device_instructions"].items()))
+        say(f"        GPU instructions read: {counts}")
     show_float_tail(c["float_tail"])
     margin = c["least_margin"]
     if margin:

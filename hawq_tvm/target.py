@@ -114,6 +114,11 @@ def architecture(target: tvm.target.Target) -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
+def gpu_architectures(target: tvm.target.Target) -> tuple[str, ...]:
+    """The GPU architectures that a library for `target` holds code for; none for a CPU."""
+    return cuda.architectures(target) if cuda.is_cuda(target) else ()
+
+
 def check_compiler(target: tvm.target.Target) -> None:
     """Refuse a target that this machine cannot compile for.
 

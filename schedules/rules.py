@@ -10,7 +10,9 @@ from .cpu_contract import Contract
 from .cpu_depthwise import Depthwise
 from .cpu_elementwise import Elementwise
 from .cpu_window import Window
+from .cuda_elementwise import CudaElementwise
 from .cuda_generic import CudaGeneric
+from .cuda_window import CudaWindow
 from .generic import Generic
 from .rule import Rule
 from .x86_amx import Amx
@@ -21,7 +23,7 @@ from .x86_vnni_depthwise import VnniDepthwise
 CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), Contract(), Window(), Elementwise(), Generic())
 
 
-CUDA_RULES: tuple[Rule, ...] = (CudaGeneric(),)
+CUDA_RULES: tuple[Rule, ...] = (CudaWindow(), CudaElementwise(), CudaGeneric())
 
 
 def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:

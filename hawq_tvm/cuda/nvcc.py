@@ -20,7 +20,7 @@ from ..errors import HawqError, PackageError, UsageError
 from . import runtime
 
 # The border computes in float32 and must round every operation, as the CPU does: no fused multiply-add.
-OPTIONS = ("--fatbin", "-O3", "-std=c++17", "-fmad=false", "--ptxas-options=-v")
+OPTIONS = ("--fatbin", "-O3", "-std=c++17", "-fmad=false", "--ptxas-options=-v", "-w")
 _CALLBACK = "tvm_callback_cuda_compile"
 
 
