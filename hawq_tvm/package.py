@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from . import __version__, arrays, ops, stages
 from . import target as targets
 from .bench.measure import BenchReport, measure
 from .bench.profile import ProfileReport, profile
+from .cuda import device as gpu
 from .errors import PackageError, UsageError
 from .pipeline import Compiled, Progress, compile_model
 from .verify.certificate import Certificate, certify
@@ -40,13 +41,14 @@ def compile(
 ) -> Package:  # fmt: skip
     """Compile a quantized ONNX model (path, bytes or ModelProto) into an integer-only package.
 
-    target: "host", "x86-64-v3" and the like, or an LLVM target.  shapes: fixes symbolic dimensions by input name.
+    target: "host", "x86-64-v3" and the like, an LLVM target, "cuda-sm80" and the like, or "cuda".  shapes: fixes symbolic dimensions by input name.
     allow_float_tail: keep float operators before the first quantize or after the last dequantize.
     progress: called with (step, None) when a step starts and (step, StepReport) when it ends.
     records: a file of measured tiles that `tune` wrote; records that fit no layer are not used.
     Raises ModelError naming the layer, what was expected and found, and the remedy.
     """
     parsed = targets.parse(target)
+    targets.check_compiler(parsed)
     measured = schedules.read_records(Path(records)) if records is not None else {}
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
     compiled = compile_model(model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress, records=measured)
@@ -71,7 +73,7 @@ def _from_compiled(compiled: Compiled, name: str, progress: Progress | None = No
     with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
         library = Path(folder) / LIBRARY
         _export(compiled.executable, library)
-        certificate = certify(compiled.packed, compiled.tir, library)
+        certificate = certify(compiled.packed, compiled.tir, library, targets.gpu_architectures(compiled.target))
         files = {
             LIBRARY: library.read_bytes(), **files_on_disk.graph_files(compiled.packed),
             "certificate.json": files_on_disk.dump_json(certificate.to_dict()),
@@ -96,7 +98,7 @@ def _manifest(compiled: Compiled, name: str) -> dict[str, Any]:
         "name": name,
         "producer": {
             "hawq_tvm": __version__, "tvm": str(tvm.__version__), "tvm_ffi": str(tvm_ffi.__version__),
-            "llvm": int(tvm.target.codegen.llvm_version_major()),
+            "llvm": int(tvm.target.codegen.llvm_version_major()), **targets.compiler_versions(target),
         },
         "target": {
             **targets.describe(target), "architecture": targets.architecture(target), "cpu_features": targets.required_features(target),
@@ -196,7 +198,7 @@ class Package:
         sides = (", ".join(f"{e['name']}: {e['dtype']}{e['shape']}" for e in self.manifest[side]) for side in ("inputs", "outputs"))
         target, floats = self.manifest["target"], self.manifest["float_tail"]
         kept = f", float outside the integer region: {', '.join(floats)}" if floats else ""
-        return f"<Package {self.name!r}: {' -> '.join(sides)}; {target['architecture']} {target.get('mcpu', '')}{kept}>"
+        return f"<Package {self.name!r}: {' -> '.join(sides)}; {targets.text(target)}{kept}>"
 
     @property
     def graph(self) -> tvm.IRModule:
@@ -226,7 +228,7 @@ class Package:
         """TVM's virtual machine with the library loaded."""
         with self._lock:
             if self._vm is None:
-                self.check_host()
+                device = self._device()
                 try:
                     module = tvm.runtime.load_module(str(self.library))
                 except RuntimeError as e:
@@ -234,11 +236,25 @@ class Package:
                         "the library cannot be loaded", where=self.name, found=str(e).splitlines()[0],
                         remedy="set TMPDIR to a folder from which programs may run, or compile again",
                     ) from e  # fmt: skip
-                self._vm = relax.VirtualMachine(module, tvm.cpu())
+                with gpu.one_sentence(self.name):
+                    self._vm = relax.VirtualMachine(module, device)
             return self._vm
+
+    def _device(self) -> tvm.runtime.Device:
+        """Where the library runs: this CPU, or the first GPU.
+
+        Raises PackageError when this machine cannot run it.
+        """
+        self.check_host()
+        if self._target["kind"] != "cuda":
+            return self._array_device
+        gpu.ready(self._target["architectures"], self.manifest["producer"]["cuda"], self._where)
+        return self._array_device
 
     def check_host(self) -> None:
         """Refuse a package for another CPU; one that was just compiled may be for any, until it is run.
+
+        A GPU is needed only by what runs the package, and looked for then.
 
         Raises PackageError naming the features that this machine lacks.
         """
@@ -257,9 +273,19 @@ class Package:
         Raises InputError for inputs of other names, types, shapes, out of range, or NaN.
         """
         ready = self.prepare(inputs)
-        with self._lock:
-            result = self.vm["main"](*(tvm.runtime.tensor(ready[i["name"]]) for i in self.manifest["inputs"]))
-        return {o["name"]: result[i].numpy() for i, o in enumerate(self.manifest["outputs"])}
+        with self._lock, gpu.one_sentence(self.name):
+            main = self.vm["main"]
+            result = main(*self._on_device(ready))
+            return {o["name"]: result[i].numpy() for i, o in enumerate(self.manifest["outputs"])}
+
+    def _on_device(self, ready: Mapping[str, Array]) -> list[tvm.runtime.Tensor]:
+        """Prepared inputs as the arguments of `main`."""
+        return [tvm.runtime.tensor(ready[i["name"]], self._array_device) for i in self.manifest["inputs"]]
+
+    @property
+    def _array_device(self) -> tvm.runtime.Device:
+        """Where the arrays of a run lie."""
+        return tvm.cuda(0) if self._target["kind"] == "cuda" else tvm.cpu()
 
     def random_inputs(self, count: int, seed: int) -> list[dict[str, Array]]:
         """Inputs over the whole quantized range, its ends and values beyond them included.
@@ -275,8 +301,8 @@ class Package:
     def run_layers(self, inputs: Mapping[str, Array]) -> LayerRun:
         """One inference: outputs by name, and what every kernel wrote, in order."""
         kernels = set(stages.private_functions(self.graph))
-        with self._lock:
-            return run_with_layers(self.vm, self.graph, inputs, kernels)
+        with self._lock, gpu.one_sentence(self.name):
+            return run_with_layers(self.vm, self.graph, inputs, kernels, self._array_device)
 
     def verify(
         self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None, *, random: int | None = None, seed: int = 0
@@ -296,17 +322,17 @@ class Package:
         """Certify again, from the stored graph and the stored library, that between quantize and dequantize all is integer."""
         target = targets.parse(json.dumps(targets_fields(self.manifest["target"])))
         tir, _ = schedules.lower_to_tir(self.graph, target)
-        return certify(self.graph, tir, self.library)
+        return certify(self.graph, tir, self.library, targets.gpu_architectures(target))
 
     def bench(
         self, inputs: Mapping[str, Array] | None = None, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10,
         threads: int | None = None,
     ) -> BenchReport:  # fmt: skip
         """Time inferences of random (or given) inputs; see `BenchReport`."""
-        tensors = self._tensors(inputs)
-        with self._lock:
+        with self._lock, gpu.one_sentence(self.name):
             main = self.vm["main"]
-            return measure(lambda: main(*tensors), self.name, warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads)
+            tensors = self._tensors(inputs)
+            return measure(self._finished(lambda: main(*tensors)), self.name, warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads)
 
     def profile(
         self, inputs: Mapping[str, Array] | None = None, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10,
@@ -316,18 +342,28 @@ class Package:
 
         limit_tops: what the machine can reach at most, in trillions of operations per second, to compare with.
         """
-        tensors = self._tensors(inputs)
-        with self._lock:
+        with self._lock, gpu.one_sentence(self.name):
             main = self.vm["main"]
+            tensors = self._tensors(inputs)
             return profile(
-                self.vm, self.graph, self.report(), lambda: main(*tensors), self.name,
+                self.vm, self.graph, self.report(), self._finished(lambda: main(*tensors)), self.name,
                 warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads, limit_tops=limit_tops,
+                finish=self._array_device.sync if self._target["kind"] == "cuda" else None,
             )  # fmt: skip
 
     def _tensors(self, inputs: Mapping[str, Array] | None) -> list[tvm.runtime.Tensor]:
         """The arguments of `main` for given or random inputs."""
         ready = self.prepare(inputs) if inputs is not None else self.random_inputs(1, 0)[0]
-        return [tvm.runtime.tensor(ready[i["name"]]) for i in self.manifest["inputs"]]
+        return self._on_device(ready)
+
+    def _finished(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """A call that returns when its work is done: a GPU's kernels only start."""
+
+        def finished() -> None:
+            call()
+            self._array_device.sync()
+
+        return finished if self._target["kind"] == "cuda" else call
 
     def report(self) -> list[dict[str, Any]]:
         """The compile report: for every kernel its layer, rule, tile and where that comes from, and why earlier rules refused."""
@@ -349,4 +385,4 @@ class Package:
 
 def targets_fields(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a manifest's target that `target.parse` reads."""
-    return {k: v for k, v in stored.items() if k in ("kind", "mcpu", "mtriple", "mattr")}
+    return {k: v for k, v in stored.items() if k in ("kind", "architectures", "mcpu", "mtriple", "mattr")}

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +138,13 @@ def compile_packed(
         return module, count
 
     tir = run.step("lower_to_tir", lower)
-    executable = run.step("build", lambda: (build_module.build(tir, target), len(tir.functions_items()) - 1))
+    executable, usage = run.step("build", lambda: (build_module.build_reported(tir, target), len(tir.functions_items()) - 1))
     if run.level >= 4:
-        _dump(run.index, "assembly", str(executable.mod.imports[0].inspect_source("asm")))
-    return tir, executable
+        host = executable.mod.imports[0]
+        _dump(run.index, "assembly", str(host.inspect_source("asm")))
+        for device in host.imports:
+            _dump(run.index, "cuda", str(device.inspect_source()))
+    return schedules.with_usage(tir, [asdict(u) for u in usage]), executable
 
 
 def with_records(

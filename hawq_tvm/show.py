@@ -75,6 +75,9 @@ def show_proof(c: Mapping[str, Any]) -> None:
         f"proof   {verdict}: {c['kernels']} kernels, {c['expressions']} TIR expressions, {c['instructions']} machine instructions, "
         f"{len(c['tir_offenders']) + len(c['code_offenders'])} of them float"
     )
+    if c.get("device_instructions"):
+        counts = ", ".join(f"{n} for {arch}" for arch, n in sorted(c["device_instructions"].items()))
+        say(f"        GPU instructions read: {counts}")
     show_float_tail(c["float_tail"])
     margin = c["least_margin"]
     if margin:
@@ -106,9 +109,11 @@ def show_verify(report: VerifyReport, float_tail: Sequence[str]) -> None:
 
 def show_info(package: Package) -> None:
     """What a package contains."""
+    from . import target as targets
+
     target, producer = package.manifest["target"], package.manifest["producer"]
-    say(f"{package.name}: made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM {producer['llvm']}")
-    say(f"target  {target['architecture']} {target.get('mcpu', '')}: {', '.join(target['cpu_features'])}")
+    say(f"{package.name}: made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM {producer['llvm']}{', CUDA ' + producer['cuda'] if 'cuda' in producer else ''}")
+    say(f"target  {targets.text(target)}: {', '.join(target['cpu_features'])}")
     for side, entries in (("input", package.inputs), ("output", package.outputs)):
         for entry in entries:
             q = entry.get("quantization")

@@ -1,4 +1,4 @@
-"""What to compile for: "host", a named x86-64 level, or an LLVM target; and which CPU features the result needs."""
+"""What to compile for: "host", a named x86-64 level, an LLVM target, or GPUs of NVIDIA's; and which CPU features the result needs."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import ctypes
 import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm.target import codegen
 
+from .cuda import nvcc
+from .cuda import target as cuda
 from .errors import PackageError, UsageError
 
 _X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
@@ -44,7 +47,7 @@ TILE_FEATURES = frozenset({"amx-tile", "amx-int8", "amx-bf16"})  # registers tha
 
 
 def parse(text: str) -> tvm.target.Target:
-    """The target called `text`: "host", a preset (x86-vnni, x86-64-v3, ...), "llvm -mcpu=NAME ...", or TVM's JSON.
+    """The target called `text`: "host", a preset (x86-vnni, x86-64-v3, cuda-sm80, cuda, ...), "llvm -mcpu=NAME ...", or JSON.
 
     Raises UsageError for anything else.
     """
@@ -53,15 +56,17 @@ def parse(text: str) -> tvm.target.Target:
         return host()
     if text in PRESETS:
         return tvm.target.Target(PRESETS[text])
+    if text in cuda.PRESETS:
+        return cuda.make(cuda.PRESETS[text])
     if text.startswith("{"):
         try:
             fields = json.loads(text)
         except json.JSONDecodeError as e:
             raise UsageError("the target is not valid JSON", found=str(e)) from e
-        return _llvm(fields)
+        return cuda.parse(fields) if fields.get("kind") == "cuda" else _llvm(fields)
     kind, *options = text.split()
     if kind != "llvm":
-        raise UsageError("unknown target", found=text, expected=f"host, {', '.join(PRESETS)}, or llvm -mcpu=NAME")
+        raise UsageError("unknown target", found=text, expected=f"host, {', '.join([*PRESETS, *cuda.PRESETS])}, or llvm -mcpu=NAME")
     fields = {"kind": "llvm"}
     for option in options:
         key, equals, value = option.lstrip("-").partition("=")
@@ -73,7 +78,7 @@ def parse(text: str) -> tvm.target.Target:
 
 def _llvm(fields: dict[str, Any]) -> tvm.target.Target:
     if fields.get("kind") != "llvm":
-        raise UsageError("unknown kind of target", found=str(fields.get("kind")), expected="llvm")
+        raise UsageError("unknown kind of target", found=str(fields.get("kind")), expected="llvm or cuda")
     try:
         target = tvm.target.Target(fields)
     except (tvm.error.InternalError, TypeError, ValueError) as e:
@@ -97,17 +102,41 @@ def host() -> tvm.target.Target:
     return target
 
 
+def _cpu(target: tvm.target.Target) -> tvm.target.Target:
+    """The CPU that a library for `target` runs on, or that launches its kernels."""
+    return target.host if cuda.is_cuda(target) else target
+
+
 def architecture(target: tvm.target.Target) -> str:
-    """The instruction set of a target, as `platform.machine()` names it."""
-    triple = str(target.attrs.get("mtriple", "")) or codegen.llvm_get_system_triple()
+    """The CPU's instruction set, as `platform.machine()` names it."""
+    triple = str(_cpu(target).attrs.get("mtriple", "")) or codegen.llvm_get_system_triple()
     machine = triple.split("-")[0]
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
+def gpu_architectures(target: tvm.target.Target) -> tuple[str, ...]:
+    """The GPU architectures that a library for `target` holds code for; none for a CPU."""
+    return cuda.architectures(target) if cuda.is_cuda(target) else ()
+
+
+def check_compiler(target: tvm.target.Target) -> None:
+    """Refuse a target that this machine cannot compile for.
+
+    Raises UsageError when nvcc, which CUDA targets need, is missing or does not know an architecture.
+    """
+    if cuda.is_cuda(target):
+        nvcc.check(cuda.architectures(target))
+
+
+def compiler_versions(target: tvm.target.Target) -> dict[str, str]:
+    """The versions of what compiles for `target`, beside TVM and its LLVM."""
+    return {"cuda": nvcc.release(nvcc.find())} if cuda.is_cuda(target) else {}
+
+
 def required_features(target: tvm.target.Target) -> list[str]:
-    """The instruction set extensions (LLVM's names) that code for `target` may use."""
+    """The CPU's instruction set extensions (LLVM's names) that code for `target` may use."""
     known = CPUINFO_NAMES.get(architecture(target), {})
-    return sorted(set(codegen.llvm_get_cpu_features(target)) & set(known))
+    return sorted(set(codegen.llvm_get_cpu_features(_cpu(target))) & set(known))
 
 
 def host_features() -> set[str]:
@@ -153,6 +182,8 @@ def check_host(arch: str, features: list[str], where: str) -> None:
 
 def describe(target: tvm.target.Target) -> dict[str, Any]:
     """JSON-ready description, from which `parse` makes the same target again."""
+    if cuda.is_cuda(target):
+        return cuda.describe(target)
     fields: dict[str, Any] = {"kind": "llvm"}
     for key in ("mcpu", "mtriple"):
         if target.attrs.get(key, None):
@@ -160,3 +191,10 @@ def describe(target: tvm.target.Target) -> dict[str, Any]:
     if target.attrs.get("mattr", None):
         fields["mattr"] = [str(a) for a in target.attrs["mattr"]]
     return fields
+
+
+def text(stored: Mapping[str, Any]) -> str:
+    """The target of a manifest in a few words."""
+    if stored["kind"] == "cuda":
+        return f"cuda {', '.join(stored['architectures'])}, launched by {stored['architecture']} {stored['mcpu']}"
+    return f"{stored['architecture']} {stored.get('mcpu', '')}"

@@ -4,6 +4,6 @@ from .lower import lower_to_tir
 from .record import Records, apply_records
 from .record import read as read_records
 from .record import shipped as shipped_records
-from .report import report
+from .report import report, with_usage
 
-__all__ = ["Records", "apply_records", "lower_to_tir", "read_records", "report", "shipped_records"]
+__all__ = ["Records", "apply_records", "lower_to_tir", "read_records", "report", "shipped_records", "with_usage"]

@@ -45,7 +45,7 @@ class Elementwise:
         sch = s_tir.Schedule(emission.prim_func())
         inline_all(sch)
         most = 4 * VectorUnit.of(target).lanes
-        bounds = _boundaries(layer)
+        bounds = boundaries(layer)
         chosen = []
         for block, result in zip(sch.get_output_blocks(sch.get_sblock("root")), emission.results, strict=True):
             shape = [int(d) for d in result.shape]
@@ -61,7 +61,7 @@ class Elementwise:
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), ElementwiseTile(tuple(chosen)))
 
 
-def _boundaries(layer: Layer) -> list[int]:
+def boundaries(layer: Layer) -> list[int]:
     """Where a vector along the last axis may not reach across: the parts of a concatenation, the edges of a pad."""
     found: list[int] = []
     for b in layer.bindings:

@@ -22,7 +22,7 @@ from .loops import inline_all
 from .rule import Kernel
 from .vector_unit import VectorUnit
 
-_BLOCKS = {
+BLOCKS = {
     "relax.nn.max_pool2d": "max_pool2d", "hawq.sum_pool2d": "sum_pool2d", "relax.sum": "sum", "relax.max": "max",
     "relax.min": "min",
 }  # fmt: skip
@@ -38,6 +38,26 @@ class WindowTile:
         return f"{self.lanes} channels"
 
 
+def keeps_last_axis(layer: Layer) -> str | None:
+    """None when a layer's anchor is a pool in NHWC or a reduction of other axes than the last, else a sentence."""
+    call = layer.anchor_call
+    if call is None or ops.op_name(call) not in BLOCKS:
+        return "not a pool or a reduction."
+    x = ops.shape_of(call.args[0])
+    if "pool" in ops.op_name(call):
+        layout = str(call.attrs["layout"])
+        if layout != "NHWC":
+            return f"the layout is {layout}, not NHWC."
+    else:
+        axes = call.attrs.axis
+        reduced = range(len(x)) if axes is None else [int(a) % len(x) for a in axes]
+        if len(x) - 1 in reduced:
+            return "the last axis is reduced."
+        if all(x[a] == 1 for a in reduced):
+            return "nothing is reduced."
+    return None
+
+
 class Window:
     """max_pool2d, sum_pool2d, sum, max, min over other axes than the last."""
 
@@ -45,23 +65,12 @@ class Window:
 
     def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
         """A window in NHWC, or a reduction that keeps the last axis, of channels that fill vectors."""
-        call = layer.anchor_call
-        if call is None or ops.op_name(call) not in _BLOCKS:
-            return "not a pool or a reduction."
-        x = ops.shape_of(call.args[0])
-        if "pool" in ops.op_name(call):
-            layout = str(call.attrs["layout"])
-            if layout != "NHWC":
-                return f"the layout is {layout}, not NHWC."
-        else:
-            axes = call.attrs.axis
-            reduced = range(len(x)) if axes is None else [int(a) % len(x) for a in axes]
-            if len(x) - 1 in reduced:
-                return "the last axis is reduced."
-            if all(x[a] == 1 for a in reduced):
-                return "nothing is reduced."
-        if gcd(x[-1], 64) < 4:
-            return f"{x[-1]} channels do not fill vectors."
+        why = keeps_last_axis(layer)
+        if why:
+            return why
+        channels = ops.shape_of(layer.anchor_call)[-1]
+        if gcd(channels, 64) < 4:
+            return f"{channels} channels do not fill vectors."
         return layer.epilogue_moves_data()
 
     def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
@@ -71,7 +80,7 @@ class Window:
         emission = Emission(layer)
         sch = s_tir.Schedule(emission.prim_func())
         inline_all(sch)
-        acc = sch.get_sblock(_BLOCKS[ops.op_name(call)])
+        acc = sch.get_sblock(BLOCKS[ops.op_name(call)])
         width = int(tvm.DataType(str(sch.get(acc).writes[0].source.dtype)).bits)
         tile = WindowTile(gcd(ops.shape_of(call)[-1], max(1, VectorUnit.of(target).lanes * 32 // width)))
         (out,) = sch.get_output_blocks(sch.get_sblock("root"))

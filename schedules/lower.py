@@ -33,7 +33,7 @@ def lower_to_tir(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.I
         choice = choose(rules, layer, target)
         kernel, origin = build(choice.rule, layer, target)
         attrs = {
-            "tirx.noalias": True, "hawq.rule": choice.rule.name, "hawq.layer": layer.name,
+            "tirx.noalias": True, "tirx.is_scheduled": True, "hawq.rule": choice.rule.name, "hawq.layer": layer.name,
             "hawq.tile": str(kernel.tile), "hawq.tile_from": origin, "hawq.refused": choice.sentence(),
         }  # fmt: skip
         kernels[name], functions[name] = kernel, kernel.func.with_attr(attrs)

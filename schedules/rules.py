@@ -10,6 +10,9 @@ from .cpu_contract import Contract
 from .cpu_depthwise import Depthwise
 from .cpu_elementwise import Elementwise
 from .cpu_window import Window
+from .cuda_elementwise import CudaElementwise
+from .cuda_generic import CudaGeneric
+from .cuda_window import CudaWindow
 from .generic import Generic
 from .rule import Rule
 from .x86_amx import Amx
@@ -20,6 +23,9 @@ from .x86_vnni_depthwise import VnniDepthwise
 CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), Contract(), Window(), Elementwise(), Generic())
 
 
+CUDA_RULES: tuple[Rule, ...] = (CudaWindow(), CudaElementwise(), CudaGeneric())
+
+
 def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:
     """The rules for a target.
 
@@ -27,7 +33,9 @@ def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:
     """
     if str(target.kind.name) == "llvm":
         return CPU_RULES
+    if str(target.kind.name) == "cuda":
+        return CUDA_RULES
     raise UsageError(
-        "no kernels for this kind of target", where="--target", expected="an LLVM CPU target",
+        "no kernels for this kind of target", where="--target", expected="an LLVM CPU target or a CUDA target",
         found=str(target.kind.name), remedy="compile for a CPU, for example --target host",
     )  # fmt: skip

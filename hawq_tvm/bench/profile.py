@@ -197,18 +197,20 @@ def _node_of(layer: str, nodes: Mapping[str, str]) -> str:
 def profile(
     vm: relax.VirtualMachine, graph: tvm.IRModule, kernels: Sequence[Mapping[str, Any]], call: Callable[[], Any], name: str, *,
     warmup_ms: float = 200, duration: float = 3, iterations: int = 10, threads: int | None = None, limit_tops: float | None = None,
+    finish: Callable[[], None] | None = None,
 ) -> ProfileReport:  # fmt: skip
     """Time every kernel that `call`, one inference of `vm`, runs.
 
     graph: the PACKED module.  kernels: the compile report.  duration: of all timed inferences together, half of them with
     the instrument.  iterations: at least so many of each.  threads: the size of TVM's thread pool (None: one per usable core).
+    finish: waits until the device has done what it was told, where kernels only start (a GPU); a kernel's time then has its launch in it.
     Raises UsageError for numbers that make no sense, PackageError when the library runs other kernels than the graph has.
     """
     count = checked_threads(warmup_ms, duration, iterations, threads)
     if limit_tops is not None and not 0 < limit_tops < float("inf"):
         raise UsageError("the limit must be a positive number of trillions of operations per second", found=str(limit_tops))
     calls = layer_calls(graph)
-    stopwatch = _Stopwatch({b.value.op.name_hint for b in calls}, len(calls))
+    stopwatch = _Stopwatch({b.value.op.name_hint for b in calls}, len(calls), finish or _nothing)
     latencies = with_pool(count, partial(_alternate, vm, call, stopwatch, warmup_ms, duration, iterations))
     latency = float(np.median(latencies))
     costs = np.median(np.array(stopwatch.costs), axis=1)
@@ -229,11 +231,15 @@ def profile(
     )
 
 
+def _nothing() -> None:
+    """What there is to wait for after a kernel of the CPU."""
+
+
 class _Stopwatch:
     """The instrument: it makes every kernel call itself, and keeps its nanoseconds and those of calling nothing."""
 
-    def __init__(self, kernels: set[str], count: int) -> None:
-        self.kernels, self.count = kernels, count
+    def __init__(self, kernels: set[str], count: int, finish: Callable[[], None] = _nothing) -> None:
+        self.kernels, self.count, self.finish = kernels, count, finish
         self.bytes = [0] * count
         self.nothing = tvm_ffi.get_global_func("testing.nop")
         self.forget()
@@ -263,12 +269,15 @@ class _Stopwatch:
             return 0
         if not self.bytes[i]:
             self.bytes[i] = sum(a.numpy().nbytes for a in args)
-        now, nothing = time.perf_counter_ns, self.nothing
+        now, nothing, finish = time.perf_counter_ns, self.nothing, self.finish
         nothing(*args)  # so that the next two calls find the same things in the cache
+        finish()
         start = now()
         nothing(*args)
+        finish()
         middle = now()
         func(*args)
+        finish()
         end = now()
         self.costs[i].append(middle - start)
         self.times[i].append(end - middle)

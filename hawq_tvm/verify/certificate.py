@@ -7,8 +7,8 @@ are in the PACKED module, never by name; everything between must be integer in T
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tvm import relax, tirx
 from .. import ops, ranges, stages
 from ..errors import StageError
 from .disassemble import inspect_library
+from .sass import inspect_device_code
 
 # Integers, vectors of them, truth values, pointers, and the type of a statement that has no value.
 _INTEGER_TYPES = ("int", "uint", "bool", "handle", "void")
@@ -26,7 +27,10 @@ _INTEGER_TYPES = ("int", "uint", "bool", "handle", "void")
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was proved about one compiled model; `ok` says that it is integer-only."""
+    """What was proved about one compiled model; `ok` says that it is integer-only.
+
+    code_functions, instructions: of the CPU.  device_functions, device_instructions: of the GPU, by architecture.
+    """
 
     kernels: int
     border: tuple[str, ...]
@@ -43,6 +47,8 @@ class Certificate:
     differing_layers: dict[str, int]
     roundings: dict[str, int]
     margins: tuple[dict[str, Any], ...] = field(default_factory=tuple)
+    device_functions: int = 0
+    device_instructions: dict[str, int] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -63,14 +69,16 @@ class Certificate:
         """The certificate that `to_dict` wrote, perhaps through JSON."""
         values: dict[str, Any] = {}
         for f in fields(Certificate):
-            value = stored[f.name]
-            values[f.name] = tuple(value) if isinstance(value, list) else value
+            if f.name in stored or (f.default is MISSING and f.default_factory is MISSING):
+                value = stored[f.name]
+                values[f.name] = tuple(value) if isinstance(value, list) else value
         return Certificate(**values)
 
 
-def certify(packed: tvm.IRModule, tir: tvm.IRModule, library: Path | bytes) -> Certificate:
+def certify(packed: tvm.IRModule, tir: tvm.IRModule, library: Path | bytes, architectures: Sequence[str] = ()) -> Certificate:
     """Certify a compiled model from its PACKED module, its TIR module and its built library.
 
+    architectures: of GPUs, for which the library must hold code.
     Raises StageError when a layer has no kernel, PackageError when the library cannot be disassembled or lacks a kernel,
     OverflowBoundError when an accumulator can overflow.
     """
@@ -85,6 +93,7 @@ def certify(packed: tvm.IRModule, tir: tvm.IRModule, library: Path | bytes) -> C
             raise StageError("has no kernel", where=layer, expected=f"a PrimFunc {name}")
         walk.function(layer, functions[name])
     code = inspect_library(library, kernels)
+    device = inspect_device_code(library, kernels, architectures)
     requantizes = _requantizes(packed)
     proofs = [(layer, int(c.attrs["thresholds"]), int(c.attrs["differing"])) for layer, c in requantizes]
     roundings = Counter(str(c.attrs["rounding"]) for _, c in requantizes)
@@ -95,7 +104,8 @@ def certify(packed: tvm.IRModule, tir: tvm.IRModule, library: Path | bytes) -> C
         kernels=len(kernels), border=tuple(sorted(border)), float_tail=tuple(sorted(stages.float_tail(packed["main"]))),
         buffers=walk.buffers, expressions=walk.expressions, tir_offenders=tuple(walk.offenders),
         code_functions=code.functions, instructions=code.instructions,
-        code_offenders=tuple(f"{o.function}+{o.address:#x}: {o.instruction}" for o in code.offenders),
+        code_offenders=tuple(f"{o.function}+{o.address:#x}: {o.instruction}" for o in (*code.offenders, *device.offenders)),
+        device_functions=device.functions, device_instructions=device.instructions,
         thresholds=sum(t for _, t, _ in proofs if t >= 0), differing=differing.total(),
         not_enumerated=tuple(layer for layer, t, _ in proofs if t < 0),
         differing_layers={layer: d for layer, d in differing.items() if d}, roundings=dict(roundings),

@@ -151,11 +151,12 @@ def _float_variables(main: relax.Function) -> set[relax.Var]:
 
 
 def run_with_layers(
-    vm: relax.VirtualMachine, module: tvm.IRModule, inputs: Mapping[str, Array], kernels: set[str]
+    vm: relax.VirtualMachine, module: tvm.IRModule, inputs: Mapping[str, Array], kernels: set[str], device: tvm.runtime.Device | None = None
 ) -> LayerRun:
     """Run a virtual machine once and copy what each kernel wrote.
 
     module: the PACKED module that it was made from.  kernels: the names of the kernels, one for each private function.
+    device: of the virtual machine (None: the CPU).
     Raises MismatchError when the library calls more or fewer kernels than the graph has layers.
     """
     main = module["main"]
@@ -183,7 +184,7 @@ def run_with_layers(
             layers.append(args[-1].numpy())
 
     with watched(vm, observe):
-        result = vm["main"](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[p.name])) for p in main.params))
+        result = vm["main"](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[p.name]), device) for p in main.params))
     if seen != len(calls):
         raise MismatchError(f"the library ran {seen} layers where the graph has {len(calls)}")
     names = [str(n) for n in (main.attrs or {}).get("hawq.output_names", [])] or [f"output{i}" for i in range(len(result))]

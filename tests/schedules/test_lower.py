@@ -89,9 +89,9 @@ def test_the_module_given_is_not_changed():
 
 
 def test_a_target_without_rules_is_refused():
-    cuda = tvm.target.Target({"kind": "cuda", "arch": "sm_80"})
-    with pytest.raises(UsageError, match=r"no kernels for this kind of target.*found cuda"):
-        schedules.lower_to_tir(two_layers_and_a_float_tail(), cuda)
+    other = tvm.target.Target({"kind": "opencl"})
+    with pytest.raises(UsageError, match=r"no kernels for this kind of target.*found opencl"):
+        schedules.lower_to_tir(two_layers_and_a_float_tail(), other)
 
 
 def test_scalars_are_immediates_and_arrays_are_arguments():

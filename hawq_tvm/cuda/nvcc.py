@@ -1,0 +1,189 @@
+"""CUDA source to machine code for several architectures, by nvcc; and what its assembler says of every kernel."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import tvm_ffi
+
+from ..errors import HawqError, PackageError, UsageError
+from . import runtime
+
+# The border computes in float32 and must round every operation, as the CPU does: no fused multiply-add.
+OPTIONS = ("--fatbin", "-O3", "-std=c++17", "-fmad=false", "--ptxas-options=-v", "-w")
+_CALLBACK = "tvm_callback_cuda_compile"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one kernel takes on one architecture: registers of a thread, spilled bytes, shared memory of a block in bytes."""
+
+    arch: str
+    kernel: str
+    registers: int
+    spill_stores: int
+    spill_loads: int
+    shared: int
+
+    def __str__(self) -> str:
+        return f"{self.arch} {self.kernel}: {self.registers} registers, spills {self.spill_stores} + {self.spill_loads} bytes, shared {self.shared} bytes"
+
+
+@dataclass
+class Job:
+    """One compilation: for which architectures, what goes before the kernels, and what was found out about them."""
+
+    architectures: Sequence[str]
+    prelude: str
+    usage: list[Usage] = field(default_factory=list)
+    error: HawqError | None = None
+
+
+_job: ContextVar[Job | None] = ContextVar("job", default=None)
+
+
+def find() -> Path:
+    """nvcc: of CUDA_HOME, of PATH, or in its usual place.
+
+    Raises UsageError when there is none.
+    """
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
+    places = [Path(home) / "bin" / "nvcc", *(Path(p) for p in [shutil.which("nvcc")] if p)]
+    for path in places if "CUDA_HOME" in os.environ else reversed(places):
+        if os.access(path, os.X_OK):
+            return path
+    raise UsageError(
+        "compiling for CUDA needs nvcc", where="--target", found="none on PATH, in CUDA_HOME or in /usr/local/cuda",
+        remedy="install the CUDA toolkit 13 (a GPU and its driver are not needed), or compile for a CPU",
+    )  # fmt: skip
+
+
+@cache
+def release(nvcc: Path) -> str:
+    """The toolkit's version as MAJOR.MINOR."""
+    text = _run([str(nvcc), "--version"])
+    found = re.search(r"release (\d+\.\d+)", text)
+    if found is None:
+        raise UsageError("nvcc does not say its version", where=str(nvcc), found=text.strip().splitlines()[-1] if text.strip() else "nothing")
+    return found[1]
+
+
+def check(architectures: Sequence[str]) -> None:
+    """Refuse what this machine cannot compile, before the work.
+
+    Raises UsageError when nvcc is missing, or too old or too new for an architecture.
+    """
+    nvcc = find()
+    known = set(_run([str(nvcc), "--list-gpu-code"]).split())
+    missing = [a for a in architectures if a not in known]
+    if missing:
+        raise UsageError(
+            f"nvcc {release(nvcc)} does not know this architecture", where=str(nvcc), found=", ".join(missing), remedy="install the CUDA toolkit 13",
+        )  # fmt: skip
+
+
+@contextmanager
+def compiling(architectures: Sequence[str], prelude: str = "") -> Iterator[Job]:
+    """While this lasts, TVM's CUDA source is compiled for `architectures`, without a GPU and its driver.
+
+    prelude: source that goes before the kernels: functions that they call by name.
+    Raises UsageError when nvcc is missing, PackageError when it refuses the source.
+    """
+    check(architectures)
+    runtime.load(_library_folders(find()))
+    job = Job(architectures, prelude)
+    token = _job.set(job)
+    previous = tvm_ffi.get_global_func(_CALLBACK)
+    tvm_ffi.register_global_func(_CALLBACK, _callback, override=True)
+    try:
+        yield job
+    except Exception:
+        if job.error is not None:
+            raise job.error from None
+        raise
+    finally:
+        tvm_ffi.register_global_func(_CALLBACK, previous, override=True)
+        _job.reset(token)
+
+
+def _library_folders(nvcc: Path) -> list[Path]:
+    """Where the toolkit of an nvcc, perhaps a script that calls another, keeps its libraries."""
+    found = re.search(r"^#\$ TOP=(.*)$", _run([str(nvcc), "--dryrun", "-x", "cu", "/dev/null"]), re.MULTILINE)
+    top = Path(found[1]) if found else nvcc.resolve().parent.parent
+    return [top / "lib64", top / "lib", top / "targets" / "x86_64-linux" / "lib"]
+
+
+def _callback(code: str) -> bytes:
+    job = _job.get()
+    assert job is not None
+    try:
+        binary, log = fatbin(job.prelude + code, job.architectures)
+    except HawqError as e:  # TVM makes another error of it
+        job.error = e
+        raise
+    job.usage += parse_usage(log)
+    return binary
+
+
+def fatbin(code: str, architectures: Sequence[str]) -> tuple[bytes, str]:
+    """Machine code of CUDA source for every architecture, and what the assembler said.
+
+    Raises PackageError with nvcc's first error.
+    """
+    codes = [f"-gencode=arch=compute_{a.removeprefix('sm_')},code={a}" for a in architectures]
+    with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
+        # Bare names in a folder of our own: nvcc writes what it is given into its output.
+        (Path(folder) / "kernels.cu").write_text(code)
+        command = [str(find()), *OPTIONS, "--threads=0", *codes, "-o", "kernels.fatbin", "kernels.cu"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            keep = _keep(code)
+            lines = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line] or (done.stderr + done.stdout).splitlines()
+            raise PackageError("nvcc refuses the kernels", where=keep, found=lines[0] if lines else f"exit code {done.returncode}")
+        return (Path(folder) / "kernels.fatbin").read_bytes(), done.stdout + done.stderr
+
+
+def _keep(code: str) -> str:
+    """Where the refused source is kept, for whoever looks into it."""
+    descriptor, name = tempfile.mkstemp(prefix="hawq_tvm_refused_", suffix=".cu")
+    with os.fdopen(descriptor, "w") as stream:
+        stream.write(code)
+    return name
+
+
+_ENTRY = re.compile(r"Compiling entry function '(?P<kernel>\w+)' for '(?P<arch>sm_\w+)'")
+_SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+_REGISTERS = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
+
+
+def parse_usage(log: str) -> list[Usage]:
+    """The usage of every kernel that the assembler reported, by kernel and architecture."""
+    found: list[Usage] = []
+    kernel = arch = ""
+    spills = (0, 0)
+    for line in log.splitlines():
+        if m := _ENTRY.search(line):
+            kernel, arch = m["kernel"], m["arch"]
+        elif m := _SPILLS.search(line):
+            spills = int(m[1]), int(m[2])
+        elif m := _REGISTERS.search(line):
+            found.append(Usage(arch, kernel, int(m[1]), *spills, int(m[2] or 0)))
+    return sorted(found, key=lambda u: (u.kernel, u.arch))
+
+
+def _run(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(list(command), capture_output=True, text=True)
+    except OSError as e:
+        raise UsageError("cannot be run", where=command[0], found=e.strerror or str(e)) from e
+    return done.stdout + done.stderr

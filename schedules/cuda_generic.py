@@ -1,0 +1,68 @@
+"""The rule that fits every layer on every GPU: each stage that cannot be inlined is a grid with one thread per element.
+
+    for element in parallel:
+        acc = identity; for reduction: acc = reduce(acc, x)     registers
+        out = epilogue(acc)
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import s_tir
+
+from .cuda_loops import bind_grid, blocks, spatial_and_reduction, start
+from .emit import Emission
+from .layer import Layer
+from .rule import Kernel
+
+
+class CudaGeneric:
+    """Every layer, with its stages in order."""
+
+    name = "cuda.generic"
+
+    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
+        """Fits everything."""
+        return None
+
+    def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
+        """See the loops at the top of this file."""
+        emission = Emission(layer)
+        sch = start(layer, emission)
+        done: set[str] = set()
+        for block in blocks(sch):
+            if sch.get(block).name_hint not in done:
+                done |= _grid(sch, block)
+        return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments))
+
+
+def _grid(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> set[str]:
+    """Make a stage a grid, and what follows it element by element a part of it; the names of the stages that then run."""
+    names = {str(sch.get(block).name_hint)}
+    spatial, reduction = spatial_and_reduction(sch, block)
+    sch.reorder(*spatial, *reduction)
+    consumer = _only_consumer(sch, block) if reduction else None
+    thread = bind_grid(sch, spatial, block)
+    if not reduction:
+        return names
+    if consumer is not None:
+        try:
+            sch.reverse_compute_at(consumer, thread, preserve_unit_loops=True)
+            sch.set_scope(block, 0, "local")
+            names.add(str(sch.get(consumer).name_hint))
+        except s_tir.ScheduleError:
+            consumer = None  # it moves elements: another grid
+    if consumer is None:
+        sch.reverse_compute_at(sch.cache_write(block, 0, "local"), thread, preserve_unit_loops=True)
+    sch.decompose_reduction(block, sch.get_loops(block)[-len(reduction)])
+    return names
+
+
+def _only_consumer(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> s_tir.schedule.SBlockRV | None:
+    """The stage that alone reads a stage and does nothing but compute element by element from it."""
+    consumers = sch.get_consumers(block)
+    if len(consumers) != 1:
+        return None
+    (consumer,) = consumers
+    is_map = all(int(v.iter_type) == 0 for v in sch.get(consumer).iter_vars)
+    return consumer if is_map and len(sch.get_producers(consumer)) == 1 else None

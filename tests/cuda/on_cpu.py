@@ -1,0 +1,68 @@
+"""GPU kernels run on the CPU: a scheduled PrimFunc with its threads as loops, one after the other.
+
+At the level of schedules every stage has its own loops over threads, and it ends before the next begins: run in order they compute what the
+threads of a GPU compute with barriers between stages. So indices, guards and storage are tested; races and barriers are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+from one_layer import Array, Body, packed
+from tvm import tirx
+
+import schedules
+from hawq_tvm import stages
+from hawq_tvm.cuda import target as cuda
+from schedules.layer import Layer
+from schedules.rule import Rule, choose
+from schedules.rules import rules_for
+
+TARGET = cuda.make(cuda.ARCHITECTURES)
+CPU = tvm.target.Target({"kind": "llvm"})
+
+
+def without_threads(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function with its loops over blocks and threads as plain loops."""
+
+    def plain(loop: tirx.For) -> tirx.For:
+        if int(loop.kind) != tirx.ForKind.THREAD_BINDING:
+            return loop
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body, None, loop.annotations)
+
+    return tvm_ffi.structural_map(func, [(tirx.For, plain)])
+
+
+def compiled(func: tirx.PrimFunc) -> Callable[..., Any]:
+    """A GPU kernel as a function of this CPU."""
+    return tvm.tirx.build(without_threads(func).with_attr("global_symbol", "main"), target=CPU, pipeline="s_tir")["main"]
+
+
+def run(body: Body, *arrays: Array, rule: str = "", target: tvm.target.Target = TARGET) -> list[Array]:
+    """The results of one layer's CUDA kernel on `arrays`; rule: the name of the rule that must make it."""
+    module = packed(body, [(a.shape, str(a.dtype)) for a in arrays])
+    ((name, func),) = stages.private_functions(module).items()
+    layer = Layer.of(module.get_global_var(name), func)
+    chosen: Rule = choose(rules_for(target), layer, target).rule
+    assert rule in ("", chosen.name)
+    kernel = chosen.build(layer, target)
+    types = func.ret_ty.fields if isinstance(func.ret_ty, tvm.relax.TupleType) else [func.ret_ty]
+    results = [tvm.runtime.tensor(np.zeros([int(d) for d in t.shape.values], str(t.dtype))) for t in types]
+    compiled(kernel.func)(*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*arrays, *kernel.arguments)), *results)
+    return [r.numpy() for r in results]
+
+
+def reference(body: Body, *arrays: Array) -> list[Array]:
+    """What the reference says of the same layer."""
+    from hawq_tvm.verify.reference import evaluate
+
+    module = packed(body, [(a.shape, str(a.dtype)) for a in arrays])
+    found = evaluate(module, {f"x{i}": a for i, a in enumerate(arrays)})
+    return list(found.values())
+
+
+__all__ = ["CPU", "TARGET", "compiled", "reference", "run", "schedules", "without_threads"]
