@@ -24,12 +24,14 @@ import tvm
 from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm import arith, ops
+from hawq_tvm.cuda.target import architectures
 
 from .emit import Emission, Operand, immediate, ints
 from .in_tiles import epilogue
 from .layer import Layer
 from .loops import inline_all
 from .mma_intrinsics import Form, copy_always, copy_or_zero, multiply_step, part_index, parts
+from .mma_model import gpu_of, ranked_tiles
 from .mma_tiles import CHUNK, LANES, Digits, MmaTile, Problem, pack_weights, problem_of
 from .rule import Kernel
 
@@ -73,8 +75,8 @@ class Mma:
         return layer.epilogue_moves_data() or _constants_over_pixels(layer)
 
     def tiles(self, layer: Layer, target: tvm.target.Target) -> list[MmaTile]:
-        """Blocks from large to small, the best by the cost model first."""
-        return [MmaTile((2, 2), 2, 4)]
+        """The best by the cost model first."""
+        return ranked_tiles(_source(layer).problem, gpu_of(architectures(target)))
 
     def build(self, layer: Layer, target: tvm.target.Target, tile: MmaTile | None = None) -> Kernel:
         """See the loops at the top of this file."""
@@ -225,7 +227,7 @@ def _sums(digits: Digits, a: te.Tensor, w: te.Tensor) -> te.Tensor:
         group, pixels, channels, s, warp, across, g, lane, row, own = d
         data = a(group, pixels, s, step, k * 2 + byte // CHUNK, warp, row, g, *part_index(CHUNK, p.vector, byte % CHUNK))
         at = part_index(t.depth * form.width, CHUNK, k * form.width + form.at(byte))
-        weights = b(group, channels, s * steps + step, across, own // 2, lane * 8 + own % 2 * 4 + byte % 16 // 4, *at)
+        weights = b(group, channels, s, step, across, own // 2, lane * 8 + own % 2 * 4 + byte % 16 // 4, *at)
         return te.sum(form.product(data, weights, byte), axis=[step, k, byte])
 
     sums = te.compute((*p.blocks(t), t.slices, *t.warps, 8, 4, 2 * t.rows, digits.own), accumulate, name="sums")
@@ -370,22 +372,30 @@ class _Scheduling:
         for block in (a, b):
             self.scope(block, "shared.dyn")  # first, so that it is computed for all threads
             sch.compute_at(block, step, preserve_unit_loops=True)
-        vectors = parts(CHUNK, p.vector)[:-1]
-        first, (chunk, warp, row, g, *vector, byte) = self.inner(a, step)[:4], self.inner(a, step)[4:]
-        sch.reorder(*first, warp, row, g, chunk, *vector, byte)
-        lanes = self.deal_out(sch.fuse(*first, warp, row, g, chunk))
+        loops = self.inner(a, step)
+        first, (chunk, *rows), rest = loops[:4], loops[4:8], loops[8:]
+        sch.reorder(*first, *rows, chunk, *rest)
         if self.is_copied:
-            mask = sch.get_sblock("mask")
-            sch.compute_at(mask, vector[0] if vectors else lanes)
-            self.scope(mask, "local")
-            if self.threads:
-                sch.tensorize(byte, copy_or_zero(self.form.data, p.vector))
-        *own, byte = self.inner(b, step)
-        self.deal_out(sch.fuse(*own))
+            self.scope(sch.get_sblock("mask"), "local")
+            sch.compute_at(sch.get_sblock("mask"), rest[0] if p.vector < CHUNK else chunk)
+            a = self.spelled(a, copy_or_zero(self.form.data, p.vector))
+        self.deal_out(sch.fuse(*first, *rows, chunk))
         if self.threads:
             # Chunks of neighbouring rows and of one row both fall into different banks.
-            sch.storage_align(sch.get_sblock("a_o" if self.is_copied else "a"), 0, 4, 128, 32)
-            sch.tensorize(byte, copy_always(self.form.weights, min(CHUNK, self.tile.depth * self.form.width)))
+            sch.storage_align(a, 0, 4, 128, 32)
+        b = self.spelled(b, copy_always(self.form.weights, min(CHUNK, self.tile.depth * self.form.width)))
+        self.deal_out(sch.fuse(*self.inner(b, step)[: 8 if self.threads else -1]))
+
+    def spelled(self, block: s_tir.schedule.SBlockRV, intrinsic: str) -> s_tir.schedule.SBlockRV:
+        """A block whose innermost loop is spelled as an intrinsic, where threads are written.
+
+        To be called before its loops are dealt out: `tensorize` takes no block with a condition.
+        """
+        if not self.threads:
+            return block
+        name = str(self.sch.get(block).name_hint)
+        self.sch.tensorize(self.sch.get_loops(block)[-1], intrinsic)
+        return self.sch.get_sblock(f"{name}_o")
 
     def inner(self, block: s_tir.schedule.SBlockRV, loop: s_tir.schedule.LoopRV) -> list[s_tir.schedule.LoopRV]:
         """The loops of a block inside of one that it was computed at."""

@@ -202,7 +202,7 @@ class Digits:
 
 
 def pack_weights(weights: Array, problem: Problem, tile: MmaTile) -> Array:
-    """[taps, run elements, channels of all groups] weights as [group, block, step, warp, fragment, lane, parts(depth * width, 16)] bytes.
+    """[taps, run elements, channels of all groups] weights as [group, block, slice, step, warp, fragment, lane, parts(depth * width, 16)] bytes.
 
     The order is the one in which lanes read fragments; the columns of a warp's fragments are dealt out so that every thread
     holds neighbouring channels (see `Digits`).
@@ -220,7 +220,7 @@ def pack_weights(weights: Array, problem: Problem, tile: MmaTile) -> Array:
     digits = digits.transpose(5, 6, 0, 7, 9, 8, 10, 3, 1, 2, 4)
     if form.opens_weights:
         digits = _pairs(digits[..., 0, :], digits[..., 1, :])
-    return np.ascontiguousarray(digits.reshape(p.groups, blocks, steps, t.warps[1], t.columns, LANES, *parts(t.depth * form.width, CHUNK)))
+    return np.ascontiguousarray(digits.reshape(p.groups, blocks, t.slices, -1, t.warps[1], t.columns, LANES, *parts(t.depth * form.width, CHUNK)))
 
 
 def _pairs(low: Array, high: Array) -> Array:

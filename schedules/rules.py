@@ -12,6 +12,7 @@ from .cpu_elementwise import Elementwise
 from .cpu_window import Window
 from .cuda_elementwise import CudaElementwise
 from .cuda_generic import CudaGeneric
+from .cuda_mma import Mma
 from .cuda_window import CudaWindow
 from .generic import Generic
 from .rule import Rule
@@ -23,7 +24,7 @@ from .x86_vnni_depthwise import VnniDepthwise
 CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), Contract(), Window(), Elementwise(), Generic())
 
 
-CUDA_RULES: tuple[Rule, ...] = (CudaWindow(), CudaElementwise(), CudaGeneric())
+CUDA_RULES: tuple[Rule, ...] = (Mma(), CudaWindow(), CudaElementwise(), CudaGeneric())
 
 
 def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:

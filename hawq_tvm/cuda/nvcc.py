@@ -127,12 +127,20 @@ def _callback(code: str) -> bytes:
     job = _job.get()
     assert job is not None
     try:
-        binary, log = fatbin(job.prelude + code, job.architectures)
+        binary, log = fatbin(job.prelude + _guarded(code), job.architectures)
     except HawqError as e:  # TVM makes another error of it
         job.error = e
         raise
     job.usage += parse_usage(log)
     return binary
+
+
+# What TVM writes around asynchronous copies; sm_75, whose copies are not, refuses it.
+_ASYNCHRONOUS = re.compile(r'asm volatile\("cp\.async\.(?:commit_group|wait_group \d+);"[^;]*\);')
+
+
+def _guarded(code: str) -> str:
+    return _ASYNCHRONOUS.sub(lambda m: f"\n#if __CUDA_ARCH__ >= 800\n{m[0]}\n#endif\n", code)
 
 
 def fatbin(code: str, architectures: Sequence[str]) -> tuple[bytes, str]:
