@@ -318,6 +318,8 @@ def _argument(call: relax.Call, *_: Any) -> Interval:
 
 def _unpack(call: relax.Call, *_: Any) -> Interval:
     shape, signed = tuple(int(d) for d in call.attrs["shape"]), bool(int(call.attrs["signed"]))
+    if not ops.is_const(call.args[0]):
+        return Interval.of_range(*arith.RANGES["int4" if signed else "uint4"])
     return constant(arith.unpack_int4(ops.const_value(call.args[0]), shape, signed))
 
 
@@ -373,4 +375,5 @@ _RULES: dict[str, Callable[..., Any]] = {
     "hawq.softmax": _declared,
     "hawq.lookup": _lookup,
     "hawq.unpack_int4": _unpack,
+    "hawq.pack_int4": lambda call, *_: Interval.of_range(0, 255),
 }

@@ -43,6 +43,17 @@ def op_name(expr: relax.Expr) -> str:
     return expr.op.name if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) else ""
 
 
+def variables(expr: relax.Expr) -> list[relax.Var]:
+    """The variables an expression reads, with repetition, in order."""
+    if isinstance(expr, relax.Var):
+        return [expr]
+    if isinstance(expr, relax.Tuple):
+        return [v for f in expr.fields for v in variables(f)]
+    if isinstance(expr, relax.TupleGetItem):
+        return variables(expr.tuple_value)
+    return [v for a in expr.args for v in variables(a)] if isinstance(expr, relax.Call) else []
+
+
 class Emitter:
     """Binds expressions to variables of a function under construction, under the names of the user's layers.
 
@@ -108,6 +119,11 @@ def _infer_unpack_int4(call: relax.Call, _: Any) -> relax.TensorType:
     return _tensor(call.attrs["shape"], "int8" if int(call.attrs["signed"]) else "uint8")
 
 
+def _infer_pack_int4(call: relax.Call, _: Any) -> relax.TensorType:
+    *lead, last = shape_of(call.args[0])
+    return _tensor((*lead, last // 2), "uint8")
+
+
 def _infer_dynamic_quantize(call: relax.Call, _: Any) -> relax.TupleType:
     types = [_tensor(shape_of(call.args[0]), "uint8"), _tensor((), "float32"), _tensor((), "uint8")]
     return relax.TupleType(types)
@@ -123,6 +139,7 @@ _TYPE_RULES: dict[str, Callable[[relax.Call, Any], Any]] = {
     "hawq.dilate2d": _infer_dilate2d,
     "hawq.softmax": _same_shape_as_first,
     "hawq.unpack_int4": _infer_unpack_int4,
+    "hawq.pack_int4": _infer_pack_int4,
 }
 
 for _name, _rule in _TYPE_RULES.items():
@@ -222,6 +239,12 @@ def softmax(
     )  # fmt: skip
 
 
-def unpack_int4(packed: np.ndarray[Any, Any], shape: Sequence[int], signed: bool) -> relax.Call:
+def unpack_int4(packed: np.ndarray[Any, Any] | relax.Expr, shape: Sequence[int], signed: bool) -> relax.Call:
     """(A20) a tensor of `shape` from 4-bit values packed two to a byte, int8 when signed, else uint8."""
-    return _call("hawq.unpack_int4", [const(packed, "uint8")], shape=list(shape), signed=int(signed))
+    operand = const(packed, "uint8") if isinstance(packed, np.ndarray) else packed
+    return _call("hawq.unpack_int4", [operand], shape=list(shape), signed=int(signed))
+
+
+def pack_int4(x: relax.Expr) -> relax.Call:
+    """(A20) 8-bit elements in -8..7 or 0..15, two to a byte; the last dimension is even and half as long in the result."""
+    return _call("hawq.pack_int4", [x])

@@ -30,7 +30,7 @@ class Stage(enum.IntEnum):
 BORDER_OPS = frozenset({"hawq.quantize", "hawq.dequantize", "hawq.dynamic_quantize"})
 
 INTEGER_OPS = frozenset(
-    {"hawq.requantize", "hawq.lookup", "hawq.sum_pool2d", "hawq.dilate2d", "hawq.softmax", "hawq.unpack_int4"}
+    {"hawq.requantize", "hawq.lookup", "hawq.sum_pool2d", "hawq.dilate2d", "hawq.softmax", "hawq.unpack_int4", "hawq.pack_int4"}
     | {f"relax.nn.{n}" for n in ("conv2d", "max_pool2d", "pad")}
     | {
         f"relax.{n}"
@@ -110,7 +110,7 @@ def _fail(binding: relax.VarBinding, stage: Stage, why: str) -> None:
 def _verify_annotated(module: tvm.IRModule) -> None:
     for b in bindings(module["main"]):
         name = ops.op_name(b.value)
-        if name in ("hawq.requantize", "hawq.softmax", "hawq.unpack_int4"):
+        if name in ("hawq.requantize", "hawq.softmax", "hawq.unpack_int4", "hawq.pack_int4"):
             _fail(b, Stage.ANNOTATED, "integer arithmetic before the lowering")
 
 

@@ -21,7 +21,7 @@ from tvm import relax
 from hawq_tvm import ops, stages
 
 from .choose_layout import ELEMENTWISE
-from .rewriter import use_counts, variables
+from .rewriter import use_counts
 
 ANCHORS = frozenset(
     {"hawq.sum_pool2d", "hawq.softmax", "relax.nn.conv2d", "relax.matmul", "relax.nn.max_pool2d"}
@@ -58,18 +58,18 @@ def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
     uses = use_counts(main)
     outside = stages.float_tail(main)
     # A cast that only an anchor reads belongs to that anchor: in the producer's group it would be stored, four bytes an element.
-    feeds_anchor = {v for b in stages.bindings(main) if ops.op_name(b.value) in ANCHORS for v in variables(b.value) if uses[v] == 1}
+    feeds_anchor = {v for b in stages.bindings(main) if ops.op_name(b.value) in ANCHORS for v in ops.variables(b.value) if uses[v] == 1}
     group_of: dict[relax.Var, _Group] = {}
     nodes: dict[relax.Var, int] = {}  # of one element's expression, 1 where it is a load
 
     def written_out(call: relax.Call, taken: list[_Group]) -> int:
         inside = {g.output for g in taken}
-        return 1 + sum(_repeats(call, v) * (nodes[v] if v in inside else 1) for v in variables(call))
+        return 1 + sum(_repeats(call, v) * (nodes[v] if v in inside else 1) for v in ops.variables(call))
 
     def candidates(call: relax.Call) -> list[_Group]:
         """Open groups whose output only this call reads."""
         found = []
-        for v in variables(call):
+        for v in ops.variables(call):
             group = group_of.get(v)
             if group is not None and uses[v] == 1 and group.output.same_as(v) and not group.closed and group not in found:
                 found.append(group)
@@ -166,7 +166,7 @@ def _outline(module: tvm.IRModule, group_of: dict[relax.Var, _Group]) -> tvm.IRM
 
 def _function(builder: relax.BlockBuilder, group: _Group) -> tuple[tvm.ir.GlobalVar, list[relax.Var]]:
     inside = {m.var for m in group.members}
-    outer = list(dict.fromkeys(v for m in group.members for v in variables(m.value) if v not in inside))
+    outer = list(dict.fromkeys(v for m in group.members for v in ops.variables(m.value) if v not in inside))
     env: dict[relax.Var, relax.Expr] = {v: relax.Var(f"p{i}", v.ty) for i, v in enumerate(outer)}
     params = [env[v] for v in outer]
     inner = relax.BlockBuilder()

@@ -20,7 +20,7 @@ from tvm import relax
 
 from hawq_tvm import arith, ops, stages
 
-from .rewriter import Rebuild, rewrite_main, variables
+from .rewriter import Rebuild, rewrite_main
 
 Array = np.ndarray[Any, Any]
 _STORED = frozenset({"int8", "uint8", "int16", "uint16"})
@@ -51,12 +51,12 @@ def join_tables(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     chains: dict[relax.Var, _Chain] = {}
     readers: dict[relax.Var, set[relax.Expr]] = defaultdict(set)
     for b in stages.bindings(main):
-        for v in variables(b.value):
+        for v in ops.variables(b.value):
             readers[v].add(b.var)
         chain = _chain(b, chains)
         if chain is not None:
             chains[b.var] = chain
-    for v in variables(main.body.body):
+    for v in ops.variables(main.body.body):
         readers[v].add(main.body.body)
     roots: dict[relax.Var, _Chain] = {}
     covered: set[relax.Var] = set()

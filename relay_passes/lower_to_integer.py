@@ -40,7 +40,6 @@ from .integer.values import (
     single,
     with_bias,
 )  # fmt: skip
-from .rewriter import variables
 
 _FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 TAIL = "keep it outside the integer region with --allow-float-tail"
@@ -98,7 +97,7 @@ class _Lowering:
         for b in reversed(list(stages.bindings(self.main))):
             inside = b.var in feeding or ops.op_name(b.value) == "hawq.quantize"
             if inside:
-                feeding.update(variables(b.value))
+                feeding.update(ops.variables(b.value))
         return feeding
 
     def run(self) -> tvm.IRModule:

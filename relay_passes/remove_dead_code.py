@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import tvm
 
-from hawq_tvm import stages
+from hawq_tvm import ops, stages
 
-from .rewriter import rewrite_main, variables
+from .rewriter import rewrite_main
 
 
 def remove_dead_code(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     """The module without unused bindings, and how many there were."""
     main = module["main"]
-    needed = set(variables(main.body.body))
+    needed = set(ops.variables(main.body.body))
     dead = set()
     for binding in reversed(list(stages.bindings(main))):
         if binding.var in needed:
-            needed.update(variables(binding.value))
+            needed.update(ops.variables(binding.value))
         else:
             dead.add(binding.var)
     if not dead:

@@ -74,18 +74,7 @@ def rewrite_main(
     return tvm.IRModule(functions)
 
 
-def variables(expr: relax.Expr) -> list[relax.Var]:
-    """The variables an expression reads, with repetition, in order."""
-    if isinstance(expr, relax.Var):
-        return [expr]
-    if isinstance(expr, relax.Tuple):
-        return [v for f in expr.fields for v in variables(f)]
-    if isinstance(expr, relax.TupleGetItem):
-        return variables(expr.tuple_value)
-    return [v for a in expr.args for v in variables(a)] if isinstance(expr, relax.Call) else []
-
-
 def use_counts(func: relax.Function) -> Counter[relax.Var]:
     """How many times each variable is read, the function's result included."""
     expressions = [b.value for b in stages.bindings(func)] + [func.body.body]
-    return Counter(v for e in expressions for v in variables(e))
+    return Counter(v for e in expressions for v in ops.variables(e))

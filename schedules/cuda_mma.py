@@ -27,6 +27,7 @@ from hawq_tvm import arith, ops
 from hawq_tvm.cuda.target import architectures
 
 from .emit import Emission, Operand, immediate, ints
+from .emit_movement import pair
 from .in_tiles import epilogue
 from .layer import Layer
 from .loops import inline_all
@@ -37,6 +38,7 @@ from .rule import Kernel
 
 DATA = {"uint8": Form.U8S8, "int8": Form.S8S8}
 OPENED = {Form.U8S8: Form.U8S4, Form.S8S8: Form.S8S4}
+PACKED = {Form.U8S8: Form.U4S4, Form.S8S8: Form.S4S4}
 VECTOR_BITS = 128  # of the largest load or store
 
 
@@ -72,7 +74,7 @@ class Mma:
             return f"the layout is {call.attrs.data_layout}, {call.attrs.kernel_layout}, not NHWC, HWIO."
         elif int(call.attrs.groups) == ops.shape_of(call)[-1]:
             return "a depthwise convolution, which has one product per tap."
-        return layer.epilogue_moves_data() or _constants_over_pixels(layer)
+        return layer.epilogue_moves_data(packs=True) or _constants_over_pixels(layer)
 
     def tiles(self, layer: Layer, target: tvm.target.Target) -> list[MmaTile]:
         """The best by the cost model first."""
@@ -82,7 +84,7 @@ class Mma:
         """See the loops at the top of this file."""
         tile = tile or self.tiles(layer, target)[0]
         source = _source(layer)
-        digits = Digits(source.problem, tile)
+        digits = Digits(source.problem, tile, layer.packs_result)
         call = layer.anchor_call
         assert call is not None
         inputs = {p: te.placeholder(ops.shape_of(p), ops.dtype_of(p), f"x{i}") for i, p in enumerate(layer.func.params)}
@@ -93,11 +95,15 @@ class Mma:
         bits = 4 if source.problem.form.opens_weights else 0
 
         def given(e: Emission) -> list[Operand]:
-            return [Operand(e, sums, bits=bits), *(Operand(e, _residual(inputs[p], digits)) for p in read)]
+            return [Operand(e, sums, bits=bits), *(Operand(e, _residual(layer, v, inputs, digits)) for v in read)]
 
         emission = Emission(after, given=given)
         (result,) = emission.results
-        stored = te.compute(digits.shape, lambda *d: result(*d), name="tile")
+
+        def element(*d: Any) -> tirx.Expr:
+            return pair(result(*d[:-1], 2 * d[-1]), result(*d[:-1], 2 * d[-1] + 1)) if digits.packed else result(*d)
+
+        stored = te.compute(digits.stored, element, name="tile")
         arguments = [(w, weights), *emission.arguments]
         func = te.create_prim_func([*inputs.values(), *(t for t, _ in arguments), stored])
         sch = s_tir.Schedule(_store(func, digits, ops.shape_of(layer.func.body.body), ops.dtype_of(layer.func.body.body)))
@@ -161,7 +167,7 @@ class _Source:
                 return tirx.if_then_else(mask(*d[:-1]) != 0, x(*index[:-1], index[-1] + d[-1]), immediate(0, x.dtype))
 
             return te.compute((*shape, p.vector), copied, name="a")
-        made = _prologue(layer, self.data, inputs)
+        made = _computed(layer, self.data, inputs)
 
         def computed(*d: Any) -> tirx.Expr:
             index, inside = place(d[:-1])
@@ -175,20 +181,28 @@ def _source(layer: Layer) -> _Source:
     call = layer.anchor_call
     assert call is not None
     x, w = call.args
+    value, before = layer.definition(x), (0, 0)
+    if ops.op_name(value) == "relax.nn.pad" and int(value.attrs.pad_value) == 0:
+        top, left, rest = (width := ints(value.attrs.pad_width))[2], width[4], width[:2] + width[6:]
+        if not any(rest) and min(width) >= 0:
+            value, before = layer.definition(value.args[0]), (top, left)
     form = DATA[ops.dtype_of(x)]
-    if layer.is_four_bits(w) and 16 * _reach(layer, call) <= arith.RANGES["int32"][1]:
-        form = OPENED[form]
-    value = layer.definition(x)
+    if layer.is_four_bits(w) and ops.dtype_of(w) == "int8":
+        opened = ops.op_name(value) == "hawq.unpack_int4" and layer.is_parameter(value.args[0])
+        if opened and (ops.op_name(call) == "relax.matmul" or int(call.attrs.groups) == 1):
+            form, value = PACKED[form], layer.definition(value.args[0])
+        elif 16 * _reach(layer, call) <= arith.RANGES["int32"][1]:
+            form = OPENED[form]
     if value in set(layer.func.params):
-        problem = problem_of(call, form, (0, 0), ops.shape_of(value)[1:3] if len(ops.shape_of(value)) == 4 else (1, 1))
-        return _Source(problem, value, problem.vector >= 4)
-    if ops.op_name(value) == "relax.nn.pad" and layer.is_parameter(value.args[0]) and int(value.attrs.pad_value) == 0:
-        width, inner = ints(value.attrs.pad_width), layer.definition(value.args[0])
-        if not any(width[:2] + width[6:]) and min(width) >= 0:
-            problem = problem_of(call, form, (width[2], width[4]), ops.shape_of(inner)[1:3])
-            if problem.vector >= 4:
-                return _Source(problem, inner, True)
-    return _Source(problem_of(call, form, (0, 0), ops.shape_of(x)[1:3] if len(ops.shape_of(x)) == 4 else (1, 1)), x, False)
+        problem = problem_of(call, form, before, _size(value))
+        if problem.vector >= 4 or form.is_packed:
+            return _Source(problem, value, problem.vector >= 4)
+    return _Source(problem_of(call, form, (0, 0), _size(x)), x, False)
+
+
+def _size(data: relax.Expr) -> tuple[int, int]:
+    shape = ops.shape_of(data)
+    return (shape[1], shape[2]) if len(shape) == 4 else (1, 1)
 
 
 def _reach(layer: Layer, call: relax.Call) -> int:
@@ -199,8 +213,8 @@ def _reach(layer: Layer, call: relax.Call) -> int:
     return max(-low, high) * int(np.abs(columns).sum(0).max(initial=0))
 
 
-def _prologue(layer: Layer, data: relax.Expr, inputs: dict[relax.Var, te.Tensor]) -> te.Tensor:
-    """The stages that compute a contraction's data."""
+def _computed(layer: Layer, data: relax.Expr, inputs: dict[relax.Var, te.Tensor]) -> te.Tensor:
+    """The stages that compute something from before the anchor."""
     builder = relax.BlockBuilder()
     anchor = layer.anchor
     assert anchor is not None
@@ -247,15 +261,16 @@ def _sums(digits: Digits, a: te.Tensor, w: te.Tensor) -> te.Tensor:
     return te.compute(digits.shape, whole, name="whole")
 
 
-def _residual(x: te.Tensor, digits: Digits) -> te.Tensor:
-    """The stage "residual" of another operand of the epilogue, broadcast to the output."""
+def _residual(layer: Layer, v: relax.Var, inputs: dict[relax.Var, te.Tensor], digits: Digits) -> te.Tensor:
+    """The stage "residual" of another operand of the epilogue, broadcast to the output; what is loaded as it is can be vectorised."""
+    x = inputs[v] if v in inputs else _computed(layer, v, inputs)
     shape = [int(d) for d in x.shape]
 
     def element(*d: Any) -> tirx.Expr:
         index = digits.index(d, clamped=True)
         return x(*(0 if n == 1 else i for n, i in zip(shape, index[len(index) - len(shape) :], strict=True)))
 
-    return te.compute(digits.shape, element, name="residual")
+    return te.compute(digits.shape, element, name="residual" if v in inputs and shape[-1] > 1 else "opened")
 
 
 def _store(func: tirx.PrimFunc, digits: Digits, shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
@@ -267,16 +282,16 @@ def _store(func: tirx.PrimFunc, digits: Digits, shape: tuple[int, ...], dtype: s
     *params, tile = func.params
     root = func.body.block
     out = tirx.decl_buffer(shape, dtype, "out")
-    loops = [tirx.Var(f"d{i}", "int32") for i in range(len(digits.shape))]
-    axes = [tirx.IterVar(tvm.ir.Range(0, n), tirx.Var(f"v{i}", "int32"), tirx.IterVar.DataPar) for i, n in enumerate(digits.shape)]
+    loops = [tirx.Var(f"d{i}", "int32") for i in range(len(digits.stored))]
+    axes = [tirx.IterVar(tvm.ir.Range(0, n), tirx.Var(f"v{i}", "int32"), tirx.IterVar.DataPar) for i, n in enumerate(digits.stored)]
     d = [a.var for a in axes]
-    index = digits.index(d)
+    index = digits.place(d)
     body = tirx.BufferStore(out, tirx.BufferLoad(tile, d), index)
     if digits.exists(d):
         body = tirx.IfThenElse(tirx.all(*digits.exists(d)), body, None)
     reads, writes = (tirx.BufferRegion(b, [tvm.ir.Range.from_min_extent(i, 1) for i in at]) for b, at in ((tile, d), (out, index)))
     stmt = s_tir.SBlockRealize(loops, True, s_tir.SBlock(axes, [reads], [writes], "store", body))
-    for var, extent in zip(reversed(loops), reversed(digits.shape), strict=True):
+    for var, extent in zip(reversed(loops), reversed(digits.stored), strict=True):
         stmt = tirx.For(var, 0, extent, tirx.ForKind.SERIAL, stmt)
     blocks = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
     whole = s_tir.SBlock([], [], [], "root", tirx.SeqStmt([*blocks, stmt]), alloc_buffers=[*root.alloc_buffers, tile])
@@ -293,7 +308,7 @@ class _Scheduling:
     def run(self) -> None:
         """Everything, from the output to what it is computed from."""
         sch, t = self.sch, self.tile
-        inline_all(sch, keep=("mask", "a", "b", "sums", "spilled", "residual", "tile"))
+        inline_all(sch, keep=("mask", "a", "b", "sums", "spilled", "residual", "opened", "tile"))
         lanes = self.results()
         sums = sch.get_sblock("sums")
         sch.compute_at(sums, lanes, preserve_unit_loops=True)
@@ -321,7 +336,7 @@ class _Scheduling:
         sch.reorder(part, warp, across, g, lane, row, own)
         lanes = self.bind_threads(sch.fuse(part, warp, across), sch.fuse(g, lane))
         self.vectorize(own, store)
-        for b in (*self.named("tile"), *self.named("residual")):
+        for b in (*self.named("tile"), *self.named("residual"), *self.named("opened")):
             sch.compute_at(b, lanes, preserve_unit_loops=True)
             self.scope(b, "local")
         for b in self.named("residual"):

@@ -193,9 +193,23 @@ def _unpack_int4(e: Emission, call: relax.Call) -> te.Tensor:
     packed, shape, signed = e.operand(call.args[0]), out_shape(call), bool(int(call.attrs["signed"]))
 
     def element(*i: Any) -> tirx.Expr:
-        flat = ravel(i, shape)
-        byte = packed.at([flat // 2]).astype("int32")
+        # One dimension holds constants; the tensors of other layers keep theirs, and pairs are neighbours in the last.
+        flat = ravel(i, shape) if len(packed.shape) == 1 else i[-1]
+        byte = packed.at([*(i[:-1] if len(packed.shape) > 1 else []), flat // 2]).astype("int32")
         nibble = (byte >> ((flat % 2) * 4)) & immediate(15, "int32")
         return ((nibble ^ immediate(8, "int32")) - 8).astype("int8") if signed else nibble.astype("uint8")
 
     return te.compute(shape, element, name="unpack")
+
+
+@emitter("hawq.pack_int4")
+def _pack_int4(e: Emission, call: relax.Call) -> te.Tensor:
+    """(A20)"""
+    x = e.operand(call.args[0])
+    return te.compute(out_shape(call), lambda *i: pair(x.at([*i[:-1], 2 * i[-1]]), x.at([*i[:-1], 2 * i[-1] + 1])), name="pack")
+
+
+def pair(low: tirx.Expr, high: tirx.Expr) -> tirx.Expr:
+    """(A20) of two elements, as uint8."""
+    fifteen, four = immediate(15, "int32"), immediate(4, "int32")
+    return ((low.astype("int32") & fifteen) | ((high.astype("int32") & fifteen) << four)).astype("uint8")

@@ -75,7 +75,8 @@ class Layer:
 
     def is_four_bits(self, expr: relax.Expr) -> bool:
         """Whether an expression is a constant stored in 4 bits."""
-        return ops.op_name(self.definition(expr)) == "hawq.unpack_int4"
+        value = self.definition(expr)
+        return ops.op_name(value) == "hawq.unpack_int4" and ops.is_const(value.args[0])
 
     def is_constant(self, expr: relax.Expr) -> bool:
         """Whether an expression is a constant, 4-bit ones included."""
@@ -88,13 +89,29 @@ class Layer:
             return ops.const_value(value)
         return arith.unpack_int4(ops.const_value(value.args[0]), ops.shape_of(value), bool(int(value.attrs["signed"])))
 
-    def epilogue_moves_data(self) -> str | None:
-        """None when everything after the anchor is element-wise on the anchor's shape, else a sentence."""
+    @property
+    def packs_result(self) -> bool:
+        """Whether the layer's last step is to pack its elements two to a byte."""
+        return ops.op_name(self.definition(self.func.body.body)) == "hawq.pack_int4"
+
+    @property
+    def epilogue(self) -> tuple[relax.VarBinding, ...]:
+        """The bindings after the only anchor."""
         anchor = self.anchor
         assert anchor is not None
-        after = self.bindings[self.bindings.index(anchor) + 1 :]
-        for b in after:
+        return self.bindings[self.bindings.index(anchor) + 1 :]
+
+    def epilogue_moves_data(self, packs: bool = False) -> str | None:
+        """None when everything after the anchor is element-wise on the anchor's shape, else a sentence.
+
+        packs: the last step may be to pack the result.
+        """
+        anchor = self.anchor
+        assert anchor is not None
+        for b in self.epilogue:
             name = ops.op_name(b.value)
+            if packs and name == "hawq.pack_int4" and self.packs_result:
+                continue
             if name and (name not in ELEMENTWISE or ops.shape_of(b.var) != ops.shape_of(anchor.var)):
                 return f"{name} after the {ops.op_name(anchor.value)} is not element-wise on its shape."
         return None

@@ -138,10 +138,12 @@ class Digits:
     channels, g, t, row, channel).
 
     g, t: the lane is 4 g + t. A thread has every eighth pixel of its warp, from g on, and 2 * columns neighbouring channels.
+    packed: the output holds two channels to a byte.
     """
 
     problem: Problem
     tile: MmaTile
+    packed: bool = False
 
     @property
     def own(self) -> int:
@@ -165,6 +167,18 @@ class Digits:
     def first_channel(self, d: Any) -> Any:
         """The first of a thread's channels in its group; it may lie beyond the last."""
         return d[2] * self.tile.channels + (d[4] * 4 + d[6]) * self.own
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The sizes of the digits of what is stored."""
+        return (*self.shape[:-1], self.own // 2 if self.packed else self.own)
+
+    def place(self, d: Any) -> list[Any]:
+        """The index, in the output, of what is stored."""
+        if not self.packed:
+            return self.index(d)
+        *lead, channel = self.index([*d[:-1], 2 * d[-1]])
+        return [*lead, channel // 2]
 
     @property
     def whole(self) -> bool:

@@ -346,6 +346,12 @@ def _unpack_int4(call: relax.Call, packed: Array) -> Array:
     return (np.where(flat >= 8, flat - 16, flat) if int(call.attrs["signed"]) else flat).reshape(shape)
 
 
+def _pack_int4(call: relax.Call, x: Array) -> Array:
+    """(A20)"""
+    nibbles = _i64(x) % 16
+    return nibbles[..., 0::2] + 16 * nibbles[..., 1::2]
+
+
 def _axes(call: relax.Call) -> tuple[int, ...] | None:
     return None if call.attrs.axis is None else tuple(int(a) for a in call.attrs.axis)
 
@@ -378,6 +384,7 @@ _INTEGER: dict[str, Callable[..., Any]] = {
     "hawq.dilate2d": _dilate2d,
     "hawq.softmax": _softmax,
     "hawq.unpack_int4": _unpack_int4,
+    "hawq.pack_int4": _pack_int4,
     "relax.nn.conv2d": _conv2d,
     "relax.nn.max_pool2d": _max_pool2d,
     "relax.nn.pad": _pad,
