@@ -324,8 +324,9 @@ def _schedule_unpacked(sch: s_tir.Schedule, unpacked: s_tir.schedule.SBlockRV, t
 
 
 def _schedule_rows(sch: s_tir.Schedule, rows: s_tir.schedule.SBlockRV, shape: Shape, lanes: int, depth: int) -> None:
-    """Copy the data: whole pixels in parallel, or, where a pixel fills no vector, whole images."""
-    if gcd(shape.per_pixel, lanes) >= 4:
+    """Copy the data: whole pixels in parallel, or, where a pixel fills no vector, whole lines."""
+    wide = gcd(shape.per_pixel, lanes) >= 4
+    if wide:
         # Whole pixels, so that the border's conditions leave the loop over channels.
         vectorize_plain(sch, sch.split(sch.get_loops(rows)[-1], [None, shape.per_pixel])[-1], lanes * depth)
-    parallel_outer(sch, rows)
+    parallel_outer(sch, rows, inner=2 if wide else 1)
