@@ -83,19 +83,23 @@ def quantize(source: Path, target: Path, batches: list[dict[str, np.ndarray[Any,
         )  # fmt: skip
 
 
+def calibration(batch: int, size: int) -> list[np.ndarray[Any, Any]]:
+    """The inputs that a network's ranges are measured on: float32 [batch, 3, size, size], normal, mean 0, deviation 1."""
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((batch, 3, size, size)).astype(np.float32) for _ in range(4)]
+
+
 def make(name: str, path: Path, *, size: int | None = None, batch: int = 1, qoperator: bool = False, weight_bits: int = 8, say: Callable[[str], None] = lambda text: None) -> Path:
     """Write the quantized ONNX file of a network, complete or not at all; an existing file is kept."""
     if path.exists():
         return path
     size = size or NETWORKS[name][2]
-    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         say(f"building {name}")
         exported, quantized = Path(folder) / "float.onnx", Path(folder) / "quantized.onnx"
         export(build(name, size), exported, batch, size)
         say("calibrating and quantizing")
-        batches = [{"input": rng.standard_normal((batch, 3, size, size)).astype(np.float32)} for _ in range(4)]
-        quantize(exported, quantized, batches, qoperator=qoperator, weight_bits=weight_bits)
+        quantize(exported, quantized, [{"input": b} for b in calibration(batch, size)], qoperator=qoperator, weight_bits=weight_bits)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_bytes(quantized.read_bytes())
