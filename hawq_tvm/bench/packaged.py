@@ -79,8 +79,8 @@ class Rival(Packaged):
 
 
 def is_package(name: str) -> bool:
-    """Whether a name after --against means a package: a folder, or what ends as packages do."""
-    return name.endswith(SUFFIX) or Path(name).is_dir()
+    """Whether a name after --against means a package: what ends as packages do, or a folder with a manifest."""
+    return name.endswith(SUFFIX) or (Path(name) / "manifest.json").is_file()
 
 
 def check_inputs(package: Package, beside: Package, where: str) -> None:
