@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import gcd, prod
+from math import gcd, isqrt, prod
 from typing import Any
 
 import tvm
@@ -82,7 +82,8 @@ def _blocks(shape: Shape, unit: VectorUnit, depth: int) -> list[tuple[float, int
     Work per step and block: one multiply-add per accumulator (at least eight to hide its latency), one load per
     pixel and one and a half per vector of weights; blocks that stick out of the tensor count in full. Whole vectors
     of channels make whole blocks, so that their epilogue can be spelled out. Where estimates hardly differ, fewer
-    accumulators go first, as long as they hide the latency: a shorter epilogue at a time disturbs the caches less.
+    accumulators go first, as long as they hide the latency: a shorter epilogue at a time disturbs the caches less. A prime
+    number of blocks in a joined row makes tasks of a single block or one of all, neither of which is good.
     """
     found = []
     # Weights of one step, data, and for nibbles their mask.
@@ -100,10 +101,15 @@ def _blocks(shape: Shape, unit: VectorUnit, depth: int) -> list[tuple[float, int
 
     def rank(block: tuple[float, int, int]) -> tuple[int, float]:
         work, pixels, vectors = block
-        alike = unit.quads and work <= ALIKE * least and pixels * vectors >= ENOUGH
+        alike = unit.quads and work <= ALIKE * least and pixels * vectors >= ENOUGH and not (shape.width and is_prime(-(-shape.pixels // pixels)))
         return (0, pixels * vectors) if alike else (1, work)
 
     return sorted(found, key=rank)
+
+
+def is_prime(n: int) -> bool:
+    """Whether a positive number has no divisor but 1 and itself."""
+    return all(n % d for d in range(2, isqrt(n) + 1))
 
 
 def _rows(shape: Shape, tile: ContractTile) -> list[int]:
