@@ -24,7 +24,15 @@ from .contraction import Packing, Shape, contraction, flat_shape_of, shape_of, w
 from .emit import Emission, Operand, immediate
 from .intrinsics import multiply_add
 from .layer import Layer
-from .loops import inline_all, join_lines, parallel_outer, schedule_epilogue, spell_high_half, spells_high_half, vectorize_plain
+from .loops import (
+    inline_all,
+    join_lines,
+    parallel_outer,
+    schedule_epilogue,
+    spell_high_half,
+    spells_high_half,
+    vectorize_plain,
+)
 from .rule import Kernel
 from .vector_unit import VectorUnit
 

@@ -237,7 +237,7 @@ def test_every_tile_of_joined_lines_computes_the_same(c, monkeypatch):
     x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
     m = rng.integers(2**30, 2**31, (1, 1, 1, c.co))
     expected = arith.requantize([convolve(c, x, w, 0)], [m], 0, 44, rounding="half_up", zero_point=100, qmin=0, qmax=255).astype(np.uint8)
-    layer, call = first_conv(plain(c))
+    layer, _ = first_conv(plain(c))
     rule = Vnni() if DOT == "x86.vnni" else Contract()
     tiles = rule.tiles(layer, HOST)
     for tile in tiles[::3]:
