@@ -184,14 +184,15 @@ def _bench(args: argparse.Namespace) -> int:
     from .files import check_output, load_npz, write_text
     from .package import load
 
-    if (args.against is None) != (args.model is None):
-        raise UsageError("--against and --model go together", expected="bench PKG --against openvino,onnxruntime --model MODEL.onnx")
+    if args.model is not None and args.against is None:
+        raise UsageError("--model is for --against", expected="bench PKG --against openvino,onnxruntime --model MODEL.onnx")
     from .bench import against, peers
     from .bench.show import show as show_bench
 
     if args.json not in (None, "-"):
         check_output(Path(args.json))
     names = [] if args.against is None else peers.parse(args.against)
+    peers.check_needs(names, Path(args.model) if args.model else None)
     package = load(args.package)
     given = load_npz(args.inputs) if args.inputs else None
     settings = {"warmup_ms": args.warmup_ms, "duration": args.duration, "iterations": args.iterations, "threads": args.threads}

@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   hawq-tvm bench model.hawq --threads 1
   hawq-tvm profile model.hawq --threads 1 --svg time.svg
   hawq-tvm bench model.hawq --against openvino,onnxruntime --model model.onnx --threads 2
+  hawq-tvm bench model_w4.hawq --against model.hawq --threads 1
 
 exit codes: 0 ok, 1 a check failed, 2 an option, an input array or an output path is wrong,
             3 model or package not supported or not readable
@@ -103,8 +104,8 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub.add_argument("--duration", type=float, default=3, metavar="SECONDS")
     sub.add_argument("--iterations", type=int, default=10, metavar="N", help="at least so many")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
-    sub.add_argument("--against", metavar="NAMES", help="time it in turns with others: openvino, onnxruntime, torch, or several with commas")
-    sub.add_argument("--model", metavar="MODEL.onnx", help="with --against: the model that the package was compiled from")
+    sub.add_argument("--against", metavar="NAMES", help="time it in turns with others, several with commas: openvino, onnxruntime, torch, torch-bf16, torch-int8, or another package's folder")
+    sub.add_argument("--model", metavar="MODEL.onnx", help="with --against, unless it names packages only: the model that the package was compiled from")
     sub.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON to FILE, or to standard output")
 
     sub = verb("profile", "time every kernel of a package inside real inferences")

@@ -30,7 +30,7 @@ class Shape:
     lead: output dimensions before the last two.  pixels, channels: the last two.  taps: (KH, T).  run: contiguous
     elements per tap.  step, hop: elements between neighbouring pixels, between taps.  rows: the dimensions that
     choose a row of the data.  row_length: elements of the data in a row.  groups, inputs: of a
-    convolution, and the input channels of one group.
+    convolution, and the input channels of one group.  width: 0, or that of the lines when a whole image is one row.
     """
 
     lead: tuple[int, ...]
@@ -44,6 +44,7 @@ class Shape:
     row_length: int
     groups: int = 1
     inputs: int = 1
+    width: int = 0
 
     def start(self, vector: Any, lanes: int) -> Any:
         """The first input channel that an output vector reads: that of its first channel's group."""
@@ -114,9 +115,23 @@ def shape_of(call: relax.Call, lanes: int) -> Shape:
     return Shape(out[:2], out[2], channels, taps, run, stride * c, dilation * c, (n, h), w * c, groups, inputs)
 
 
-def contraction(e: Emission, call: relax.Call, form: Packing) -> Contraction:
-    """The operands of an anchor in the common form."""
-    shape, dtype = shape_of(call, form.lanes), ops.dtype_of(call)
+def flat_shape_of(call: relax.Call) -> Shape | None:
+    """The sizes of a conv2d as one row of pixels per image, or None where its lines cannot be joined.
+
+    They can be where a kernel is one pixel wide and takes every pixel: a tap down is then one line further in the row.
+    """
+    if ops.op_name(call) != "relax.nn.conv2d":
+        return None
+    attrs, out = call.attrs, ops.shape_of(call)
+    (n, h, w, c), (kh, kw, *_) = (ops.shape_of(x) for x in call.args)
+    if kw > 1 or ints(attrs.strides) != [1, 1] or int(attrs.groups) > 1 or out[1] == 1:
+        return None
+    return Shape(out[:1], out[1] * w, out[3], (1, kh), c, c, ints(attrs.dilation)[0] * w * c, (n,), h * w * c, 1, c, width=w)
+
+
+def contraction(e: Emission, call: relax.Call, form: Packing, flat: Shape | None = None) -> Contraction:
+    """The operands of an anchor in the common form; flat: what `flat_shape_of` says, to use that form."""
+    shape, dtype = flat or shape_of(call, form.lanes), ops.dtype_of(call)
     x, w = e.operand(call.args[0]), e.operand(call.args[1])
     if ops.op_name(call) == "relax.matmul":
         own = w.shape[:-2]
@@ -138,12 +153,19 @@ def contraction(e: Emission, call: relax.Call, form: Packing) -> Contraction:
     if w.value is not None:
         dense = w.value.reshape(*shape.taps, shape.run, shape.channels) if shape.groups == 1 else w.value
         weights = _constant(e, w, dense, shape, form)
+    elif flat:
+        weights = _stage((), shape, form, w.dtype, lambda _, kh, t, r, o: w.at([t, 0, r, o]))
     elif shape.taps == w.shape[:2]:
         weights = _stage((), shape, form, w.dtype, lambda _, kh, t, r, o: w.at([kh, t, r, o]))
     else:
         weights = _stage(
             (), shape, form, w.dtype, lambda _, kh, t, r, o: w.at([kh, r // inputs, r % inputs, o])
         )
+    if flat:
+        return Contraction(
+            shape, dtype, lambda r, k: x.at([*r, k // (flat.width * c), k // c % flat.width, k % c]),
+            lambda i, _: [i[0]], weights, lambda _: [],
+        )  # fmt: skip
     return Contraction(
         shape, dtype, lambda r, k: x.at([*r, k // c, k % c]),
         lambda i, kh: [i[0], i[1] * stride + kh * dilation], weights, lambda _: [],

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import gcd, prod
+from math import gcd, isqrt, prod
 from typing import Any
 
 import tvm
@@ -20,17 +20,26 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm import arith, ops
 
-from .contraction import Packing, Shape, contraction, shape_of, without_offset
+from .contraction import Packing, Shape, contraction, flat_shape_of, shape_of, without_offset
 from .emit import Emission, Operand, immediate
 from .intrinsics import multiply_add
 from .layer import Layer
-from .loops import inline_all, parallel_outer, schedule_epilogue, spell_high_half, spells_high_half, vectorize_plain
+from .loops import (
+    inline_all,
+    join_lines,
+    parallel_outer,
+    schedule_epilogue,
+    spell_high_half,
+    spells_high_half,
+    vectorize_plain,
+)
 from .rule import Kernel
 from .vector_unit import VectorUnit
 
 ALIKE, ENOUGH = 1.05, 14
 L2_BYTES = 256 * 1024
 TASKS = 8
+JOIN = 0.98  # lines are joined where that leaves so much of the estimated work at most: less than a measurement can tell apart is no reason
 # The space of tiles: blocks whose estimated work is at most so many times the least, so many at most; tiles in all.
 WORTH_TRYING, BLOCKS, TILES = 1.4, 10, 24
 
@@ -39,7 +48,8 @@ WORTH_TRYING, BLOCKS, TILES = 1.4, 10, 24
 class ContractTile:
     """Accumulators of `pixels` x `vectors` registers of `lanes` int32 each.
 
-    depth: products per lane and step (2 or 4 where an instruction adds so many, 8 for two such instructions).  rows: output rows per task.
+    depth: products per lane and step (2 or 4 where an instruction adds so many, 8 for two such instructions).  rows: output rows per task,
+    or blocks of pixels per task where all lines of an image are one row.
     """
 
     pixels: int
@@ -80,7 +90,8 @@ def _blocks(shape: Shape, unit: VectorUnit, depth: int) -> list[tuple[float, int
     Work per step and block: one multiply-add per accumulator (at least eight to hide its latency), one load per
     pixel and one and a half per vector of weights; blocks that stick out of the tensor count in full. Whole vectors
     of channels make whole blocks, so that their epilogue can be spelled out. Where estimates hardly differ, fewer
-    accumulators go first, as long as they hide the latency: a shorter epilogue at a time disturbs the caches less.
+    accumulators go first, as long as they hide the latency: a shorter epilogue at a time disturbs the caches less. A prime
+    number of blocks in a joined row makes tasks of a single block or one of all, neither of which is good.
     """
     found = []
     # Weights of one step, data, and for nibbles their mask.
@@ -98,10 +109,15 @@ def _blocks(shape: Shape, unit: VectorUnit, depth: int) -> list[tuple[float, int
 
     def rank(block: tuple[float, int, int]) -> tuple[int, float]:
         work, pixels, vectors = block
-        alike = unit.quads and work <= ALIKE * least and pixels * vectors >= ENOUGH
+        alike = unit.quads and work <= ALIKE * least and pixels * vectors >= ENOUGH and not (shape.width and is_prime(-(-shape.pixels // pixels)))
         return (0, pixels * vectors) if alike else (1, work)
 
     return sorted(found, key=rank)
+
+
+def is_prime(n: int) -> bool:
+    """Whether a positive number has no divisor but 1 and itself."""
+    return all(n % d for d in range(2, isqrt(n) + 1))
 
 
 def _rows(shape: Shape, tile: ContractTile) -> list[int]:
@@ -109,12 +125,23 @@ def _rows(shape: Shape, tile: ContractTile) -> list[int]:
 
     Then what else is worth trying: the next divisors below and above, a single row, and all.
     """
-    lines = shape.lead[-1] if shape.lead else 1
+    lines, length = shape.lead[-1] if shape.lead else 1, shape.row_length
     groups = -(-shape.channels // (tile.lanes * tile.vectors)) * prod(shape.lead[:-1])
-    most = max(1, min(L2_BYTES // (2 * shape.row_length), lines * groups // TASKS))
+    if shape.width:
+        lines, length, groups = -(-shape.pixels // tile.pixels), tile.pixels * shape.step, groups * shape.lead[-1]
+    most = max(1, min(L2_BYTES // (2 * length), lines * groups // TASKS))
     divisors = [n for n in range(1, lines + 1) if lines % n == 0]
     at = max(i for i, n in enumerate(divisors) if n <= most)
     return list(dict.fromkeys([divisors[at], *divisors[max(at - 1, 0) : at], *divisors[at + 1 : at + 2], 1, lines]))
+
+
+def form_of(call: relax.Call, unit: VectorUnit, depth: int) -> Shape:
+    """The sizes of a contraction: with the lines of an image joined to one row where blocks of pixels stick out of a line and then waste less."""
+    plain, flat = shape_of(call, unit.lanes), flat_shape_of(call)
+    if flat is None or plain.pixels % choose_tile(plain, unit, depth).pixels == 0:
+        return plain
+    joined, apart = (prod(s.lead) * min(work for work, *_ in _blocks(s, unit, depth)) for s in (flat, plain))
+    return flat if joined <= JOIN * apart else plain
 
 
 @dataclass(frozen=True)
@@ -180,18 +207,20 @@ class Contract:
         call = layer.anchor_call
         assert call is not None
         unit = self._unit(call, target)
-        return tiles_of(shape_of(call, unit.lanes), unit, self.products(layer, unit).depth)
+        depth = self.products(layer, unit).depth
+        return tiles_of(form_of(call, unit, depth), unit, depth)
 
     def build(self, layer: Layer, target: tvm.target.Target, tile: ContractTile | None = None) -> Kernel:
         """See the loops at the top of this file."""
         call = layer.anchor_call
         assert call is not None
         unit = self._unit(call, target)
-        products, shape = self.products(layer, unit), shape_of(call, unit.lanes)
+        products = self.products(layer, unit)
+        shape = form_of(call, unit, products.depth)
         tile = tile or choose_tile(shape, unit, products.depth)
         in_place = products.in_place and layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
         products = replace(products, in_place=in_place)
-        overrides = {ops.op_name(call): lambda e, c: _emit(e, c, tile, products), "hawq.unpack_int4": constant_int4}
+        overrides = {ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products), "hawq.unpack_int4": constant_int4}
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
         opened = tile.depth in (2, 4) and layer.is_four_bits(call.args[1])
@@ -213,13 +242,11 @@ def constant_int4(e: Emission, call: relax.Call) -> Operand:
     return Operand(e, value=arith.unpack_int4(packed, shape, signed), four_bits=True)
 
 
-def _emit(e: Emission, call: relax.Call, tile: ContractTile, products: Products) -> Operand:
+def _emit(e: Emission, call: relax.Call, s: Shape, tile: ContractTile, products: Products) -> Operand:
     """Stages: rows (the padded data as stored; none where the data can be read in place), acc (rounded up to whole
     tiles), and the view of it the layer sees."""
-    sizes = shape_of(call, tile.lanes)
-    blocks = -(-sizes.channels // (tile.lanes * tile.vectors))
-    c = contraction(e, call, Packing(blocks, tile.vectors, tile.lanes, tile.depth))
-    s = c.shape
+    blocks = -(-s.channels // (tile.lanes * tile.vectors))
+    c = contraction(e, call, Packing(blocks, tile.vectors, tile.lanes, tile.depth), s if s.width else None)
     pixels, length = _rounded_up(s, tile)
 
     def element(*i: Any) -> tirx.Expr:
@@ -240,15 +267,20 @@ def _emit(e: Emission, call: relax.Call, tile: ContractTile, products: Products)
     def accumulate(*i: Any) -> tirx.Expr:
         *lead, w, vector, lane = i
         start = s.start(tirx.Min(vector, immediate((s.channels - 1) // tile.lanes, "int32")), tile.lanes)
+        if products.in_place and pixels > s.pixels:
+            w = tirx.Min(w, immediate(s.pixels - 1, "int32"))  # what lies beyond the data must not be read
         x = rows(*c.row(lead, kh), w * s.step + t * s.hop + start + sum(p, j * tile.depth))
         block, own = vector // tile.vectors, vector % tile.vectors
         weight = c.weights(*c.weight_lead(lead), block, kh, t, j, own, lane, *p)
         return te.sum(x.astype(c.dtype) * weight.astype(c.dtype), axis=[kh, t, j, *p])
 
     acc = te.compute((*s.lead, pixels, blocks * tile.vectors, tile.lanes), accumulate, name="acc")
-    view = te.compute(
-        (*s.lead, s.pixels, s.channels), lambda *i: acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes), name="view"
-    )
+
+    def element_of(*i: Any) -> tirx.Expr:
+        *first, channel = [i[0], i[1] * s.width + i[2], i[3]] if s.width else i
+        return acc(*first, channel // tile.lanes, channel % tile.lanes)
+
+    view = te.compute(ops.shape_of(call), element_of, name="view")
     return without_offset(e, call, view, products.offset, products.bits)
 
 
@@ -260,8 +292,9 @@ def _rounded_up(s: Shape, tile: ContractTile) -> tuple[int, int]:
 
 
 def _fits_in_place(s: Shape, tile: ContractTile) -> bool:
-    """Whether whole tiles read nothing beyond a row, and a step lies within a pixel."""
-    return _rounded_up(s, tile)[1] == s.row_length and s.per_pixel % tile.depth == 0 and s.groups == 1
+    """Whether whole tiles read nothing beyond a row, which joined rows of single taps see to, and a step lies within a pixel."""
+    inside = _rounded_up(s, tile)[1] == s.row_length or (s.width > 0 and s.taps == (1, 1))
+    return inside and s.per_pixel % tile.depth == 0 and s.groups == 1
 
 
 def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str) -> None:
@@ -269,13 +302,18 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     inline_all(sch, keep=("acc", "rows", "packed", "unpacked", *spelled))
     acc = sch.get_sblock("acc")
     (out,) = sch.get_output_blocks(sch.get_sblock("root"))
+    if shape.width:
+        join_lines(sch, out, shape.width)
 
     loops = sch.get_loops(acc)
     lead, (w, vector, lane, kh, t, j, *p) = loops[: len(shape.lead)], loops[len(shape.lead) :]
     w_outer, w_inner = sch.split(w, [None, tile.pixels])
     v_outer, v_inner = sch.split(vector, [None, tile.vectors])
     tasks, inside = lead, []
-    if lead:
+    if shape.width:
+        task, w_outer = sch.split(w_outer, [None, tile.rows])
+        tasks = [*lead, task]
+    elif lead:
         row_outer, row_inner = sch.split(lead[-1], [None, tile.rows])
         tasks, inside = [*lead[:-1], row_outer], [row_inner]
     sch.reorder(*tasks, v_outer, *inside, w_outer, kh, t, j, w_inner, v_inner, lane, *p)
@@ -324,8 +362,9 @@ def _schedule_unpacked(sch: s_tir.Schedule, unpacked: s_tir.schedule.SBlockRV, t
 
 
 def _schedule_rows(sch: s_tir.Schedule, rows: s_tir.schedule.SBlockRV, shape: Shape, lanes: int, depth: int) -> None:
-    """Copy the data: whole pixels in parallel, or, where a pixel fills no vector, whole images."""
-    if gcd(shape.per_pixel, lanes) >= 4:
+    """Copy the data: whole pixels in parallel, or, where a pixel fills no vector, whole lines."""
+    wide = gcd(shape.per_pixel, lanes) >= 4
+    if wide:
         # Whole pixels, so that the border's conditions leave the loop over channels.
         vectorize_plain(sch, sch.split(sch.get_loops(rows)[-1], [None, shape.per_pixel])[-1], lanes * depth)
-    parallel_outer(sch, rows)
+    parallel_outer(sch, rows, inner=2 if wide else 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from math import gcd
+from typing import Any
 
 from tvm import s_tir
 
@@ -39,6 +40,23 @@ def parallel_outer(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, inner: i
     outer = [lp for lp in loops[: max(len(loops) - inner, 0)]]
     if outer:
         sch.parallel(sch.fuse(*outer))
+
+
+def join_lines(sch: s_tir.Schedule, out: s_tir.schedule.SBlockRV, width: int) -> None:
+    """Let what follows the sums, of [image, line, column, channel], run over [image, pixel, channel].
+
+    The stage "high" is stored so too: its region could not be found from a pixel otherwise. Addresses of the results stay what they are.
+    """
+
+    def joined(n: Any, h: Any, w: Any, c: Any) -> tuple[Any, ...]:
+        return n, h * width + w, c
+
+    names = {str(sch.get(b).name_hint) for b in sch.get_child_blocks(sch.get_sblock("root"))}
+    if "high" in names:
+        high = sch.get_sblock("high")
+        sch.transform_layout(high, ("write", 0), joined)
+        sch.transform_block_layout(high, joined)
+    sch.transform_block_layout(out, joined)
 
 
 def spells_high_half(channels: int, lanes: int) -> bool:

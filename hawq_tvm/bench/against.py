@@ -1,4 +1,4 @@
-"""A package beside other runtimes: one process, one run, turn by turn, the same inputs, threads and processors.
+"""A package beside other runtimes and packages: one process, one run, turn by turn, the same inputs, threads and processors.
 
 Times of two runs, minutes apart on a machine that others use too, cannot be compared. So the engines take turns of a fraction
 of a second; whatever slows the machine slows them all. A turn begins when the process rests, because the threads of a pool
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tvm
 from numpy.typing import NDArray
 
-from .. import __version__
 from ..errors import ModelError, UsageError
 from ..package import Package
 from . import agreement, limits, machine, peers, pinning, work
-from .measure import BenchReport, make_pool
+from .engine import CannotRun
+from .measure import BenchReport
+from .packaged import Packaged, Rival, is_package
 
 Array = NDArray[Any]
 TURN = 0.3  # seconds that an engine is timed before the next one's turn
@@ -34,46 +34,18 @@ REST = 0.005  # seconds over which the process must have used less than a tenth 
 PATIENCE = 10  # seconds to wait for that
 
 
-class Ours:
-    """A package, as its virtual machine runs it."""
-
-    name, what = "hawq-tvm", "the package"
-
-    def __init__(self, package: Package) -> None:
-        self.package = package
-
-    @property
-    def version(self) -> str:
-        """This project's version."""
-        return __version__
-
-    def prepare(self, model: Path, inputs: Mapping[str, Array], threads: int) -> None:
-        """See peers.Engine; `model` is not read."""
-        make_pool(threads)
-        ready = self.package.prepare(inputs)
-        self._main = self.package.vm["main"]
-        self._tensors = [tvm.runtime.tensor(ready[i["name"]]) for i in self.package.manifest["inputs"]]
-
-    def call(self) -> None:
-        """One inference."""
-        self._result = self._main(*self._tensors)
-
-    def outputs(self) -> dict[str, Array]:
-        """The outputs of the last `call` by name."""
-        return {o["name"]: self._result[i].numpy() for i, o in enumerate(self.package.manifest["outputs"])}
-
-    def close(self) -> None:
-        """Nothing: the pool ends with its thread."""
-
-
 @dataclass(frozen=True)
 class EngineReport:
-    """One engine's part: its times, and its outputs beside ours (empty for ours)."""
+    """One engine's part: its times, the multiplications of one inference, and its outputs beside ours.
+
+    agreement: empty for ours and for another integer graph, which computes something else.
+    """
 
     name: str
     version: str
     what: str
     bench: BenchReport
+    products: int
     agreement: tuple[agreement.OutputAgreement, ...]
 
 
@@ -83,6 +55,7 @@ class AgainstReport:
 
     products: multiplications of one inference.  limits: of one core of this machine, measured in the same run.
     others: the share of the processors' time that other processes took while the engines had their turns.
+    excluded: engines that cannot run here, each with the reason.
     """
 
     name: str
@@ -94,6 +67,7 @@ class AgainstReport:
     products: int
     limits: limits.Limits
     engines: tuple[EngineReport, ...]
+    excluded: tuple[tuple[str, str], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields; ratio_to_fastest is of medians, ratio_of_minima of the shortest calls, 1 the fastest."""
@@ -103,12 +77,13 @@ class AgainstReport:
             fields = e.bench.to_dict()
             rows.append({
                 "engine": e.name, "version": e.version, "what": e.what, **{k: fields[k] for k in ("iterations", "latency_ms", "throughput_per_s")},
-                "ratio_to_fastest": round(_median(e) / fastest, 3), "ratio_of_minima": round(_least(e) / least, 3), **speed(e.bench, self.products, self.limits),
-                "agreement": [a.to_dict() for a in e.agreement], "agreement_text": [a.sentence() for a in e.agreement],
+                "ratio_to_fastest": round(_median(e) / fastest, 3), "ratio_of_minima": round(_least(e) / least, 3), **speed(e.bench, e.products, self.limits),
+                "products": e.products, "agreement": [a.to_dict() for a in e.agreement], "agreement_text": [a.sentence() for a in e.agreement],
             })  # fmt: skip
         return {
             "name": self.name, "machine": self.machine, "threads": self.threads, "pinned_to": list(self.cores), "turns": self.turns,
             "others_share": round(self.others, 3), "products": self.products, "limits": self.limits.to_dict(), "engines": rows,
+            "excluded": [{"engine": name, "reason": reason} for name, reason in self.excluded],
         }  # fmt: skip
 
 
@@ -136,40 +111,42 @@ def alone(package: Package, inputs: Mapping[str, Array] | None = None, **options
 
 
 def compare(
-    package: Package, model: str | Path, names: Sequence[str], inputs: Mapping[str, Array] | None = None, *,
+    package: Package, model: str | Path | None, names: Sequence[str], inputs: Mapping[str, Array] | None = None, *,
     warmup_ms: float = 200, duration: float = 3, iterations: int = 10, threads: int | None = None,
 ) -> AgainstReport:  # fmt: skip
-    """Time a package and the named peers (see peers.PEERS) on the ONNX model that it was compiled from.
+    """Time a package beside the named peers: runtimes (see peers.PEERS) on the ONNX model that it was compiled from, and other packages.
 
-    duration, iterations: at least so many seconds and calls are timed of each engine.  threads: of each engine, each with
-    a processor of its own (None: all).  Raises UsageError, or ModelError when a peer does not run the same network.
+    model: needed by runtimes only.  duration, iterations: at least so many seconds and calls are timed of each engine.  threads: of each
+    engine, each with a processor of its own (None: all).  An engine that cannot run here is left out and named in `excluded`.
+    Raises UsageError, ModelError when a peer does not run the same network, CannotRun when no peer is left.
     """
     if not (0 <= warmup_ms < float("inf") and 0 <= duration < float("inf") and iterations >= 1):
         raise UsageError("warm-up and duration must be finite and not negative, iterations at least 1", found=f"{warmup_ms}, {duration}, {iterations}")
     count = machine.available_cores() if threads is None else threads
-    cores, path = pinning.choose_cores(count), Path(model)
-    check_model(path, package)
-    if "torch" in names:
-        peers.zoo_network(path)
+    cores, path = pinning.choose_cores(count), None if model is None else Path(model)
+    peers.check_needs(names, path)
+    if path is not None:
+        check_model(path, package)
     given = package.prepare(inputs) if inputs is not None else package.random_inputs(1, 0)[0]
-    engines: list[Any] = [Ours(package), *(peers.PEERS[n]() for n in names)]
+    wanted: list[Any] = [Packaged(package), *(Rival(n, package) if is_package(n) else peers.PEERS[n]() for n in names)]
     stop, described = threading.Event(), machine.describe()
 
     def run() -> AgainstReport:
         pinning.pin_all(cores)
         found = limits.measure()
-        with _closing(engines):
-            agreements = _prepare(engines, path, given, count, package.manifest["outputs"])
+        with _closing(wanted):
+            engines, agreements, excluded = _prepare(wanted, path, given, count, package.manifest["outputs"])
             pinning.pin_all(cores)
             with pinning.other_processes(cores) as others:
                 times, turns = _take_turns(engines, warmup_ms / 1000, duration, iterations, stop)
             if not pinning.pinned(cores):
                 raise UsageError("an engine moved its threads to other processors, so the times were not comparable", found=", ".join(names))
+            products = engines[0].products
             reports = tuple(
-                EngineReport(e.name, e.version, e.what, BenchReport(e.name, described, count, warmup_ms, tuple(t)), a)
+                EngineReport(e.name, e.version, e.what, BenchReport(e.name, described, count, warmup_ms, tuple(t)), getattr(e, "products", products), a)
                 for e, t, a in zip(engines, times, agreements, strict=True)
             )
-        return AgainstReport(package.name, described, count, tuple(cores), turns, others[0], work.products(package.graph), found, reports)
+        return AgainstReport(package.name, described, count, tuple(cores), turns, others[0], products, found, reports, tuple(excluded))
 
     # A new thread, because TVM's pool belongs to the thread that first needs it: this one's has exactly `count` threads.
     with pinning.restored_affinity(), ThreadPoolExecutor(1) as thread:
@@ -188,30 +165,55 @@ def _closing(engines: Sequence[Any]) -> Iterator[None]:
             engine.close()
 
 
+Agreements = tuple[agreement.OutputAgreement, ...]
+
+
 def _prepare(
-    engines: Sequence[Any], model: Path, inputs: Mapping[str, Array], threads: int, specs: Sequence[Mapping[str, Any]]
-) -> list[tuple[agreement.OutputAgreement, ...]]:  # fmt: skip
-    """Load every engine, run each once, and check the outputs before any time is spent on measuring."""
-    found: list[tuple[agreement.OutputAgreement, ...]] = []
-    for engine in engines:
-        engine.prepare(model, inputs, threads)
-        engine.call()
-        if engine is engines[0]:
-            found.append(())
-            continue
+    wanted: Sequence[Any], model: Path | None, inputs: Mapping[str, Array], threads: int, specs: Sequence[Mapping[str, Any]]
+) -> tuple[list[Any], list[Agreements], list[tuple[str, str]]]:  # fmt: skip
+    """Load every engine, run each once, and check the outputs before any time is spent on measuring.
+
+    The result: the engines that run, their outputs beside the first's, and the engines that cannot, with the reason.
+    """
+    engines: list[Any] = []
+    found: list[Agreements] = []
+    excluded: list[tuple[str, str]] = []
+    for engine in wanted:
         try:
-            rows = agreement.compare(engines[0].outputs(), engine.outputs(), specs)
-        except ValueError as e:
-            raise ModelError(f"{engine.name} did not run the network of the package: {e}", where=str(model), remedy="give the model that the package was compiled from") from e
-        for row in rows:
-            if not row.same_network:
-                raise ModelError(
-                    f"{engine.name} did not run the network of the package, or ran it wrongly", where=str(model), found=row.sentence(),
-                    expected=f"a correlation of at least {agreement.LEAST_CORRELATION:g} ({agreement.WHY})",
-                    remedy=f"give the model that the package was compiled from, or leave {engine.name} out",
-                )  # fmt: skip
-        found.append(tuple(rows))
-    return found
+            engine.prepare(model, inputs, threads)
+        except CannotRun as e:
+            excluded.append((engine.name, str(e)))
+            continue
+        engine.call()
+        engines.append(engine)
+        found.append(() if engine is wanted[0] else _agreement(wanted[0], engine, model, specs))
+    if len(engines) < 2:
+        raise CannotRun("nothing is left to compare with", where="--against", found="; ".join(reason for _, reason in excluded))
+    return engines, found, excluded
+
+
+def _agreement(ours: Packaged, engine: Any, model: Path | None, specs: Sequence[Mapping[str, Any]]) -> Agreements:
+    """The outputs of an engine beside ours.
+
+    Raises ModelError where they cannot be those of one network; packages of one integer graph must be equal.
+    """
+    if isinstance(engine, Rival) and not engine.same:
+        return ()
+    try:
+        rows = agreement.compare(ours.outputs(), engine.outputs(), specs)
+    except ValueError as e:
+        raise ModelError(f"{engine.name} did not run the network of the package: {e}", where=str(model), remedy="give the model that the package was compiled from") from e
+    for row in rows:
+        if isinstance(engine, Rival):
+            if not row.equal:
+                raise ModelError("two packages of one integer graph have different outputs", where=engine.name, expected="equal ones", found=row.sentence(), remedy="verify both")
+        elif not row.same_network:
+            raise ModelError(
+                f"{engine.name} did not run the network of the package, or ran it wrongly", where=str(model), found=row.sentence(),
+                expected=f"a correlation of at least {agreement.LEAST_CORRELATION:g} ({agreement.WHY})",
+                remedy=f"give the model that the package was compiled from, or leave {engine.name} out",
+            )  # fmt: skip
+    return tuple(rows)
 
 
 def _take_turns(engines: Sequence[Any], warmup: float, duration: float, iterations: int, stop: threading.Event) -> tuple[list[list[float]], int]:

@@ -35,6 +35,11 @@ class OutputAgreement:
     correlation: float | None
 
     @property
+    def equal(self) -> bool:
+        """Whether every element is the same."""
+        return self.differing == 0 and self.largest == 0
+
+    @property
     def same_network(self) -> bool:
         """Whether this output can be that of the same network."""
         if self.correlation is None:

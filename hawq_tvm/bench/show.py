@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -18,11 +19,14 @@ def show(out: Console, fields: dict[str, Any]) -> None:
     out.print(f"{fields['name']}: {m['cpu']}, {m['cores']} cores, {m['system']}, tvm {m['tvm']}", markup=False)
     if "engines" in fields:
         out.print(f"threads {fields['threads']} on processors {fields['pinned_to']}, {fields['turns']} turns each; other processes took {100 * fields['others_share']:.0f} % of their time", markup=False)
-        table = Table("engine", "median ms", "min", "p95", "ratio", "min ratio", "TOPS", "of limit")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("engine", no_wrap=True)
+        for column in ("median ms", "min", "p95", "ratio", "min ratio", "TOPS", "of limit"):
+            table.add_column(column, justify="right")
         for e in fields["engines"]:
             ms = e["latency_ms"]
             table.add_row(
-                e["engine"], *(f"{ms[k]:.3f}" for k in ("median", "min", "p95")), f"{e['ratio_to_fastest']:.2f}",
+                Path(e["engine"]).name, *(f"{ms[k]:.3f}" for k in ("median", "min", "p95")), f"{e['ratio_to_fastest']:.2f}",
                 f"{e['ratio_of_minima']:.2f}", f"{e['tops']:.3f}", _share(e),
             )  # fmt: skip
         out.print(table)
@@ -30,6 +34,8 @@ def show(out: Console, fields: dict[str, Any]) -> None:
             out.print(f"{e['engine']} {e['version']} ran {e['what']}", markup=False)
             for row in e["agreement_text"]:
                 out.print(f"  beside ours: {row}", markup=False)
+        for e in fields["excluded"]:
+            out.print(f"left out: {e['engine']}: {e['reason']}", markup=False)
     else:
         out.print(f"threads {fields['threads']}, {fields['iterations']} iterations after {fields['warmup_ms']:g} ms of warm-up", markup=False)
         out.print("latency ms: " + "  ".join(f"{k} {v:.3f}" for k, v in fields["latency_ms"].items()), markup=False)

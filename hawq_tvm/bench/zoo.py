@@ -62,8 +62,8 @@ def export(net: Any, path: Path, batch: int, size: int) -> None:
         )  # fmt: skip
 
 
-def quantize(source: Path, target: Path, batches: list[dict[str, np.ndarray[Any, Any]]], *, qoperator: bool = False, weight_bits: int = 8, **options: Any) -> None:
-    """Static quantization as a user of ONNX Runtime does it: per channel, u8 activations, s8 weights or signed ones of 4 bits."""
+def quantize(source: Path, target: Path, batches: list[dict[str, np.ndarray[Any, Any]]], *, qoperator: bool = False, weight_bits: int = 8, activation_bits: int = 8, **options: Any) -> None:
+    """Static quantization as a user of ONNX Runtime does it: per channel, unsigned activations, signed weights, of 4 or 8 bits."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -79,23 +79,27 @@ def quantize(source: Path, target: Path, batches: list[dict[str, np.ndarray[Any,
         quant_pre_process(str(source), str(prepared))
         quantize_static(
             str(prepared), str(target), Reader(), quant_format=QuantFormat.QOperator if qoperator else QuantFormat.QDQ,
-            per_channel=True, activation_type=QuantType.QUInt8, weight_type=QuantType.QInt4 if weight_bits == 4 else QuantType.QInt8, **options,
+            per_channel=True, activation_type=QuantType.QUInt4 if activation_bits == 4 else QuantType.QUInt8, weight_type=QuantType.QInt4 if weight_bits == 4 else QuantType.QInt8, **options,
         )  # fmt: skip
 
 
-def make(name: str, path: Path, *, size: int | None = None, batch: int = 1, qoperator: bool = False, weight_bits: int = 8, say: Callable[[str], None] = lambda text: None) -> Path:
+def calibration(batch: int, size: int) -> list[np.ndarray[Any, Any]]:
+    """The inputs that a network's ranges are measured on: float32 [batch, 3, size, size], normal, mean 0, deviation 1."""
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((batch, 3, size, size)).astype(np.float32) for _ in range(4)]
+
+
+def make(name: str, path: Path, *, size: int | None = None, batch: int = 1, qoperator: bool = False, weight_bits: int = 8, activation_bits: int = 8, say: Callable[[str], None] = lambda text: None) -> Path:
     """Write the quantized ONNX file of a network, complete or not at all; an existing file is kept."""
     if path.exists():
         return path
     size = size or NETWORKS[name][2]
-    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         say(f"building {name}")
         exported, quantized = Path(folder) / "float.onnx", Path(folder) / "quantized.onnx"
         export(build(name, size), exported, batch, size)
         say("calibrating and quantizing")
-        batches = [{"input": rng.standard_normal((batch, 3, size, size)).astype(np.float32)} for _ in range(4)]
-        quantize(exported, quantized, batches, qoperator=qoperator, weight_bits=weight_bits)
+        quantize(exported, quantized, [{"input": b} for b in calibration(batch, size)], qoperator=qoperator, weight_bits=weight_bits, activation_bits=activation_bits)
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_bytes(quantized.read_bytes())
@@ -112,10 +116,11 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--qoperator", action="store_true", help="QLinear operators instead of quantize/dequantize pairs")
     parser.add_argument("--weight-bits", type=int, choices=(4, 8), default=8)
+    parser.add_argument("--activation-bits", type=int, choices=(4, 8), default=8)
     args = parser.parse_args()
     make(
         args.network, args.output, size=args.size, batch=args.batch, qoperator=args.qoperator, weight_bits=args.weight_bits,
-        say=lambda text: print(text, file=sys.stderr),
+        activation_bits=args.activation_bits, say=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
     return 0
 

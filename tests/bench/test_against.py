@@ -9,12 +9,12 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import pytest
 
 import hawq_tvm as ht
 from hawq_tvm.bench import against, limits, peers
+from hawq_tvm.bench.engine import CannotRun
 from hawq_tvm.cli import main
 from hawq_tvm.errors import HawqError, ModelError, UsageError
 
@@ -82,49 +82,52 @@ def test_the_command(package: Path, model: Path, tmp_path: Path, capsys: pytest.
     assert alone["tops"] > 0 and alone["products"] == fields["products"] and "share_of_limit" in alone
 
 
-def test_torch_runs_the_zoo_alone(model: Path) -> None:
-    assert peers.zoo_network(Path("a/resnet50_b8_qdq.onnx")) == "resnet50"
-    assert peers.zoo_network(Path("inceptionv3.onnx")) == "inceptionv3"
-    for name in ("resnet500.onnx", str(model)):
-        with pytest.raises(UsageError, match="PyTorch reads no ONNX"):
-            peers.zoo_network(Path(name))
-
-
-def test_torch_gives_its_threads_back() -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'hawq-tvm[torch]')")
-    pytest.importorskip("pytorchcv", reason="pytorchcv is not installed (pip install 'hawq-tvm[torch]')")
-    before, x = torch.get_num_threads(), np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
-    engine = peers.Torch()
-    engine.prepare(Path("resnet18_qdq.onnx"), {"input": x}, before + 1)
-    assert torch.get_num_threads() == before + 1
-    engine.call()
-    assert engine.outputs()["output"].shape == (1, 1000) and engine.version == torch.__version__
-    engine.close()
-    assert torch.get_num_threads() == before
-    with pytest.raises(ModelError, match="float32 N x 3 x S x S"):
-        peers.Torch().prepare(Path("resnet18.onnx"), {"input": x[:, :2]}, 1)
-
-
 @pytest.mark.parametrize("arguments, words", [
-    (["--against", "onnxruntime"], "--against and --model go together"), (["--model", "MODEL"], "--against and --model go together"),
+    (["--against", "onnxruntime"], "onnxruntime must be given the ONNX model"), (["--model", "MODEL"], "--model is for --against"),
+    (["--against", "PACKAGE,onnxruntime"], "onnxruntime must be given the ONNX model"),
     (["--against", "tensorrt", "--model", "MODEL"], "no such engine"), (["--against", ",", "--model", "MODEL"], "no engine is named"),
     (["--against", "onnxruntime", "--model", "MODEL", "--threads", "0"], "a processor of its own"),
     (["--against", "onnxruntime", "--model", "MODEL", "--threads", "9999"], "a processor of its own"),
     (["--against", "onnxruntime", "--model", "MODEL", "--duration", "nan"], "must be finite"),
     (["--against", "onnxruntime,torch", "--model", "MODEL", "--threads", "1"], "PyTorch reads no ONNX"),
+    (["--against", "torch-bf16", "--model", "MODEL", "--threads", "1"], "PyTorch reads no ONNX"),
 ])  # fmt: skip
 def test_wrong_usage(arguments: list[str], words: str, package: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(package), *(a.replace("MODEL", str(model)) for a in arguments)]) == 2
+    assert main(["bench", str(package), *(a.replace("MODEL", str(model)).replace("PACKAGE", str(package)) for a in arguments)]) == 2
     error = capsys.readouterr().err
     assert words in error and len(error.strip().splitlines()) == 1
 
 
 def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for name, extra in [("openvino", "bench"), ("onnxruntime", "bench"), ("torch", "torch")]:
+    for name, extra in [("openvino", "bench"), ("onnxruntime", "bench"), ("torch", "torch"), ("torch-int8", "torch")]:
         with pytest.raises(UsageError) as caught:
             peers.parse(name)
         assert f"pip install 'hawq-tvm[{extra}]'" in str(caught.value)
+
+
+class Unable:
+    """A peer that no machine can run."""
+
+    name, package, extra, what = "unable", "sys", "bench", "nothing"
+
+    def prepare(self, *arguments: Any) -> None:
+        raise CannotRun("needs what this machine has not", where=self.name)
+
+    def close(self) -> None:
+        pass
+
+
+def test_who_cannot_run_is_left_out_with_the_reason(package: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(peers.PEERS, "unable", Unable)
+    options = ["--model", str(model), "--duration", "0", "--iterations", "1", "--warmup-ms", "0", "--threads", "1"]
+    assert main(["bench", str(package), "--against", "unable,onnxruntime", *options]) == 0
+    assert "left out: unable: unable: needs what this machine has not" in capsys.readouterr().out
+    assert main(["bench", str(package), "--against", "unable,onnxruntime", *options, "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)
+    assert [e["engine"] for e in fields["engines"]] == ["hawq-tvm", "onnxruntime"] and [e["engine"] for e in fields["excluded"]] == ["unable"]
+    assert main(["bench", str(package), "--against", "unable", *options]) == 3
+    assert "nothing is left to compare with" in capsys.readouterr().err
 
 
 def _symbolic(proto: onnx.ModelProto) -> None:

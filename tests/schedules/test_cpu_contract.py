@@ -14,9 +14,9 @@ from tvm import relax
 
 import schedules
 from hawq_tvm import arith, ops, stages, target
-from schedules import rules
+from schedules import cpu_contract, rules
 from schedules.contraction import Shape
-from schedules.cpu_contract import Contract, ContractTile, VectorUnit, choose_tile
+from schedules.cpu_contract import Contract, ContractTile, VectorUnit, choose_tile, form_of
 from schedules.generic import Generic
 from schedules.layer import Layer
 from schedules.x86_vnni import Vnni
@@ -76,6 +76,16 @@ CONVS = [
 ]
 
 
+# Widths that blocks of pixels do not divide: the lines of an image are joined.
+JOINED = [
+    Conv(1, 17, 17, 64, 128, (1, 1)),
+    Conv(2, 17, 17, 16, 48, (7, 1), pad=(3, 0, 3, 0)),
+    Conv(3, 5, 19, 17, 65, (3, 1), dilation=(2, 1)),
+    Conv(2, 9, 17, 20, 33, (1, 1)),
+    Conv(1, 73, 73, 4, 16, (1, 1)),
+]
+
+
 def convolve(c: Conv, x: np.ndarray, w: np.ndarray, fill: int) -> np.ndarray:
     """The int64 convolution of NHWC data and HWIO weights."""
     t, left, b, r = c.pad
@@ -103,7 +113,7 @@ def accumulate(emit, c: Conv, p: relax.Expr, w: relax.Expr, fill: int, dtype: st
 
 @pytest.mark.parametrize("target", [HOST, PORTABLE], ids=["host", "portable"])
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
-@pytest.mark.parametrize("c", CONVS, ids=str)
+@pytest.mark.parametrize("c", [*CONVS, *JOINED], ids=str)
 def test_conv2d_with_bias_residual_requantize_and_lookup(c, dtype, target):
     x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
     fill = 3
@@ -126,7 +136,7 @@ def test_conv2d_with_bias_residual_requantize_and_lookup(c, dtype, target):
 
 @pytest.mark.parametrize("target", [HOST, PORTABLE], ids=["host", "portable"])
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
-@pytest.mark.parametrize("c", [*CONVS[::3], Conv(1, 7, 7, 12, 320, (1, 1)), Conv(1, 5, 6, 8, 16, (1, 1)), Conv(1, 9, 13, 4, 64), Conv(1, 8, 29, 32, 32, groups=32), Conv(2, 5, 6, 8, 48, (3, 3), pad=(1, 1, 1, 1))], ids=str)
+@pytest.mark.parametrize("c", [*CONVS[::3], *JOINED, Conv(1, 7, 7, 12, 320, (1, 1)), Conv(1, 5, 6, 8, 16, (1, 1)), Conv(1, 9, 13, 4, 64), Conv(1, 8, 29, 32, 32, groups=32), Conv(2, 5, 6, 8, 48, (3, 3), pad=(1, 1, 1, 1))], ids=str)
 def test_conv2d_rounded_half_up_and_added_to_a_residual(c, dtype, target):
     x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
     acc = convolve(c, x, w, 3)
@@ -148,7 +158,7 @@ def test_conv2d_rounded_half_up_and_added_to_a_residual(c, dtype, target):
 
 
 @pytest.mark.parametrize("unit", [VectorUnit(4, 32, False), VectorUnit(8, 16, True), VectorUnit(16, 32, False)], ids=str)
-@pytest.mark.parametrize("c", CONVS[:12:2], ids=str)
+@pytest.mark.parametrize("c", [*CONVS[:12:2], *JOINED], ids=str)
 def test_every_vector_unit_computes_the_same(c, unit, monkeypatch):
     monkeypatch.setattr(rules, "CPU_RULES", (Contract(unit), Generic()))
     x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
@@ -167,7 +177,7 @@ def test_conv2d_of_wider_types(data, weight, acc):
     np.testing.assert_array_equal(out, convolve(c, x, w, 1).astype(acc), strict=True)
 
 
-@pytest.mark.parametrize("c", [CONVS[0], CONVS[6], CONVS[5]], ids=str)
+@pytest.mark.parametrize("c", [CONVS[0], CONVS[6], CONVS[5], JOINED[1], JOINED[2]], ids=str)
 def test_conv2d_with_run_time_weights(c):
     x, w = full("int16", c.n, c.h, c.w, c.ci), full("int16", *c.k, c.ci, c.co)
     (out,) = run(lambda e, p, k: accumulate(e, c, p, k, 0, "int32"), x, w, target=HOST, rule="cpu.contract")
@@ -175,7 +185,7 @@ def test_conv2d_with_run_time_weights(c):
 
 
 @pytest.mark.parametrize("signed", [True, False])
-@pytest.mark.parametrize("c", [CONVS[0], CONVS[2], CONVS[10]], ids=str)
+@pytest.mark.parametrize("c", [CONVS[0], CONVS[2], CONVS[10], JOINED[0], JOINED[1]], ids=str)
 def test_conv2d_with_four_bit_weights_keeps_them_packed(c, signed):
     x = full("uint8", c.n, c.h, c.w, c.ci)
     low, high = (-8, 8) if signed else (0, 16)
@@ -188,6 +198,57 @@ def test_conv2d_with_four_bit_weights_keeps_them_packed(c, signed):
     np.testing.assert_array_equal(out, convolve(c, x, w, 0).astype(np.int32), strict=True)
     kernel = lower(packed(body, [(x.shape, "uint8")]), HOST)["fused"].script()
     assert re.search(r'weights: T.Buffer\(\([^)]*\), "uint8"\)', kernel)
+
+
+def first_conv(module: tvm.IRModule) -> tuple[Layer, relax.Call]:
+    """The only layer of a module, and its anchor."""
+    ((name, function),) = stages.private_functions(module).items()
+    layer = Layer.of(module.get_global_var(name), function)
+    return layer, layer.anchor_call
+
+
+def plain(c: Conv) -> tvm.IRModule:
+    """A convolution of u8 data with nothing after it."""
+    w = full("int8", *c.k, c.ci // c.groups, c.co)
+    return packed(lambda e, p: accumulate(e, c, p, relax.const(w), 0, "int32"), [((c.n, c.h, c.w, c.ci), "uint8")])
+
+
+UNITS = [VectorUnit(16, 32, True, True), VectorUnit(8, 16, True, True), VectorUnit(8, 16, True), VectorUnit(4, 16, True)]
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=str)
+def test_lines_are_joined_where_blocks_of_pixels_do_not_divide_them(unit):
+    for c, joined in [(JOINED[0], True), (JOINED[1], True), (Conv(1, 8, 8, 64, 64, (1, 1)), False), (Conv(1, 17, 17, 64, 64, (1, 3)), False),
+                      (Conv(1, 17, 17, 64, 64, (1, 1), (2, 2)), False), (Conv(1, 17, 17, 64, 64, (1, 1), groups=2), False),
+                      (Conv(1, 1, 17, 64, 64, (1, 1)), False)]:  # fmt: skip
+        _, call = first_conv(plain(c))
+        form = form_of(call, unit, 4 if unit.quads else 2)
+        assert (form.width == c.w) == joined and form.pixels == (c.h * c.w if joined else call.ty.shape[2])
+
+
+@pytest.mark.skipif(DOT != "x86.vnni", reason="this CPU has no VNNI, so data is always copied to 16 bits")
+def test_joined_lines_of_single_taps_are_read_where_they_lie():
+    assert "rows = T." not in lower(plain(JOINED[0]), HOST)["fused"].script()
+    assert "rows = T." in lower(plain(JOINED[1]), HOST)["fused"].script()
+
+
+@pytest.mark.parametrize("c", [Conv(2, 11, 17, 64, 96, (1, 1)), JOINED[1]], ids=str)
+def test_every_tile_of_joined_lines_computes_the_same(c, monkeypatch):
+    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
+    m = rng.integers(2**30, 2**31, (1, 1, 1, c.co))
+    expected = arith.requantize([convolve(c, x, w, 0)], [m], 0, 44, rounding="half_up", zero_point=100, qmin=0, qmax=255).astype(np.uint8)
+    layer, _ = first_conv(plain(c))
+    rule = Vnni() if DOT == "x86.vnni" else Contract()
+    tiles = rule.tiles(layer, HOST)
+    for tile in tiles[::3]:
+        monkeypatch.setattr(type(rule), "tiles", lambda self, given, target, tile=tile: [tile])
+        monkeypatch.setattr(cpu_contract, "choose_tile", lambda *arguments, tile=tile: tile)
+
+        def body(e, p):
+            return ops.requantize([accumulate(e, c, p, relax.const(w), 0, "int32")], [m], 0, 44, qtype=arith.QType.of("uint8"), zero_point=100, rounding="half_up")
+
+        (out,) = run(body, x, target=HOST, rule=DOT)
+        np.testing.assert_array_equal(out, expected, strict=True)
 
 
 def test_dilated_data_is_read_in_place():
@@ -268,7 +329,7 @@ def test_tiles_fit_the_registers(pixels, channels):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
-@pytest.mark.parametrize("c", [CONVS[0], CONVS[2], CONVS[9], Conv(1, 7, 14, 64, 64, pad=(1, 1, 1, 1)), Conv(3, 5, 7, 24, 80, (1, 1))], ids=str)
+@pytest.mark.parametrize("c", [CONVS[0], CONVS[2], CONVS[9], *JOINED[:3], Conv(1, 7, 14, 64, 64, pad=(1, 1, 1, 1)), Conv(3, 5, 7, 24, 80, (1, 1))], ids=str)
 def test_four_bit_weights_under_a_requantize(c, dtype):
     x, w = full(dtype, c.n, c.h, c.w, c.ci), rng.integers(-8, 8, (*c.k, c.ci // c.groups, c.co)).astype(np.int8)
     acc, bias = convolve(c, x, w, 3), rng.integers(-(2**20), 2**20, (1, 1, 1, c.co)).astype(np.int32)

@@ -1,0 +1,119 @@
+"""Our packages as engines: the one that is measured, and others of ours beside it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+import tvm_ffi
+from numpy.typing import NDArray
+from tvm import relax
+
+from .. import __version__, ops, stages
+from ..errors import ModelError
+from ..package import Package, load
+from . import work
+from .measure import make_pool
+
+Array = NDArray[Any]
+SUFFIX = ".hawq"
+
+
+class Packaged:
+    """A package, as its virtual machine runs it."""
+
+    what = "the package"
+
+    def __init__(self, package: Package, name: str = "hawq-tvm") -> None:
+        self.package, self.name = package, name
+
+    @property
+    def version(self) -> str:
+        """This project's version that made it."""
+        return str(self.package.manifest["producer"].get("hawq_tvm", __version__))
+
+    @property
+    def products(self) -> int:
+        """The multiplications of one inference."""
+        return work.products(self.package.graph)
+
+    def prepare(self, model: Path | None, inputs: Mapping[str, Array], threads: int) -> None:
+        """See engine.Engine; `model` is not read."""
+        make_pool(threads)
+        ready = self.package.prepare(inputs)
+        self._main = self.package.vm["main"]
+        self._tensors = [tvm.runtime.tensor(ready[i["name"]]) for i in self.package.manifest["inputs"]]
+
+    def call(self) -> None:
+        """One inference."""
+        self._result = self._main(*self._tensors)
+
+    def outputs(self) -> dict[str, Array]:
+        """The outputs of the last `call` by name."""
+        return {o["name"]: self._result[i].numpy() for i, o in enumerate(self.package.manifest["outputs"])}
+
+    def close(self) -> None:
+        """Nothing: the pool ends with its thread."""
+
+
+class Rival(Packaged):
+    """Another package of ours for the same inputs.
+
+    same: whether its integer graph is the measured package's, so that every output must be equal; else it is timed without comparing.
+    Raises ModelError when it takes other inputs.
+    """
+
+    def __init__(self, path: str, beside: Package) -> None:
+        super().__init__(load(path), path)
+        check_inputs(self.package, beside, path)
+        self.same = same_graph(self.package.graph, beside.graph)
+        mine, theirs = weights(self.package.graph), weights(beside.graph)
+        if self.same:
+            self.what = f"another package of the same integer graph, for {cpu(self.package)}"
+        else:
+            difference = f"{mine}, beside {theirs} of ours" if mine != theirs else f"{mine} as ours has"
+            self.what = f"another integer graph ({difference}), for {cpu(self.package)}: a different network, timed without comparing outputs"
+
+
+def is_package(name: str) -> bool:
+    """Whether a name after --against means a package: what ends as packages do, or a folder with a manifest."""
+    return name.endswith(SUFFIX) or (Path(name) / "manifest.json").is_file()
+
+
+def check_inputs(package: Package, beside: Package, where: str) -> None:
+    """Refuse a package whose inputs differ in name, type or shape.
+
+    Raises ModelError saying both.
+    """
+    expected, found = (", ".join(f"{i['name']} {i['type']} {'x'.join(map(str, i['shape']))}" for i in p.inputs) for p in (beside, package))
+    if expected != found:
+        raise ModelError("takes other inputs than the package that is measured", where=where, expected=expected, found=found, remedy="compile both for the same inputs")
+
+
+def same_graph(a: tvm.IRModule, b: tvm.IRModule) -> bool:
+    """Whether two integer graphs (PACKED stage) compute the same: equal operators and constants; the tiles that records chose do not count."""
+    return bool(tvm_ffi.structural_equal(_without_records(a), _without_records(b), map_free_vars=True))
+
+
+def _without_records(module: tvm.IRModule) -> tvm.IRModule:
+    return tvm.IRModule({gv.name_hint: f.without_attr("hawq.record") for gv, f in module.functions_items()})
+
+
+def weights(graph: tvm.IRModule) -> str:
+    """How many convolutions and matrix products of an integer graph have weights of which type, in words."""
+    found: Counter[str] = Counter()
+    for function in stages.private_functions(graph).values():
+        values = {b.var: b.value for b in stages.bindings(function)}
+        for call in values.values():
+            if ops.op_name(call) in ("relax.nn.conv2d", "relax.matmul"):
+                weight = values.get(call.args[1], call.args[1]) if isinstance(call.args[1], relax.Var) else call.args[1]
+                found["4-bit" if ops.op_name(weight) == "hawq.unpack_int4" else ops.dtype_of(weight)] += 1
+    return " and ".join(f"{n} layers of {kind} weights" for kind, n in sorted(found.items())) or "no weights"
+
+
+def cpu(package: Package) -> str:
+    """The processor that a package was compiled for."""
+    return str(package.manifest["target"].get("mcpu", package.manifest["target"]["architecture"]))
