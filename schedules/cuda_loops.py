@@ -65,13 +65,22 @@ def threads_for(work: int, most: int = THREADS) -> int:
     return even[0] if even else min(most, -(-work // WARP) * WARP)
 
 
-def bind_grid(sch: s_tir.Schedule, loops: list[s_tir.schedule.LoopRV], block: s_tir.schedule.SBlockRV, most: int = THREADS) -> s_tir.schedule.LoopRV:
-    """One thread per step of some outermost loops (perhaps none) of a stage; the loop over the threads of a block."""
-    fused = sch.fuse(*loops) if loops else sch.add_unit_loop(block)
-    grid, thread = sch.split(fused, [None, threads_for(extent(sch, fused), most)])
+def fuse_outer(sch: s_tir.Schedule, loops: list[s_tir.schedule.LoopRV], block: s_tir.schedule.SBlockRV) -> s_tir.schedule.LoopRV:
+    """Some outermost loops (perhaps none) of a stage as one, whose steps will be threads."""
+    return sch.fuse(*loops) if loops else sch.add_unit_loop((sch.get_loops(block) or [block])[0])
+
+
+def bind_grid(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV, most: int = THREADS, exact: bool = False) -> None:
+    """One thread per step of an outermost loop; to be called when everything that belongs into it is there.
+
+    `split` guards what the loop holds where blocks of threads do not divide it. A stage that is computed at a loop later gets no
+    guard: its indices only look larger, and it writes beyond its buffer.  exact: threads of a block divide the steps.
+    """
+    steps = extent(sch, loop)
+    threads = next(t for t in range(min(most, steps), 0, -1) if steps % t == 0) if exact else threads_for(steps, most)
+    grid, thread = sch.split(loop, [None, threads])
     sch.bind(grid, "blockIdx.x")
     sch.bind(thread, "threadIdx.x")
-    return thread
 
 
 def lanes_for(channels: int, elements: int, *bounds: int) -> int:
