@@ -31,19 +31,29 @@ def start(layer: Layer, emission: Emission, keep: tuple[str, ...] = ()) -> s_tir
     sizes += [prod(ops.shape_of(b.var)) for b in layer.anchors]
     if max(sizes, default=0) >= MOST:
         raise ScheduleError("a tensor is too large for a GPU kernel", where=layer.name, expected=f"less than {MOST} elements", found=str(max(sizes)), remedy="use a smaller batch")
-    sch = s_tir.Schedule(without_fences(emission.prim_func()))
+    sch = s_tir.Schedule(for_gpu(emission.prim_func()))
     inline_all(sch, keep)
     return sch
 
 
-def without_fences(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function without `emit.fence`, an intrinsic of LLVM: nvcc is told by an option to fuse no product with a sum."""
+def for_gpu(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function without what is for CPUs only.
 
-    def operand(call: ir.Call) -> Any:
-        is_fence = str(getattr(call.op, "name", "")) == "tirx.call_llvm_pure_intrin"
-        return call.args[-1] if is_fence else call
+    `emit.fence` is an intrinsic of LLVM: nvcc is told by an option to fuse no product with a sum. Division by a number that is not
+    known before the kernel runs becomes a call of `hawq_divide`, because a GPU divides in floating point.
+    """
 
-    return tvm_ffi.structural_map(func, [(ir.Call, operand)])
+    def call(node: ir.Call) -> Any:
+        is_fence = str(getattr(node.op, "name", "")) == "tirx.call_llvm_pure_intrin"
+        return node.args[-1] if is_fence else node
+
+    def divide(node: tirx.Div) -> Any:
+        if str(node.ty.dtype).startswith("float") or isinstance(node.b, tirx.IntImm):
+            return node
+        wide = [n.astype("int64") for n in (node.a, node.b)]
+        return tirx.call_extern("int64", "hawq_divide", *wide).astype(str(node.ty.dtype))
+
+    return tvm_ffi.structural_map(func, [(ir.Call, call), (tirx.Div, divide)])
 
 
 def blocks(sch: s_tir.Schedule) -> list[s_tir.schedule.SBlockRV]:

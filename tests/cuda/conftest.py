@@ -10,7 +10,8 @@ import pytest
 from hawq_tvm.cuda import nvcc
 from hawq_tvm.errors import UsageError
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "schedules"))
+for folder in (".", "schedules"):
+    sys.path.insert(0, str(Path(__file__).parent.parent / folder))
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from tvm import tirx
 from hawq_tvm import stages
 from hawq_tvm.cuda import target as cuda
 from hawq_tvm.verify.reference import evaluate
+from schedules.cuda_prelude import MEANINGS
 from schedules.layer import Layer
 from schedules.rule import choose
 from schedules.rules import rules_for
@@ -27,14 +28,19 @@ CPU = tvm.target.Target({"kind": "llvm"})
 
 
 def without_threads(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function with its loops over blocks and threads as plain loops."""
+    """The function with its loops over blocks and threads as plain loops, and the prelude's functions as what they mean."""
 
     def plain(loop: tirx.For) -> tirx.For:
         if int(loop.kind) != tirx.ForKind.THREAD_BINDING:
             return loop
         return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body, None, loop.annotations)
 
-    return tvm_ffi.structural_map(func, [(tirx.For, plain)])
+    def meant(call: tvm.ir.Call) -> Any:
+        if str(getattr(call.op, "name", "")) != "tirx.call_extern":
+            return call
+        return MEANINGS[str(call.args[0].value)](*call.args[1:])
+
+    return tvm_ffi.structural_map(func, [(tirx.For, plain), (tvm.ir.Call, meant)])
 
 
 def compiled(func: tirx.PrimFunc) -> Callable[..., Any]:

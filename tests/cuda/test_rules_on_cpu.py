@@ -29,10 +29,10 @@ def requantized(e: Any, acc: relax.Expr, channels: int, rounding: str = "half_ev
     return ops.requantize([biased], [m], 12345, shift, qtype=TYPES[kind], zero_point=3, rounding=rounding)
 
 
-@pytest.mark.parametrize(("x", "k", "stride", "dilation", "pad"), [
-    ((1, 9, 8, 16), 3, 1, 1, 1), ((2, 7, 7, 12), 3, 2, 1, 1), ((1, 11, 10, 6), 5, 1, 2, 0), ((1, 5, 6, 7), 2, 1, 1, 0), ((1, 12, 13, 4), 7, 3, 1, 3),
+@pytest.mark.parametrize(("x", "k", "stride", "dilation", "pad", "dtype"), [
+    ((1, 9, 8, 16), 3, 1, 1, 1, "uint8"), ((2, 7, 7, 12), 3, 2, 1, 1, "int8"), ((1, 11, 10, 6), 5, 1, 2, 0, "uint8"),
+    ((1, 5, 6, 7), 2, 1, 1, 0, "int8"), ((1, 12, 13, 4), 7, 3, 1, 3, "uint8"),
 ])  # fmt: skip
-@pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_depthwise(x, k, stride, dilation, pad, dtype):
     w = full_range((k, k, 1, x[3]), "int8")
 
@@ -55,8 +55,7 @@ def test_depthwise_of_several_outputs_per_channel_and_no_epilogue():
     check(body, full_range((1, 6, 5, 5), "uint8"), rule="cuda.depthwise")
 
 
-@pytest.mark.parametrize("shape", [(1, 9, 9, 16), (2, 8, 7, 12), (1, 7, 5, 3)])
-@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize(("shape", "dtype"), [((1, 9, 9, 16), "uint8"), ((2, 8, 7, 12), "int8"), ((1, 7, 5, 3), "int8")])
 def test_max_pool(shape, dtype):
     low = np.iinfo(dtype).min
 
@@ -88,8 +87,7 @@ def test_arg_extrema():
     check(lambda e, x: R.argmax(x, axis=1), rng.integers(0, 4, (5, 67)).astype(np.uint8), rule="cuda.generic")
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 7, 16), (1, 3, 3, 6), (1, 2, 2, 3), (33,)])
-@pytest.mark.parametrize("rounding", ["half_up", "half_even", "half_away"])
+@pytest.mark.parametrize(("shape", "rounding"), [((2, 5, 7, 16), "half_up"), ((1, 3, 3, 6), "half_even"), ((1, 2, 2, 3), "half_away"), ((33,), "half_up")])
 def test_residual_additions(shape, rounding):
     def body(e: Any, a: relax.Expr, b: relax.Expr) -> relax.Expr:
         return ops.requantize([a, b], [1234567, 7654321], 5, 24, qtype=TYPES["int8"], zero_point=-3, rounding=rounding)
@@ -115,8 +113,7 @@ def test_moves():
     check(lambda e, v: R.nn.pad(v, [0, 0, 1, 2, 0, 1, 0, 4], pad_value=5), x, rule="cuda.elementwise")
 
 
-@pytest.mark.parametrize("rounding", ["half_even", "half_up", "half_away"])
-@pytest.mark.parametrize("shape", [(1, 3, 7, 8), (5,)])
+@pytest.mark.parametrize(("rounding", "shape"), [("half_even", (1, 3, 7, 8)), ("half_up", (5,)), ("half_away", (1, 3, 7, 8))])
 def test_the_border(rounding, shape):
     x = (rng.normal(0, 20, shape)).astype(np.float32)
     x.flat[:3] = 0.5, -1.5, 1e9
