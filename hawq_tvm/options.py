@@ -64,7 +64,7 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub = verb("compile", "compile a quantized ONNX model into an integer-only package")
     sub.add_argument("model")
     sub.add_argument("-o", "--output", required=True, metavar="PKG", help="the package's folder, by habit NAME.hawq")
-    sub.add_argument("--target", default="host", help="host, x86-amx, x86-vnni, x86-avxvnni, x86-avx2, x86-64-v2, ..., or 'llvm -mcpu=NAME' (default: host)")
+    sub.add_argument("--target", default="host", help="host, x86-amx, x86-vnni, x86-avxvnni, x86-avx2, x86-64-v2, ..., 'llvm -mcpu=NAME', cuda-sm75, cuda-sm80, cuda-sm86, cuda-sm89, cuda-sm90, or cuda for all of these GPUs (default: host)")
     float_tail(sub)
     sub.add_argument("--records", metavar="FILE", help="use the measured tiles that `tune` wrote to FILE")
     shapes(sub)

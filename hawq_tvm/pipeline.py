@@ -21,12 +21,14 @@ from relay_passes.fold_constants import fold_constants
 from relay_passes.fuse_epilogues import fuse_epilogues
 from relay_passes.join_tables import join_tables
 from relay_passes.lower_to_integer import lower_to_integer
+from relay_passes.pack_activations import pack_activations
 from relay_passes.pack_int4 import pack_int4
 from relay_passes.remove_dead_code import remove_dead_code
 from relay_passes.tabulate_unary import tabulate_unary
 
 from . import build as build_module
 from . import ranges, stages
+from .cuda.target import is_cuda
 from .stages import Stage
 
 Pass = Callable[[tvm.IRModule], tuple[tvm.IRModule, int]]
@@ -45,6 +47,8 @@ PIPELINE: tuple[tuple[Pass, Stage], ...] = (
     (pack_int4, Stage.INTEGER),
     (fuse_epilogues, Stage.PACKED),
 )
+# What only a GPU's kernels gain by: they multiply nibbles, or open them in registers.
+GPU_PIPELINE: tuple[tuple[Pass, Stage], ...] = ((pack_activations, Stage.PACKED),)
 
 
 @dataclass(frozen=True)
@@ -106,14 +110,15 @@ class _Run:
         return result
 
 
-def to_packed(module: tvm.IRModule, progress: Progress | None = None) -> tvm.IRModule:
-    """An ANNOTATED module taken through every pass of PIPELINE.
+def to_packed(module: tvm.IRModule, progress: Progress | None = None, target: tvm.target.Target | None = None) -> tvm.IRModule:
+    """An ANNOTATED module taken through every pass of PIPELINE, and of GPU_PIPELINE for a GPU.
 
     Raises ModelError (or OverflowBoundError) naming the first layer that cannot be integer or may overflow.
     """
     run = _Run(progress)
     stages.verify(module, Stage.ANNOTATED)
-    for function, stage in PIPELINE:
+    passes = PIPELINE + (GPU_PIPELINE if target is not None and is_cuda(target) else ())
+    for function, stage in passes:
 
         def apply(function: Pass = function, stage: Stage = stage, module: tvm.IRModule = module) -> tuple[tvm.IRModule, int]:
             new, rewrites = function(module)
@@ -161,7 +166,7 @@ def compile_annotated(
     annotated: tvm.IRModule, target: tvm.target.Target, progress: Progress | None = None, records: schedules.Records | None = None
 ) -> Compiled:
     """An ANNOTATED module, wherever it came from, compiled for `target`; records: measured tiles to use."""
-    packed = with_records(to_packed(annotated, progress), target, records or {}, progress)
+    packed = with_records(to_packed(annotated, progress, target), target, records or {}, progress)
     tir, executable = compile_packed(packed, target, progress)
     return Compiled(annotated, packed, tir, executable, target)
 

@@ -58,6 +58,22 @@ def tiles_of(pixels: int, channels: int, unit: VectorUnit, product: str) -> list
     return [DepthwiseTile(p, lanes, product) for p in blocks_of_pixels(pixels, 8 if unit.registers > 16 else 4)]
 
 
+def is_depthwise(layer: Layer) -> str | None:
+    """None for a depthwise convolution of constant weights whose sums of at most 16 bits each fit in int32, else a sentence."""
+    call = layer.anchor_call
+    if call is None or ops.op_name(call) != "relax.nn.conv2d":
+        return "not a convolution."
+    if str(call.attrs.data_layout) != "NHWC" or str(call.attrs.kernel_layout) != "HWIO":
+        return f"the layout is {call.attrs.data_layout}, {call.attrs.kernel_layout}, not NHWC, HWIO."
+    if int(call.attrs.groups) == 1 or int(call.attrs.groups) != ops.shape_of(call.args[0])[3]:
+        return "a group has more than one input channel."
+    if not layer.is_constant(call.args[1]):
+        return "weights that are computed at run time."
+    if ops.dtype_of(call) != "int32" or any(ops.dtype_of(a) not in _SMALL for a in call.args):
+        return "sums wider than int32, or operands wider than 16 bits."
+    return layer.epilogue_moves_data()
+
+
 class Depthwise:
     """conv2d with one input channel per group."""
 
@@ -65,18 +81,7 @@ class Depthwise:
 
     def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
         """As many groups as input channels, constant weights, int32 sums of at most 16 bits each."""
-        call = layer.anchor_call
-        if call is None or ops.op_name(call) != "relax.nn.conv2d":
-            return "not a convolution."
-        if str(call.attrs.data_layout) != "NHWC" or str(call.attrs.kernel_layout) != "HWIO":
-            return f"the layout is {call.attrs.data_layout}, {call.attrs.kernel_layout}, not NHWC, HWIO."
-        if int(call.attrs.groups) == 1 or int(call.attrs.groups) != ops.shape_of(call.args[0])[3]:
-            return "a group has more than one input channel."
-        if not layer.is_constant(call.args[1]):
-            return "weights that are computed at run time."
-        if ops.dtype_of(call) != "int32" or any(ops.dtype_of(a) not in _SMALL for a in call.args):
-            return "sums wider than int32, or operands wider than 16 bits."
-        return layer.epilogue_moves_data()
+        return is_depthwise(layer)
 
     def tiles(self, layer: Layer, target: tvm.target.Target) -> list[DepthwiseTile]:
         """Blocks of pixels."""

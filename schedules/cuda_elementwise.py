@@ -17,7 +17,7 @@ from tvm import s_tir
 from hawq_tvm import ops
 
 from .cpu_elementwise import boundaries
-from .cuda_loops import bind_grid, lanes_for, start, vector_reads, vector_write
+from .cuda_loops import bind_grid, fuse_outer, lanes_for, start, vector_reads, vector_write
 from .emit import Emission
 from .layer import Layer
 from .rule import Kernel
@@ -63,13 +63,14 @@ class CudaElementwise:
 def _schedule(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, lanes: int, moves: bool) -> None:
     loops = sch.get_loops(block)
     if lanes == 1:
-        bind_grid(sch, loops, block)
+        bind_grid(sch, fuse_outer(sch, loops, block))
         return
     vectors, lane = sch.split(loops[-1], [None, lanes])
-    thread = bind_grid(sch, [*loops[:-1], vectors], block)
+    element = fuse_outer(sch, [*loops[:-1], vectors], block)
     if moves:
         sch.vectorize(lane)
-        return
-    vector_reads(sch, block, thread)
-    vector_write(sch, block, thread)
-    sch.unroll(sch.get_loops(block)[-1])
+    else:
+        vector_reads(sch, block, element)
+        vector_write(sch, block, element)
+        sch.unroll(sch.get_loops(block)[-1])
+    bind_grid(sch, element)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import tvm
 from tvm import s_tir
 
-from .cuda_loops import bind_grid, blocks, spatial_and_reduction, start
+from .cuda_loops import bind_grid, blocks, fuse_outer, spatial_and_reduction, start
 from .emit import Emission
 from .layer import Layer
 from .rule import Kernel
@@ -42,19 +42,21 @@ def _grid(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> set[str]:
     spatial, reduction = spatial_and_reduction(sch, block)
     sch.reorder(*spatial, *reduction)
     consumer = _only_consumer(sch, block) if reduction else None
-    thread = bind_grid(sch, spatial, block)
+    element = fuse_outer(sch, spatial, block)
     if not reduction:
+        bind_grid(sch, element)
         return names
     if consumer is not None:
         try:
-            sch.reverse_compute_at(consumer, thread, preserve_unit_loops=True)
+            sch.reverse_compute_at(consumer, element, preserve_unit_loops=True)
             sch.set_scope(block, 0, "local")
             names.add(str(sch.get(consumer).name_hint))
         except s_tir.ScheduleError:
             consumer = None  # it moves elements: another grid
     if consumer is None:
-        sch.reverse_compute_at(sch.cache_write(block, 0, "local"), thread, preserve_unit_loops=True)
-    sch.decompose_reduction(block, sch.get_loops(block)[-len(reduction)])
+        sch.reverse_compute_at(sch.cache_write(block, 0, "local"), element, preserve_unit_loops=True)
+    bind_grid(sch, element)
+    sch.decompose_reduction(block, reduction[0])
     return names
 
 

@@ -31,19 +31,29 @@ def start(layer: Layer, emission: Emission, keep: tuple[str, ...] = ()) -> s_tir
     sizes += [prod(ops.shape_of(b.var)) for b in layer.anchors]
     if max(sizes, default=0) >= MOST:
         raise ScheduleError("a tensor is too large for a GPU kernel", where=layer.name, expected=f"less than {MOST} elements", found=str(max(sizes)), remedy="use a smaller batch")
-    sch = s_tir.Schedule(without_fences(emission.prim_func()))
+    sch = s_tir.Schedule(for_gpu(emission.prim_func()))
     inline_all(sch, keep)
     return sch
 
 
-def without_fences(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function without `emit.fence`, an intrinsic of LLVM: nvcc is told by an option to fuse no product with a sum."""
+def for_gpu(func: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The function without what is for CPUs only.
 
-    def operand(call: ir.Call) -> Any:
-        is_fence = str(getattr(call.op, "name", "")) == "tirx.call_llvm_pure_intrin"
-        return call.args[-1] if is_fence else call
+    `emit.fence` is an intrinsic of LLVM: nvcc is told by an option to fuse no product with a sum. Division by a number that is not
+    known before the kernel runs becomes a call of `hawq_divide`, because a GPU divides in floating point.
+    """
 
-    return tvm_ffi.structural_map(func, [(ir.Call, operand)])
+    def call(node: ir.Call) -> Any:
+        is_fence = str(getattr(node.op, "name", "")) == "tirx.call_llvm_pure_intrin"
+        return node.args[-1] if is_fence else node
+
+    def divide(node: tirx.Div) -> Any:
+        if str(node.ty.dtype).startswith("float") or isinstance(node.b, tirx.IntImm):
+            return node
+        wide = [n.astype("int64") for n in (node.a, node.b)]
+        return tirx.call_extern("int64", "hawq_divide", *wide).astype(str(node.ty.dtype))
+
+    return tvm_ffi.structural_map(func, [(ir.Call, call), (tirx.Div, divide)])
 
 
 def blocks(sch: s_tir.Schedule) -> list[s_tir.schedule.SBlockRV]:
@@ -65,13 +75,22 @@ def threads_for(work: int, most: int = THREADS) -> int:
     return even[0] if even else min(most, -(-work // WARP) * WARP)
 
 
-def bind_grid(sch: s_tir.Schedule, loops: list[s_tir.schedule.LoopRV], block: s_tir.schedule.SBlockRV, most: int = THREADS) -> s_tir.schedule.LoopRV:
-    """One thread per step of some outermost loops (perhaps none) of a stage; the loop over the threads of a block."""
-    fused = sch.fuse(*loops) if loops else sch.add_unit_loop(block)
-    grid, thread = sch.split(fused, [None, threads_for(extent(sch, fused), most)])
+def fuse_outer(sch: s_tir.Schedule, loops: list[s_tir.schedule.LoopRV], block: s_tir.schedule.SBlockRV) -> s_tir.schedule.LoopRV:
+    """Some outermost loops (perhaps none) of a stage as one, whose steps will be threads."""
+    return sch.fuse(*loops) if loops else sch.add_unit_loop((sch.get_loops(block) or [block])[0])
+
+
+def bind_grid(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV, most: int = THREADS, exact: bool = False) -> None:
+    """One thread per step of an outermost loop; to be called when everything that belongs into it is there.
+
+    `split` guards what the loop holds where blocks of threads do not divide it. A stage that is computed at a loop later gets no
+    guard: its indices only look larger, and it writes beyond its buffer.  exact: threads of a block divide the steps.
+    """
+    steps = extent(sch, loop)
+    threads = next(t for t in range(min(most, steps), 0, -1) if steps % t == 0) if exact else threads_for(steps, most)
+    grid, thread = sch.split(loop, [None, threads])
     sch.bind(grid, "blockIdx.x")
     sch.bind(thread, "threadIdx.x")
-    return thread
 
 
 def lanes_for(channels: int, elements: int, *bounds: int) -> int:

@@ -1,5 +1,38 @@
-"""CUDA source that goes before the kernels of every library: helper functions that TIR calls by name."""
+"""CUDA source that goes before the kernels of every library: helper functions that TIR calls by name, and what they mean in TIR.
+
+Every function is `static __device__ __forceinline__`, guarded by __CUDA_ARCH__ where an architecture lacks its instruction.
+"""
 
 from .cuda_device import SOURCE as PRELUDE
 
+<<<<<<< HEAD
 __all__ = ["PRELUDE"]
+=======
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+
+INCLUDES = "#include <cstdint>\n"
+
+# nvcc divides by a number that it does not know through the floating point unit; this is long division in integers.
+DIVIDE = """
+static __device__ __forceinline__ int64_t hawq_divide(int64_t dividend, int64_t divisor) {
+  unsigned long long rest = dividend < 0 ? 0ull - (unsigned long long)dividend : (unsigned long long)dividend;
+  unsigned long long by = divisor < 0 ? 0ull - (unsigned long long)divisor : (unsigned long long)divisor;
+  unsigned long long quotient = 0;
+  for (int bit = rest ? __clzll((long long)by) - __clzll((long long)rest) : -1; bit >= 0; --bit) {
+    if (rest >= by << bit) {
+      rest -= by << bit;
+      quotient |= 1ull << bit;
+    }
+  }
+  return (dividend < 0) != (divisor < 0) ? (int64_t)(0ull - quotient) : (int64_t)quotient;
+}
+"""
+
+PRELUDE = INCLUDES + DIVIDE
+
+# The same functions in TIR, for whoever runs a kernel elsewhere.
+MEANINGS: dict[str, Callable[..., Any]] = {"hawq_divide": tirx.truncdiv}
+>>>>>>> cudabase

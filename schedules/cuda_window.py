@@ -23,7 +23,7 @@ from tvm import s_tir
 from hawq_tvm import ops
 
 from .cpu_window import BLOCKS, keeps_last_axis
-from .cuda_loops import MANY_THREADS, WARP, bind_grid, blocks, lanes_for, spatial_and_reduction, start, vectorize_copy
+from .cuda_loops import MANY_THREADS, WARP, bind_grid, blocks, fuse_outer, lanes_for, spatial_and_reduction, start, vectorize_copy
 from .emit import Emission
 from .layer import Layer
 from .loops import extent
@@ -74,24 +74,25 @@ def _vectors(sch: s_tir.Schedule, acc: s_tir.schedule.SBlockRV, tile: CudaWindow
     spatial, window = spatial_and_reduction(sch, acc)
     vectors, lane = sch.split(spatial[-1], [None, tile.lanes])
     sch.reorder(*spatial[:-1], vectors, *window, lane)
-    thread = bind_grid(sch, [*spatial[:-1], vectors], acc)
+    element = fuse_outer(sch, [*spatial[:-1], vectors], acc)
     (out,) = sch.get_output_blocks(sch.get_sblock("root"))
     data = next((b for b in blocks(sch) if sch.get(b).name_hint == "pad"), None) or sch.cache_read(acc, 0, "local")
     sch.compute_at(data, window[-1], preserve_unit_loops=True)
     sch.set_scope(data, 0, "local")
     if sch.get(out).name_hint == sch.get(acc).name_hint:
         out = sch.cache_write(acc, 0, "local")
-        sch.reverse_compute_at(out, thread, preserve_unit_loops=True)
+        sch.reverse_compute_at(out, element, preserve_unit_loops=True)
     else:
-        sch.reverse_compute_at(out, thread, preserve_unit_loops=True)
+        sch.reverse_compute_at(out, element, preserve_unit_loops=True)
         sch.set_scope(acc, 0, "local")
         computed = out
         out = sch.cache_write(computed, 0, "local")
-        sch.reverse_compute_at(out, thread, preserve_unit_loops=True)
+        sch.reverse_compute_at(out, element, preserve_unit_loops=True)
         sch.unroll(sch.get_loops(computed)[-1])
     vectorize_copy(sch, out)
     vectorize_copy(sch, data)
     sch.unroll(lane)
+    bind_grid(sch, element)
     sch.decompose_reduction(acc, window[0])
 
 
@@ -102,10 +103,12 @@ def _shared(sch: s_tir.Schedule, acc: s_tir.schedule.SBlockRV, tile: CudaWindowT
     spatial, window = spatial_and_reduction(sch, acc)
     sch.reorder(*spatial, *window)
     (out,) = sch.get_output_blocks(sch.get_sblock("root"))
-    thread = bind_grid(sch, spatial, acc, WARP)
+    element = fuse_outer(sch, spatial, acc)
     part = sch.split(sch.fuse(*window), [None, tile.parts])[1]
     sch.bind(part, "threadIdx.y")
     if sch.get(out).name_hint == sch.get(acc).name_hint:
         out = sch.cache_write(acc, 0, "local")
-    sch.reverse_compute_at(out, thread, preserve_unit_loops=True)
+    sch.reverse_compute_at(out, element, preserve_unit_loops=True)
     sch.set_scope(acc, 0, "local")
+    # No guard, which the threads of a block would have to pass together to reduce together.
+    bind_grid(sch, element, WARP, exact=True)

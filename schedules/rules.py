@@ -10,6 +10,7 @@ from .cpu_contract import Contract
 from .cpu_depthwise import Depthwise
 from .cpu_elementwise import Elementwise
 from .cpu_window import Window
+from .cuda_depthwise import CudaDepthwise
 from .cuda_elementwise import CudaElementwise
 from .cuda_generic import CudaGeneric
 from .cuda_mma import Mma
@@ -22,9 +23,7 @@ from .x86_vnni_depthwise import VnniDepthwise
 
 # Tried in order; a faster kernel for some CPU goes before the portable ones.
 CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), Contract(), Window(), Elementwise(), Generic())
-
-
-CUDA_RULES: tuple[Rule, ...] = (Mma(), CudaWindow(), CudaElementwise(), CudaGeneric())
+CUDA_RULES: tuple[Rule, ...] = (Mma(), CudaDepthwise(), CudaWindow(), CudaElementwise(), CudaGeneric())
 
 
 def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:

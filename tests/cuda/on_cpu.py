@@ -15,11 +15,12 @@ import tvm_ffi
 from one_layer import Array, Body, packed
 from tvm import tirx
 
-import schedules
 from hawq_tvm import stages
 from hawq_tvm.cuda import target as cuda
+from hawq_tvm.verify.reference import evaluate
+from schedules.cuda_prelude import MEANINGS
 from schedules.layer import Layer
-from schedules.rule import Rule, choose
+from schedules.rule import choose
 from schedules.rules import rules_for
 
 TARGET = cuda.make(cuda.ARCHITECTURES)
@@ -27,14 +28,19 @@ CPU = tvm.target.Target({"kind": "llvm"})
 
 
 def without_threads(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function with its loops over blocks and threads as plain loops."""
+    """The function with its loops over blocks and threads as plain loops, and the prelude's functions as what they mean."""
 
     def plain(loop: tirx.For) -> tirx.For:
         if int(loop.kind) != tirx.ForKind.THREAD_BINDING:
             return loop
         return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body, None, loop.annotations)
 
-    return tvm_ffi.structural_map(func, [(tirx.For, plain)])
+    def meant(call: tvm.ir.Call) -> Any:
+        if str(getattr(call.op, "name", "")) != "tirx.call_extern":
+            return call
+        return MEANINGS[str(call.args[0].value)](*call.args[1:])
+
+    return tvm_ffi.structural_map(func, [(tirx.For, plain), (tvm.ir.Call, meant)])
 
 
 def compiled(func: tirx.PrimFunc) -> Callable[..., Any]:
@@ -42,12 +48,11 @@ def compiled(func: tirx.PrimFunc) -> Callable[..., Any]:
     return tvm.tirx.build(without_threads(func).with_attr("global_symbol", "main"), target=CPU, pipeline="s_tir")["main"]
 
 
-def run(body: Body, *arrays: Array, rule: str = "", target: tvm.target.Target = TARGET) -> list[Array]:
-    """The results of one layer's CUDA kernel on `arrays`; rule: the name of the rule that must make it."""
-    module = packed(body, [(a.shape, str(a.dtype)) for a in arrays])
+def run(module: tvm.IRModule, *arrays: Array, rule: str = "", target: tvm.target.Target = TARGET) -> list[Array]:
+    """The results of the CUDA kernel of a PACKED module of one layer on `arrays`; rule: the name of the rule that must make it."""
     ((name, func),) = stages.private_functions(module).items()
     layer = Layer.of(module.get_global_var(name), func)
-    chosen: Rule = choose(rules_for(target), layer, target).rule
+    chosen = choose(rules_for(target), layer, target).rule
     assert rule in ("", chosen.name)
     kernel = chosen.build(layer, target)
     types = func.ret_ty.fields if isinstance(func.ret_ty, tvm.relax.TupleType) else [func.ret_ty]
@@ -56,13 +61,9 @@ def run(body: Body, *arrays: Array, rule: str = "", target: tvm.target.Target = 
     return [r.numpy() for r in results]
 
 
-def reference(body: Body, *arrays: Array) -> list[Array]:
-    """What the reference says of the same layer."""
-    from hawq_tvm.verify.reference import evaluate
-
+def check(body: Body, *arrays: Array, rule: str = "", target: tvm.target.Target = TARGET) -> None:
+    """One layer's CUDA kernel gives what the reference says, on `arrays`."""
     module = packed(body, [(a.shape, str(a.dtype)) for a in arrays])
-    found = evaluate(module, {f"x{i}": a for i, a in enumerate(arrays)})
-    return list(found.values())
-
-
-__all__ = ["CPU", "TARGET", "compiled", "reference", "run", "schedules", "without_threads"]
+    wanted = evaluate(module, {f"x{i}": a for i, a in enumerate(arrays)}).values()
+    for found, expected in zip(run(module, *arrays, rule=rule, target=target), wanted, strict=True):
+        np.testing.assert_array_equal(found, expected, strict=True)

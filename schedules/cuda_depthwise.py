@@ -1,0 +1,131 @@
+"""Depthwise convolutions on a GPU: a thread computes a few pixels of a line, of four channels, whatever kernel, stride and dilation.
+
+    for (n, line, block of pixels, four channels) in parallel:
+        acc[pixels][4] = 0                                      registers
+        for kh (unrolled):
+            row = the data that the pixels need, words of four channels; taps = a row of the weights
+            for kw, pixel, channel (unrolled): acc += row * taps
+        out = epilogue(acc), stored in words of four channels
+
+A data byte is opened to 32 bits once and serves every tap of its line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd, prod
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, s_tir, te
+
+from hawq_tvm import ops
+
+from .cpu_depthwise import is_depthwise
+from .cuda_loops import MANY_THREADS, bind_grid, fuse_outer, start, vectorize_copy
+from .emit import Emission, ints
+from .layer import Layer
+from .rule import Kernel
+
+_UNROLLED = 32  # taps of a kernel, up to which every loop over them is unrolled
+
+
+@dataclass(frozen=True)
+class CudaDepthwiseTile:
+    """What a thread computes: `pixels` of a line, of `lanes` channels."""
+
+    pixels: int
+    lanes: int
+
+    def __post_init__(self) -> None:
+        if self.pixels < 1 or self.lanes not in (1, 2, 4):
+            raise ValueError(f"not a tile: {self}")
+
+    def __str__(self) -> str:
+        return f"{self.pixels} pixels of {self.lanes} channels"
+
+
+class CudaDepthwise:
+    """conv2d with one input channel per group."""
+
+    name = "cuda.depthwise"
+
+    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
+        """As many groups as input channels, constant weights, int32 sums of at most 16 bits each."""
+        return is_depthwise(layer)
+
+    def tiles(self, layer: Layer, target: tvm.target.Target) -> list[CudaDepthwiseTile]:
+        """Blocks of pixels that divide a line: more of them read less data twice, fewer leave more threads."""
+        call = layer.anchor_call
+        assert call is not None
+        shape = ops.shape_of(call)
+        lanes = gcd(shape[3], 4) if ops.shape_of(call.args[0])[3] == shape[3] else 1
+        sizes = [p for p in (4, 7, 8, 2, 1) if shape[2] % p == 0 and p * prod(ops.shape_of(call.args[1])[:2]) <= 256]
+        threads = prod(shape) // lanes
+        sizes.sort(key=lambda p: (threads // p < MANY_THREADS and p > 1, -min(p, 4), p))
+        return [CudaDepthwiseTile(p, lanes) for p in sizes or [1]]
+
+    def build(self, layer: Layer, target: tvm.target.Target, tile: CudaDepthwiseTile | None = None) -> Kernel:
+        """See the loops at the top of this file."""
+        tile = tile or self.tiles(layer, target)[0]
+        emission = Emission(layer, {"relax.nn.conv2d": _emit})
+        sch = start(layer, emission, keep=("rows",))
+        _schedule(sch, tile, prod(ops.shape_of(layer.anchor_call.args[1])[:2]) <= _UNROLLED)
+        return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
+
+
+def _emit(e: Emission, call: relax.Call) -> te.Tensor:
+    x, kernel = e.operand(call.args[0]), e.layer.constant(call.args[1])
+    n, h, w, c_in = x.shape
+    shape = ops.shape_of(call)
+    (sh, sw), (dh, dw), times = ints(call.attrs.strides), ints(call.attrs.dilation), shape[3] // c_in
+    # Weights stored in 4 bits are opened now: a depthwise kernel's are too few to be worth it at run time.
+    weights = e.argument(np.ascontiguousarray(kernel.reshape(*kernel.shape[:2], shape[3])), "weights")
+    rows = te.compute((n, h, w, c_in), lambda *i: x.at(i), name="rows")
+    kh, kw = te.reduce_axis((0, kernel.shape[0]), "kh"), te.reduce_axis((0, kernel.shape[1]), "kw")
+
+    def accumulate(b: Any, y: Any, p: Any, c: Any) -> Any:
+        data = rows(b, y * sh + kh * dh, p * sw + kw * dw, c // times if times > 1 else c)
+        return te.sum(data.astype("int32") * weights(kh, kw, c).astype("int32"), axis=[kh, kw])
+
+    return te.compute(shape, accumulate, name="acc")
+
+
+def _schedule(sch: s_tir.Schedule, tile: CudaDepthwiseTile, unrolled: bool) -> None:
+    acc, rows = sch.get_sblock("acc"), sch.get_sblock("rows")
+    (out,) = sch.get_output_blocks(sch.get_sblock("root"))
+    alone = sch.get(out).name_hint == "acc"
+    n, y, w, c, kh, kw = sch.get_loops(acc)
+    w_outer, pixel = sch.split(w, [None, tile.pixels])
+    c_outer, lane = sch.split(c, [None, tile.lanes])
+    sch.reorder(n, y, w_outer, c_outer, kh, kw, pixel, lane)
+    element = fuse_outer(sch, [n, y, w_outer, c_outer], acc)
+    sch.compute_at(rows, kh, preserve_unit_loops=True)
+    sch.set_scope(rows, 0, "local")
+    taps = sch.cache_read(acc, _reads(sch, acc, "weights"), "local")
+    sch.compute_at(taps, kh, preserve_unit_loops=True)
+    if alone:
+        out = sch.cache_write(acc, 0, "local")
+        sch.reverse_compute_at(out, element, preserve_unit_loops=True)
+    else:
+        sch.reverse_compute_at(out, element, preserve_unit_loops=True)
+        sch.set_scope(acc, 0, "local")
+        computed, out = out, sch.cache_write(out, 0, "local")
+        sch.reverse_compute_at(out, element, preserve_unit_loops=True)
+        for loop in sch.get_loops(computed)[-2:]:
+            sch.unroll(loop)
+    for copy in (rows, taps, out):
+        sch.unroll(sch.get_loops(copy)[-2])
+        vectorize_copy(sch, copy)
+    for loop in ((kh, kw) if unrolled else ()) + (pixel, lane):
+        sch.unroll(loop)
+    bind_grid(sch, element)
+    sch.decompose_reduction(acc, kh)
+
+
+def _reads(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, name: str) -> int:
+    """Which of the buffers that a stage reads has a name."""
+    return next(k for k, region in enumerate(sch.get(block).reads) if str(region.source.name) == name)
+
+

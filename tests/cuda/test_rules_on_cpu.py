@@ -1,0 +1,141 @@
+"""Every CUDA rule's kernel, with its threads as loops on the CPU, gives the reference's integers at odd shapes and on the full range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from on_cpu import check
+from tvm import relax
+
+from hawq_tvm import arith, ops
+
+R = relax.op
+rng = np.random.default_rng(11)
+TYPES = {k: arith.QType.of(k) for k in ("uint8", "int8")}
+
+
+def full_range(shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
+    info = np.iinfo(dtype)
+    values = rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+    values.flat[0], values.flat[-1] = info.min, info.max
+    return values
+
+
+def requantized(e: Any, acc: relax.Expr, channels: int, rounding: str = "half_even", shift: int = 40, kind: str = "uint8") -> relax.Expr:
+    biased = e(R.add(acc, relax.const(rng.integers(-999, 999, channels).astype(np.int32), "int32")))
+    m = rng.integers(1 << 20, 1 << 30, channels)
+    return ops.requantize([biased], [m], 12345, shift, qtype=TYPES[kind], zero_point=3, rounding=rounding)
+
+
+@pytest.mark.parametrize(("x", "k", "stride", "dilation", "pad", "dtype"), [
+    ((1, 9, 8, 16), 3, 1, 1, 1, "uint8"), ((2, 7, 7, 12), 3, 2, 1, 1, "int8"), ((1, 11, 10, 6), 5, 1, 2, 0, "uint8"),
+    ((1, 5, 6, 7), 2, 1, 1, 0, "int8"), ((1, 12, 13, 4), 7, 3, 1, 3, "uint8"),
+])  # fmt: skip
+def test_depthwise(x, k, stride, dilation, pad, dtype):
+    w = full_range((k, k, 1, x[3]), "int8")
+
+    def body(e: Any, data: relax.Expr) -> relax.Expr:
+        padded = e(R.nn.pad(data, [0, 0, pad, pad, pad, pad, 0, 0], pad_value=7)) if pad else data
+        acc = e(R.nn.conv2d(
+            padded, relax.const(w), strides=stride, dilation=dilation, groups=x[3], data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32",
+        ))  # fmt: skip
+        return requantized(e, acc, x[3])
+
+    check(body, full_range(x, dtype), rule="cuda.depthwise")
+
+
+def test_depthwise_of_several_outputs_per_channel_and_no_epilogue():
+    w = full_range((3, 3, 1, 10), "int8")
+
+    def body(e: Any, data: relax.Expr) -> relax.Expr:
+        return R.nn.conv2d(data, relax.const(w), groups=5, data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32")
+
+    check(body, full_range((1, 6, 5, 5), "uint8"), rule="cuda.depthwise")
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((1, 9, 9, 16), "uint8"), ((2, 8, 7, 12), "int8"), ((1, 7, 5, 3), "int8")])
+def test_max_pool(shape, dtype):
+    low = np.iinfo(dtype).min
+
+    def body(e: Any, x: relax.Expr) -> relax.Expr:
+        return R.nn.max_pool2d(e(R.nn.pad(x, [0, 0, 1, 1, 1, 1, 0, 0], pad_value=low)), (3, 3), (2, 2), layout="NHWC")
+
+    check(body, full_range(shape, dtype), rule="cuda.window")
+
+
+@pytest.mark.parametrize(("shape", "window"), [((1, 9, 9, 16), 3), ((2, 7, 7, 40), 7), ((1, 8, 8, 5), 8), ((1, 5, 6, 32), 2)])
+def test_sum_pool(shape, window):
+    """Windows of one thread, and such as eight threads share."""
+
+    def body(e: Any, x: relax.Expr) -> relax.Expr:
+        acc = e(ops.sum_pool2d(x, (window, window), (1, 1), layout="NHWC"))
+        return ops.requantize([acc], [1 << 30], 99, 35, qtype=TYPES["uint8"], zero_point=1, rounding="half_up")
+
+    check(body, full_range(shape, "uint8"), rule="cuda.window")
+
+
+@pytest.mark.parametrize(("name", "axes", "rule"), [
+    ("sum", [1], "cuda.window"), ("max", [0, 1], "cuda.window"), ("min", [2], "cuda.generic"), ("sum", [1, 2], "cuda.generic"), ("max", [0, 1, 2], "cuda.generic"),
+])  # fmt: skip
+def test_reductions(name, axes, rule):
+    check(lambda e, x: getattr(R, name)(e(R.astype(x, "int32")), axis=axes), full_range((3, 37, 65), "int8"), rule=rule)
+
+
+def test_arg_extrema():
+    check(lambda e, x: R.argmax(x, axis=1), rng.integers(0, 4, (5, 67)).astype(np.uint8), rule="cuda.generic")
+
+
+@pytest.mark.parametrize(("shape", "rounding"), [((2, 5, 7, 16), "half_up"), ((1, 3, 3, 6), "half_even"), ((1, 2, 2, 3), "half_away"), ((33,), "half_up")])
+def test_residual_additions(shape, rounding):
+    def body(e: Any, a: relax.Expr, b: relax.Expr) -> relax.Expr:
+        return ops.requantize([a, b], [1234567, 7654321], 5, 24, qtype=TYPES["int8"], zero_point=-3, rounding=rounding)
+
+    check(body, full_range(shape, "uint8"), full_range(shape, "int8"), rule="cuda.elementwise")
+
+
+def test_tables():
+    table = full_range((256,), "int8")
+    check(lambda e, x: ops.lookup(x, table), full_range((1, 5, 5, 24), "int8"), rule="cuda.elementwise")
+
+
+@pytest.mark.parametrize("channels", [(16, 32, 8), (3, 5, 6), (4, 12, 4)])
+def test_concats(channels):
+    arrays = [full_range((1, 3, 5, c), "uint8") for c in channels]
+    check(lambda e, *x: R.concat(list(x), axis=3), *arrays, rule="cuda.elementwise")
+
+
+def test_moves():
+    x = full_range((2, 6, 5, 12), "uint8")
+    check(lambda e, v: R.permute_dims(v, [0, 3, 1, 2]), x, rule="cuda.elementwise")
+    check(lambda e, v: R.reshape(v, (12, 60)), x, rule="cuda.elementwise")
+    check(lambda e, v: R.nn.pad(v, [0, 0, 1, 2, 0, 1, 0, 4], pad_value=5), x, rule="cuda.elementwise")
+
+
+@pytest.mark.parametrize(("rounding", "shape"), [("half_even", (1, 3, 7, 8)), ("half_up", (5,)), ("half_away", (1, 3, 7, 8))])
+def test_the_border(rounding, shape):
+    x = (rng.normal(0, 20, shape)).astype(np.float32)
+    x.flat[:3] = 0.5, -1.5, 1e9
+    check(lambda e, v: ops.quantize(v, 1.0, 3, qtype=TYPES["int8"], rounding=rounding), x, rule="cuda.elementwise")
+    check(lambda e, v: ops.dequantize(v, np.float32(0.0371), 3, qmin=-128, qmax=127), full_range(shape, "int8"), rule="cuda.elementwise")
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_that_no_other_rule_takes(groups):
+    w = full_range((3, 2, 6 // groups, 10), "int8")
+
+    def body(e: Any, x: relax.Expr) -> relax.Expr:
+        acc = e(R.nn.conv2d(x, relax.const(w), strides=2, groups=groups, data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32"))
+        return requantized(e, acc, 10)
+
+    check(body, full_range((1, 9, 8, 6), "uint8"), rule="cuda.generic")
+
+
+def test_softmax():
+    table = np.round(2**22 * np.exp(-0.03 * np.arange(256))).astype(np.int32)
+
+    def body(e: Any, x: relax.Expr) -> relax.Expr:
+        return ops.softmax(x, table, axis=1, multiplier=255 << 8, shift=8, qtype=TYPES["uint8"], zero_point=0)
+
+    check(body, full_range((3, 41), "uint8"), rule="cuda.generic")
