@@ -3,15 +3,12 @@
 Every function is `static __device__ __forceinline__`, guarded by __CUDA_ARCH__ where an architecture lacks its instruction.
 """
 
-from .cuda_device import SOURCE as PRELUDE
-
-<<<<<<< HEAD
-__all__ = ["PRELUDE"]
-=======
 from collections.abc import Callable
 from typing import Any
 
 from tvm import tirx
+
+from . import cuda_device
 
 INCLUDES = "#include <cstdint>\n"
 
@@ -31,8 +28,7 @@ static __device__ __forceinline__ int64_t hawq_divide(int64_t dividend, int64_t 
 }
 """
 
-PRELUDE = INCLUDES + DIVIDE
+PRELUDE = INCLUDES + DIVIDE + cuda_device.SOURCE
 
 # The same functions in TIR, for whoever runs a kernel elsewhere.
 MEANINGS: dict[str, Callable[..., Any]] = {"hawq_divide": tirx.truncdiv}
->>>>>>> cudabase

@@ -20,7 +20,7 @@ from ..errors import HawqError, PackageError, UsageError
 from . import runtime
 
 # The border computes in float32 and must round every operation, as the CPU does: no fused multiply-add.
-OPTIONS = ("--fatbin", "-O3", "-std=c++17", "-fmad=false", "--ptxas-options=-v", "-w")
+OPTIONS = ("--fatbin", "-O3", "-std=c++17", "-fmad=false", "--ptxas-options=-v,--register-usage-level=10", "-w")
 _CALLBACK = "tvm_callback_cuda_compile"
 
 
