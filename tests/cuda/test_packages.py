@@ -180,6 +180,6 @@ def test_a_float_tail_runs_on_the_gpu_too(compiler: Path) -> None:
 
 
 def test_refused_source_names_the_error(compiler: Path) -> None:
-    with pytest.raises(HawqError, match="nvcc refuses the kernels.*identifier") as e:
+    with pytest.raises(HawqError, match=r"nvcc refuses the kernels.*identifier") as e:
         nvcc.fatbin("__global__ void f(int* a) { a[0] = b; }", ["sm_80"])
     Path(e.value.where).unlink()
