@@ -7,7 +7,7 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import ir, s_tir, tirx
+from tvm import ir, relax, s_tir, tirx
 
 from hawq_tvm import ops
 from hawq_tvm.errors import ScheduleError
@@ -28,7 +28,7 @@ def start(layer: Layer, emission: Emission, keep: tuple[str, ...] = ()) -> s_tir
     Raises ScheduleError when a tensor is too large for 32-bit positions.
     """
     sizes = [prod(int(d) for d in t.shape) for t in [*emission.inputs, *emission.results, *(t for t, _ in emission.arguments)]]
-    sizes += [prod(ops.shape_of(b.var)) for b in layer.anchors]
+    sizes += [prod(ops.shape_of(b.var)) for b in layer.anchors if not isinstance(b.var.ty, relax.TupleType)]
     if max(sizes, default=0) >= MOST:
         raise ScheduleError("a tensor is too large for a GPU kernel", where=layer.name, expected=f"less than {MOST} elements", found=str(max(sizes)), remedy="use a smaller batch")
     sch = s_tir.Schedule(for_gpu(emission.prim_func()))

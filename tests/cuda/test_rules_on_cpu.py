@@ -149,7 +149,7 @@ def test_weights_of_4_bits():
     packed_values = arith.pack_int4(values)
 
     def body(e: Any, x: relax.Expr) -> relax.Expr:
-        w = e(ops.unpack_int4(relax.const(packed_values), values.shape, signed=True))
+        w = e(ops.unpack_int4(packed_values, values.shape, signed=True))
         return requantized(e, e(R.nn.conv2d(x, w, data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32")), 6)
 
     check(body, full_range((1, 5, 6, 5), "uint8"), rule="cuda.generic")
@@ -165,3 +165,8 @@ def test_positions_beyond_32_bits_are_refused():
 def test_depthwise_tiles_check_themselves(bad):
     with pytest.raises(ValueError, match="not a tile"):
         CudaDepthwiseTile(*bad)
+
+
+def test_a_scale_computed_at_run_time():
+    x = rng.normal(0, 3, (3, 50)).astype(np.float32)
+    check(lambda e, v: ops.dynamic_quantize(v), x, rule="cuda.generic")
