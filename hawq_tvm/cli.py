@@ -222,7 +222,8 @@ def _profile(args: argparse.Namespace) -> int:
     given = load_npz(args.inputs) if args.inputs else None
     with _working(args, "measuring every kernel"):
         count = checked_threads(0, args.duration, 1, args.threads)
-        report = package.profile(given, duration=args.duration, threads=count, limit_tops=limits.measure().tops(count))
+        limit = None if package.on_gpu else limits.measure().tops(count)
+        report = package.profile(given, duration=args.duration, threads=count, limit_tops=limit)
     if args.svg:
         write_text(Path(args.svg), report.svg())
     if args.overlay:

@@ -201,6 +201,11 @@ class Package:
         return f"<Package {self.name!r}: {' -> '.join(sides)}; {targets.text(target)}{kept}>"
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether the kernels run on a GPU."""
+        return self._target["kind"] == "cuda"
+
+    @property
     def graph(self) -> tvm.IRModule:
         """The integer graph (PACKED stage) that the library was made from."""
         if self._graph is None:
@@ -246,7 +251,7 @@ class Package:
         Raises PackageError when this machine cannot run it.
         """
         self.check_host()
-        if self._target["kind"] != "cuda":
+        if not self.on_gpu:
             return self._array_device
         gpu.ready(self._target["architectures"], self.manifest["producer"]["cuda"], self._where)
         return self._array_device
@@ -285,7 +290,7 @@ class Package:
     @property
     def _array_device(self) -> tvm.runtime.Device:
         """Where the arrays of a run lie."""
-        return tvm.cuda(0) if self._target["kind"] == "cuda" else tvm.cpu()
+        return tvm.cuda(0) if self.on_gpu else tvm.cpu()
 
     def random_inputs(self, count: int, seed: int) -> list[dict[str, Array]]:
         """Inputs over the whole quantized range, its ends and values beyond them included.
@@ -348,7 +353,7 @@ class Package:
             return profile(
                 self.vm, self.graph, self.report(), self._finished(lambda: main(*tensors)), self.name,
                 warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads, limit_tops=limit_tops,
-                finish=self._array_device.sync if self._target["kind"] == "cuda" else None,
+                finish=self._array_device.sync if self.on_gpu else None,
             )  # fmt: skip
 
     def _tensors(self, inputs: Mapping[str, Array] | None) -> list[tvm.runtime.Tensor]:
@@ -363,7 +368,7 @@ class Package:
             call()
             self._array_device.sync()
 
-        return finished if self._target["kind"] == "cuda" else call
+        return finished if self.on_gpu else call
 
     def report(self) -> list[dict[str, Any]]:
         """The compile report: for every kernel its layer, rule, tile and where that comes from, and why earlier rules refused."""

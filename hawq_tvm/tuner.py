@@ -160,6 +160,8 @@ def tune(
 def _runnable(text: str) -> tvm.target.Target:
     """A target whose code this machine can run."""
     parsed = targets.parse(text)
+    if targets.gpu_architectures(parsed):
+        raise UsageError("tiles are measured on this machine's CPU", where=f"--target {text}", expected="a CPU", found="a GPU", remedy="compile without records")
     architecture, lacking = targets.architecture(parsed), sorted(set(targets.required_features(parsed)) - targets.host_features())
     if architecture != platform.machine() or lacking:
         raise UsageError(

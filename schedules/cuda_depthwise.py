@@ -61,7 +61,7 @@ class CudaDepthwise:
         assert call is not None
         shape = ops.shape_of(call)
         lanes = gcd(shape[3], 4) if ops.shape_of(call.args[0])[3] == shape[3] else 1
-        sizes = [p for p in (4, 7, 8, 2, 1) if shape[2] % p == 0 and p * prod(ops.shape_of(call.args[1])[:2]) <= 256]
+        sizes = [p for p in (4, 7, 8, 2, 1) if shape[2] % p == 0 and p * _taps(layer) <= 256]
         threads = prod(shape) // lanes
         sizes.sort(key=lambda p: (threads // p < MANY_THREADS and p > 1, -min(p, 4), p))
         return [CudaDepthwiseTile(p, lanes) for p in sizes or [1]]
@@ -71,8 +71,15 @@ class CudaDepthwise:
         tile = tile or self.tiles(layer, target)[0]
         emission = Emission(layer, {"relax.nn.conv2d": _emit})
         sch = start(layer, emission, keep=("rows",))
-        _schedule(sch, tile, prod(ops.shape_of(layer.anchor_call.args[1])[:2]) <= _UNROLLED)
+        _schedule(sch, tile, _taps(layer) <= _UNROLLED)
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
+
+
+def _taps(layer: Layer) -> int:
+    call = layer.anchor_call
+    assert call is not None
+    kh, kw = ops.shape_of(call.args[1])[:2]
+    return kh * kw
 
 
 def _emit(e: Emission, call: relax.Call) -> te.Tensor:

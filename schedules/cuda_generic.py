@@ -3,17 +3,34 @@
     for element in parallel:
         acc = identity; for reduction: acc = reduce(acc, x)     registers
         out = epilogue(acc)
+
+A long reduction to few elements is shared by the threads of a warp.
 """
 
 from __future__ import annotations
 
+from math import prod
+
 import tvm
 from tvm import s_tir
 
-from .cuda_loops import bind_grid, blocks, fuse_outer, spatial_and_reduction, start
+from .cuda_loops import (
+    MANY_THREADS,
+    THREADS,
+    WARP,
+    bind_grid,
+    blocks,
+    fuse_outer,
+    share_reduction,
+    spatial_and_reduction,
+    start,
+)
 from .emit import Emission
 from .layer import Layer
+from .loops import extent
 from .rule import Kernel
+
+_SHARE_FROM = 64  # steps of a reduction
 
 
 class CudaGeneric:
@@ -41,6 +58,8 @@ def _grid(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> set[str]:
     names = {str(sch.get(block).name_hint)}
     spatial, reduction = spatial_and_reduction(sch, block)
     sch.reorder(*spatial, *reduction)
+    steps, elements = (prod(extent(sch, lp) for lp in loops) for loops in (reduction, spatial))
+    shared = bool(reduction) and steps >= _SHARE_FROM and elements < MANY_THREADS
     consumer = _only_consumer(sch, block) if reduction else None
     element = fuse_outer(sch, spatial, block)
     if not reduction:
@@ -55,8 +74,13 @@ def _grid(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> set[str]:
             consumer = None  # it moves elements: another grid
     if consumer is None:
         sch.reverse_compute_at(sch.cache_write(block, 0, "local"), element, preserve_unit_loops=True)
-    bind_grid(sch, element)
-    sch.decompose_reduction(block, reduction[0])
+    if shared:
+        share_reduction(sch, reduction, WARP, "threadIdx.x")
+        # No guard, which the threads would have to pass together to reduce together.
+        bind_grid(sch, element, THREADS // WARP, exact=True, axis="threadIdx.y")
+    else:
+        bind_grid(sch, element)
+        sch.decompose_reduction(block, reduction[0])
     return names
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import ir, s_tir, tirx
+from tvm import ir, relax, s_tir, tirx
 
 from hawq_tvm import ops
 from hawq_tvm.errors import ScheduleError
@@ -28,7 +28,7 @@ def start(layer: Layer, emission: Emission, keep: tuple[str, ...] = ()) -> s_tir
     Raises ScheduleError when a tensor is too large for 32-bit positions.
     """
     sizes = [prod(int(d) for d in t.shape) for t in [*emission.inputs, *emission.results, *(t for t, _ in emission.arguments)]]
-    sizes += [prod(ops.shape_of(b.var)) for b in layer.anchors]
+    sizes += [prod(ops.shape_of(b.var)) for b in layer.anchors if not isinstance(b.var.ty, relax.TupleType)]
     if max(sizes, default=0) >= MOST:
         raise ScheduleError("a tensor is too large for a GPU kernel", where=layer.name, expected=f"less than {MOST} elements", found=str(max(sizes)), remedy="use a smaller batch")
     sch = s_tir.Schedule(for_gpu(emission.prim_func()))
@@ -80,17 +80,22 @@ def fuse_outer(sch: s_tir.Schedule, loops: list[s_tir.schedule.LoopRV], block: s
     return sch.fuse(*loops) if loops else sch.add_unit_loop((sch.get_loops(block) or [block])[0])
 
 
-def bind_grid(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV, most: int = THREADS, exact: bool = False) -> None:
+def bind_grid(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV, most: int = THREADS, exact: bool = False, axis: str = "threadIdx.x") -> None:
     """One thread per step of an outermost loop; to be called when everything that belongs into it is there.
 
     `split` guards what the loop holds where blocks of threads do not divide it. A stage that is computed at a loop later gets no
-    guard: its indices only look larger, and it writes beyond its buffer.  exact: threads of a block divide the steps.
+    guard: its indices only look larger, and it writes beyond its buffer.  exact: threads of a block divide the steps.  axis: of these threads.
     """
     steps = extent(sch, loop)
     threads = next(t for t in range(min(most, steps), 0, -1) if steps % t == 0) if exact else threads_for(steps, most)
     grid, thread = sch.split(loop, [None, threads])
     sch.bind(grid, "blockIdx.x")
-    sch.bind(thread, "threadIdx.x")
+    sch.bind(thread, axis)
+
+
+def share_reduction(sch: s_tir.Schedule, loops: list[s_tir.schedule.LoopRV], threads: int, axis: str) -> None:
+    """Split a reduction among threads of a block, which put their parts together at the end."""
+    sch.bind(sch.split(sch.fuse(*loops), [None, threads])[1], axis)
 
 
 def lanes_for(channels: int, elements: int, *bounds: int) -> int:

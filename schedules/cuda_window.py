@@ -23,7 +23,18 @@ from tvm import s_tir
 from hawq_tvm import ops
 
 from .cpu_window import BLOCKS, keeps_last_axis
-from .cuda_loops import MANY_THREADS, WARP, bind_grid, blocks, fuse_outer, lanes_for, spatial_and_reduction, start, vectorize_copy
+from .cuda_loops import (
+    MANY_THREADS,
+    WARP,
+    bind_grid,
+    blocks,
+    fuse_outer,
+    lanes_for,
+    share_reduction,
+    spatial_and_reduction,
+    start,
+    vectorize_copy,
+)
 from .emit import Emission
 from .layer import Layer
 from .loops import extent
@@ -104,8 +115,7 @@ def _shared(sch: s_tir.Schedule, acc: s_tir.schedule.SBlockRV, tile: CudaWindowT
     sch.reorder(*spatial, *window)
     (out,) = sch.get_output_blocks(sch.get_sblock("root"))
     element = fuse_outer(sch, spatial, acc)
-    part = sch.split(sch.fuse(*window), [None, tile.parts])[1]
-    sch.bind(part, "threadIdx.y")
+    share_reduction(sch, window, tile.parts, "threadIdx.y")
     if sch.get(out).name_hint == sch.get(acc).name_hint:
         out = sch.cache_write(acc, 0, "local")
     sch.reverse_compute_at(out, element, preserve_unit_loops=True)

@@ -105,7 +105,14 @@ def speed(bench: BenchReport, products: int, found: limits.Limits) -> dict[str, 
 
 
 def alone(package: Package, inputs: Mapping[str, Array] | None = None, **options: Any) -> dict[str, Any]:
-    """A package's own times (options: those of `Package.bench`) with its speed and the machine's limits, JSON-ready."""
+    """A package's own times (options: those of `Package.bench`) with its speed and the machine's limits, JSON-ready.
+
+    The limits are those of the CPU: a package for a GPU has None.
+    """
+    if package.on_gpu:
+        report, products = package.bench(inputs, **options), work.products(package.graph)
+        tops = round(2e-9 * products / report.median_ms, 5)
+        return {**report.to_dict(), "products": products, "tops": tops, "share_of_limit": None, "limits": None}
     report, products, found = package.bench(inputs, **options), work.products(package.graph), limits.measure()
     return {**report.to_dict(), "products": products, **speed(report, products, found), "limits": found.to_dict()}
 
@@ -122,6 +129,8 @@ def compare(
     """
     if not (0 <= warmup_ms < float("inf") and 0 <= duration < float("inf") and iterations >= 1):
         raise UsageError("warm-up and duration must be finite and not negative, iterations at least 1", found=f"{warmup_ms}, {duration}, {iterations}")
+    if package.on_gpu:
+        raise UsageError("the other runtimes are timed on the CPU", where=package.name, expected="a package for a CPU", found="one for a GPU", remedy="bench it alone")
     count = machine.available_cores() if threads is None else threads
     cores, path = pinning.choose_cores(count), None if model is None else Path(model)
     peers.check_needs(names, path)

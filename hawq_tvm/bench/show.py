@@ -41,6 +41,8 @@ def show(out: Console, fields: dict[str, Any]) -> None:
         out.print("latency ms: " + "  ".join(f"{k} {v:.3f}" for k, v in fields["latency_ms"].items()), markup=False)
         out.print(f"throughput: {fields['throughput_per_s']:.1f} inferences/s", markup=False)
         out.print(f"speed: {fields['tops']:.3f} TOPS, {_share(fields)} of the limit", markup=False)
+    if found is None:
+        return
     peaks = ", ".join(f"{name} {tops:.3f}" for name, tops in found["int8_tops_per_core"].items()) or "not measured on this architecture"
     out.print(
         f"limits of one core, measured: int8 TOPS {peaks}; reads {found['l2_read_gb_per_s']:.1f} GB/s from L2, "

@@ -21,6 +21,8 @@ from . import runtime
 
 # The border computes in float32 and must round every operation, as the CPU does: no fused multiply-add.
 OPTIONS = ("--fatbin", "-O3", "-std=c++17", "-fmad=false", "--ptxas-options=-v,--register-usage-level=10", "-w")
+# Every GPU of capability 9.0 has the instructions that nvcc only allows in code for "sm_90a" (wgmma, setmaxnreg).
+EXACT = {"sm_90": "a"}
 _CALLBACK = "tvm_callback_cuda_compile"
 
 
@@ -148,7 +150,8 @@ def fatbin(code: str, architectures: Sequence[str]) -> tuple[bytes, str]:
 
     Raises PackageError with nvcc's first error.
     """
-    codes = [f"-gencode=arch=compute_{a.removeprefix('sm_')},code={a}" for a in architectures]
+    exact = [a + EXACT.get(a, "") for a in architectures]
+    codes = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in exact]
     with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
         # Bare names in a folder of our own: nvcc writes what it is given into its output.
         (Path(folder) / "kernels.cu").write_text(code)
@@ -169,7 +172,7 @@ def _keep(code: str) -> str:
     return name
 
 
-_ENTRY = re.compile(r"Compiling entry function '(?P<kernel>\w+)' for '(?P<arch>sm_\w+)'")
+_ENTRY = re.compile(r"Compiling entry function '(?P<kernel>\w+)' for '(?P<arch>sm_\d+)a?'")
 _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 

@@ -36,7 +36,7 @@ _FLOAT = re.compile(
 # nvcc loads constants with the half-precision unit too: -0 times 0 plus the constant is the constant, bit by bit.
 _CONSTANT = re.compile(r"HFMA2(\.MMA)?(\.F32)? R\d+, -RZ, RZ, [^R]+$")
 _INSTRUCTION = re.compile(r"^\s*/\*(?P<at>[0-9a-f]+)\*/\s+(?P<text>.*?)\s*;\s*/\* 0x")
-_ARCH = re.compile(r"^arch = (sm_\w+)")
+_ARCH = re.compile(r"^arch = (sm_\d+)")
 _FUNCTION = re.compile(r"^\s*Function : (\S+)")
 _PREDICATE = re.compile(r"^@!?U?P\w+\s+")
 _MAGIC = (0xBA55ED50).to_bytes(4, "little")

@@ -18,5 +18,5 @@ def every_rule() -> onnx.ModelProto:
     a = g.qdq(g.node("AveragePool", [p], kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1), 0.0041)
     c = g.qdq(g.node("Concat", [g.qdq(g.conv(a, g.weight([8, 16, 1, 1])), 0.01, 100), p], axis=1), 0.01, 100)
     f = g.node("Flatten", [g.qdq(g.node("GlobalAveragePool", [c]), 0.007, 90)])
-    z = g.qdq(g.node("Gemm", [f, g.weight([10, 24])], transB=1), 0.03, 120)
+    z = g.qdq(g.node("Gemm", [f, g.weight([100, 24])], transB=1), 0.03, 120)
     return g.model([float_output(g.qdq(g.node("Softmax", [z], axis=1), 1 / 256))])

@@ -110,6 +110,17 @@ def test_a_machine_without_nvcc_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "compiling for CUDA needs nvcc" in capsys.readouterr().err
 
 
+def test_what_is_of_the_cpu_refuses_gpus(package: ht.Package, tmp_path: Path) -> None:
+    from hawq_tvm.bench import against
+    from hawq_tvm.tuner import tune
+
+    assert package.on_gpu
+    with pytest.raises(UsageError, match="timed on the CPU"):
+        against.compare(package, "m.onnx", ["onnxruntime"])
+    with pytest.raises(UsageError, match="measured on this machine's CPU"):
+        tune("m.onnx", tmp_path / "r.json", "cuda-sm80")
+
+
 class Driver:
     """A driver as `device.first` sees it."""
 
@@ -180,6 +191,6 @@ def test_a_float_tail_runs_on_the_gpu_too(compiler: Path) -> None:
 
 
 def test_refused_source_names_the_error(compiler: Path) -> None:
-    with pytest.raises(HawqError, match="nvcc refuses the kernels.*identifier") as e:
+    with pytest.raises(HawqError, match=r"nvcc refuses the kernels.*identifier") as e:
         nvcc.fatbin("__global__ void f(int* a) { a[0] = b; }", ["sm_80"])
     Path(e.value.where).unlink()

@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from on_cpu import check
+from on_cpu import TARGET, check
+from one_layer import lower, packed
 from tvm import relax
 
 from hawq_tvm import arith, ops
+from hawq_tvm.errors import ScheduleError
+from schedules.cuda_depthwise import CudaDepthwiseTile
 
 R = relax.op
 rng = np.random.default_rng(11)
@@ -139,3 +142,31 @@ def test_softmax():
         return ops.softmax(x, table, axis=1, multiplier=255 << 8, shift=8, qtype=TYPES["uint8"], zero_point=0)
 
     check(body, full_range((3, 41), "uint8"), rule="cuda.generic")
+
+
+def test_weights_of_4_bits():
+    values = rng.integers(-8, 8, (3, 3, 5, 6)).astype(np.int8)
+    packed_values = arith.pack_int4(values)
+
+    def body(e: Any, x: relax.Expr) -> relax.Expr:
+        w = e(ops.unpack_int4(packed_values, values.shape, signed=True))
+        return requantized(e, e(R.nn.conv2d(x, w, data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32")), 6)
+
+    check(body, full_range((1, 5, 6, 5), "uint8"), rule="cuda.generic")
+
+
+def test_positions_beyond_32_bits_are_refused():
+    module = packed(lambda e, x: R.maximum(x, relax.const(0, "int8")), [((1 << 16, 1 << 15), "int8")])
+    with pytest.raises(ScheduleError, match="layer: a tensor is too large for a GPU kernel; expected less than 2147483648 elements"):
+        lower(module, TARGET)
+
+
+@pytest.mark.parametrize("bad", [(0, 4), (2, 3)])
+def test_depthwise_tiles_check_themselves(bad):
+    with pytest.raises(ValueError, match="not a tile"):
+        CudaDepthwiseTile(*bad)
+
+
+def test_a_scale_computed_at_run_time():
+    x = rng.normal(0, 3, (3, 50)).astype(np.float32)
+    check(lambda e, v: ops.dynamic_quantize(v), x, rule="cuda.generic")
