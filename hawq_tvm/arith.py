@@ -113,8 +113,8 @@ def shift_round(value: Int, shift: Any, rounding: str) -> Int:
     if rounding == "half_toward_zero":
         return np.where(shift > 0, (value + half - (value > 0)) >> shift, value)
     if rounding in DIRECTED:
-        upward = {"floor": False, "ceil": True, "toward_zero": value < 0, "away": value > 0}[rounding]
-        return (value + np.where(upward, most, 0)) >> shift
+        upward: dict[str, Any] = {"floor": False, "ceil": True, "toward_zero": value < 0, "away": value > 0}
+        return (value + np.where(upward[rounding], most, 0)) >> shift
     raise ValueError(f"unknown rounding {rounding!r}: one of {', '.join(ROUNDINGS)}")
 
 

@@ -7,6 +7,8 @@ stay as they are. Inside the network the lowering does the same to integers.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import tvm
 from tvm import relax
@@ -19,7 +21,7 @@ from .rewriter import Rebuild, rewrite_main
 def fold_input_clip(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     """The module whose quantizes read its float inputs themselves, and how many clips were folded."""
     main = module["main"]
-    values = {b.var: b.value for b in stages.bindings(main)}
+    values: dict[relax.Var, Any] = {b.var: b.value for b in stages.bindings(main)}
     inputs = set(main.params)
     count = 0
 
@@ -41,7 +43,7 @@ def fold_input_clip(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     return rewrite_main(module, visit), count
 
 
-def _bounds(call: relax.Expr | None) -> tuple[float, float] | None:
+def _bounds(call: Any) -> tuple[float, float] | None:
     """What a ReLU or clip keeps its operand between."""
     name = ops.op_name(call)
     if name == "relax.nn.relu":

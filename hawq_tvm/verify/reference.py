@@ -170,11 +170,12 @@ def _quantize(call: relax.Call, x: Array, scale: Array, zero: Array) -> Array:
     attrs = call.attrs
     kind = np.float64 if str(attrs["out_dtype"]) == "int32" or x.dtype == np.float64 else np.float32
     x, scale = x.astype(kind), scale.astype(kind)
-    steps = x * (kind(1.0) / scale) if str(attrs["form"]) == "reciprocal" else x / scale
     z = _i64(zero)
-    if str(attrs["form"]) == "affine":
-        steps, z = steps + z.astype(kind), np.zeros_like(z)
-    steps = _round_float(steps, str(attrs["rounding"]))
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity saturates, and has no fraction
+        steps = x * (kind(1.0) / scale) if str(attrs["form"]) == "reciprocal" else x / scale
+        if str(attrs["form"]) == "affine":
+            steps, z = steps + z.astype(kind), np.zeros_like(z)
+        steps = _round_float(steps, str(attrs["rounding"]))
     low, high = int(attrs["qmin"]) - z, int(attrs["qmax"]) - z
     q = np.maximum(np.minimum(steps, high.astype(kind)), low.astype(kind)).astype(np.int64) + z
     return q.astype(str(attrs["out_dtype"]))

@@ -1,7 +1,7 @@
 """QONNX, what Brevitas and HAWQ's exporter write: Quant (IntQuant), BipolarQuant and Trunc as quantize followed by dequantize.
 
 The operators give float tensors and name a bit width; what the integers are is fixed here. QONNX adds the zero point before
-it rounds, which is the form "affine" (A2a). Sources: docs/qonnx-custom-ops of https://github.com/fastmachinelearning/qonnx, version 1.0.0.
+it rounds, which is the form "affine" (A2a). Source: the operators' Python definitions in the package qonnx 1.0.0 (qonnx.custom_op.general).
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _rounding(node: Node, default: str) -> str:
 def _bits(node: Node, index: int, what: str, most: int) -> int:
     """A bit width: one whole number from 1 to `most`."""
     array = node.constant(index, what)
-    if array.size == 0 or array.dtype.kind not in "iuf" or np.any(array != array.flat[0]):
+    if array.size == 0 or array.dtype.kind not in "iuf" or (array.size > 1 and np.any(array != array.flat[0])):
         raise node.fail(f"has a {what} that is not one number", expected="one value for the tensor", found=f"{array.dtype}{list(array.shape)}")
     bits = float(array.flat[0])
     if not (1 <= bits <= most and bits == round(bits)):
