@@ -115,15 +115,23 @@ def _clip(value: int, steps: tuple[int, int]) -> int:
 
 def _round_fraction(value: Fraction, rounding: str) -> int:
     k = value.__floor__() + 1
-    boundary = _boundary(k, rounding)
+    boundary = Fraction(_twice_boundary(k, rounding), 2)
     return k if value > boundary or (value == boundary and _inclusive(k, rounding)) else k - 1
 
 
-def _boundary(k: int, rounding: str) -> Fraction:
-    """The real number at which the rounded value steps from k - 1 to k: k - 1/2, or k or k - 1 when the rounding is directed."""
+def _twice_boundary(k: int, rounding: str) -> int:
+    """Twice the number at which the result steps from k - 1 to k: k - 1/2, or k or k - 1 when the rounding is directed."""
     if rounding not in arith.DIRECTED:
-        return k - Fraction(1, 2)
-    return Fraction(k if _inclusive(k, rounding) else k - 1)
+        return 2 * k - 1
+    return 2 * k if _inclusive(k, rounding) else 2 * k - 2
+
+
+def _boundaries(ks: NDArray[Any], rounding: str) -> NDArray[np.float64]:
+    """`_twice_boundary` of many, halved."""
+    if rounding not in arith.DIRECTED:
+        return ks - 0.5
+    excluded = {"floor": ks != ks, "ceil": ks == ks, "toward_zero": ks < 1, "away": ks >= 1}
+    return ks - excluded[rounding].astype(np.float64)
 
 
 def _inclusive(k: int, rounding: str) -> bool:
@@ -137,7 +145,7 @@ def _inclusive(k: int, rounding: str) -> bool:
 
 def _exact_threshold(k: int, ratio: Fraction, c: Fraction, rounding: str) -> int:
     """The least integer v with round(v ratio + c) >= k, ratio > 0."""
-    t = (_boundary(k, rounding) - c) / ratio
+    t = (Fraction(_twice_boundary(k, rounding), 2) - c) / ratio
     return -((-t).__floor__()) if _inclusive(k, rounding) else t.__floor__() + 1
 
 
@@ -146,7 +154,7 @@ def _thresholds(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """The thresholds of the real and of the dyadic formula for every k, exact wherever they are reachable."""
     low, high = interval
-    boundaries = np.array([float(_boundary(int(k), rounding)) for k in ks])
+    boundaries = _boundaries(ks, rounding)
     real, approximate = _float_threshold(boundaries, ratio, c), _float_threshold(boundaries, *dyadic)
     wanted, got = np.floor(real) + 1, np.floor(approximate) + 1
     # float64 is wrong by a few units in the last place: near an integer only exact arithmetic decides.
@@ -192,7 +200,7 @@ def corrected(rescale: Rescale, rounding: str, steps: tuple[int, int]) -> Rescal
     if np.array_equal(np.clip(wanted, low, high + 1), np.clip(got, low, high + 1)):
         return rescale
     steps_at = [
-        (int(_boundary(k, rounding) * 2**rescale.shift), not _inclusive(k, rounding), int(t))
+        (_twice_boundary(k, rounding) << rescale.shift >> 1, not _inclusive(k, rounding), int(t))
         for k, t in zip(ks.tolist(), wanted.tolist(), strict=True)
     ]
     for change in NEIGHBOURS:
