@@ -6,7 +6,7 @@ Passes use it to fold constants and to turn real scales into dyadic numbers. Ker
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 Int = NDArray[np.int64]
 
-ROUNDINGS = ("half_up", "half_even", "half_away", "double")
+DIRECTED = ("floor", "ceil", "toward_zero", "away")
+ROUNDINGS = ("half_up", "half_even", "half_away", "half_toward_zero", *DIRECTED, "double")
 MANTISSA_BITS = 31
 MAX_SHIFT = 62
 INT64_LIMIT = 2**63
@@ -97,10 +98,11 @@ def round_fraction(value: Fraction) -> int:
 
 
 def shift_round(value: Int, shift: Any, rounding: str) -> Int:
-    """(A5)-(A7): value / 2^shift rounded to an integer; value int64, shift broadcasts, 0 <= shift <= 62."""
+    """(A5)-(A7e): value / 2^shift rounded to an integer; value int64, shift broadcasts, 0 <= shift <= 62."""
     value = np.asarray(value, np.int64)
     shift = np.asarray(shift, np.int64)
     half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)
+    most = (np.int64(1) << shift) - 1
     if rounding == "half_up":
         return (value + half) >> shift
     if rounding == "half_even":
@@ -108,7 +110,17 @@ def shift_round(value: Int, shift: Any, rounding: str) -> Int:
         return np.where(shift > 0, (value + half - 1 + odd) >> shift, value)
     if rounding == "half_away":
         return np.where(shift > 0, (value + half - (value < 0)) >> shift, value)
+    if rounding == "half_toward_zero":
+        return np.where(shift > 0, (value + half - (value > 0)) >> shift, value)
+    if rounding in DIRECTED:
+        upward: dict[str, Any] = {"floor": False, "ceil": True, "toward_zero": value < 0, "away": value > 0}
+        return (value + np.where(upward[rounding], most, 0)) >> shift
     raise ValueError(f"unknown rounding {rounding!r}: one of {', '.join(ROUNDINGS)}")
+
+
+def rounding_room(shift: int, rounding: str) -> int:
+    """The most that a rounding but "double" adds to the magnitude of a sum before it shifts (section 7)."""
+    return 1 << shift if rounding in DIRECTED else 1 << shift >> 1
 
 
 def double_round(value: Int, multiplier: Any, shift: Any) -> Int:
@@ -139,14 +151,26 @@ def requantize(
     return np.clip(rounded + zero_point, qmin, qmax)
 
 
+_REAL_ROUNDINGS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    "half_even": np.rint, "floor": np.floor, "ceil": np.ceil, "toward_zero": np.trunc,
+    "away": lambda value: np.where(value < 0, np.floor(value), np.ceil(value)),
+}  # fmt: skip
+
+
 def round_real(value: NDArray[Any], rounding: str) -> NDArray[Any]:
-    """A real array rounded to integers by the named rule ("double" has no real counterpart)."""
-    if rounding == "half_even":
-        return np.rint(value)
+    """A real array rounded to integers by the named rule ("double" has no real counterpart), without an error of its own.
+
+    The rest after truncation is exact; value + 1/2 is not: the float just below 1/2 would become 1.
+    """
+    if rounding in _REAL_ROUNDINGS:
+        return _REAL_ROUNDINGS[rounding](value)
+    whole = np.trunc(value)
+    with np.errstate(invalid="ignore"):  # infinity has no rest
+        rest, sign = np.abs(value - whole), np.copysign(value.dtype.type(1), value)
     if rounding == "half_up":
-        return np.floor(value + value.dtype.type(0.5))
-    if rounding == "half_away":
-        return np.copysign(np.floor(np.abs(value) + value.dtype.type(0.5)), value)
+        return whole + sign * np.where(value < 0, rest > 0.5, rest >= 0.5)
+    if rounding in ("half_away", "half_toward_zero"):
+        return whole + sign * (rest >= 0.5 if rounding == "half_away" else rest > 0.5)
     raise ValueError(f"rounding {rounding!r} does not apply to real numbers")
 
 
@@ -156,12 +180,14 @@ def quantize(
 ) -> NDArray[Any]:  # fmt: skip
     """(A2): clamp(round(x / scale), qmin - z, qmax - z) + z in the float type of x (float64 for int32).
 
-    form: "divide" as ONNX writes it, "reciprocal" for x * (1 / scale) as PyTorch computes it.
+    form: "divide" as ONNX writes it, "reciprocal" for x * (1 / scale) as PyTorch computes it, "affine" for (A2a) as QONNX does.
     """
     real = np.float64 if storage == "int32" else np.float32
     x, scale = x.astype(real), scale.astype(real)
     with np.errstate(over="ignore"):  # infinity saturates like any large number
-        ratio = x / scale if form == "divide" else x * (real(1) / scale)
+        ratio = x * (real(1) / scale) if form == "reciprocal" else x / scale
+    if form == "affine":
+        ratio, zero_point = ratio + zero_point.astype(real), np.zeros_like(zero_point)
     low, high = qmin - zero_point.astype(np.int64), qmax - zero_point.astype(np.int64)
     bounded = np.clip(round_real(ratio, rounding), low.astype(real), high.astype(real))
     return (bounded.astype(np.int64) + zero_point).astype(storage)

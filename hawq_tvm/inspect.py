@@ -95,6 +95,7 @@ def inspect(
 
     from relay_passes.fold_batch_norm import fold_batch_norm
     from relay_passes.fold_constants import fold_constants
+    from relay_passes.fold_input_clip import fold_input_clip
     from relay_passes.lower_to_integer import try_to_lower
     from relay_passes.remove_dead_code import remove_dead_code
     from relay_passes.tabulate_unary import tabulate_unary
@@ -111,7 +112,7 @@ def inspect(
     try:
         module = import_onnx(source, {k: tuple(v) for k, v in (shapes or {}).items()} or None)
         module = mark_float_tail(module) if allow_float_tail else module
-        for step in (fold_constants, fold_batch_norm, tabulate_unary, remove_dead_code):
+        for step in (fold_constants, fold_batch_norm, fold_input_clip, tabulate_unary, remove_dead_code):
             module, _ = step(module)
         lowered, floats = try_to_lower(module)
         lowered, _ = remove_dead_code(lowered)

@@ -234,7 +234,7 @@ def _requantize(call: relax.Call, data: Sequence[Interval], *_: Any) -> Interval
 def requantize_worst(call: relax.Call, data: Sequence[Interval]) -> int:
     """The largest magnitude inside a requantize, over all channels, in Python's integers.
 
-    sum |x_i| |m_i| + |b| + 2^(s-1) of section 7, or (|x| << max(0, 31 - s)) |m| + 2^30 for the rounding "double" (A8).
+    sum |x_i| |m_i| + |b| + 2^(s-1) (2^s if directed) of section 7, or (|x| << max(0, 31 - s)) |m| + 2^30 for the rounding "double" (A8).
     """
     magnitudes = [_magnitude(np.maximum(-_object(x.low), _object(x.high))) for x in data]
     multipliers = [_magnitude(_object(ops.const_value(m))) for m in call.args[1].fields]
@@ -242,7 +242,8 @@ def requantize_worst(call: relax.Call, data: Sequence[Interval]) -> int:
     if str(call.attrs["rounding"]) == "double":
         left = _power(np.maximum(31 - shift.astype(np.int64), 0))
         return int(np.max(_times(_times(magnitudes[0], left), multipliers[0]))) + (1 << 30)
-    total = _magnitude(_object(offset)) + _power(shift.astype(np.int64) - 1)
+    directed = str(call.attrs["rounding"]) in arith.DIRECTED
+    total = _magnitude(_object(offset)) + _power(shift.astype(np.int64) - (not directed))
     for x, m in zip(magnitudes, multipliers, strict=True):
         total = total + _times(x, m)
     return int(np.max(total))

@@ -163,7 +163,7 @@ def quantize(
 ) -> relax.Call:  # fmt: skip
     """(A2) float tensor to integers of `qtype`; scale and zero_point are arrays that broadcast against x.
 
-    form: "divide" (ONNX) or "reciprocal" (PyTorch).  branches: how an addition just before is rounded,
+    form: "divide" (ONNX), "reciprocal" (PyTorch) or "affine" (QONNX, A2a).  branches: how an addition just before is rounded,
     "common" once on the sum (A13) or "each" branch on its own (A14, as HAWQ does).
     """
     return _call(

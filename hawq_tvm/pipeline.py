@@ -18,6 +18,7 @@ from relay_passes.choose_layout import choose_layout
 from relay_passes.drop_ties import drop_ties
 from relay_passes.fold_batch_norm import fold_batch_norm
 from relay_passes.fold_constants import fold_constants
+from relay_passes.fold_input_clip import fold_input_clip
 from relay_passes.fuse_epilogues import fuse_epilogues
 from relay_passes.join_tables import join_tables
 from relay_passes.lower_to_integer import lower_to_integer
@@ -36,6 +37,7 @@ Pass = Callable[[tvm.IRModule], tuple[tvm.IRModule, int]]
 PIPELINE: tuple[tuple[Pass, Stage], ...] = (
     (fold_constants, Stage.ANNOTATED),
     (fold_batch_norm, Stage.ANNOTATED),
+    (fold_input_clip, Stage.ANNOTATED),
     (tabulate_unary, Stage.ANNOTATED),
     (remove_dead_code, Stage.ANNOTATED),
     (lower_to_integer, Stage.INTEGER),

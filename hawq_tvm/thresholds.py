@@ -81,20 +81,16 @@ def prove(rescale: Rescale, rounding: str, steps: tuple[int, int]) -> Proof:
     total = Proof()
     for c, b in zip(real_part, integer_part, strict=True):
         if exact and Fraction(b, denominator) == c:
-            total += Proof(_count_reachable(ratio, c, steps, low, high), 0)
+            total += Proof(_count_reachable(ratio, c, rounding, steps, low, high), 0)
         else:
             total += _compare(ratio, c, multiplier, b, rescale.shift, rounding, steps, (low, high))
     return total
 
 
-def _count_reachable(ratio: Fraction, c: Fraction, steps: tuple[int, int], low: int, high: int) -> int:
-    first = max(steps[0], _floor_half(low * ratio + c) + 1)
-    last = min(steps[1], _floor_half(high * ratio + c))
+def _count_reachable(ratio: Fraction, c: Fraction, rounding: str, steps: tuple[int, int], low: int, high: int) -> int:
+    first = max(steps[0], _round_fraction(low * ratio + c, rounding) + 1)
+    last = min(steps[1], _round_fraction(high * ratio + c, rounding))
     return max(0, last - first + 1)
-
-
-def _floor_half(value: Fraction) -> int:
-    return (value + Fraction(1, 2)).__floor__()
 
 
 def _constant_proof(
@@ -118,21 +114,38 @@ def _clip(value: int, steps: tuple[int, int]) -> int:
 
 
 def _round_fraction(value: Fraction, rounding: str) -> int:
-    if rounding == "half_even":
-        return round(value)
-    return _floor_half(value) if rounding == "half_up" else arith.round_fraction(value)
+    k = value.__floor__() + 1
+    boundary = Fraction(_twice_boundary(k, rounding), 2)
+    return k if value > boundary or (value == boundary and _inclusive(k, rounding)) else k - 1
+
+
+def _twice_boundary(k: int, rounding: str) -> int:
+    """Twice the number at which the result steps from k - 1 to k: k - 1/2, or k or k - 1 when the rounding is directed."""
+    if rounding not in arith.DIRECTED:
+        return 2 * k - 1
+    return 2 * k if _inclusive(k, rounding) else 2 * k - 2
+
+
+def _boundaries(ks: NDArray[Any], rounding: str) -> NDArray[np.float64]:
+    """`_twice_boundary` of many, halved."""
+    if rounding not in arith.DIRECTED:
+        return ks - 0.5
+    excluded = {"floor": ks != ks, "ceil": ks == ks, "toward_zero": ks < 1, "away": ks >= 1}
+    return ks - excluded[rounding].astype(np.float64)
 
 
 def _inclusive(k: int, rounding: str) -> bool:
-    """Whether a tie at k - 1/2 rounds up to k."""
+    """Whether the boundary of k itself rounds to k."""
     if rounding == "half_even":
         return k % 2 == 0
-    return rounding == "half_up" or k >= 1
+    if rounding in ("half_up", "floor", "ceil"):
+        return rounding != "ceil"
+    return (k >= 1) == (rounding in ("half_away", "toward_zero"))
 
 
 def _exact_threshold(k: int, ratio: Fraction, c: Fraction, rounding: str) -> int:
     """The least integer v with round(v ratio + c) >= k, ratio > 0."""
-    t = (k - Fraction(1, 2) - c) / ratio
+    t = (Fraction(_twice_boundary(k, rounding), 2) - c) / ratio
     return -((-t).__floor__()) if _inclusive(k, rounding) else t.__floor__() + 1
 
 
@@ -141,7 +154,8 @@ def _thresholds(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """The thresholds of the real and of the dyadic formula for every k, exact wherever they are reachable."""
     low, high = interval
-    real, approximate = _float_threshold(ks, ratio, c), _float_threshold(ks, *dyadic)
+    boundaries = _boundaries(ks, rounding)
+    real, approximate = _float_threshold(boundaries, ratio, c), _float_threshold(boundaries, *dyadic)
     wanted, got = np.floor(real) + 1, np.floor(approximate) + 1
     # float64 is wrong by a few units in the last place: near an integer only exact arithmetic decides.
     error = 1e-12 * (np.abs(real) + abs(float(c / ratio)) + 1)
@@ -185,25 +199,27 @@ def corrected(rescale: Rescale, rounding: str, steps: tuple[int, int]) -> Rescal
     wanted, got = _thresholds(ratio, rescale.constant, dyadic, rounding, ks, (low, high))
     if np.array_equal(np.clip(wanted, low, high + 1), np.clip(got, low, high + 1)):
         return rescale
-    steps_at = [(((2 * k - 1) << rescale.shift) >> 1, not _inclusive(k, rounding), int(t)) for k, t in zip(ks.tolist(), wanted.tolist(), strict=True)]
+    steps_at = [
+        (_twice_boundary(k, rounding) << rescale.shift >> 1, not _inclusive(k, rounding), int(t))
+        for k, t in zip(ks.tolist(), wanted.tolist(), strict=True)
+    ]
     for change in NEIGHBOURS:
         near = m + change
         least, most = -(2**62), 2**62
-        for tie, strict, t in steps_at:  # tie = (k - 1/2) 2^s
+        for tie, strict, t in steps_at:  # tie = (k - 1/2) 2^s; k 2^s or (k - 1) 2^s when the rounding is directed
             if t <= high:
                 least = max(least, tie - max(t, low) * near + strict)
             if t > low:
                 most = min(most, tie - min(t - 1, high) * near - 1 + strict)
         if least <= most and abs(near) < 2**arith.MANTISSA_BITS:
             offset = min(max(rescale.offset, least), most)
-            if max(abs(low), abs(high)) * abs(near) + abs(offset) + (1 << rescale.shift >> 1) < arith.INT64_LIMIT:
+            if max(abs(low), abs(high)) * abs(near) + abs(offset) + arith.rounding_room(rescale.shift, rounding) < arith.INT64_LIMIT:
                 return replace(rescale, multipliers=(near if rescale.ratios[0] > 0 else -near,), offset=offset)
     return rescale
 
 
-def _float_threshold(ks: NDArray[Any], ratio: Fraction, c: Fraction) -> NDArray[np.float64]:
-    slope, shift = float(1 / ratio), float((Fraction(1, 2) + c) / ratio)
-    return np.asarray(ks * slope - shift, np.float64)
+def _float_threshold(boundaries: NDArray[Any], ratio: Fraction, c: Fraction) -> NDArray[np.float64]:
+    return np.asarray(boundaries * float(1 / ratio) - float(c / ratio), np.float64)
 
 
 def _search_double(ks: NDArray[Any], multiplier: int, shift: int, low: int, high: int) -> NDArray[Any]:

@@ -1,8 +1,11 @@
-"""Round half up wherever no tie can occur, which takes fewer instructions and gives the same integers (INTEGER -> INTEGER).
+"""Round half up wherever that gives the same integers, because it takes fewer instructions (INTEGER -> INTEGER).
 
-1. half_even or half_away of one operand: x m + b = 2^(s-1) (mod 2^s) is solved for x and looked for in the interval of x
+1. a rounding to nearest of one operand: x m + b = 2^(s-1) (mod 2^s) is solved for x and looked for in the interval of x
 2. of two operands of at most 8 bits: every pair of values is tried
-Whatever has a tie within reach, or too many pairs, stays as it is.
+3. floor and ceil are half_up with another constant (A7b, A7c)
+4. where nothing below the zero point is kept (unsigned after ReLU), only what positive numbers do counts: toward_zero is
+   floor, away is ceil, half_away is half_up, and half_toward_zero is half_up of one less
+Whatever else has a tie within reach, or too many pairs, stays as it is.
 """
 
 from __future__ import annotations
@@ -33,21 +36,36 @@ def drop_ties(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
 
     def visit(rebuild: Rebuild, binding: relax.VarBinding, value: relax.Expr) -> relax.Expr | None:
         nonlocal count
-        if ops.op_name(value) != "hawq.requantize" or str(value.attrs["rounding"]) not in ("half_even", "half_away"):
+        if ops.op_name(value) != "hawq.requantize" or str(value.attrs["rounding"]) in ("half_up", "double"):
             return None
         operands = list(binding.value.args[0].fields)
-        if has_tie(value, [interval(o) for o in operands]):
+        change = _change(value)
+        if str(value.attrs["rounding"]) not in arith.DIRECTED and not has_tie(value, [interval(o) for o in operands]):
+            change = np.zeros((), np.int64)
+        if change is None:
             return None
         count += 1
         attrs, (data, multipliers, offset, shift) = value.attrs, value.args
         return ops.requantize(
-            list(data.fields), [ops.const_value(m) for m in multipliers.fields], ops.const_value(offset), ops.const_value(shift),
+            list(data.fields), [ops.const_value(m) for m in multipliers.fields], ops.const_value(offset) + change, ops.const_value(shift),
             qtype=arith.QType(int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"])),
             zero_point=int(attrs["zero_point"]), rounding="half_up",
             thresholds=int(attrs["thresholds"]), differing=int(attrs["differing"]),
         )  # fmt: skip
 
     return rewrite_main(module, visit), count
+
+
+def _change(call: relax.Call) -> Array | None:
+    """Cases 3 and 4: what to add to the offset so that half_up takes the place of a rounding; None where nothing does."""
+    rounding, shift = str(call.attrs["rounding"]), ops.const_value(call.args[3]).astype(np.int64)
+    if int(call.attrs["qmin"]) >= int(call.attrs["zero_point"]):
+        rounding = {"toward_zero": "floor", "away": "ceil", "half_away": "half_up"}.get(rounding, rounding)
+        if rounding == "half_toward_zero":
+            return np.where(shift > 0, np.int64(-1), np.int64(0))
+    half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), np.int64(0))
+    changes = {"floor": -half, "ceil": np.maximum(half - 1, 0), "half_up": np.zeros((), np.int64)}
+    return changes.get(rounding)
 
 
 def has_tie(call: relax.Call, intervals: Sequence[ranges.Interval]) -> bool:

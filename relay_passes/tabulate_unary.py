@@ -182,6 +182,7 @@ def _table(region: _Region, call: relax.Call, layer: str) -> Array:
         )  # fmt: skip
     out_scale, out_zero = (ops.const_value(a).astype(np.float64).reshape(-1)[0] for a in call.args[1:])
     attrs = call.attrs
-    steps = real / out_scale if str(attrs["form"]) == "divide" else real * (1 / out_scale)
-    rounded = arith.round_real(np.clip(steps, -(2.0**40), 2.0**40), str(attrs["rounding"])) + out_zero
+    steps = np.clip(real * (1 / out_scale) if str(attrs["form"]) == "reciprocal" else real / out_scale, -(2.0**40), 2.0**40)
+    inside = out_zero if str(attrs["form"]) == "affine" else 0.0
+    rounded = arith.round_real(steps + inside, str(attrs["rounding"])) + out_zero - inside
     return np.clip(rounded, int(attrs["qmin"]), int(attrs["qmax"])).astype(str(attrs["out_dtype"]))

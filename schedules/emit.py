@@ -269,28 +269,42 @@ def fence(value: tirx.Expr) -> tirx.Expr:
     return tirx.call_llvm_pure_intrin(str(value.ty.dtype), "llvm.arithmetic.fence", value)
 
 
+_REAL_ROUNDINGS: dict[str, Callable[[tirx.Expr], tirx.Expr]] = {
+    "floor": tirx.floor, "ceil": tirx.ceil, "toward_zero": tirx.trunc,
+    "away": lambda value: tirx.Select(value < immediate(0, str(value.ty.dtype)), tirx.floor(value), tirx.ceil(value)),
+}  # fmt: skip
+
+
 def round_real(value: tirx.Expr, dtype: str, rounding: str) -> tirx.Expr:
     """A real number rounded to an integer, still in its float type."""
     if rounding == "half_even":
         return tirx.nearbyint(value)
-    half = immediate(0.5, dtype)
+    value = fence(value)
+    if rounding in _REAL_ROUNDINGS:
+        return _REAL_ROUNDINGS[rounding](value)
+    zero, half, one = (immediate(v, dtype) for v in (0, 0.5, 1))
+    negative, whole = value < zero, tirx.trunc(value)
+    rest = tirx.Select(negative, whole - value, value - whole)
+    outward = tirx.Select(negative, whole - one, whole + one)
+    above, reached = rest > half, rest >= half
     if rounding == "half_up":
-        return tirx.floor(fence(value) + half)
-    if rounding == "half_away":
-        magnitude = tirx.floor(tirx.Max(fence(value), fence(immediate(0, dtype) - value)) + half)
-        return tirx.Select(value < immediate(0, dtype), immediate(0, dtype) - magnitude, magnitude)
+        return tirx.Select(tirx.Select(negative, above, reached), outward, whole)
+    if rounding in ("half_away", "half_toward_zero"):
+        return tirx.Select(reached if rounding == "half_away" else above, outward, whole)
     raise ValueError(f"rounding {rounding!r} does not apply to real numbers")
 
 
 def quantize_element(
     x: tirx.Expr, scale: tirx.Expr, zero_point: tirx.Expr, low: int, high: int, storage: str,
-    rounding: str = "half_even", divide: bool = True,
+    rounding: str = "half_even", form: str = "divide",
 ) -> tirx.Expr:  # fmt: skip
-    """(A2) for one element in the type of `scale`; scale is its reciprocal when `divide` is False."""
+    """(A2) or (A2a) for one element in the type of `scale`, which is its reciprocal in the form of that name."""
     real = str(scale.ty.dtype)
     integer = "int64" if storage == "int32" else "int32"
-    ratio = x.astype(real) / scale if divide else x.astype(real) * scale
+    ratio = x.astype(real) * scale if form == "reciprocal" else x.astype(real) / scale
     zero = zero_point.astype(integer)
+    if form == "affine":
+        ratio, zero = ratio + zero.astype(real), immediate(0, integer)
     least = (immediate(low, integer) - zero).astype(real)
     most = (immediate(high, integer) - zero).astype(real)
     bounded = tirx.Min(tirx.Max(round_real(ratio, real, rounding), least), most)
@@ -301,15 +315,15 @@ def quantize_element(
 def _quantize(e: Emission, call: relax.Call) -> te.Tensor:
     """(A2)"""
     attrs = call.attrs
-    storage, divide = str(attrs["out_dtype"]), str(attrs["form"]) == "divide"
+    storage, form = str(attrs["out_dtype"]), str(attrs["form"])
     real = np.float64 if storage == "int32" else np.float32
     values: Array = ops.const_value(call.args[1]).astype(real)
     x, zero = e.operand(call.args[0]), e.operand(call.args[2])
-    scale = Operand(e, value=values if divide else real(1) / values)
+    scale = Operand(e, value=real(1) / values if form == "reciprocal" else values)
     low, high, rounding = int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["rounding"])
 
     def element(*i: Any) -> tirx.Expr:
-        return quantize_element(x.at(i), scale.at(i), zero.at(i), low, high, storage, rounding, divide)
+        return quantize_element(x.at(i), scale.at(i), zero.at(i), low, high, storage, rounding, form)
 
     return te.compute(out_shape(call), element, name="quantize")
 

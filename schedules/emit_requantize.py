@@ -15,7 +15,7 @@ from .emit import Array, Emission, Operand, clamp, emitter, immediate, out_shape
 
 
 def shift_round(value: tirx.Expr, shift: tirx.Expr, shifts: Array, rounding: str) -> tirx.Expr:
-    """(A5)-(A7) on int64; `shifts` are all the values that `shift` takes, known at compile time."""
+    """(A5)-(A7e) on int64; `shifts` are all the values that `shift` takes, known at compile time."""
     if not shifts.any():
         return value
     one = immediate(1, "int64")
@@ -28,8 +28,15 @@ def shift_round(value: tirx.Expr, shift: tirx.Expr, shifts: Array, rounding: str
         return (value + half) >> shift
     if rounding == "half_even":
         rounded = (value + (half - one) + ((value >> shift) & one)) >> shift
-    elif rounding == "half_away":
-        rounded = (value + half - (value < 0).astype("int64")) >> shift
+    elif rounding in ("half_away", "half_toward_zero"):
+        toward_lower = value < 0 if rounding == "half_away" else value > 0
+        rounded = (value + half - toward_lower.astype("int64")) >> shift
+    elif rounding in arith.DIRECTED:
+        zero, most = immediate(0, "int64"), (one << shift) - one
+        added = {
+            "floor": zero, "ceil": most, "toward_zero": tirx.Select(value < zero, most, zero), "away": tirx.Select(value > zero, most, zero),
+        }  # fmt: skip
+        return (value + added[rounding]) >> shift
     else:
         raise ValueError(f"unknown rounding {rounding!r}")
     return rounded if shifts.all() else tirx.Select(shift > 0, rounded, value)

@@ -147,14 +147,22 @@ def _multiply(call: relax.Call, a: Array, b: Array) -> Array:
 # -- section 1: the border -----------------------------------------------------------------------------
 
 
+def _goes_up(rounding: str, rest: Array, above: Array, tie: Array, positive: Array, odd: Array) -> Array:
+    """Whether a number is rounded to the integer above its floor: rest, above and tie compare its fraction with 0 and 1/2."""
+    rules = {
+        "floor": rest & False, "ceil": rest, "toward_zero": rest & ~positive, "away": rest & positive,
+        "half_up": above | tie, "half_even": above | (tie & odd), "half_away": above | (tie & positive),
+        "half_toward_zero": above | (tie & ~positive),
+    }  # fmt: skip
+    return rules[rounding]
+
+
 def _round_float(v: Array, rounding: str) -> Array:
     if rounding == "half_even":
         return np.rint(v)
     floor = np.floor(v)
     part = v - floor
-    up = part > 0.5
-    tie = part == 0.5
-    return floor + (up | (tie if rounding == "half_up" else tie & (v > 0)))
+    return floor + _goes_up(rounding, part > 0, part > 0.5, part == 0.5, v > 0, floor % 2 != 0)
 
 
 def _quantize(call: relax.Call, x: Array, scale: Array, zero: Array) -> Array:
@@ -162,9 +170,12 @@ def _quantize(call: relax.Call, x: Array, scale: Array, zero: Array) -> Array:
     attrs = call.attrs
     kind = np.float64 if str(attrs["out_dtype"]) == "int32" or x.dtype == np.float64 else np.float32
     x, scale = x.astype(kind), scale.astype(kind)
-    steps = x / scale if str(attrs["form"]) == "divide" else x * (kind(1.0) / scale)
-    steps = _round_float(steps, str(attrs["rounding"]))
     z = _i64(zero)
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity saturates, and has no fraction
+        steps = x * (kind(1.0) / scale) if str(attrs["form"]) == "reciprocal" else x / scale
+        if str(attrs["form"]) == "affine":
+            steps, z = steps + z.astype(kind), np.zeros_like(z)
+        steps = _round_float(steps, str(attrs["rounding"]))
     low, high = int(attrs["qmin"]) - z, int(attrs["qmax"]) - z
     q = np.maximum(np.minimum(steps, high.astype(kind)), low.astype(kind)).astype(np.int64) + z
     return q.astype(str(attrs["out_dtype"]))
@@ -198,8 +209,7 @@ def _divide_by_power(v: Array, s: Array, rounding: str) -> Array:
     remainder = v - (quotient << s)
     half = np.where(s > 0, np.int64(1) << np.maximum(s - 1, 0), 0)
     above, tie = (remainder > half) & (s > 0), (remainder == half) & (s > 0)
-    decide = {"half_up": tie, "half_even": tie & (quotient % 2 != 0), "half_away": tie & (v >= 0)}[rounding]
-    return quotient + (above | decide)
+    return quotient + _goes_up(rounding, remainder > 0, above, tie, v > 0, quotient % 2 != 0)
 
 
 def _gemmlowp(x: Array, m: Array, s: Array) -> Array:

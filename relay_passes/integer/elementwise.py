@@ -30,7 +30,7 @@ def _shape(a: Value, b: Value) -> tuple[int, ...]:
 
 
 def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Value:
-    """a + sign * b: terms are collected, constants join the accumulator's bias (A11) or the 64-bit offset (A9)."""
+    """a + sign * b: terms are collected, constants on the accumulator's grid join it, others the 64-bit offset (A9)."""
     if isinstance(a, Constant) and isinstance(b, Constant):
         return Constant(a.real + sign * b.real)
     if isinstance(a, Constant):
@@ -44,18 +44,18 @@ def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Val
 
 
 def _add_constant(left: Real, b: Constant, sign: int, shape: tuple[int, ...]) -> Real:
-    addend = sign * b.real
     term = left.terms[0] if len(left.terms) == 1 else None
-    if term is not None and term.accumulator and not np.any(left.constant) and np.all(term.scale != 0):
-        if b.scale is not None and np.all(np.broadcast_to(term.scale, np.broadcast_shapes(np.shape(term.scale), np.shape(b.scale))) == b.scale):
-            bias = sign * b.values
-        else:
-            bias = np.rint(addend / term.scale)
-        zero = term.zero - bias
+    if term is not None and term.accumulator and not np.any(left.constant) and _on_grid(term, b):
+        zero = term.zero - sign * b.values
         # Padding fills with the data's zero elsewhere: an accumulator's zero is only ever its negated bias.
         if np.max(np.abs(zero), initial=0) <= arith.RANGES["int32"][1]:
             return Real(shape, (replace(term, zero=zero.astype(np.int64)),))
-    return Real(shape, left.terms, left.constant + addend)
+    return Real(shape, left.terms, left.constant + sign * b.real)
+
+
+def _on_grid(term: Term, bias: Constant) -> bool:
+    """Whether a bias has the scale of a sum, which files hold as a float32 product."""
+    return bias.scale is not None and bool(np.all(term.scale.astype(np.float32) == bias.scale.astype(np.float32)))
 
 
 def negate(ctx: Context, a: Value, op: str = "negative") -> Value:

@@ -25,6 +25,7 @@ from .values import (
     compress,
     is_uniform,
     settled,
+    with_integer_bias,
 )
 
 
@@ -111,7 +112,7 @@ def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
         raise ctx.fail("pad", f"it pads in mode {call.attrs.pad_mode!r}", "use constant padding")
     if not isinstance(x, Real):
         raise ctx.fail("pad", "its input is not quantized", INSERT)
-    real = settled(ctx, x, "pad")
+    real = with_integer_bias(settled(ctx, x, "pad"))
     if len(real.terms) != 1 or np.any(real.constant) or not is_uniform(real.terms[0].zero):
         raise ctx.fail("pad", "its input is a sum that nothing quantizes", INSERT)
     term = real.terms[0]

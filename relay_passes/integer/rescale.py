@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,13 +18,17 @@ from .values import INSERT, Array, Constant, Context, Joined, Real, Softmax, Ter
 
 @dataclass(frozen=True)
 class Output:
-    """What a hawq.quantize asks for: (A2) with scale, zero point, type and rounding; how branches are rounded (A14)."""
+    """What a hawq.quantize asks for: (A2) with scale, zero point, type and rounding; how branches are rounded (A14).
+
+    inside: the zero point where it is added before the rounding (A2a); `zero` is then 0.
+    """
 
     scale: Array
     zero: int
     qtype: arith.QType
     rounding: str
     branches: str = "common"
+    inside: int = 0
 
     @staticmethod
     def of(ctx: Context, call: relax.Call) -> Output:
@@ -35,7 +39,8 @@ class Output:
         attrs = call.attrs
         qtype = arith.QType(int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"]))
         scale = ops.const_value(call.args[1]).astype(np.float64)
-        return Output(scale, int(zero.flat[0]), qtype, str(attrs["rounding"]), str(attrs["branches"]))
+        level, affine = int(zero.flat[0]), str(attrs["form"]) == "affine"
+        return Output(scale, 0 if affine else level, qtype, str(attrs["rounding"]), str(attrs["branches"]), level if affine else 0)
 
     def clipped(self, low: float, high: float) -> Output:
         """(A12): the same output with its range narrowed to real low .. high."""
@@ -46,11 +51,11 @@ class Output:
         def level(value: float, default: int) -> int:
             if not np.isfinite(value):
                 return default
-            steps = float(arith.round_real(np.float64(value / scale).reshape(1), self.rounding)[0])
+            steps = float(arith.round_real(np.float64(value / scale + self.inside).reshape(1), self.rounding)[0])
             return int(np.clip(steps + self.zero, self.qtype.qmin, self.qtype.qmax))
 
         qtype = arith.QType(level(low, self.qtype.qmin), level(high, self.qtype.qmax), self.qtype.storage)
-        return Output(self.scale, self.zero, qtype, self.rounding, self.branches)
+        return replace(self, qtype=qtype)
 
 
 def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
@@ -58,8 +63,8 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
     if isinstance(value, Constant):
         scale = out.scale.astype(np.float32)
         q = arith.quantize(
-            value.real.astype(np.float32), scale, np.asarray(out.zero), qmin=out.qtype.qmin, qmax=out.qtype.qmax,
-            storage=out.qtype.storage, rounding=out.rounding,
+            value.real.astype(np.float32), scale, np.asarray(out.zero + out.inside), qmin=out.qtype.qmin, qmax=out.qtype.qmax,
+            storage=out.qtype.storage, rounding=out.rounding, form="affine" if out.inside else "divide",
         )  # fmt: skip
         return ops.const(np.broadcast_to(q, value.shape), out.qtype.storage)
     if isinstance(value, Joined):
@@ -88,7 +93,7 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
 
 
 def _is_identity(ctx: Context, term: Term, constant: Array, out: Output) -> bool:
-    same = np.all(term.scale == out.scale) and np.all(term.zero == out.zero) and not np.any(constant)
+    same = np.all(term.scale == out.scale) and np.all(term.zero == out.zero + out.inside) and not np.any(constant)
     if not same or ops.dtype_of(term.data) != out.qtype.storage:
         return False
     low, high = ctx.bounds(term.data)
@@ -101,8 +106,9 @@ def _each_branch(ctx: Context, terms: Sequence[Term], constant: Array, out: Outp
     branch = Output(out.scale, 0, wide, out.rounding)
     total: relax.Expr | None = None
     for i, term in enumerate(terms):
-        own = constant if i == len(terms) - 1 else np.zeros(())
-        rounded = ctx.emit(_requantize(ctx, [term], own, branch), f"branch{i}")
+        last = i == len(terms) - 1
+        own = replace(branch, inside=out.inside if last else 0)
+        rounded = ctx.emit(_requantize(ctx, [term], constant if last else np.zeros(()), own), f"branch{i}")
         total = rounded if total is None else ctx.emit(relax.op.add(total, rounded), "sum")
     one = ops.requantize([total], [1], 0, 0, qtype=out.qtype, zero_point=out.zero, rounding="half_up")
     return ctx.emit(one)
@@ -132,7 +138,7 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
             step = Fraction(steps[i])
             ratios = tuple(Fraction(s[i]) / step for s in scales)
             made = _dyadic_rescale(
-                ctx, ratios, [int(z[i]) for z in zeros], Fraction(constants[i]) / step,
+                ctx, ratios, [int(z[i]) for z in zeros], Fraction(constants[i]) / step + out.inside,
                 tuple(int(b[i]) for b in lows), tuple(int(b[i]) for b in highs), out.rounding,
             )  # fmt: skip
             known[key] = thresholds.corrected(made, out.rounding, (first, last)) if provable else made
@@ -185,7 +191,7 @@ def _dyadic_rescale(
             ) from e  # fmt: skip
         addend = arith.round_fraction(constant * 2**shift)
         offset = addend - sum(z * m for z, m in zip(zeros, multipliers, strict=True))
-        worst = sum(x * abs(m) for x, m in zip(reach, multipliers, strict=True)) + abs(offset) + 2 ** max(shift - 1, 0)
+        worst = sum(x * abs(m) for x, m in zip(reach, multipliers, strict=True)) + abs(offset) + arith.rounding_room(shift, rounding)
         if worst < arith.INT64_LIMIT and (rounding != "double" or _double_fits(reach[0], shift)):
             real = constant - sum((z * r for z, r in zip(zeros, ratios, strict=True)), Fraction(0))
             return thresholds.Rescale(ratios, real, tuple(multipliers), offset, shift, lows, highs)
@@ -201,6 +207,8 @@ def _double_fits(reach: int, shift: int) -> bool:
 
 def _softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
     """(A17); the table covers every difference the input's range allows."""
+    if out.rounding != "half_even" or out.inside:
+        raise ctx.fail("softmax", "its quantize rounds in another way than half to even", "quantize its result with rounding to nearest, ties to even")
     low, high = ctx.bounds(value.term.data)
     levels = int(np.max(high)) - int(np.min(low)) + 1
     scale = float(value.term.scale.flat[0])

@@ -211,6 +211,7 @@ def single(ctx: Context, value: Value, op: str) -> Term:
         raise ctx.fail(op, "its input has no quantize of its own, so its parts have no common scale", INSERT)
     if not isinstance(value, Real):
         raise ctx.fail(op, "its input is float and not quantized", INSERT)
+    value = with_integer_bias(value)
     if len(value.terms) != 1 or np.any(value.constant != 0):
         raise ctx.fail(op, "its input has several scales (a sum of tensors, an added constant or a slope) that nothing quantizes", INSERT)
     term = value.terms[0]
@@ -232,6 +233,17 @@ def single(ctx: Context, value: Value, op: str) -> Term:
             level = np.clip(level, low, high)
         data = ctx.emit(clip(data, ops.const(level, dtype)), suffix)
     return replace(term, data=data)
+
+
+def with_integer_bias(value: Real) -> Real:
+    """(A11): the constant added to an accumulator rounded to its grid, for operators that read the integers; others unchanged."""
+    term = value.terms[0] if len(value.terms) == 1 else None
+    if term is None or not term.accumulator or not np.any(value.constant) or np.any(term.scale == 0):
+        return value
+    zero = term.zero - np.rint(value.constant / term.scale)
+    if np.max(np.abs(zero)) > arith.RANGES["int32"][1]:
+        return value
+    return replace(value, terms=(replace(term, zero=zero.astype(np.int64)),), constant=np.zeros(()))
 
 
 def settled(ctx: Context, value: Real, op: str) -> Real:
@@ -272,5 +284,5 @@ def integer_constant(values: Array) -> relax.Expr:
 
 __all__ = [
     "INSERT", "Array", "Constant", "Context", "Joined", "Moved", "NotLowered", "Real", "Softmax", "Term", "Value",
-    "broadcast_rank", "compress", "from_dequantize", "integer_constant", "is_uniform", "settled", "single", "tvm", "with_bias",
+    "broadcast_rank", "compress", "from_dequantize", "integer_constant", "is_uniform", "settled", "single", "tvm", "with_bias", "with_integer_bias",
 ]  # fmt: skip

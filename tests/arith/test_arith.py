@@ -15,15 +15,20 @@ from hawq_tvm import arith
 def exact(value: Fraction, rounding: str) -> int:
     """The rounding rules of section 3, said of rationals."""
     down, part = value.__floor__(), value - value.__floor__()
+    directed = {"floor": down, "ceil": down + (part > 0), "toward_zero": int(value), "away": down + (part > 0 and value > 0)}
+    if rounding in directed:
+        return directed[rounding]
     if part != Fraction(1, 2):
         return down + (part > Fraction(1, 2))
-    return {"half_up": down + 1, "half_even": down + down % 2, "half_away": down + (value > 0)}[rounding]
+    ties = {"half_up": down + 1, "half_even": down + down % 2, "half_away": down + (value > 0), "half_toward_zero": down + (value < 0)}
+    return ties[rounding]
 
 
+SHIFTED = [r for r in arith.ROUNDINGS if r != "double"]
 POWERS = [sign * (2**p + d) for p in range(40) for d in (-1, 0, 1) for sign in (1, -1)]
 
 
-@pytest.mark.parametrize("rounding", ["half_up", "half_even", "half_away"])
+@pytest.mark.parametrize("rounding", SHIFTED)
 @pytest.mark.parametrize("shift", [0, 1, 2, 7, 31, 38])
 def test_shift_round_is_exact_at_ties_and_powers(rounding: str, shift: int) -> None:
     ties = [k * 2**shift + (2**shift >> 1) + d for k in range(-6, 7) for d in (-1, 0, 1)]
@@ -32,7 +37,7 @@ def test_shift_round_is_exact_at_ties_and_powers(rounding: str, shift: int) -> N
     np.testing.assert_array_equal(arith.shift_round(values, shift, rounding), expected)
 
 
-@given(st.integers(-(2**61), 2**61), st.integers(0, 62), st.sampled_from(["half_up", "half_even", "half_away"]))
+@given(st.integers(-(2**61), 2**61), st.integers(0, 62), st.sampled_from(SHIFTED))
 def test_shift_round_is_exact_anywhere(value: int, shift: int, rounding: str) -> None:
     assert int(arith.shift_round(np.int64(value), shift, rounding)) == exact(Fraction(value, 2**shift), rounding)
 
@@ -111,9 +116,21 @@ def test_quantize_forms_differ_where_onnx_and_pytorch_do() -> None:
     assert 0 < np.sum(divide != reciprocal) < x.size // 2
 
 
-@pytest.mark.parametrize("rounding, expected", [("half_up", [1, 2, 0, -1]), ("half_away", [1, 2, -1, -2]), ("half_even", [0, 2, 0, -2])])
-def test_round_real(rounding: str, expected: list[int]) -> None:
-    np.testing.assert_array_equal(arith.round_real(np.array([0.5, 1.5, -0.5, -1.5]), rounding), expected)
+@pytest.mark.parametrize("rounding", SHIFTED)
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_round_real_is_exact(rounding: str, kind: type) -> None:
+    quarters = np.arange(-16, 17) / 4
+    near = [np.nextafter(kind(v), kind(to)) for v in quarters for to in (-9, 9)]
+    values = np.array([*quarters, *near, 2**23 - 0.5, 2**23 + 1, -(2**23) - 1], kind)
+    np.testing.assert_array_equal(arith.round_real(values, rounding), [exact(Fraction(float(v)), rounding) for v in values])
+
+
+def test_the_affine_form_rounds_after_the_zero_point() -> None:
+    x = np.array([0.5, 1.5, -0.5, -1.5, -2.5], np.float32)
+    args = {"qmin": -8, "qmax": 7, "storage": "int8"}
+    np.testing.assert_array_equal(arith.quantize(x, np.float32(1), np.int64(1), form="affine", **args), [2, 2, 0, 0, -2])
+    np.testing.assert_array_equal(arith.quantize(x, np.float32(1), np.int64(1), **args), [1, 3, 1, -1, -1])
+    np.testing.assert_array_equal(arith.quantize(x, np.float32(1), np.int64(1), form="affine", rounding="toward_zero", **args), [1, 2, 0, 0, -1])
 
 
 @given(st.lists(st.integers(-8, 7), min_size=1, max_size=33), st.booleans())

@@ -16,12 +16,12 @@ rng = np.random.default_rng(9)
 U8 = arith.QType.of("uint8")
 
 
-def requantize(operands: int, multipliers, offset, shift, rounding: str = "half_even") -> tvm.IRModule:
+def requantize(operands: int, multipliers, offset, shift, rounding: str = "half_even", zero_point: int = 3, qtype=U8) -> tvm.IRModule:
     builder = relax.BlockBuilder()
     params = [relax.Var(f"x{k}", relax.TensorType((256,), "uint8")) for k in range(operands)]
     with builder.function("main", params, attrs={"hawq.output_names": ["y"]}):
         with builder.dataflow():
-            y = builder.emit(ops.requantize(params, multipliers, offset, shift, qtype=U8, zero_point=3, rounding=rounding), "y")
+            y = builder.emit(ops.requantize(params, multipliers, offset, shift, qtype=qtype, zero_point=zero_point, rounding=rounding), "y")
             result = builder.emit_output(relax.Tuple([y]))
         builder.emit_func_output(result)
     return builder.get()
@@ -59,6 +59,19 @@ def test_against_every_value_of_small_numbers():
         x = np.arange(low, high + 1)
         expected = shift > 0 and bool(np.any((x * m + offset) % 2**shift == 2**shift // 2))
         assert has_tie(call, [Interval.of_range(low, high)]) == expected, (m, offset, shift, low, high)
+
+
+@pytest.mark.parametrize("rounding", ["floor", "ceil", "toward_zero", "away", "half_away", "half_toward_zero"])
+@pytest.mark.parametrize("zero_point, qmin, changed", [(0, 0, True), (7, 9, True), (100, 0, False)])
+def test_directed_roundings_become_half_up_with_another_constant(rounding, zero_point, qmin, changed):
+    shift = np.array([0, 1, 2, 5])
+    qtype = arith.QType(qmin, 250, "uint8")
+    module = requantize(1, [np.array([3, -3, 2, 17])[:, None]], np.array([-90, 200, -120, 31])[:, None], shift[:, None], rounding, zero_point, qtype)
+    new, count = drop_ties(module)
+    one_sided = rounding not in ("floor", "ceil")
+    assert (count, roundings(new)) == ((1, ["half_up"]) if changed or not one_sided else (0, [rounding]))
+    inputs = {"x0": np.arange(256, dtype=np.uint8)}
+    np.testing.assert_array_equal(evaluate(new, inputs)["y"], evaluate(module, inputs)["y"], strict=True)
 
 
 def test_other_roundings_and_many_operands_stay():

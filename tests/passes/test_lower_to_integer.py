@@ -61,7 +61,23 @@ def test_conv_without_quantize_ends_in_dequantize() -> None:
     assert op_names(check(build, {"x": ((1, 3, 4, 4), "uint8")}))[-2:] == ["dequantize", ""]
 
 
-def test_float_bias_is_rounded_to_int32() -> None:
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_float_bias_keeps_its_fraction_up_to_the_next_requantize(pooled: bool) -> None:
+    """0.2 of a step of the sum is half a step after a ratio of 5/2; a pool reads the sum itself, whose grid has no 0.2 (A11)."""
+    ones = ops.dequantize(ops.const(np.ones((1, 1, 1, 1)), "int8"), np.float32(1), 0, qmin=-128, qmax=127)
+
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 1.0, 0), bb.emit(ones)))
+        y = bb.emit(relax.op.add(y, relax.const(np.full((1, 1, 1, 1), 0.21, np.float32))))
+        return q(bb, bb.emit(relax.op.nn.max_pool2d(y, (1, 1))) if pooled else y, 0.4, 0)
+
+    x = np.arange(0, 100, dtype=np.uint8).reshape(1, 1, 10, 10)
+    after, _ = lower_to_integer(module(build, {"x": (x.shape, "uint8")}))
+    exact = x * np.longdouble(1) + (0 if pooled else np.longdouble(np.float32(0.21)))
+    np.testing.assert_array_equal(evaluate(after, {"x": x})["out0"], np.rint(exact / np.longdouble(np.float32(0.4))).clip(0, 255))
+
+
+def test_float_bias_on_the_grid() -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.5, 3), bb.emit(weight((5, 3, 1, 1), 0.25))))
         bias = relax.const(np.arange(-2, 3, dtype=np.float32).reshape(1, 5, 1, 1) * 0.125 * 3)

@@ -34,7 +34,11 @@ def requantized(values, multiplier, offset, shift, rounding, zero_point=0, qtype
 
 @pytest.mark.parametrize(
     ("rounding", "expected"),
-    [("half_even", [10, 12, 10, 8, 12]), ("half_up", [11, 12, 10, 9, 13]), ("half_away", [11, 12, 9, 8, 13])],
+    [
+        ("half_even", [10, 12, 10, 8, 12]), ("half_up", [11, 12, 10, 9, 13]), ("half_away", [11, 12, 9, 8, 13]),
+        ("half_toward_zero", [10, 11, 10, 9, 12]), ("floor", [10, 11, 9, 8, 12]), ("ceil", [11, 12, 10, 9, 13]),
+        ("toward_zero", [10, 11, 10, 9, 12]), ("away", [11, 12, 9, 8, 13]),
+    ],
 )
 def test_quantize_rounds_ties_as_named(rounding: str, expected: list[int]) -> None:
     # Divided by 0.5: 0.5, 1.5, -0.5, -1.5, 2.5; the zero point is 10.
@@ -58,7 +62,7 @@ def test_quantize_to_int32_clamps_at_the_bounds_that_float32_cannot_hold() -> No
 def test_divide_and_reciprocal_are_two_functions() -> None:
     x = (np.arange(-4000, 4000) * np.float32(0.015)).astype(np.float32)
     found = {}
-    for form in ("divide", "reciprocal"):
+    for form in ("divide", "reciprocal", "affine"):
         found[form] = result(lambda emit, a, form=form: ops.quantize(a, np.float32(0.03), 3, qtype=I16, form=form), x)
         expected = arith.quantize(x, np.float32(0.03), np.int32(3), qmin=-32768, qmax=32767, storage="int16", form=form)
         np.testing.assert_array_equal(found[form], expected, strict=True)
@@ -95,6 +99,11 @@ def test_dynamic_quantize_is_onnx_own_example() -> None:
         ("half_up", [-2, -1, -1, 0, 0, 1, 1, 2, 3]),
         ("half_even", [-2, -2, -1, 0, 0, 0, 1, 2, 2]),
         ("half_away", [-3, -2, -1, -1, 0, 1, 1, 2, 3]),
+        ("half_toward_zero", [-2, -1, -1, 0, 0, 0, 1, 1, 2]),
+        ("floor", [-3, -2, -1, -1, 0, 0, 1, 1, 2]),
+        ("ceil", [-2, -1, -1, 0, 0, 1, 1, 2, 3]),
+        ("toward_zero", [-2, -1, -1, 0, 0, 0, 1, 1, 2]),
+        ("away", [-3, -2, -1, -1, 0, 1, 1, 2, 3]),
     ],
 )
 def test_halves_by_every_rounding(rounding: str, expected: list[int]) -> None:
@@ -115,7 +124,7 @@ def test_the_largest_shift_and_a_tie_from_the_offset(rounding: str, expected: li
 
 
 def test_no_shift_changes_nothing() -> None:
-    for rounding in ("half_up", "half_even", "half_away"):
+    for rounding in set(arith.ROUNDINGS) - {"double"}:
         np.testing.assert_array_equal(requantized([-7, 0, 7], 3, 1, 0, rounding), [-20, 1, 22])
 
 

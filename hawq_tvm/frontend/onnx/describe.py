@@ -15,6 +15,7 @@ from . import fold
 from .graph import node_name
 from .importer import Importer, supported, unsupported_operator
 from .inputs import declared_shape, runtime_inputs
+from .qonnx import DOMAINS
 from .reader import Source, graphs_of, opset_of, read_model
 from .values import ELEMENT_TYPES
 
@@ -131,6 +132,8 @@ _CONSTANTS: dict[tuple[str, int], str] = {
 def _quantized(
     node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], readers: Mapping[str, tuple[str, int]]
 ) -> list[dict[str, Any]]:
+    if _domain(node) in DOMAINS:
+        return _qonnx_quantized(node, constants, readers)
     roles = _ROLES.get(node.op_type, {})
     if node.op_type == "DequantizeLinear" and node.input[0] in constants:
         wide = constants[node.input[0]].data_type == onnx.TensorProto.INT32
@@ -141,6 +144,37 @@ def _quantized(
         for role, (scale, zero) in roles.items()
         if scale < len(node.input) and node.input[scale]
     ]
+
+
+# Where QONNX's operators have their scale, their zero point and the bit width of their result.
+_QONNX: dict[str, tuple[int, int | None, int | None]] = {
+    "Quant": (1, 2, 3), "IntQuant": (1, 2, 3), "BipolarQuant": (1, None, None), "Trunc": (1, 2, 4),
+}  # fmt: skip
+
+
+def _qonnx_quantized(
+    node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], readers: Mapping[str, tuple[str, int]]
+) -> list[dict[str, Any]]:
+    if node.op_type not in _QONNX:
+        return []
+    scale, zero, width = _QONNX[node.op_type]
+    second = node.op_type == "Trunc" and len(node.input) == 6  # version 2 puts its scale before the width
+    tensors = [constants.get(node.input[i]) if i is not None and i < len(node.input) else None for i in (4 if second else scale, zero, 5 if second else width)]
+    bits = 1 if width is None else _first(tensors[2])
+    signed = {a.name: a.i for a in node.attribute}.get("signed", 1)
+    kind = "bipolar" if width is None or (bits == 1 and signed) else f"{'int' if signed else 'uint'}{bits or ' of unknown width'}"
+    role = _CONSTANTS.get(readers.get(node.output[0], ("", 0)), "constant") if node.input[0] in constants else "output"
+    symmetric = True if zero is None else None if tensors[1] is None else not fold.read_tensor(tensors[1], node_name(node)).any()
+    return [{
+        "name": node_name(node), "op": node.op_type, "role": role, "type": kind, "bits": bits, "granularity": _granularity(tensors[0], {}),
+        "symmetric": symmetric,
+    }]  # fmt: skip
+
+
+def _first(tensor: onnx.TensorProto | None) -> int | None:
+    """The bit width that a tensor names, None where it is computed or no whole number."""
+    values = fold.read_tensor(tensor, tensor.name).ravel().tolist() if tensor is not None else []
+    return int(values[0]) if values and float(values[0]).is_integer() else None
 
 
 def _format(node: onnx.NodeProto, scale: int, zero: int, constants: Mapping[str, onnx.TensorProto]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from . import fold
 from .graph import check_names, in_order, node_name
 from .inputs import MAX_ELEMENTS, SUPPORTED, Input, graph_inputs
 from .node import HANDLERS, MICROSOFT, Entry, Node, expression
+from .qonnx import DOMAINS as QONNX_DOMAINS
 from .reader import first_line, opset_of
 from .schema import check_schema
 from .values import ELEMENT_TYPES, Array, Constant, Failed, Result, Tensor, Value, storage_of
@@ -235,6 +236,8 @@ def unsupported_operator(name: str, domain: str, op: str, opset: int) -> ModelEr
     full = f"{domain}.{op}" if domain else op
     if op in ("Loop", "Scan", "SequenceMap"):
         remedy = "export the model without control flow"
+    elif domain in QONNX_DOMAINS:
+        remedy = "export with integer quantizers (Quant, BipolarQuant, Trunc), before any conversion for FPGAs"
     elif domain not in ("", MICROSOFT):
         remedy = "export with standard operators (ai.onnx or com.microsoft)"
     elif op.startswith(("Dynamic", "QAttention", "MatMulNBits")):
