@@ -10,12 +10,13 @@ import tvm
 
 from hawq_tvm.errors import ModelError
 
+from ..common.text import first_line
 from ..common.writer import TYPE_RULE_ERRORS, Env, Failure, Writer
 from . import fold
 from .graph import check_names, in_order, node_name
 from .inputs import SUPPORTED, graph_inputs
 from .node import HANDLERS, MICROSOFT, Entry, Node
-from .reader import first_line, opset_of
+from .reader import opset_of
 from .schema import check_schema
 from .values import ELEMENT_TYPES, Array, Constant, Failed, Value
 
