@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -18,13 +18,17 @@ from .values import INSERT, Array, Constant, Context, Joined, Real, Softmax, Ter
 
 @dataclass(frozen=True)
 class Output:
-    """What a hawq.quantize asks for: (A2) with scale, zero point, type and rounding; how branches are rounded (A14)."""
+    """What a hawq.quantize asks for: (A2) with scale, zero point, type and rounding; how branches are rounded (A14).
+
+    form: how constants are divided by the scale (A2).
+    """
 
     scale: Array
     zero: int
     qtype: arith.QType
     rounding: str
     branches: str = "common"
+    form: str = "divide"
 
     @staticmethod
     def of(ctx: Context, call: relax.Call) -> Output:
@@ -35,7 +39,7 @@ class Output:
         attrs = call.attrs
         qtype = arith.QType(int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"]))
         scale = ops.const_value(call.args[1]).astype(np.float64)
-        return Output(scale, int(zero.flat[0]), qtype, str(attrs["rounding"]), str(attrs["branches"]))
+        return Output(scale, int(zero.flat[0]), qtype, str(attrs["rounding"]), str(attrs["branches"]), str(attrs["form"]))
 
     def clipped(self, low: float, high: float) -> Output:
         """(A12): the same output with its range narrowed to real low .. high."""
@@ -50,7 +54,7 @@ class Output:
             return int(np.clip(steps + self.zero, self.qtype.qmin, self.qtype.qmax))
 
         qtype = arith.QType(level(low, self.qtype.qmin), level(high, self.qtype.qmax), self.qtype.storage)
-        return Output(self.scale, self.zero, qtype, self.rounding, self.branches)
+        return replace(self, qtype=qtype)
 
 
 def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
@@ -59,7 +63,7 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
         scale = out.scale.astype(np.float32)
         q = arith.quantize(
             value.real.astype(np.float32), scale, np.asarray(out.zero), qmin=out.qtype.qmin, qmax=out.qtype.qmax,
-            storage=out.qtype.storage, rounding=out.rounding,
+            storage=out.qtype.storage, rounding=out.rounding, form=out.form,
         )  # fmt: skip
         return ops.const(np.broadcast_to(q, value.shape), out.qtype.storage)
     if isinstance(value, Joined):

@@ -178,7 +178,7 @@ class Context:
         return NotLowered(self.layer, op.removeprefix("relax.").removeprefix("nn."), reason, remedy)
 
 
-INSERT = "quantize this tensor too (a QuantizeLinear/DequantizeLinear pair before this node)"
+INSERT = "quantize this tensor too (a quantize/dequantize pair before this node)"
 
 
 def is_uniform(array: Array) -> bool:

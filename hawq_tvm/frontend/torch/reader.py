@@ -107,7 +107,7 @@ def _converted(exported: Any, where: str) -> Program:
                 "changes a tensor of its own while it runs", where=str(out.target), expected="outputs only",
                 found=out.kind.name.lower().replace("_", " "), remedy="export the model in evaluation mode",
             )  # fmt: skip
-    nodes = [n for n in exported.graph.nodes if n.op not in ("placeholder", "output")]
+    nodes = _alive(exported.graph)
     (output,) = (n for n in exported.graph.nodes if n.op == "output")
     raw = [_call(n) for n in nodes]
     layers = layer_names(raw, [_path(n) for n in nodes], [i.name for i in inputs], set(titles))
@@ -116,6 +116,15 @@ def _converted(exported: Any, where: str) -> Program:
         tuple(Call(c.name, layer, c.op, c.overload, c.arguments) for c, layer in zip(raw, layers, strict=True)),
         tuple(_outputs(exported, [_plain(v) for v in output.args[0]])), torch.__version__,
     )  # fmt: skip
+
+
+def _alive(graph: Any) -> list[Any]:
+    """The nodes that an output depends on: exported programs take every result apart, read or not."""
+    needed: set[Any] = set()
+    for node in reversed(graph.nodes):
+        if node.op == "output" or node in needed:
+            needed.update(node.all_input_nodes)
+    return [n for n in graph.nodes if n in needed and n.op != "placeholder"]
 
 
 def _dtype(dtype: Any) -> str:
