@@ -1,4 +1,4 @@
-"""The quantized_decomposed operators of PT2E: a real tensor times the reciprocal of its scale, rounded (A2, A2c)."""
+"""The quantized_decomposed operators of PT2E: a real tensor times the reciprocal of its scale, rounded: (A2c)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _scale(node: Node, name: str, reciprocal: bool) -> Array:
     """Scales in float32.
 
     reciprocal: a quantize will divide by them, which PyTorch does by float32(1 / s) of the s that the program holds; scales are
-    refused when (A2) in float32 would be another function.
+    refused when (A2c) would be another function.
     """
     exact = _numbers(node, name).astype(np.float64)
     with np.errstate(all="ignore"):
