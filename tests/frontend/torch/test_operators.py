@@ -208,6 +208,34 @@ def test_prelu() -> None:
     check(lambda x: F.prelu(x, slopes.to(x.dtype)), IMAGE)
 
 
+@pytest.mark.parametrize("dtype, low, high, zero", [
+    (torch.int8, -8, 7, -2), (torch.uint8, 0, 15, 3), (torch.uint8, 0, 3, 1), (torch.int8, -127, 127, 0), (torch.uint8, 0, 127, 64),
+    (torch.int16, -32768, 32767, 100), (torch.int16, -512, 511, 0), (torch.uint16, 0, 65535, 30000),
+])  # fmt: skip
+def test_types_and_ranges(dtype: Any, low: int, high: int, zero: int) -> None:
+    """The quantize of an input equals PyTorch's everywhere, with every rounding boundary and its float32 neighbours among the values."""
+    q = torch.ops.quantized_decomposed
+
+    class Net(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.scale = scale
+
+        def forward(self, x: Any) -> Any:
+            y = q.quantize_per_tensor(x, self.scale, zero, low, high, dtype)
+            return y, q.dequantize_per_tensor(y, self.scale, zero, low, high, dtype)
+
+    steps = RNG.integers(low - zero - 3, high - zero + 3, 300).astype(np.float64)
+    for scale in (float(np.float32(0.0437)), float(np.float32(1 / 3)), 0.5, float(np.float32(7e-5))):
+        exact = np.concatenate([(steps + 0.5) * scale, steps * scale]).astype(np.float32)
+        x = np.stack([exact, np.nextafter(exact, np.float32(np.inf)), np.nextafter(exact, np.float32(-np.inf))])
+        model = Net(scale)
+        packed = pipeline.to_packed(import_exported(export(model, x.shape)))
+        ours = list(evaluate(packed, {"x": x}).values())
+        for mine, theirs in zip(ours, model(torch.tensor(x)), strict=True):
+            np.testing.assert_array_equal(mine, theirs.numpy())
+
+
 def test_operators_are_listed() -> None:
     known = known_operators()
     assert len(known) > 100 and "aten.conv2d" in known and "quantized_decomposed.quantize_per_channel" in known
