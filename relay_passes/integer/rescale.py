@@ -67,6 +67,8 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
         )  # fmt: skip
         return ops.const(np.broadcast_to(q, value.shape), out.qtype.storage)
     if isinstance(value, Joined):
+        if value.moved and not is_uniform(out.scale):
+            raise ctx.fail("hawq.quantize", "its scales differ between channels of a moved concatenation", "use one scale for the tensor")
         layer = ctx.layer
         parts = []
         for i, part in enumerate(value.parts):

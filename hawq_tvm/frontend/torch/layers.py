@@ -15,7 +15,8 @@ def layer_names(calls: Sequence[Call], paths: Sequence[str], inputs: Sequence[st
     quantizes, the dequantize of a constant after the layer and the operand it is for.
     """
     own = [not c.op.startswith(QUANTIZATION) for c in calls]
-    alone = Counter(path for path, is_own in zip(paths, own, strict=True) if is_own)
+    parts = [c.op == "operator.getitem" for c in calls]
+    alone = Counter(path for path, is_own, part in zip(paths, own, parts, strict=True) if is_own and not part)
     names: dict[str, str] = {name: name for name in inputs}
     taken = set(inputs)
 
@@ -26,10 +27,10 @@ def layer_names(calls: Sequence[Call], paths: Sequence[str], inputs: Sequence[st
         taken.add(name)
         names[call.name] = name
 
-    for call, path, is_own in zip(calls, paths, own, strict=True):
+    for call, path, is_own, part in zip(calls, paths, own, parts, strict=True):
         if is_own:
             full = f"{path}.{call.name}" if path else call.name
-            take(call, path if path and alone[path] == 1 else full)
+            take(call, path if path and alone[path] == 1 and not part else full)
     operands = {r.name: (names[c.name], role) for c in reversed(calls) for role, r in _roles(c) if c.name in names}
     stored = set(constants)
     for call, is_own in zip(calls, own, strict=True):

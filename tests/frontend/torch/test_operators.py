@@ -55,6 +55,7 @@ ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "mul number": lambda x: x * 0.73, "div number": lambda x: x / 1.7, "sub alpha": lambda x: torch.sub(x, 0.3, alpha=2), "sin": torch.sin,
     "x times sigmoid": lambda x: x * torch.sigmoid(x), "erf": torch.erf, "reciprocal": lambda x: torch.reciprocal(F.relu(x) + 0.5),
     "round": lambda x: torch.round(x), "floor": torch.floor, "dropout": lambda x: F.dropout(x, 0.5, False), "contiguous": lambda x: x.contiguous(),
+    "hard sigmoid by hand": lambda x: F.relu6(x + 3) / 6, "clip, then negative": lambda x: F.relu(x) * -0.7,
     "log": lambda x: torch.log(F.relu(x) + 0.5), "rsqrt": lambda x: torch.rsqrt(F.relu(x) + 0.5), "ceil": torch.ceil, "cos": torch.cos,
 }  # fmt: skip
 
@@ -82,6 +83,7 @@ MOVEMENT: dict[str, Callable[..., Any]] = {
     "pad crop": lambda x: F.pad(x, (-1, 2, 0, -3)), "expand": lambda x: x[:, :1].expand(-1, 6, -1, -1), "repeat": lambda x: x.repeat(1, 2, 1, 1),
     "flip": lambda x: x.flip(2, 3), "pixel_shuffle": lambda x: F.pixel_shuffle(x[:, :4], 2), "pixel_unshuffle": lambda x: F.pixel_unshuffle(x[:, :, :6], 2),
     "channel_shuffle": lambda x: F.channel_shuffle(x, 3), "shuffle by view": lambda x: x.view(2, 3, 2, 7, 8).transpose(1, 2).contiguous().view(2, 6, 7, 8),
+    "cat, then shuffle": lambda x: F.channel_shuffle(torch.cat([x, x * 0.5], 1), 2)[:, 1:], "cat, then view": lambda x: torch.cat([x, -x], 1).view(2, 3, -1).relu(),
     "unflatten": lambda x: x.unflatten(1, (2, 3)), "expand_as": lambda x: x[:, :1].expand_as(x),
 }  # fmt: skip
 
