@@ -84,7 +84,7 @@ def _print_json(value: Any) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from .inspect import inspect, operators
+    from .inspection import inspect, operators
 
     if args.operators == bool(args.model):
         raise UsageError("takes a model or --operators", where="inspect", expected="inspect MODEL.onnx, or inspect --operators", found="both" if args.model else "neither")

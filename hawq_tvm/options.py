@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   hawq-tvm inspect model.onnx
   hawq-tvm inspect --operators
   hawq-tvm compile model.onnx -o model.hawq --shape input=1x3x224x224
+  hawq-tvm compile model.pt2 -o model.hawq
   hawq-tvm tune model.onnx --trials 400 -o model.records.json
   hawq-tvm compile model.onnx -o model.hawq --records model.records.json
   hawq-tvm run model.hawq --inputs in.npz -o out.npz
@@ -61,7 +62,7 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     shapes(sub)
     json_flag(sub)
 
-    sub = verb("compile", "compile a quantized ONNX model into an integer-only package")
+    sub = verb("compile", "compile a quantized model (ONNX, or a PyTorch .pt2) into an integer-only package")
     sub.add_argument("model")
     sub.add_argument("-o", "--output", required=True, metavar="PKG", help="the package's folder, by habit NAME.hawq")
     sub.add_argument("--target", default="host", help="host, x86-amx, x86-vnni, x86-avxvnni, x86-avx2, x86-64-v2, ..., or 'llvm -mcpu=NAME' (default: host)")
