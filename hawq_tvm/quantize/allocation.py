@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,8 @@ def allocate(table: Table, budgets: Sequence[Budget]) -> Allocation:
         raise UsageError(f"there are two budgets of {repeated}", where="--budget", found=", ".join(b.text for b in budgets))
     groups = _groups(table, resources)
     limits = tuple(Limit(b, _limit(groups, k, table, b)) for k, b in enumerate(budgets))
+    import scipy.optimize
+
     start = time.perf_counter()
     picked, rounds = _solve([g.values for g in groups], groups, [one.limit for one in limits])
     seconds = time.perf_counter() - start
@@ -75,8 +78,6 @@ def allocate(table: Table, budgets: Sequence[Budget]) -> Allocation:
         raise _infeasible(groups, limits)
     assignment = {row.name: group.choices[c] for group, c in zip(groups, picked, strict=True) for row in group.rows}
     known = [r for r in RESOURCES if r != "latency" or all(set(table.choices) <= set(row.latency_us) for row in table.rows)]
-    import scipy
-
     solver = {"name": "HiGHS", "scipy": scipy.__version__, "status": "optimal", "seconds": round(seconds, 4), "rounds": rounds, "variables": sum(len(g.choices) for g in groups)}
     ordered = {row.name: assignment[row.name] for row in table.rows}
     return Allocation(table, ordered, table.sensitivity(ordered), {r: table.total(r, ordered) for r in known}, limits, solver)
@@ -144,7 +145,7 @@ def _solve(values: Sequence[Sequence[float]], groups: Sequence[_Group], limits: 
             return None, rounds
         if result.status != 0:
             raise SolverError("the integer programme was not solved", found=str(result.message))
-        picked = [int(np.argmax(result.x[a:b])) for a, b in zip(starts, starts[1:], strict=False)]
+        picked = [int(np.argmax(result.x[a:b])) for a, b in pairwise(starts)]
         if all(limit is None or sum((g.costs[k][c] for g, c in zip(groups, picked, strict=True)), Fraction(0)) <= limit for k, limit in enumerate(limits)):
             return picked, rounds
         cut = np.zeros(starts[-1])
@@ -162,7 +163,7 @@ def _infeasible(groups: Sequence[_Group], limits: Sequence[Limit]) -> Infeasible
             resource = one.budget.resource
             return InfeasibleError(
                 "no assignment meets this budget", where=f"--budget {one.budget.text}", expected=f"{resource} of at most {readable(resource, one.limit)}",
-                found=f"{readable(resource, least)} at least, by {_by(groups, k, picked)}", remedy=f"raise it to {readable(resource, least)}, or fix fewer layers",
+                found=f"{readable(resource, least, up=True)} at least, by {_by(groups, k, picked)}", remedy=f"raise it to {readable(resource, least, up=True)}, or fix fewer layers",
             )  # fmt: skip
     # The earliest budget that the ones before it exclude: those are met together, with it none is.
     for last in range(1, len(limits)):
@@ -176,7 +177,7 @@ def _infeasible(groups: Sequence[_Group], limits: Sequence[Limit]) -> Infeasible
             others = ", ".join(before.budget.text for before in limits[:last])
             return InfeasibleError(
                 f"no assignment meets this budget together with {others}", where=f"--budget {one.budget.text}", expected=f"{resource} of at most {readable(resource, one.limit)}",
-                found=f"{readable(resource, least)} at least under {others}, by {_by(groups, last, picked)}", remedy=f"raise it to {readable(resource, least)}, or loosen {others}",
+                found=f"{readable(resource, least, up=True)} at least under {others}, by {_by(groups, last, picked)}", remedy=f"raise it to {readable(resource, least, up=True)}, or loosen {others}",
             )  # fmt: skip
     return InfeasibleError("no assignment meets the budgets", where="--budget", found=", ".join(one.budget.text for one in limits))
 

@@ -249,12 +249,13 @@ class Budget:
         return Budget(resource, "absolute", value * units[unit], text) if unit else Budget(resource, "fraction", value, text)
 
 
-def readable(resource: str, amount: Fraction | float) -> str:
-    """An amount of a resource for people."""
-    value = float(amount)
-    if resource == "size":
-        return f"{value / 8e6:.3f} MB"
-    return f"{value / 1e9:.3f} GBOPS" if resource == "bops" else f"{value / 1e3:.3f} ms"
+def readable(resource: str, amount: Fraction | float, up: bool = False) -> str:
+    """An amount of a resource as `Budget.parse` reads it, to four digits or so; up: never less than it is."""
+    units = {"size": ("B", "KB", "MB"), "bops": ("M", "G"), "latency": ("us", "ms")}[resource]
+    factors = [RESOURCES[resource][1][u] for u in units]
+    factor, unit = next(((f, u) for f, u in zip(reversed(factors), reversed(units), strict=True) if amount >= f), (factors[0], units[0]))
+    thousandths = Fraction(amount) / factor * 1000
+    return f"{(math.ceil(thousandths) if up else round(thousandths)) / 1000:.3f} {unit}"
 
 
 # -- the file of bits -----------------------------------------------------------------------------------------------------
