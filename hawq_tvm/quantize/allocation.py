@@ -169,15 +169,15 @@ def _infeasible(groups: Sequence[_Group], limits: Sequence[Limit]) -> Infeasible
     for last in range(1, len(limits)):
         kept: list[Fraction | None] = [one.limit if i < last else None for i, one in enumerate(limits)]
         floats = [tuple(float(c) for c in g.costs[last]) for g in groups]
-        picked, _ = _solve(floats, groups, kept)
-        assert picked is not None
-        least = sum((g.costs[last][c] for g, c in zip(groups, picked, strict=True)), Fraction(0))
+        cheapest, _ = _solve(floats, groups, kept)
+        assert cheapest is not None
+        least = sum((g.costs[last][c] for g, c in zip(groups, cheapest, strict=True)), Fraction(0))
         if least > limits[last].limit:
             one, resource = limits[last], limits[last].budget.resource
             others = ", ".join(before.budget.text for before in limits[:last])
             return InfeasibleError(
                 f"no assignment meets this budget together with {others}", where=f"--budget {one.budget.text}", expected=f"{resource} of at most {readable(resource, one.limit)}",
-                found=f"{readable(resource, least, up=True)} at least under {others}, by {_by(groups, last, picked)}", remedy=f"raise it to {readable(resource, least, up=True)}, or loosen {others}",
+                found=f"{readable(resource, least, up=True)} at least under {others}, by {_by(groups, last, cheapest)}", remedy=f"raise it to {readable(resource, least, up=True)}, or loosen {others}",
             )  # fmt: skip
     return InfeasibleError("no assignment meets the budgets", where="--budget", found=", ".join(one.budget.text for one in limits))
 

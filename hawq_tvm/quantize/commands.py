@@ -6,12 +6,16 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from ..errors import UsageError
 from ..files import check_output, write_bytes, write_text
 from ..options import Command
+
+if TYPE_CHECKING:
+    from .data import Preprocess
 
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -133,7 +137,7 @@ def _fixed(texts: list[str]) -> dict[str, str]:
     return fixed
 
 
-def _preprocess(args: argparse.Namespace) -> object:
+def _preprocess(args: argparse.Namespace) -> Preprocess | None:
     from .data import Preprocess
 
     if args.mean is None and args.std is None:

@@ -112,7 +112,7 @@ def _layer(node: Node, arguments: tuple[Any, ...], parameters: dict[str, Any]) -
     tensor, weight = _operands(node)
     bias = next((n for n in node.inputs if n not in (tensor, weight) and n in parameters), "")
     name = weight.removesuffix(".weight") if weight.endswith(".weight") else node.name
-    common = {"name": name, "node": node.name, "input": tensor, "output": node.outputs[0], "weight": weight, "bias": bias}
+    common: dict[str, Any] = {"name": name, "node": node.name, "input": tensor, "output": node.outputs[0], "weight": weight, "bias": bias}
     if node.op in PRODUCTS:
         return Layer(kind="matmul", channel_axis=0 if node.op == "aten.linear.default" else parameters[weight].ndim - 1, **common)
     if node.op == "aten.convolution.default" and arguments[6]:

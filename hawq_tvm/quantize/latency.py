@@ -141,7 +141,7 @@ def layer_model(layer: Layer, weight: torch.Tensor, shape: Sequence[int], choice
     nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]), helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"])]
     nodes.append(helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=axis))
     if layer.kind == "conv":
-        window = {"strides": layer.strides, "dilations": layer.dilations, "pads": [*layer.before, *layer.after], "group": layer.group}
+        window: dict[str, Any] = {"strides": layer.strides, "dilations": layer.dilations, "pads": [*layer.before, *layer.after], "group": layer.group}
         nodes.append(helper.make_node("Conv", ["xd", "wd", "b"], ["y"], **window))
     else:
         nodes += [helper.make_node("MatMul", ["xd", "wd"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])]

@@ -13,8 +13,9 @@ from .allocation import Allocation
 from .allocation import allocate as solve
 from .data import Preprocess, open_data
 from .float_graph import load_float
+from .measurement import measure
 from .pareto import Front, draw, front
-from .sensitivity import Progress, Sensitivities, Settings, measure
+from .sensitivity import Progress, Sensitivities, Settings
 from .table import RESOURCES, Budget, Table, parse_table, read_json
 
 

@@ -57,8 +57,8 @@ def show_provenance(facts: Mapping[str, Any]) -> None:
     """How sensitivities were measured."""
     text = f"measured by {facts['metric']} on {facts['images']} images, {facts['loss']}, seed {facts['seed']}"
     if "probes" in facts:
-        state = "all standard errors within" if facts["converged"] else "NOT every standard error within"
-        text += f"; {facts['probes']} probes, {state} {facts['tolerance']:.0%}"
+        state = f"all standard errors within {facts['tolerance']:.0%}" if facts["converged"] else f"standard errors up to {facts['worst_error']:.0%}, NOT within {facts['tolerance']:.0%}"
+        text += f"; {facts['probes']} probes, {state}"
         if facts["negative_traces"]:
             text += f"; {facts['negative_traces']} negative traces count as 0"
     say(text)
@@ -82,7 +82,7 @@ def show_latencies(report: LatencyReport) -> None:
 
 def _print(grid: Grid) -> None:
     """A table; one that goes to a file is not squeezed into 80 columns."""
-    OUT.print(grid, width=OUT.width if OUT.is_terminal else 200, crop=False)
+    (OUT if OUT.is_terminal else Console(width=200, highlight=False)).print(grid)
 
 
 def _short(value: Any) -> str:

@@ -198,7 +198,7 @@ def _row(name: str, entry: Any, choices: Sequence[str], where: str) -> Row:
         raise InputError("is fixed to what is no choice", where=where, expected=", ".join(choices), found=repr(fixed))
     if not isinstance(tie, str):
         raise InputError("has a tie that is no text", where=where, found=repr(tie))
-    return Row(name, *counts, sensitivity, latency, tie, fixed, {k: v for k, v in entry.items() if k not in _FIELDS})
+    return Row(name, counts[0], counts[1], sensitivity, latency, tie, fixed, {k: v for k, v in entry.items() if k not in _FIELDS})
 
 
 def _numbers(values: Any, choices: Sequence[str], where: str) -> dict[str, float]:

@@ -12,15 +12,8 @@ import torch
 from hawq_tvm.errors import InputError, ModelError, UsageError
 from hawq_tvm.quantize.data import open_data
 from hawq_tvm.quantize.float_graph import load_float
-from hawq_tvm.quantize.sensitivity import (
-    METRICS,
-    Settings,
-    Step,
-    end_layers,
-    measure,
-    rounded_activation,
-    rounded_weight,
-)
+from hawq_tvm.quantize.measurement import measure, rounded_activation, rounded_weight
+from hawq_tvm.quantize.sensitivity import METRICS, Settings, Step, end_layers
 
 from .networks import FloatNet, TorchNet, images, residual_net
 
