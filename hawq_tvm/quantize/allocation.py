@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import HawqError, UsageError
+from .float_graph import need
 from .table import RESOURCES, Budget, Row, Table, readable
 
 # The objective is scaled to this span: HiGHS stops at an absolute gap of 1e-6, so the sum is the least one to 1e-9 of the span.
@@ -69,7 +70,8 @@ def allocate(table: Table, budgets: Sequence[Budget]) -> Allocation:
         raise UsageError(f"there are two budgets of {repeated}", where="--budget", found=", ".join(b.text for b in budgets))
     groups = _groups(table, resources)
     limits = tuple(Limit(b, _limit(groups, k, table, b)) for k, b in enumerate(budgets))
-    import scipy.optimize
+    need("scipy.optimize")
+    import scipy
 
     start = time.perf_counter()
     picked, rounds = _solve([g.values for g in groups], groups, [one.limit for one in limits])

@@ -32,7 +32,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub.add_argument("--free-ends", action="store_true", help="let the first and the last layer have fewer than 8 bits")
     sub.add_argument("--no-ties", action="store_true", help="let layers that read one tensor (a shortcut and its block's first convolution) differ")
     sub.add_argument("--metric", default="hessian", help="hessian, fisher or output; with commas: the first is minimized, the others are shown (default: hessian)")
-    sub.add_argument("--probes", type=int, default=64, metavar="N", help="at most N batches with random signs (default: 64)")
+    sub.add_argument("--probes", type=int, default=64, metavar="N", help="at most N sets of random signs, two for each batch (default: 64)")
     sub.add_argument("--tolerance", type=float, default=0.1, metavar="X", help="stop when every layer's relative standard error is below X (default: 0.1)")
     sub.add_argument("--batch", type=int, default=None, metavar="N", help="images at a time where the model leaves that open (default: 4)")
     sub.add_argument("--seed", type=int, default=0)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, UsageError
 from ..files import UNREADABLE, load_npz
-from .float_graph import Input
+from .float_graph import Input, need
 
 Array = NDArray[Any]
 LABELS = "labels"
@@ -127,6 +127,7 @@ class Calibration:
 
     def _picture(self, file: Path) -> Array:
         """A picture as (1, channels, height, width): its short side scaled to fit, the middle cut out."""
+        need("PIL")
         from PIL import Image, UnidentifiedImageError
 
         if self._preprocess is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +161,7 @@ def load_float(model: Any) -> FloatGraph:
 
     Raises ModelError naming the node that is not known, quantized already, or in training mode.
     """
-    need_torch()
+    need("torch")
     if isinstance(model, FloatGraph):
         return model
     from_file = isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2"
@@ -173,12 +174,12 @@ def load_float(model: Any) -> FloatGraph:
     return from_onnx(model)
 
 
-def need_torch() -> None:
-    """Raise UsageError when torch is not installed."""
+def need(module: str) -> None:
+    """Raise UsageError when a module of the extra `quantize` is not installed."""
     try:
-        import torch  # noqa: F401
+        import_module(module)
     except ImportError as e:
-        raise UsageError("needs PyTorch", found=str(e), remedy="pip install 'hawq-tvm[quantize]'") from e
+        raise UsageError(f"this needs {module}", found=str(e), remedy="pip install 'hawq-tvm[quantize]'") from e
 
 
 def folded(nodes: Sequence[Node], parameters: dict[str, Tensor]) -> tuple[Node, ...]:
@@ -210,4 +211,4 @@ def named_once(layers: Sequence[Layer], where: str) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-__all__ = ["Feed", "FloatGraph", "Input", "Layer", "Node", "Record", "folded", "load_float", "named_once", "need_torch", "unknown_layer"]
+__all__ = ["Feed", "FloatGraph", "Input", "Layer", "Node", "Record", "folded", "load_float", "named_once", "need", "unknown_layer"]

@@ -2,7 +2,7 @@
 
 The loss grows by about v^T H v / 2 when v is added to weights or activations. With H's average curvature Tr(H) / n instead of H, and v the
 rounding error Q(x) - x, a layer's sensitivity is Tr(H) / n ||Q(x) - x||^2, for its weights and its input each, added. v^T H v has the mean
-Tr(H) over random signs v; one sample is one batch of images with new signs. Weights are probed layer by layer: products with all layers'
+Tr(H) over random signs v; a sample is one batch of images with a pair of them. Weights are probed layer by layer: products with all layers'
 signs at once have the right means too, but the layers' cross terms make the standard deviation 9 to 100 times as large (measured on ResNet-18), which
 no saved product makes up for. Activations are probed all at once; their cross terms are small.
 """
@@ -30,6 +30,8 @@ from .table import widths
 Array = np.ndarray[Any, Any]
 # Fewest samples before a standard error is believed.
 SAMPLES = 16
+# Random signs of one batch: from two, what signs alone contribute to the spread is known, and images that differ in curvature do not hide it.
+PAIR = 2
 SIDES = ("weight", "activation")
 PROBABILITIES = {
     "Softmax": "log", "LogSoftmax": "none", "aten.softmax.int": "log", "aten._softmax.default": "log", "aten.log_softmax.int": "none",
@@ -218,50 +220,58 @@ class _Measurement:
     def _hutchinson(self) -> tuple[int, bool]:
         """Sample until the standard errors are small; the probes used, and whether they sufficed."""
         samples = [list(self.arrays.get(f"{side}_samples", ())) for side in SIDES]
-        start, held, most, visits = time.monotonic(), len(samples[0]), self.settings.probes, 0
-        while visits < most and not self._settled(visits):
+        start, held, most, done = time.monotonic(), len(samples[0]), self.settings.probes, 0
+        while done + PAIR <= most and not self._settled(done):
             # Without a last smaller batch: every sample has as many images.
             for batch in self.data.batches(self.size, True):
-                if visits >= held:
-                    for kept, values in zip(samples, self._probe(visits, batch), strict=True):
-                        kept.append(values)
+                if done >= held:
+                    for kept, values in zip(samples, self._probe(done, batch), strict=True):
+                        kept.extend(values)
                     self.arrays |= {f"{side}_samples": np.array(kept) for side, kept in zip(SIDES, samples, strict=True)}
                     self._save()
-                visits += 1
-                left = (time.monotonic() - start) / (visits - held) * (most - visits) if visits > held else None
-                self.progress(Step("Hessian", visits, most, self._worst(visits), left))
-                if visits == most or self._settled(visits):
+                done += PAIR
+                left = (time.monotonic() - start) / (done - held) * (most - done) if done > held else None
+                self.progress(Step("Hessian", done, most, self._worst(done), left))
+                if done + PAIR > most or self._settled(done):
                     break
         for side in SIDES:
-            self.arrays[f"{side}_trace"], self.arrays[f"{side}_error"] = self._estimate(side, visits)
-        return visits, self._settled(visits)
+            self.arrays[f"{side}_trace"], self.arrays[f"{side}_error"] = self._estimate(side, done)
+            self.arrays[f"{side}_spread"] = self._spread(side, done)
+        return done, self._settled(done)
 
     def _settled(self, probes: int) -> bool:
         return probes >= SAMPLES and (self._worst(probes) or 0) <= self.settings.tolerance
 
     def _probe(self, number: int, batch: Batch) -> tuple[Array, Array]:
-        """v^T H v of every layer's weights, and of its input, for one batch and the random signs of that number."""
+        """v^T H v of every layer's weights, and of its input, for one batch and the PAIR of random signs from that number on [sign, layer]."""
         losses, weights, activations = self._variables(batch)
         gradients = torch.autograd.grad(losses.mean(), [*weights, *activations], create_graph=True)
-        random = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{self.settings.seed} {number}".encode()).digest()[:7], "big"))
-        signs = [torch.randint(0, 2, v.shape, generator=random, dtype=v.dtype).mul_(2).sub_(1) for v in (*weights, *activations)]
-        by_weight = []
-        for weight, gradient, sign in zip(weights, gradients, signs, strict=False):
-            (product,) = torch.autograd.grad(gradient, weight, sign, retain_graph=True, materialize_grads=True)
-            by_weight.append(_dot(sign, product))
         half = len(weights)
-        # Activations stand once per image: the mean loss's Hessian by them holds each image's, divided by the number of images.
-        products = torch.autograd.grad(gradients[half:], activations, signs[half:], materialize_grads=True)
-        return np.array(by_weight), np.array([_dot(s, h) for s, h in zip(signs[half:], products, strict=True)])
+        values = np.zeros((2, PAIR, half))
+        for k in range(PAIR):
+            random = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{self.settings.seed} {number + k}".encode()).digest()[:7], "big"))
+            signs = [torch.randint(0, 2, v.shape, generator=random, dtype=v.dtype).mul_(2).sub_(1) for v in (*weights, *activations)]
+            for i, (weight, gradient, sign) in enumerate(zip(weights, gradients, signs, strict=False)):
+                (product,) = torch.autograd.grad(gradient, weight, sign, retain_graph=True, materialize_grads=True)
+                values[0, k, i] = _dot(sign, product)
+            # Activations stand once per image: the mean loss's Hessian by them holds each image's, divided by the number of images.
+            products = torch.autograd.grad(gradients[half:], activations, signs[half:], retain_graph=k + 1 < PAIR, materialize_grads=True)
+            values[1, k] = [_dot(s, h) for s, h in zip(signs[half:], products, strict=True)]
+        return values[0], values[1]
 
     def _estimate(self, side: str, probes: int) -> tuple[Array, Array]:
-        """The traces, and their standard errors: of the signs and of the images, every sample being of other ones."""
-        samples = self.arrays[f"{side}_samples"][:probes]
-        return samples.mean(0), samples.std(0, ddof=1) / math.sqrt(probes)
+        """The traces over the images that were used, and the standard errors that random signs leave: each pair's mean is off by half its difference."""
+        pairs = self.arrays[f"{side}_samples"][:probes].reshape(-1, PAIR, len(self.graph.layers))
+        return pairs.mean((0, 1)), np.sqrt(np.square(np.diff(pairs, axis=1)[:, 0] / 2).sum(0)) / len(pairs)
+
+    def _spread(self, side: str, probes: int) -> Array:
+        """The standard errors of the traces over other images of the kind: from the spread of batches."""
+        batches = self.arrays[f"{side}_samples"][:probes].reshape(-1, PAIR, len(self.graph.layers)).mean(1)
+        return batches.std(0, ddof=1) / math.sqrt(len(batches)) if len(batches) > 1 else np.full(batches.shape[1:], np.inf)
 
     def _worst(self, probes: int) -> float | None:
         """The largest standard error of a layer's sensitivity in the narrowest choice, relative to that sensitivity, or to a tenth of the mean one if that is larger."""
-        if probes < 2:
+        if probes < PAIR:
             return None
         value: Array = np.zeros(len(self.graph.layers))
         variance: Array = np.zeros_like(value)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UsageError
+from .float_graph import need
 from .table import RESOURCES, Table
 
 # A front of more points is not computed: memory grows with points times layers.
@@ -76,12 +77,11 @@ def draw(fronts: Sequence[Front], path: Path, marks: Mapping[str, Mapping[str, s
     kind = path.suffix.lower().removeprefix(".")
     if kind not in ("png", "svg"):
         raise UsageError("a picture is PNG or SVG", where=f"--plot {path}", expected="a name that ends in .png or .svg")
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as e:
-        raise UsageError("a picture needs matplotlib", where=f"--plot {path}", found=str(e), remedy="pip install 'hawq-tvm[quantize]'") from e
+    need("matplotlib")
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     scales = {"size": (8e6, "weights, MB"), "bops": (1e9, "GBOPS"), "latency": (1e3, "latency, ms")}
     with matplotlib.rc_context({"svg.hashsalt": "hawq", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(5.2 * len(fronts), 4), layout="constrained")

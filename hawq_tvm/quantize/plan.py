@@ -13,7 +13,6 @@ from .allocation import Allocation
 from .allocation import allocate as solve
 from .data import Preprocess, open_data
 from .float_graph import load_float
-from .measurement import measure
 from .pareto import Front, draw, front
 from .sensitivity import Progress, Sensitivities, Settings
 from .table import RESOURCES, Budget, Table, parse_table, read_json
@@ -53,6 +52,8 @@ def problem(
     Raises ModelError, InputError and UsageError as `load_float`, `open_data`, `measure` and `Table` do.
     """
     graph, chosen = load_float(model), settings or Settings()
+    from .measurement import measure
+
     for name in fixed or {}:
         graph.layer(name)
     data = open_data(calibration, graph.inputs, preprocess)

@@ -21,7 +21,7 @@ METRICS = ("hessian", "fisher", "output")
 class Settings:
     """What is measured: by metrics, with random signs from seed, until every standard error is below tolerance (a part of 1) or `probes` are used.
 
-    A probe is one batch of images with random signs for every layer.  batch: images at a time, None for the model's own batch, or 4 where it
+    A probe is a batch of images with random signs for every layer; each batch gets two.  batch: images at a time, None for the model's own batch, or 4 where it
     leaves that open.
     """
 
@@ -63,7 +63,7 @@ class Sensitivities:
     """What was measured, one entry per layer in each array.
 
     weights, activations: numbers of values (of activations for one image).  macs: for one image.  *_trace and *_error: the trace of the Hessian
-    of the mean loss and its standard error.  weight_square, activation_square [layer, choice]: squared norm of the rounding error (activations:
+    of the mean loss and its standard error, as far as it comes from the signs; *_spread: the same from the images.  weight_square, activation_square [layer, choice]: squared norm of the rounding error (activations:
     mean over images).  *_fisher: mean squared norm of the gradient.  output [layer, choice]: squared change of the network's output when only
     this layer is rounded, relative to its square.  probes: how many were used.  worst: the largest standard error left, relative.
     """
@@ -105,7 +105,7 @@ class Sensitivities:
         return Table(tuple(rows), self.settings.choices)
 
     def _shown(self) -> list[str]:
-        return [f"{side}_{kind}" for kind in ("trace", "error", "fisher") for side in ("weight", "activation") if f"{side}_{kind}" in self.arrays]
+        return [f"{side}_{kind}" for kind in ("trace", "error", "spread", "fisher") for side in ("weight", "activation") if f"{side}_{kind}" in self.arrays]
 
     def provenance(self) -> dict[str, Any]:
         """JSON-ready facts about how it was measured."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 
-from hawq_tvm import pipeline
+from hawq_tvm import pipeline, quantize
 from hawq_tvm.bench.work import products
 from hawq_tvm.cli import main
 from hawq_tvm.quantize import latency as latencies
@@ -19,7 +22,7 @@ from hawq_tvm.quantize.latency import layer_model, measure_latencies
 from hawq_tvm.quantize.plan import read_latencies
 from hawq_tvm.quantize.table import CHOICES, read_bits
 
-from .networks import images, residual_net
+from .networks import TorchNet, images, residual_net
 from .published import RESNET50, table
 
 
@@ -131,6 +134,30 @@ def test_layers_are_compiled_with_their_own_window(choice: str) -> None:
         model = layer_model(layer, graph.parameters[layer.weight], shape, choice)
         module = pipeline.to_packed(pipeline.import_annotated(model))
         assert products(module) == {"short": 6 * 4 * 16, "fc": 5 * 6}[name]
+
+
+def test_light_imports() -> None:
+    code = (
+        "import sys, hawq_tvm.cli, hawq_tvm.quantize.plan, hawq_tvm.quantize.allocation, hawq_tvm.quantize.pareto, hawq_tvm.quantize.data;"
+        "print([m for m in ('torch', 'scipy', 'matplotlib', 'PIL') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for module in ("torch", "scipy.optimize"):
+        monkeypatch.setitem(sys.modules, module, None)
+    options = ["--budget", "size=0.5", "-o", str(tmp_path / "b.json")]
+    assert main(arguments(place, *options)) == main(["allocate", "--table", str(place / "resnet50.json"), *options]) == 2
+    err = capsys.readouterr().err
+    assert "needs torch" in err and "needs scipy.optimize" in err and "pip install 'hawq-tvm[quantize]'" in err
+
+
+def test_python_takes_programs(tmp_path: Path) -> None:
+    program = torch.export.export(TorchNet().eval(), (torch.from_numpy(images(2)),))
+    np.savez(tmp_path / "in.npz", x=images(4))
+    problem = quantize.problem(program, tmp_path / "in.npz", quantize.Settings(probes=16), fixed={"deep": "W4A8"})
+    assert problem.allocate(["size=1"]).assignment == {"stem": "W8A8", "deep": "W4A8", "fc": "W8A8"} and problem.known() == ["size", "bops"]
 
 
 def test_every_structure_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def test_interrupted_runs_continue_to_the_same_result(tmp_path: Path) -> None:
     data = open_data(saved(tmp_path, x=images(10)), graph.inputs)
     settings, state = Settings(METRICS, probes=18, tolerance=1e-9), tmp_path / "state.npz"
     whole = measure(graph, data, settings)
-    stops = [("Hessian", 3), ("Hessian", 11), ("Fisher", 4), ("output", 8)]
+    stops = [("Hessian", 4), ("Hessian", 12), ("Fisher", 4), ("output", 8)]
     for phase, number in stops:
 
         def stop(step: Step, phase: str = phase, number: int = number) -> None:
