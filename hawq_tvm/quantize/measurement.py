@@ -2,9 +2,10 @@
 
 The loss grows by about v^T H v / 2 when v is added to weights or activations. With H's average curvature Tr(H) / n instead of H, and v the
 rounding error Q(x) - x, a layer's sensitivity is Tr(H) / n ||Q(x) - x||^2, for its weights and its input each, added. v^T H v has the mean
-Tr(H) over random signs v; a sample is one batch of images with a pair of them. Weights are probed layer by layer: products with all layers'
-signs at once have the right means too, but the layers' cross terms make the standard deviation 9 to 100 times as large (measured on ResNet-18), which
-no saved product makes up for. Activations are probed all at once; their cross terms are small.
+Tr(H) over random signs v; a sample is one batch of images with a pair of them. Every
+layer's weights and every layer's input are probed on their own: products with all signs at once have the right means too, but the cross terms
+between layers make the standard deviation 9 to 100 times as large (weights of ResNet-18; ResNet-50's inputs are no better), which the
+products that are saved do not make up for.
 """
 
 from __future__ import annotations
@@ -246,18 +247,16 @@ class _Measurement:
         """v^T H v of every layer's weights, and of its input, for one batch and the PAIR of random signs from that number on [sign, layer]."""
         losses, weights, activations = self._variables(batch)
         gradients = torch.autograd.grad(losses.mean(), [*weights, *activations], create_graph=True)
-        half = len(weights)
-        values = np.zeros((2, PAIR, half))
+        # Activations stand once per image: the mean loss's Hessian by them holds each image's, divided by the number of images.
+        variables = [*weights, *activations]
+        values = np.zeros((PAIR, len(variables)))
         for k in range(PAIR):
             random = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{self.settings.seed} {number + k}".encode()).digest()[:7], "big"))
-            signs = [torch.randint(0, 2, v.shape, generator=random, dtype=v.dtype).mul_(2).sub_(1) for v in (*weights, *activations)]
-            for i, (weight, gradient, sign) in enumerate(zip(weights, gradients, signs, strict=False)):
-                (product,) = torch.autograd.grad(gradient, weight, sign, retain_graph=True, materialize_grads=True)
-                values[0, k, i] = _dot(sign, product)
-            # Activations stand once per image: the mean loss's Hessian by them holds each image's, divided by the number of images.
-            products = torch.autograd.grad(gradients[half:], activations, signs[half:], retain_graph=k + 1 < PAIR, materialize_grads=True)
-            values[1, k] = [_dot(s, h) for s, h in zip(signs[half:], products, strict=True)]
-        return values[0], values[1]
+            signs = [torch.randint(0, 2, v.shape, generator=random, dtype=v.dtype).mul_(2).sub_(1) for v in variables]
+            for i, (variable, gradient, sign) in enumerate(zip(variables, gradients, signs, strict=True)):
+                (product,) = torch.autograd.grad(gradient, variable, sign, retain_graph=True, materialize_grads=True)
+                values[k, i] = _dot(sign, product)
+        return values[:, : len(weights)], values[:, len(weights) :]
 
     def _estimate(self, side: str, probes: int) -> tuple[Array, Array]:
         """The traces over the images that were used, and the standard errors that random signs leave: each pair's mean is off by half its difference."""
