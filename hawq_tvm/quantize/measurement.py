@@ -104,7 +104,7 @@ class _Measurement:
         self._load()
         start, loss = time.monotonic(), "cross-entropy with labels" if self.data.has_labels else "cross-entropy with the model's own argmax"
         images = sum(self.sizes)
-        result = Sensitivities(self.graph, self.settings, loss, images, len(self.sizes))
+        result = Sensitivities(self.graph, self.settings, loss, images, self.size)
         if "activation_square" not in self.arrays:
             self._rounding()
         if "hessian" in self.settings.metrics:

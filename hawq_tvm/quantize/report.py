@@ -58,7 +58,7 @@ def show_provenance(facts: Mapping[str, Any]) -> None:
     text = f"measured by {facts['metric']} on {facts['images']} images, {facts['loss']}, seed {facts['seed']}"
     if "probes" in facts:
         state = f"all standard errors within {facts['tolerance']:.0%}" if facts["converged"] else f"standard errors up to {facts['worst_error']:.0%}, NOT within {facts['tolerance']:.0%}"
-        text += f"; {facts['probes']} probes, {state}"
+        text += f"; {facts['probes']} probes on {facts['probed_images']} of them, {state}"
         if facts["negative_traces"]:
             text += f"; {facts['negative_traces']} negative traces count as 0"
     say(text)

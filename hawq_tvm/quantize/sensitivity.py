@@ -62,17 +62,18 @@ Progress = Callable[[Step], None]
 class Sensitivities:
     """What was measured, one entry per layer in each array.
 
-    weights, activations: numbers of values (of activations for one image).  macs: for one image.  *_trace and *_error: the trace of the Hessian
-    of the mean loss and its standard error, as far as it comes from the signs; *_spread: the same from the images.  weight_square, activation_square [layer, choice]: squared norm of the rounding error (activations:
-    mean over images).  *_fisher: mean squared norm of the gradient.  output [layer, choice]: squared change of the network's output when only
-    this layer is rounded, relative to its square.  probes: how many were used.  worst: the largest standard error left, relative.
+    weights, activations: numbers of values (of activations for one image).  macs: for one image.  *_trace: the trace of the Hessian of the mean
+    loss.  *_error: its standard error, as far as it comes from the signs; *_spread: the same from the images.  weight_square,
+    activation_square [layer, choice]: squared norm of the rounding error (activations: mean over images).  *_fisher: mean squared norm of the
+    gradient.  output [layer, choice]: squared change of the network's output when only this layer is rounded, relative to its square.
+    probes: how many were used.  worst: the largest standard error left, relative.
     """
 
     graph: FloatGraph
     settings: Settings
     loss: str
     images: int
-    batches: int
+    batch: int
     probes: int = 0
     converged: bool = False
     worst: float | None = None
@@ -111,10 +112,13 @@ class Sensitivities:
         """JSON-ready facts about how it was measured."""
         s = self.settings
         fields: dict[str, Any] = {
-            "metrics": list(s.metrics), "loss": self.loss, "images": self.images, "batches": self.batches, "seed": s.seed, "seconds": round(self.seconds, 1),
+            "metrics": list(s.metrics), "loss": self.loss, "images": self.images, "batch": self.batch, "seed": s.seed, "seconds": round(self.seconds, 1),
         }  # fmt: skip
         if "hessian" in s.metrics:
-            fields |= {"probes": self.probes, "tolerance": s.tolerance, "converged": self.converged, "worst_error": self.worst, "negative_traces": int((self.arrays["weight_trace"] < 0).sum())}
+            fields |= {
+                "probes": self.probes, "probed_images": min(self.probes // 2, self.images // self.batch) * self.batch, "tolerance": s.tolerance,
+                "converged": self.converged, "worst_error": self.worst, "negative_traces": int((self.arrays["weight_trace"] < 0).sum()),
+            }  # fmt: skip
         return fields
 
 

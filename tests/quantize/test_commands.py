@@ -50,7 +50,7 @@ def test_allocate_a_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert chosen["stem"] == chosen["fc"] == (8, 8) and chosen["a1"] == chosen["short"]
     fields = json.loads(bits.read_text())
     assert all(b["reached"] <= b["limit"] for b in fields["budgets"]) and fields["solver"]["status"] == "optimal"
-    assert fields["measured"]["probes"] == 16 and fields["measured"]["seed"] == 0 and fields["measured"]["images"] == 8
+    assert fields["measured"]["probes"] == 16 and fields["measured"]["seed"] == 0 and fields["measured"]["images"] == fields["measured"]["probed_images"] == 8
     assert {"layer", "choice", "weight_trace", "weight_error", "size", "bops", "sensitivity", "fisher", "output"} <= set(fields["report"][0])
     fronts = json.loads(front.read_text())
     assert [f["resource"] for f in fronts["fronts"]] == ["size", "bops"] and len(fronts["layers"]) == 7 and plot.read_bytes().startswith(b"<?xml")
