@@ -57,7 +57,7 @@ def _allocate(args: argparse.Namespace) -> int:
     from .float_graph import load_float
     from .plan import Problem, bits_file, fronts_file, picture, problem, problem_of_table, read_latencies
     from .report import measuring, show_allocation, show_fronts
-    from .table import Budget, read_json
+    from .table import Budget
 
     _check(args)
     budgets, fixed = [Budget.parse(b) for b in args.budget], _fixed(args.fix)
@@ -68,7 +68,6 @@ def _allocate(args: argparse.Namespace) -> int:
         with measuring(ERR, args.quiet or args.json) as progress:
             found: Problem
             if args.table:
-                read_json(args.table, "a table of layers")
                 found = problem_of_table(args.table, fixed, latencies)
             else:
                 from .sensitivity import Settings
