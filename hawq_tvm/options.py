@@ -10,6 +10,7 @@ from . import __version__
 from .errors import UsageError
 
 Command = Callable[[argparse.Namespace], int]
+AddVerbs = Callable[[Callable[[str, str], argparse.ArgumentParser]], None]
 
 EXAMPLES = """examples:
   hawq-tvm inspect model.onnx
@@ -23,6 +24,8 @@ EXAMPLES = """examples:
   hawq-tvm prove model.hawq --json
   hawq-tvm bench model.hawq --threads 1
   hawq-tvm profile model.hawq --threads 1 --svg time.svg
+  hawq-tvm allocate float.onnx --calib in.npz --budget bops=0.5 --budget size=6.7MB -o bits.json
+  hawq-tvm latency float.onnx -o table.json
   hawq-tvm bench model.hawq --against openvino,onnxruntime --model model.onnx --threads 2
   hawq-tvm bench model_w4.hawq --against model.hawq --threads 1
 
@@ -31,10 +34,10 @@ exit codes: 0 ok, 1 a check failed, 2 an option, an input array or an output pat
 """
 
 
-def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The argument parser; commands: the function of every verb."""
+def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.ArgumentParser:
+    """The argument parser; commands: the function of every verb; groups: add the options of verbs that are read elsewhere."""
     made = argparse.ArgumentParser(
-        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, tune, run, verify, prove, bench, profile.",
+        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, tune, run, verify, prove, bench, profile, allocate.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     made.add_argument("--version", action="version", version=f"hawq-tvm {__version__}")
@@ -122,6 +125,8 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub = verb("info", "print what a package contains")
     sub.add_argument("package")
     json_flag(sub)
+    for add in groups:
+        add(verb)
     return made
 
 
