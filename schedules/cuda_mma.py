@@ -72,7 +72,7 @@ class Mma:
                 return "a product of vectors, or of many matrices of weights."
         elif str(call.attrs.data_layout) != "NHWC" or str(call.attrs.kernel_layout) != "HWIO":
             return f"the layout is {call.attrs.data_layout}, {call.attrs.kernel_layout}, not NHWC, HWIO."
-        elif int(call.attrs.groups) == ops.shape_of(call)[-1]:
+        elif ops.shape_of(w)[2] == 1 and int(call.attrs.groups) > 1:
             return "a depthwise convolution, which has one product per tap."
         return layer.epilogue_moves_data(packs=True) or _constants_over_pixels(layer)
 
