@@ -1,0 +1,208 @@
+"""CUDA source executed on the CPU: what TVM generates for a kernel, compiled by g++ with the instructions of `emulator/`.
+
+The text is the one that nvcc would get, for one architecture: what is tested are its indices, the fragments that lanes hold, its copies, waits
+and barriers, and its stores. `emulator/emulator.cpp` lists what it refuses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tvm
+import tvm_ffi
+from ptx import translate
+from tvm import tirx
+from tvm.tirx.build import codegen_build, split_host_device_mods
+
+from hawq_tvm.cuda import nvcc
+from hawq_tvm.cuda import target as cuda
+from schedules.cuda_prelude import PRELUDE
+
+Array = np.ndarray[Any, Any]
+GXX = shutil.which("g++")
+needs_gxx = pytest.mark.skipif(GXX is None, reason="g++ is missing: CUDA source is executed on the CPU through it")
+ARCHITECTURES = (750, 800, 890, 900)
+HERE = Path(__file__).parent / "emulator"
+SHARED = 232448  # bytes that a block can have at most, on sm_90
+KERNEL = ("-std=c++17", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-w")
+# Calls before every load and store; functions need none.
+WATCHED = ("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-fno-tree-loop-distribute-patterns")
+_DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?[\w ]+?\s(\w+)\[\];")
+_folder = tempfile.TemporaryDirectory(prefix="hawq_tvm_emulated_")
+
+
+class EmulationError(AssertionError):
+    """What a GPU would not do, or not reliably; the lines are those of the CUDA source."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel of a source: its arguments' names, and its launch configuration."""
+
+    name: str
+    arguments: tuple[str, ...]
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    shared: int
+
+
+@dataclass(frozen=True)
+class Counts:
+    """products: mma instructions.  conflicts: rows that ldmatrix reads from a bank that it already reads from.  barriers: passed by a block."""
+
+    products: int
+    conflicts: int
+    barriers: int
+
+
+class _Array(ctypes.Structure):
+    _fields_ = (("begin", ctypes.c_void_p), ("size", ctypes.c_int64), ("is_result", ctypes.c_int32), ("writers", ctypes.c_void_p))
+
+
+class _Result(ctypes.Structure):
+    _fields_ = (("error", ctypes.c_char * 1024), *((n, ctypes.c_int64) for n in ("products", "conflicts", "barriers")))
+
+
+@cache
+def _emulator() -> Path:
+    made = Path(_folder.name) / "emulator.o"
+    subprocess.run([str(GXX), "-std=c++17", "-O2", "-fPIC", "-U_FORTIFY_SOURCE", "-c", "-o", made, HERE / "emulator.cpp"], check=True)
+    return made
+
+
+@cache
+def _library(source: str, kernels: tuple[str, ...], arch: int) -> tuple[ctypes.CDLL, Path]:
+    """A source compiled for an architecture."""
+    path = Path(_folder.name) / hashlib.sha256(f"{arch} {source}".encode()).hexdigest()[:24]
+    path.with_suffix(".cu").write_text(source)
+    command = [
+        str(GXX), "-x", "c++", "-E", "-std=c++17", f"-D__CUDA_ARCH__={arch}", "-D__CUDACC__", "-I", str(HERE), "-include", str(HERE / "cuda_on_cpu.h"),
+        path.with_suffix(".cu").name,
+    ]  # fmt: skip
+    text = translate(_run(command))
+    shared = sorted(set(_DYNAMIC.findall(source)))
+    tail = [f'extern "C" __attribute__((alias("hawq_shared"))) unsigned char {s}[];' for s in shared if s != "hawq_shared"]
+    tail = [f'extern "C" {{ alignas(1024) unsigned char hawq_shared[{SHARED}]; }}', *tail]
+    tail += [f'extern "C" void hawq_invoke_{k}(void** args) {{ ::hawq_emulated::invoke({k}, args); }}' for k in kernels]
+    path.with_suffix(".cpp").write_text("\n".join([text, *tail, ""]))
+    _run([str(GXX), *KERNEL, *WATCHED, "-fpreprocessed", "-c", "-o", path.with_suffix(".o").name, path.with_suffix(".cpp").name])
+    _run([str(GXX), "-shared", "-o", path.with_suffix(".so").name, path.with_suffix(".o").name, str(_emulator()), "-ldl"])
+    return ctypes.CDLL(str(path.with_suffix(".so"))), path.with_suffix(".so")
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(command, cwd=_folder.name, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError("\n".join([" ".join(command), *[line for line in done.stderr.splitlines() if "error" in line][:8]] or [done.stderr[-2000:]]))
+    return done.stdout
+
+
+def launch(source: str, config: Launch, arrays: Mapping[str, Array], results: Sequence[str], arch: int) -> Counts:
+    """Execute a kernel; `arrays` by the names of its arguments, of which `results` are written, every byte of them once.
+
+    Raises EmulationError.
+    """
+    library, path = _library(source, (config.name,), arch)
+    kept = {n: _aligned(a) for n, a in arrays.items()}
+    writers = {n: np.zeros(a.nbytes, np.int32) for n, a in kept.items() if n in results}
+    given = (_Array * len(config.arguments))()
+    for slot, n in zip(given, config.arguments, strict=True):
+        slot.begin, slot.size, slot.is_result = kept[n].ctypes.data, kept[n].nbytes, n in writers
+        slot.writers = writers[n].ctypes.data if n in writers else None
+    pointers = (ctypes.c_void_p * len(given))(*(g.begin for g in given))
+    dims, result = (ctypes.c_uint * 6)(*config.grid, *config.block), _Result()
+    entry = ctypes.cast(getattr(library, f"hawq_invoke_{config.name}"), ctypes.c_void_p)
+    if library.hawq_launch(entry, pointers, given, len(given), dims, config.shared, ctypes.byref(result)):
+        raise EmulationError(_with_lines(result.error.decode(), path))
+    for n, w in writers.items():
+        if not w.all():
+            raise EmulationError(f"nobody writes byte {int(np.argmin(w != 0))} of {n}, nor {int((w == 0).sum()) - 1} others")
+        arrays[n][...] = kept[n]
+    return Counts(result.products, result.conflicts, result.barriers)
+
+
+def _aligned(a: Array) -> Array:
+    """A copy that begins where CUDA's allocations do."""
+    memory = np.empty(a.nbytes + 256, np.uint8)
+    memory = memory[-memory.ctypes.data % 256 :][: a.nbytes]
+    memory[:] = np.frombuffer(np.ascontiguousarray(a).tobytes(), np.uint8)
+    return memory.view(a.dtype).reshape(a.shape)
+
+
+def _with_lines(message: str, path: Path) -> str:
+    """A message with offsets into a library as lines of its source."""
+    tool = shutil.which("addr2line")
+
+    def line(m: re.Match[str]) -> str:
+        found = subprocess.run([str(tool), "-e", str(path), m[1]], capture_output=True, text=True).stdout.strip()
+        return f"(line {found.rpartition(':')[2].split(' ')[0]})"
+
+    return re.sub(r"@([0-9a-f]+)", line, message) if tool else message
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What TVM makes of a function: CUDA source with the prelude before it, and its kernels in the order of their launches."""
+
+    source: str
+    launches: tuple[Launch, ...]
+
+
+def generate(func: tirx.PrimFunc, target: tvm.target.Target) -> Generated:
+    """The source of a scheduled function as our builds make it, without nvcc."""
+    nvcc_callback = tvm_ffi.get_global_func("tvm_callback_cuda_compile", allow_missing=True)
+    tvm_ffi.register_global_func("tvm_callback_cuda_compile", lambda code: b"not compiled", override=True)
+    try:
+        with target:
+            pipeline, _, finalize = tirx.get_tir_pipeline("s_tir")
+            bound = tirx.transform.BindTarget(target)(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}))
+            host, device = split_host_device_mods(pipeline(bound))
+            ((kind, module),) = device.items()
+            code = codegen_build(finalize()(module), kind).inspect_source()
+    finally:
+        if nvcc_callback is not None:
+            tvm_ffi.register_global_func("tvm_callback_cuda_compile", nvcc_callback, override=True)
+    found: list[Launch] = []
+
+    def visit(call: tvm.ir.Call) -> Any:
+        if str(getattr(call.op, "name", "")) == "tirx.call_ffi_kernel":
+            found.append(_launch(call))
+        return call
+
+    for f in host.functions.values():
+        tvm_ffi.structural_map(f, [(tvm.ir.Call, visit)])
+    return Generated(PRELUDE + nvcc._guarded(code), tuple(found))
+
+
+def _launch(call: tvm.ir.Call) -> Launch:
+    tags = [str(t) for t in call.attrs.launch_params]
+    name, *args = call.args
+    arrays, values = args[: -len(tags)], dict(zip(tags, (int(v) for v in args[len(args) - len(tags) :]), strict=True))
+    grid, block = (tuple(values.pop(f"{kind}.{d}", 1) for d in "xyz") for kind in ("blockIdx", "threadIdx"))
+    shared = values.pop("tirx.use_dyn_shared_memory", 0)
+    assert not values, f"not understood: {values}"
+    return Launch(str(name.value), tuple(str(a.args[0].name) for a in arrays), grid, block, shared)
+
+
+def run(func: tirx.PrimFunc, inputs: Sequence[Array], results: Sequence[Array], arch: int, target: tvm.target.Target | None = None) -> Counts:
+    """Execute a function of one kernel, its parameters being `inputs` and then `results`, which are filled.
+
+    Raises EmulationError.
+    """
+    generated = generate(func, target or cuda.make([f"sm_{arch // 10}"]))
+    (config,) = generated.launches
+    names = [str(p.name) for p in func.params]
+    arrays = dict(zip(names, [*inputs, *results], strict=True))
+    return launch(generated.source, config, arrays, names[len(inputs) :], arch)
