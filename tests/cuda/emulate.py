@@ -35,11 +35,12 @@ GXX = shutil.which("g++")
 needs_gxx = pytest.mark.skipif(GXX is None, reason="g++ is missing: CUDA source is executed on the CPU through it")
 ARCHITECTURES = (750, 800, 890, 900)
 HERE = Path(__file__).parent / "emulator"
-SHARED = 232448  # bytes that a block can have at most, on sm_90
-KERNEL = ("-std=c++17", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-w")
-# Calls before every load and store; functions need none.
-WATCHED = ("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-fno-tree-loop-distribute-patterns")
+OPTIONS = ("-std=c++17", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-w")
+# Calls before every load and store, and where a pointer is not aligned.
+WATCHED = ("-fsanitize=thread", "-fsanitize=alignment", "--param", "tsan-instrument-func-entry-exit=0", "-fno-tree-loop-distribute-patterns")
+GUARD = 1 << 16
 _DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?[\w ]+?\s(\w+)\[\];")
+_KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\s*\(")
 _folder = tempfile.TemporaryDirectory(prefix="hawq_tvm_emulated_")
 
 
@@ -83,23 +84,20 @@ def _emulator() -> Path:
 
 
 @cache
-def _library(source: str, kernels: tuple[str, ...], arch: int) -> tuple[ctypes.CDLL, Path]:
-    """A source compiled for an architecture."""
+def _library(source: str, arch: int) -> tuple[ctypes.CDLL, Path]:
+    """A source compiled for an architecture, and where it lies."""
     path = Path(_folder.name) / hashlib.sha256(f"{arch} {source}".encode()).hexdigest()[:24]
-    path.with_suffix(".cu").write_text(source)
-    command = [
-        str(GXX), "-x", "c++", "-E", "-std=c++17", f"-D__CUDA_ARCH__={arch}", "-D__CUDACC__", "-I", str(HERE), "-include", str(HERE / "cuda_on_cpu.h"),
-        path.with_suffix(".cu").name,
-    ]  # fmt: skip
-    text = translate(_run(command))
-    shared = sorted(set(_DYNAMIC.findall(source)))
-    tail = [f'extern "C" __attribute__((alias("hawq_shared"))) unsigned char {s}[];' for s in shared if s != "hawq_shared"]
-    tail = [f'extern "C" {{ alignas(1024) unsigned char hawq_shared[{SHARED}]; }}', *tail]
-    tail += [f'extern "C" void hawq_invoke_{k}(void** args) {{ ::hawq_emulated::invoke({k}, args); }}' for k in kernels]
-    path.with_suffix(".cpp").write_text("\n".join([text, *tail, ""]))
-    _run([str(GXX), *KERNEL, *WATCHED, "-fpreprocessed", "-c", "-o", path.with_suffix(".o").name, path.with_suffix(".cpp").name])
-    _run([str(GXX), "-shared", "-o", path.with_suffix(".so").name, path.with_suffix(".o").name, str(_emulator()), "-ldl"])
-    return ctypes.CDLL(str(path.with_suffix(".so"))), path.with_suffix(".so")
+    cuda_file, cpp, o, so = (path.with_suffix(s) for s in (".cu", ".cpp", ".o", ".so"))
+    cuda_file.write_text(source)
+    # All kernels share the emulator's shared memory.
+    defined = {"__CUDA_ARCH__": str(arch), "__CUDACC__": "1", **dict.fromkeys(_DYNAMIC.findall(source), "hawq_shared")}
+    command = [str(GXX), "-x", "c++", "-E", "-std=c++17", *(f"-D{k}={v}" for k, v in defined.items()), "-I", str(HERE), "-include", "cuda_on_cpu.h"]
+    text = translate(_run([*command, cuda_file.name]))
+    entries = [f'extern "C" void hawq_invoke_{k}(void** args) {{ ::hawq_emulated::invoke({k}, args); }}' for k in sorted(set(_KERNEL.findall(source)))]
+    cpp.write_text("\n".join([text, *entries, ""]))
+    _run([str(GXX), *OPTIONS, *WATCHED, "-fpreprocessed", "-c", "-o", o.name, cpp.name])
+    _run([str(GXX), "-shared", "-o", so.name, o.name, str(_emulator()), "-ldl"])
+    return ctypes.CDLL(str(so)), so
 
 
 def _run(command: Sequence[str]) -> str:
@@ -114,7 +112,7 @@ def launch(source: str, config: Launch, arrays: Mapping[str, Array], results: Se
 
     Raises EmulationError.
     """
-    library, path = _library(source, (config.name,), arch)
+    library, path = _library(source, arch)
     kept = {n: _aligned(a) for n, a in arrays.items()}
     writers = {n: np.zeros(a.nbytes, np.int32) for n, a in kept.items() if n in results}
     given = (_Array * len(config.arguments))()
@@ -134,9 +132,9 @@ def launch(source: str, config: Launch, arrays: Mapping[str, Array], results: Se
 
 
 def _aligned(a: Array) -> Array:
-    """A copy that begins where CUDA's allocations do."""
-    memory = np.empty(a.nbytes + 256, np.uint8)
-    memory = memory[-memory.ctypes.data % 256 :][: a.nbytes]
+    """A copy that begins where CUDA's allocations do, far from others."""
+    memory = np.empty(a.nbytes + 2 * GUARD, np.uint8)
+    memory = memory[GUARD - memory.ctypes.data % GUARD :][: a.nbytes]
     memory[:] = np.frombuffer(np.ascontiguousarray(a).tobytes(), np.uint8)
     return memory.view(a.dtype).reshape(a.shape)
 

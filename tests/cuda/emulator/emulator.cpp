@@ -22,7 +22,7 @@
 #include <vector>
 
 extern "C" {
-extern unsigned char hawq_shared[];
+alignas(1024) unsigned char hawq_shared[232448];  // as much as a block can have on sm_90
 struct Dim {
     unsigned x, y, z;
 };
@@ -167,10 +167,11 @@ void array_access(uintptr_t at, const unsigned char *p, int64_t size, bool write
     Array *a = array_of(p);
     const char *what = write ? "writes" : "reads";
     if (a == nullptr) {
-        for (int i = 0; i < array_count; ++i)  // what lies close is more likely meant
-            if (p > arrays[i].begin - (1 << 20) && p < arrays[i].begin + arrays[i].size + (1 << 20))
-                fail(at, "%s %d bytes outside of all arrays, at byte %ld of array %d, which has %ld", what, int(size), long(p - arrays[i].begin), i, long(arrays[i].size));
-        fail(at, "%s %d bytes outside of all arrays", what, int(size));
+        int near = 0;  // probably meant
+        const auto distance = [&](int i) { return p < arrays[i].begin ? arrays[i].begin - p : p - arrays[i].begin - arrays[i].size; };
+        for (int i = 1; i < array_count; ++i)
+            if (distance(i) < distance(near)) near = i;
+        fail(at, "%s %d bytes outside of all arrays, at byte %ld of array %d, which has %ld", what, int(size), long(p - arrays[near].begin), near, long(arrays[near].size));
     }
     const int number = int(a - arrays);
     const int64_t first = p - a->begin;
@@ -263,13 +264,15 @@ struct Ldmatrix {
 };
 
 void ldmatrix(const Warp &w, int first_lane) {
+    for (int giver = 0; giver < LANES; ++giver) {
+        current = first_lane + giver;
+        shared_range(w.at[giver], int64_t(static_cast<const Ldmatrix *>(w.operands[giver])->row) - WINDOW, 16, true, "a row");
+    }
     for (int matrix = 0; matrix < 4; ++matrix) {
         unsigned banks = 0;
         for (int r = 0; r < 8; ++r) {
             const int giver = matrix * 8 + r;
             const int64_t first = int64_t(static_cast<const Ldmatrix *>(w.operands[giver])->row) - WINDOW;
-            current = first_lane + giver;
-            shared_range(w.at[giver], first, 16, true, "a row");
             banks |= 1u << (first / 16 % 8);
             for (int part = 0; part < 4; ++part) {
                 const int lane = r * 4 + part;
@@ -413,6 +416,14 @@ HAWQ_ACCESS(16)
 void __tsan_read_range(void *p, unsigned long size) { access(HERE, p, int64_t(size), false, false); }
 void __tsan_write_range(void *p, unsigned long size) { access(HERE, p, int64_t(size), true, false); }
 void __tsan_init() {}
+// What -fsanitize=alignment calls: a load or store of a vector at an address that is no multiple of its size.
+void __ubsan_handle_type_mismatch_v1(void *, void *p) {
+    const auto *address = static_cast<const unsigned char *>(p);
+    for (int i = 0; i < array_count; ++i)
+        if (address >= arrays[i].begin && address < arrays[i].begin + arrays[i].size)
+            fail(HERE, "accesses byte %ld of array %d, which is not aligned", long(address - arrays[i].begin), i);
+    fail(HERE, "accesses byte %ld of shared memory, which is not aligned", long(address - hawq_shared));
+}
 
 // Runs a kernel; 0, or 1 with result->error. dims: grid and block, x y z each.
 int hawq_launch(void (*entry)(void **), void **args, Array *given, int count, const unsigned *dims, int shared, Result *out) {
