@@ -39,8 +39,11 @@ OPTIONS = ("-std=c++17", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-fwrapv
 # Calls before every load and store, and where a pointer is not aligned.
 WATCHED = ("-fsanitize=thread", "-fsanitize=alignment", "--param", "tsan-instrument-func-entry-exit=0", "-fno-tree-loop-distribute-patterns")
 GUARD = 1 << 16
+BEFORE = -1  # written by an earlier kernel: everybody may read it
+BYTES = {"signed char": 1, "uchar": 1, "short": 2, "ushort": 2, "int": 4, "uint": 4, "float": 4, "int64_t": 8, "uint64_t": 8}
 _DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?[\w ]+?\s(\w+)\[\];")
 _KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\s*\(")
+_STATIC = re.compile(r"(?<!extern )__shared__\s+alignas\(\d+\)\s+([\w ]+?)\s+(\w+)\[(\d+)\];")
 _folder = tempfile.TemporaryDirectory(prefix="hawq_tvm_emulated_")
 
 
@@ -84,11 +87,18 @@ def _emulator() -> Path:
 
 
 @cache
-def _library(source: str, arch: int) -> tuple[ctypes.CDLL, Path]:
-    """A source compiled for an architecture, and where it lies."""
+def _library(source: str, arch: int) -> tuple[ctypes.CDLL, Path, int]:
+    """A source compiled for an architecture, where it lies, and its bytes of static shared memory."""
     path = Path(_folder.name) / hashlib.sha256(f"{arch} {source}".encode()).hexdigest()[:24]
     cuda_file, cpp, o, so = (path.with_suffix(s) for s in (".cu", ".cpp", ".o", ".so"))
-    cuda_file.write_text(source)
+    arrays: list[int] = []
+
+    def behind(m: re.Match[str]) -> str:
+        offset = sum(arrays)
+        arrays.append(-(-int(m[3]) * BYTES[m[1]] // 64) * 64)
+        return f"{m[1]} (&{m[2]})[{m[3]}] = *reinterpret_cast<{m[1]} (*)[{m[3]}]>(hawq_static + {offset});"
+
+    cuda_file.write_text(_STATIC.sub(behind, source))
     # All kernels share the emulator's shared memory.
     defined = {"__CUDA_ARCH__": str(arch), "__CUDACC__": "1", **dict.fromkeys(_DYNAMIC.findall(source), "hawq_shared")}
     command = [str(GXX), "-x", "c++", "-E", "-std=c++17", *(f"-D{k}={v}" for k, v in defined.items()), "-I", str(HERE), "-include", "cuda_on_cpu.h"]
@@ -97,38 +107,44 @@ def _library(source: str, arch: int) -> tuple[ctypes.CDLL, Path]:
     cpp.write_text("\n".join([text, *entries, ""]))
     _run([str(GXX), *OPTIONS, *WATCHED, "-fpreprocessed", "-c", "-o", o.name, cpp.name])
     _run([str(GXX), "-shared", "-o", so.name, o.name, str(_emulator()), "-ldl"])
-    return ctypes.CDLL(str(so)), so
+    return ctypes.CDLL(str(so)), so, sum(arrays)
 
 
 def _run(command: Sequence[str]) -> str:
     done = subprocess.run(command, cwd=_folder.name, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError("\n".join([" ".join(command), *[line for line in done.stderr.splitlines() if "error" in line][:8]] or [done.stderr[-2000:]]))
+        errors = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        raise RuntimeError("\n".join([" ".join(command), *errors[:8]]))
     return done.stdout
 
 
-def launch(source: str, config: Launch, arrays: Mapping[str, Array], results: Sequence[str], arch: int) -> Counts:
-    """Execute a kernel; `arrays` by the names of its arguments, of which `results` are written, every byte of them once.
+def launch(source: str, launches: Launch | Sequence[Launch], arrays: Mapping[str, Array], results: Sequence[str], arch: int) -> Counts:
+    """Execute kernels one after the other; `arrays` by the names of their arguments, of which `results` are written, every byte of them.
 
     Raises EmulationError.
     """
-    library, path = _library(source, arch)
+    library, path, static = _library(source, arch)
     kept = {n: _aligned(a) for n, a in arrays.items()}
     writers = {n: np.zeros(a.nbytes, np.int32) for n, a in kept.items() if n in results}
-    given = (_Array * len(config.arguments))()
-    for slot, n in zip(given, config.arguments, strict=True):
-        slot.begin, slot.size, slot.is_result = kept[n].ctypes.data, kept[n].nbytes, n in writers
-        slot.writers = writers[n].ctypes.data if n in writers else None
-    pointers = (ctypes.c_void_p * len(given))(*(g.begin for g in given))
-    dims, result = (ctypes.c_uint * 6)(*config.grid, *config.block), _Result()
-    entry = ctypes.cast(getattr(library, f"hawq_invoke_{config.name}"), ctypes.c_void_p)
-    if library.hawq_launch(entry, pointers, given, len(given), dims, config.shared, ctypes.byref(result)):
-        raise EmulationError(_with_lines(result.error.decode(), path))
+    counts = np.zeros(3, np.int64)
+    for config in [launches] if isinstance(launches, Launch) else launches:
+        given = (_Array * len(config.arguments))()
+        for slot, n in zip(given, config.arguments, strict=True):
+            slot.begin, slot.size, slot.is_result = kept[n].ctypes.data, kept[n].nbytes, n in writers
+            slot.writers = writers[n].ctypes.data if n in writers else None
+        pointers = (ctypes.c_void_p * len(given))(*(g.begin for g in given))
+        dims, result = (ctypes.c_uint * 6)(*config.grid, *config.block), _Result()
+        entry = ctypes.cast(getattr(library, f"hawq_invoke_{config.name}"), ctypes.c_void_p)
+        if library.hawq_launch(entry, pointers, given, len(given), dims, config.shared, static, ctypes.byref(result)):
+            raise EmulationError(_with_lines(result.error.decode(), path))
+        for w in writers.values():
+            w[w != 0] = BEFORE
+        counts += result.products, result.conflicts, result.barriers
     for n, w in writers.items():
         if not w.all():
             raise EmulationError(f"nobody writes byte {int(np.argmin(w != 0))} of {n}, nor {int((w == 0).sum()) - 1} others")
         arrays[n][...] = kept[n]
-    return Counts(result.products, result.conflicts, result.barriers)
+    return Counts(*(int(c) for c in counts))
 
 
 def _aligned(a: Array) -> Array:
@@ -144,18 +160,21 @@ def _with_lines(message: str, path: Path) -> str:
     tool = shutil.which("addr2line")
 
     def line(m: re.Match[str]) -> str:
-        found = subprocess.run([str(tool), "-e", str(path), m[1]], capture_output=True, text=True).stdout.strip()
-        return f"(line {found.rpartition(':')[2].split(' ')[0]})"
+        # Of the innermost function, and of where the kernel calls it.
+        found = subprocess.run([str(tool), "-i", "-e", str(path), m[1]], capture_output=True, text=True).stdout.split("\n")[:-1]
+        numbers = [f.rpartition(":")[2].split(" ")[0] for f in found]
+        return f"(line {' from line '.join(dict.fromkeys([numbers[0], numbers[-1]]))})"
 
     return re.sub(r"@([0-9a-f]+)", line, message) if tool else message
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What TVM makes of a function: CUDA source with the prelude before it, and its kernels in the order of their launches."""
+    """What TVM makes of a function: CUDA source with the prelude before it, its kernels in the order of their launches, and all their arrays."""
 
     source: str
     launches: tuple[Launch, ...]
+    arrays: Mapping[str, tuple[tuple[int, ...], str]]
 
 
 def generate(func: tirx.PrimFunc, target: tvm.target.Target) -> Generated:
@@ -173,34 +192,36 @@ def generate(func: tirx.PrimFunc, target: tvm.target.Target) -> Generated:
         if nvcc_callback is not None:
             tvm_ffi.register_global_func("tvm_callback_cuda_compile", nvcc_callback, override=True)
     found: list[Launch] = []
+    arrays: dict[str, tuple[tuple[int, ...], str]] = {}
 
     def visit(call: tvm.ir.Call) -> Any:
         if str(getattr(call.op, "name", "")) == "tirx.call_ffi_kernel":
-            found.append(_launch(call))
+            buffers = [a.args[0] for a in call.args if isinstance(a, tvm.ir.Call)]
+            arrays.update({str(b.name): (tuple(int(n) for n in b.ty.shape), str(b.ty.dtype)) for b in buffers})
+            found.append(_launch(call, buffers))
         return call
 
     for f in host.functions.values():
         tvm_ffi.structural_map(f, [(tvm.ir.Call, visit)])
-    return Generated(PRELUDE + nvcc._guarded(code), tuple(found))
+    return Generated(PRELUDE + nvcc._guarded(code), tuple(found), arrays)
 
 
-def _launch(call: tvm.ir.Call) -> Launch:
+def _launch(call: tvm.ir.Call, buffers: Sequence[tirx.Var]) -> Launch:
     tags = [str(t) for t in call.attrs.launch_params]
-    name, *args = call.args
-    arrays, values = args[: -len(tags)], dict(zip(tags, (int(v) for v in args[len(args) - len(tags) :]), strict=True))
+    values = dict(zip(tags, (int(v) for v in call.args[1 + len(buffers) :]), strict=True))
     grid, block = (tuple(values.pop(f"{kind}.{d}", 1) for d in "xyz") for kind in ("blockIdx", "threadIdx"))
     shared = values.pop("tirx.use_dyn_shared_memory", 0)
     assert not values, f"not understood: {values}"
-    return Launch(str(name.value), tuple(str(a.args[0].name) for a in arrays), grid, block, shared)
+    return Launch(str(call.args[0].value), tuple(str(b.name) for b in buffers), grid, block, shared)
 
 
 def run(func: tirx.PrimFunc, inputs: Sequence[Array], results: Sequence[Array], arch: int, target: tvm.target.Target | None = None) -> Counts:
-    """Execute a function of one kernel, its parameters being `inputs` and then `results`, which are filled.
+    """Execute a function, its parameters being `inputs` and then `results`, which are filled.
 
     Raises EmulationError.
     """
     generated = generate(func, target or cuda.make([f"sm_{arch // 10}"]))
-    (config,) = generated.launches
     names = [str(p.name) for p in func.params]
     arrays = dict(zip(names, [*inputs, *results], strict=True))
-    return launch(generated.source, config, arrays, names[len(inputs) :], arch)
+    between = {n: np.zeros(shape, dtype) for n, (shape, dtype) in generated.arrays.items() if n not in arrays}
+    return launch(generated.source, generated.launches, {**arrays, **between}, [*names[len(inputs) :], *between], arch)

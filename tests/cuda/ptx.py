@@ -122,7 +122,7 @@ def _meaning(opcode: str, lists: list[list[Operand]]) -> str:
         return f"unsigned hawq_r[4]; ::hawq_emulated::ldmatrix_x4(hawq_r, {values[1][0]}); {into}"
     if re.fullmatch(r"cp\.async\.c[ag]\.shared\.global(\.L2::\d+B)?", opcode) and counts in ([1, 1, 1], [1, 1, 1, 1]):
         (to,), (source,), (size,), (taken,) = [*values, values[2]][:4]
-        sizes = "16" if ".cg." in opcode else "4 || ({0}) == 8 || ({0}) == 16".format(size)
+        sizes = "16" if ".cg." in opcode else f"4 || ({size}) == 8 || ({size}) == 16"
         return f'static_assert(({size}) == {sizes}, "{opcode}"); ::hawq_emulated::copy_async({to}, {source}, {size}, {taken});'
     if opcode == "cp.async.commit_group" and not lists:
         return "::hawq_emulated::commit_group();"

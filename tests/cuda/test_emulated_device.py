@@ -49,6 +49,7 @@ extern "C" __global__ void step_{form.value}_{rows}_{columns}_{depth}(int* sums,
 
 
 SOURCE = PRELUDE + "".join(_step(*size, form) for size, form in product(SIZES, Form))
+FEWER = PRELUDE + "".join(_step(*SIZES[1], form) for form in Form)  # to be changed
 
 
 @cache
@@ -108,16 +109,16 @@ def test_a_step_of_every_form_is_its_meaning(arch: int) -> None:
     ('"u8.s8"', '"s8.s8"', [Form.U8S8, Form.U8S4]),
 ])  # fmt: skip
 def test_a_wrong_fragment_shows(before: str, after: str, forms: list[Form]) -> None:
-    source = SOURCE.replace(before, after)
-    assert source != SOURCE
+    source = FEWER.replace(before, after)
+    assert source != FEWER
     for form in forms:
         assert (run_step(source, SIZES[1], form, 800) != _meant(*SIZES[1], form)).any()
 
 
 def test_wrong_nibbles_show_where_nibbles_are_opened() -> None:
     for before, after in ((">> 4), nibbles_s(b1 >> 4)", ">> 4), nibbles_s(b1)"), ("^ 0x08080808u", "^ 0x80808080u"), ("OPEN(a[i] >> 4)", "OPEN(a[i])")):
-        source = SOURCE.replace(before, after)
-        assert source != SOURCE
+        source = FEWER.replace(before, after)
+        assert source != FEWER
         assert (run_step(source, SIZES[1], Form.S4S4, 900) != _meant(*SIZES[1], Form.S4S4)).any()
 
 

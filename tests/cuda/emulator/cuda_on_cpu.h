@@ -4,6 +4,7 @@
 // so sees them without a change to the source. PTX statements are rewritten as calls by ptx.py.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
@@ -17,8 +18,9 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __restrict__ __restrict
-// Dynamic shared memory only: it is `extern`, and emulate.py defines it.
+// emulate.py names the emulator's memory instead: dynamic shared memory, and behind it the static one.
 #define __shared__
+extern "C" unsigned char* const hawq_static;
 
 #define HAWQ_VECTORS(T, NAME) \
   struct alignas(2 * sizeof(T)) NAME##2 { T x, y; }; \

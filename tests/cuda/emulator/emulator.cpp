@@ -26,6 +26,7 @@ alignas(1024) unsigned char hawq_shared[232448];  // as much as a block can have
 struct Dim {
     unsigned x, y, z;
 };
+unsigned char *hawq_static;  // static shared memory, behind the dynamic one
 Dim threadIdx, blockIdx, blockDim, gridDim;
 }
 
@@ -77,7 +78,7 @@ struct Array {
     unsigned char *begin;
     int64_t size;
     int32_t is_result;
-    int32_t *writers;  // of every byte, 0: nobody
+    int32_t *writers;  // of every byte, 0: nobody, -1: an earlier kernel
 };
 
 struct Result {
@@ -183,7 +184,7 @@ void array_access(uintptr_t at, const unsigned char *p, int64_t size, bool write
     }
     const int32_t me = block * threads() + current + 1;
     for (int64_t i = first; i < first + size; ++i) {
-        if (a->writers[i] != me && (a->writers[i] != 0 || !write))
+        if (a->writers[i] != me && a->writers[i] != -1 && (a->writers[i] != 0 || !write))
             fail(at, a->writers[i] ? "%s byte %ld of array %d, which another thread has written" : "%s byte %ld of array %d, a result nobody has written", what, long(i), number);
         if (write) a->writers[i] = me;
     }
@@ -322,6 +323,7 @@ void multiply(const Warp &w) {
 void meet(uintptr_t at, const Warp &mine, void *operands) {
     const int lane = current % LANES;
     Warp &w = warps[current / LANES];
+    if (current - lane + LANES > threads()) fail(at, "executes an instruction of a warp in one of %d threads", threads() % LANES);
     if (w.arrived == 0) w.op = mine.op, w.m = mine.m, w.k = mine.k, w.bits = mine.bits, w.signs = mine.signs;
     if (w.op != mine.op || w.m != mine.m || w.k != mine.k || w.bits != mine.bits || w.signs != mine.signs)
         fail(at, "executes another instruction than the other lanes of its warp");
@@ -426,13 +428,15 @@ void __ubsan_handle_type_mismatch_v1(void *, void *p) {
 }
 
 // Runs a kernel; 0, or 1 with result->error. dims: grid and block, x y z each.
-int hawq_launch(void (*entry)(void **), void **args, Array *given, int count, const unsigned *dims, int shared, Result *out) {
+// dynamic, fixed: bytes of shared memory.
+int hawq_launch(void (*entry)(void **), void **args, Array *given, int count, const unsigned *dims, int dynamic, int fixed, Result *out) {
+    const int behind = (dynamic + 63) / 64 * 64, shared = fixed ? behind + fixed : dynamic;
+    hawq_static = hawq_shared + behind;
     kernel = entry, arguments = args, arrays = given, array_count = count, shared_bytes = shared, result = out;
     gridDim = {dims[0], dims[1], dims[2]}, blockDim = {dims[3], dims[4], dims[5]};
     *out = Result();
-    if (threads() % LANES) return snprintf(out->error, sizeof out->error, "%d threads are no whole warps", threads()), 1;
     fibers.resize(threads());
-    warps.resize(threads() / LANES);
+    warps.resize((threads() + LANES - 1) / LANES);
     bytes.resize(shared);
     auto *stacks = static_cast<unsigned char *>(mmap(nullptr, STACK * threads(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
     if (stacks == MAP_FAILED) return snprintf(out->error, sizeof out->error, "no memory for %d stacks", threads()), 1;
