@@ -149,7 +149,7 @@ def launch(source: str, launches: Launch | Sequence[Launch], arrays: Mapping[str
 
 def _aligned(a: Array) -> Array:
     """A copy that begins where CUDA's allocations do, far from others."""
-    memory = np.empty(a.nbytes + 2 * GUARD, np.uint8)
+    memory: Array = np.empty(a.nbytes + 2 * GUARD, np.uint8)
     memory = memory[GUARD - memory.ctypes.data % GUARD :][: a.nbytes]
     memory[:] = np.frombuffer(np.ascontiguousarray(a).tobytes(), np.uint8)
     return memory.view(a.dtype).reshape(a.shape)
@@ -209,10 +209,10 @@ def generate(func: tirx.PrimFunc, target: tvm.target.Target) -> Generated:
 def _launch(call: tvm.ir.Call, buffers: Sequence[tirx.Var]) -> Launch:
     tags = [str(t) for t in call.attrs.launch_params]
     values = dict(zip(tags, (int(v) for v in call.args[1 + len(buffers) :]), strict=True))
-    grid, block = (tuple(values.pop(f"{kind}.{d}", 1) for d in "xyz") for kind in ("blockIdx", "threadIdx"))
+    gx, gy, gz, bx, by, bz = (values.pop(f"{kind}.{d}", 1) for kind in ("blockIdx", "threadIdx") for d in "xyz")
     shared = values.pop("tirx.use_dyn_shared_memory", 0)
     assert not values, f"not understood: {values}"
-    return Launch(str(call.args[0].value), tuple(str(b.name) for b in buffers), grid, block, shared)
+    return Launch(str(call.args[0].value), tuple(str(b.name) for b in buffers), (gx, gy, gz), (bx, by, bz), shared)
 
 
 def run(func: tirx.PrimFunc, inputs: Sequence[Array], results: Sequence[Array], arch: int, target: tvm.target.Target | None = None) -> Counts:
