@@ -129,8 +129,8 @@ def _meaning(opcode: str, lists: list[list[Operand]]) -> str:
     if opcode == "cp.async.wait_group" and counts == [1]:
         return f"::hawq_emulated::wait_group({values[0][0]});"
     if (m := re.fullmatch(r"dp4a\.([us])32\.([us])32", opcode)) and counts == [1, 1, 1, 1]:
-        (to,), (a,), (b,), (c,) = values
-        return f"{to} = ::hawq_emulated::dp4a<{_byte(m[1])}, {_byte(m[2])}>({a}, {b}, {c});"
+        (to,), (first,), (second,), (third,) = values
+        return f"{to} = ::hawq_emulated::dp4a<{_byte(m[1])}, {_byte(m[2])}>({first}, {second}, {third});"
     raise UnknownInstruction(f"{opcode} with {counts} operands")
 
 

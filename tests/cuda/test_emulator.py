@@ -36,6 +36,8 @@ COMMIT, WAIT, SYNC = asm("cp.async.commit_group;"), asm("cp.async.wait_group 0;"
 def test_what_is_right_passes() -> None:
     np.testing.assert_array_equal(run(f"s[t] = x[i]; {SYNC} out[i] = s[63 - t] + 64 * blockIdx.x;", blocks=3)[64:128], np.arange(127, 63, -1) + 64)
     np.testing.assert_array_equal(run(f"{COPY} {COMMIT} {WAIT} {SYNC} out[i] = s[63 - t];"), np.arange(64)[::-1])
+    np.testing.assert_array_equal(run("out[i] = __shfl_down_sync(__activemask(), x[i], 4, 8);", threads=48)[:8], [4, 5, 6, 7, 4, 5, 6, 7])
+    np.testing.assert_array_equal(run("out[i] = __shfl_sync(__activemask(), x[i], 3, 32);")[::31], [3, 3, 35])
     np.testing.assert_array_equal(run("out[i] = __dp4a(x[i], 0x01FF0101, 5);"), np.arange(64) + 5)
 
 
@@ -61,6 +63,7 @@ def test_what_is_right_passes() -> None:
     (f"{COPY} {COMMIT} out[i] = 1;", "ends without waiting"),
     (f"s[t] = 1; {SYNC} out[i] = s[63 - t]; {COPY} {COMMIT} {WAIT}", r"reads shared byte 124 without a barrier after thread \(31, 0, 0\)"),
     (asm("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %0, %0, %0}, [%1];", ': "=r"(out[i]) : "r"(1024 + t)'), "is not aligned"),
+    ("out[i] = 1; if (t < 16) out[i] = __shfl_sync(__activemask(), x[i], 3, 32);", "at an instruction of its warp"),
     ("if (t & 1) { " + asm("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %0, %0, %0}, [%1];", ': "=r"(out[i]) : "r"(1024)') + " } else out[i] = 1;",
      "at an instruction of its warp|is at its end"),
 ])  # fmt: skip

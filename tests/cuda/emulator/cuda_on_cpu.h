@@ -50,6 +50,15 @@ void barrier(int line);
 void ldmatrix_x4(unsigned (&r)[4], unsigned row);
 // m, n, k; signs and bits of A and B; D and C are one.
 void mma(int m, int k, int bits, bool a_signed, bool b_signed, const unsigned* a, const unsigned* b, int* c);
+unsigned lanes();
+uint64_t shuffle(unsigned mask, uint64_t value, int by, int width, bool down);
+template <class T> inline T shuffle(unsigned mask, T value, int by, int width, bool down) {
+  uint64_t bits = 0;
+  __builtin_memcpy(&bits, &value, sizeof value);
+  bits = shuffle(mask, bits, by, width, down);
+  __builtin_memcpy(&value, &bits, sizeof value);
+  return value;
+}
 void copy_async(unsigned to, size_t from, int bytes, int taken);
 void commit_group();
 void wait_group(int still_running);
@@ -75,6 +84,11 @@ template <class... A> __attribute__((no_sanitize("thread"))) inline void invoke(
 
 inline size_t __cvta_generic_to_shared(const void* p) { return ::hawq_emulated::shared_address(p); }
 inline size_t __cvta_generic_to_global(const void* p) { return reinterpret_cast<size_t>(p); }
+
+// Every lane of the warp: code in which only some are active is refused.
+inline unsigned __activemask() { return hawq_emulated::lanes(); }
+template <class T> inline T __shfl_down_sync(unsigned mask, T value, unsigned by, int width = 32) { return hawq_emulated::shuffle<T>(mask, value, int(by), width, true); }
+template <class T> inline T __shfl_sync(unsigned mask, T value, int from, int width = 32) { return hawq_emulated::shuffle<T>(mask, value, from, width, false); }
 
 inline int __dp4a(int a, int b, int c) { return hawq_emulated::dp4a<int8_t, int8_t>(unsigned(a), unsigned(b), c); }
 inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) { return unsigned(hawq_emulated::dp4a<uint8_t, uint8_t>(a, b, int(c))); }

@@ -51,7 +51,7 @@ struct Copy {
 };
 
 enum class State { READY, WARP, BARRIER, DONE };
-enum class Op { LDMATRIX, MMA };
+enum class Op { LDMATRIX, MMA, SHUFFLE };
 
 struct Fiber {
     jmp_buf where;
@@ -320,21 +320,38 @@ void multiply(const Warp &w) {
     result->products++;
 }
 
+struct Shuffle {
+    uint64_t value;
+    int from;
+    uint64_t result;
+};
+
+void shuffle(const Warp &w, int lanes) {
+    for (int lane = 0; lane < lanes; ++lane) {
+        auto *mine = static_cast<Shuffle *>(w.operands[lane]);
+        memset(&mine->result, POISON, sizeof mine->result);  // of a lane that is not there
+        if (mine->from < lanes) mine->result = static_cast<Shuffle *>(w.operands[mine->from])->value;
+    }
+}
+
 void meet(uintptr_t at, const Warp &mine, void *operands) {
     const int lane = current % LANES;
     Warp &w = warps[current / LANES];
-    if (current - lane + LANES > threads()) fail(at, "executes an instruction of a warp in one of %d threads", threads() % LANES);
+    const int lanes = std::min(LANES, threads() - (current - lane));
+    if (lanes < LANES && mine.op != Op::SHUFFLE) fail(at, "executes an instruction of a whole warp in one of %d threads", lanes);
     if (w.arrived == 0) w.op = mine.op, w.m = mine.m, w.k = mine.k, w.bits = mine.bits, w.signs = mine.signs;
     if (w.op != mine.op || w.m != mine.m || w.k != mine.k || w.bits != mine.bits || w.signs != mine.signs)
         fail(at, "executes another instruction than the other lanes of its warp");
     w.operands[lane] = operands, w.at[lane] = at;
     fibers[current].at = at;
-    if (++w.arrived < LANES) return pause(State::WARP);
+    if (++w.arrived < lanes) return pause(State::WARP);
     const int me = current, first = me - lane;
-    w.op == Op::LDMATRIX ? ldmatrix(w, first) : multiply(w);
+    if (w.op == Op::LDMATRIX) ldmatrix(w, first);
+    if (w.op == Op::MMA) multiply(w);
+    if (w.op == Op::SHUFFLE) shuffle(w, lanes);
     current = me;
     w.arrived = 0;
-    for (int l = 0; l < LANES; ++l) fibers[first + l].state = State::READY;
+    for (int l = 0; l < lanes; ++l) fibers[first + l].state = State::READY;
 }
 
 void arrive(const Copy &c, int thread) {
@@ -370,6 +387,21 @@ void mma(int m, int k, int bits, bool a_signed, bool b_signed, const unsigned *a
     Warp w{};
     w.op = Op::MMA, w.m = m, w.k = k, w.bits = bits, w.signs = a_signed + 2 * b_signed;
     meet(HERE, w, &o);
+}
+
+unsigned lanes() {
+    const int there = std::min(LANES, threads() - current / LANES * LANES);
+    return there == LANES ? ~0u : (1u << there) - 1;
+}
+
+uint64_t shuffle(unsigned mask, uint64_t value, int by, int width, bool down) {
+    if (mask != lanes()) fail(HERE, "shuffles lanes %x of a warp with lanes %x", mask, lanes());
+    const int lane = current % LANES, first = lane / width * width;
+    Shuffle o{value, down ? (lane + by < first + width ? lane + by : lane) : first + by % width, 0};
+    Warp w{};
+    w.op = Op::SHUFFLE;
+    meet(HERE, w, &o);
+    return o.result;
 }
 
 void copy_async(unsigned to, size_t from, int size, int taken) {
