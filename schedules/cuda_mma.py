@@ -429,8 +429,6 @@ class _Scheduling:
 
     def pipeline(self, step: s_tir.schedule.LoopRV) -> None:
         """Copies of a step, `stages` - 1 steps before its products."""
-        ahead = self.tile.stages - 1
-        if ahead:
-            self.sch.annotate(step, "software_pipeline_stage", [0, 0, ahead])
-            self.sch.annotate(step, "software_pipeline_order", [0, 1, 2])
-            self.sch.annotate(step, "software_pipeline_async_stages", [0])
+        self.sch.annotate(step, "software_pipeline_stage", [0, 0, self.tile.stages - 1])
+        self.sch.annotate(step, "software_pipeline_order", [0, 1, 2])
+        self.sch.annotate(step, "software_pipeline_async_stages", [0])
