@@ -57,10 +57,11 @@ def gpu_of(architectures: Sequence[str]) -> Gpu:
 
 def ranked_tiles(problem: Problem, gpu: Gpu) -> list[MmaTile]:
     """The tiles worth trying for a problem, the least estimated time first."""
-    return sorted(_tiles(problem, gpu), key=lambda t: (cycles(problem, t, gpu), t.threads, t.stages))[:TILES]
+    return sorted(possible_tiles(problem, gpu), key=lambda t: (cycles(problem, t, gpu), t.threads, t.stages))[:TILES]
 
 
-def _tiles(problem: Problem, gpu: Gpu) -> list[MmaTile]:
+def possible_tiles(problem: Problem, gpu: Gpu) -> list[MmaTile]:
+    """The tiles that fit a problem and a GPU."""
     found = []
     for warps, (rows, columns), slices, depth, stages in product(WARPS, FRAGMENTS, SLICES, DEPTHS, STAGES):
         if warps[0] * warps[1] * slices > MOST_WARPS or 2 * columns % slices:
