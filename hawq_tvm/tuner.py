@@ -44,7 +44,7 @@ BUSY = 0.5
 class Workload:
     """Layers of one structure: their key, names and rule, the tiles to try, and what one of them is fed with.
 
-    work: the multiplications of all of them.
+    bounds: the least and the largest value of each input.  work: the multiplications of all of them.
     """
 
     key: str
@@ -53,6 +53,7 @@ class Workload:
     rule: Tiled
     tiles: Sequence[Tile]
     inputs: tuple[Array, ...]
+    bounds: tuple[tuple[int, int], ...]
     work: int
 
 
@@ -204,7 +205,8 @@ def workloads(packed: tvm.IRModule, target: tvm.target.Target, threads: int) -> 
         assert isinstance(rule, Tiled)
         inputs = tuple(_random(rng, a, bounds[a]) for a in call.args)
         work = len(members) * layer_products(layer.func)
-        made.append(Workload(key, tuple(one.name for one, _ in members), layer, rule, rule.tiles(layer, target), inputs, work))
+        limits = tuple(bounds[a] for a in call.args)
+        made.append(Workload(key, tuple(one.name for one, _ in members), layer, rule, rule.tiles(layer, target), inputs, limits, work))
     return sorted(made, key=lambda w: -w.work)
 
 
