@@ -11,9 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from .gputune.export import ExportReport
     from .inspection import InspectReport
     from .package import Package
-    from .gputune.export import ExportReport
     from .tuner import TuneReport, TuneStep
     from .verify.certificate import Certificate
     from .verify.compare import VerifyReport

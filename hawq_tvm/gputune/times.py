@@ -13,6 +13,7 @@ from schedules.record import Record
 from ..bench.race import MARGIN
 from ..errors import InputError, UsageError
 from ..files import check_output, write_text
+from ..target import gpu_architectures
 from ..tuner import Outcome, TuneReport, existing
 from .export import gpu_target, model_workloads
 from .plan import TIMES, identity
@@ -33,8 +34,8 @@ def import_times(
     known, found = existing(path), _read(source)
     arch = found["plan"]["arch"]
     parsed = gpu_target(target or f"cuda-{arch.replace('_', '')}")
-    if found["plan"]["target"]["architectures"] != [arch] or arch not in parsed.keys:
-        raise UsageError("the times are of another architecture", where=f"--target {target}" if target else str(source), expected=", ".join(parsed.keys), found=arch)
+    if [arch] != list(gpu_architectures(parsed)):
+        raise UsageError("the times are of another architecture", where=f"--target {target}" if target else str(source), expected=", ".join(gpu_architectures(parsed)), found=arch)
     if model is not None:
         keys, own = {w["key"] for w in found["plan"]["workloads"]}, {w.key for w in model_workloads(model, parsed, shapes, allow_float_tail)}
         if keys != own:
