@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu import BROKEN_CONTEXT, CannotRun, CudaError, Gpu
+from gpu import BROKEN_CONTEXT, OUT_OF_MEMORY, CannotRun, CudaError, Gpu
 from mma_pack import pack
 
 ALIGNMENT = 256
@@ -70,11 +70,11 @@ class Contest:
         self.events = (gpu.made("cuEventCreate", 0), gpu.made("cuEventCreate", 0))
 
     def attempt(self, candidate: int, action: Any) -> None:
-        """Do something for a candidate; what fails for it alone is noted, what breaks the context is raised."""
+        """Do something for a candidate; what fails for it alone is noted, what concerns all is raised."""
         try:
             action()
         except CudaError as e:
-            if e.code in BROKEN_CONTEXT:
+            if e.code in (*BROKEN_CONTEXT, OUT_OF_MEMORY):
                 e.candidate = candidate  # type: ignore[attr-defined]
                 raise
             self.failed[candidate] = str(e)

@@ -138,7 +138,8 @@ class Gpu:
 
     def end_capture(self) -> int:
         """The graph of the noted launches, ready to be launched."""
-        graph = self.made("cuStreamEndCapture", self.stream)
+        graph = c_void_p()
+        self.call("cuStreamEndCapture", self.stream, ctypes.byref(graph))
         try:
             return int(self.made("cuGraphInstantiateWithFlags", graph, 0))
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import re
@@ -24,6 +25,7 @@ from hawq_tvm.cli import main
 from hawq_tvm.cuda import nvcc, runtime
 from hawq_tvm.errors import UsageError
 from hawq_tvm.gputune import export as exporter
+from hawq_tvm.gputune import gpu
 from hawq_tvm.gputune import plan as plans
 from hawq_tvm.gputune import times as importer
 from schedules import mma_pack, record
@@ -71,7 +73,7 @@ class Run:
         """What the kernels of the fake driver take and do."""
         lines = []
         for c in (c for w in self.manifest["workloads"] for c in w["candidates"]):
-            at = {a["kind"]: (i, exporter_size(a)) for i, a in enumerate(c["arguments"]) if a["kind"] != "constant"}
+            at = {a["kind"]: (i, _size(a)) for i, a in enumerate(c["arguments"]) if a["kind"] != "constant"}
             weights = at.get("weights", (-1, 0))
             lines.append(f"{c['kernel']} {at['output'][0]} {at['output'][1]} {at['input'][0]} {weights[0]} {weights[1]} {time(c['kernel'])} {mode(c['kernel'])}\n")
         Path(self.environment["FAKE_CONFIG"]).write_text("".join(lines))
@@ -81,7 +83,7 @@ class Run:
         return subprocess.run(command, env={**self.environment, **environment}, capture_output=True, text=True, timeout=120)
 
 
-def exporter_size(spec: dict[str, Any]) -> int:
+def _size(spec: dict[str, Any]) -> int:
     return prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize
 
 
@@ -213,7 +215,7 @@ def test_times_are_the_kernels_own_and_nothing_is_left_behind(run: Run) -> None:
     for planned, entry in zip(manifest["plan"]["workloads"], manifest["workloads"], strict=True):
         measured = times["workloads"][planned["key"]]
         assert measured["median_us"] == pytest.approx([20.0 - number[c["kernel"]] / 4 for c in entry["candidates"]], rel=1e-4)  # float32 milliseconds
-        assert measured["wrong"] == [] and measured["failed"] == {} and measured["varied"] and measured["copies"] == measured["launches"] == 15
+        assert measured["wrong"] == [] and measured["failed"] == {} and measured["varied"] and measured["copies"] == measured["launches"] in (15, 16, 17)
     log = run.log
     assert log["live_memory"] == log["live_graphs"] == log["live_modules"] == 0 and log["cuMemsetD8Async"] > 0
     assert {p.name for p in run.folder.iterdir()} >= {"times.json", "build"} and not list(run.folder.glob(".*"))
@@ -260,8 +262,8 @@ def test_a_candidate_that_breaks_the_gpu_is_left_out_next_time(run: Run) -> None
 def test_what_nvcc_refuses_is_left_out(run: Run) -> None:
     done = run(FAKE_REFUSED="w01.cu")
     assert done.returncode == 1 and "w01.cu: nvcc refuses it: w.cu(1): error: refused" in done.stderr
-    measured = run.times["workloads"][run.manifest["plan"]["workloads"][1]["key"]]
-    assert not any(measured["median_us"]) and all(any(w["median_us"]) for k, w in run.times["workloads"].items() if w is not measured)
+    found, keys = run.times["workloads"], [w["key"] for w in run.manifest["plan"]["workloads"]]
+    assert [any(found[k]["median_us"]) for k in keys] == [True, False, True] and set(found[keys[1]]["failed"].values()) == {"nvcc refuses its source"}
 
 
 def test_a_small_memory_takes_fewer_copies_or_is_one_sentence(run: Run) -> None:
@@ -296,6 +298,25 @@ def test_a_damaged_folder_is_refused(run: Run, name: str, damage: str) -> None:
         path.write_bytes(data[: len(data) // 2] if damage == "cut" else data.replace(b"sm_90", b"sm_80") if name == "manifest.json" else b"x")
     done = run()
     assert done.returncode == 3 and len(done.stderr.strip().splitlines()) == 1 and "export it again" in done.stderr
+
+
+def test_signatures_are_those_of_the_header() -> None:
+    try:
+        include = nvcc.find()
+    except UsageError as e:
+        pytest.skip(f"no nvcc, so no cuda.h: {e}")
+    lines = subprocess.run([str(include), "-E", "-x", "cu", "-include", "cuda.h", "/dev/null"], capture_output=True, text=True, check=True).stdout
+    text = re.sub(r"\s+", " ", lines)
+    sizes = {"size_t": 8, "CUdeviceptr": 8, "unsigned long long": 8, "unsigned char": 1, "unsigned int": 4, "int": 4, "CUdevice": 4, "CUresult": 4, "CUfunction_attribute": 4, "CUdevice_attribute": 4, "CUstreamCaptureMode": 4}
+
+    def size(parameter: str) -> int:
+        kind = re.sub(r"\b(const|\w+$)\s*", "", parameter.strip()).strip() if "*" not in parameter else "*"
+        return sizes.get(kind.removesuffix("_v2"), 8)  # what is left are handles, and pointers
+
+    for name, arguments in gpu.SIGNATURES.items():
+        found = re.search(rf"CUresult {name}(?:_v2)?\(([^)]*)\);", text)
+        assert found is not None, name
+        assert [ctypes.sizeof(a) for a in arguments] == [size(p) for p in found[1].split(",")], (name, found[1])
 
 
 # -- the records -----------------------------------------------------------------------------------------------
