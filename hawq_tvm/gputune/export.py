@@ -121,10 +121,10 @@ class _Export:
         code, launches = source.kernels({n: k.func for n, k in kernels.items()}, self.target, PRELUDE)
         name = f"w{number:02d}.cu"
         self.files[name] = code.encode()
-        modelled = isinstance(one.rule, Modelled)
+        rule = one.rule if isinstance(one.rule, Modelled) else None
         entry: dict[str, Any] = {
             # What has no estimate goes last, what computes most first.
-            "priority": len(one.layers) * one.rule.estimate(one.layer, self.target, tiles[0]) if modelled else -1 / one.work,
+            "priority": len(one.layers) * rule.estimate(one.layer, self.target, tiles[0]) if rule else -1 / one.work,
             "inputs": [_input(a, b, 1000 * number + i) for i, (a, b) in enumerate(zip(one.inputs, one.bounds, strict=True))],
             "candidates": [
                 {"source": name, "text": str(k.tile), "kernel": launches[n].kernel, "grid": launches[n].grid, "block": launches[n].block,
@@ -132,8 +132,8 @@ class _Export:
                 for n, k in kernels.items()
             ],
         }  # fmt: skip
-        if modelled:
-            entry["weights"] = _weights(one.rule.weights(one.layer), 1000 * number + 999)
+        if rule:
+            entry["weights"] = _weights(rule.weights(one.layer), 1000 * number + 999)
         self.entries.append(entry)
         self.plan.append({"key": one.key, "rule": one.rule.name, "layers": list(one.layers), "tiles": [record.fields_of(t) for t in tiles]})
 

@@ -75,9 +75,9 @@ class Gpu:
         if not count:
             raise CannotRun("the NVIDIA driver finds no GPU; make one visible (nvidia-smi, CUDA_VISIBLE_DEVICES, docker run --gpus all)")
         self.device = self.made("cuDeviceGet", 0, kind=c_int)
-        name = ctypes.create_string_buffer(128)
-        self.call("cuDeviceGetName", name, len(name), self.device)
-        self.name = name.value.decode(errors="replace")
+        text = ctypes.create_string_buffer(128)
+        self.call("cuDeviceGetName", text, len(text), self.device)
+        self.name = text.value.decode(errors="replace")
         self.driver = self.made("cuDriverGetVersion", kind=c_int)
         self.capability = 10 * self.attribute(_MAJOR) + self.attribute(_MINOR)
         self.l2 = self.attribute(_L2)

@@ -183,9 +183,9 @@ def work(budget: float) -> int:
     sources = list(dict.fromkeys(c["source"] for i in todo for c in entries[i]["candidates"]))
     # A third of the time at least for what is compiled to be measured.
     compiled = compile_all(sources, found["nvcc"], until - budget / 3)
-    for source, result in compiled.items():
-        if isinstance(result, str):
-            say(f"FAILED {source}: nvcc refuses it: {result}")
+    for source, made in compiled.items():
+        if isinstance(made, str):
+            say(f"FAILED {source}: nvcc refuses it: {made}")
     cubins = {s: p for s, p in compiled.items() if isinstance(p, Path)}
     if any(isinstance(r, Path) for r in compiled.values()) and shutil.which("nvcc"):
         times["machine"]["nvcc"] = release(nvcc())
