@@ -61,16 +61,10 @@ def manifest() -> dict[str, Any]:
     return found
 
 
-def nvcc() -> str:
-    """nvcc: of PATH, of CUDA_HOME, or in its usual place.
-
-    Raises CannotRun when there is none.
-    """
+def find_nvcc() -> str | None:
+    """nvcc: of PATH, of CUDA_HOME, or in its usual place; None when there is none."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or "/usr/local/cuda"
-    found = shutil.which("nvcc") or shutil.which(str(Path(home) / "bin" / "nvcc"))
-    if found is None:
-        raise CannotRun("nvcc is not on PATH, in CUDA_HOME or in /usr/local/cuda: install the CUDA toolkit")
-    return found
+    return shutil.which("nvcc") or shutil.which(str(Path(home) / "bin" / "nvcc"))
 
 
 def release(command: str) -> str:
@@ -81,7 +75,10 @@ def release(command: str) -> str:
 
 
 def compile_all(sources: list[str], options: list[str], until: float) -> dict[str, Path | str]:
-    """The cubin of every source, or nvcc's first error; by all cores, until it is late. What was compiled before is kept."""
+    """The cubin of every source, or nvcc's first error; by all cores, until it is late. What was compiled before is kept.
+
+    Raises CannotRun when nvcc is needed and missing.
+    """
     folder = HERE / "build"
     folder.mkdir(exist_ok=True)
     found: dict[str, Path | str] = {}
@@ -90,7 +87,9 @@ def compile_all(sources: list[str], options: list[str], until: float) -> dict[st
     missing = [s for s in sources if s not in found]
     if not missing:
         return found
-    command, cores, start = nvcc(), len(os.sched_getaffinity(0)), time.monotonic()
+    command, cores, start = find_nvcc(), len(os.sched_getaffinity(0)), time.monotonic()
+    if command is None:
+        raise CannotRun("nvcc is not on PATH, in CUDA_HOME or in /usr/local/cuda: install the CUDA toolkit")
 
     def build(source: str) -> Path | str | None:
         if time.monotonic() > until:
@@ -121,7 +120,7 @@ def load_times(identifier: str, plan: Any, gpu: Gpu) -> dict[str, Any]:
     try:
         found = json.loads((HERE / "times.json").read_bytes())
         if found["format"] == TIMES and found["id"] == identifier and found["machine"]["gpu"] == gpu.name and isinstance(found["workloads"], dict):
-            return {**fresh, "workloads": found["workloads"], "failed": found["failed"]}
+            return {**fresh, "machine": {**found["machine"], **fresh["machine"]}, "workloads": found["workloads"], "failed": found["failed"]}
         say("times.json is of another export or GPU and is replaced")
     except FileNotFoundError:
         pass
@@ -187,8 +186,8 @@ def work(budget: float) -> int:
         if isinstance(made, str):
             say(f"FAILED {source}: nvcc refuses it: {made}")
     cubins = {s: p for s, p in compiled.items() if isinstance(p, Path)}
-    if any(isinstance(r, Path) for r in compiled.values()) and shutil.which("nvcc"):
-        times["machine"]["nvcc"] = release(nvcc())
+    if command := find_nvcc():
+        times["machine"]["nvcc"] = release(command)
     gpu.begin()
     with np.load(HERE / "constants.npz", allow_pickle=False) as constants:
         done = 0

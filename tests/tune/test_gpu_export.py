@@ -174,6 +174,20 @@ def test_launches_agree_with_kernels_and_tiles(exported: Path) -> None:
                 assert 0 < c["shared"] <= tile.shared_bytes(problem.form) and c["shared"] % 16 == 0
 
 
+def test_nibbles_are_packed_alike_and_data_is_not_all_zero(tmp_path: Path) -> None:
+    g = Graph(4)
+    y = g.qdq(g.conv(g.qdq(g.input("x", [1, 16, 6, 6]), 0.02, 128), g.weight([32, 16, 1, 1])), 4.0, 8, "uint4")
+    z = g.qdq(g.conv(y, g.weight([24, 32, 3, 3], "int4")), 0.9, 100)
+    model, where = g.model([float_output(z)]), target.parse("cuda-sm80")
+    found = exporter.model_workloads(model, where, None, False)
+    assert {w.rule.form(w.layer) for w in found} == {"U8S8", "U4S4"} and all(high > low for w in found for low, high in w.bounds)
+    for one in found:
+        for tile in one.tiles:
+            packed = mma_pack.pack(one.rule.weights(one.layer), **one.rule.packing(one.layer, tile))
+            np.testing.assert_array_equal(packed.reshape(-1), one.rule.build(one.layer, where, tile).arguments[0].reshape(-1), strict=True)
+    assert exporter.export(model, tmp_path / "d", "cuda-sm80", trials=2).candidates == 4
+
+
 def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     onnx.save(network(), str(tmp_path / "m.onnx"))
     model, place = str(tmp_path / "m.onnx"), str(tmp_path / "d")
