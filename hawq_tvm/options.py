@@ -79,7 +79,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub = verb("tune", "measure on this machine which tiles make a model's kernels fast, for compile --records; or on another, with --export and --import")
     sub.add_argument("model", nargs="?")
     sub.add_argument("--target", default="host", help="as for compile; this machine must be able to run it, unless --export is given (default: host)")
-    sub.add_argument("--trials", type=int, default=None, metavar="N", help="measure at most N tiles in all (default: 400); with --export, of each kind of layer (default: 24)")
+    sub.add_argument("--trials", type=int, default=None, metavar="N", help="measure at most N tiles in all (default: 400); with --export, of each distinct layer (default: 24)")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
     sub.add_argument("-o", "--output", metavar="RECORDS.json", help="default: MODEL.records.json in this folder; what it holds is kept, not measured again")
     sub.add_argument("--export", metavar="DIR", help="for a GPU: measure nothing, write the candidates as CUDA source with DIR/run.py, which measures them elsewhere")

@@ -32,7 +32,7 @@ from .in_tiles import epilogue
 from .layer import Layer
 from .loops import inline_all
 from .mma_intrinsics import Form, copy_always, copy_or_zero, multiply_step, part_index, parts
-from .mma_model import cycles, gpu_of, possible_tiles, ranked_tiles
+from .mma_model import cycles, gpu_of, ranked_tiles
 from .mma_tiles import CHUNK, LANES, Digits, MmaTile, Problem, pack_weights, packing, problem_of
 from .rule import Kernel
 
@@ -81,8 +81,8 @@ class Mma:
         return ranked_tiles(self.problem(layer), gpu_of(architectures(target)))
 
     def possible(self, layer: Layer, target: tvm.target.Target) -> list[MmaTile]:
-        """Every tile that a record may name: what the cost model ranks low today was ranked high by another."""
-        return possible_tiles(self.problem(layer), gpu_of(architectures(target)))
+        """Every tile, the best by the cost model first: what it ranks low today was ranked high by another, and measured."""
+        return ranked_tiles(self.problem(layer), gpu_of(architectures(target)), None)
 
     def problem(self, layer: Layer) -> Problem:
         """What a layer that this rule fits multiplies."""

@@ -55,13 +55,12 @@ def gpu_of(architectures: Sequence[str]) -> Gpu:
     return Gpu(chosen.multiprocessors, chosen.products, min(GPUS[a].shared for a in architectures), chosen.int4, chosen.registers, chosen.warps)
 
 
-def ranked_tiles(problem: Problem, gpu: Gpu) -> list[MmaTile]:
-    """The tiles worth trying for a problem, the least estimated time first."""
-    return sorted(possible_tiles(problem, gpu), key=lambda t: (cycles(problem, t, gpu), t.threads, t.stages))[:TILES]
+def ranked_tiles(problem: Problem, gpu: Gpu, most: int | None = TILES) -> list[MmaTile]:
+    """The tiles worth trying for a problem, or all that fit it (None), the least estimated time first."""
+    return sorted(_tiles(problem, gpu), key=lambda t: (cycles(problem, t, gpu), t.threads, t.stages))[:most]
 
 
-def possible_tiles(problem: Problem, gpu: Gpu) -> list[MmaTile]:
-    """The tiles that fit a problem and a GPU."""
+def _tiles(problem: Problem, gpu: Gpu) -> list[MmaTile]:
     found = []
     for warps, (rows, columns), slices, depth, stages in product(WARPS, FRAGMENTS, SLICES, DEPTHS, STAGES):
         if warps[0] * warps[1] * slices > MOST_WARPS or 2 * columns % slices:

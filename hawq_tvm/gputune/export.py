@@ -1,7 +1,7 @@
 """Candidate kernels of a model for a GPU that is elsewhere, as a folder with CUDA source, a manifest and a runner.
 
     manifest.json   plan (target, and for every workload its key, layers and tiles) and its hash; arguments and launches; hashes of files
-    w00.cu, ...     the candidates of one workload
+    w00_0.cu, ...   the candidates of one workload
     constants.npz   the constants of epilogues; data and weights are random, made from seeds where they are needed
     run.py, gpu.py, contest.py, plan.py, mma_pack.py    the runner: see its first lines
 """
@@ -39,6 +39,7 @@ Array = NDArray[Any]
 HERE = Path(__file__).parent
 RUNNER = (HERE / "run.py", HERE / "gpu.py", HERE / "contest.py", HERE / "plan.py", Path(mma_pack.__file__))
 CANDIDATES = 24
+PER_SOURCE = 24  # kernels that one nvcc compiles, in some seconds
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def export(
     for number, one in enumerate(found):
         if progress is not None:
             progress(number + 1, len(found), one.layers[0])
-        made.add(one, one.tiles[:trials])
+        made.add(one, (one.rule.possible(one.layer, parsed) if isinstance(one.rule, Modelled) else one.tiles)[:trials])
     files = made.all_files()
     _install(path, files)
     return ExportReport(path, targets.gpu_architectures(parsed)[0], len(found), sum(len(w["tiles"]) for w in made.plan), sum(len(b) for b in files.values()))
@@ -118,16 +119,23 @@ class _Export:
         """Another workload with its first tiles."""
         number = len(self.plan)
         kernels = {f"w{number:02d}_t{i:02d}": one.rule.build(one.layer, self.target, tile) for i, tile in enumerate(tiles)}
-        code, launches = source.kernels({n: k.func for n, k in kernels.items()}, self.target, PRELUDE)
-        name = f"w{number:02d}.cu"
-        self.files[name] = code.encode()
+        launches: dict[str, source.Launch] = {}
+        sources: dict[str, str] = {}
+        names = list(kernels)
+        for part, first in enumerate(range(0, len(names), PER_SOURCE)):
+            own = names[first : first + PER_SOURCE]
+            code, found = source.kernels({n: kernels[n].func for n in own}, self.target, PRELUDE)
+            file = f"w{number:02d}_{part}.cu"
+            self.files[file] = code.encode()
+            launches |= found
+            sources |= dict.fromkeys(own, file)
         rule = one.rule if isinstance(one.rule, Modelled) else None
         entry: dict[str, Any] = {
             # What has no estimate goes last, what computes most first.
             "priority": len(one.layers) * rule.estimate(one.layer, self.target, tiles[0]) if rule else -1 / one.work,
             "inputs": [_input(a, b, 1000 * number + i) for i, (a, b) in enumerate(zip(one.inputs, one.bounds, strict=True))],
             "candidates": [
-                {"source": name, "text": str(k.tile), "kernel": launches[n].kernel, "grid": launches[n].grid, "block": launches[n].block,
+                {"source": sources[n], "text": str(k.tile), "kernel": launches[n].kernel, "grid": launches[n].grid, "block": launches[n].block,
                  "shared": launches[n].shared, "arguments": self.arguments(one, k, launches[n])}
                 for n, k in kernels.items()
             ],

@@ -185,7 +185,8 @@ def test_nibbles_are_packed_alike_and_data_is_not_all_zero(tmp_path: Path) -> No
         for tile in one.tiles:
             packed = mma_pack.pack(one.rule.weights(one.layer), **one.rule.packing(one.layer, tile))
             np.testing.assert_array_equal(packed.reshape(-1), one.rule.build(one.layer, where, tile).arguments[0].reshape(-1), strict=True)
-    assert exporter.export(model, tmp_path / "d", "cuda-sm80", trials=2).candidates == 4
+    report = exporter.export(model, tmp_path / "d", "cuda-sm80", trials=26)  # more than the cost model lists, in two sources each
+    assert report.candidates == 52 and {p.name for p in (tmp_path / "d").glob("*.cu")} == {f"w0{w}_{p}.cu" for w in (0, 1) for p in (0, 1)}
 
 
 def test_an_export_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,8 +275,8 @@ def test_a_candidate_that_breaks_the_gpu_is_left_out_next_time(run: Run) -> None
 
 
 def test_what_nvcc_refuses_is_left_out(run: Run) -> None:
-    done = run(FAKE_REFUSED="w01.cu")
-    assert done.returncode == 1 and "w01.cu: nvcc refuses it: w.cu(1): error: refused" in done.stderr
+    done = run(FAKE_REFUSED="w01_0.cu")
+    assert done.returncode == 1 and "w01_0.cu: nvcc refuses it: w.cu(1): error: refused" in done.stderr
     found, keys = run.times["workloads"], [w["key"] for w in run.manifest["plan"]["workloads"]]
     assert [any(found[k]["median_us"]) for k in keys] == [True, False, True] and set(found[keys[1]]["failed"].values()) == {"nvcc refuses its source"}
 
@@ -303,7 +304,7 @@ def test_a_machine_that_cannot_run_it_says_so(run: Run, environment: dict[str, s
     assert not (run.folder / "times.json").exists()
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "w00.cu", "constants.npz"])
+@pytest.mark.parametrize("name", ["manifest.json", "w00_0.cu", "constants.npz"])
 @pytest.mark.parametrize("damage", ["gone", "cut", "other"])
 def test_a_damaged_folder_is_refused(run: Run, name: str, damage: str) -> None:
     path, data = run.folder / name, (run.folder / name).read_bytes()
