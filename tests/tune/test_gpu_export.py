@@ -1,16 +1,11 @@
-"""Tuning for a GPU elsewhere: what is exported, the runner on a driver without a GPU, and the records made of its times."""
+"""Tuning for a GPU elsewhere: what is exported, and the runner on a driver without a GPU."""
 
 from __future__ import annotations
 
 import ctypes
 import json
-import os
 import re
-import shutil
 import subprocess
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,108 +14,22 @@ import numpy as np
 import onnx
 import pytest
 
-import schedules
-from hawq_tvm import pipeline, target
+from hawq_tvm import target
 from hawq_tvm.cli import main
 from hawq_tvm.cuda import nvcc, runtime
 from hawq_tvm.errors import UsageError
 from hawq_tvm.gputune import export as exporter
 from hawq_tvm.gputune import gpu
 from hawq_tvm.gputune import plan as plans
-from hawq_tvm.gputune import times as importer
-from schedules import mma_pack, record
+from schedules import mma_pack
 from schedules.cuda_mma import Mma
 from schedules.mma_tiles import MmaTile
 
 from ..models import Graph, float_output
+from .conftest import Run, network
 
-HERE = Path(__file__).parent
 SM90 = target.parse("cuda-sm90")
 C_TYPES = {"uchar": "uint8", "signed char": "int8", "int": "int32", "int64_t": "int64", "uint": "uint32"}
-
-
-def network() -> onnx.ModelProto:
-    """A convolution twice, one with 4-bit weights and a residual, and a depthwise one."""
-    g = Graph(3)
-    x = g.qdq(g.input("x", [1, 16, 9, 7]), 0.02, 128)
-    y = g.qdq(g.conv(x, g.weight([16, 16, 3, 3]), pads=[1, 1, 1, 1]), 0.5, 100)
-    y = g.qdq(g.conv(y, g.weight([16, 16, 3, 3]), pads=[1, 1, 1, 1]), 0.9, 100)
-    d = g.qdq(g.conv(y, g.weight([16, 1, 3, 3]), group=16, pads=[1, 1, 1, 1]), 0.9, 110)
-    r = g.qdq(g.node("Add", [g.conv(d, g.weight([16, 16, 1, 1], "int4")), y]), 1.3, 60)
-    return g.model([float_output(r)])
-
-
-@dataclass
-class Run:
-    """An exported folder, and a machine to run it on."""
-
-    folder: Path
-    environment: dict[str, str]
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        return json.loads((self.folder / "manifest.json").read_bytes())
-
-    @property
-    def times(self) -> dict[str, Any]:
-        return json.loads((self.folder / "times.json").read_bytes())
-
-    @property
-    def log(self) -> dict[str, int]:
-        return {k: int(v) for k, v in (line.split() for line in Path(self.environment["FAKE_LOG"]).read_text().splitlines())}
-
-    def configure(self, time: Callable[[str], float] = lambda kernel: 10.0, mode: Callable[[str], str] = lambda kernel: "ok") -> None:
-        """What the kernels of the fake driver take and do."""
-        lines = []
-        for c in (c for w in self.manifest["workloads"] for c in w["candidates"]):
-            at = {a["kind"]: (i, _size(a)) for i, a in enumerate(c["arguments"]) if a["kind"] != "constant"}
-            weights = at.get("weights", (-1, 0))
-            lines.append(f"{c['kernel']} {at['output'][0]} {at['output'][1]} {at['input'][0]} {weights[0]} {weights[1]} {time(c['kernel'])} {mode(c['kernel'])}\n")
-        Path(self.environment["FAKE_CONFIG"]).write_text("".join(lines))
-
-    def __call__(self, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(self.folder / "run.py"), *options]
-        return subprocess.run(command, env={**self.environment, **environment}, capture_output=True, text=True, timeout=120)
-
-
-def _size(spec: dict[str, Any]) -> int:
-    return prod(spec["shape"]) * np.dtype(spec["dtype"]).itemsize
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export") / "candidates"
-    report = exporter.export(network(), folder, "cuda-sm90", trials=5)
-    assert (report.workloads, report.arch, report.candidates) == (3, "sm_90", sum(len(w["candidates"]) for w in json.loads((folder / "manifest.json").read_text())["workloads"]))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a driver and an nvcc that only pretend."""
-    folder = tmp_path_factory.mktemp("machine")
-    compiler = next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
-    if compiler is None:
-        pytest.skip("no C compiler for the pretended driver")
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(HERE / "fake_driver.c")], check=True)
-    (folder / "bin").mkdir()
-    script = 'if [ "$1" = --version ]; then echo "release 13.0, V13.0.88"; exit; fi\nfor a; do case "$p" in -o) o=$a;; esac; p=$a; done\n'
-    script += 'case "$p" in */$FAKE_REFUSED) echo "w.cu(1): error: refused" >&2; exit 2;; esac\ncp "$p" "$o"\n'
-    (folder / "bin" / "nvcc").write_text(f"#!/bin/sh\n{script}")
-    (folder / "bin" / "nvcc").chmod(0o755)
-    return folder
-
-
-@pytest.fixture
-def run(exported: Path, machine: Path, tmp_path: Path) -> Run:
-    folder = Path(shutil.copytree(exported, tmp_path / "candidates"))
-    keep = {k: v for k, v in os.environ.items() if not k.startswith(("CUDA_", "FAKE_"))}
-    made = Run(folder, {
-        **keep, "LD_LIBRARY_PATH": str(machine), "PATH": f"{machine / 'bin'}:{os.environ['PATH']}", "FAKE_CONFIG": str(tmp_path / "kernels.txt"),
-        "FAKE_LOG": str(tmp_path / "log.txt"),
-    })  # fmt: skip
-    made.configure()
-    return made
 
 
 # -- what is exported ------------------------------------------------------------------------------------------
@@ -332,85 +241,3 @@ def test_signatures_are_those_of_the_header() -> None:
         found = re.search(rf"CUresult {name}(?:_v2)?\(([^)]*)\);", text)
         assert found is not None, name
         assert [ctypes.sizeof(a) for a in arguments] == [size(p) for p in found[1].split(",")], (name, found[1])
-
-
-# -- the records -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def measured(run: Run) -> Run:
-    """Times in which the last candidate of the first workload is much faster than the model's, and that of the second hardly."""
-    last = [w["candidates"][-1]["kernel"] for w in run.manifest["workloads"]]
-    run.configure(time=lambda k: {last[0]: 5.0, last[1]: 9.9}.get(k, 10.0))
-    assert run().returncode == 0
-    return run
-
-
-def test_times_become_records_that_compile_applies(measured: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    onnx.save(network(), str(tmp_path / "m.onnx"))
-    model, times, records = str(tmp_path / "m.onnx"), str(measured.folder / "times.json"), str(tmp_path / "r.json")
-    assert main(["tune", "--import", times, "-o", records, model, "--target", "cuda-sm90"]) == 0
-    assert "on the GPU" in capsys.readouterr().out
-    entries, plan = record.read(Path(records)), measured.manifest["plan"]["workloads"]
-    assert [entries[w["key"]].tile for w in plan] == [plan[0]["tiles"][-1], plan[1]["tiles"][0], plan[2]["tiles"][0]]
-    first = entries[plan[0]["key"]]
-    assert (first.median_us, first.default_us, first.machine, first.candidates, first.threads) == (5.0, 10.0, "Fake GPU", 5, 0)
-    assert record.parse(record.dump(entries).encode(), "r.json") == entries
-    packed = pipeline.to_packed(pipeline.import_annotated(network()), target=SM90)
-    tir, _ = schedules.lower_to_tir(pipeline.with_records(packed, SM90, entries), SM90)
-    rows = [r for r in schedules.report(tir) if r["tile_from"] == "record"]
-    assert len(rows) == 4 and sum(r["tile"] == str(_tile(first.tile)) for r in rows) >= 2
-    other = target.parse("cuda-sm80")
-    assert pipeline.schedules.apply_records(packed, other, entries)[1] == 0 and "is ignored" not in capsys.readouterr().err
-    if runtime.driver() is None and shutil.which("nvcc"):
-        assert main(["compile", model, "-o", str(tmp_path / "m.hawq"), "--target", "cuda-sm90", "--records", records, "--json", "--quiet"]) == 0
-        assert json.loads(capsys.readouterr().out)["tiles_from"]["record"] == 4
-
-
-def _tile(fields: dict[str, Any]) -> MmaTile:
-    return MmaTile(**{**fields, "warps": tuple(fields["warps"])})
-
-
-def test_broken_records_of_a_gpu_are_named_and_ignored(measured: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    importer.import_times(measured.folder / "times.json", tmp_path / "r.json")
-    entries = record.read(tmp_path / "r.json")
-    packed, key = pipeline.to_packed(pipeline.import_annotated(network()), target=SM90), measured.manifest["plan"]["workloads"][0]["key"]
-    good = entries[key].tile
-    for tile in ({**good, "warps": [64, 1]}, {**good, "warps": 2}, {k: v for k, v in good.items() if k != "rows"}, {**good, "stages": 99}):
-        capsys.readouterr()
-        assert pipeline.schedules.apply_records(packed, SM90, {**entries, key: replace(entries[key], tile=tile)})[1] == 2
-        assert repr(key) in capsys.readouterr().err
-    text = record.dump({**entries, key: replace(entries[key], tile={**good, "warps": ["2", 1]})})  # type: ignore[dict-item]
-    assert key not in record.parse(text.encode(), "r.json") and "tile" in capsys.readouterr().err
-    # What the cost model does not list today may still be recorded.
-    (one, *_) = exporter.model_workloads(network(), SM90, None, False)
-    listed = {str(t) for t in one.tiles}
-    beyond = next(t for t in one.rule.possible(one.layer, SM90) if str(t) not in listed)
-    assert record.tile_of(one.rule, one.layer, SM90, json.loads(json.dumps(record.fields_of(beyond)))) == beyond
-
-
-def test_foreign_and_damaged_times_are_refused(measured: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, records, good = tmp_path / "t.json", tmp_path / "r.json", measured.times
-    key = measured.manifest["plan"]["workloads"][0]["key"]
-
-    def refused(content: Any, *options: str) -> str:
-        path.write_text(content if isinstance(content, str) else json.dumps(content))
-        assert main(["tune", "--import", str(path), "-o", str(records), *options]) == 2
-        lines = capsys.readouterr().err.strip().splitlines()
-        assert len(lines) == 1 and not records.exists()
-        return lines[0]
-
-    def with_first(**fields: Any) -> dict[str, Any]:
-        return {**good, "workloads": {**good["workloads"], key: {**good["workloads"][key], **fields}}}
-
-    assert "no JSON" in refused("{") and "another format" in refused("[]") and "another format" in refused({**good, "format": "x"})
-    assert "hash is another" in refused({**good, "id": "0" * 64}) and "hash is another" in refused({**good, "plan": {}})
-    for change in ({"median_us": [1.0]}, {"median_us": [-1.0] * 5}, {"median_us": "fast"}, {"wrong": [0]}, {"wrong": 5}, {"date": 3}):
-        assert "is damaged" in refused(with_first(**change))
-    assert "is damaged" in refused({**good, "machine": {}}) and "not in the plan" in refused({**good, "workloads": {"x": {}}})
-    assert "another architecture" in refused(good, "--target", "cuda-sm80")
-    g = Graph(9)
-    y = g.qdq(g.conv(g.qdq(g.input("x", [1, 8, 5, 5]), 0.02, 128), g.weight([8, 8, 1, 1])), 0.05, 100)
-    onnx.save(g.model([float_output(y)]), str(tmp_path / "other.onnx"))
-    assert "another model" in refused(good, str(tmp_path / "other.onnx"))
-    assert main(["tune", "--import", str(tmp_path / "none.json"), "-o", str(records)]) == 2 and main(["tune", "--import", str(path)]) == 2
