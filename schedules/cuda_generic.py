@@ -59,7 +59,9 @@ def _grid(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> set[str]:
     spatial, reduction = spatial_and_reduction(sch, block)
     sch.reorder(*spatial, *reduction)
     steps, elements = (prod(extent(sch, lp) for lp in loops) for loops in (reduction, spatial))
-    shared = bool(reduction) and steps >= _SHARE_FROM and elements < MANY_THREADS
+    # Values of 32 bits and more are shuffled; narrower ones TVM would pass through shared memory with no barrier between.
+    wide = int(tvm.DataType(str(sch.get(block).writes[0].source.dtype)).bits) >= 32
+    shared = bool(reduction) and wide and steps >= _SHARE_FROM and elements < MANY_THREADS
     consumer = _only_consumer(sch, block) if reduction else None
     element = fuse_outer(sch, spatial, block)
     if not reduction:

@@ -75,7 +75,8 @@ class CudaWindow:
         acc = sch.get_sblock(BLOCKS[ops.op_name(call)])
         _, reduction = spatial_and_reduction(sch, acc)
         steps = prod(extent(sch, lp) for lp in reduction)
-        shared = steps >= _SHARE_FROM and prod(shape) < MANY_THREADS
+        # With whole warps across, parts are added with barriers between; within a warp TVM would leave them out.
+        shared = steps >= _SHARE_FROM and prod(shape) < MANY_THREADS and prod(shape) % WARP == 0
         tile = CudaWindowTile(1, _PARTS) if shared else CudaWindowTile(lanes_for(shape[-1], prod(shape)), 1)
         (_shared if shared else _vectors)(sch, acc, tile)
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
