@@ -125,19 +125,46 @@ def _compile(args: argparse.Namespace) -> int:
 
 
 def _tune(args: argparse.Namespace) -> int:
-    from .tuner import tune
+    from .tuner import TRIALS, tune
 
+    options.check_tune(args)
+    if args.export:
+        return _tune_export(args)
+    if args.times:
+        return _tune_import(args)
     shapes = options.parse_shapes(args.shape)
     records = Path(args.output or f"{Path(args.model).stem}.records.json")
     try:
         with show.tuning(ERR, args.quiet or args.json) as progress:
             report = tune(
-                args.model, records, args.target, trials=args.trials, threads=args.threads, shapes=shapes,
+                args.model, records, args.target, trials=TRIALS if args.trials is None else args.trials, threads=args.threads, shapes=shapes,
                 allow_float_tail=args.allow_float_tail, progress=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
         ERR.print(f"interrupted; what was measured before is in {records}, and the same command continues", markup=False)
         return 130
+    _print_json(report.to_dict()) if args.json else show.show_tuned(report)
+    return 0
+
+
+def _tune_export(args: argparse.Namespace) -> int:
+    from .gputune.export import CANDIDATES, export
+
+    with show.exporting(ERR, args.quiet or args.json) as progress:
+        report = export(
+            args.model, args.export, args.target, trials=CANDIDATES if args.trials is None else args.trials,
+            shapes=options.parse_shapes(args.shape), allow_float_tail=args.allow_float_tail, progress=progress,
+        )  # fmt: skip
+    _print_json(report.to_dict()) if args.json else show.show_exported(report)
+    return 0
+
+
+def _tune_import(args: argparse.Namespace) -> int:
+    from .gputune.times import import_times
+
+    records = Path(args.output or f"{Path(args.model).stem}.records.json")
+    target = None if args.target == "host" else args.target
+    report = import_times(args.times, records, args.model, target, shapes=options.parse_shapes(args.shape), allow_float_tail=args.allow_float_tail)
     _print_json(report.to_dict()) if args.json else show.show_tuned(report)
     return 0
 

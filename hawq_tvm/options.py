@@ -18,6 +18,8 @@ EXAMPLES = """examples:
   hawq-tvm compile model.onnx -o model.hawq --shape input=1x3x224x224
   hawq-tvm compile model.pt2 -o model.hawq
   hawq-tvm tune model.onnx --trials 400 -o model.records.json
+  hawq-tvm tune model.onnx --target cuda-sm90 --export candidates
+  hawq-tvm tune --import candidates/times.json -o model.records.json
   hawq-tvm compile model.onnx -o model.hawq --records model.records.json
   hawq-tvm run model.hawq --inputs in.npz -o out.npz
   hawq-tvm verify model.hawq --random 4 --seed 0
@@ -74,12 +76,14 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     shapes(sub)
     json_flag(sub)
 
-    sub = verb("tune", "measure on this machine which tiles make a model's kernels fast, for compile --records")
-    sub.add_argument("model")
-    sub.add_argument("--target", default="host", help="as for compile; this machine must be able to run it (default: host)")
-    sub.add_argument("--trials", type=int, default=400, metavar="N", help="measure at most N tiles in all (default: 400)")
+    sub = verb("tune", "measure on this machine which tiles make a model's kernels fast, for compile --records; or on another, with --export and --import")
+    sub.add_argument("model", nargs="?")
+    sub.add_argument("--target", default="host", help="as for compile; this machine must be able to run it, unless --export is given (default: host)")
+    sub.add_argument("--trials", type=int, default=None, metavar="N", help="measure at most N tiles in all (default: 400); with --export, of each distinct layer (default: 24)")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
     sub.add_argument("-o", "--output", metavar="RECORDS.json", help="default: MODEL.records.json in this folder; what it holds is kept, not measured again")
+    sub.add_argument("--export", metavar="DIR", help="for a GPU: measure nothing, write the candidates as CUDA source with DIR/run.py, which measures them elsewhere")
+    sub.add_argument("--import", metavar="FILE", dest="times", help="make records of the times.json that run.py wrote; with MODEL, only if they are of this model")
     float_tail(sub)
     shapes(sub)
     json_flag(sub)
@@ -128,6 +132,22 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     for add in groups:
         add(verb)
     return made
+
+
+def check_tune(args: argparse.Namespace) -> None:
+    """Refuse options of `tune` that exclude each other.
+
+    Raises UsageError.
+    """
+    if args.export and args.times:
+        raise UsageError("--export and --import are two steps", where="tune", remedy="give one of them; run DIR/run.py between the two")
+    if args.model is None and not args.times:
+        raise UsageError("takes a model", where="tune", expected="tune MODEL, or tune --import times.json -o RECORDS.json")
+    if args.times and args.model is None and not args.output:
+        raise UsageError("the records' file has no name", where="tune --import", expected="-o RECORDS.json, or the model")
+    given = [name for name, there in (("-o", args.export and args.output), ("--threads", (args.export or args.times) and args.threads is not None), ("--trials", args.times and args.trials is not None)) if there]
+    if given:
+        raise UsageError(f"{', '.join(given)} has no meaning with --{'export' if args.export else 'import'}", where="tune", remedy="leave it out")
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from .gputune.export import ExportReport
     from .inspection import InspectReport
     from .package import Package
     from .tuner import TuneReport, TuneStep
@@ -149,6 +150,23 @@ def tuning(console: Console, quiet: bool) -> Iterator[Callable[[TuneStep], None]
             yield tell
 
 
+@contextmanager
+def exporting(console: Console, quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """The progress of an export: a bar in a terminal, else nothing."""
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    with Progress(TextColumn("kernels of workload"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}", markup=False), console=console, transient=True) as bar:
+        task = bar.add_task("importing", total=None)
+        yield lambda number, of, layer: bar.update(task, total=of, completed=number - 1, description=layer)
+
+
+def show_exported(report: ExportReport) -> None:
+    """What was written, and what to do with it."""
+    say(f"{report.candidates} candidates of {report.workloads} workloads for {report.arch}, {report.bytes / 1e6:.1f} MB: {report.folder}")
+    say(f"carry it to a machine with nvcc and such a GPU, run `python run.py` in it, then here: hawq-tvm tune --import {report.folder}/times.json -o RECORDS.json")
+
+
 def _raced(step: TuneStep) -> str:
     """The best tile of a measured workload against the cost model's."""
     o = step.outcome
@@ -166,6 +184,6 @@ def show_tuned(report: TuneReport) -> None:
     if report.outcomes:
         OUT.print(table)
         default, tuned = report.saved_us()
-        say(f"these layers together: {default / 1e3:.3f} ms before, {tuned / 1e3:.3f} ms with the fastest tiles, on {report.threads} threads")
+        say(f"these layers together: {default / 1e3:.3f} ms before, {tuned / 1e3:.3f} ms with the fastest tiles, on {f'{report.threads} threads' if report.threads else 'the GPU'}")
     say(f"{report.trials} tiles measured; {report.kept} workloads had records, {report.left} were left out for want of trials")
     say(f"records {report.records}" if report.outcomes or report.kept else "no records: there was nothing to measure")

@@ -36,6 +36,7 @@ from .errors import OutputError, UsageError
 from .files import check_output, write_text
 
 Array = NDArray[Any]
+TRIALS = 400
 # The load per core from which a machine is too busy to measure on.
 BUSY = 0.5
 
@@ -44,7 +45,7 @@ BUSY = 0.5
 class Workload:
     """Layers of one structure: their key, names and rule, the tiles to try, and what one of them is fed with.
 
-    work: the multiplications of all of them.
+    bounds: the least and the largest value of each input.  work: the multiplications of all of them.
     """
 
     key: str
@@ -53,6 +54,7 @@ class Workload:
     rule: Tiled
     tiles: Sequence[Tile]
     inputs: tuple[Array, ...]
+    bounds: tuple[tuple[int, int], ...]
     work: int
 
 
@@ -118,7 +120,7 @@ class TuneStep:
 
 
 def tune(
-    model: Any, records: str | Path, target: str = "host", *, trials: int = 400, threads: int | None = None,
+    model: Any, records: str | Path, target: str = "host", *, trials: int = TRIALS, threads: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None, allow_float_tail: bool = False, progress: Callable[[TuneStep], None] | None = None,
 ) -> TuneReport:  # fmt: skip
     """Measure the tiles of a model's kernels on this machine and write the fastest to the file `records`, for `compile`.
@@ -131,7 +133,7 @@ def tune(
     if trials < 2:
         raise UsageError("at least 2 trials are needed to compare anything", where="--trials", found=str(trials))
     check_output(path)
-    known = _existing(path)
+    known = existing(path)
     load = os.getloadavg()[0]
     if load > BUSY * machine.available_cores():
         record.warn(f"other programs keep this machine busy (load average {load:.1f}): what is measured now may mislead")
@@ -164,7 +166,7 @@ def runnable(text: str) -> tvm.target.Target:
     """
     parsed = targets.parse(text)
     if targets.gpu_architectures(parsed):
-        raise UsageError("tiles are measured on this machine's CPU", where=f"--target {text}", expected="a CPU", found="a GPU", remedy="compile without records")
+        raise UsageError("tiles are measured on this machine's CPU", where=f"--target {text}", expected="a CPU", found="a GPU", remedy="add --export DIR and measure on a machine with such a GPU")
     architecture, lacking = targets.architecture(parsed), sorted(set(targets.required_features(parsed)) - targets.host_features())
     if architecture != platform.machine() or lacking:
         raise UsageError(
@@ -174,7 +176,7 @@ def runnable(text: str) -> tvm.target.Target:
     return parsed
 
 
-def _existing(path: Path) -> dict[str, Record]:
+def existing(path: Path) -> dict[str, Record]:
     """The records of a file that may not exist yet; a file of something else is not overwritten.
 
     Raises OutputError when it holds something else.
@@ -204,7 +206,8 @@ def workloads(packed: tvm.IRModule, target: tvm.target.Target, threads: int) -> 
         assert isinstance(rule, Tiled)
         inputs = tuple(_random(rng, a, bounds[a]) for a in call.args)
         work = len(members) * layer_products(layer.func)
-        made.append(Workload(key, tuple(one.name for one, _ in members), layer, rule, rule.tiles(layer, target), inputs, work))
+        limits = tuple(bounds[a] for a in call.args)
+        made.append(Workload(key, tuple(one.name for one, _ in members), layer, rule, rule.tiles(layer, target), inputs, limits, work))
     return sorted(made, key=lambda w: -w.work)
 
 
@@ -278,4 +281,4 @@ def _measured(one: Workload, share: int, target: tvm.target.Target, threads: int
     return entry, Outcome(one.key, one.layers, one.rule.name, str(tiles[0]), str(tile), default, median, share)
 
 
-__all__ = ["Outcome", "TuneReport", "TuneStep", "main_kernel", "runnable", "tune", "workloads"]
+__all__ = ["Outcome", "TuneReport", "TuneStep", "existing", "main_kernel", "runnable", "tune", "workloads"]

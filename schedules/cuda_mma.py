@@ -26,14 +26,14 @@ from tvm import relax, s_tir, te, tirx
 from hawq_tvm import arith, ops
 from hawq_tvm.cuda.target import architectures
 
-from .emit import Emission, Operand, immediate, ints
+from .emit import Array, Emission, Operand, immediate, ints
 from .emit_movement import pair
 from .in_tiles import epilogue
 from .layer import Layer
 from .loops import inline_all
 from .mma_intrinsics import Form, copy_always, copy_or_zero, multiply_step, part_index, parts
-from .mma_model import gpu_of, ranked_tiles
-from .mma_tiles import CHUNK, LANES, Digits, MmaTile, Problem, pack_weights, problem_of
+from .mma_model import cycles, gpu_of, ranked_tiles
+from .mma_tiles import CHUNK, LANES, Digits, MmaTile, Problem, pack_weights, packing, problem_of
 from .rule import Kernel
 
 DATA = {"uint8": Form.U8S8, "int8": Form.S8S8}
@@ -78,17 +78,41 @@ class Mma:
 
     def tiles(self, layer: Layer, target: tvm.target.Target) -> list[MmaTile]:
         """The best by the cost model first."""
-        return ranked_tiles(_source(layer).problem, gpu_of(architectures(target)))
+        return ranked_tiles(self.problem(layer), gpu_of(architectures(target)))
+
+    def possible(self, layer: Layer, target: tvm.target.Target) -> list[MmaTile]:
+        """Every tile, the best by the cost model first: what it ranks low today was ranked high by another, and measured."""
+        return ranked_tiles(self.problem(layer), gpu_of(architectures(target)), None)
+
+    def problem(self, layer: Layer) -> Problem:
+        """What a layer that this rule fits multiplies."""
+        return _source(layer).problem
+
+    def form(self, layer: Layer) -> str:
+        """The types of its products."""
+        return self.problem(layer).form.value
+
+    def estimate(self, layer: Layer, target: tvm.target.Target, tile: MmaTile) -> float:
+        """The cost model's cycles."""
+        return cycles(self.problem(layer), tile, gpu_of(architectures(target)))
+
+    def packing(self, layer: Layer, tile: MmaTile) -> dict[str, int]:
+        """How `mma_pack.pack` makes the kernel's first argument of the layer's weights."""
+        return packing(self.problem(layer), tile)
+
+    def weights(self, layer: Layer) -> Array:
+        """The layer's weights, [..., channels]."""
+        call = layer.anchor_call
+        assert call is not None
+        return layer.constant(call.args[1])
 
     def build(self, layer: Layer, target: tvm.target.Target, tile: MmaTile | None = None) -> Kernel:
         """See the loops at the top of this file."""
         tile = tile or self.tiles(layer, target)[0]
         source = _source(layer)
         digits = Digits(source.problem, tile, layer.packs_result)
-        call = layer.anchor_call
-        assert call is not None
         inputs = {p: te.placeholder(ops.shape_of(p), ops.dtype_of(p), f"x{i}") for i, p in enumerate(layer.func.params)}
-        weights = pack_weights(layer.constant(call.args[1]), source.problem, tile)
+        weights = pack_weights(self.weights(layer), source.problem, tile)
         w = te.placeholder(weights.shape, str(weights.dtype), "weights")
         after, read = epilogue(layer, digits.shape, digits.constant)
         sums = _sums(digits, source.stages(layer, inputs, digits), w)

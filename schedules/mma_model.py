@@ -55,9 +55,9 @@ def gpu_of(architectures: Sequence[str]) -> Gpu:
     return Gpu(chosen.multiprocessors, chosen.products, min(GPUS[a].shared for a in architectures), chosen.int4, chosen.registers, chosen.warps)
 
 
-def ranked_tiles(problem: Problem, gpu: Gpu) -> list[MmaTile]:
-    """The tiles worth trying for a problem, the least estimated time first."""
-    return sorted(_tiles(problem, gpu), key=lambda t: (cycles(problem, t, gpu), t.threads, t.stages))[:TILES]
+def ranked_tiles(problem: Problem, gpu: Gpu, most: int | None = TILES) -> list[MmaTile]:
+    """The tiles worth trying for a problem, or all that fit it (None), the least estimated time first."""
+    return sorted(_tiles(problem, gpu), key=lambda t: (cycles(problem, t, gpu), t.threads, t.stages))[:most]
 
 
 def _tiles(problem: Problem, gpu: Gpu) -> list[MmaTile]:

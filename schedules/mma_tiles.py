@@ -14,9 +14,9 @@ from hawq_tvm import ops
 from .emit import Array, ints
 from .emit_movement import unravel
 from .mma_intrinsics import Form, parts
+from .mma_pack import LANES, pack
 
 CHUNK = 16  # bytes of a row of data that are copied and read together
-LANES = 32
 
 
 @dataclass(frozen=True)
@@ -216,30 +216,19 @@ class Digits:
         return padded.reshape(p.groups, 1, -1, 1, t.warps[1], 1, 4, 1, self.own)
 
 
-def pack_weights(weights: Array, problem: Problem, tile: MmaTile) -> Array:
-    """[taps, run elements, channels of all groups] weights as [group, block, slice, step, warp, fragment, lane, parts(depth * width, 16)] bytes.
-
-    The order is the one in which lanes read fragments; the columns of a warp's fragments are dealt out so that every thread
-    holds neighbouring channels (see `Digits`).
-    """
+def packing(problem: Problem, tile: MmaTile) -> dict[str, int]:
+    """What `mma_pack.pack` must know, beside the weights."""
     p, t, form = problem, tile, problem.form
-    per_byte = 2 if form.is_packed else 1
-    steps, (_, _, blocks) = p.steps(t) * t.slices, p.blocks(t)
-    k = weights.reshape(p.bytes * per_byte, p.groups, p.channels)
-    extra = steps * t.step_bytes * per_byte - k.shape[0], blocks * t.channels - p.channels
-    k = np.pad(k, [(0, extra[0]), (0, 0), (0, extra[1])])
-    if form.is_packed:
-        k = _pairs(k[0::2], k[1::2])
-    digits = k.reshape(steps, t.depth, 2, 4, 4, p.groups, blocks, t.warps[1], 4, t.columns, 2)
-    # step, depth, upper half, t of the row, byte, group, block, warp, t of the column, fragment, column of the pair
-    digits = digits.transpose(5, 6, 0, 7, 9, 8, 10, 3, 1, 2, 4)
-    if form.opens_weights:
-        digits = _pairs(digits[..., 0, :], digits[..., 1, :])
-    return np.ascontiguousarray(digits.reshape(p.groups, blocks, t.slices, -1, t.warps[1], t.columns, LANES, *parts(t.depth * form.width, CHUNK)))
+    return {
+        "groups": p.groups, "channels": p.channels, "blocks": p.blocks(t)[2], "slices": t.slices, "steps": p.steps(t), "depth": t.depth,
+        "across": t.warps[1], "columns": t.columns, "width": form.width, "packed": int(form.is_packed), "opened": int(form.opens_weights),
+    }  # fmt: skip
 
 
-def _pairs(low: Array, high: Array) -> Array:
-    return ((low.astype(np.int64) & 15) | (high.astype(np.int64) & 15) << 4).astype(np.uint8)
+def pack_weights(weights: Array, problem: Problem, tile: MmaTile) -> Array:
+    """Weights as `mma_pack.pack` orders them, a lane's bytes as `parts` of them that are copied together."""
+    packed = pack(weights, **packing(problem, tile))
+    return packed.reshape(*packed.shape[:-1], *parts(packed.shape[-1], CHUNK))
 
 
 def problem_of(call: relax.Call, form: Form, before: tuple[int, int], size: tuple[int, int]) -> Problem:

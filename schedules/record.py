@@ -15,16 +15,18 @@ from typing import Any
 import tvm
 
 from hawq_tvm import stages
+from hawq_tvm.cuda.target import architectures, is_cuda
 from hawq_tvm.errors import InputError, ScheduleError
 
 from . import workload
 from .layer import Layer
-from .rule import Rule, Tile, Tiled, choose
+from .rule import Modelled, Rule, Tile, Tiled, choose
 from .rules import rules_for
 
 FORMAT = "hawq_tvm tile records 1"
 SHIPPED = Path(__file__).with_name("records")
 ATTRIBUTE = "hawq.record"
+Fields = dict[str, int | str | list[int]]
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,11 @@ class Record:
     tile: the fields of the rule's tile.  median_us, default_us: of this tile and of the cost model's, measured in turns.
     layer: one layer that has this workload, for people.  candidates: how many tiles were measured.
     machine, load, versions, date: where and when, and the load average of the machine just before.
+    On a GPU the machine is its name, and threads and load are 0.
     """
 
     rule: str
-    tile: dict[str, int | str]
+    tile: Fields
     median_us: float
     default_us: float
     layer: str
@@ -100,8 +103,12 @@ def _wrong(entry: Any) -> str | None:
     odd = [name for name, kind in kinds.items() if not isinstance(entry[name], kind)]
     odd += [name for name in ("median_us", "default_us") if not _is_number(entry[name]) or entry[name] == 0]
     odd += ["load"] if not _is_number(entry["load"]) else []
-    odd += ["tile"] if isinstance(entry["tile"], dict) and not all(type(v) in (int, str) for v in entry["tile"].values()) else []
+    odd += ["tile"] if isinstance(entry["tile"], dict) and not all(_is_size(v) for v in entry["tile"].values()) else []
     return f"wrong values of {', '.join(odd)}" if odd else None
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) in (int, str) or (type(value) is list and all(type(v) is int for v in value))
 
 
 def _is_number(value: Any) -> bool:
@@ -114,19 +121,22 @@ def dump(records: Records) -> str:
 
 
 def shipped(target: tvm.target.Target) -> dict[str, Record]:
-    """The records that come with this version for a target's CPU: records/MCPU.json, if there is one."""
-    path = SHIPPED / f"{target.attrs.get('mcpu', 'generic')}.json"
+    """The records that come with this version for a target's CPU or GPU: records/MCPU.json or sm_90.json, if there is one."""
+    name = "-".join(architectures(target)) if is_cuda(target) else target.attrs.get("mcpu", "generic")
+    path = SHIPPED / f"{name}.json"
     return (parse(path.read_bytes(), str(path)) or {}) if path.is_file() else {}
 
 
-def fields_of(tile: Tile) -> dict[str, int | str]:
+def fields_of(tile: Tile) -> Fields:
     """The fields of a tile as JSON has them."""
-    return asdict(tile)  # type: ignore[call-overload, no-any-return]
+    values = asdict(tile)  # type: ignore[call-overload]
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
-def tile_of(rule: Tiled, layer: Layer, target: tvm.target.Target, wanted: Mapping[str, int | str]) -> Tile | None:
+def tile_of(rule: Tiled, layer: Layer, target: tvm.target.Target, wanted: Mapping[str, Any]) -> Tile | None:
     """The tile of a layer with given fields, or None when the layer has no such tile."""
-    return next((t for t in rule.tiles(layer, target) if fields_of(t) == wanted), None)
+    tiles = rule.possible(layer, target) if isinstance(rule, Modelled) else rule.tiles(layer, target)
+    return next((t for t in tiles if fields_of(t) == wanted), None)
 
 
 def find(records: Records, possible: Iterable[str], rule: Tiled, layer: Layer, target: tvm.target.Target, told: set[str]) -> Record | None:

@@ -51,6 +51,26 @@ class Tiled(Rule, Protocol):
         """The kernel of a layer with one of its tiles, by default the first."""
 
 
+@runtime_checkable
+class Modelled(Tiled, Protocol):
+    """A rule with more tiles than `tiles` lists, a cost model in figures, and weights that every tile orders in its own way."""
+
+    def possible(self, layer: Layer, target: tvm.target.Target) -> Sequence[Tile]:
+        """Every tile of a layer that a record may name; the first are those of `tiles`."""
+
+    def form(self, layer: Layer) -> str:
+        """What a kernel's time depends on beside the layer's structure: how it multiplies, which the weights' values may decide."""
+
+    def estimate(self, layer: Layer, target: tvm.target.Target, tile: Any) -> float:
+        """The cost model's cycles."""
+
+    def weights(self, layer: Layer) -> np.ndarray[Any, Any]:
+        """The weights as the layer has them."""
+
+    def packing(self, layer: Layer, tile: Any) -> dict[str, int]:
+        """How `mma_pack.pack` makes the kernel's first argument of the weights."""
+
+
 @dataclass(frozen=True)
 class Choice:
     """The rule chosen for a layer, and what the rules before it said."""

@@ -10,14 +10,15 @@ import tvm
 from tvm import relax
 
 from hawq_tvm import ops
+from hawq_tvm.cuda.target import architectures, is_cuda
 from hawq_tvm.target import describe
 
 from .layer import Layer
-from .rule import Tiled
+from .rule import Modelled, Tiled
 
 # Attributes that are values, as constants are: layers that differ in them alone run equally fast.
 VALUES = frozenset({"zero_point", "qmin", "qmax", "fill", "pad_value", "multiplier", "shift", "thresholds", "differing"})
-# The fields of tiles that are searched; the others say how a rule multiplies, which may depend on the weights' values.
+# The fields of a CPU's tiles that are searched; the others say how a rule multiplies, which may depend on the weights' values.
 SEARCHED = frozenset({"lines", "columns", "pixels", "vectors", "rows"})
 
 
@@ -67,15 +68,22 @@ def _attributes(attrs: Any) -> str:
 
 def target_text(target: tvm.target.Target) -> str:
     """A target in one line: everything that decides which instructions a kernel may use."""
+    if is_cuda(target):
+        return f"cuda -arch={','.join(architectures(target))}"  # the CPU only launches
     fields = describe(target)
     options = [f"-{k}={','.join(v) if isinstance(v, list) else v}" for k, v in sorted(fields.items()) if k != "kind"]
     return " ".join([fields["kind"], *options])
 
 
 def keys(rule: Tiled, layer: Layer, target: tvm.target.Target) -> dict[str, str]:
-    """The key of a layer's workload by class of threads, "many" and "one"; they are equal where no tile divides tasks."""
-    first = asdict(rule.tiles(layer, target)[0])  # type: ignore[call-overload]
+    """The key of a layer's workload by class of threads, "many" and "one"; they are equal where no tile divides tasks.
+
+    On a GPU every field of a tile is searched.
+    """
+    first = asdict(rule.tiles(layer, target)[0]) if not is_cuda(target) else {}  # type: ignore[call-overload]
     fixed = {name: value for name, value in first.items() if name not in SEARCHED}
+    if isinstance(rule, Modelled):
+        fixed["form"] = rule.form(layer)
     digest = hashlib.sha256(f"{structure(layer)}\n{fixed}".encode()).hexdigest()[:20]
     base, divides = f"{rule.name} {digest} {target_text(target)}", "rows" in first
     return {c: f"{base} {c}" if divides else base for c in ("many", "one")}

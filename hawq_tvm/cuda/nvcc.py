@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+import tvm
 import tvm_ffi
 
 from ..errors import HawqError, PackageError, UsageError
@@ -135,6 +136,21 @@ def _callback(code: str) -> bytes:
         raise
     job.usage += parse_usage(log)
     return binary
+
+
+def source(module: tvm.IRModule, target: tvm.target.Target) -> str:
+    """The CUDA source that TVM writes for a module of device functions; nothing is compiled."""
+    previous = tvm_ffi.get_global_func(_CALLBACK)
+    tvm_ffi.register_global_func(_CALLBACK, lambda code: b"", override=True)
+    try:
+        return _guarded(str(tvm.get_global_func("target.build.cuda")(module, target).inspect_source()))
+    finally:
+        tvm_ffi.register_global_func(_CALLBACK, previous, override=True)
+
+
+def cubin_options(arch: str) -> list[str]:
+    """nvcc's options that make machine code for one architecture as `fatbin` makes it for several."""
+    return ["--cubin", *OPTIONS[1:], f"-arch={arch}{EXACT.get(arch, '')}"]
 
 
 # What TVM writes around asynchronous copies; sm_75, whose copies are not, refuses it.
