@@ -22,9 +22,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from gpu_runner import driver, peers, plan, timing, vm  # noqa: E402
-from gpu_runner.bundle import Bundle  # noqa: E402
-from gpu_runner.refusal import Refusal  # noqa: E402
+from gpu_runner import driver, peers, plan, timing, vm
+from gpu_runner.bundle import Bundle
+from gpu_runner.refusal import Refusal
 
 FORMAT = 1
 

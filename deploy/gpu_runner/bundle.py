@@ -3,7 +3,8 @@
     manifest.json             what is in the bundle, and the hash of every file
     runtime/*.xz, *.whl       TVM's runtime libraries and tvm-ffi
     libraries/NAME.so.xz      a library with zeros in the place of its large constants ("holes")
-    entries/NAME.json.xz      its holes, inputs, layers, kernels and expected integers
+    entries/NAME.json.xz      its holes, inputs, layers and kernels, and the name of what is expected
+    expected/NAME.json.xz     the reference's integers of every layer, or their hashes, the same for every batch of a network
     constants/SHA256.xz       the bytes of holes
 """
 
@@ -66,7 +67,8 @@ class Bundle:
     def entry(self, name: str) -> dict[str, Any]:
         """What an entry's library takes, does and must compute."""
         fields: dict[str, Any] = json.loads(self._unpacked(f"entries/{name}.json.xz"))
-        return fields
+        wanted = json.loads(self._unpacked(f"expected/{fields['expected']}.json.xz"))
+        return {**fields, "layers": [{**layer, "results": results} for layer, results in zip(fields["layers"], wanted, strict=True)]}
 
     def library(self, name: str, dense: bool = False) -> bytes:
         """An entry's library with its constants; dense: with random weights in the place of large constants.
@@ -74,7 +76,8 @@ class Bundle:
         Raises Refusal when a constant is not the one that the library was made with.
         """
         library = bytearray(self._unpacked(f"libraries/{name}.so.xz"))
-        for number, fields in enumerate(self.entry(name)["holes"]):
+        holes = json.loads(self._unpacked(f"entries/{name}.json.xz"))["holes"]
+        for number, fields in enumerate(holes):
             hole = Hole(**fields)
             library[hole.offset : hole.offset + hole.count] = self._filling(hole, number, dense)
         return bytes(library)

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from .refusal import Refusal
@@ -132,7 +133,7 @@ class Stream:
                 launch()
             self.driver.call("cuEventRecord", events[-1], self._own)
             self.driver.call("cuEventSynchronize", events[-1])
-            return [self._between(a, b) for a, b in zip(events, events[1:])]
+            return [self._between(a, b) for a, b in pairwise(events)]
         finally:
             for event in events:
                 self.driver.call("cuEventDestroy_v2", event)

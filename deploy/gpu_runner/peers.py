@@ -114,15 +114,17 @@ def limits(stream: Stream) -> dict[str, Any]:
     fields: dict[str, Any] = {"int8": f"torch._int_mm of {LARGEST} x {LARGEST} x {LARGEST}, operands between -32 and 31"}
     best = _product(LARGEST, LARGEST, LARGEST, stream, repeats=4)
     fields |= {"int8_tops": best["tops"]} if "tops" in best else {"int8_tops": None, "int8_error": best["error"]}
-    own = t.cuda.ExternalStream(stream.handle)
-    with t.inference_mode(), t.cuda.stream(own):
+    return {**fields, "memory": "a copy of 4 GiB, bytes read and written", "memory_gb_per_s": _copied(stream)}
+
+
+def _copied(stream: Stream) -> float:
+    """Gigabytes per second that a copy in the device's memory reads and writes."""
+    t = torch()
+    with t.inference_mode(), t.cuda.stream(t.cuda.ExternalStream(stream.handle)):
         source = t.ones(1 << 30, device="cuda", dtype=t.int32)  # 4 GiB
-        target = t.empty_like(source)
-        found = measure(stream, [lambda: target.copy_(source)], seconds=0.3, warmup=0.1, most=200)
-    size = 2 * source.numel() * source.element_size()
-    del source, target
-    t.cuda.empty_cache()
-    return {**fields, "memory": "a copy of 4 GiB, bytes read and written", "memory_gb_per_s": round(size / found["median_ms"] / 1e6, 1)}
+        copy = t.empty_like(source)
+        found = measure(stream, [lambda: copy.copy_(source)], seconds=0.3, warmup=0.1, most=200)
+    return round(2 * source.numel() * source.element_size() / found["median_ms"] / 1e6, 1)
 
 
 def shapes_of(entry: Mapping[str, Any]) -> list[tuple[int, int, int]]:

@@ -33,7 +33,7 @@ from deploy.gpu_runner.bundle import FORMAT, MANIFEST, packed
 from .. import __version__
 from .. import target as targets
 from ..errors import HawqError, OutputError, UsageError
-from ..pipeline import Compiled, compile_model
+from ..pipeline import compile_model, import_annotated, to_packed
 from . import gpu_cases, gpu_entries, zoo
 
 NETS = ("resnet50", "resnet18", "mobilenetv2", "inceptionv3")
@@ -62,6 +62,11 @@ class Wanted:
     seeds: tuple[int, ...]
     whole: bool
     rank: int
+
+    @property
+    def expected(self) -> str:
+        """The name of what is expected of its layers."""
+        return f"{self.net}-{self.precision}-{self.size}" if self.net else self.name
 
 
 def plan(nets: Sequence[str], precisions: Sequence[str], batches: Sequence[int], size: int | None = None) -> list[Wanted]:
@@ -101,40 +106,36 @@ class Maker:
             _write(self.work / "constants" / f"{digest}.xz", lambda data=data: packed(data))
         (folder / "library.so.xz").write_bytes(packed(entry.library))
         (folder / "entry.json.xz").write_bytes(packed(json.dumps(entry.fields).encode()))
+        (folder / "expected.json.xz").write_bytes(packed(json.dumps([s["results"] for s in self._samples(wanted)]).encode()))
         (folder / "constants.json").write_text(json.dumps(sorted(entry.constants)))
         stamp.write_text(self.stamp)
         return folder
 
     def _entry(self, wanted: Wanted) -> gpu_entries.Entry:
-        about = {"name": wanted.name, "net": wanted.net, "precision": wanted.precision, "size": wanted.size, "target": self.target}
+        about = {k: getattr(wanted, k) for k in ("name", "net", "precision", "size", "expected")}
+        compiled = compile_model(self._model(wanted), targets.parse(self.target), shapes=_shapes(wanted, wanted.batch))
+        return gpu_entries.make(compiled, wanted.seeds, self._samples(wanted), target=self.target, **about)
+
+    def _samples(self, wanted: Wanted) -> list[dict[str, Any]]:
+        """What the reference expects of every layer; made once for all batches of a network."""
+        if wanted.expected not in self._expected:
+            annotated = import_annotated(self._model(wanted), shapes=_shapes(wanted, 1))
+            graph = to_packed(annotated, target=targets.parse(self.target))
+            self._expected[wanted.expected] = gpu_entries.expected_layers(graph, wanted.seeds, wanted.whole)
+        return self._expected[wanted.expected]
+
+    def _model(self, wanted: Wanted) -> str | onnx.ModelProto:
         if not wanted.net:
-            compiled = self._compile(gpu_cases.CASES[wanted.precision]())
-            return gpu_entries.make(compiled, wanted.seeds, gpu_entries.expected_layers(compiled.packed, wanted.seeds, wanted.whole), **about)
-        model = str(self._model(wanted))
-        compiled = self._compile(model, wanted)
-        key = wanted.net, wanted.precision, wanted.size
-        if key not in self._expected:
-            one = compiled if wanted.batch in (1, len(wanted.seeds)) else None
-            graph = one.packed if one else _packed(model, wanted.size, self.target)
-            self._expected[key] = gpu_entries.expected_layers(graph, wanted.seeds, wanted.whole)
-        return gpu_entries.make(compiled, wanted.seeds, self._expected[key], **about)
-
-    def _compile(self, model: str | onnx.ModelProto, wanted: Wanted | None = None) -> Compiled:
-        shapes = {"input": (wanted.batch, 3, wanted.size, wanted.size)} if wanted else {}
-        return compile_model(model, targets.parse(self.target), shapes=shapes)
-
-    def _model(self, wanted: Wanted) -> Path:
+            return gpu_cases.CASES[wanted.precision]()
         weight_bits, activation_bits = PRECISIONS[wanted.precision]
-        path = self.work / "models" / f"{wanted.net}-{wanted.precision}-{wanted.size}.onnx"
-        return zoo.make(
+        path = self.work / "models" / f"{wanted.expected}.onnx"
+        return str(zoo.make(
             wanted.net, path, size=wanted.size, weight_bits=weight_bits, activation_bits=activation_bits, keep=KEEP, symbolic=True, say=self.say,
-        )  # fmt: skip
+        ))  # fmt: skip
 
 
-def _packed(model: str, size: int, target: str) -> tvm.IRModule:
-    from ..pipeline import import_annotated, to_packed
-
-    return to_packed(import_annotated(model, shapes={"input": (1, 3, size, size)}), target=targets.parse(target))
+def _shapes(wanted: Wanted, batch: int) -> dict[str, tuple[int, ...]]:
+    return {"input": (batch, 3, wanted.size, wanted.size)} if wanted.net else {}
 
 
 def _sources() -> Iterator[Path]:
@@ -162,6 +163,7 @@ def choose(wanted: Sequence[Wanted], folders: Sequence[Path], constants: Path, r
     files: dict[str, Path] = {}
     for w, folder in zip(wanted, folders, strict=True):
         files |= {f"libraries/{w.name}.so.xz": folder / "library.so.xz", f"entries/{w.name}.json.xz": folder / "entry.json.xz"}
+        files |= {f"expected/{w.expected}.json.xz": folder / "expected.json.xz"}
     left = room - sum(p.stat().st_size for p in files.values())
     if left < 0:
         raise OutputError("the bundle would be larger than its limit", where="--limit-mb", found=f"{-left / 1e6:.1f} MB too much without any weights", remedy="leave out networks, precisions or batches")

@@ -60,7 +60,10 @@ def make(compiled: Compiled, seeds: Sequence[int], samples: Sequence[Mapping[str
         odd = next((f"{a} beside {b}" for a, b in zip(found, wanted) if a != b), f"{len(found)} beside {len(wanted)} layers")
         raise PackageError("the layers are not those of the network that gave the expected integers", where=str(about.get("name", "")), found=odd)
     rules = {row["layer"]: row for row in schedules.report(compiled.tir)}
-    rows = [{**layer, "results": s["results"], **{k: str(rules[layer["layer"]][k]) for k in ("rule", "tile") if layer["layer"] in rules}} for layer, s in zip(layers, samples)]
+    rows = []
+    for layer in layers:
+        del layer["results"]
+        rows.append({**layer, **{k: str(rules[layer["layer"]][k]) for k in ("rule", "tile") if layer["layer"] in rules}})
     fields = {
         **about, "batch": batch, "inputs": [{"name": p.name, "shape": list(ops.shape_of(p)), "seeds": list(seeds)} for p in graph["main"].params],
         "samples": len(seeds), "layers": rows, "holes": holes, "products": work.products(graph),
