@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,15 @@ def torch() -> Any:
     return found
 
 
+def missing() -> str | None:
+    """Why PyTorch cannot stand beside, or None."""
+    try:
+        torch()
+    except Refusal as e:
+        return str(e)
+    return None
+
+
 def network(net: str, peer: str, shape: tuple[int, ...], stream: Stream, l2: int, seconds: float = 1.0) -> dict[str, Any]:
     """The times of torchvision's float network: launched kernel by kernel, and as a CUDA graph, as ours.
 
@@ -52,7 +62,7 @@ def network(net: str, peer: str, shape: tuple[int, ...], stream: Stream, l2: int
         model = model.half()
     if last:
         model = t.compile(model.to(memory_format=t.channels_last), dynamic=False)
-    count = rotation(shape, 2 if half else 4, l2)
+    count = rotation((2 if half else 4) * int(np.prod(shape)), l2)
 
     def given(i: int) -> Any:
         x = t.randn(shape, device="cuda", generator=t.Generator("cuda").manual_seed(i), dtype=t.float16 if half else t.float32)
@@ -67,7 +77,7 @@ def network(net: str, peer: str, shape: tuple[int, ...], stream: Stream, l2: int
         fields: dict[str, Any] = {
             "model": f"torchvision.models.{name}", "torch": t.__version__, "torchvision": torchvision.__version__, "inputs_rotated": count,
             "bytes_rotated": sum(x.numel() * x.element_size() for x in inputs), "cudnn_tf32": bool(t.backends.cudnn.allow_tf32),
-            "launched": measure(stream, [lambda x=x: model(x) for x in inputs], seconds),
+            "launched": measure(stream, [partial(model, x) for x in inputs], seconds),
         }  # fmt: skip
         try:
             graphs, pool = [], t.cuda.graph_pool_handle()
@@ -110,7 +120,6 @@ def _product(m: int, n: int, k: int, stream: Stream, repeats: int = 20) -> dict[
 
 def limits(stream: Stream) -> dict[str, Any]:
     """What the device reaches: int8 operations (two per multiplication) in its library's largest product, bytes copied per second."""
-    t = torch()
     fields: dict[str, Any] = {"int8": f"torch._int_mm of {LARGEST} x {LARGEST} x {LARGEST}, operands between -32 and 31"}
     best = _product(LARGEST, LARGEST, LARGEST, stream, repeats=4)
     fields |= {"int8_tops": best["tops"]} if "tops" in best else {"int8_tops": None, "int8_error": best["error"]}

@@ -12,6 +12,8 @@ from .refusal import FAILURES, sentence
 NETS, PRECISIONS = ("resnet50", "resnet18", "mobilenetv2", "inceptionv3"), ("w8a8", "w4a8", "w4a4")
 DETAILED = (1, 8, 128)  # batches of which every layer is timed
 
+OF_TORCH = ("limits", "peer", "products")  # kinds of steps that need PyTorch
+
 
 @dataclass(frozen=True)
 class Step:

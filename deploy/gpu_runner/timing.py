@@ -7,8 +7,9 @@ CPU's share only where the CPU is slower than the GPU (which is the case of shor
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from math import ceil
 from typing import Any
 
@@ -48,35 +49,43 @@ def measure(stream: Stream, launches: list[Callable[[], Any]], seconds: float = 
     return statistics(times)
 
 
-def rotation(shape: tuple[int, ...], itemsize: int, l2: int) -> int:
-    """How many inputs are rotated: enough to overrun the second-level cache, at least two and at most MOST_INPUTS."""
-    return min(MOST_INPUTS, max(2, ceil(BEYOND * l2 / (int(np.prod(shape)) * itemsize))))
+def rotation(size: int, l2: int) -> int:
+    """How many inputs of `size` bytes are rotated: enough to overrun the second-level cache, at least two and at most MOST_INPUTS."""
+    return min(MOST_INPUTS, max(2, ceil(BEYOND * l2 / size)))
 
 
-def ours(machine: Any, entry: Mapping[str, Any], stream: Stream, l2: int, seconds: float = 1.0) -> dict[str, Any]:
+def images(entry: Mapping[str, Any], l2: int) -> list[list[Any]]:
+    """Inputs of an entry to be rotated: lists of arrays."""
+    shape = tuple(entry["inputs"][0]["shape"])
+    count = rotation(4 * int(np.prod(shape)), l2)
+    return [[image(1000 + i, shape)] for i in range(count)]
+
+
+def ours(machine: Any, inputs: Sequence[Sequence[Any]], stream: Stream, seconds: float = 1.0, warmup: float = 0.3, least: int = 20) -> dict[str, Any]:
     """The times of a library: kernel by kernel as the virtual machine launches them, and as one graph.
 
-    {"launched": ..., "graph": ...} or, where the graph cannot be had, {"launched": ..., "graph": None, "graph_error": why}.
+    inputs: arrays to be rotated.  The result: {"launched", "graph", "graph_equal"} or, where the graph cannot be had, {"launched", "graph": None,
+    "graph_error": why}.  graph_equal: whether a graph gives the same bits as the kernels launched one by one.
     """
-    shape = tuple(entry["inputs"][0]["shape"])
-    count = rotation(shape, 4, l2)
-    arrays = [machine.tensor(image(1000 + i, shape)) for i in range(count)]
+    tensors = [[machine.tensor(a) for a in arrays] for arrays in inputs]
+    calls = [partial(machine.main, *t) for t in tensors]
+    size = sum(a.nbytes for arrays in inputs for a in arrays)
+
     with on(machine, stream):
-        launched = measure(stream, [lambda a=a: machine.main(a) for a in arrays], seconds)
-        fields: dict[str, Any] = {"launched": launched, "inputs_rotated": count, "bytes_rotated": count * int(np.prod(shape)) * 4}
-        plain = machine.main(arrays[0])
+        fields: dict[str, Any] = {"inputs_rotated": len(inputs), "bytes_rotated": size, "launched": measure(stream, calls, seconds, warmup, least)}
+        plain = machine.main(*tensors[0])
         stream.wait()
         wanted = [machine.numpy(t) for t in plain]
         graphs: list[Graph] = []
         with closing(graphs):
             try:
-                for a in arrays:
-                    graphs.append(stream.captured(lambda a=a: machine.main(a)))
-                fields["graph"] = measure(stream, [g.launch for g in graphs], seconds)
+                for call in calls:
+                    graphs.append(stream.captured(call))
+                fields["graph"] = measure(stream, [g.launch for g in graphs], seconds, warmup, least)
                 graphs[0].launch()
                 stream.wait()
-                equal = all(np.array_equal(w, machine.numpy(t), equal_nan=w.dtype.kind == "f") for w, t in zip(wanted, graphs[0].kept, strict=True))
-                fields["graph_equal"] = bool(equal)
+                found = [machine.numpy(t) for t in graphs[0].kept]
+                fields["graph_equal"] = all(w.tobytes() == f.tobytes() for w, f in zip(wanted, found, strict=True))
             except FAILURES as e:
                 fields |= {"graph": None, "graph_error": sentence(e)}
     return fields

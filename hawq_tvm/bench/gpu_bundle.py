@@ -89,7 +89,7 @@ class Maker:
     def __init__(self, work: Path, target: str, say: Callable[[str], None]) -> None:
         self.work, self.target, self.say = work, target, say
         self.stamp = hashlib.sha256((target + str(tvm.__version__)).encode() + b"".join(p.read_bytes() for p in _sources())).hexdigest()
-        self._expected: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+        self._expected: dict[str, list[dict[str, Any]]] = {}
 
     def make(self, wanted: Wanted) -> Path:
         """The folder of an entry: library.so.xz, entry.json.xz, and its constants in the folder `constants` beside it."""
@@ -103,7 +103,7 @@ class Maker:
         folder.mkdir(parents=True)
         (self.work / "constants").mkdir(exist_ok=True)
         for digest, data in entry.constants.items():
-            _write(self.work / "constants" / f"{digest}.xz", lambda data=data: packed(data))
+            _write(self.work / "constants" / f"{digest}.xz", partial(packed, data))
         (folder / "library.so.xz").write_bytes(packed(entry.library))
         (folder / "entry.json.xz").write_bytes(packed(json.dumps(entry.fields).encode()))
         (folder / "expected.json.xz").write_bytes(packed(json.dumps([s["results"] for s in self._samples(wanted)]).encode()))

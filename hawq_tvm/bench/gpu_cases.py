@@ -6,6 +6,7 @@ One model holds many layers, each with an input and an output of its own, becaus
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -127,5 +128,5 @@ def others() -> onnx.ModelProto:
 
 
 CASES: dict[str, Callable[[], onnx.ModelProto]] = {
-    "others": others, **{f"form-{name}": (lambda name=name: form(name)) for name in FORMS},
+    "others": others, **{f"form-{name}": partial(form, name) for name in FORMS},
 }  # fmt: skip

@@ -6,6 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def expected_layers(graph: tvm.IRModule, seeds: Sequence[int], whole: bool) -> l
     for group in [list(seeds)] if together else [[s] for s in seeds]:
         values: list[Any] = []
         given = {p.name: np.concatenate([image(s, (1, *ops.shape_of(p)[1:])) for s in group]) for p in params}
-        evaluate(graph, given, lambda _, value, values=values: values.append(value))
+        evaluate(graph, given, partial(_keep, values))
         known = {b.var: v for b, v in zip(stages.bindings(graph["main"]), values, strict=True)}
         runs.append([v if isinstance(v := known[b.var], tuple) else (v,) for b in calls])
     rows = []
@@ -118,6 +119,10 @@ def expected_layers(graph: tvm.IRModule, seeds: Sequence[int], whole: bool) -> l
             results.append(compare.expected([a[k : k + 1] for a in arrays for k in range(a.shape[0])], whole))
         rows.append({"layer": b.var.name, "results": results})
     return rows
+
+
+def _keep(values: list[Any], _: str, value: Any) -> None:
+    values.append(value)
 
 
 def weights(tir: tvm.IRModule) -> list[Array]:
