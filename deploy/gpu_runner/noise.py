@@ -14,7 +14,7 @@ _WORD = (1 << 64) - 1
 
 
 def noise(seed: int, count: int) -> Array:
-    """`count` bytes, uint8, of the generator splitmix64 (Steele, Lea, Flood 2014) begun at `seed`."""
+    """`count` bytes, uint8, of the generator splitmix64 (Steele, Lea, Flood 2014), begun `seed` steps after state 0."""
     z = np.arange(1, (count + 7) // 8 + 1, dtype=np.uint64) * np.uint64(_STEP)
     z += np.uint64(seed * _STEP & _WORD)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)

@@ -32,7 +32,7 @@ def statistics(times: list[float]) -> dict[str, Any]:
     return {"median_ms": median, "p10_ms": p10, "p90_ms": p90, "min_ms": round(min(times), 5), "iterations": len(times)}
 
 
-def measure(stream: Stream, launches: list[Callable[[], Any]], seconds: float = 1.0, warmup: float = 0.3, least: int = 20, most: int = 4000) -> dict[str, Any]:
+def measure(stream: Stream, launches: Sequence[Callable[[], Any]], seconds: float = 1.0, warmup: float = 0.3, least: int = 20, most: int = 4000) -> dict[str, Any]:
     """Time launches in turns: `warmup` seconds unmeasured, then at least `least` and `seconds`, at most `most`."""
     chunk = max(1, min(CHUNK, most))
 
