@@ -15,11 +15,11 @@ __all__ = ["HawqError", "Package", "__version__", "compile", "inspect", "load", 
 
 if TYPE_CHECKING:
     from .errors import HawqError
-    from .inspect import inspect
+    from .inspection import inspect
     from .package import Package, compile, load
     from .tuner import tune
 
-_HOMES = {"Package": "package", "compile": "package", "load": "package", "HawqError": "errors", "inspect": "inspect", "tune": "tuner"}
+_HOMES = {"Package": "package", "compile": "package", "load": "package", "HawqError": "errors", "inspect": "inspection", "tune": "tuner"}
 
 
 def __getattr__(name: str) -> Any:

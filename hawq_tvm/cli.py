@@ -16,6 +16,7 @@ from rich.console import Console
 
 from . import options, show
 from .errors import HawqError, UsageError
+from .quantize import commands as quantize_commands
 from .show import OUT, say
 
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -23,7 +24,7 @@ ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    args = options.parser(COMMANDS).parse_args(argv)
+    args = options.parser(COMMANDS, quantize_commands.add_verbs).parse_args(argv)
     try:
         return int(args.command(args))
     except HawqError as e:
@@ -84,7 +85,7 @@ def _print_json(value: Any) -> None:
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from .inspect import inspect, operators
+    from .inspection import inspect, operators
 
     if args.operators == bool(args.model):
         raise UsageError("takes a model or --operators", where="inspect", expected="inspect MODEL.onnx, or inspect --operators", found="both" if args.model else "neither")
@@ -250,7 +251,7 @@ def _info(args: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, options.Command] = {
     "inspect": _inspect, "compile": _compile, "tune": _tune, "run": _run, "verify": _verify, "prove": _prove, "bench": _bench,
-    "profile": _profile, "info": _info,
+    "profile": _profile, "info": _info, **quantize_commands.COMMANDS,
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from . import compile as compile_package
 from . import load
 from .bench import zoo
 from .errors import HawqError, ModelError
-from .inspect import inspect
+from .inspection import inspect
 from .show import show_proof
 
 SIZE = 224

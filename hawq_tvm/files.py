@@ -66,6 +66,14 @@ def write_text(path: Path, text: str) -> None:
     _write(path, lambda stream: stream.write(text.encode()))
 
 
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, complete or not at all.
+
+    Raises OutputError when it cannot be written.
+    """
+    _write(path, lambda stream: stream.write(data))
+
+
 def check_folder(path: Path) -> None:
     """Whether the folder that `path` is to be made in exists: none is made on the way, a mistyped path would go unnoticed.
 

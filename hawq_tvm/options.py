@@ -10,11 +10,13 @@ from . import __version__
 from .errors import UsageError
 
 Command = Callable[[argparse.Namespace], int]
+AddVerbs = Callable[[Callable[[str, str], argparse.ArgumentParser]], None]
 
 EXAMPLES = """examples:
   hawq-tvm inspect model.onnx
   hawq-tvm inspect --operators
   hawq-tvm compile model.onnx -o model.hawq --shape input=1x3x224x224
+  hawq-tvm compile model.pt2 -o model.hawq
   hawq-tvm tune model.onnx --trials 400 -o model.records.json
   hawq-tvm compile model.onnx -o model.hawq --records model.records.json
   hawq-tvm run model.hawq --inputs in.npz -o out.npz
@@ -22,6 +24,8 @@ EXAMPLES = """examples:
   hawq-tvm prove model.hawq --json
   hawq-tvm bench model.hawq --threads 1
   hawq-tvm profile model.hawq --threads 1 --svg time.svg
+  hawq-tvm allocate float.onnx --calib in.npz --budget bops=0.5 --budget size=6.7MB -o bits.json
+  hawq-tvm latency float.onnx -o table.json
   hawq-tvm bench model.hawq --against openvino,onnxruntime --model model.onnx --threads 2
   hawq-tvm bench model_w4.hawq --against model.hawq --threads 1
 
@@ -30,10 +34,10 @@ exit codes: 0 ok, 1 a check failed, 2 an option, an input array or an output pat
 """
 
 
-def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The argument parser; commands: the function of every verb."""
+def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.ArgumentParser:
+    """The argument parser; commands: the function of every verb; groups: add the options of verbs that are read elsewhere."""
     made = argparse.ArgumentParser(
-        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, tune, run, verify, prove, bench, profile.",
+        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, tune, run, verify, prove, bench, profile, allocate.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     made.add_argument("--version", action="version", version=f"hawq-tvm {__version__}")
@@ -61,7 +65,7 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     shapes(sub)
     json_flag(sub)
 
-    sub = verb("compile", "compile a quantized ONNX model into an integer-only package")
+    sub = verb("compile", "compile a quantized model (ONNX, or a PyTorch .pt2) into an integer-only package")
     sub.add_argument("model")
     sub.add_argument("-o", "--output", required=True, metavar="PKG", help="the package's folder, by habit NAME.hawq")
     sub.add_argument("--target", default="host", help="host, x86-amx, x86-vnni, x86-avxvnni, x86-avx2, x86-64-v2, ..., 'llvm -mcpu=NAME', cuda-sm75, cuda-sm80, cuda-sm86, cuda-sm89, cuda-sm90, or cuda for all of these GPUs (default: host)")
@@ -121,6 +125,8 @@ def parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     sub = verb("info", "print what a package contains")
     sub.add_argument("package")
     json_flag(sub)
+    for add in groups:
+        add(verb)
     return made
 
 

@@ -39,7 +39,9 @@ def compile(
     model: Any, target: str = "host", *, shapes: Mapping[str, Sequence[int]] | None = None,
     allow_float_tail: bool = False, progress: Progress | None = None, records: str | Path | None = None,
 ) -> Package:  # fmt: skip
-    """Compile a quantized ONNX model (path, bytes or ModelProto) into an integer-only package.
+    """Compile a quantized model into an integer-only package.
+
+    model: ONNX (a path, bytes or ModelProto), or PyTorch after PT2E quantization (a .pt2 path, bytes or ExportedProgram).
 
     target: "host", "x86-64-v3" and the like, an LLVM target, "cuda-sm80" and the like, or "cuda".  shapes: fixes symbolic dimensions by input name.
     allow_float_tail: keep float operators before the first quantize or after the last dequantize.
@@ -186,7 +188,7 @@ class Package:
 
     @property
     def inputs(self) -> list[dict[str, Any]]:
-        """Every input's name, ONNX type, array dtype, shape, and quantization where it has one."""
+        """Every input's name, type in the model, array dtype, shape, and quantization where it has one."""
         return copy.deepcopy(self.manifest["inputs"])
 
     @property

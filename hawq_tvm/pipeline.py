@@ -177,7 +177,7 @@ def compile_model(
     source: Any, target: tvm.target.Target, *, shapes: dict[str, tuple[int, ...]] | None = None,
     allow_float_tail: bool = False, progress: Progress | None = None, records: schedules.Records | None = None,
 ) -> Compiled:  # fmt: skip
-    """An ONNX model (path, bytes or ModelProto) compiled for `target`; the options are those of `import_annotated`.
+    """A model compiled for `target`; what it may be and the options are those of `import_annotated`.
 
     records: measured tiles to use, before those that are shipped.
     """
@@ -188,19 +188,18 @@ def compile_model(
 def import_annotated(
     source: Any, *, shapes: dict[str, tuple[int, ...]] | None = None, allow_float_tail: bool = False, progress: Progress | None = None
 ) -> tvm.IRModule:
-    """The ANNOTATED module of an ONNX model (path, bytes or ModelProto).
+    """The ANNOTATED module of a model: ONNX (path, bytes or ModelProto) or PyTorch (.pt2 path, bytes or ExportedProgram).
 
     shapes: fixes symbolic dimensions by input name.  allow_float_tail: keep float operators before the first
     quantize or after the last dequantize, outside the integer region, instead of refusing them.
     """
-    from .frontend.onnx import import_onnx
+    from .frontend.formats import frontend_of
 
-    return _Run(progress).step("import", lambda: (_import(import_onnx, source, shapes, allow_float_tail), 0))
+    def run() -> tuple[tvm.IRModule, int]:
+        module = frontend_of(source).run(source, shapes)
+        return (mark_float_tail(module) if allow_float_tail else module), 0
 
-
-def _import(importer: Callable[..., tvm.IRModule], source: Any, shapes: Any, allow_float_tail: bool) -> tvm.IRModule:
-    module = importer(source, shapes)
-    return mark_float_tail(module) if allow_float_tail else module
+    return _Run(progress).step("import", run)
 
 
 def mark_float_tail(module: tvm.IRModule) -> tvm.IRModule:

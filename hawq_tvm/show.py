@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from .inspect import InspectReport
+    from .inspection import InspectReport
     from .package import Package
     from .tuner import TuneReport, TuneStep
     from .verify.certificate import Certificate

@@ -20,7 +20,7 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
-from schedules import record, workload
+from schedules import lower, record, workload
 from schedules.layer import Layer
 from schedules.record import Record
 from schedules.rule import Tile, Tiled, choose
@@ -30,7 +30,7 @@ from . import __version__, arith, ops, pipeline, ranges, stages
 from . import target as targets
 from .bench import machine
 from .bench.measure import checked_threads
-from .bench.race import race
+from .bench.race import Contender, race
 from .bench.work import layer_products
 from .errors import OutputError, UsageError
 from .files import check_output, write_text
@@ -127,7 +127,7 @@ def tune(
     threads: the size of TVM's thread pool (None: one per usable core).  progress: called when a workload begins and ends.
     Raises ModelError as `compile` does, UsageError for a target that this machine cannot run, OutputError when `records` cannot be written.
     """
-    parsed, path, count = _runnable(target), Path(records), checked_threads(0, 0, 1, threads)
+    parsed, path, count = runnable(target), Path(records), checked_threads(0, 0, 1, threads)
     if trials < 2:
         raise UsageError("at least 2 trials are needed to compare anything", where="--trials", found=str(trials))
     check_output(path)
@@ -157,8 +157,11 @@ def tune(
     return TuneReport(path, count, tuple(outcomes), len(found) - len(missing), len(missing) - len(planned))
 
 
-def _runnable(text: str) -> tvm.target.Target:
-    """A target whose code this machine can run."""
+def runnable(text: str) -> tvm.target.Target:
+    """A target whose code this machine can run.
+
+    Raises UsageError for another.
+    """
     parsed = targets.parse(text)
     if targets.gpu_architectures(parsed):
         raise UsageError("tiles are measured on this machine's CPU", where=f"--target {text}", expected="a CPU", found="a GPU", remedy="compile without records")
@@ -205,6 +208,30 @@ def workloads(packed: tvm.IRModule, target: tvm.target.Target, threads: int) -> 
     return sorted(made, key=lambda w: -w.work)
 
 
+def main_kernel(packed: tvm.IRModule, target: tvm.target.Target) -> tuple[Contender, str]:
+    """The kernel that multiplies most in a PACKED module, as `compile` makes it for `target`, fed with random values; and its rule's name.
+
+    Raises UsageError when nothing in it multiplies.
+    """
+    packed = pipeline.with_records(packed, target, {})
+    calls = [b.value for b in stages.bindings(packed["main"]) if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.GlobalVar)]
+    call = max(calls, key=lambda c: layer_products(packed[c.op]), default=None)
+    if call is None or not layer_products(packed[call.op]):
+        raise UsageError("there is no kernel with products in it")
+    layer = Layer.of(call.op, packed[call.op])
+    rule = choose(rules_for(target), layer, target).rule
+    kernel, _ = lower.build(rule, layer, target)
+    bounds, rng = _bounds(packed), np.random.default_rng(0)
+    return Contender(kernel, tuple(_random(rng, a, bounds[a]) for a in call.args), _outputs(layer)), rule.name
+
+
+def _outputs(layer: Layer) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of every result of a layer."""
+    body = layer.func.body.ty
+    types = list(body.fields) if isinstance(body, relax.TupleType) else [body]
+    return [(tuple(int(d) for d in t.shape.values), str(t.dtype)) for t in types]
+
+
 def _bounds(packed: tvm.IRModule) -> dict[relax.Var, tuple[int, int]]:
     """The least and the largest value that every tensor of `main` can have; floats, which have none, are left at 0, 0."""
     main, named = packed["main"], ranges.module_ranges(packed)
@@ -240,10 +267,7 @@ def _measured(one: Workload, share: int, target: tvm.target.Target, threads: int
     """The record of a workload after measuring its first `share` tiles."""
     tiles = one.tiles[:share]
     kernels = [one.rule.build(one.layer, target, tile) for tile in tiles]
-    body = one.layer.func.body.ty
-    types = list(body.fields) if isinstance(body, relax.TupleType) else [body]
-    outputs = [(tuple(int(d) for d in t.shape.values), str(t.dtype)) for t in types]
-    result = race(kernels, one.inputs, outputs, target, threads)
+    result = race(kernels, one.inputs, _outputs(one.layer), target, threads)
     for i in result.wrong:
         record.warn(f"{one.layers[0]}: the tile {tiles[i]} computes something else than {tiles[0]} and was left out; this is a bug, report it")
     tile, median, default = tiles[result.winner], round(result.median_us, 3), round(result.first_us, 3)
@@ -254,4 +278,4 @@ def _measured(one: Workload, share: int, target: tvm.target.Target, threads: int
     return entry, Outcome(one.key, one.layers, one.rule.name, str(tiles[0]), str(tile), default, median, share)
 
 
-__all__ = ["Outcome", "TuneReport", "TuneStep", "tune", "workloads"]
+__all__ = ["Outcome", "TuneReport", "TuneStep", "main_kernel", "runnable", "tune", "workloads"]

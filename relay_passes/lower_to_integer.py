@@ -150,7 +150,7 @@ class _Lowering:
         try:
             return self._float(self._value(expr), "output")
         except NotLowered as failure:
-            remedy = "quantize it (a QuantizeLinear/DequantizeLinear pair before this output)"
+            remedy = "quantize it (a quantize/dequantize pair before this output)"
             remedy = remedy if self.allow_float else f"{TAIL}, or {remedy}"
             raise NotLowered(failure.where, "output", failure.message.replace("its input", "this output"), remedy) from None
 
@@ -341,7 +341,7 @@ class _Lowering:
             return Real(ops.shape_of(x), (Term(x, np.zeros((), np.int64), np.ones(())),))
         if dtype.startswith("float"):
             return x
-        raise self.ctx.fail("cast", f"it casts a real tensor to {dtype} without a scale", "use QuantizeLinear")
+        raise self.ctx.fail("cast", f"it casts a real tensor to {dtype} without a scale", "quantize it")
 
 
 def binding_is_output(lowering: _Lowering, call: relax.Call) -> bool:

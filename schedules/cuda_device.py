@@ -10,10 +10,6 @@ from __future__ import annotations
 SOURCE = r"""
 namespace hawq {
 
-#if defined(HAWQ_EMULATED)
-// The instructions themselves come from whoever emulates them.
-#else
-
 // N bytes from global to shared memory, or N zeros; complete after cp.async.wait_group.
 template <int N> __device__ __forceinline__ void copy(void* to, const void* from, int take) {
 #if __CUDA_ARCH__ >= 800
@@ -67,7 +63,6 @@ HAWQ_MMA_4(mma_s4s4, "m16n8k64", "s4.s4")
 HAWQ_MMA_1(mma_u4s4, "m8n8k32", "u4.s4")
 HAWQ_MMA_1(mma_s4s4, "m8n8k32", "s4.s4")
 #endif
-#endif  // HAWQ_EMULATED
 
 // The low nibble of every byte as a byte.
 __device__ __forceinline__ unsigned nibbles_u(unsigned bytes) { return bytes & 0x0F0F0F0Fu; }

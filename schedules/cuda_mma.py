@@ -72,7 +72,7 @@ class Mma:
                 return "a product of vectors, or of many matrices of weights."
         elif str(call.attrs.data_layout) != "NHWC" or str(call.attrs.kernel_layout) != "HWIO":
             return f"the layout is {call.attrs.data_layout}, {call.attrs.kernel_layout}, not NHWC, HWIO."
-        elif int(call.attrs.groups) == ops.shape_of(call)[-1]:
+        elif ops.shape_of(w)[2] == 1 and int(call.attrs.groups) > 1:
             return "a depthwise convolution, which has one product per tap."
         return layer.epilogue_moves_data(packs=True) or _constants_over_pixels(layer)
 
@@ -429,8 +429,6 @@ class _Scheduling:
 
     def pipeline(self, step: s_tir.schedule.LoopRV) -> None:
         """Copies of a step, `stages` - 1 steps before its products."""
-        ahead = self.tile.stages - 1
-        if ahead:
-            self.sch.annotate(step, "software_pipeline_stage", [0, 0, ahead])
-            self.sch.annotate(step, "software_pipeline_order", [0, 1, 2])
-            self.sch.annotate(step, "software_pipeline_async_stages", [0])
+        self.sch.annotate(step, "software_pipeline_stage", [0, 0, self.tile.stages - 1])
+        self.sch.annotate(step, "software_pipeline_order", [0, 1, 2])
+        self.sch.annotate(step, "software_pipeline_async_stages", [0])

@@ -24,7 +24,8 @@ class MmaTile:
     """A block computes warps[0] x warps[1] warps of rows x columns fragments, 16 pixels times 8 channels each.
 
     slices: so many groups of such warps share a block, each with its part of K; their sums are added at the end.
-    depth: steps of 32 bytes of K between two barriers (even).  stages: steps in flight.
+    depth: steps of 32 bytes of K between two barriers (even).  stages: steps in flight, at least 2: only a pipeline waits for its
+    asynchronous copies.
     """
 
     warps: tuple[int, int]
@@ -35,7 +36,7 @@ class MmaTile:
     stages: int = 3
 
     def __post_init__(self) -> None:
-        if min(*self.warps, self.rows, self.columns, self.slices, self.stages) < 1 or self.depth < 2 or self.depth % 2:
+        if min(*self.warps, self.rows, self.columns, self.slices) < 1 or min(self.stages, self.depth) < 2 or self.depth % 2:
             raise ValueError(f"not a tile: {self}")
 
     @property

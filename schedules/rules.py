@@ -23,7 +23,7 @@ from .x86_vnni_depthwise import VnniDepthwise
 
 # Tried in order; a faster kernel for some CPU goes before the portable ones.
 CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), Contract(), Window(), Elementwise(), Generic())
-CUDA_RULES: tuple[Rule, ...] = (Mma(), CudaDepthwise(), CudaWindow(), CudaElementwise(), CudaGeneric())
+CUDA_RULES: tuple[Rule, ...] = (CudaDepthwise(), Mma(), CudaWindow(), CudaElementwise(), CudaGeneric())
 
 
 def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:

@@ -46,6 +46,28 @@ def race(
 
 
 @dataclass(frozen=True)
+class Contender:
+    """One kernel with what it is fed with; outputs: shape and dtype of each."""
+
+    kernel: Kernel
+    inputs: Sequence[NDArray[Any]]
+    outputs: Sequence[tuple[tuple[int, ...], str]]
+
+
+def time_each(contenders: Sequence[Contender], target: tvm.target.Target, threads: int, seconds: float = FINAL) -> list[float]:
+    """The median microseconds of kernels that compute different things, called in turns for about `seconds` each."""
+    runs = [_runs([c.kernel], c.inputs, c.outputs, target)[0] for c in contenders]
+
+    def heat(stop: threading.Event) -> list[float]:
+        for run in runs:
+            run.call()
+        medians = _heat(runs, range(len(runs)), seconds, stop)
+        return [medians[i] for i in range(len(runs))]
+
+    return with_pool(threads, heat)
+
+
+@dataclass(frozen=True)
 class _Run:
     """One built kernel with its arguments, ready to be called."""
 

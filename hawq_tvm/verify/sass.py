@@ -64,9 +64,9 @@ def inspect_device_code(library: Path | bytes, kernels: Iterable[str], architect
     """
     data = library if isinstance(library, bytes) else library.read_bytes()
     where = "the library" if isinstance(library, bytes) else str(library)
-    listing = [line for image in fat_binaries(data) for line in _disassembled(image, where)]
+    images = list(fat_binaries(data))
     found: dict[str, dict[str, list[tuple[int, str]]]] = {}
-    for arch, function, at, text in _parse(listing):
+    for arch, function, at, text in (line for image in images for line in listing(image, where)):
         found.setdefault(arch, {}).setdefault(function, []).append((at, text))
     if set(found) != set(architectures):
         raise PackageError(
@@ -116,6 +116,14 @@ def fat_binaries(data: bytes) -> Iterator[bytes]:
         else:
             at += len(_MAGIC)
         at = data.find(_MAGIC, at)
+
+
+def listing(image: bytes, where: str) -> Iterator[tuple[str, str, int, str]]:
+    """(architecture, function, address, instruction without predicate) of everything in a container of GPU code.
+
+    Raises PackageError when it cannot be disassembled, or holds code that is not the GPU's own.
+    """
+    return _parse(_disassembled(image, where))
 
 
 def _disassembled(image: bytes, where: str) -> list[str]:

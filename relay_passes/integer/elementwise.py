@@ -92,9 +92,15 @@ def scale_by(ctx: Context, a: Value, factor: Array, op: str) -> Value:
     """a * factor for a constant factor."""
     if not np.all(np.isfinite(factor)):
         raise ctx.fail(op, "it multiplies by a number that is not finite", "correct the constant")
-    real = settled(ctx, _real(ctx, a, op), op)
+    real = _real(ctx, a, op)
+    if is_uniform(factor) and factor.flat[0] > 0:  # the bounds of a clip scale with it
+        f = float(factor.flat[0])
+        low, high = real.low * f, real.high * f
+    else:
+        real = settled(ctx, real, op)
+        low, high = real.low, real.high
     shape = tuple(np.broadcast_shapes(real.shape, factor.shape))
-    return Real(shape, tuple(replace(t, scale=t.scale * factor) for t in real.terms), real.constant * factor)
+    return Real(shape, tuple(replace(t, scale=t.scale * factor) for t in real.terms), real.constant * factor, low, high)
 
 
 def divide(ctx: Context, a: Value, b: Value) -> Value:

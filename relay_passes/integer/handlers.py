@@ -14,7 +14,7 @@ from ..tabulate_unary import ELEMENTWISE
 from . import convolution, elementwise, movement, pooling
 from .values import INSERT, Constant, Context, Real, Value, is_uniform
 
-BOTH_SIDES = "quantize its input and its result (QuantizeLinear/DequantizeLinear pairs before and after this node)"
+BOTH_SIDES = "quantize its input and its result (quantize/dequantize pairs before and after this node)"
 
 
 def why_not(ctx: Context, name: str, values: list[Any]) -> tuple[str, str]:
@@ -24,7 +24,7 @@ def why_not(ctx: Context, name: str, values: list[Any]) -> tuple[str, str]:
     if all(_tabulable(v) for v in values if not isinstance(v, Constant)):
         return (
             "it can only be a table between one quantized tensor and a quantize, and nothing quantizes its result",
-            "quantize its result too (a QuantizeLinear/DequantizeLinear pair after this node)",
+            "quantize its result too (a quantize/dequantize pair after this node)",
         )
     return "it can only be a table of one quantized 8 or 16-bit tensor, which its input is not", INSERT
 

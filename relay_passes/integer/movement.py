@@ -97,6 +97,9 @@ def move(ctx: Context, call: relax.Call, x: Value) -> Value:
             for t in x.terms
         )
         return Real(_out_shape(call), terms, numbers(x.constant, x.shape), x.low, x.high)
+    if isinstance(x, Joined):
+        # Joined first, then moved: both at the quantize, whose one scale no movement changes.
+        return replace(x, shape=_out_shape(call), join=lambda parts: again(ctx.emit(x.join(parts), "joined")), moved=True)
     raise ctx.fail(op, "its input has no quantize of its own", INSERT)
 
 

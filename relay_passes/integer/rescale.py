@@ -21,6 +21,7 @@ class Output:
     """What a hawq.quantize asks for: (A2) with scale, zero point, type and rounding; how branches are rounded (A14).
 
     inside: the zero point where it is added before the rounding (A2a); `zero` is then 0.
+    form: how constants are divided by the scale (A2).
     """
 
     scale: Array
@@ -29,6 +30,7 @@ class Output:
     rounding: str
     branches: str = "common"
     inside: int = 0
+    form: str = "divide"
 
     @staticmethod
     def of(ctx: Context, call: relax.Call) -> Output:
@@ -39,8 +41,9 @@ class Output:
         attrs = call.attrs
         qtype = arith.QType(int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"]))
         scale = ops.const_value(call.args[1]).astype(np.float64)
-        level, affine = int(zero.flat[0]), str(attrs["form"]) == "affine"
-        return Output(scale, 0 if affine else level, qtype, str(attrs["rounding"]), str(attrs["branches"]), level if affine else 0)
+        level, form = int(zero.flat[0]), str(attrs["form"])
+        inside = level if form == "affine" else 0
+        return Output(scale, level - inside, qtype, str(attrs["rounding"]), str(attrs["branches"]), inside, form)
 
     def clipped(self, low: float, high: float) -> Output:
         """(A12): the same output with its range narrowed to real low .. high."""
@@ -64,10 +67,12 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
         scale = out.scale.astype(np.float32)
         q = arith.quantize(
             value.real.astype(np.float32), scale, np.asarray(out.zero + out.inside), qmin=out.qtype.qmin, qmax=out.qtype.qmax,
-            storage=out.qtype.storage, rounding=out.rounding, form="affine" if out.inside else "divide",
+            storage=out.qtype.storage, rounding=out.rounding, form=out.form,
         )  # fmt: skip
         return ops.const(np.broadcast_to(q, value.shape), out.qtype.storage)
     if isinstance(value, Joined):
+        if value.moved and not is_uniform(out.scale):
+            raise ctx.fail("hawq.quantize", "its scales differ between channels of a moved concatenation", "use one scale for the tensor")
         layer = ctx.layer
         parts = []
         for i, part in enumerate(value.parts):

@@ -83,12 +83,13 @@ class Constant:
 class Joined:
     """Several Reals whose integers can be joined only once they share a scale, that is at their quantize.
 
-    join: makes the integer result from the parts' integers.  map: a Real operation applied to every part.
+    join: makes the integer result from the parts' integers.  moved: whether it moves them too.
     """
 
     shape: tuple[int, ...]
     parts: tuple[Real | Joined | Constant, ...]
     join: Callable[[list[relax.Expr]], relax.Expr]
+    moved: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +179,7 @@ class Context:
         return NotLowered(self.layer, op.removeprefix("relax.").removeprefix("nn."), reason, remedy)
 
 
-INSERT = "quantize this tensor too (a QuantizeLinear/DequantizeLinear pair before this node)"
+INSERT = "quantize this tensor too (a quantize/dequantize pair before this node)"
 
 
 def is_uniform(array: Array) -> bool:

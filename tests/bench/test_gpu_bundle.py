@@ -28,7 +28,8 @@ from hawq_tvm.bench import gpu_bundle, gpu_cases, gpu_entries
 from hawq_tvm.cuda import runtime
 from hawq_tvm.errors import HawqError, OutputError, PackageError
 from hawq_tvm.pipeline import compile_model
-from models import Graph, float_output
+
+from ..models import Graph, float_output
 
 
 def network(batch: Any = 3, channels: int = 64) -> onnx.ModelProto:

@@ -1,27 +1,49 @@
-"""Whole networks compiled for the oldest and the newest architecture, without a GPU: every layer on a CUDA kernel, none of them float."""
+"""Whole networks compiled for every architecture, without a GPU: every layer on a CUDA kernel, none of them float, products on
+tensor cores, nothing spilled."""
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import hawq_tvm as ht
+from hawq_tvm.verify import sass
 
-TWO = json.dumps({"kind": "cuda", "architectures": ["sm_75", "sm_90"]})
+SIZES = {"resnet18": 64, "resnet50": 64, "mobilenetv2": 64, "inceptionv3": 139}
+WITH_INT4 = {"sm_75": "IMMA.8832", "sm_80": "IMMA.16864", "sm_86": "IMMA.16864", "sm_89": "IMMA.16864"}
+INT8 = {"sm_75": "IMMA.8816", "sm_80": "IMMA.16832", "sm_86": "IMMA.16832", "sm_89": "IMMA.16832", "sm_90": "IMMA.16832"}
+
+
+def tensor_products(library: Path) -> dict[str, Counter[str]]:
+    """The matrix instructions of a library, by architecture."""
+    found: dict[str, Counter[str]] = {}
+    for image in sass.fat_binaries(library.read_bytes()):
+        for arch, _, _, text in sass.listing(image, str(library)):
+            if text.startswith("IMMA"):
+                found.setdefault(arch, Counter())[text.split()[0]] += 1
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "mobilenetv2", "inceptionv3"])
-def test_networks_compile(name: str, compiler: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("weights", "data"), [(8, 8), (4, 8), (4, 4)])
+@pytest.mark.parametrize("name", SIZES)
+def test_networks_compile(name: str, weights: int, data: int, compiler: Path, tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="the zoo's networks come from PyTorch")
     from hawq_tvm.bench import zoo
 
     model = tmp_path / f"{name}.onnx"
-    zoo.make(name, model, size=139 if name == "inceptionv3" else 64)
-    package = ht.compile(model, TWO)
+    zoo.make(name, model, size=SIZES[name], weight_bits=weights, activation_bits=data)
+    package = ht.compile(model, "cuda")
     assert package.certificate()["ok"], package.certificate()["code_offenders"][:5]
-    assert all(row["rule"].startswith("cuda.") for row in package.report())
-    spilled = [u for row in package.report() for u in row["usage"] if u["spill_stores"] or u["spill_loads"]]
-    assert not spilled
+    rows = package.report()
+    assert all(row["rule"].startswith("cuda.") for row in rows)
+    contractions = [row for row in rows if row["rule"] == "cuda.mma"]
+    assert contractions and not [u for row in rows for u in row["usage"] if u["spill_stores"] or u["spill_loads"]]
+    products = tensor_products(package.library)
+    assert set(products) == set(INT8)
+    for arch, found in products.items():
+        assert any(n.startswith(INT8[arch]) for n in found)
+        fours = [n for n in found if arch in WITH_INT4 and n.startswith(WITH_INT4[arch])]
+        assert bool(fours) == ((weights, data) == (4, 4) and arch in WITH_INT4), (arch, found)

@@ -1,8 +1,4 @@
-"""ONNX Runtime as a second oracle: operators of its own domain, and every layer of whole quantized networks.
-
-ONNX Runtime multiplies by float32 scales, so it may land on the other side of a rounding boundary. A difference counts as
-explained when it is one step and the exact real value lies within float32's reach of the boundary; anything else fails.
-"""
+"""ONNX Runtime as a second oracle: operators of its own domain, and every layer of whole quantized networks."""
 
 from __future__ import annotations
 
@@ -13,17 +9,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import tvm
 from onnx import TensorProto
-from tvm import relax
 
 import hawq_tvm as ht
-from hawq_tvm import ops, stages
 from hawq_tvm.bench import zoo
 from hawq_tvm.frontend.onnx import import_onnx
-from hawq_tvm.verify.reference import evaluate_call
 
 from ..models import Graph
+from ..oracle import Oracle, explained
 
 MICROSOFT = "com.microsoft"
 
@@ -33,52 +26,6 @@ def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     options.intra_op_num_threads = 2
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def explained(real_steps: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """Where a one-step difference sits on a rounding boundary, as far as float32 can tell.
-
-    The reach: float32 holds 24 bits, an accumulation and three multiplications lose a few units of the last place of the
-    value, and of the sum's largest partial result, which ONNX Runtime's float path may keep 2^6 times larger.
-    """
-    boundary = np.abs(real_steps - np.floor(real_steps) - 0.5)
-    reach = 2.0**-24 * 64 * np.maximum(np.abs(real_steps), 1)
-    return (np.abs(ours.astype(np.int64) - theirs.astype(np.int64)) == 1) & (boundary <= reach)
-
-
-class Oracle:
-    """Evaluates an ANNOTATED module layer by layer on ONNX Runtime's own integers, so that no difference propagates."""
-
-    def __init__(self, module: tvm.IRModule, theirs: dict[str, np.ndarray]) -> None:
-        self.main, self.theirs = module["main"], theirs
-        self.rows: dict[str, tuple[int, int, int]] = {}
-        self.env: dict[Any, Any] = {}
-
-    def value(self, expr: Any) -> Any:
-        if isinstance(expr, relax.Var):
-            return self.env[expr]
-        if ops.is_const(expr):
-            return ops.const_value(expr)
-        if isinstance(expr, relax.Tuple):
-            return tuple(self.value(f) for f in expr.fields)
-        if isinstance(expr, relax.TupleGetItem):
-            return self.value(expr.tuple_value)[expr.index]
-        return evaluate_call(expr, [self.value(a) for a in expr.args]) if isinstance(expr, relax.Call) else expr
-
-    def run(self, inputs: dict[str, np.ndarray]) -> None:
-        self.env.update({p: inputs[p.name] for p in self.main.params})
-        for b in stages.bindings(self.main):
-            self.env[b.var] = self.value(b.value)
-            if ops.op_name(b.value) == "hawq.quantize" and b.var.name in self.theirs:
-                self._compare(b)
-
-    def _compare(self, b: relax.VarBinding) -> None:
-        ours, theirs = self.env[b.var], self.theirs[b.var.name].astype(self.env[b.var].dtype)
-        real = np.asarray(self.value(b.value.args[0]), np.float64) / ops.const_value(b.value.args[1]).astype(np.float64)
-        different = ours != theirs
-        fine = explained(real, ours, theirs)
-        self.rows[b.var.name] = (ours.size, int(different.sum()), int((different & ~fine).sum()))
-        self.env[b.var] = theirs
 
 
 def exposed(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -103,7 +50,7 @@ def test_every_layer_of_a_network(name: str, size: int, tmp_path: Path) -> None:
     theirs = {n.name: by_tensor[n.output[0]] for n in model.graph.node if n.op_type == "QuantizeLinear"}
     oracle = Oracle(import_onnx(model), theirs)
     oracle.run({"input": x})
-    elements, different, unexplained = (sum(r[i] for r in oracle.rows.values()) for i in range(3))
+    elements, different, unexplained = oracle.total()
     assert len(oracle.rows) > 20
 
     package = ht.compile(model)

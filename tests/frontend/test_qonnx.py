@@ -16,7 +16,7 @@ import hawq_tvm as ht
 from hawq_tvm import ops, pipeline
 from hawq_tvm.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx, known_operators
-from hawq_tvm.inspect import inspect
+from hawq_tvm.inspection import inspect
 from hawq_tvm.verify.reference import evaluate
 
 from ..models import Graph, float_output

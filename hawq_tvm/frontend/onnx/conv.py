@@ -2,73 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 from tvm import relax
 
-from hawq_tvm import ops
-
+from ..common.conv import check_channels, check_transposed, convolved, convolved_transposed
 from .node import Node, handles
-from .values import Constant, Value
+from .values import Value
 from .window import Window, auto_pad, explicit_pads, positive, read_window, split_padding
-
-
-def channel_bias(node: Node, bias: Value, channels: int) -> relax.Expr:
-    """A bias of one value per channel as (1, C, 1, 1)."""
-    if tuple(bias.shape) not in ((channels,), (1,) if channels == 1 else (channels,)):
-        raise node.fail("has a bias that does not fit", expected=f"shape [{channels}]", found=str(list(bias.shape)))
-    shape = (1, channels, 1, 1)
-    if isinstance(bias, Constant):
-        return ops.const(bias.stored().reshape(shape), str(bias.stored().dtype))
-    return node.emit(relax.op.reshape(bias.expr, shape), "bias")
-
-
-def _check(node: Node, x: relax.Expr, w: relax.Expr, channel_axis: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Shapes of data and weight and the group count, checked; channel_axis: where the weight has its input channels."""
-    data, weight, group = ops.shape_of(x), ops.shape_of(w), node.attr("group", 1)
-    node.need(
-        len(data) in (3, 4), "works on 1-D and 2-D data", expected="data of rank 3 or 4", found=f"rank {len(data)}"
-    )
-    node.need(
-        len(weight) == len(data), "has a weight of another rank than its data", expected=len(data), found=list(weight)
-    )
-    node.need(group >= 1, "has a group that is not positive", expected="1 or more", found=group)
-    inputs = weight[1] * group if channel_axis == 1 else weight[0]
-    if inputs != data[1]:
-        raise node.fail(
-            "has a weight that does not fit its data",
-            expected=f"{data[1]} input channels",
-            found=f"{inputs} (weight {list(weight)}, group {group})",
-        )
-    node.need(
-        weight[0] % group == 0,
-        "has channels that its group does not divide",
-        expected=f"a multiple of {group}",
-        found=weight[0],
-    )
-    return data, weight, group
-
-
-def _to_2d(node: Node, expr: relax.Expr, suffix: str) -> relax.Expr:
-    return node.emit(relax.op.expand_dims(expr, [2]), suffix) if len(ops.shape_of(expr)) == 3 else expr
-
-
-def _finish(node: Node, y: relax.Expr, bias: Value | None, channels: int, rank: int) -> relax.Expr:
-    """The bias added and the helper dimension of a 1-D operator removed; the last expression is not yet bound."""
-    if bias is not None:
-        y = relax.op.add(node.emit(y, "acc"), channel_bias(node, bias, channels))
-    return relax.op.squeeze(node.emit(y, "flat"), [2]) if rank == 3 else y
 
 
 def convolve(node: Node, x: relax.Expr, w: relax.Expr, bias: Value | None) -> relax.Expr:
     """The float convolution of a node's attributes: x (N, C, spatial), w (O, C / group, spatial), bias (O)."""
-    data, weight, group = _check(node, x, w, 1)
-    window = read_window(node, data[2:], weight[2:])
-    y = relax.op.nn.conv2d(
-        _to_2d(node, x, "x2d"), _to_2d(node, w, "w2d"), strides=window.flat(window.strides, 1), padding=window.padding,
-        dilation=window.flat(window.dilations, 1), groups=group,
-    )  # fmt: skip
-    return _finish(node, y, bias, weight[0], len(data))
+    group = node.attr("group", 1)
+    data, weight = check_channels(node, x, w, group, 1)
+    return convolved(node, x, w, bias, read_window(node, data[2:], weight[2:]), group)
 
 
 @handles("Conv")
@@ -81,13 +27,10 @@ def conv(node: Node) -> relax.Expr:
 def conv_transpose(node: Node) -> relax.Expr:
     """Transposed convolution; output_shape and auto_pad become explicit padding."""
     x, w = node.expr(0), node.expr(1)
-    data, weight, group = _check(node, x, w, 0)
+    group = node.attr("group", 1)
+    data, weight = check_channels(node, x, w, group, 0)
     window, extra = _transposed_window(node, data[2:], weight[2:])
-    y = relax.op.nn.conv2d_transpose(
-        _to_2d(node, x, "x2d"), _to_2d(node, w, "w2d"), strides=window.flat(window.strides, 1), padding=window.padding,
-        output_padding=window.flat(extra, 0), dilation=window.flat(window.dilations, 1), groups=group,
-    )  # fmt: skip
-    return _finish(node, y, node.optional(2), weight[1] * group, len(data))
+    return convolved_transposed(node, x, w, node.optional(2), window, extra, group)
 
 
 def _transposed_window(node: Node, spatial: tuple[int, ...], kernel: tuple[int, ...]) -> tuple[Window, tuple[int, ...]]:
@@ -125,17 +68,6 @@ def _transposed_window(node: Node, spatial: tuple[int, ...], kernel: tuple[int, 
         before, after = (0,) * count, (0,) * count
     else:
         before, after = explicit_pads(node, count)
-    if any(e >= max(s, d) for e, s, d in zip(extra, strides, dilations, strict=True)):
-        raise node.fail(
-            "has an output_padding that its strides cannot leave open",
-            expected=f"below {list(strides)}",
-            found=str(extra),
-        )
-    sizes = [f - b - a for f, b, a in zip(full, before, after, strict=True)]
-    node.need(
-        math.prod(max(0, s) for s in sizes) > 0,
-        "has pads larger than its output",
-        expected="an output of positive size",
-        found=sizes,
-    )
-    return Window(kernel, strides, dilations, before, after), tuple(extra)
+    window = Window(kernel, strides, dilations, before, after)
+    check_transposed(node, spatial, window, tuple(extra))
+    return window, tuple(extra)

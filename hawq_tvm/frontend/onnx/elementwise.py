@@ -11,6 +11,7 @@ from tvm import relax
 
 from hawq_tvm import arith, ops
 
+from ..common.elementwise import check_broadcast, clipped
 from .node import Node, handles, scalar
 from .values import FLOAT_KINDS, Constant, Result, Tensor, Value, storage_of
 
@@ -25,17 +26,6 @@ UNARY: dict[str, Callable[[relax.Expr], relax.Expr]] = {
     "Sqrt": relax.op.sqrt, "Exp": relax.op.exp, "Log": relax.op.log, "Sin": relax.op.sin, "Cos": relax.op.cos,
     "Erf": relax.op.erf, "Tanh": relax.op.tanh, "Sigmoid": relax.op.sigmoid,
 }  # fmt: skip
-
-
-def check_broadcast(node: Node, *values: Value) -> None:
-    """Raise ModelError when shapes do not broadcast together."""
-    try:
-        np.broadcast_shapes(*(v.shape for v in values))
-    except ValueError:
-        found = " and ".join(str(list(v.shape)) for v in values)
-        raise node.fail(
-            "has operands that do not broadcast", expected="equal sizes, or 1, counted from the last axis", found=found
-        ) from None
 
 
 @handles(*BINARY)
@@ -101,12 +91,7 @@ def clip(node: Node) -> Result:
         low = min(low, high)  # ONNX: all values become max when min is above it
     if not node.is_float():
         return _clip_integers(node, x, low, high)
-    expr = node.expr(0)
-    if low is None and high is not None:
-        return relax.op.minimum(expr, scalar(high, expr))
-    if high is None and low is not None:
-        return relax.op.nn.relu(expr) if low == 0 else relax.op.maximum(expr, scalar(low, expr))
-    return relax.op.clip(expr, low, high)
+    return clipped(node.expr(0), low, high)
 
 
 def _bound(node: Node, index: int, name: str) -> float | None:

@@ -11,8 +11,8 @@ from onnx import helper, numpy_helper
 
 from hawq_tvm.errors import ModelError
 
+from ..common.text import first_line
 from .node import Node
-from .reader import first_line
 from .values import ELEMENT_TYPES, Array, Constant
 
 # Shape arithmetic and the elementary operators exporters use to make constants.  No operator of a quantized

@@ -2,42 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import tvm
-from tvm import relax
 
-from hawq_tvm import ops
 from hawq_tvm.errors import ModelError
 
+from ..common.text import first_line
+from ..common.writer import TYPE_RULE_ERRORS, Env, Failure, Writer
 from . import fold
 from .graph import check_names, in_order, node_name
-from .inputs import MAX_ELEMENTS, SUPPORTED, Input, graph_inputs
-from .node import HANDLERS, MICROSOFT, Entry, Node, expression
+from .inputs import SUPPORTED, graph_inputs
+from .node import HANDLERS, MICROSOFT, Entry, Node
 from .qonnx import DOMAINS as QONNX_DOMAINS
-from .reader import first_line, opset_of
+from .reader import opset_of
 from .schema import check_schema
-from .values import ELEMENT_TYPES, Array, Constant, Failed, Result, Tensor, Value, storage_of
-
-# What Relax's type rules and attribute conversions raise on operands that do not fit.
-TYPE_RULE_ERRORS = (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError, tvm.error.InternalError)
-
-Env = dict[str, Value | Failed]
+from .values import ELEMENT_TYPES, Array, Constant, Failed, Value
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A node that could not be imported, and why."""
-
-    op: str
-    error: ModelError
-
-
-class Importer:
+class Importer(Writer):
     """Imports one model; `failures` holds every node that could not be imported, in order."""
 
     def __init__(self, model: onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None) -> None:
@@ -47,33 +32,17 @@ class Importer:
         }
         check_names(model.graph)
         self.order = in_order(model.graph)
-        self.inputs: list[Input] = graph_inputs(model.graph, shapes or {})
-        self.input_names = frozenset(i.name for i in self.inputs)
-        self.failures: list[Failure] = []
-        self.builder = relax.BlockBuilder()
-        self.emit = ops.Emitter(self.builder, self.input_names)
+        super().__init__(graph_inputs(model.graph, shapes or {}))
 
     def run(self) -> tvm.IRModule:
         """The module, complete when `failures` stays empty."""
-        params = [relax.Var(i.name, relax.TensorType(i.shape, storage_of(i.kind))) for i in self.inputs]
-        env: Env = {i.name: Tensor(p, i.kind) for i, p in zip(self.inputs, params, strict=True)}
-        with self.builder.function("main", params):
-            with self.builder.dataflow():
-                self.initializers(self.model.graph, env)
-                self.walk(self.order, env)
-                outputs = [self.output(o, env) for o in self.model.graph.output]
-                result = self.builder.emit_output(relax.Tuple([expression(v) for v in outputs]))
-            self.builder.emit_func_output(result)
-        func = relax.analysis.remove_all_unused(self.builder.get()["main"])
-        attrs = {
-            "hawq.output_names": [o.name for o in self.model.graph.output],
-            "hawq.input_types": [i.kind for i in self.inputs],
-            "hawq.output_types": [v.kind for v in outputs],
-            "hawq.nodes": [node_name(n) for n in self.order],
-        }
-        for key, value in attrs.items():
-            func = func.with_attr(key, value)
-        return tvm.IRModule({"main": func})
+
+        def body(env: Env) -> list[Value]:
+            self.initializers(self.model.graph, env)
+            self.walk(self.order, env)
+            return [self.output(o, env) for o in self.model.graph.output]
+
+        return self.write(body, [o.name for o in self.model.graph.output], [node_name(n) for n in self.order])
 
     def initializers(self, graph: onnx.GraphProto, env: Env) -> None:
         """The initializers of a graph as constants; one that cannot be read fails."""
@@ -127,7 +96,7 @@ class Importer:
             )
         try:
             results = entry.handler(node)
-            return self.bind_results(node, results if isinstance(results, list) else [results])
+            return self.bind_results(node.name, results if isinstance(results, list) else [results])
         except TYPE_RULE_ERRORS as e:
             shapes = ", ".join(f"{v.kind}{list(v.shape)}" for v in node.inputs if v is not None)
             raise node.fail(f"does not fit its operands: {first_line(e)}", found=shapes) from None
@@ -153,33 +122,6 @@ class Importer:
         self.initializers(graph, inner)
         self.walk(in_order(graph), inner)
         return [inner[o.name] for o in graph.output]
-
-    def bind_results(self, node: Node, results: Sequence[Result]) -> list[Value]:
-        """Results bound to variables: the node's name, with the number of the output when there are several."""
-        values: list[Value] = []
-        for i, result in enumerate(results):
-            name = node.name if len(results) == 1 else f"{node.name}.{i}"
-            if isinstance(result, Constant):
-                values.append(result)
-                continue
-            tensor = result if isinstance(result, Tensor) else None
-            expr = tensor.expr if tensor else result
-            var = self.bind(expr, name)
-            kind = tensor.kind if tensor else ops.dtype_of(var)
-            values.append(Tensor(var, kind, tensor.bounds, tensor.narrow) if tensor else Tensor(var, kind))
-        return values
-
-    def bind(self, expr: relax.Expr, name: str) -> relax.Var:
-        """`expr` bound to a variable of that name (a number is added when it is taken); variables stay as they are."""
-        if isinstance(expr, relax.Var):
-            return expr
-        var = self.emit(expr, name)
-        for field in getattr(var.ty, "fields", None) or [var.ty]:
-            shape = [int(d) for d in field.shape.values]
-            if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
-                limit = f"sizes of at least 1, at most {MAX_ELEMENTS} elements"
-                raise ModelError("gives a tensor of impossible shape", where=name, expected=limit, found=str(shape))
-        return var
 
     def output(self, info: onnx.ValueInfoProto, env: Env) -> Value:
         """The value of a graph output, of the type the model declares."""

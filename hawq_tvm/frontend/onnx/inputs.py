@@ -1,45 +1,16 @@
-"""The run-time inputs of a graph: element types, and shapes with every symbolic dimension fixed."""
+"""The run-time inputs of an ONNX graph."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import onnx
 
-from hawq_tvm.errors import ModelError, UsageError
+from hawq_tvm.errors import ModelError
 
+from ..common.inputs import MAX_ELEMENTS, SUPPORTED, Declared, Input, fixed_inputs
 from .fold import type_name
 from .values import ELEMENT_TYPES
-
-SUPPORTED = frozenset(
-    {
-        "float32",
-        "bool",
-        "int2",
-        "uint2",
-        "int4",
-        "uint4",
-        "int8",
-        "uint8",
-        "int16",
-        "uint16",
-        "int32",
-        "uint32",
-        "int64",
-    }
-)
-MAX_ELEMENTS = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class Input:
-    """A run-time input: name, ONNX element type, static shape."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
 
 
 def runtime_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
@@ -49,26 +20,8 @@ def runtime_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
 
 
 def graph_inputs(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> list[Input]:
-    """Every run-time input with its static shape.
-
-    shapes: full shapes by input name; a symbolic dimension fixed for one input is fixed for the others too.
-    Raises UsageError for an unknown name or a shape that contradicts the model, ModelError for a dimension left open.
-    """
-    values = runtime_inputs(graph)
-    names = [v.name for v in values]
-    for name in shapes:
-        if name not in names:
-            raise UsageError(
-                "is not an input of the model",
-                where=f"--shape {name}",
-                expected=", ".join(names) or "no inputs",
-                found=name,
-            )
-    fixed: dict[str, int] = {}
-    for value in values:
-        if value.name in shapes:
-            _bind(value, [int(d) for d in shapes[value.name]], fixed)
-    return [Input(v.name, _kind(v), _shape(v, shapes.get(v.name), fixed)) for v in values]
+    """Every run-time input with its static shape; see `fixed_inputs`."""
+    return fixed_inputs([Declared(v.name, _kind(v), declared_shape(v)) for v in runtime_inputs(graph)], shapes)
 
 
 def declared_shape(value: onnx.ValueInfoProto) -> list[int | str] | None:
@@ -99,52 +52,4 @@ def _kind(value: onnx.ValueInfoProto) -> str:
     return kind
 
 
-def _bind(value: onnx.ValueInfoProto, given: list[int], fixed: dict[str, int]) -> None:
-    where, declared = f"--shape {value.name}", declared_shape(value)
-    if any(d < 1 for d in given):
-        raise UsageError("has a size below 1", where=where, expected="positive sizes", found=_text(given))
-    if declared is None:
-        return
-    if len(declared) != len(given):
-        raise UsageError(
-            "has the wrong number of dimensions", where=where, expected=_text(declared), found=_text(given)
-        )
-    for wanted, size in zip(declared, given, strict=True):
-        if isinstance(wanted, int) and wanted != size:
-            raise UsageError("contradicts the model", where=where, expected=_text(declared), found=_text(given))
-        if isinstance(wanted, str) and wanted != "?" and fixed.setdefault(wanted, size) != size:
-            raise UsageError(
-                f"gives the dimension {wanted!r} a second size",
-                where=where,
-                expected=str(fixed[wanted]),
-                found=str(size),
-            )
-
-
-def _shape(value: onnx.ValueInfoProto, given: Sequence[int] | None, fixed: Mapping[str, int]) -> tuple[int, ...]:
-    where, declared = f"input {value.name!r}", declared_shape(value)
-    if given is not None:
-        shape = tuple(int(d) for d in given)
-    else:
-        known = [fixed.get(d, d) if isinstance(d, str) else d for d in declared or []]
-        if declared is None or any(isinstance(d, str) for d in known):
-            example = (
-                "x".join(str(d if isinstance(d, int) else (224 if i > 1 else 1)) for i, d in enumerate(known))
-                or "1x3x224x224"
-            )
-            raise ModelError(
-                "has a shape that is not fixed",
-                where=where,
-                expected="every dimension known",
-                found=_text(declared) if declared is not None else "no shape",
-                remedy=f"pass --shape {value.name}={example}",
-            )
-        shape = tuple(int(d) for d in known)
-    if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
-        expected = f"sizes of at least 1, at most {MAX_ELEMENTS} elements"
-        raise (ModelError if given is None else UsageError)("has an impossible shape", where=where, expected=expected, found=_text(shape))
-    return shape
-
-
-def _text(shape: Sequence[int | str]) -> str:
-    return "x".join(str(d) for d in shape) or "a scalar"
+__all__ = ["MAX_ELEMENTS", "SUPPORTED", "Declared", "Input", "declared_shape", "graph_inputs", "runtime_inputs"]

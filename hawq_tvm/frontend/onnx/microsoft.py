@@ -8,9 +8,10 @@ from tvm import relax
 
 from hawq_tvm import ops
 
-from .activation import softmax_over
-from .elementwise import check_broadcast
-from .matmul import check_product, gemm_of, transposed
+from ..common.activation import softmax_over
+from ..common.elementwise import check_broadcast
+from ..common.matmul import check_product, gemm_of
+from .matmul import transposed
 from .movement import concat_axis
 from .node import MICROSOFT, Handler, Node, expression, handles
 from .pool import pool2d

@@ -8,53 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax
 
-from hawq_tvm import ops
-
+from ..common.movement import joined, joint_axis, padded, parts, sliced, take
 from .node import Node, handles
-from .values import Array, Result, Tensor
-
-
-def take(x: relax.Expr, indices: np.ndarray, axis: int) -> relax.Call:
-    """Elements at constant positions along an axis."""
-    return relax.op.take(x, ops.const(indices, "int64"), axis)
+from .values import Result
 
 
 def concat_axis(node: Node, shapes: Sequence[tuple[int, ...]]) -> int:
-    """The axis along which tensors of these shapes are joined.
-
-    Raises ModelError when they differ along another.
-    """
-    axis = node.axis(node.attr("axis", 0), len(shapes[0]))
-    if any(
-        len(s) != len(shapes[0]) or s[:axis] + s[axis + 1 :] != shapes[0][:axis] + shapes[0][axis + 1 :] for s in shapes
-    ):
-        raise node.fail(
-            "has operands that do not fit",
-            expected=f"equal sizes along every axis but {axis}",
-            found=str([list(s) for s in shapes]),
-        )
-    return axis
+    """The axis along which a node joins tensors of these shapes."""
+    return joint_axis(node, node.attr("axis", 0), shapes)
 
 
 @handles("Concat")
 def concat(node: Node) -> Result:
     """Tensors joined along an axis."""
-    shapes = [node.shape(i) for i in range(len(node.inputs))]
-    axis = concat_axis(node, shapes)
-    kept = [i for i in range(len(shapes)) if shapes[i][axis] > 0]
-    node.need(bool(kept), "joins nothing", expected="at least one element")
-    if len(kept) == 1:
-        return node.value(kept[0])
-    values = [node.value(i) for i in kept]
-    ranges = {v.bounds if isinstance(v, Tensor) else None for v in values}
-    joined = relax.op.concat([node.expr(i) for i in kept], axis)
-    return Tensor(joined, values[0].kind, ranges.pop() if len(ranges) == 1 else None)
-
-
-def _slice(
-    node: Node, x: relax.Expr, axes: list[int], begin: list[int], end: list[int], steps: list[int] | None = None
-) -> relax.Call:
-    return relax.op.strided_slice(x, axes, begin, end, steps or [1] * len(axes))
+    return joined(node, node.attr("axis", 0))
 
 
 @handles("Split")
@@ -76,14 +43,8 @@ def split(node: Node) -> list[Result]:
         )
         part = -(-total // count)
         sizes = [part] * (count - 1) + [total - part * (count - 1)]
-    if len(sizes) != count or sum(sizes) != total or any(s < 1 for s in sizes):
-        raise node.fail(
-            "has parts that do not fit", expected=f"{count} positive sizes that add up to {total}", found=str(sizes)
-        )
-    if count == 1:
-        return [node.value(0)]
-    starts = np.cumsum([0, *sizes]).tolist()
-    return [node.like(_slice(node, node.expr(0), [axis], [starts[i]], [starts[i + 1]])) for i in range(count)]
+    node.need(len(sizes) == count, "has parts that do not fit", expected=f"{count} sizes", found=str(sizes))
+    return parts(node, axis, sizes)
 
 
 @handles("Slice")
@@ -99,22 +60,8 @@ def slice_(node: Node) -> Result:
             expected="as many of each, steps other than 0",
             found=f"{begins}, {ends}, {axes}, {steps}",
         )
-    ranges = [range(dims[a])[slice(b, e, s)] for a, b, e, s in zip(axes, begins, ends, steps, strict=True)]
-    if any(len(r) == 0 for r in ranges):
-        raise node.fail(
-            "leaves no element",
-            expected="at least one along every axis",
-            found=f"starts {begins}, ends {ends} of {list(dims)}",
-        )
-    kept = [(a, r) for a, r in zip(axes, ranges, strict=True) if r != range(dims[a])]
-    if not kept:
-        return node.value(0)
-    stops = [r[-1] + (1 if r.step > 0 else -1) for _, r in kept]
-    # A backward slice that reaches the first element ends below it, which only a number beyond the front expresses.
-    ends = [s if s >= 0 else -dims[a] - 1 for s, (a, _) in zip(stops, kept, strict=True)]
-    return node.like(
-        _slice(node, node.expr(0), [a for a, _ in kept], [r[0] for _, r in kept], ends, [r.step for _, r in kept])
-    )
+    ranges = {a: range(dims[a])[slice(b, e, s)] for a, b, e, s in zip(axes, begins, ends, steps, strict=True)}
+    return sliced(node, ranges)
 
 
 @handles("Gather")
@@ -186,33 +133,7 @@ def pad(node: Node) -> Result:
         expected="constant, reflect, edge or wrap",
         found=mode,
     )
-    left = [d + min(b, 0) + min(e, 0) for d, b, e in zip(node.shape(), begin, end, strict=True)]
-    node.need(
-        all(d > 0 for d in left), "cuts away everything", expected="at least one element along every axis", found=left
-    )
-    x = node.expr(0)
-    cut = [i for i, (b, e) in enumerate(zip(begin, end, strict=True)) if b < 0 or e < 0]
-    if cut:
-        starts, stops = [max(0, -begin[i]) for i in cut], [max(0, -begin[i]) + left[i] for i in cut]
-        x = node.emit(_slice(node, x, cut, starts, stops), "crop")
-    widths = [(max(0, b), max(0, e)) for b, e in zip(begin, end, strict=True)]
-    if not any(b or e for b, e in widths):
-        return node.like(x) if cut else node.value(0)
-    if mode != "constant":
-        return node.like(_pad_with_data(node, x, widths, mode))
-    value = _pad_value(node)
-    return Tensor(
-        relax.op.nn.pad(x, [w for pair in widths for w in pair], "constant", value),
-        node.value(0).kind,
-        _with(node, value),
-    )
-
-
-def _with(node: Node, value: float) -> tuple[int, int] | None:
-    data = node.value(0)
-    if not isinstance(data, Tensor) or data.bounds is None:
-        return None
-    return min(data.bounds[0], int(value)), max(data.bounds[1], int(value))
+    return padded(node, begin, end, mode, _pad_value(node) if mode == "constant" else 0.0)
 
 
 def _pad_value(node: Node) -> float:
@@ -229,31 +150,3 @@ def _pad_value(node: Node) -> float:
     return value
 
 
-def _pad_with_data(node: Node, x: relax.Expr, widths: list[tuple[int, int]], mode: str) -> relax.Expr:
-    """Padding as a gather of constant positions, axis by axis."""
-    sizes = ops.shape_of(x)
-    chosen = [i for i, pair in enumerate(widths) if any(pair)]
-    for axis in chosen:
-        size, (before, after) = sizes[axis], widths[axis]
-        if (mode == "reflect" and max(before, after) > size - 1) or (mode == "wrap" and max(before, after) > size):
-            raise node.fail(
-                "has pads larger than its data",
-                expected=f"at most {size - (mode == 'reflect')} along axis {axis}",
-                found=str((before, after)),
-            )
-        node.need(
-            size + before + after <= 1 << 24,
-            "has very large pads",
-            expected=f"at most {1 << 24}",
-            found=str((before, after)),
-        )
-        place: Array = np.arange(-before, size + after)
-        if mode == "edge":
-            place = np.clip(place, 0, size - 1)
-        elif mode == "wrap":
-            place = place % size
-        else:
-            place = np.where(place < 0, -place, np.where(place >= size, 2 * (size - 1) - place, place))
-        x = take(x, place, axis)
-        x = x if axis == chosen[-1] else node.emit(x, f"axis{axis}")
-    return x

@@ -9,8 +9,8 @@ from tvm import relax
 
 from hawq_tvm import arith, ops
 
+from ..common.matmul import check_product
 from .conv import convolve
-from .matmul import check_product
 from .node import Node, expression, handles
 from .quant import (
     QUANTIZED,

@@ -4,34 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from tvm import relax
 
 from hawq_tvm import arith, ops
 
+from ..common.quant import Affine, dequantized, quantized
 from .fold import type_name
 from .node import MICROSOFT, Node, expression, handles
-from .values import ELEMENT_TYPES, FLOAT_KINDS, Array, Result, Tensor, Value, storage_of
+from .values import ELEMENT_TYPES, FLOAT_KINDS, QUANTIZED, Array, Result, Tensor, storage_of
 
-QUANTIZED = ("int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16")
 SCALES = ("float32", "float16", "bfloat16", "float64")
 MAX_EXPANDED = 1 << 28
-
-
-@dataclass(frozen=True)
-class Affine:
-    """A scale and a zero point that broadcast against the data, and the element type of the integers."""
-
-    scale: Array
-    zero: Array
-    kind: str
-
-    @property
-    def qtype(self) -> arith.QType:
-        """The integers' range and storage."""
-        return arith.QType.of(self.kind)
 
 
 def read_scale(node: Node, index: int) -> Array:
@@ -166,23 +151,6 @@ def affine(node: Node, scale: int, zero: int, kind: str, shape: Sequence[int], a
     return Affine(
         spread(node, raw, shape, axis, block, "scale"), spread(node, raw_zero, shape, axis, block, "zero point"), kind
     )
-
-
-def dequantized(value: Value, how: Affine) -> relax.Call:
-    """`value` as real numbers (A1)."""
-    low, high = value.range if isinstance(value, Tensor) else arith.RANGES[value.kind]
-    return ops.dequantize(expression(value), how.scale, how.zero, qmin=low, qmax=high)
-
-
-def quantized(expr: relax.Expr, how: Affine) -> Tensor:
-    """A real tensor as integers (A2), able to narrow its range when a Clip follows."""
-    qtype = how.qtype
-
-    def narrow(low: int, high: int) -> relax.Call:
-        bounds = arith.QType(max(low, qtype.qmin), min(high, qtype.qmax), qtype.storage)
-        return ops.quantize(expr, how.scale, how.zero, qtype=bounds)
-
-    return Tensor(narrow(qtype.qmin, qtype.qmax), how.kind, narrow=narrow)
 
 
 def output_kind(node: Node) -> str:

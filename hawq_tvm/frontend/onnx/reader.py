@@ -13,6 +13,8 @@ from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_m
 
 from hawq_tvm.errors import ModelError
 
+from ..common.text import first_line
+
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 IR_VERSIONS = (3, 14)
@@ -184,9 +186,3 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 if attribute.HasField("t"):
                     yield attribute.t
                 yield from attribute.tensors
-
-
-def first_line(error: BaseException) -> str:
-    """The last non-empty line of an exception's text: libraries put the cause there."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__

@@ -6,13 +6,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from tvm import relax
 
-from hawq_tvm import ops
-
-from .movement import take
+from ..common.resize import Plans, interpolated
 from .node import Node, handles
-from .quant import QUANTIZED, Affine, dequantized, quantized
 from .values import Array, Result
 
 COORDINATES = (
@@ -147,7 +143,7 @@ def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) 
     node.need(
         mode in ("nearest", "linear"), f"in mode {mode} is not supported", expected="nearest or linear", found=mode
     )
-    plans: dict[int, tuple[Array, Array]] = {}
+    plans: Plans = {}
     for axis, geometry in axes.items():
         position = geometry.source(coordinates)
         if mode == "nearest":
@@ -158,37 +154,4 @@ def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) 
         places = np.clip(whole, 0, geometry.size - 1).astype(np.int64)
         if not (np.array_equal(places, np.arange(geometry.size)) and not part.any()):
             plans[axis] = places, part
-    if not plans:
-        return node.value(0)
-    if not any(part.any() for _, part in plans.values()):
-        return node.like(_gathered(node, node.expr(0), plans))
-    if node.is_float():
-        return _gathered(node, node.expr(0), plans)
-    # The means of integers are rounded half to even, as in ONNX's reference; ONNX Runtime cuts the fraction off.
-    kind = node.value(0).kind
-    node.need(kind in QUANTIZED, "in mode linear does not take this type", expected=", ".join(QUANTIZED), found=kind)
-    unit = Affine(np.ones((), np.float32), np.zeros((), np.int32), kind)
-    real = node.emit(dequantized(node.value(0), unit), "real")
-    return quantized(node.emit(_gathered(node, real, plans), "mean"), unit)
-
-
-def _gathered(node: Node, x: relax.Expr, plans: dict[int, tuple[Array, Array]]) -> relax.Expr:
-    last = list(plans)[-1]
-    for axis, (places, part) in plans.items():
-        x = _along(node, x, axis, places, part)
-        x = x if axis == last else node.emit(x, f"axis{axis}")
-    return x
-
-
-def _along(node: Node, x: relax.Expr, axis: int, places: Array, part: Array) -> relax.Expr:
-    """take(i) (1 - part) + take(i + 1) part along one axis."""
-    if not part.any():
-        return take(x, places, axis)
-    shape = ops.shape_of(x)
-    weights = part.reshape([-1 if i == axis else 1 for i in range(len(shape))])
-    following = np.minimum(places + 1, shape[axis] - 1)
-    low = node.emit(take(x, places, axis), f"low{axis}")
-    high = node.emit(take(x, following, axis), f"high{axis}")
-    low = node.emit(relax.op.multiply(low, ops.const(1 - weights, "float32")), f"low{axis}.part")
-    high = node.emit(relax.op.multiply(high, ops.const(weights, "float32")), f"high{axis}.part")
-    return relax.op.add(low, high)
+    return interpolated(node, plans)

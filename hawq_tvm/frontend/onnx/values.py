@@ -1,18 +1,8 @@
-"""What the name of an ONNX tensor stands for during the import: a constant array or a Relax expression."""
+"""ONNX's element types, and what every frontend knows about values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
-from tvm import relax
-
-from hawq_tvm import arith, ops
-
-Array = NDArray[Any]
+from ..common.values import FLOAT_KINDS, NARROW, QUANTIZED, Array, Constant, Failed, Result, Tensor, Value, storage_of
 
 # ONNX element types by number, named as NumPy and ml_dtypes do; float8 to float4, complex and strings are left out.
 ELEMENT_TYPES: dict[int, str] = {
@@ -20,72 +10,12 @@ ELEMENT_TYPES: dict[int, str] = {
     11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16", 21: "uint4", 22: "int4", 25: "uint2", 26: "int2",
 }  # fmt: skip
 
-FLOAT_KINDS = frozenset({"float32", "float16", "bfloat16"})
-NARROW = {"int2": "int8", "int4": "int8", "uint2": "uint8", "uint4": "uint8"}
-
-
-def storage_of(kind: str) -> str:
-    """The Relax dtype that holds an element type: 8 bits for fewer, float32 for every float.
-
-    A float16 or bfloat16 tensor can only come out of a DequantizeLinear here, where it stands for a real number.
-    """
-    return "float32" if kind in FLOAT_KINDS else NARROW.get(kind, kind)
-
 
 def onnx_type(kind: str) -> str:
     """The name of an element type in ONNX's operator schemas, such as "tensor(uint8)"."""
     return f"tensor({ {'float32': 'float', 'float64': 'double'}.get(kind, kind) })"
 
 
-@dataclass(frozen=True)
-class Constant:
-    """An array known while importing, in the element type of the model (sub-byte types as ml_dtypes arrays)."""
-
-    array: Array
-
-    @property
-    def kind(self) -> str:
-        """The element type, "float32" or "int4" for example."""
-        return str(self.array.dtype.name)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the array."""
-        return tuple(self.array.shape)
-
-    def stored(self) -> Array:
-        """The array in its Relax dtype."""
-        return np.ascontiguousarray(self.array.astype(storage_of(self.kind))).reshape(self.array.shape)
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A value known only at run time.
-
-    kind: its ONNX element type.  bounds: a narrower range its integers are known to keep.  narrow: how to
-    quantize again with other bounds, when this is the output of a QuantizeLinear.
-    """
-
-    expr: relax.Expr
-    kind: str
-    bounds: tuple[int, int] | None = None
-    narrow: Callable[[int, int], relax.Call] | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The static shape of the expression."""
-        return ops.shape_of(self.expr)
-
-    @property
-    def range(self) -> tuple[int, int]:
-        """The integers the tensor may hold."""
-        return self.bounds or arith.RANGES[self.kind]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The output of a node that could not be imported; what reads it is skipped."""
-
-
-Value: TypeAlias = Constant | Tensor
-Result: TypeAlias = Constant | Tensor | relax.Expr
+__all__ = [
+    "ELEMENT_TYPES", "FLOAT_KINDS", "NARROW", "QUANTIZED", "Array", "Constant", "Failed", "Result", "Tensor", "Value", "onnx_type", "storage_of",
+]  # fmt: skip

@@ -1,39 +1,13 @@
-"""The sliding window of convolutions and pools: kernel, strides, dilations and padding, read and checked once."""
+"""The sliding window of a node: its attributes kernel_shape, strides, dilations, pads and auto_pad."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ..common.window import Ints, Window, fitting, split_padding
 from .node import Node
 
-Ints = tuple[int, ...]
 AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
-
-
-@dataclass(frozen=True)
-class Window:
-    """One entry per spatial axis; before and after are the padding."""
-
-    kernel: Ints
-    strides: Ints
-    dilations: Ints
-    before: Ints
-    after: Ints
-
-    @property
-    def reach(self) -> Ints:
-        """How far the dilated kernel extends."""
-        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
-
-    def flat(self, values: Ints, fill: int) -> list[int]:
-        """Two spatial values: a 1-D operator runs as a 2-D one of height 1."""
-        return [fill, *values] if len(values) == 1 else list(values)
-
-    @property
-    def padding(self) -> list[int]:
-        """Relax's [top, left, bottom, right]."""
-        return [*self.flat(self.before, 0), *self.flat(self.after, 0)]
 
 
 def positive(node: Node, name: str, count: int, default: int = 1) -> Ints:
@@ -96,18 +70,7 @@ def read_window(node: Node, spatial: Sequence[int], kernel: Sequence[int] | None
             max(0, (o - 1) * s + r - d) for o, s, r, d in zip(outputs, strides, window.reach, spatial, strict=True)
         ]
         before, after = split_padding(totals, upper=mode == "SAME_UPPER")
-    window = Window(tuple(kernel), strides, dilations, before, after)
-    padded = [d + b + a for d, b, a in zip(spatial, before, after, strict=True)]
-    if any(r > p for r, p in zip(window.reach, padded, strict=True)):
-        raise node.fail(
-            "has a kernel larger than its padded input",
-            expected=f"at most {padded}",
-            found=f"kernel {list(kernel)}, dilated {list(window.reach)}",
-        )
-    return window
+    return fitting(node, Window(tuple(kernel), strides, dilations, before, after), spatial)
 
 
-def split_padding(totals: Sequence[int], *, upper: bool) -> tuple[Ints, Ints]:
-    """Total padding in halves; an odd one goes to the end (upper) or the beginning."""
-    small, large = tuple(t // 2 for t in totals), tuple(t - t // 2 for t in totals)
-    return (small, large) if upper else (large, small)
+__all__ = ["Window", "auto_pad", "explicit_pads", "positive", "read_window", "split_padding"]

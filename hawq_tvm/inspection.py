@@ -69,9 +69,9 @@ class InspectReport:
 
 def operators() -> dict[str, list[str]]:
     """The operators that the importer knows, by domain, and those that it knows on constants only."""
-    from .frontend.onnx import known_operators
+    from .frontend import onnx, torch
 
-    return known_operators()
+    return {**onnx.known_operators(), "PyTorch": torch.known_operators()}
 
 
 def _counted(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -88,7 +88,7 @@ def inspect(
 ) -> InspectReport:
     """Look at a model without compiling it.
 
-    model: a path, bytes or ModelProto.  allow_float_tail: as `compile` takes it.  Raises ModelError when the file itself cannot be
+    model: whatever `compile` takes.  allow_float_tail: as `compile` takes it.  Raises ModelError when the file itself cannot be
     read, UsageError for shapes that do not fit it.
     """
     from tvm import relax
@@ -101,16 +101,18 @@ def inspect(
     from relay_passes.tabulate_unary import tabulate_unary
 
     from . import ranges, stages
-    from .frontend.onnx import describe_onnx, import_onnx, unsupported
+    from .frontend.formats import frontend_of
     from .pipeline import mark_float_tail
 
     source = Path(model) if isinstance(model, str) else model
-    description = describe_onnx(source)
-    missing = tuple(unsupported(source, shapes))
+    frontend = frontend_of(source)
+    source = frontend.load(source)
+    description = frontend.describe(source)
+    missing = tuple(frontend.unsupported(source, shapes))
     if missing:
         return InspectReport(description, missing, (), 0)
     try:
-        module = import_onnx(source, {k: tuple(v) for k, v in (shapes or {}).items()} or None)
+        module = frontend.run(source, {k: tuple(v) for k, v in (shapes or {}).items()} or None)
         module = mark_float_tail(module) if allow_float_tail else module
         for step in (fold_constants, fold_batch_norm, fold_input_clip, tabulate_unary, remove_dead_code):
             module, _ = step(module)

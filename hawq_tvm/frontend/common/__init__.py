@@ -1,0 +1,1 @@
+"""What every frontend shares: values, the node being imported, and builders of float operators that no dialect owns."""

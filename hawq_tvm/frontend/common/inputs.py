@@ -1,0 +1,105 @@
+"""The run-time inputs of a model: element types, and shapes with every symbolic dimension fixed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hawq_tvm.errors import ModelError, UsageError
+
+SUPPORTED = frozenset(
+    {"float32", "bool", "int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"}
+)
+MAX_ELEMENTS = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An input as the model declares it: sizes, and names (or "?") of symbolic dimensions; None when the rank is unknown."""
+
+    name: str
+    kind: str
+    dims: list[int | str] | None
+
+
+@dataclass(frozen=True)
+class Input:
+    """A run-time input: name, element type, static shape."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+
+def fixed_inputs(inputs: Sequence[Declared], shapes: Mapping[str, Sequence[int]]) -> list[Input]:
+    """Every input with its static shape.
+
+    shapes: full shapes by input name; a symbolic dimension fixed for one input is fixed for the others too.
+    Raises UsageError for an unknown name or a shape that contradicts the model, ModelError for a dimension left open.
+    """
+    names = [v.name for v in inputs]
+    for name in shapes:
+        if name not in names:
+            raise UsageError(
+                "is not an input of the model",
+                where=f"--shape {name}",
+                expected=", ".join(names) or "no inputs",
+                found=name,
+            )
+    fixed: dict[str, int] = {}
+    for value in inputs:
+        if value.name in shapes:
+            _bind(value, [int(d) for d in shapes[value.name]], fixed)
+    return [Input(v.name, v.kind, _shape(v, shapes.get(v.name), fixed)) for v in inputs]
+
+
+def _bind(value: Declared, given: list[int], fixed: dict[str, int]) -> None:
+    where, declared = f"--shape {value.name}", value.dims
+    if any(d < 1 for d in given):
+        raise UsageError("has a size below 1", where=where, expected="positive sizes", found=_text(given))
+    if declared is None:
+        return
+    if len(declared) != len(given):
+        raise UsageError(
+            "has the wrong number of dimensions", where=where, expected=_text(declared), found=_text(given)
+        )
+    for wanted, size in zip(declared, given, strict=True):
+        if isinstance(wanted, int) and wanted != size:
+            raise UsageError("contradicts the model", where=where, expected=_text(declared), found=_text(given))
+        if isinstance(wanted, str) and wanted != "?" and fixed.setdefault(wanted, size) != size:
+            raise UsageError(
+                f"gives the dimension {wanted!r} a second size",
+                where=where,
+                expected=str(fixed[wanted]),
+                found=str(size),
+            )
+
+
+def _shape(value: Declared, given: Sequence[int] | None, fixed: Mapping[str, int]) -> tuple[int, ...]:
+    where, declared = f"input {value.name!r}", value.dims
+    if given is not None:
+        shape = tuple(int(d) for d in given)
+    else:
+        known = [fixed.get(d, d) if isinstance(d, str) else d for d in declared or []]
+        if declared is None or any(isinstance(d, str) for d in known):
+            example = (
+                "x".join(str(d if isinstance(d, int) else (224 if i > 1 else 1)) for i, d in enumerate(known))
+                or "1x3x224x224"
+            )
+            raise ModelError(
+                "has a shape that is not fixed",
+                where=where,
+                expected="every dimension known",
+                found=_text(declared) if declared is not None else "no shape",
+                remedy=f"pass --shape {value.name}={example}",
+            )
+        shape = tuple(int(d) for d in known)
+    if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
+        expected = f"sizes of at least 1, at most {MAX_ELEMENTS} elements"
+        raise (ModelError if given is None else UsageError)("has an impossible shape", where=where, expected=expected, found=_text(shape))
+    return shape
+
+
+def _text(shape: Sequence[int | str]) -> str:
+    return "x".join(str(d) for d in shape) or "a scalar"

@@ -1,0 +1,92 @@
+"""Writing an ANNOTATED module: parameters, bound results, and the attributes that every frontend leaves on `main`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax
+
+from hawq_tvm import ops
+from hawq_tvm.errors import ModelError
+
+from .inputs import MAX_ELEMENTS, Input
+from .node import expression
+from .values import Constant, Failed, Result, Tensor, Value, storage_of
+
+# What Relax's type rules and attribute conversions raise on operands that do not fit.
+TYPE_RULE_ERRORS = (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError, tvm.error.InternalError)
+
+Env = dict[str, Value | Failed]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A node that could not be imported, and why."""
+
+    op: str
+    error: ModelError
+
+
+class Writer:
+    """One module being written; `failures` holds every operator that could not be imported, in order."""
+
+    def __init__(self, inputs: Sequence[Input]) -> None:
+        self.inputs = list(inputs)
+        self.input_names = frozenset(i.name for i in self.inputs)
+        self.failures: list[Failure] = []
+        self.builder = relax.BlockBuilder()
+        self.emit = ops.Emitter(self.builder, self.input_names)
+
+    def write(self, body: Callable[[Env], Sequence[Value]], outputs: Sequence[str], layers: Sequence[str]) -> tvm.IRModule:
+        """The module of one function `main`.
+
+        body: imports everything into an environment that holds the inputs, and gives the outputs' values.
+        outputs: their names.  layers: the names of the model's operators.
+        """
+        params = [relax.Var(i.name, relax.TensorType(i.shape, storage_of(i.kind))) for i in self.inputs]
+        env: Env = {i.name: Tensor(p, i.kind) for i, p in zip(self.inputs, params, strict=True)}
+        with self.builder.function("main", params):
+            with self.builder.dataflow():
+                values = list(body(env))
+                result = self.builder.emit_output(relax.Tuple([expression(v) for v in values]))
+            self.builder.emit_func_output(result)
+        func = relax.analysis.remove_all_unused(self.builder.get()["main"])
+        attrs: Mapping[str, list[str]] = {
+            "hawq.output_names": list(outputs),
+            "hawq.input_types": [i.kind for i in self.inputs],
+            "hawq.output_types": [v.kind for v in values],
+            "hawq.nodes": list(layers),
+        }
+        for key, value in attrs.items():
+            func = func.with_attr(key, value)
+        return tvm.IRModule({"main": func})
+
+    def bind_results(self, layer: str, results: Sequence[Result]) -> list[Value]:
+        """Results bound to variables: the layer's name, with the number of the output when there are several."""
+        values: list[Value] = []
+        for i, result in enumerate(results):
+            name = layer if len(results) == 1 else f"{layer}.{i}"
+            if isinstance(result, Constant):
+                values.append(result)
+                continue
+            tensor = result if isinstance(result, Tensor) else None
+            expr = tensor.expr if tensor else result
+            var = self.bind(expr, name)
+            kind = tensor.kind if tensor else ops.dtype_of(var)
+            values.append(Tensor(var, kind, tensor.bounds, tensor.narrow) if tensor else Tensor(var, kind))
+        return values
+
+    def bind(self, expr: relax.Expr, name: str) -> relax.Var:
+        """`expr` bound to a variable of that name (a number is added when it is taken); variables stay as they are."""
+        if isinstance(expr, relax.Var):
+            return expr
+        var = self.emit(expr, name)
+        for field in getattr(var.ty, "fields", None) or [var.ty]:
+            shape = [int(d) for d in field.shape.values]
+            if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
+                limit = f"sizes of at least 1, at most {MAX_ELEMENTS} elements"
+                raise ModelError("gives a tensor of impossible shape", where=name, expected=limit, found=str(shape))
+        return var

@@ -1,0 +1,86 @@
+"""Which frontend reads a model: told by what the object is, or by what the file holds, not by what it is called."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+
+from hawq_tvm.errors import ModelError
+
+Shapes = Mapping[str, Sequence[int]] | None
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """One format's functions.
+
+    load: what reads a model once, so that the others need not; the model itself where there is nothing to gain.
+    run: model and shapes to an ANNOTATED module.  describe: model to JSON-ready fields.  unsupported: model and shapes to what
+    cannot be imported.
+    """
+
+    load: Callable[[Any], Any]
+    run: Callable[[Any, Shapes], tvm.IRModule]
+    describe: Callable[[Any], dict[str, Any]]
+    unsupported: Callable[[Any, Shapes], list[dict[str, str]]]
+
+
+def frontend_of(source: Any) -> Frontend:
+    """The frontend for a path, bytes, an onnx.ModelProto or a torch ExportedProgram.
+
+    Raises ModelError for PyTorch's other objects and files; what nobody knows is left to the ONNX reader to refuse.
+    """
+    if _is(source, "torch.export", "ExportedProgram") or _holds_program(source):
+        from . import torch
+
+        return Frontend(torch.read_program, torch.import_exported, torch.describe_exported, torch.unsupported)
+    if _is(source, "torch.nn", "Module"):
+        raise ModelError(
+            "is a module, not an exported program", where=type(source).__name__, expected="a torch.export.ExportedProgram",
+            remedy="pass torch.export.export(module, example_inputs), after convert_pt2e",
+        )  # fmt: skip
+    from . import onnx
+
+    return Frontend(lambda model: model, onnx.import_onnx, onnx.describe_onnx, onnx.unsupported)
+
+
+def _is(source: Any, package: str, name: str) -> bool:
+    """Whether an object is of a class of PyTorch, which must not be imported for that."""
+    return any(c.__name__ == name and c.__module__.startswith(package) for c in type(source).__mro__)
+
+
+def _holds_program(source: Any) -> bool:
+    """Whether a path or bytes are a zip archive with an exported program in it.
+
+    Raises ModelError for an archive of PyTorch that holds something else.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.is_file():
+            return False
+        file: Any = path
+    elif isinstance(source, bytes):
+        file = io.BytesIO(source)
+    else:
+        return False
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [n.rpartition("/")[2] if n.count("/") < 2 else n.partition("/")[2] for n in archive.namelist()]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+    if "serialized_exported_program.json" in names or any(n.startswith("models/") and n.endswith(".json") for n in names):
+        return True
+    if any(n == "data.pkl" for n in names):
+        raise ModelError(
+            "is a PyTorch checkpoint or TorchScript archive", where=str(source) if isinstance(source, str | os.PathLike) else "model",
+            expected="an ONNX model, or a .pt2 file of torch.export.save",
+            remedy="quantize the model with prepare_pt2e and convert_pt2e, and save what torch.export.export gives",
+        )  # fmt: skip
+    return False

@@ -1,0 +1,38 @@
+"""The PyTorch frontend: a program exported after PT2E quantization becomes an ANNOTATED module (`hawq_tvm.stages`).
+
+Only `reader.py` imports PyTorch, when a program is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tvm
+
+from hawq_tvm import stages
+
+from . import activation, conv, elementwise, matmul, movement, pool, quant, resize, shape
+from .describe import describe_exported, unsupported
+from .importer import Importer, known_operators
+from .reader import read_program
+
+# Importing these modules registers their operators.
+OPERATORS = (activation, conv, elementwise, matmul, movement, pool, quant, resize, shape)
+
+
+def import_exported(source: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> tvm.IRModule:
+    """An exported program (a .pt2 path, bytes or ExportedProgram) as an ANNOTATED module.
+
+    shapes: full shapes by input name, needed where the program leaves a dimension symbolic.  Raises ModelError
+    naming the first layer that cannot be imported.
+    """
+    importer = Importer(read_program(source), shapes)
+    module = importer.run()
+    if importer.failures:
+        raise importer.failures[0].error
+    stages.verify(module, stages.Stage.ANNOTATED)
+    return module
+
+
+__all__ = ["describe_exported", "import_exported", "known_operators", "read_program", "unsupported"]

@@ -1,0 +1,37 @@
+"""From a float network to bits per layer: its graph in torch, calibration data, sensitivities, latencies, and the choice under budgets.
+
+    from hawq_tvm import quantize
+    problem = quantize.problem(exported_program, "calibration.npz", quantize.Settings(probes=64))
+    allocation = problem.allocate(["bops=0.5", "size=6.7MB"])      # allocation.assignment: layer -> "W4A8"
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["Budget", "Settings", "load_float", "measure", "measure_latencies", "open_data", "problem", "problem_of_table"]
+
+if TYPE_CHECKING:
+    from .data import open_data
+    from .float_graph import load_float
+    from .latency import measure_latencies
+    from .measurement import measure
+    from .plan import problem, problem_of_table
+    from .sensitivity import Settings
+    from .table import Budget
+
+_HOMES = {
+    "Budget": "table", "Settings": "sensitivity", "load_float": "float_graph", "measure": "measurement", "measure_latencies": "latency",
+    "open_data": "data", "problem": "plan", "problem_of_table": "plan",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Load on first use: torch and SciPy are imported by what needs them."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hawq_tvm.quantize' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value

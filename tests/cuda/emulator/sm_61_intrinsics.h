@@ -1,0 +1,1 @@
+// What TVM includes: cuda_on_cpu.h, which comes first, has it all.
