@@ -27,6 +27,7 @@ from gpu_runner.bundle import Bundle
 from gpu_runner.refusal import Refusal
 
 FORMAT = 1
+ALIKE = ("gpu", "driver_cuda", "cpu", "python", "torch")  # what must be the same of machines whose figures stand in one report
 
 
 class Checker:
@@ -92,7 +93,8 @@ def earlier(path: Path, bundle: Bundle, machine: dict[str, Any]) -> dict[str, An
         return {}
     except (OSError, ValueError) as e:
         raise Refusal(f"{path}: cannot be read as the JSON of an earlier run: {e}", 2) from e
-    if report.get("bundle") != bundle.sha256 or report.get("machine") != machine:
+    before = report.get("machine", {})
+    if report.get("bundle") != bundle.sha256 or any(before.get(k) != machine.get(k) for k in ALIKE):
         raise Refusal(f"{path}: is of another bundle or another machine; remove it or leave --resume out", 2)
     return {**report, "seconds_before": report.get("seconds", 0)}
 

@@ -81,10 +81,15 @@ def network(net: str, peer: str, shape: tuple[int, ...], stream: Stream, l2: int
         }  # fmt: skip
         try:
             graphs, pool = [], t.cuda.graph_pool_handle()
+            t.cuda.synchronize()
             for x in inputs:
+                # Not `with torch.cuda.graph(...)`, which collects garbage and waits before every one of up to 128.
                 graph = t.cuda.CUDAGraph()
-                with t.cuda.graph(graph, pool=pool):
+                graph.capture_begin(pool=pool)
+                try:
                     model(x)
+                finally:
+                    graph.capture_end()
                 graphs.append(graph)
             fields["graph"] = measure(stream, [g.replay for g in graphs], seconds)
         except FAILURES as e:
