@@ -28,6 +28,7 @@ gpu-bundle: $(VENV)/bench,torch,cuda.stamp
 GPU_PYTHON := python3
 OUT := gpu.json
 gpu-check:
+	@test -f gpu-bundle/gpu_check.py || { echo "gpu-check: no bundle in gpu-bundle/: make it with make gpu-bundle, on a machine with nvcc, and copy it here" >&2; exit 3; }
 	$(GPU_PYTHON) gpu-bundle/gpu_check.py --out $(OUT) $(OPTIONS)
 
 check: $(VENV)/test.stamp
