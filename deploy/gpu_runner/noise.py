@@ -29,13 +29,13 @@ def image(seed: int, shape: tuple[int, ...]) -> Array:
 
 
 def weights(kind: str, seed: int, count: int) -> Array:
-    """Bytes of dense weights, uint8: int8 between -32 and 31, or nibbles between -2 and 1.
+    """Bytes of dense weights, uint8: int8 between -16 and 15, or nibbles between -1 and 1.
 
-    So dense weights have sums as large as those of weights of which one in sixteen is not zero and may have any value.
+    So dense weights have sums about as large as those of weights of which one in 16 to 64 is not zero and may have any value.
     kind: "int8" or "nibbles".
     """
     random = noise(seed, count)
     if kind == "int8":
-        return ((random & 63).astype(np.int8) - np.int8(32)).view(np.uint8)
-    low, high = random & 3, random >> 2 & 3
-    return ((low.astype(np.int16) - 2) & 15 | ((high.astype(np.int16) - 2) & 15) << 4).astype(np.uint8)
+        return ((random & 31).astype(np.int8) - np.int8(16)).view(np.uint8)
+    values = np.array([0, 0, 1, 15], np.uint8)
+    return values[random & 3] | values[random >> 2 & 3] << 4

@@ -3,7 +3,7 @@
     python -m hawq_tvm.bench.gpu_bundle          (make gpu-bundle; then, on the other machine, make gpu-check)
 
 Libraries are compiled once and kept in --work until the compiler's source changes. All weights of the networks are random; in
-the networks that are verified all but one in sixteen of a larger layer are zero, so that they compress; times are taken with dense random weights, which
+the networks that are verified all but one in 16 (of the largest layers: in 64) are zero, so that they compress; times are taken with dense random weights, which
 the other machine makes itself. Needs nvcc and the extras `bench`, `torch` and `cuda`.
 """
 
@@ -128,7 +128,8 @@ class Maker:
         if not wanted.net:
             return gpu_cases.CASES[wanted.precision]()
         weight_bits, activation_bits = PRECISIONS[wanted.precision]
-        path = self.work / "models" / f"{wanted.expected}.onnx"
+        made_by = hashlib.sha256(Path(zoo.__file__).read_bytes() + str(KEEP).encode()).hexdigest()[:12]
+        path = self.work / "models" / made_by / f"{wanted.expected}.onnx"
         return str(zoo.make(
             wanted.net, path, size=wanted.size, weight_bits=weight_bits, activation_bits=activation_bits, keep=KEEP, symbolic=True, say=self.say,
         ))  # fmt: skip

@@ -26,13 +26,13 @@ NETWORKS: dict[str, tuple[str, str, int]] = {
     "inceptionv3": ("inceptionv3", "inceptionv3", 299),
 }
 
-LARGE = 1 << 13  # weights of a layer that `keep` thins out
+LARGE, LARGEST = 1 << 13, 1 << 18  # weights of a layer that `keep` thins out, and of one that it thins out four times as much
 
 
 def build(name: str, size: int, seed: int = 0, keep: float = 1) -> Any:
     """A torch module of one of NETWORKS in evaluation mode, with random weights and lively statistics.
 
-    keep: the part of the weights of every larger layer that is not made zero.
+    keep: the part of the weights of every layer with LARGE of them that is not made zero; a quarter of it where there are LARGEST.
     """
     import importlib
 
@@ -49,7 +49,7 @@ def build(name: str, size: int, seed: int = 0, keep: float = 1) -> Any:
             torch.nn.init.uniform_(layer.bias, -0.5, 0.5)
             layer.momentum = 0.5
         elif keep < 1 and isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) and layer.weight.numel() >= LARGE:
-            layer.weight.data *= torch.rand(layer.weight.shape) < keep
+            layer.weight.data *= torch.rand(layer.weight.shape) < (keep if layer.weight.numel() < LARGEST else keep / 4)
     net.train()
     with torch.no_grad():
         for _ in range(2):
