@@ -28,7 +28,20 @@ static __device__ __forceinline__ int64_t hawq_divide(int64_t dividend, int64_t 
 }
 """
 
-PRELUDE = INCLUDES + DIVIDE + cuda_device.SOURCE
+# TVM writes a vector of 8 or 16 equal bytes (zeros around a pooled image) as a call of these with as many arguments.
+BYTES = """
+template <typename T>
+static __device__ __forceinline__ unsigned hawq_word(T a, T b, T c, T d) {
+  return (unsigned)(uint8_t)a | (unsigned)(uint8_t)b << 8 | (unsigned)(uint8_t)c << 16 | (unsigned)(uint8_t)d << 24;
+}
+""" + "".join(
+    f"template <typename T>\nstatic __device__ __forceinline__ {kind}{words} make_{kind}{words}({', '.join(f'T b{i}' for i in range(4 * words))}) {{\n"
+    f"  return make_{kind}{words}({', '.join('hawq_word(' + ', '.join(f'b{4 * w + i}' for i in range(4)) + ')' for w in range(words))});\n}}\n"
+    for kind in ("int", "uint")
+    for words in (2, 4)
+)
+
+PRELUDE = INCLUDES + DIVIDE + BYTES + cuda_device.SOURCE
 
 # The same functions in TIR, for whoever runs a kernel elsewhere.
 MEANINGS: dict[str, Callable[..., Any]] = {"hawq_divide": tirx.truncdiv}

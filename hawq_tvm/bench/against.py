@@ -107,12 +107,12 @@ def speed(bench: BenchReport, products: int, found: limits.Limits) -> dict[str, 
 def alone(package: Package, inputs: Mapping[str, Array] | None = None, **options: Any) -> dict[str, Any]:
     """A package's own times (options: those of `Package.bench`) with its speed and the machine's limits, JSON-ready.
 
-    The limits are those of the CPU: a package for a GPU has None.
+    A package for a GPU has the GPU's: see `on_gpu.alone`.
     """
     if package.on_gpu:
-        report, products = package.bench(inputs, **options), work.products(package.graph)
-        tops = round(2e-9 * products / report.median_ms, 5)
-        return {**report.to_dict(), "products": products, "tops": tops, "share_of_limit": None, "limits": None}
+        from .on_gpu import alone as alone_on_gpu
+
+        return alone_on_gpu(package, inputs, **options)
     report, products, found = package.bench(inputs, **options), work.products(package.graph), limits.measure()
     return {**report.to_dict(), "products": products, **speed(report, products, found), "limits": found.to_dict()}
 

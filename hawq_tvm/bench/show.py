@@ -16,6 +16,8 @@ from .profile import KernelRow, ProfileReport
 def show(out: Console, fields: dict[str, Any]) -> None:
     """Print a measurement, alone or beside others, from its JSON fields."""
     m, found = fields["machine"], fields["limits"]
+    if "gpu" in m:
+        return _show_gpu(out, fields)
     out.print(f"{fields['name']}: {m['cpu']}, {m['cores']} cores, {m['system']}, tvm {m['tvm']}", markup=False)
     if "engines" in fields:
         out.print(f"threads {fields['threads']} on processors {fields['pinned_to']}, {fields['turns']} turns each; other processes took {100 * fields['others_share']:.0f} % of their time", markup=False)
@@ -48,6 +50,22 @@ def show(out: Console, fields: dict[str, Any]) -> None:
         f"limits of one core, measured: int8 TOPS {peaks}; reads {found['l2_read_gb_per_s']:.1f} GB/s from L2, "
         f"{found['memory_read_gb_per_s']:.1f} GB/s from memory; 'of limit' is against the best TOPS x threads", markup=False,
     )  # fmt: skip
+
+
+def _show_gpu(out: Console, fields: dict[str, Any]) -> None:
+    m, found = fields["machine"], fields["limits"]
+    out.print(f"{fields['name']}: {m['gpu']}, driver for CUDA {m['driver_cuda']}, {m['system']}, tvm {m['tvm']}", markup=False)
+    rotated = f"{fields['inputs_rotated']} inputs of {fields['bytes_rotated'] / 1e6:.1f} MB in all in turns, the second-level cache holds {m['l2_bytes'] / 1e6:.1f}"
+    out.print(f"times on the GPU (events) after {fields['warmup_ms']:g} ms of warm-up; {rotated}", markup=False)
+    for name, what in (("graph", "as one CUDA graph"), ("launched", "kernel by kernel")):
+        row = fields[name]
+        if row is None:
+            out.print(f"{what}: not measured: {fields['graph_error']}", markup=False)
+        else:
+            out.print(f"{what}: median {row['median_ms']:.4f} ms, p10 {row['p10_ms']:.4f}, p90 {row['p90_ms']:.4f}, {row['iterations']} iterations", markup=False)
+    out.print(f"speed: {fields['tops']:.3f} TOPS, {_share(fields)} of the limit", markup=False)
+    known = found["int8_tops"] is not None
+    out.print(f"limits, measured: int8 {found['int8_tops']} TOPS, memory {found['memory_gb_per_s']} GB/s" if known else f"limits: not measured: {found.get('why', found.get('int8_error'))}", markup=False)
 
 
 def _share(fields: dict[str, Any]) -> str:

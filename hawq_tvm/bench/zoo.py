@@ -26,9 +26,14 @@ NETWORKS: dict[str, tuple[str, str, int]] = {
     "inceptionv3": ("inceptionv3", "inceptionv3", 299),
 }
 
+LARGE, LARGEST = 1 << 13, 1 << 18  # weights of a layer that `keep` thins out, and of one that it thins out four times as much
 
-def build(name: str, size: int, seed: int = 0) -> Any:
-    """A torch module of one of NETWORKS in evaluation mode, with random weights and lively statistics."""
+
+def build(name: str, size: int, seed: int = 0, keep: float = 1) -> Any:
+    """A torch module of one of NETWORKS in evaluation mode, with random weights and lively statistics.
+
+    keep: the part of the weights of every layer with LARGE of them that is not made zero; a quarter of it where there are LARGEST.
+    """
     import importlib
 
     import torch
@@ -43,6 +48,8 @@ def build(name: str, size: int, seed: int = 0) -> Any:
             torch.nn.init.uniform_(layer.weight, 0.5, 1.5)
             torch.nn.init.uniform_(layer.bias, -0.5, 0.5)
             layer.momentum = 0.5
+        elif keep < 1 and isinstance(layer, torch.nn.Conv2d | torch.nn.Linear) and layer.weight.numel() >= LARGE:
+            layer.weight.data *= torch.rand(layer.weight.shape) < (keep if layer.weight.numel() < LARGEST else keep / 4)
     net.train()
     with torch.no_grad():
         for _ in range(2):
@@ -50,15 +57,15 @@ def build(name: str, size: int, seed: int = 0) -> Any:
     return net.eval()
 
 
-def export(net: Any, path: Path, batch: int, size: int) -> None:
-    """A torch module as float ONNX (opset 17), input `input`, output `output`."""
+def export(net: Any, path: Path, batch: int, size: int, symbolic: bool = False) -> None:
+    """A torch module as float ONNX (opset 17), input `input`, output `output`; symbolic: for any batch."""
     import torch
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter announces its own deprecation
         torch.onnx.export(
             net, (torch.randn(batch, 3, size, size),), str(path), opset_version=17, dynamo=False,
-            input_names=["input"], output_names=["output"],
+            input_names=["input"], output_names=["output"], dynamic_axes={n: {0: "batch"} for n in ("input", "output")} if symbolic else None,
         )  # fmt: skip
 
 
@@ -89,15 +96,18 @@ def calibration(batch: int, size: int) -> list[np.ndarray[Any, Any]]:
     return [rng.standard_normal((batch, 3, size, size)).astype(np.float32) for _ in range(4)]
 
 
-def make(name: str, path: Path, *, size: int | None = None, batch: int = 1, qoperator: bool = False, weight_bits: int = 8, activation_bits: int = 8, say: Callable[[str], None] = lambda text: None) -> Path:
-    """Write the quantized ONNX file of a network, complete or not at all; an existing file is kept."""
+def make(name: str, path: Path, *, size: int | None = None, batch: int = 1, qoperator: bool = False, weight_bits: int = 8, activation_bits: int = 8, keep: float = 1, symbolic: bool = False, say: Callable[[str], None] = lambda text: None) -> Path:
+    """Write the quantized ONNX file of a network, complete or not at all; an existing file is kept.
+
+    keep: see `build`.  symbolic: for any batch; its ranges are measured with `batch`.
+    """
     if path.exists():
         return path
     size = size or NETWORKS[name][2]
     with tempfile.TemporaryDirectory() as folder:
         say(f"building {name}")
         exported, quantized = Path(folder) / "float.onnx", Path(folder) / "quantized.onnx"
-        export(build(name, size), exported, batch, size)
+        export(build(name, size, keep=keep), exported, batch, size, symbolic)
         say("calibrating and quantizing")
         quantize(exported, quantized, [{"input": b} for b in calibration(batch, size)], qoperator=qoperator, weight_bits=weight_bits, activation_bits=activation_bits)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -183,6 +183,17 @@ def test_a_full_memory_is_one_sentence() -> None:
         raise RuntimeError("another thing")
 
 
+@pytest.mark.parametrize("kind", ["uint8", "int8"])
+@pytest.mark.parametrize("channels", [8, 64])
+def test_vectors_of_padding_compile(compiler: Path, kind: str, channels: int) -> None:
+    """A pooled image with zeros around it, large enough for threads with 8 and 16 channels."""
+    g = Graph(2)
+    x = g.qdq(g.input("x", [64, channels, 112, 112]), 0.02, 128 if kind == "uint8" else 0, kind)
+    y = g.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    package = ht.compile(g.model([float_output(g.qdq(y, 0.02, 128 if kind == "uint8" else 0, kind))]), "cuda-sm75")
+    assert any(row["rule"] == "cuda.window" and row["tile"].startswith(f"{min(channels, 16)} channels") for row in package.report())
+
+
 def test_a_float_tail_runs_on_the_gpu_too(compiler: Path) -> None:
     g = Graph(2)
     y = g.qdq(g.conv(g.qdq(g.input("x", [1, 4, 5, 5]), 0.02, 128), g.weight([8, 4, 1, 1])), 0.05, 100)
