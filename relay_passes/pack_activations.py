@@ -75,13 +75,15 @@ def _contraction(func: relax.Function, param: relax.Var) -> bool | None:
             continue
         data, weights = call.args[0], values.get(call.args[1])
         border = values.get(data)
-        if ops.op_name(border) == "relax.nn.pad" and border.args[0].same_as(param):
-            data = border.args[0] if int(border.attrs.pad_value) == 0 and not any(int(w) for w in list(border.attrs.pad_width)[-2:]) else data
-            if not data.same_as(param):
+        if isinstance(border, relax.Call) and ops.op_name(border) == "relax.nn.pad" and border.args[0].same_as(param):
+            if int(border.attrs.pad_value) != 0 or any(int(w) for w in list(border.attrs.pad_width)[-2:]):
                 return False
+            data = border.args[0]
         if data.same_as(param):
             grouped = ops.op_name(call) == "relax.nn.conv2d" and int(call.attrs.groups) > 1
-            return ops.op_name(weights) == "hawq.unpack_int4" and int(weights.attrs["signed"]) == 1 and not grouped
+            if not isinstance(weights, relax.Call) or ops.op_name(weights) != "hawq.unpack_int4":
+                return False
+            return int(weights.attrs["signed"]) == 1 and not grouped
         if call.args[1].same_as(param):
             return False
     return None
