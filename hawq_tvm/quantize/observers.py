@@ -117,14 +117,18 @@ def entropy(seen: Histogram, make: Callable[[float, float], Grid], percentile: f
     """The range whose rounding keeps the distribution best: the least Kullback-Leibler divergence from what was seen (8-bit inference, Migacz 2017).
 
     Of a clipped distribution every bin outside counts to the last bin inside; rounded, the mass of the bins of one integer is spread evenly
-    over those of them that are not empty.
+    over those of them that are not empty. The bin that holds 0 is left out: every grid has 0, and after a ReLU half of all values are 0.
+    A range has at least as many bins as integers.
     """
     centers, counts = seen.centers, seen.counts.astype(np.float64)
+    counts[np.searchsorted(np.linspace(seen.low, seen.high, BINS + 1)[1:-1], 0.0, side="right")] = 0
+    if not counts.any():
+        return seen.low, seen.high
 
     def divergence(low: float, high: float) -> float:
         made = make(low, high)
         inside = (centers >= low) & (centers <= high)
-        if not inside.any():
+        if inside.sum() < min(made.high - made.low, BINS // 2):
             return float("inf")
         first, last = int(np.argmax(inside)), len(inside) - int(np.argmax(inside[::-1]))
         reference = counts[first:last].copy()
