@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from .. import __version__
 from .float_graph import FloatGraph, Layer
 from .observers import Grid
-from .points import Points
+from .points import CLAMPS, Points, clip_bounds
 from .prepare import names_of
 from .weights import Rounded
 
@@ -41,6 +41,7 @@ class _Writer:
         self.model.CopyFrom(model)
         self.graph, self.points, self.grids, self.narrow, self.rounded = graph, points, grids, narrow, rounded
         self.layers: dict[str, Layer] = {layer.node: layer for layer in graph.layers}
+        self.makers = {name: node for node in graph.nodes for name in node.outputs}
         self.taken = names_of(model.graph)
         self.nodes: list[onnx.NodeProto] = []
         self.renamed: dict[str, str] = {}
@@ -53,6 +54,9 @@ class _Writer:
             if value.name in self.points.source:
                 self._quantize(value.name, value.name)
         for node in nodes:
+            if self._saturates(node):
+                self._quantize(node.output[0], self.renamed.get(node.input[0], node.input[0]))
+                continue
             self._node(node)
             for i, name in enumerate(node.output):
                 if name in self.points.source:
@@ -66,6 +70,22 @@ class _Writer:
             proto.initializer.remove(tensor)
         self.model.producer_name, self.model.producer_version = "hawq-tvm", __version__
         return self.model
+
+    def _saturates(self, node: onnx.NodeProto) -> bool:
+        """Whether a clip does nothing that the saturation of the quantization after it does not do (A12), so that it need not be written.
+
+        ONNX Runtime 1.31 refuses files with a Clip before a 4-bit QuantizeLinear.
+        """
+        name = node.output[0]
+        if node.op_type not in CLAMPS or name not in self.points.source or name in self.graph.outputs:
+            return False
+        low, high = clip_bounds(self.makers[name], self.graph)
+        grid = self.grids[name]
+
+        def code(bound: float) -> float:
+            return float(np.rint(np.float32(bound) / np.float32(grid.scale))) + grid.zero
+
+        return (low is None or code(low) <= grid.low) and (high is None or code(high) >= grid.high)
 
     def _fresh(self, wanted: str) -> str:
         name, number = wanted, 1
