@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import types
 import warnings
 from typing import Any
 
@@ -25,12 +26,14 @@ def onnx_of_program(source: Any) -> onnx.ModelProto:
     if program.example_inputs is None:
         raise ModelError("holds no example inputs", where=graph.name, remedy="export it again with torch.export.export(module, example_inputs)")
     arguments, named = program.example_inputs
-    stream = io.BytesIO()
+    stream, module = io.BytesIO(), program.module()
+    # The exporter calls train() to restore the mode, which an exported program's module refuses; it has no mode to restore.
+    module.train = types.MethodType(lambda self, mode=True: self, module)  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the exporter announces its own deprecation
             torch.onnx.export(
-                program.module(), tuple(arguments), stream, kwargs=dict(named) or None, opset_version=18, dynamo=False,
+                module, tuple(arguments), stream, kwargs=dict(named) or None, opset_version=18, dynamo=False,
                 input_names=[i.name for i in graph.inputs], output_names=list(graph.outputs),
             )  # fmt: skip
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as e:
