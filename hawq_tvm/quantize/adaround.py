@@ -55,7 +55,7 @@ def learn(
         if gone > 0:
             loss = loss + PENALTY * (1 - (2 * up - 1).abs().pow(20 - 18 * gone)).mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     with torch.no_grad():
         codes = (floor + (logit >= 0)).clamp(-top - 1, top)

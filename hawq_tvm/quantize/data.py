@@ -156,7 +156,7 @@ class Calibration:
         size = (max(width, size[0]), max(height, size[1]))
         scaled = picture if picture.size == size else picture.resize(size, Image.Resampling[given.resample.upper()])
         left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
-        pixels = np.asarray(scaled.crop((left, top, left + width, top + height)), np.float32).reshape(height, width, channels)
+        pixels: Array = np.asarray(scaled.crop((left, top, left + width, top + height)), np.float32).reshape(height, width, channels)
         pixels = pixels[:, :, ::-1] if given.bgr else pixels
         for values, name in ((given.mean, "--mean"), (given.std, "--std")):
             if len(values) not in (1, channels):

@@ -29,7 +29,7 @@ from torch import nn
 
 from ..errors import HawqError, InputError
 from .evaluation import evaluate
-from .post_training import Recipe, post_training
+from .quantizer import Recipe, post_training
 
 Array = np.ndarray[Any, Any]
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -102,7 +102,7 @@ def train(images: Array, labels: Array, seed: int) -> Net:
             batch = torch.where(torch.rand(len(batch), 1, 1, 1) < 0.5, batch.flip(3), batch)
             loss = F.cross_entropy(net(batch), y[chosen])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
     return net.eval()

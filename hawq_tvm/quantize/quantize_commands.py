@@ -19,7 +19,7 @@ from .picture_options import add_picture_options, read_preprocess
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation
-    from .post_training import Quantized
+    from .quantizer import Quantized
 
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 ADAROUND_STEPS = 1000
@@ -59,7 +59,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 
 def _quantize(args: argparse.Namespace) -> int:
-    from .post_training import Recipe, post_training
+    from .quantizer import Recipe, post_training
     from .report import measuring
 
     recipe = Recipe(

@@ -16,7 +16,7 @@ import hawq_tvm as ht
 from hawq_tvm.cli import main
 from hawq_tvm.quantize.data import Preprocess
 from hawq_tvm.quantize.evaluation import evaluate
-from hawq_tvm.quantize.post_training import Recipe, post_training
+from hawq_tvm.quantize.quantizer import Recipe, post_training
 
 from .networks import images, residual_net
 

@@ -17,7 +17,7 @@ import hawq_tvm as ht
 from hawq_tvm.cli import main
 from hawq_tvm.errors import InputError, ModelError, UsageError
 from hawq_tvm.quantize.float_graph import load_float
-from hawq_tvm.quantize.post_training import Quantized, Recipe, post_training
+from hawq_tvm.quantize.quantizer import Quantized, Recipe, post_training
 
 from .networks import FloatNet, TorchNet, images, residual_net
 
