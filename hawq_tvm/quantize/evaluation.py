@@ -61,7 +61,7 @@ class OnnxRunner:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # its errors have no common base, and are the user's model's
+        except _errors_of_onnxruntime() as e:
             raise ModelError("is not accepted by ONNX Runtime", where=str(path), found=str(e).strip().splitlines()[-1]) from e
         self.name = str(path)
         self.inputs = tuple(Input(one.name, _dtype(one.type), tuple(d if isinstance(d, int) else None for d in one.shape)) for one in self._session.get_inputs())
@@ -69,6 +69,13 @@ class OnnxRunner:
     def scores(self, inputs: dict[str, Array]) -> Array:
         names = [one.name for one in self._session.get_outputs()]
         return _classes_of(dict(zip(names, self._session.run(None, inputs), strict=True)), self.name)
+
+
+def _errors_of_onnxruntime() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a model; the classes have no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (RuntimeError, state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented, state.RuntimeException)
 
 
 def _dtype(text: str) -> str:
