@@ -1,28 +1,37 @@
-"""From a float network to bits per layer: its graph in torch, calibration data, sensitivities, latencies, and the choice under budgets.
+"""From a float network to bits per layer and to a quantized model: its graph in torch, calibration data, sensitivities, latencies, budgets, rounding.
 
     from hawq_tvm import quantize
     problem = quantize.problem(exported_program, "calibration.npz", quantize.Settings(probes=64))
     allocation = problem.allocate(["bops=0.5", "size=6.7MB"])      # allocation.assignment: layer -> "W4A8"
+    found = quantize.post_training("float.onnx", "calibration.npz", quantize.Recipe("bits.json", adaround=500, correct_bias=True))
+    onnx.save(found.model, "quantized.onnx")                       # found.layers: how every layer was quantized
+    quantize.evaluate("quantized.onnx", "pictures", preprocess=quantize.Preprocess((127.0,), (128.0,)), against="float.onnx")
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Budget", "Settings", "load_float", "measure", "measure_latencies", "open_data", "problem", "problem_of_table"]
+__all__ = [
+    "Budget", "Preprocess", "Recipe", "Settings", "evaluate", "load_float", "measure", "measure_latencies", "open_data", "post_training", "problem",
+    "problem_of_table",
+]  # fmt: skip
 
 if TYPE_CHECKING:
-    from .data import open_data
+    from .data import Preprocess, open_data
+    from .evaluation import evaluate
     from .float_graph import load_float
     from .latency import measure_latencies
     from .measurement import measure
     from .plan import problem, problem_of_table
+    from .quantizer import Recipe, post_training
     from .sensitivity import Settings
     from .table import Budget
 
 _HOMES = {
     "Budget": "table", "Settings": "sensitivity", "load_float": "float_graph", "measure": "measurement", "measure_latencies": "latency",
-    "open_data": "data", "problem": "plan", "problem_of_table": "plan",
+    "open_data": "data", "problem": "plan", "problem_of_table": "plan", "Preprocess": "data", "evaluate": "evaluation", "Recipe": "quantizer",
+    "post_training": "quantizer",
 }  # fmt: skip
 
 

@@ -6,16 +6,13 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from ..errors import UsageError
 from ..files import check_output, write_bytes, write_text
 from ..options import Command
-
-if TYPE_CHECKING:
-    from .data import Preprocess
+from .picture_options import add_picture_options, read_preprocess
 
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -37,8 +34,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub.add_argument("--batch", type=int, default=None, metavar="N", help="images at a time where the model leaves that open (default: 4)")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--state", metavar="STATE.npz", help="keep what is measured, and continue from it (default: beside BITS.json)")
-    sub.add_argument("--mean", default=None, metavar="M[,M,M]", help="pictures: (pixel - mean) / std, pixels from 0 to 255")
-    sub.add_argument("--std", default=None, metavar="S[,S,S]")
+    add_picture_options(sub)
     sub.add_argument("--latency", metavar="TABLE.json", help="the table that `latency` wrote; else a latency budget measures here")
     sub.add_argument("--target", default="host", help="for a latency budget: as for compile (default: host)")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="for measuring latency; default: all cores")
@@ -80,7 +76,7 @@ def _allocate(args: argparse.Namespace) -> int:
                     latencies = measure_latencies(graph, args.target, threads=args.threads, progress=progress).latencies
                 state = args.state or (f"{Path(args.output).with_suffix('')}.state.npz" if args.output else None)
                 found = problem(
-                    graph, args.calib, settings, preprocess=_preprocess(args), tie=not args.no_ties, fix_ends=not args.free_ends, fixed=fixed,
+                    graph, args.calib, settings, preprocess=read_preprocess(args), tie=not args.no_ties, fix_ends=not args.free_ends, fixed=fixed,
                     latencies=latencies, state=state, progress=progress,
                 )  # fmt: skip
     except KeyboardInterrupt:
@@ -134,22 +130,6 @@ def _fixed(texts: list[str]) -> dict[str, str]:
         widths(choice, f"--fix {text}")
         fixed[name] = choice
     return fixed
-
-
-def _preprocess(args: argparse.Namespace) -> Preprocess | None:
-    from .data import Preprocess
-
-    if args.mean is None and args.std is None:
-        return None
-    values = []
-    for name, text in (("--mean", args.mean or "0"), ("--std", args.std or "1")):
-        try:
-            values.append(tuple(float(v) for v in text.split(",")))
-        except ValueError as e:
-            raise UsageError("is no list of numbers", where=f"{name} {text}", expected="127, or 123.7,116.3,103.5") from e
-    if not all(values[1]):
-        raise UsageError("divides by zero", where=f"--std {args.std}")
-    return Preprocess(*values)
 
 
 def _latency(args: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,17 @@ KIND = "an .npz file, or a folder of .npy, .npz or image files"
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How pixels become numbers: (pixel - mean) / std, pixels from 0 to 255, one number or one per channel."""
+    """How a picture becomes numbers: (pixel - mean) / std, pixels from 0 to 255, one number or one per channel.
+
+    resize: what the short side is scaled to before the middle is cut out; None: as little as covers the network's input.
+    resample: bilinear, bicubic or nearest.  bgr: channels in the order blue, green, red.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: int | None = None
+    resample: str = "bilinear"
+    bgr: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Calibration:
     count: images.  has_labels: whether every image has its class.  fingerprint: of all values and labels.
     """
 
-    def __init__(self, files: Sequence[Path], inputs: Sequence[Input], preprocess: Preprocess | None, classes: dict[str, int] | None, where: str) -> None:
+    def __init__(self, files: Sequence[Path], inputs: Sequence[Input], preprocess: Preprocess | None, classes: Mapping[Path, int] | None, where: str) -> None:
         self.inputs, self.where = tuple(inputs), where
         self._files, self._preprocess, self._classes = list(files), preprocess, classes
         self.count, labelled, digest = 0, 0, hashlib.sha256()
@@ -94,9 +101,9 @@ class Calibration:
 
     def _label(self, file: Path) -> int:
         assert self._classes is not None
-        if file.name not in self._classes:
+        if file not in self._classes:
             raise InputError("has no label", where=str(file), expected=f"a line '{file.name} CLASS' in labels.txt")
-        return self._classes[file.name]
+        return self._classes[file]
 
     def _checked(self, arrays: dict[str, Array], labels: Array | None, where: str) -> Batch:
         names = [i.name for i in self.inputs]
@@ -141,14 +148,20 @@ class Calibration:
                 picture = opened.convert("RGB" if channels == 3 else "L")
         except (OSError, UnidentifiedImageError, ValueError) as e:
             raise InputError("is not a readable picture", where=str(file), found=str(e)) from e
-        factor = max(width / picture.width, height / picture.height)
-        scaled = picture.resize((max(width, round(picture.width * factor)), max(height, round(picture.height * factor))), Image.Resampling.BILINEAR)
+        given = self._preprocess
+        factor = max(width / picture.width, height / picture.height) if given.resize is None else given.resize / min(picture.size)
+        size = (round(picture.width * factor), round(picture.height * factor))
+        if given.resize is not None and (size[0] < width or size[1] < height):
+            raise UsageError("makes pictures smaller than the network's input", where=f"--resize {given.resize}", expected=f"at least {max(width, height)}")
+        size = (max(width, size[0]), max(height, size[1]))
+        scaled = picture if picture.size == size else picture.resize(size, Image.Resampling[given.resample.upper()])
         left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
-        pixels = np.asarray(scaled.crop((left, top, left + width, top + height)), np.float32).reshape(height, width, channels)
-        for values, name in ((self._preprocess.mean, "--mean"), (self._preprocess.std, "--std")):
+        pixels: Array = np.asarray(scaled.crop((left, top, left + width, top + height)), np.float32).reshape(height, width, channels)
+        pixels = pixels[:, :, ::-1] if given.bgr else pixels
+        for values, name in ((given.mean, "--mean"), (given.std, "--std")):
             if len(values) not in (1, channels):
                 raise UsageError("has as many numbers as channels, or one", where=name, found=f"{len(values)} for {channels} channels")
-        normal = (pixels - np.array(self._preprocess.mean, np.float32)) / np.array(self._preprocess.std, np.float32)
+        normal = (pixels - np.array(given.mean, np.float32)) / np.array(given.std, np.float32)
         return np.ascontiguousarray(normal.transpose(2, 0, 1)[None].astype(self.inputs[0].dtype))
 
 
@@ -170,17 +183,26 @@ def open_data(path: str | Path, inputs: Sequence[Input], preprocess: Preprocess 
     if len(inputs) > 1 and any(f.suffix == ".npy" for f in files):
         raise InputError("holds .npy files, which do not say for which input", where=str(place), expected=f".npz files with {', '.join(i.name for i in inputs)}")
     names = place / "labels.txt"
-    return Calibration(files, inputs, preprocess, _classes(names) if names.exists() else None, str(place))
+    return Calibration(files, inputs, preprocess, read_labels(names, place) if names.exists() else None, str(place))
 
 
-def _classes(path: Path) -> dict[str, int]:
+def read_labels(path: Path, place: Path) -> dict[Path, int]:
+    """The classes of files: lines "FILE CLASS", or "FILE,CLASS" in a .csv file; names are relative to `place`.
+
+    Raises InputError naming the line that is no label, or when the file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError("cannot be read", where=str(path), expected="lines 'FILE CLASS'", found=str(e)) from e
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        name, _, label = line.rpartition(" ")
+    for number, line in enumerate(lines, 1):
+        name, _, label = line.rpartition("," if path.suffix == ".csv" else " ")
+        label = label.strip()
         if line.strip() and not (name and label.isdecimal()):
             raise InputError("is no label", where=f"{path}, line {number}", expected="a file's name, a space and its class number", found=line)
         if line.strip():
-            found[name.strip()] = int(label)
+            found[place / name.strip()] = int(label)
     return found
 
 
