@@ -32,8 +32,9 @@ def onnx_of_program(source: Any) -> onnx.ModelProto:
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the exporter announces its own deprecation
-            torch.onnx.export(  # type: ignore[arg-type]  # the older exporter also writes to streams
-                module, tuple(arguments), stream, kwargs=dict(named) or None, opset_version=18, dynamo=False,
+            torch.onnx.export(
+                module, tuple(arguments), stream,  # type: ignore[arg-type]  # this exporter also writes to streams
+                kwargs=dict(named) or None, opset_version=18, dynamo=False,
                 input_names=[i.name for i in graph.inputs], output_names=list(graph.outputs),
             )  # fmt: skip
     except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as e:
