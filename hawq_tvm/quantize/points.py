@@ -1,6 +1,6 @@
 """Where a float graph is quantized: the tensors that become integers, which of them share one grid, and with how many bits.
 
-Every tensor is quantized, except those that integers do not need: what a layer hands to the ReLU, clip or bias after it, and what lies inside
+Every tensor is quantized, except those that integers do not need: what a layer hands to the ReLU, clip or bias after it or to the user, and what lies inside
 a chain of element-wise operators on one tensor (SiLU, hard-swish), which becomes one table. What only moves values keeps their grid.
 """
 
@@ -22,8 +22,8 @@ ELEMENTWISE = (
 )  # fmt: skip
 NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Softplus", "Abs", "Sqrt")
 KEEP_SIGN = ("AveragePool", "GlobalAveragePool", "Concat", "Add", "Mul", "Max", "ReduceMean", "ReduceSum", "Sum")
-# Outputs of a network, as no layer computes with them and classes must not tie.
-OUTPUT_BITS = 16
+# Outputs that are no sums of a layer. 16 bits would be 65,535 thresholds to prove for every channel.
+OUTPUT_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,10 @@ class _Search:
         return list(dict.fromkeys(n for n in node.inputs if not self._constant(n)))
 
     def _absorbed(self, name: str) -> bool:
-        """Whether the one reader clamps it or adds a bias, so that it needs no integer of its own."""
+        """Whether it needs no integer of its own: the one reader clamps it or adds a bias, or it is the last layer's result."""
         maker, readers = self.makers.get(name), self.readers[name]
+        if name in self.graph.outputs and not readers and maker is not None and (maker.name in self.layers or self._bias_of(maker) is not None):
+            return True  # the 32-bit sums of the last layer, in which classes do not tie
         if maker is None or len(readers) != 1 or name in self.graph.outputs or maker.op in MOVES or self._operands(readers[0]) != [name]:
             return False
         if self._bias_of(readers[0]) is not None:

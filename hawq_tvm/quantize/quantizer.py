@@ -26,8 +26,6 @@ from .table import read_bits, widths
 from .weights import Rounded, nearest
 
 SUPPORTED = (4, 8)
-# Outputs have 16 bits, which leave room for what calibration did not see.
-ROOM = 4.0
 
 
 @dataclass(frozen=True)
@@ -216,16 +214,15 @@ def _grids(
 
 
 def _grid(seen: Histogram, width: int, positive: bool, recipe: Recipe) -> Grid:
-    """Unsigned with zero point 0 where nothing can be negative, else with both signs: of 4 and 16 bits in a signed type, of 8 in an unsigned one."""
-    symmetric = positive or recipe.symmetric or width == 16
+    """Unsigned with zero point 0 where nothing can be negative, else with both signs: of 4 bits in a signed type, of 8 in an unsigned one."""
+    symmetric = positive or recipe.symmetric
     signed = not positive and (symmetric or width == 4)
 
     def make(low: float, high: float) -> Grid:
         return grid(0.0 if positive else low, high, width, signed, symmetric)
 
-    observer = OBSERVERS["minmax" if width == 16 else recipe.observer]
-    low, high = observer(seen, make, recipe.percentile)
-    return make(low * ROOM, high * ROOM) if width == 16 else make(low, high)
+    observer = OBSERVERS[recipe.observer]
+    return make(*observer(seen, make, recipe.percentile))
 
 
 def _rounded(graph: FloatGraph, layer: Layer, bits: int, recipe: Recipe, step: float) -> Rounded:
