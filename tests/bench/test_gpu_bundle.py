@@ -164,7 +164,7 @@ def test_without_a_gpu_it_says_so(clean: Path, made: Path, tmp_path: Path) -> No
 
 def test_make_gpu_check_is_the_same_command(made: Path) -> None:
     root = gpu_bundle.ROOT
-    done = subprocess.run(["make", "-n", "gpu-check", "OUT=here.json", "OPTIONS=--resume"], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(["make", "--no-print-directory", "-n", "gpu-check", "OUT=here.json", "OPTIONS=--resume"], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip().splitlines()[-1] == "python3 gpu-bundle/gpu_check.py --out here.json --resume"
 
 
