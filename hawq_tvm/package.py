@@ -253,9 +253,8 @@ class Package:
         Raises PackageError when this machine cannot run it.
         """
         self.check_host()
-        if not self.on_gpu:
-            return self._array_device
-        gpu.ready(self._target["architectures"], self.manifest["producer"]["cuda"], self._where)
+        if self.on_gpu:
+            gpu.ready(self._target["architectures"], self.manifest["producer"]["cuda"], self._where)
         return self._array_device
 
     def check_host(self) -> None:

@@ -99,10 +99,10 @@ class Mma:
         return packing(self.problem(layer), tile)
 
     def weights(self, layer: Layer) -> Array:
-        """The layer's weights, [..., channels]."""
+        """The layer's weights, [..., channels], all of which are int8."""
         call = layer.anchor_call
         assert call is not None
-        return layer.constant(call.args[1])
+        return layer.constant(call.args[1]).astype(np.int8)
 
     def build(self, layer: Layer, target: tvm.target.Target, tile: MmaTile | None = None) -> Kernel:
         """See the loops at the top of this file."""

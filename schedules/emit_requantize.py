@@ -124,7 +124,7 @@ def _high_half(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array)
 
 
 def _per_channel(constant: Array, shape: tuple[int, ...]) -> bool:
-    return (constant.size == 1 or constant.size == constant.shape[-1] == shape[-1])
+    return constant.size == 1 or constant.size == constant.shape[-1] == shape[-1]
 
 
 def _loaded(e: Emission, constant: Array, shape: tuple[int, ...]) -> Operand:

@@ -11,7 +11,8 @@ from itertools import product
 from .mma_tiles import LANES, MmaTile, Problem
 
 WARPS = ((1, 1), (1, 2), (2, 1), (1, 4), (2, 2), (4, 1), (2, 4), (4, 2))
-FRAGMENTS = ((1, 2), (1, 4), (2, 2), (2, 4), (1, 8), (4, 2), (2, 8), (4, 4), (4, 8))
+# 4 x 8 fragments are too many sums for the registers of a thread: nvcc keeps them in memory.
+FRAGMENTS = ((1, 2), (1, 4), (2, 2), (2, 4), (1, 8), (4, 2), (2, 8), (4, 4))
 SLICES = (1, 2, 4, 8)
 DEPTHS = (2, 4)
 STAGES = (4, 3, 2)

@@ -15,7 +15,10 @@ VECTOR_BITS = 128  # of the largest load or store
 
 
 class Scheduling:
-    """The schedule of a kernel; see the loops at the top of this file."""
+    """The schedule of a kernel.
+
+    threads: False writes every thread as steps of a loop and every intrinsic as its meaning.
+    """
 
     def __init__(self, sch: s_tir.Schedule, digits: Digits, is_copied: bool, threads: bool) -> None:
         self.sch, self.digits, self.is_copied, self.threads = sch, digits, is_copied, threads
@@ -114,8 +117,9 @@ class Scheduling:
         if self.threads:
             # Chunks of neighbouring rows and of one row both fall into different banks.
             sch.storage_align(a, 0, 4, 128, 32)
-        b = self.spelled(b, copy_always(self.form.weights, min(CHUNK, self.tile.depth * self.form.width)))
-        self.deal_out(sch.fuse(*self.inner(b, step)[: 8 if self.threads else -1]))
+        vectors = self.inner(b, step)[:-1]
+        self.spelled(b, copy_always(self.form.weights, min(CHUNK, self.tile.depth * self.form.width)))
+        self.deal_out(sch.fuse(*vectors))
 
     def spelled(self, block: s_tir.schedule.SBlockRV, intrinsic: str) -> s_tir.schedule.SBlockRV:
         """A block whose innermost loop is spelled as an intrinsic, where threads are written.
@@ -134,10 +138,10 @@ class Scheduling:
         depth = [self.sch.get(lp).loop_var.name for lp in loops].index(self.sch.get(loop).loop_var.name)
         return list(loops[depth + 1 :])
 
-    def deal_out(self, loop: s_tir.schedule.LoopRV) -> s_tir.schedule.LoopRV:
-        """Deal a loop out to all threads of the block; the innermost part of it."""
+    def deal_out(self, loop: s_tir.schedule.LoopRV) -> None:
+        """Deal a loop out to all threads of the block."""
         _, warps, lanes = self.sch.split(loop, [None, self.tile.threads // LANES, LANES])
-        return self.bind_threads(warps, lanes)
+        self.bind_threads(warps, lanes)
 
     def named(self, name: str) -> list[s_tir.schedule.SBlockRV]:
         """The blocks whose name begins with `name`."""
