@@ -19,6 +19,7 @@ from tvm import relax, te, tirx
 from hawq_tvm import ops
 
 from .emit import Array, Emission, Operand, immediate, ints
+from .layer import Layer
 
 Index = Sequence[Any]
 
@@ -92,6 +93,17 @@ class Packing:
     def steps(self, run: int) -> int:
         """The number of steps r / depth of a run."""
         return -(-run // (self.depth * self.whole)) * self.whole
+
+
+def not_a_contraction(layer: Layer) -> str | None:
+    """None for a layer of one conv2d (NHWC, HWIO) or one matmul with one result, else a sentence."""
+    call = layer.anchor_call
+    if call is None or ops.op_name(call) not in ("relax.nn.conv2d", "relax.matmul"):
+        return "not a convolution or a matrix product."
+    if isinstance(layer.func.body.ty, relax.TupleType):
+        return "several results."
+    layouts = (str(call.attrs.data_layout), str(call.attrs.kernel_layout)) if ops.op_name(call) == "relax.nn.conv2d" else ("NHWC", "HWIO")
+    return None if layouts == ("NHWC", "HWIO") else f"the layout is {', '.join(layouts)}, not NHWC, HWIO."
 
 
 def shape_of(call: relax.Call, lanes: int) -> Shape:

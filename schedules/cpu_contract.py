@@ -20,7 +20,7 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm import arith, ops
 
-from .contraction import Packing, Shape, contraction, flat_shape_of, shape_of, without_offset
+from .contraction import Packing, Shape, contraction, flat_shape_of, not_a_contraction, shape_of, without_offset
 from .emit import Emission, Operand, immediate
 from .intrinsics import multiply_add
 from .layer import Layer
@@ -174,17 +174,14 @@ class Contract:
 
     def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
         """One conv2d in NHWC or one matmul of matrices, with at most 16 bits each."""
+        if why := not_a_contraction(layer):
+            return why
         call = layer.anchor_call
-        if call is None or ops.op_name(call) not in ("relax.nn.conv2d", "relax.matmul"):
-            return "not a convolution or a matrix product."
-        if isinstance(layer.func.body.ty, relax.TupleType):
-            return "several results."
+        assert call is not None
         x, w = call.args
         if ops.op_name(call) == "relax.matmul":
             if len(ops.shape_of(x)) < 2 or len(ops.shape_of(w)) < 2:
                 return "a matrix times a vector, which has no pixels or no channels."
-        elif str(call.attrs.data_layout) != "NHWC" or str(call.attrs.kernel_layout) != "HWIO":
-            return f"the layout is {call.attrs.data_layout}, {call.attrs.kernel_layout}, not NHWC, HWIO."
         elif int(call.attrs.groups) > 1 and not layer.is_constant(w):
             return "grouped weights that are computed at run time."
         return layer.epilogue_moves_data()

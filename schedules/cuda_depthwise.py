@@ -22,7 +22,7 @@ from tvm import relax, s_tir, te
 
 from hawq_tvm import ops
 
-from .cpu_depthwise import is_depthwise
+from .cpu_depthwise import Depthwise
 from .cuda_loops import MANY_THREADS, bind_grid, fuse_outer, start, vectorize_copy
 from .emit import Emission, ints
 from .layer import Layer
@@ -46,16 +46,12 @@ class CudaDepthwiseTile:
         return f"{self.pixels} pixels of {self.lanes} channels"
 
 
-class CudaDepthwise:
+class CudaDepthwise(Depthwise):
     """conv2d with one input channel per group."""
 
     name = "cuda.depthwise"
 
-    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
-        """As many groups as input channels, constant weights, int32 sums of at most 16 bits each."""
-        return is_depthwise(layer)
-
-    def tiles(self, layer: Layer, target: tvm.target.Target) -> list[CudaDepthwiseTile]:
+    def tiles(self, layer: Layer, target: tvm.target.Target) -> list[CudaDepthwiseTile]:  # type: ignore[override]
         """Blocks of pixels that divide a line: more of them read less data twice, fewer leave more threads."""
         call = layer.anchor_call
         assert call is not None
@@ -66,7 +62,7 @@ class CudaDepthwise:
         sizes.sort(key=lambda p: (threads // p < MANY_THREADS and p > 1, -min(p, 4), p))
         return [CudaDepthwiseTile(p, lanes) for p in sizes or [1]]
 
-    def build(self, layer: Layer, target: tvm.target.Target, tile: CudaDepthwiseTile | None = None) -> Kernel:
+    def build(self, layer: Layer, target: tvm.target.Target, tile: CudaDepthwiseTile | None = None) -> Kernel:  # type: ignore[override]
         """See the loops at the top of this file."""
         tile = tile or self.tiles(layer, target)[0]
         emission = Emission(layer, {"relax.nn.conv2d": _emit})

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 import tvm
@@ -16,7 +15,7 @@ from tvm import s_tir
 
 from hawq_tvm import ops
 
-from .cpu_elementwise import boundaries
+from .cpu_elementwise import Elementwise, ElementwiseTile, boundaries
 from .cuda_loops import bind_grid, fuse_outer, lanes_for, start, vector_reads, vector_write
 from .emit import Emission
 from .layer import Layer
@@ -26,24 +25,10 @@ from .rule import Kernel
 _MOVES = frozenset({f"relax.{n}" for n in ("concat", "nn.pad", "reshape", "flatten", "squeeze", "expand_dims", "split", "strided_slice")})
 
 
-@dataclass(frozen=True)
-class CudaElementwiseTile:
-    """Elements of the last axis that a thread computes, one number per result."""
-
-    lanes: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return "vectors of " + ", ".join(str(n) for n in self.lanes)
-
-
-class CudaElementwise:
+class CudaElementwise(Elementwise):
     """Layers without a reduction."""
 
     name = "cuda.elementwise"
-
-    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
-        """No operator that reduces."""
-        return f"{ops.op_name(layer.anchors[0].value)} reduces." if layer.anchors else None
 
     def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
         """See the loops at the top of this file."""
@@ -57,7 +42,7 @@ class CudaElementwise:
             lanes = lanes_for(shape[-1], prod(shape), *bounds) if shape else 1
             chosen.append(lanes)
             _schedule(sch, block, lanes, moves and bool(bounds))
-        return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), CudaElementwiseTile(tuple(chosen)))
+        return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), ElementwiseTile(tuple(chosen)))
 
 
 def _schedule(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, lanes: int, moves: bool) -> None:

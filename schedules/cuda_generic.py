@@ -26,6 +26,7 @@ from .cuda_loops import (
     start,
 )
 from .emit import Emission
+from .generic import Generic
 from .layer import Layer
 from .loops import extent
 from .rule import Kernel
@@ -33,14 +34,10 @@ from .rule import Kernel
 _SHARE_FROM = 64  # steps of a reduction
 
 
-class CudaGeneric:
+class CudaGeneric(Generic):
     """Every layer, with its stages in order."""
 
     name = "cuda.generic"
-
-    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
-        """Fits everything."""
-        return None
 
     def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
         """See the loops at the top of this file."""

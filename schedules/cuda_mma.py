@@ -25,6 +25,7 @@ from tvm import relax, s_tir, te, tirx
 from hawq_tvm import arith, ops
 from hawq_tvm.cuda.target import architectures
 
+from .contraction import not_a_contraction
 from .emit import Array, Emission, Operand, immediate, ints
 from .emit_movement import pair
 from .in_tiles import epilogue
@@ -53,11 +54,10 @@ class Mma:
 
     def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
         """One conv2d in NHWC or one product with a matrix of weights, of 8 bits each."""
+        if why := not_a_contraction(layer):
+            return why
         call = layer.anchor_call
-        if call is None or ops.op_name(call) not in ("relax.nn.conv2d", "relax.matmul"):
-            return "not a convolution or a matrix product."
-        if isinstance(layer.func.body.ty, relax.TupleType):
-            return "several results."
+        assert call is not None
         x, w = call.args
         if ops.dtype_of(x) not in DATA or ops.dtype_of(w) not in ("int8", "uint8") or ops.dtype_of(call) != "int32":
             return "more than 8 bits of data or weights, or sums of more than 32."
@@ -68,8 +68,6 @@ class Mma:
         if ops.op_name(call) == "relax.matmul":
             if len(ops.shape_of(x)) < 2 or len(ops.shape_of(w)) != 2:
                 return "a product of vectors, or of many matrices of weights."
-        elif str(call.attrs.data_layout) != "NHWC" or str(call.attrs.kernel_layout) != "HWIO":
-            return f"the layout is {call.attrs.data_layout}, {call.attrs.kernel_layout}, not NHWC, HWIO."
         elif ops.shape_of(w)[2] == 1 and int(call.attrs.groups) > 1:
             return "a depthwise convolution, which has one product per tap."
         return layer.epilogue_moves_data(packs=True) or _constants_over_pixels(layer)
