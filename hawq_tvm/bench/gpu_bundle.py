@@ -33,6 +33,7 @@ from deploy.gpu_runner.bundle import FORMAT, MANIFEST, packed
 from .. import __version__
 from .. import target as targets
 from ..errors import HawqError, OutputError, UsageError
+from ..files import check_folder, write_bytes
 from ..pipeline import compile_model, import_annotated, to_packed
 from . import gpu_cases, gpu_entries, zoo
 
@@ -150,9 +151,7 @@ def _sources() -> Iterator[Path]:
 
 def _write(path: Path, data: Callable[[], bytes]) -> None:
     if not path.exists():
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(data())
-        os.replace(temporary, path)
+        write_bytes(path, data())
 
 
 def choose(wanted: Sequence[Wanted], folders: Sequence[Path], constants: Path, room: int) -> tuple[dict[str, Path], list[str]]:
@@ -215,13 +214,19 @@ def _download(folder: Path, version: str) -> Path:
     return found[0]
 
 
+def _check(destination: Path) -> None:
+    """Refuse a destination, before the work, whose folder does not exist or that is something else than a bundle."""
+    check_folder(destination)
+    if destination.exists() and not (destination / MANIFEST).is_file():
+        raise OutputError("exists and is not a bundle", where=str(destination), remedy="choose another --output, or remove it")
+
+
 def write(destination: Path, files: dict[str, Path], manifest: dict[str, Any]) -> dict[str, int]:
     """Write the bundle in one step; an older bundle is replaced, anything else refused. Returns every file's bytes.
 
     Raises OutputError when the destination is something else than a bundle.
     """
-    if destination.exists() and not (destination / MANIFEST).is_file():
-        raise OutputError("exists and is not a bundle", where=str(destination), remedy="choose another --output, or remove it")
+    _check(destination)
     runner = {f"gpu_runner/{p.name}": p for p in sorted((ROOT / "deploy" / "gpu_runner").glob("*.py"))}
     files = {"gpu_check.py": ROOT / "deploy" / "gpu_check.py", **runner, **files}
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.resolve().parent) as staging:
@@ -247,6 +252,7 @@ def make(
 
     limit: bytes of all files.  Raises OutputError when it would be larger, or cannot be written.
     """
+    _check(destination)
     maker = Maker(work, target, say)
     folders = []
     for i, w in enumerate(wanted):

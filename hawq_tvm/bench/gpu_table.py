@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import HawqError, InputError
+from .page import write_page
 
 NETS, PRECISIONS, BATCHES = ("resnet18", "resnet50", "mobilenetv2", "inceptionv3"), ("w8a8", "w4a8", "w4a4"), (1, 8, 32, 128)
 PEERS = {"eager-fp32": "torch eager fp32", "eager-fp16": "torch eager fp16", "compile-fp16-channels-last": "torch.compile fp16"}
@@ -133,15 +132,11 @@ def _products(report: Mapping[str, Any]) -> list[str]:
 
 
 def write(report: Mapping[str, Any], folder: Path) -> Path:
-    """Write the page and the numbers behind it as GPU-DATE.md and .json; returns the page's path."""
-    slug = re.sub(r"[^a-z0-9]+", "-", str(report["machine"].get("gpu", "cpu")).lower()).strip("-")
-    made = folder / f"{slug}-{report['date']}.md"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, text in [(made.with_suffix(".json"), json.dumps(report, indent=1, sort_keys=True) + "\n"), (made, page(report))]:
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    return made
+    """Write the page and the numbers behind it as GPU-DATE.md and .json; returns the page's path.
+
+    Raises OutputError when one of them cannot be written.
+    """
+    return write_page(folder, str(report["machine"].get("gpu", "cpu")), report["date"], page(report), json.dumps(report, indent=1, sort_keys=True))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

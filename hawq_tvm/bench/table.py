@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from typing import Any
 
 from ..errors import HawqError, UsageError
 from . import machine, peers, zoo
+from .page import write_page
 
 NETS = ("resnet18", "resnet50", "mobilenetv2", "inceptionv3")
 PEERS = ("openvino", "onnxruntime")
@@ -96,15 +95,11 @@ def markdown(rows: Sequence[dict[str, Any]], date: str) -> str:
 
 
 def write(rows: Sequence[dict[str, Any]], folder: Path, date: str) -> Path:
-    """Write the page and the numbers behind it to `folder` as CPU-DATE.md and .json; returns the page's path."""
-    slug = re.sub(r"[^a-z0-9]+", "-", str(rows[0]["machine"]["cpu"]).lower().replace("(r)", "").replace("(tm)", "")).strip("-")
-    page = folder / f"{slug}-{date}.md"
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, text in [(page.with_suffix(".json"), json.dumps({"date": date, "results": rows}, indent=1) + "\n"), (page, markdown(rows, date))]:
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text)
-        os.replace(temporary, path)
-    return page
+    """Write the page and the numbers behind it to `folder` as CPU-DATE.md and .json; returns the page's path.
+
+    Raises OutputError when one of them cannot be written.
+    """
+    return write_page(folder, str(rows[0]["machine"]["cpu"]), date, markdown(rows, date), json.dumps({"date": date, "results": rows}, indent=1))
 
 
 def _say(text: str) -> None:

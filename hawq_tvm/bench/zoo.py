@@ -9,7 +9,6 @@ that quantization has something to look at. Needs the extras `torch` and `bench`
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import warnings
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..files import write_bytes
 
 NETWORKS: dict[str, tuple[str, str, int]] = {
     "resnet18": ("resnet", "resnet18", 224),
@@ -111,9 +112,7 @@ def make(name: str, path: Path, *, size: int | None = None, batch: int = 1, qope
         say("calibrating and quantizing")
         quantize(exported, quantized, [{"input": b} for b in calibration(batch, size)], qoperator=qoperator, weight_bits=weight_bits, activation_bits=activation_bits)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(quantized.read_bytes())
-        os.replace(temporary, path)
+        write_bytes(path, quantized.read_bytes())
     return path
 
 

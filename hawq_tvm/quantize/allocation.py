@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import HawqError, UsageError
 from .float_graph import need
-from .table import RESOURCES, Budget, Row, Table, readable
+from .table import Budget, Row, Table, readable
 
 # The objective is scaled to this span: HiGHS stops at an absolute gap of 1e-6, so the sum is the least one to 1e-9 of the span.
 SPAN = 1e3
@@ -79,10 +79,9 @@ def allocate(table: Table, budgets: Sequence[Budget]) -> Allocation:
     if picked is None:
         raise _infeasible(groups, limits)
     assignment = {row.name: group.choices[c] for group, c in zip(groups, picked, strict=True) for row in group.rows}
-    known = [r for r in RESOURCES if r != "latency" or all(set(table.choices) <= set(row.latency_us) for row in table.rows)]
     solver = {"name": "HiGHS", "scipy": scipy.__version__, "status": "optimal", "seconds": round(seconds, 4), "rounds": rounds, "variables": sum(len(g.choices) for g in groups)}
     ordered = {row.name: assignment[row.name] for row in table.rows}
-    return Allocation(table, ordered, table.sensitivity(ordered), {r: table.total(r, ordered) for r in known}, limits, solver)
+    return Allocation(table, ordered, table.sensitivity(ordered), {r: table.total(r, ordered) for r in table.resources()}, limits, solver)
 
 
 def _groups(table: Table, resources: Sequence[str]) -> list[_Group]:

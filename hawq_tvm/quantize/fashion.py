@@ -28,6 +28,7 @@ from rich.table import Table as Grid
 from torch import nn
 
 from ..errors import HawqError, InputError
+from ..files import check_output, write_text
 from .evaluation import evaluate
 from .quantizer import Recipe, post_training
 
@@ -154,10 +155,12 @@ def main() -> int:
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     try:
+        if args.output:
+            check_output(args.output)
         for seed in args.seeds.split(","):
             rows += measure(args.data, int(seed), list(RECIPES), lambda text: print(text, file=sys.stderr, flush=True))
             if args.output:
-                args.output.write_text(json.dumps(rows, indent=1) + "\n")
+                write_text(args.output, json.dumps(rows, indent=1) + "\n")
     except HawqError as e:
         print(f"fashion: {e}", file=sys.stderr)
         return e.exit_code

@@ -26,17 +26,13 @@ class Problem:
     provenance: Mapping[str, Any]
     sensitivities: Sensitivities | None = None
 
-    def known(self) -> list[str]:
-        """The resources that the table has numbers of."""
-        return [r for r in RESOURCES if r != "latency" or all(set(self.table.choices) <= set(row.latency_us) for row in self.table.rows)]
-
     def allocate(self, budgets: Sequence[str | Budget]) -> Allocation:
         """The least sensitive assignment under budgets such as "size=0.5"; see `allocation.allocate`."""
         return solve(self.table, [b if isinstance(b, Budget) else Budget.parse(b) for b in budgets])
 
     def fronts(self) -> list[Front]:
         """The Pareto front of every resource that the table knows."""
-        return [front(self.table, r) for r in self.known()]
+        return [front(self.table, r) for r in self.table.resources()]
 
 
 def problem(

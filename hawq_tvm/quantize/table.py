@@ -119,6 +119,10 @@ class Table:
             raise UsageError(f"{first} is fixed to {one} and {second}, which is tied to it, to {other}", where=first, remedy="fix them alike, or take the tie away")
         return tuple(fixed) or self.choices
 
+    def resources(self) -> list[str]:
+        """The resources that there are numbers of."""
+        return [r for r in RESOURCES if r != "latency" or all(set(self.choices) <= set(row.latency_us) for row in self.rows)]
+
     def total(self, resource: str, assignment: Mapping[str, str]) -> Fraction:
         """What an assignment (choice by layer) takes of a resource."""
         return sum((r.cost(resource, assignment[r.name]) for r in self.rows), Fraction(0))
