@@ -242,8 +242,7 @@ def requantize_worst(call: relax.Call, data: Sequence[Interval]) -> int:
     if str(call.attrs["rounding"]) == "double":
         left = _power(np.maximum(31 - shift.astype(np.int64), 0))
         return int(np.max(_times(_times(magnitudes[0], left), multipliers[0]))) + (1 << 30)
-    directed = str(call.attrs["rounding"]) in arith.DIRECTED
-    total = _magnitude(_object(offset)) + _power(shift.astype(np.int64) - (not directed))
+    total = _magnitude(_object(offset)) + arith.rounding_room(_object(shift), str(call.attrs["rounding"]))
     for x, m in zip(magnitudes, multipliers, strict=True):
         total = total + _times(x, m)
     return int(np.max(total))

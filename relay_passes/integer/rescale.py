@@ -20,17 +20,25 @@ from .values import INSERT, Array, Constant, Context, Joined, Real, Softmax, Ter
 class Output:
     """What a hawq.quantize asks for: (A2) with scale, zero point, type and rounding; how branches are rounded (A14).
 
-    inside: the zero point where it is added before the rounding (A2a); `zero` is then 0.
-    form: how constants are divided by the scale (A2).
+    form: "affine" where the zero point is added before the rounding (A2a); else how constants are divided by the scale (A2).
     """
 
     scale: Array
-    zero: int
+    level: int
     qtype: arith.QType
     rounding: str
+    form: str
     branches: str = "common"
-    inside: int = 0
-    form: str = "divide"
+
+    @property
+    def inside(self) -> int:
+        """The zero point as far as it is added before the rounding."""
+        return self.level if self.form == "affine" else 0
+
+    @property
+    def zero(self) -> int:
+        """The zero point as far as it is added after the rounding."""
+        return self.level - self.inside
 
     @staticmethod
     def of(ctx: Context, call: relax.Call) -> Output:
@@ -41,9 +49,7 @@ class Output:
         attrs = call.attrs
         qtype = arith.QType(int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"]))
         scale = ops.const_value(call.args[1]).astype(np.float64)
-        level, form = int(zero.flat[0]), str(attrs["form"])
-        inside = level if form == "affine" else 0
-        return Output(scale, level - inside, qtype, str(attrs["rounding"]), str(attrs["branches"]), inside, form)
+        return Output(scale, int(zero.flat[0]), qtype, str(attrs["rounding"]), str(attrs["form"]), str(attrs["branches"]))
 
     def clipped(self, low: float, high: float) -> Output:
         """(A12): the same output with its range narrowed to real low .. high."""
@@ -66,7 +72,7 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
     if isinstance(value, Constant):
         scale = out.scale.astype(np.float32)
         q = arith.quantize(
-            value.real.astype(np.float32), scale, np.asarray(out.zero + out.inside), qmin=out.qtype.qmin, qmax=out.qtype.qmax,
+            value.real.astype(np.float32), scale, np.asarray(out.level), qmin=out.qtype.qmin, qmax=out.qtype.qmax,
             storage=out.qtype.storage, rounding=out.rounding, form=out.form,
         )  # fmt: skip
         return ops.const(np.broadcast_to(q, value.shape), out.qtype.storage)
@@ -98,7 +104,7 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
 
 
 def _is_identity(ctx: Context, term: Term, constant: Array, out: Output) -> bool:
-    same = np.all(term.scale == out.scale) and np.all(term.zero == out.zero + out.inside) and not np.any(constant)
+    same = np.all(term.scale == out.scale) and np.all(term.zero == out.level) and not np.any(constant)
     if not same or ops.dtype_of(term.data) != out.qtype.storage:
         return False
     low, high = ctx.bounds(term.data)
@@ -108,11 +114,10 @@ def _is_identity(ctx: Context, term: Term, constant: Array, out: Output) -> bool
 def _each_branch(ctx: Context, terms: Sequence[Term], constant: Array, out: Output) -> relax.Expr:
     """(A14): every branch rounded on its own, then an exact addition and one clamp."""
     wide = arith.QType.of("int32")
-    branch = Output(out.scale, 0, wide, out.rounding)
     total: relax.Expr | None = None
     for i, term in enumerate(terms):
         last = i == len(terms) - 1
-        own = replace(branch, inside=out.inside if last else 0)
+        own = Output(out.scale, out.inside if last else 0, wide, out.rounding, "affine")
         rounded = ctx.emit(_requantize(ctx, [term], constant if last else np.zeros(()), own), f"branch{i}")
         total = rounded if total is None else ctx.emit(relax.op.add(total, rounded), "sum")
     one = ops.requantize([total], [1], 0, 0, qtype=out.qtype, zero_point=out.zero, rounding="half_up")

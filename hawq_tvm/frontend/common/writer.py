@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops
+from hawq_tvm import ops, stages
 from hawq_tvm.errors import ModelError
 
 from .inputs import MAX_ELEMENTS, Input
@@ -29,8 +30,13 @@ class Failure:
     op: str
     error: ModelError
 
+    def to_dict(self) -> dict[str, str]:
+        """JSON-ready fields: layer (an operator, input or output), op, reason, expected, found and remedy."""
+        e = self.error
+        return {"layer": e.where, "op": self.op, "reason": e.message, "expected": e.expected, "found": e.found, "remedy": e.remedy}
 
-class Writer:
+
+class Writer(ABC):
     """One module being written; `failures` holds every operator that could not be imported, in order."""
 
     def __init__(self, inputs: Sequence[Input]) -> None:
@@ -39,6 +45,21 @@ class Writer:
         self.failures: list[Failure] = []
         self.builder = relax.BlockBuilder()
         self.emit = ops.Emitter(self.builder, self.input_names)
+
+    @abstractmethod
+    def run(self) -> tvm.IRModule:
+        """The module, complete when `failures` stays empty."""
+
+    def complete(self) -> tvm.IRModule:
+        """The module, checked.
+
+        Raises ModelError naming the first operator that cannot be imported.
+        """
+        module = self.run()
+        if self.failures:
+            raise self.failures[0].error
+        stages.verify(module, stages.Stage.ANNOTATED)
+        return module
 
     def write(self, body: Callable[[Env], Sequence[Value]], outputs: Sequence[str], layers: Sequence[str]) -> tvm.IRModule:
         """The module of one function `main`.

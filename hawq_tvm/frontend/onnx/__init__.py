@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import tvm
 
-from hawq_tvm import stages
-
 from . import (
     activation,
     conv,
@@ -53,12 +51,7 @@ def import_onnx(source: Source, shapes: Mapping[str, Sequence[int]] | None = Non
     shapes: full shapes by input name, needed where the model leaves a dimension symbolic.  Raises ModelError
     naming the first node that cannot be imported.
     """
-    importer = Importer(read_model(source), shapes)
-    module = importer.run()
-    if importer.failures:
-        raise importer.failures[0].error
-    stages.verify(module, stages.Stage.ANNOTATED)
-    return module
+    return Importer(read_model(source), shapes).complete()
 
 
 __all__ = ["Source", "describe_onnx", "import_onnx", "known_operators", "unsupported"]

@@ -11,6 +11,7 @@ import onnx
 from hawq_tvm import arith
 from hawq_tvm.errors import ModelError
 
+from ..common.writer import Failure
 from . import fold
 from .graph import node_name
 from .importer import Importer, supported, unsupported_operator
@@ -23,31 +24,23 @@ from .values import ELEMENT_TYPES
 def unsupported(source: Source, shapes: Mapping[str, Sequence[int]] | None = None) -> list[dict[str, str]]:
     """Everything that cannot be imported, in the order of the graph; empty when import_onnx succeeds.
 
-    Each entry has layer (a node, input or output), op, reason, expected, found and remedy.  When an input or the
-    graph itself is at fault, that comes first and only unknown operators follow it.  Raises ModelError when the model
-    cannot be read at all.
+    Each entry is what `Failure.to_dict` gives.  When an input or the graph itself is at fault, that comes first and only
+    unknown operators follow it.  Raises ModelError when the model cannot be read at all.
     """
     model = read_model(source)
     try:
         importer = Importer(model, shapes)
     except ModelError as e:
-        return [
-            _entry("graph", e),
-            *(_stranger(n, model) for n in model.graph.node if not supported(_domain(n), n.op_type)),
-        ]
+        strangers = [_stranger(n, model) for n in model.graph.node if not supported(_domain(n), n.op_type)]
+        return [f.to_dict() for f in (Failure("graph", e), *strangers)]
     importer.run()
-    return [_entry(f.op, f.error) for f in importer.failures]
+    return [f.to_dict() for f in importer.failures]
 
 
-def _stranger(node: onnx.NodeProto, model: onnx.ModelProto) -> dict[str, str]:
+def _stranger(node: onnx.NodeProto, model: onnx.ModelProto) -> Failure:
     domain = _domain(node)
     opset = opset_of(model, domain) or 1
-    return _entry(node.op_type, unsupported_operator(node_name(node), domain, node.op_type, opset))
-
-
-def _entry(op: str, error: ModelError) -> dict[str, str]:
-    fields = {"layer": error.where, "op": op, "reason": error.message}
-    return {**fields, "expected": error.expected, "found": error.found, "remedy": error.remedy}
+    return Failure(node.op_type, unsupported_operator(node_name(node), domain, node.op_type, opset))
 
 
 def _domain(node: onnx.NodeProto) -> str:

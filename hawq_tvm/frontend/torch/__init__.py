@@ -10,8 +10,6 @@ from typing import Any
 
 import tvm
 
-from hawq_tvm import stages
-
 from . import activation, conv, elementwise, matmul, movement, pool, quant, resize, shape
 from .describe import describe_exported, unsupported
 from .importer import Importer, known_operators
@@ -27,12 +25,7 @@ def import_exported(source: Any, shapes: Mapping[str, Sequence[int]] | None = No
     shapes: full shapes by input name, needed where the program leaves a dimension symbolic.  Raises ModelError
     naming the first layer that cannot be imported.
     """
-    importer = Importer(read_program(source), shapes)
-    module = importer.run()
-    if importer.failures:
-        raise importer.failures[0].error
-    stages.verify(module, stages.Stage.ANNOTATED)
-    return module
+    return Importer(read_program(source), shapes).complete()
 
 
 __all__ = ["describe_exported", "import_exported", "known_operators", "read_program", "unsupported"]

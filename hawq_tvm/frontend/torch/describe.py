@@ -10,6 +10,7 @@ from hawq_tvm import arith
 from hawq_tvm.errors import ModelError
 
 from ..common.values import Constant
+from ..common.writer import Failure
 from .importer import Importer, supported, unsupported_operator
 from .program import QUANTIZATION, Call, Program, Ref
 from .reader import read_program
@@ -21,20 +22,16 @@ ROLES = {"weight": "weight", "bias": "bias", "mat2": "weight", "other": "constan
 def unsupported(source: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> list[dict[str, str]]:
     """Everything that cannot be imported, in the order of the program; empty when import_exported succeeds.
 
-    Each entry has layer, op, reason, expected, found and remedy.  Raises ModelError when the program cannot be read.
+    Each entry is what `Failure.to_dict` gives.  Raises ModelError when the program cannot be read.
     """
     program = read_program(source)
     try:
         importer = Importer(program, shapes)
         importer.run()
     except ModelError as e:
-        return [_entry("program", e), *(_entry(c.op, unsupported_operator(c)) for c in program.calls if not supported(c.op))]
-    return [_entry(f.op, f.error) for f in importer.failures]
-
-
-def _entry(op: str, error: ModelError) -> dict[str, str]:
-    fields = {"layer": error.where, "op": op, "reason": error.message}
-    return {**fields, "expected": error.expected, "found": error.found, "remedy": error.remedy}
+        strangers = [Failure(c.op, unsupported_operator(c)) for c in program.calls if not supported(c.op)]
+        return [f.to_dict() for f in (Failure("program", e), *strangers)]
+    return [f.to_dict() for f in importer.failures]
 
 
 def describe_exported(source: Any) -> dict[str, Any]:
