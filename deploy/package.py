@@ -13,73 +13,38 @@ is loaded. The same model compiled twice gives the same bytes.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tvm
-
 from hawq_tvm.errors import OutputError, PackageError
-from hawq_tvm.files import check_folder
+from hawq_tvm.files import check_folder, write_bytes
+
+from . import archive
 
 FORMAT_VERSION = 1
 FILES = ("model.so", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json")
-MANIFEST = "manifest.json"
+MANIFEST = archive.FIRST
+SIGNATURE = f"{MANIFEST}.minisig"  # of the manifest, which holds every other file's hash; may be absent
+# The integer graph, which `strip` leaves out.
+GRAPH = ("graph.json", "constants.npz", "graph.txt")
+# What every package holds, whatever its target and however small.
+ALWAYS = ("model.so", "certificate.json", "report.json")
 # What readers rely on in a manifest, beside the hashes.
 LAYOUT: dict[str, type] = {
     "name": str, "producer.tvm": str, "producer.tvm_ffi": str, "producer.hawq_tvm": str, "target.architecture": str,
     "target.cpu_features": list, "inputs": list, "outputs": list, "float_tail": list, "sha256": dict,
 }  # fmt: skip
-# Constants up to this many bytes stay in graph.json, where they can be read.
-SMALL_CONSTANT = 64
 
 
 def dump_json(value: Any) -> bytes:
     """JSON with sorted keys and a final newline, so that equal values are equal bytes."""
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-
-
-def graph_files(module: tvm.IRModule) -> dict[str, bytes]:
-    """graph.json, constants.npz and graph.txt of a module."""
-    graph = json.loads(tvm.ir.save_json(module))
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    for node in graph["nodes"]:
-        if node["type"] == "ffi.Tensor":
-            raw = base64.b64decode(node["data"])
-            header, data = _split_tensor(raw)
-            if len(data) > SMALL_CONSTANT:
-                name = f"c{len(arrays)}"
-                arrays[name] = np.frombuffer(data, np.uint8)
-                node["data"] = {"header": base64.b64encode(header).decode(), "constant": name}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return {"graph.json": dump_json(graph), "constants.npz": buffer.getvalue(), "graph.txt": (module.script() + "\n").encode()}
-
-
-def _split_tensor(raw: bytes) -> tuple[bytes, bytes]:
-    """A serialized tensor as (header, data): the header ends with the data's length in bytes."""
-    rank = int.from_bytes(raw[24:28], "little")
-    end = 32 + 8 * rank + 8
-    return raw[:end], raw[end:]
-
-
-def load_graph(files: Mapping[str, bytes]) -> tvm.IRModule:
-    """The module of graph.json and constants.npz, equal to the one that was saved."""
-    graph = json.loads(files["graph.json"])
-    with np.load(io.BytesIO(files["constants.npz"]), allow_pickle=False) as arrays:
-        for node in graph["nodes"]:
-            if node["type"] == "ffi.Tensor" and isinstance(node["data"], dict):
-                raw = base64.b64decode(node["data"]["header"]) + arrays[node["data"]["constant"]].tobytes()
-                node["data"] = base64.b64encode(raw).decode()
-    return tvm.ir.load_json(json.dumps(graph))
 
 
 def install(destination: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
@@ -138,7 +103,7 @@ def _may_replace(destination: Path) -> bool:
     if not destination.is_dir():
         return False
     names = {p.name for p in destination.iterdir()}
-    return not names or {MANIFEST, "graph.json"} <= names <= {MANIFEST, *FILES}
+    return not names or {MANIFEST, *ALWAYS} - {"model.so"} <= names <= {MANIFEST, SIGNATURE, *FILES}
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -148,44 +113,93 @@ def _write(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The manifest and the files of a package, every hash checked before anything is used.
+def install_file(destination: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+    """Write a package as a single file, in one step; a single-file package that is there is replaced, anything else refused.
+
+    Raises OutputError when the destination exists and is no such file, or cannot be written, or 4 GiB would not do.
+    """
+    if destination.exists() and not archive.is_one(destination):
+        raise OutputError("exists and is not a single-file package", where=str(destination), remedy="choose another name, or remove it")
+    write_bytes(destination, archive.pack({**files, MANIFEST: dump_json(manifest)}, str(destination)))
+
+
+def read_files(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest and the other files of a package, a folder or a single file; every hash is checked before anything is used.
 
     Raises PackageError for a missing, damaged, extra, unreadable or foreign file, or another format version.
     """
     try:
-        return _read(folder, str(folder))
+        return _read(path, str(path))
     except OSError as e:
-        raise PackageError("cannot be read", where=str(folder), found=e.strerror or str(e), remedy="check the path and its permissions") from e
+        raise PackageError("cannot be read", where=str(path), found=e.strerror or str(e), remedy="check the path and its permissions") from e
 
 
-def _read(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
-    if not folder.exists():
+def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
+    if not path.exists():
         raise PackageError("does not exist", where=where, remedy="check the path")
-    if not folder.is_dir():
-        raise PackageError("is not a package", where=where, expected="a folder written by `hawq-tvm compile`", found="a file")
-    manifest = _read_manifest(folder, where)
+    names, read = _folder(path, where) if path.is_dir() else _single_file(path, where)
+    manifest = _checked_manifest(read(MANIFEST), where)
     hashes = manifest["sha256"]
-    present = {p.name for p in folder.iterdir()} - {MANIFEST}
-    if present != set(FILES):
-        odd = sorted(present ^ set(FILES))
-        raise PackageError("is damaged: a file is missing or does not belong", where=where, found=", ".join(odd), remedy="compile it again")
-    files: dict[str, bytes] = {}
-    for name in FILES:
-        path = folder / name
-        if not path.is_file() or path.is_symlink():
-            raise PackageError("is damaged: a file is not a plain file", where=where, found=name, remedy="compile it again")
-        files[name] = path.read_bytes()
-        if hashlib.sha256(files[name]).hexdigest() != hashes.get(name):
+    _check_names(set(hashes), set(names) - {MANIFEST, SIGNATURE}, where)
+    files = {name: read(name) for name in (*hashes, *({SIGNATURE} & set(names)))}
+    for name in hashes:
+        if hashlib.sha256(files[name]).hexdigest() != hashes[name]:
             raise PackageError("is damaged: a file does not match its checksum", where=where, found=name, remedy="compile or copy it again")
     return manifest, files
 
 
-def _read_manifest(folder: Path, where: str) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.is_file() or path.is_symlink():
+def _check_names(listed: set[str], present: set[str], where: str) -> None:
+    """Whether the files are those of the manifest, and these what a package may hold: the graph is there as a whole or not at all."""
+    odd = (listed ^ present) | (listed - set(FILES)) | (set(ALWAYS) - listed) | (set(GRAPH) - listed if listed & set(GRAPH) else set())
+    if odd:
+        raise PackageError("is damaged: a file is missing or does not belong", where=where, found=", ".join(sorted(odd)), remedy="compile it again")
+
+
+def _folder(folder: Path, where: str) -> tuple[set[str], Callable[[str], bytes]]:
+    """The names in a folder, and what reads one: plain files only, no links."""
+
+    def read(name: str) -> bytes:
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise PackageError("is damaged: a file is not a plain file", where=where, found=name, remedy="compile it again")
+        return path.read_bytes()
+
+    names = {p.name for p in folder.iterdir()}
+    if MANIFEST not in names:
         raise PackageError("is not a package", where=where, expected=MANIFEST, found="no such file")
-    data = path.read_bytes()
+    return names, read
+
+
+def _single_file(path: Path, where: str) -> tuple[set[str], Callable[[str], bytes]]:
+    if not archive.is_one(path):
+        raise PackageError("is not a package", where=where, expected="what `hawq-tvm compile` or `hawq-tvm pack` wrote", found="another file")
+    contents = archive.unpack(path.read_bytes(), where)
+    return set(contents), contents.__getitem__
+
+
+def require_graph(manifest: Mapping[str, Any], where: str) -> None:
+    """Refuse what needs the integer graph where it was stripped.
+
+    Raises PackageError.
+    """
+    if not set(GRAPH) <= set(manifest["sha256"]):
+        raise PackageError(
+            "was stripped of its integer graph, which verify, prove and profile work from", where=where, expected="the full package",
+            found=f"no {GRAPH[0]}", remedy=f"use the package it was made from (graph_sha256 {manifest.get('graph_sha256')}), or compile again",
+        )  # fmt: skip
+
+
+def stripped(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """A package without its integer graph: it runs and is timed, and keeps `graph_sha256`; the hashes of what was left out are in `stripped`.
+
+    A signature is left out too: it is the full package's.
+    """
+    kept = {name: data for name, data in files.items() if name not in (*GRAPH, SIGNATURE)}
+    gone = {name: manifest["sha256"][name] for name in GRAPH if name in manifest["sha256"]}
+    return sealed({**manifest, "stripped": {**manifest.get("stripped", {}), **gone}}, kept), kept
+
+
+def _checked_manifest(data: bytes, where: str) -> dict[str, Any]:
     try:
         manifest = json.loads(data)
     except (ValueError, RecursionError) as e:  # ValueError: no JSON, no UTF-8, or a number of absurd length
@@ -218,7 +232,7 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 def sealed(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, Any]:
     """The manifest with format version, file hashes and its own seal."""
-    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != SIGNATURE}
     full = {**manifest, "format": FORMAT_VERSION, "sha256": hashes}
     return {**full, "seal": _seal(full)}
 

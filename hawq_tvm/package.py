@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 from tvm import relax
 
 import schedules
+from deploy import graph as stored_graph
 from deploy import package as files_on_disk
+from deploy import signature
 
 from . import __version__, arrays, ops, stages
 from . import target as targets
@@ -58,12 +60,15 @@ def compile(
     return _from_compiled(compiled, name, progress)
 
 
-def load(path: str | Path) -> Package:
-    """Open a package folder written by `save` or `hawq-tvm compile`.
+def load(path: str | Path, *, public_key: str | Path | None = None) -> Package:
+    """Open a package written by `save` or `hawq-tvm compile`, or its single file written by `hawq-tvm pack`.
 
-    Raises PackageError when it is damaged, of another version, or made for another CPU; no code is loaded before that.
+    public_key: a file of minisign's; the package must be signed with its secret key.
+    Raises PackageError when it is damaged, of another version, not signed so, or made for another CPU; no code is loaded before that.
     """
     manifest, files = files_on_disk.read_files(Path(path))
+    if public_key is not None:
+        signature.verify(manifest, files, public_key, str(path))
     package = Package(manifest, files, str(path))
     package.check_host()
     return package
@@ -77,7 +82,7 @@ def _from_compiled(compiled: Compiled, name: str, progress: Progress | None = No
         _export(compiled.executable, library)
         certificate = certify(compiled.packed, compiled.tir, library, targets.gpu_architectures(compiled.target))
         files = {
-            LIBRARY: library.read_bytes(), **files_on_disk.graph_files(compiled.packed),
+            LIBRARY: library.read_bytes(), **stored_graph.graph_files(compiled.packed),
             "certificate.json": files_on_disk.dump_json(certificate.to_dict()),
             "report.json": files_on_disk.dump_json(schedules.report(compiled.tir)),
         }  # fmt: skip
@@ -109,6 +114,7 @@ def _manifest(compiled: Compiled, name: str) -> dict[str, Any]:
         "outputs": _interface(compiled.packed, "outputs"),
         "float_tail": sorted(stages.float_tail(compiled.packed["main"])),
         "constants_bytes": _constants_bytes(compiled.tir),
+        "graph_sha256": str(compiled.packed["main"].attrs["hawq.graph_sha256"]),
     }  # fmt: skip
 
 
@@ -211,7 +217,8 @@ class Package:
     def graph(self) -> tvm.IRModule:
         """The integer graph (PACKED stage) that the library was made from."""
         if self._graph is None:
-            self._graph = files_on_disk.load_graph(self._files)
+            files_on_disk.require_graph(self.manifest, self._where)
+            self._graph = stored_graph.load_graph(self._files)
         return self._graph
 
     @property

@@ -22,6 +22,7 @@ from relay_passes.fold_input_clip import fold_input_clip
 from relay_passes.fuse_epilogues import fuse_epilogues
 from relay_passes.join_tables import join_tables
 from relay_passes.lower_to_integer import lower_to_integer
+from relay_passes.name_graph import name_graph
 from relay_passes.pack_activations import pack_activations
 from relay_passes.pack_int4 import pack_int4
 from relay_passes.remove_dead_code import remove_dead_code
@@ -45,6 +46,7 @@ PIPELINE: tuple[tuple[Pass, Stage], ...] = (
     (join_tables, Stage.INTEGER),
     (remove_dead_code, Stage.INTEGER),
     (drop_ties, Stage.INTEGER),
+    (name_graph, Stage.INTEGER),
     (choose_layout, Stage.INTEGER),
     (pack_int4, Stage.INTEGER),
     (fuse_epilogues, Stage.PACKED),

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
-import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm.target import codegen
 
+from .cpu import CPUINFO_NAMES, TILE_FEATURES, host_features, permit_tiles
+from .cpu import check_host as check_host
 from .cuda import nvcc
 from .cuda import target as cuda
-from .errors import PackageError, UsageError
+from .errors import UsageError
 
 _X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
 # Levels of the x86-64 ABI, then families of instructions that kernels are written for.
@@ -26,24 +24,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "x86-vnni": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
     "x86-amx": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni", "+amx-tile", "+amx-int8"]},
 }
-
-# LLVM's name of an instruction set extension -> the Linux kernel's (/proc/cpuinfo). Tuning hints and system instructions
-# that no compiled kernel uses are left out.
-CPUINFO_NAMES = {
-    "x86_64": {
-        "sse3": "pni", "ssse3": "ssse3", "sse4.1": "sse4_1", "sse4.2": "sse4_2", "popcnt": "popcnt", "avx": "avx", "avx2": "avx2",
-        "fma": "fma", "f16c": "f16c", "bmi": "bmi1", "bmi2": "bmi2", "lzcnt": "abm", "movbe": "movbe", "avxvnni": "avx_vnni",
-        "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512cd": "avx512cd", "avx512dq": "avx512dq", "avx512vl": "avx512vl",
-        "avx512ifma": "avx512ifma", "avx512vbmi": "avx512vbmi", "avx512vbmi2": "avx512_vbmi2", "avx512vnni": "avx512_vnni",
-        "avx512bitalg": "avx512_bitalg", "avx512vpopcntdq": "avx512_vpopcntdq", "avx512bf16": "avx512_bf16",
-        "avx512fp16": "avx512_fp16", "gfni": "gfni", "vaes": "vaes", "vpclmulqdq": "vpclmulqdq", "amx-tile": "amx_tile",
-        "amx-int8": "amx_int8", "amx-bf16": "amx_bf16",
-    },
-    "aarch64": {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "fullfp16": "asimdhp", "sve": "sve", "bf16": "bf16"},
-}  # fmt: skip
-
-
-TILE_FEATURES = frozenset({"amx-tile", "amx-int8", "amx-bf16"})  # registers that a process must ask for
 
 
 def parse(text: str) -> tvm.target.Target:
@@ -137,47 +117,6 @@ def required_features(target: tvm.target.Target) -> list[str]:
     """The CPU's instruction set extensions (LLVM's names) that code for `target` may use."""
     known = CPUINFO_NAMES.get(architecture(target), {})
     return sorted(set(codegen.llvm_get_cpu_features(_cpu(target))) & set(known))
-
-
-def host_features() -> set[str]:
-    """The instruction set extensions (LLVM's names) that this machine's kernel reports."""
-    known = CPUINFO_NAMES.get(platform.machine(), {})
-    info = Path("/proc/cpuinfo")
-    if not info.exists():
-        return set(codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()}))) & set(known)
-    lines = info.read_text().splitlines()
-    flags = {w for line in lines if line.startswith(("flags", "Features")) for w in line.partition(":")[2].split()}
-    return {llvm for llvm, kernel in known.items() if kernel in flags}
-
-
-def permit_tiles() -> str | None:
-    """Ask Linux for the tile registers of AMX, for this process and all its threads: None when granted, else a sentence."""
-    # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA); without it the first tile instruction kills the process.
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        return "only Linux on x86-64 grants the tile registers"
-    if ctypes.CDLL(None, use_errno=True).syscall(158, 0x1023, 18) == 0:
-        return None
-    return f"Linux does not grant the tile registers ({os.strerror(ctypes.get_errno())})"
-
-
-def check_host(arch: str, features: list[str], where: str) -> None:
-    """Refuse code for another architecture, or for instructions that this CPU lacks or that the kernel does not grant.
-
-    Asks for the tile registers when the code needs them.  Raises PackageError naming what is missing.
-    """
-    if arch != platform.machine():
-        raise PackageError("was built for another architecture", where=where, expected=platform.machine(), found=arch, remedy="compile it for this machine")
-    missing = sorted(set(features) - host_features())
-    if missing:
-        raise PackageError(
-            "needs CPU features that this machine lacks", where=where, found=f"missing {', '.join(missing)}",
-            remedy="compile with --target host on this machine, or with --target x86-64-v3 for any recent x86-64",
-        )  # fmt: skip
-    if TILE_FEATURES & set(features) and (refused := permit_tiles()) is not None:
-        raise PackageError(
-            "needs the tile registers of AMX", where=where, found=refused,
-            remedy="allow them (Linux 5.16 or newer, no seccomp filter on arch_prctl), or compile with --target host here",
-        )  # fmt: skip
 
 
 def describe(target: tvm.target.Target) -> dict[str, Any]:

@@ -27,13 +27,21 @@ def prepare(folder: Path, on_gpu: bool) -> Any:
 
     Raises Refusal when this Python or this machine cannot load them.
     """
-    os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")  # else it may start a compiler
     if "tvm_ffi" not in sys.modules:
         sys.path.insert(0, str(folder))
+    return start(folder, on_gpu)
+
+
+def start(folder: Path, on_gpu: bool) -> Any:
+    """Load TVM's runtime libraries from a folder, and tvm-ffi from where Python finds it; returns the module tvm_ffi.
+
+    Raises Refusal when this Python or this machine cannot load them.
+    """
+    os.environ.setdefault("TVM_FFI_DISABLE_TORCH_C_DLPACK", "1")  # else it may start a compiler
     try:
         import tvm_ffi
     except ImportError as e:
-        raise Refusal(f"tvm-ffi cannot be loaded by Python {sys.version.split()[0]} ({sentence(e)}): the bundle's wheel is for another Python") from e
+        raise Refusal(f"tvm-ffi cannot be loaded by Python {sys.version.split()[0]} ({sentence(e)}): it is missing, or for another Python") from e
     tvm_ffi.registry._SKIP_UNKNOWN_OBJECTS = True
     tvm_ffi.register_global_func("hawq_tvm.no_instrument", lambda: None, override=True)
     try:
@@ -97,6 +105,12 @@ class Machine:
     def main(self, *tensors: Any) -> Any:
         """Start one inference; on a GPU it may not have ended when this returns."""
         return self._main(*tensors)
+
+    def finished(self, *tensors: Any) -> None:
+        """One inference, ended when this returns: the copy of its first result waits for a GPU."""
+        result = self._main(*tensors)
+        if self.kind == CUDA:
+            self.numpy(result[0])
 
     def watch(self, observe: Callable[..., Any], *tensors: Any) -> None:
         """One inference, every call of which `observe(function, symbol, before, result, *arguments)` sees."""

@@ -16,12 +16,13 @@ def available_cores() -> int:
 def describe() -> dict[str, Any]:
     """CPU model, usable cores, operating system and the versions that matter; JSON-ready."""
     import numpy
-    import tvm
+
+    from ..runtime import tvm_version
 
     return {
         "cpu": _cpu_model(), "cores": available_cores(),
         "architecture": platform.machine(), "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(), "tvm": str(tvm.__version__), "numpy": numpy.__version__,
+        "python": platform.python_version(), "tvm": tvm_version(), "numpy": numpy.__version__,
     }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import tvm_ffi
 from onnx import TensorProto
 
 import hawq_tvm as ht
+from deploy import graph
 from deploy import package as files
 from hawq_tvm import target
 from hawq_tvm.errors import InputError, OutputError, PackageError, UsageError
@@ -42,7 +43,7 @@ def test_manifest_describes_the_interface(saved: Path) -> None:
 
 def test_graph_survives_the_disk_exactly(saved: Path) -> None:
     module = ht.load(saved).graph
-    again = files.load_graph(files.graph_files(module))
+    again = graph.load_graph(graph.graph_files(module))
     assert tvm_ffi.structural_equal(module, again)
 
 

@@ -12,7 +12,7 @@ import pytest
 from tvm.target import codegen
 
 import hawq_tvm as ht
-from hawq_tvm import target
+from hawq_tvm import cpu, target
 from hawq_tvm.errors import PackageError
 from hawq_tvm.pipeline import compile_model
 from hawq_tvm.verify.certificate import certify
@@ -73,15 +73,15 @@ def test_the_host_leaves_tiles_out_that_linux_does_not_grant(monkeypatch: pytest
 
 def test_a_package_without_permission_is_refused_and_not_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     features = target.required_features(target.parse("x86-amx"))
-    monkeypatch.setattr(target, "host_features", lambda: set(features))
-    monkeypatch.setattr(target.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(target, "permit_tiles", lambda: None)
-    target.check_host("x86_64", features, "a package")
-    monkeypatch.setattr(target, "permit_tiles", lambda: "Linux does not grant the tile registers (Operation not permitted)")
+    monkeypatch.setattr(cpu, "host_features", lambda: set(features))
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(cpu, "permit_tiles", lambda: None)
+    cpu.check_host("x86_64", features, "a package")
+    monkeypatch.setattr(cpu, "permit_tiles", lambda: "Linux does not grant the tile registers (Operation not permitted)")
     with pytest.raises(PackageError, match=r"(?s)a package.*needs the tile registers of AMX.*Operation not permitted") as caught:
-        target.check_host("x86_64", features, "a package")
+        cpu.check_host("x86_64", features, "a package")
     assert caught.value.exit_code == 3
-    target.check_host("x86_64", ["avx2"], "a package")
+    cpu.check_host("x86_64", ["avx2"], "a package")
 
 
 @pytest.mark.skipif(target.host_features() >= target.TILE_FEATURES, reason="this CPU has AMX")
