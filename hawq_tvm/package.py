@@ -109,6 +109,7 @@ def _manifest(compiled: Compiled, name: str) -> dict[str, Any]:
         },
         "target": {
             **targets.describe(target), "architecture": targets.architecture(target), "cpu_features": targets.required_features(target),
+            "cpuinfo_flags": targets.required_flags(target),
         },
         "inputs": _interface(compiled.packed, "inputs"),
         "outputs": _interface(compiled.packed, "outputs"),

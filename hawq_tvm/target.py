@@ -119,6 +119,11 @@ def required_features(target: tvm.target.Target) -> list[str]:
     return sorted(set(codegen.llvm_get_cpu_features(_cpu(target))) & set(known))
 
 
+def required_flags(target: tvm.target.Target) -> list[str]:
+    """The same extensions as Linux calls them in /proc/cpuinfo, for programs that do not know LLVM's names."""
+    return sorted(CPUINFO_NAMES.get(architecture(target), {})[f] for f in required_features(target))
+
+
 def describe(target: tvm.target.Target) -> dict[str, Any]:
     """JSON-ready description, from which `parse` makes the same target again."""
     if cuda.is_cuda(target):

@@ -58,7 +58,7 @@ std::vector<std::string> strings(const json::Array& array, const std::string& wh
 void check_seal(const std::string& data, const std::string& where) {
   const std::string key = "\n \"seal\": \"";
   const size_t at = data.find(key), digits = at + key.size();
-  if (at == std::string::npos || data.compare(digits + 64, 2, "\",") != 0) damaged(where, "its manifest was changed");
+  if (at == std::string::npos || data.size() < digits + 66 || data.compare(digits + 64, 2, "\",") != 0) damaged(where, "its manifest was changed");
   const std::string_view all = data;
   if (sha256(all.substr(0, at), all.substr(digits + 66)) != all.substr(digits, 64)) damaged(where, "its manifest was changed");
 }
@@ -156,7 +156,7 @@ Package read_package(const std::string& path) {
     files = read_folder(path, path);
   } else {
     const std::string data = read_file(path, kPackage);
-    if (data.compare(0, 4, "PK\3\4") != 0 || data.compare(30, kManifest.size(), kManifest) != 0) refuse(path, "is not a package; expected what `hawq-tvm compile` or `hawq-tvm pack` wrote");
+    if (data.size() < 64 || data.compare(0, 4, "PK\3\4") != 0 || data.compare(30, kManifest.size(), kManifest) != 0) refuse(path, "is not a package; expected what `hawq-tvm compile` or `hawq-tvm pack` wrote");
     files = unpack(data, path);
   }
   const json::Value manifest = parse_manifest(files[kManifest], path);
