@@ -21,6 +21,7 @@ from .. import ops, stages
 from ..errors import HawqError
 from ..instrument import watched
 from ..intervals import MOVING
+from ..native.records import Run
 from .reference import evaluate, evaluate_call
 
 Array = NDArray[Any]
@@ -150,6 +151,46 @@ def _float_variables(main: relax.Function) -> set[relax.Var]:
     return found
 
 
+class _Layers:
+    """Gathers the layers of a run, kernel by kernel.
+
+    module: the PACKED module that the library was made from.  kernels: the names of the kernels, one for each private function.
+    """
+
+    def __init__(self, module: tvm.IRModule, kernels: set[str]) -> None:
+        self.main, self.kernels = module["main"], kernels
+        self.calls, self.outside = layer_calls(module), _float_variables(module["main"])
+        self.layers: list[Value] = []
+        self.head: dict[str, Array] = {}
+        self.seen = 0
+
+    def add(self, kernel: str, buffers: Callable[[relax.Call, int], tuple[list[Array], list[Array]]]) -> None:
+        """A kernel that ran; buffers(call, n): what it read, constants left out, and its n results, of the layer's call in `main`."""
+        if kernel not in self.kernels:
+            return
+        self.seen += 1
+        if self.seen > len(self.calls):
+            return
+        binding = self.calls[self.seen - 1]
+        # How many results, the type of the layer's variable says.
+        several = isinstance(binding.var.ty, relax.TupleType)
+        read, written = buffers(binding.value, len(binding.var.ty.fields) if several else 1)
+        for argument, array in zip((a for a in binding.value.args if not ops.is_const(a)), read, strict=False):
+            if argument in self.outside:
+                self.head[argument.name] = array
+        self.layers.append(tuple(written) if several else written[0])
+
+    def run(self, outputs: Sequence[Array]) -> LayerRun:
+        """What was gathered, when the library has ended.
+
+        Raises MismatchError when it called more or fewer kernels than the graph has layers.
+        """
+        if self.seen != len(self.calls):
+            raise MismatchError(f"the library ran {self.seen} layers where the graph has {len(self.calls)}")
+        names = [str(n) for n in (self.main.attrs or {}).get("hawq.output_names", [])] or [f"output{i}" for i in range(len(outputs))]
+        return LayerRun(dict(zip(names, outputs, strict=True)), self.layers, self.head)
+
+
 def run_with_layers(
     vm: relax.VirtualMachine, module: tvm.IRModule, inputs: Mapping[str, Array], kernels: set[str], device: tvm.runtime.Device | None = None
 ) -> LayerRun:
@@ -160,35 +201,29 @@ def run_with_layers(
     Raises MismatchError when the library calls more or fewer kernels than the graph has layers.
     """
     main = module["main"]
-    calls, outside = layer_calls(module), _float_variables(main)
-    layers: list[Value] = []
-    head: dict[str, Array] = {}
-    seen = 0
+    gathered = _Layers(module, kernels)
 
     def observe(func: Any, symbol: str, before: bool, ret: Any, *args: Any) -> None:
-        nonlocal seen
         del func, ret
-        if before or symbol not in kernels:
-            return
-        seen += 1
-        if seen > len(calls):
-            return
-        binding = calls[seen - 1]
-        # A kernel takes its inputs first and its results last; how many results, the type of the layer's variable says.
-        for argument, tensor in zip(binding.value.args, args, strict=False):
-            if argument in outside:
-                head[argument.name] = tensor.numpy()
-        if isinstance(binding.var.ty, relax.TupleType):
-            layers.append(tuple(a.numpy() for a in args[-len(binding.var.ty.fields) :]))
-        else:
-            layers.append(args[-1].numpy())
+
+        def buffers(call: relax.Call, results: int) -> tuple[list[Array], list[Array]]:
+            # A kernel takes its inputs first, then constants of its own, and its results last.
+            return [t.numpy() for a, t in zip(call.args, args, strict=False) if not ops.is_const(a)], [t.numpy() for t in args[-results:]]
+
+        if not before:
+            gathered.add(symbol, buffers)
 
     with watched(vm, observe):
         result = vm["main"](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[p.name]), device) for p in main.params))
-    if seen != len(calls):
-        raise MismatchError(f"the library ran {seen} layers where the graph has {len(calls)}")
-    names = [str(n) for n in (main.attrs or {}).get("hawq.output_names", [])] or [f"output{i}" for i in range(len(result))]
-    return LayerRun({n: result[i].numpy() for i, n in enumerate(names)}, layers, head)
+    return gathered.run([result[i].numpy() for i in range(len(result))])
+
+
+def layers_of(run: Run, module: tvm.IRModule, kernels: set[str]) -> LayerRun:
+    """A run through the C interface as layers of the PACKED module; kernels as for `run_with_layers`, and so are the errors."""
+    gathered = _Layers(module, kernels)
+    for record in run.kernels:
+        gathered.add(record.kernel, lambda _, results, record=record: (list(record.read), list(record.written[-results:])))
+    return gathered.run(run.outputs)
 
 
 def verify_executable(
