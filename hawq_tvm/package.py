@@ -144,7 +144,8 @@ class Package:
     @property
     def is_foreign(self) -> bool:
         """Whether this process cannot run the library, and a process under an emulator does: another architecture, or an emulator was named."""
-        return self._emulator is not None or (self._target["architecture"] != platform.machine() and not self.on_gpu)
+        architecture = self._target["architecture"]
+        return not self.on_gpu and (self._emulator is not None or (architecture != platform.machine() and architecture in emulated.QEMU))
 
     @property
     def graph(self) -> tvm.IRModule:

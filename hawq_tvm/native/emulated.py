@@ -20,7 +20,8 @@ from . import toolchain
 from .records import Run, read
 
 Array = NDArray[Any]
-QEMU = {"aarch64": ("qemu-aarch64", "/usr/aarch64-linux-gnu")}
+# The emulator of an architecture, and where Debian's cross compiler keeps its libraries.
+QEMU = {"aarch64": ("qemu-aarch64", "/usr/aarch64-linux-gnu"), "x86_64": ("qemu-x86_64", "/usr/x86_64-linux-gnu")}
 
 
 def command(architecture: str, named: str | None, where: str) -> list[str]:
@@ -33,13 +34,13 @@ def command(architecture: str, named: str | None, where: str) -> list[str]:
         if not words or shutil.which(words[0]) is None:
             raise UsageError("the emulator is no program", where=where, found=named, remedy="give its path, for example --emulator 'qemu-aarch64 -cpu max'")
         return words
-    program, root = QEMU.get(architecture, (f"qemu-{architecture}", ""))
+    program, root = QEMU[architecture]
     if shutil.which(program) is None:
         raise PackageError(
             "was built for another architecture", where=where, expected=platform.machine(), found=architecture,
             remedy=f"compile it for this machine, or install an emulator ({program}: apt-get install qemu-user)",
         )  # fmt: skip
-    return [program, "-cpu", "max", *(["-L", root] if root and "QEMU_LD_PREFIX" not in os.environ else [])]
+    return [program, "-cpu", "max", *(["-L", root] if "QEMU_LD_PREFIX" not in os.environ else [])]
 
 
 def run(library: Path, architecture: str, emulator: Sequence[str], inputs: Sequence[Array], *, layers: bool, threads: int = 1) -> Run:
@@ -66,6 +67,6 @@ def _program(architecture: str) -> bytes:
     """hawq-layers for an architecture, built once per process."""
     with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
         program = Path(folder) / "hawq-layers"
-        options = [*toolchain.FLAGS, *toolchain.includes(), str(toolchain.SOURCES / "layers.c"), "-o", str(program), "-ldl"]
-        toolchain.run([*toolchain.compiler(architecture), *options], "hawq-layers")
+        words = [*toolchain.compiler(architecture), *toolchain.options(architecture)]
+        toolchain.run([*words, str(toolchain.SOURCES / "layers.c"), "-o", str(program), "-ldl"], "hawq-layers")
         return program.read_bytes()

@@ -17,7 +17,7 @@ BLOB = "__tvm_ffi__library_bin"
 # Two libraries in a process have kernels of the same names: each calls its own. Only what TVM replaces when it is there stays open.
 _OPEN = "{ TVMFFIErrorSetRaisedFromCStrParts; };\n"
 # Nothing but the contents decides about the bytes: no debug information, no random identifier. The certificate needs the symbols.
-_LINK = ("-shared", "-Wl,-soname,model.so", "-Wl,--build-id=none", "-Wl,--strip-debug", "-Wl,-z,defs", "-Wl,-z,noexecstack", "-Wl,--as-needed")
+OPTIONS = ("-shared", "-Wl,-soname,model.so", "-Wl,--build-id=none", "-Wl,--strip-debug", "-Wl,-z,defs", "-Wl,-z,noexecstack", "-Wl,--as-needed")
 
 
 def export(
@@ -37,10 +37,10 @@ def export(
         (folder / "open.txt").write_text(_OPEN)
         objects = toolchain.runtime_objects(architecture, folder, options)
         generated = str(folder / "hawq_plan.o")
-        compile_plan = [*command, *toolchain.FLAGS, *options, "-fvisibility=hidden", *toolchain.includes(), "-c", str(folder / "plan.c"), "-o", generated]
-        toolchain.run(compile_plan, "the library's plan")
+        flags = [*toolchain.options(architecture), *options, "-fvisibility=hidden"]
+        toolchain.run([*command, *flags, "-c", str(folder / "plan.c"), "-o", generated], "the library's plan")
         linked = [*files, generated, *objects, f"-Wl,--dynamic-list={folder / 'open.txt'}", "-pthread", "-lm"]
-        toolchain.run([*command, *options, *_LINK, "-o", path, *linked], "the library")
+        toolchain.run([*command, *options, *OPTIONS, "-o", path, *linked], "the library")
 
     executable.export_library(str(library), fcompile=link)
 

@@ -20,7 +20,12 @@ from ..errors import PackageError, UsageError
 SOURCES = Path(deploy.__file__).parent / "native"
 RUNTIME = ("model.c", "threads.c", "workspace.c", "cpu.c", "error.c")
 FLAGS = ("-std=c11", "-O2", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Wpedantic")
-CROSS = {"aarch64": ("aarch64-linux-gnu-gcc", "apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross")}
+# Atomic operations in place: the helpers that GCC calls instead ask, when the library is loaded, which instructions there are.
+TUNING = {"aarch64": ("-mno-outline-atomics",)}
+CROSS = {
+    "aarch64": ("aarch64-linux-gnu-gcc", "apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross"),
+    "x86_64": ("x86_64-linux-gnu-gcc", "apt-get install gcc-x86-64-linux-gnu libc6-dev-amd64-cross"),
+}
 
 
 def compiler(architecture: str) -> list[str]:
@@ -42,9 +47,9 @@ def compiler(architecture: str) -> list[str]:
     raise UsageError("no compiler links libraries for this architecture", where=architecture, expected=tried, found="no such program", remedy=remedy)
 
 
-def includes() -> list[str]:
-    """Options that make the runtime's and TVM's headers known."""
-    ours = ["-I", str(SOURCES)]
+def options(architecture: str) -> list[str]:
+    """How C is compiled for an architecture: the dialect, its tuning, and where the runtime's and TVM's headers are."""
+    ours = [*FLAGS, *TUNING.get(architecture, ()), "-I", str(SOURCES)]
     return ours + [o for path in (tvm_ffi.libinfo.find_include_path(), tvm_ffi.libinfo.find_dlpack_include_path()) for o in ("-isystem", path)]
 
 
@@ -60,20 +65,20 @@ def run(command: Sequence[str], what: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _objects(command: tuple[str, ...], options: tuple[str, ...]) -> tuple[tuple[str, bytes], ...]:
+def _objects(command: tuple[str, ...], flags: tuple[str, ...]) -> tuple[tuple[str, bytes], ...]:
     with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
         made = []
         for source in RUNTIME:
             path = Path(folder) / f"{Path(source).stem}.o"
-            run([*command, *FLAGS, *options, "-fvisibility=hidden", *includes(), "-c", str(SOURCES / source), "-o", str(path)], "the library's runtime")
+            run([*command, *flags, "-fvisibility=hidden", "-c", str(SOURCES / source), "-o", str(path)], "the library's runtime")
             made.append((path.name, path.read_bytes()))
     return tuple(made)
 
 
-def runtime_objects(architecture: str, folder: Path, options: Sequence[str] = ()) -> list[str]:
-    """The runtime compiled for an architecture, once per process, as object files in a folder."""
+def runtime_objects(architecture: str, folder: Path, more: Sequence[str] = ()) -> list[str]:
+    """The runtime compiled for an architecture, once per process, as object files in a folder; more: options of the compiler."""
     paths = []
-    for name, data in _objects(tuple(compiler(architecture)), tuple(options)):
+    for name, data in _objects(tuple(compiler(architecture)), (*options(architecture), *more)):
         (folder / f"hawq_{name}").write_bytes(data)
         paths.append(str(folder / f"hawq_{name}"))
     return paths
