@@ -192,6 +192,22 @@ def test_reasons_to_refuse() -> None:
     assert "pixel to pixel" in str(why(lambda e, x: R.add(e(R.matmul(x, w, out_dtype="int32")), constant), ((3, 16), "int8")))
 
 
+@pytest.mark.parametrize("most", [15, 127])
+def test_unsigned_weights_that_fit_seven_bits(most: int, on_cpu) -> None:
+    """As uint8 constants, which the instructions of signed weights would not take."""
+    x, w = full("uint8", 5, 40), rng.integers(0, most + 1, (40, 24)).astype(np.uint8)
+
+    def body(emit, p):
+        return R.matmul(p, relax.const(w), out_dtype="int32")
+
+    module = packed(body, [((5, 40), "uint8")])
+    gv = module.get_global_var("fused")
+    assert Mma().build(Layer.of(gv, module[gv]), GPU).arguments[0].dtype == np.int8
+    on_cpu()
+    (out,) = run(body, x, rule="cuda.mma")
+    np.testing.assert_array_equal(out, x.astype(np.int32) @ w.astype(np.int32), strict=True)
+
+
 def test_a_tile_checks_itself() -> None:
     for bad in (dict(depth=3), dict(depth=0), dict(slices=0), dict(stages=0)):
         with pytest.raises(ValueError, match="not a tile"):
