@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -19,6 +19,9 @@ from .errors import HawqError, UsageError
 from .quantize import commands as allocate_commands
 from .quantize import quantize_commands
 from .show import OUT, say
+
+if TYPE_CHECKING:
+    from .package import Package
 
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -191,13 +194,26 @@ def _verify(args: argparse.Namespace) -> int:
     from .files import load_npz
     from .package import load
 
-    package = load(args.package)
     given = load_npz(args.inputs) if args.inputs else None
+    if len(args.packages) > 1:
+        return _verify_together(args, [load(p) for p in args.packages], given)
+    package = load(args.packages[0])
     with _working(args, "verifying every layer"):
         report = package.verify(given, random=args.random, seed=args.seed)
     float_tail = package.manifest["float_tail"]
     _print_json({**report.to_dict(), "float_tail": float_tail}) if args.json else show.show_verify(report, float_tail)
     return 0 if report.ok else 1
+
+
+def _verify_together(args: argparse.Namespace, packages: list[Package], given: dict[str, Any] | None) -> int:
+    from .verify.together import verify_packages
+
+    with _working(args, "verifying every layer of every package"):
+        report = verify_packages(packages, given, random=args.random, seed=args.seed)
+    _print_json(report.to_dict()) if args.json else show.show_joint(report)
+    if report.ran and not report.identical:
+        return 1
+    return 0 if report.ok or (report.identical and args.where_possible) else 3
 
 
 def _prove(args: argparse.Namespace) -> int:

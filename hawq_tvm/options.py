@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   hawq-tvm compile model.onnx -o model.hawq --records model.records.json
   hawq-tvm run model.hawq --inputs in.npz -o out.npz
   hawq-tvm verify model.hawq --random 4 --seed 0
+  hawq-tvm verify avx2.hawq vnni.hawq arm.hawq --inputs in.npz
   hawq-tvm prove model.hawq --json
   hawq-tvm bench model.hawq --threads 1
   hawq-tvm profile model.hawq --threads 1 --svg time.svg
@@ -96,8 +97,9 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("-o", "--output", required=True, metavar="OUT.npz")
     json_flag(sub)
 
-    sub = verb("verify", "compare every layer of a package with the reference, exactly")
-    sub.add_argument("package")
+    sub = verb("verify", "compare every layer of a package, or of several for different targets, with the reference, exactly")
+    sub.add_argument("packages", nargs="+", metavar="PKG", help="packages of one model")
+    sub.add_argument("--where-possible", action="store_true", help="of several packages, accept that this machine cannot run all")
     sub.add_argument("--inputs", metavar="IN.npz")
     sub.add_argument("--random", type=int, default=None, metavar="N", help="random inputs (default: 1 when there is no --inputs)")
     sub.add_argument("--seed", type=int, default=0)

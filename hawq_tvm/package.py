@@ -175,7 +175,7 @@ class Package:
                 "was made with another version of TVM", where=where, expected=f"tvm {tvm.__version__}, tvm-ffi {tvm_ffi.__version__}",
                 found=f"tvm {producer['tvm']}, tvm-ffi {producer['tvm_ffi']}", remedy="install that version, or compile again",
             )  # fmt: skip
-        self._target, self._where = target, where
+        self._target, self.where = target, where
         self._lock = threading.RLock()
         self._library: Path | None = None
         self._vm: relax.VirtualMachine | None = None
@@ -254,7 +254,7 @@ class Package:
         """
         self.check_host()
         if self.on_gpu:
-            gpu.ready(self._target["architectures"], self.manifest["producer"]["cuda"], self._where)
+            gpu.ready(self._target["architectures"], self.manifest["producer"]["cuda"], self.where)
         return self._array_device
 
     def check_host(self) -> None:
@@ -264,7 +264,7 @@ class Package:
 
         Raises PackageError naming the features that this machine lacks.
         """
-        targets.check_host(self._target["architecture"], self._target["cpu_features"], self._where)
+        targets.check_host(self._target["architecture"], self._target["cpu_features"], self.where)
 
     def prepare(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The inputs as the library takes them: checked, contiguous, sub-byte types widened to 8 bits.
@@ -317,12 +317,16 @@ class Package:
 
         random: None makes up one where none are given.  Raises UsageError when there would be nothing to compare.
         """
+        return verify_executable(self.graph, self.run_layers, self.batches(inputs, random, seed))
+
+    def batches(self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None, random: int | None, seed: int) -> list[dict[str, Array]]:
+        """Inputs to verify with, as `prepare` makes them: those given and `random` made-up ones, see `verify`."""
         several = isinstance(inputs, Iterable) and not isinstance(inputs, Mapping | np.ndarray | str)
         given: list[Any] = [] if inputs is None else list(inputs) if several else [inputs]
         made = self.random_inputs(int(inputs is None) if random is None else random, seed)
         if not given and not made:
             raise UsageError("there is nothing to verify", where=self.name, found="no inputs, and no random ones", remedy="give inputs, or ask for at least 1 random one")
-        return verify_executable(self.graph, self.run_layers, [self.prepare(b) for b in given] + made)
+        return [self.prepare(b) for b in given] + made
 
     def prove(self) -> Certificate:
         """Certify again, from the stored graph and the stored library, that between quantize and dequantize all is integer."""
