@@ -109,7 +109,7 @@ class Package:
                 "was made with another version of TVM", where=where, expected=f"tvm {tvm.__version__}, tvm-ffi {tvm_ffi.__version__}",
                 found=f"tvm {producer['tvm']}, tvm-ffi {producer['tvm_ffi']}", remedy="install that version, or compile again",
             )  # fmt: skip
-        self._target, self._where = target, where
+        self._target, self.where = target, where
         self._lock = threading.RLock()
         self._library: Path | None = None
         self._vm: relax.VirtualMachine | None = None
@@ -194,7 +194,7 @@ class Package:
         """
         self.check_host()
         if self.on_gpu:
-            gpu.ready(self._target["architectures"], self.manifest["producer"]["cuda"], self._where)
+            gpu.ready(self._target["architectures"], self.manifest["producer"]["cuda"], self.where)
         return self._array_device
 
     def check_host(self) -> None:
@@ -204,7 +204,7 @@ class Package:
 
         Raises PackageError naming the features that this machine lacks.
         """
-        targets.check_host(self._target["architecture"], self._target["cpu_features"], self._where)
+        targets.check_host(self._target["architecture"], self._target["cpu_features"], self.where)
 
     def prepare(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The inputs as the library takes them: checked, contiguous, sub-byte types widened to 8 bits.
@@ -266,7 +266,7 @@ class Package:
         arrays_in_order = [np.ascontiguousarray(ready[i["name"]]) for i in self.manifest["inputs"]]
         if self.is_foreign:
             architecture = self._target["architecture"]
-            words = emulated.command(architecture, self._emulator, self._where)
+            words = emulated.command(architecture, self._emulator, self.where)
             return emulated.run(self.library, architecture, words, arrays_in_order, layers=layers)
         self.check_host()
         with direct.Model(self.library) as model:
@@ -280,12 +280,16 @@ class Package:
 
         random: None makes up one where none are given.  through: see `run_layers`.  Raises UsageError when there would be nothing to compare.
         """
+        return verify_executable(self.graph, partial(self.run_layers, through=through), self.batches(inputs, random, seed))
+
+    def batches(self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None, random: int | None, seed: int) -> list[dict[str, Array]]:
+        """Inputs to verify with, as `prepare` makes them: those given and `random` made-up ones, see `verify`."""
         several = isinstance(inputs, Iterable) and not isinstance(inputs, Mapping | np.ndarray | str)
         given: list[Any] = [] if inputs is None else list(inputs) if several else [inputs]
         made = self.random_inputs(int(inputs is None) if random is None else random, seed)
         if not given and not made:
             raise UsageError("there is nothing to verify", where=self.name, found="no inputs, and no random ones", remedy="give inputs, or ask for at least 1 random one")
-        return verify_executable(self.graph, partial(self.run_layers, through=through), [self.prepare(b) for b in given] + made)
+        return [self.prepare(b) for b in given] + made
 
     def prove(self) -> Certificate:
         """Certify again, from the stored graph and the stored library, that between quantize and dequantize all is integer."""

@@ -233,27 +233,48 @@ def verify_executable(
 
     run_layers: runs the library once, as `run_with_layers` does.
     """
-    tally = _Tally()
+    tally = Tally()
     for inputs in batches:
-        _compare_run(module, inputs, run_layers(inputs), tally)
-    return VerifyReport(tuple(tally.rows.values()), len(batches), tally.first, tuple(tally.not_compared))
+        run = run_layers(inputs)
+        compare_run(expect(module, inputs, run.head), run, tally)
+    return tally.report(len(batches))
 
 
-def _compare_run(module: tvm.IRModule, inputs: Mapping[str, Array], run: LayerRun, tally: _Tally) -> None:
+@dataclass(frozen=True)
+class Expected:
+    """What the reference says of one input to `module` (PACKED): every variable of its main, and the outputs by name."""
+
+    module: tvm.IRModule
+    known: dict[relax.Var, Any]
+    outputs: dict[str, Array]
+
+
+def expect(module: tvm.IRModule, inputs: Mapping[str, Array], head: Mapping[str, Array]) -> Expected:
+    """The reference's evaluation of `module` (PACKED); head: what a float head computed."""
+    main = module["main"]
+    values: list[Any] = []
+    outputs = evaluate(module, inputs, lambda _, value: values.append(value), given=head)
+    known: dict[relax.Var, Any] = {p: inputs[p.name] for p in main.params}
+    known |= {b.var: v for b, v in zip(stages.bindings(main), values, strict=True)}
+    return Expected(module, known, outputs)
+
+
+def compare_run(expected: Expected, run: LayerRun, tally: Tally) -> None:
+    """Count in `tally` where one run differs from what the reference expects.
+
+    Raises MismatchError when it ran more or fewer layers.
+    """
+    module, known = expected.module, expected.known
     main = module["main"]
     calls, outside = layer_calls(module), _float_variables(main)
     if len(run.layers) != len(calls):
         raise MismatchError(f"the library ran {len(run.layers)} layers where the graph has {len(calls)}")
-    values: list[Any] = []
-    wanted = evaluate(module, inputs, lambda _, value: values.append(value), given=run.head)
-    known: dict[relax.Var, Any] = {p: inputs[p.name] for p in main.params}
-    known |= {b.var: v for b, v in zip(stages.bindings(main), values, strict=True)}
     for binding, found in zip(calls, run.layers, strict=True):
         for want, got in zip(_fields(known[binding.var]), _fields(found), strict=True):
             tally.compare(binding.var.name, want, got, partial(_accumulator, module, binding.value, known, want.shape))
     returned, _ = stages.outputs(main)
     fields = list(returned.fields) if isinstance(returned, relax.Tuple) else [returned]
-    for (name, want), source in zip(wanted.items(), fields, strict=True):
+    for (name, want), source in zip(expected.outputs.items(), fields, strict=True):
         if source in outside:
             tally.not_compared.setdefault(name)
         else:
@@ -264,13 +285,17 @@ def _fields(value: Any) -> tuple[Array, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-class _Tally:
+class Tally:
     """The rows by layer, in order of execution, and the first difference met."""
 
     def __init__(self) -> None:
         self.rows: dict[str, LayerRow] = {}
         self.first: Difference | None = None
         self.not_compared: dict[str, None] = {}
+
+    def report(self, inputs: int) -> VerifyReport:
+        """What was counted over so many inputs."""
+        return VerifyReport(tuple(self.rows.values()), inputs, self.first, tuple(self.not_compared))
 
     def compare(self, layer: str, want: Array, got: Array, accumulator: Callable[[tuple[int, ...]], list[int]]) -> None:
         row = self.rows.get(layer, LayerRow(layer, 0, 0))
