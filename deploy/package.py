@@ -1,12 +1,14 @@
-"""The package on disk: one folder NAME.hawq with the library, the integer graph it was made from, and the proofs.
+"""The package on disk: one folder NAME.hawq, or a single file (archive.py), with the library, the integer graph it was made from, and the proofs.
 
     manifest.json     format version, interface, target, versions, and the SHA-256 of every other file
-    model.so          the library (a Relax executable for TVM's virtual machine)
+    model.so          the library: kernels, constants, what TVM's virtual machine needs, and for a CPU the C interface
+    model.h           the C interface of a CPU's library, and the model's sizes and scales; a GPU's has none
     graph.json        the PACKED module; its constants are in constants.npz
     graph.txt         the same module as readable TVMScript
     certificate.json  the integer-only certificate
     report.json       for every kernel: rule, tile, where the tile comes from, and why earlier rules refused
 
+The graph's three files may be left out (`stripped`), and a signature of the manifest, manifest.json.minisig, may be there.
 A package is written to a temporary folder beside its destination and renamed, and it is checked in full before any code in it
 is loaded. The same model compiled twice gives the same bytes.
 """
@@ -27,18 +29,18 @@ from hawq_tvm.files import check_folder, write_bytes
 
 from . import archive
 
-FORMAT_VERSION = 1
-FILES = ("model.so", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json")
+FORMAT_VERSION = 2
+FILES = ("model.so", "model.h", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json")
 MANIFEST = archive.FIRST
 SIGNATURE = f"{MANIFEST}.minisig"  # of the manifest, which holds every other file's hash; may be absent
 # The integer graph, which `strip` leaves out.
 GRAPH = ("graph.json", "constants.npz", "graph.txt")
-# What every package holds, whatever its target and however small.
-ALWAYS = ("model.so", "certificate.json", "report.json")
+HEADER = "model.h"  # of a CPU's library; a GPU's has no C interface
 # What readers rely on in a manifest, beside the hashes.
 LAYOUT: dict[str, type] = {
     "name": str, "producer.tvm": str, "producer.tvm_ffi": str, "producer.hawq_tvm": str, "target.architecture": str,
-    "target.cpu_features": list, "inputs": list, "outputs": list, "float_tail": list, "sha256": dict,
+    "target.cpu_features": list, "target.cpuinfo_flags": list, "target.kind": str, "graph_sha256": str, "products": int,
+    "inputs": list, "outputs": list, "float_tail": list, "sha256": dict,
 }  # fmt: skip
 
 
@@ -103,7 +105,7 @@ def _may_replace(destination: Path) -> bool:
     if not destination.is_dir():
         return False
     names = {p.name for p in destination.iterdir()}
-    return not names or {MANIFEST, *ALWAYS} - {"model.so"} <= names <= {MANIFEST, SIGNATURE, *FILES}
+    return not names or {MANIFEST, "certificate.json"} <= names <= {MANIFEST, SIGNATURE, *FILES}
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -140,7 +142,8 @@ def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     names, read = _folder(path, where) if path.is_dir() else _single_file(path, where)
     manifest = _checked_manifest(read(MANIFEST), where)
     hashes = manifest["sha256"]
-    _check_names(set(hashes), set(names) - {MANIFEST, SIGNATURE}, where)
+    required = {n for n in FILES if n not in GRAPH and (n != HEADER or manifest["target"].get("kind") != "cuda")}
+    _check_names(required, set(hashes), set(names) - {MANIFEST, SIGNATURE}, where)
     files = {name: read(name) for name in (*hashes, *({SIGNATURE} & set(names)))}
     for name in hashes:
         if hashlib.sha256(files[name]).hexdigest() != hashes[name]:
@@ -148,9 +151,10 @@ def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     return manifest, files
 
 
-def _check_names(listed: set[str], present: set[str], where: str) -> None:
-    """Whether the files are those of the manifest, and these what a package may hold: the graph is there as a whole or not at all."""
-    odd = (listed ^ present) | (listed - set(FILES)) | (set(ALWAYS) - listed) | (set(GRAPH) - listed if listed & set(GRAPH) else set())
+def _check_names(required: set[str], listed: set[str], present: set[str], where: str) -> None:
+    """Whether the files are those of the manifest, and these what a package holds: the graph is there as a whole or not at all."""
+    expected = required | (set(GRAPH) if listed & set(GRAPH) else set())
+    odd = (listed ^ present) | (listed ^ expected)
     if odd:
         raise PackageError("is damaged: a file is missing or does not belong", where=where, found=", ".join(sorted(odd)), remedy="compile it again")
 

@@ -14,7 +14,7 @@ from hawq_tvm.errors import InputError, PackageError, UsageError
 
 from .package import MANIFEST, SIGNATURE, dump_json
 
-PASSWORD = "HAWQ_TVM_KEY_PASSWORD"  # noqa: S105: the name of an environment variable
+PASSWORD = "HAWQ_TVM_KEY_PASSWORD"
 
 
 def sign(manifest: Mapping[str, Any], key: str | Path, password: Callable[[], str] | None = None) -> bytes:

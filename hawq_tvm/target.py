@@ -14,6 +14,7 @@ from .cpu import check_host as check_host
 from .cuda import nvcc
 from .cuda import target as cuda
 from .errors import UsageError
+from .native import toolchain
 
 _X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
 # Levels of the x86-64 ABI, then families of instructions that kernels are written for.
@@ -102,10 +103,12 @@ def gpu_architectures(target: tvm.target.Target) -> tuple[str, ...]:
 def check_compiler(target: tvm.target.Target) -> None:
     """Refuse a target that this machine cannot compile for.
 
-    Raises UsageError when nvcc, which CUDA targets need, is missing or does not know an architecture.
+    Raises UsageError when nvcc, which CUDA targets need, is missing or does not know an architecture, or when a CPU's C compiler is missing.
     """
     if cuda.is_cuda(target):
         nvcc.check(cuda.architectures(target))
+    else:
+        toolchain.compiler(architecture(target))
 
 
 def compiler_versions(target: tvm.target.Target) -> dict[str, str]:

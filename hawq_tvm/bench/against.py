@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..errors import ModelError, UsageError
 from ..package import Package
-from . import agreement, limits, machine, peers, pinning, work
+from . import agreement, limits, machine, peers, pinning
 from .engine import CannotRun
 from .measure import BenchReport
 from .packaged import Packaged, Rival, is_package
@@ -113,7 +113,7 @@ def alone(package: Package, inputs: Mapping[str, Array] | None = None, **options
         from .on_gpu import alone as alone_on_gpu
 
         return alone_on_gpu(package, inputs, **options)
-    report, products, found = package.bench(inputs, **options), work.products(package.graph), limits.measure()
+    report, products, found = package.bench(inputs, **options), package.products, limits.measure()
     return {**report.to_dict(), "products": products, **speed(report, products, found), "limits": found.to_dict()}
 
 

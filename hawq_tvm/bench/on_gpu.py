@@ -16,7 +16,7 @@ from deploy.gpu_runner.refusal import Refusal
 from ..cuda import device as gpu
 from ..errors import PackageError
 from ..package import Package
-from . import machine, work
+from . import machine
 from .measure import checked_threads
 
 Array = NDArray[Any]
@@ -66,7 +66,7 @@ def alone(
         except Refusal as e:
             limits = {"int8_tops": None, "why": str(e)}
     best = fields["graph"] or fields["launched"]
-    products = work.products(package.graph)
+    products = package.products
     tops = 2e-9 * products / best["median_ms"]
     limit = limits.get("int8_tops") if limits else None
     return {

@@ -15,7 +15,6 @@ from tvm import relax
 from .. import __version__, ops, stages
 from ..errors import ModelError
 from ..package import Package, load
-from . import work
 from .measure import make_pool
 
 Array = NDArray[Any]
@@ -38,7 +37,7 @@ class Packaged:
     @property
     def products(self) -> int:
         """The multiplications of one inference."""
-        return work.products(self.package.graph)
+        return self.package.products
 
     def prepare(self, model: Path | None, inputs: Mapping[str, Array], threads: int) -> None:
         """See engine.Engine; `model` is not read."""

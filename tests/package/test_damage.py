@@ -138,7 +138,7 @@ def test_a_sealed_manifest_without_what_readers_need(package: ht.Package, tmp_pa
     place = package.save(tmp_path / "m.hawq")
     manifest = json.loads((place / "manifest.json").read_text())
     *outer, last = dotted.split(".")
-    (manifest[outer[0]] if outer else manifest)[last] = 7
+    (manifest[outer[0]] if outer else manifest)[last] = None
     manifest["seal"] = files._seal(manifest)
     (place / "manifest.json").write_bytes(files.dump_json(manifest))
     with pytest.raises(PackageError):
