@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hawq_tvm.errors import InputError, PackageError, UsageError
+from hawq_tvm.errors import InputError, SignatureError, UsageError
 
 from .package import MANIFEST, SIGNATURE, dump_json
 
@@ -38,17 +38,17 @@ def sign(manifest: Mapping[str, Any], key: str | Path, password: Callable[[], st
 def verify(manifest: Mapping[str, Any], files: Mapping[str, bytes], key: str | Path, where: str) -> str:
     """Check a package's signature against a public key of minisign's; the signature's trusted comment.
 
-    Raises PackageError when there is no signature, or not this key's for this manifest; InputError when the key cannot be read.
+    Raises SignatureError when there is no signature, or not this key's for this manifest; InputError when the key cannot be read.
     """
     minisign = _library()
     public = _read(minisign.PublicKey.from_file, key, "a public key of `minisign -G`")
     if SIGNATURE not in files:
-        raise PackageError("is not signed", where=where, expected=SIGNATURE, remedy="have it signed with `hawq-tvm sign`, or load it without a public key")
+        raise SignatureError("is not signed", where=where, expected=SIGNATURE, remedy="have it signed with `hawq-tvm sign`, or load it without a public key")
     try:
         found = minisign.Signature.from_bytes(files[SIGNATURE])
         public.verify(dump_json(manifest), found)
     except minisign.Error as e:
-        raise PackageError("has a signature that is not valid for this key", where=where, expected=f"one by {key}", found=str(e), remedy="do not use it; get it again from whom you trust") from e
+        raise SignatureError("has a signature that is not valid for this key", where=where, expected=f"one by {key}", found=str(e), remedy="do not use it; get it again from whom you trust") from e
     return str(found.trusted_comment)
 
 

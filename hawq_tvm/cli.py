@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from . import options, show
+from . import options, package_commands, show
 from .errors import HawqError, UsageError
 from .quantize import commands as allocate_commands
 from .quantize import quantize_commands
@@ -28,7 +28,7 @@ ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    args = options.parser(COMMANDS, allocate_commands.add_verbs, quantize_commands.add_verbs).parse_args(argv)
+    args = options.parser(COMMANDS, package_commands.add_verbs, allocate_commands.add_verbs, quantize_commands.add_verbs).parse_args(argv)
     try:
         return int(args.command(args))
     except HawqError as e:
@@ -282,20 +282,9 @@ def _profile(args: argparse.Namespace) -> int:
     return 0
 
 
-def _info(args: argparse.Namespace) -> int:
-    from .package import load
-
-    package = load(args.package)
-    if args.json:
-        _print_json({**package.manifest, "report": package.report()})
-    else:
-        show.show_info(package)
-    return 0
-
-
 COMMANDS: dict[str, options.Command] = {
     "inspect": _inspect, "compile": _compile, "tune": _tune, "run": _run, "verify": _verify, "prove": _prove, "bench": _bench,
-    "profile": _profile, "info": _info, **allocate_commands.COMMANDS, **quantize_commands.COMMANDS,
+    "profile": _profile, **package_commands.COMMANDS, **allocate_commands.COMMANDS, **quantize_commands.COMMANDS,
 }  # fmt: skip
 
 

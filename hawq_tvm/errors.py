@@ -48,6 +48,12 @@ class PackageError(HawqError):
     """A package is damaged, foreign, or made for another machine or version."""
 
 
+class SignatureError(PackageError):
+    """A package is not signed, or not by the key that was given."""
+
+    exit_code = 1
+
+
 class InputError(HawqError):
     """Arrays given to a package, or the file that holds them, do not fit its inputs."""
 

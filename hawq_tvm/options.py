@@ -25,6 +25,10 @@ EXAMPLES = """examples:
   hawq-tvm verify model.hawq --random 4 --seed 0
   hawq-tvm verify avx2.hawq vnni.hawq arm.hawq --inputs in.npz
   hawq-tvm prove model.hawq --json
+  hawq-tvm info model.hawq
+  hawq-tvm strip model.hawq -o small.hawq
+  hawq-tvm pack model.hawq -o model-single.hawq
+  hawq-tvm sign model.hawq --key minisign.key
   hawq-tvm bench model.hawq --threads 1
   hawq-tvm profile model.hawq --threads 1 --svg time.svg
   hawq-tvm allocate float.onnx --calib in.npz --budget bops=0.5 --budget size=6.7MB -o bits.json
@@ -136,9 +140,6 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("--model", metavar="MODEL", help="with --overlay: the ONNX model that was compiled, to find every kernel's node")
     json_flag(sub)
 
-    sub = verb("info", "print what a package contains")
-    sub.add_argument("package")
-    json_flag(sub)
     for add in groups:
         add(verb)
     return made

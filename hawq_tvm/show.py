@@ -121,21 +121,27 @@ def show_joint(report: JointReport) -> None:
     say(report.summary())
 
 
-def show_info(package: Package) -> None:
-    """What a package contains."""
+def show_info(fields: Mapping[str, Any]) -> None:
+    """What a package holds: the fields of `package_commands.info`."""
     from . import target as targets
 
-    target, producer = package.manifest["target"], package.manifest["producer"]
-    say(f"{package.name}: made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM {producer['llvm']}{', CUDA ' + producer['cuda'] if 'cuda' in producer else ''}")
+    target, producer = fields["target"], fields["producer"]
+    what = [f"a {'single file' if fields['single_file'] else 'folder'} of format {fields['format']}", f"{fields['bytes'] / 1e6:.2f} MB", f"checksums {fields['checksums']}"]
+    what += [f"{'signed' if fields['signed'] else 'not signed'}", *([] if fields["has_graph"] else ["stripped of its integer graph"])]
+    say(f"{fields['name']}: {', '.join(what)}")
+    say(f"made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM {producer['llvm']}{', CUDA ' + producer['cuda'] if 'cuda' in producer else ''}; graph {fields['graph_sha256'][:16]}")
     say(f"target  {targets.text(target)}: {', '.join(target['cpu_features'])}")
-    for side, entries in (("input", package.inputs), ("output", package.outputs)):
+    say(f"        this machine's CPU {'runs it' if fields['runs_on_this_cpu'] else 'does not run it: ' + fields['cannot_run']}")
+    for side, entries in (("input", fields["inputs"]), ("output", fields["outputs"])):
         for entry in entries:
             q = entry.get("quantization")
             detail = f", scale {q['scale'][0]:g}, zero point {q['zero_point'][0]}" if q and len(q["scale"]) == 1 else ""
             say(f"{side:<7} {shape_text(entry)}{detail}")
-    show_proof(package.certificate())
+    say(f"files   {', '.join(f'{name} {size:,}' for name, size in fields['files'].items())} bytes, of them {fields['constants_bytes']:,} constants in the library")
+    say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(fields['kernels_by_rule'].items()))}")
+    show_proof(fields["certificate"])
     table = Table("layer", "function", "rule", "tile", "tile from", "refused before")
-    for row in package.report():
+    for row in fields["report"]:
         table.add_row(*(str(row.get(k, "")) for k in ("layer", "function", "rule", "tile", "tile_from", "refused")))
     OUT.print(table)
 
