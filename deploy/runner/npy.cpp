@@ -47,6 +47,14 @@ std::string header_value(const std::string& header, const std::string& key) {
   return header.substr(begin, end - begin + (closing == ',' ? 0 : 1));
 }
 
+// Text of a file as an error may print it.
+std::string printable(std::string text) {
+  for (char& c : text) {
+    if (c < ' ' || c > '~') c = '?';
+  }
+  return text.substr(0, 80);
+}
+
 // Whether a sub-byte type is meant ("int4" in int8), and its range.
 bool narrow_range(const Spec& spec, int& low, int& high) {
   if (spec.type == spec.dtype) return false;
@@ -111,9 +119,9 @@ std::string read_array(const std::string& path, const Spec& spec) {
   if (length > data.size() - start) throw Error(kUsage, where + "is damaged: its header is cut off");
   const std::string header = data.substr(start, length);
   const std::string descr = header_value(header, "descr"), order = header_value(header, "fortran_order"), shape = header_value(header, "shape");
-  if (shape != shape_text(spec)) throw Error(kUsage, where + "has another shape; expected " + shape_text(spec) + "; found " + (shape.empty() ? "none" : shape));
+  if (shape != shape_text(spec)) throw Error(kUsage, where + "has another shape; expected " + shape_text(spec) + "; found " + (shape.empty() ? "none" : printable(shape)));
   const std::string wanted = std::string("'") + kind_of(spec).descr + "'";
-  if (descr != wanted) throw Error(kUsage, where + "has another type; expected " + spec.dtype + " " + wanted + "; found " + descr + "; remedy: save array.astype('" + spec.dtype + "')");
+  if (descr != wanted) throw Error(kUsage, where + "has another type; expected " + spec.dtype + " " + wanted + "; found " + printable(descr) + "; remedy: save array.astype('" + spec.dtype + "')");
   if (order != "False") throw Error(kUsage, where + "is in Fortran order; remedy: save numpy.ascontiguousarray(array)");
   const std::string bytes = data.substr(start + length);
   if (bytes.size() != array_bytes(spec)) {
