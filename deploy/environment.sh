@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Makes a virtual environment with this project and one of its extras installed: environment.sh VENV EXTRA
+# EXTRA "runtime" is no extra of pyproject.toml, which could only add to what the compiler needs: it installs what hawq_tvm.runtime needs,
+# and of TVM the runtime libraries alone (deploy/README.md).
 # The Makefile, CI and the container images all go through here.
 set -euo pipefail
 venv=$1 extra=$2
 
 # TVM links the library it generates with a C++ compiler.
-if ! command -v g++ >/dev/null && ! command -v clang++ >/dev/null; then
+if [ "$extra" != runtime ] && ! command -v g++ >/dev/null && ! command -v clang++ >/dev/null; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         apt-get update -qq && apt-get install -y -qq g++ >/dev/null
     else
@@ -40,6 +42,34 @@ if [ ! -x "$venv/bin/python" ]; then
             exit 3
         fi
     fi
+fi
+
+# The version that pyproject.toml pins, as pip takes it.
+pinned() { grep -om1 "\"$1==[^\"]*" pyproject.toml | tr -d '"'; }
+
+# Of apache-tvm's wheel only the runtime's libraries are kept; pip does not know them.
+install_runtime() {
+    local wheel
+    work=$(mktemp -d)
+    trap 'rm -rf "$work"' EXIT
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$(pinned numpy)" "$(pinned apache-tvm-ffi)" "typing-extensions>=4.13" .
+    "$venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work" "$(pinned apache-tvm)"
+    wheel=$(echo "$work"/apache_tvm-*.whl)
+    "$venv/bin/python" - "$wheel" <<'PYTHON'
+import sys, sysconfig, zipfile
+
+with zipfile.ZipFile(sys.argv[1]) as wheel:
+    names = [n for n in wheel.namelist() if n.startswith("tvm/lib/libtvm_runtime") or n in ("tvm/_version.py", "tvm/LICENSE", "tvm/NOTICE")]
+    wheel.extractall(sysconfig.get_path("platlib"), names)
+PYTHON
+    rm -f "$venv/bin/hawq-tvm"  # the command line needs the compiler
+}
+
+if [ "$extra" = runtime ]; then
+    echo "installing hawq_tvm.runtime into $venv"
+    install_runtime
+    touch "$venv/$extra.stamp"
+    exit 0
 fi
 
 echo "installing hawq-tvm[$extra] into $venv (several minutes the first time)"
