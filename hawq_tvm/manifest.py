@@ -10,6 +10,8 @@ from tvm import relax
 
 from . import __version__, ops, stages
 from . import target as targets
+from .cuda import target as cuda
+from .native import toolchain
 from .pipeline import Compiled
 
 
@@ -25,6 +27,7 @@ def describe(compiled: Compiled, name: str) -> dict[str, Any]:
         "target": {
             **targets.describe(target), "architecture": targets.architecture(target), "cpu_features": targets.required_features(target),
         },
+        "c_interface": None if cuda.is_cuda(target) else toolchain.ABI_VERSION,
         "inputs": _interface(compiled.packed, "inputs"),
         "outputs": _interface(compiled.packed, "outputs"),
         "float_tail": sorted(stages.float_tail(compiled.packed["main"])),

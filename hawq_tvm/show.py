@@ -128,6 +128,8 @@ def show_info(package: Package) -> None:
     target, producer = package.manifest["target"], package.manifest["producer"]
     say(f"{package.name}: made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM {producer['llvm']}{', CUDA ' + producer['cuda'] if 'cuda' in producer else ''}")
     say(f"target  {targets.text(target)}: {', '.join(target['cpu_features'])}")
+    version = package.manifest.get("c_interface")
+    say(f"C       {f'interface version {version}, declared in model.h' if version else 'no interface: a library for GPUs runs by TVM'}")
     for side, entries in (("input", package.inputs), ("output", package.outputs)):
         for entry in entries:
             q = entry.get("quantization")

@@ -13,7 +13,7 @@ import pytest
 import hawq_tvm as ht
 from hawq_tvm import target
 from hawq_tvm.errors import PackageError, UsageError
-from hawq_tvm.native import direct, toolchain
+from hawq_tvm.native import direct, link, toolchain
 
 from ..models import residual_net
 from .networks import FLOAT, NETWORKS
@@ -103,7 +103,8 @@ def test_misuse_is_an_error(package: ht.Package) -> None:
 def test_the_version_says_what_made_it(package: ht.Package) -> None:
     library = direct._declared(ctypes.CDLL(str(package.library)))
     text = library.hawq_version().decode()
-    assert ht.__version__ in text and package.manifest["target"]["architecture"] in text and library.hawq_abi_version() == 1
+    assert ht.__version__ in text and package.manifest["target"]["architecture"] in text
+    assert library.hawq_abi_version() == package.manifest["c_interface"] == toolchain.ABI_VERSION
 
 
 def test_a_cpu_without_the_instructions_is_refused(tmp_path: Path) -> None:
@@ -166,6 +167,14 @@ def test_a_failing_compiler_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("CC", str(tmp_path / "bad-cc"))
     with pytest.raises(PackageError, match="runtime could not be made; found bad-cc: error: out of order"):
         ht.compile(residual_net())
+
+
+def test_kernels_that_need_more_of_tvm_are_refused(tmp_path: Path) -> None:
+    source, made = tmp_path / "kernel.c", tmp_path / "kernel.o"
+    source.write_text("void *__TVMBackendParallelLaunch, *__TVMFFIFunctionCall;\n")
+    subprocess.run([*toolchain.compiler(target.platform.machine()), "-c", str(source), "-o", str(made)], check=True)
+    with pytest.raises(PackageError, match=r"a kernel calls TVM's runtime.*found __TVMFFIFunctionCall"):
+        link._check_self_contained([str(made)])
 
 
 def test_through_something_else_is_refused(package: ht.Package) -> None:

@@ -58,7 +58,7 @@ def test_a_named_processor_is_emulated_and_refuses_what_it_lacks(saved: Path) ->
     ht.load(saved, emulator="qemu-aarch64 -cpu neoverse-n1" + root).verify().raise_if_mismatch()
     with pytest.raises(PackageError, match='needs the instructions "dotprod", which this processor or its operating system lacks'):
         ht.load(saved, emulator="qemu-aarch64 -cpu cortex-a72" + root).verify()
-    with pytest.raises(UsageError, match="the emulator is no program.*found nonsense"):
+    with pytest.raises(UsageError, match=r"the emulator is no program.*found nonsense"):
         ht.load(saved, emulator="nonsense -cpu max").verify()
 
 
