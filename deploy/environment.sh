@@ -16,6 +16,18 @@ if [ "$extra" != runtime ] && ! command -v g++ >/dev/null && ! command -v clang+
     fi
 fi
 
+# What some tests need and are skipped without: another architecture's compiler and emulator, CMake, a memory checker, minisign.
+if [ "$extra" = test ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    wanted=
+    for pair in aarch64-linux-gnu-gcc:gcc-aarch64-linux-gnu,libc6-dev-arm64-cross qemu-aarch64:qemu-user cmake:cmake make:make valgrind:valgrind minisign:minisign; do
+        command -v "${pair%%:*}" >/dev/null || wanted="$wanted $(echo "${pair#*:}" | tr , ' ')"
+    done
+    if [ -n "$wanted" ]; then
+        # shellcheck disable=SC2086  # a list of packages
+        { apt-get update -qq && apt-get install -y -qq $wanted >/dev/null; } || echo "warning: not installed:$wanted; the tests that need them are skipped" >&2
+    fi
+fi
+
 find_python() {
     local candidate
     for candidate in "${PYTHON3:-}" python3.11 python3.12 python3.10 python3 python "$HOME"/.pyenv/versions/3.1[012].*/bin/python; do

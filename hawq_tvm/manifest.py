@@ -11,6 +11,8 @@ from tvm import relax
 from . import __version__, ops, stages
 from . import target as targets
 from .bench import work
+from .cuda import target as cuda
+from .native import toolchain
 from .pipeline import Compiled
 
 
@@ -27,6 +29,7 @@ def describe(compiled: Compiled, name: str) -> dict[str, Any]:
             **targets.describe(target), "architecture": targets.architecture(target), "cpu_features": targets.required_features(target),
             "cpuinfo_flags": targets.required_flags(target),
         },
+        "c_interface": None if cuda.is_cuda(target) else toolchain.ABI_VERSION,
         "inputs": _interface(compiled.packed, "inputs"),
         "outputs": _interface(compiled.packed, "outputs"),
         "float_tail": sorted(stages.float_tail(compiled.packed["main"])),

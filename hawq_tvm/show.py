@@ -132,6 +132,8 @@ def show_info(fields: Mapping[str, Any]) -> None:
     say(f"made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM {producer['llvm']}{', CUDA ' + producer['cuda'] if 'cuda' in producer else ''}; graph {fields['graph_sha256'][:16]}")
     say(f"target  {targets.text(target)}: {', '.join(target['cpu_features'])}")
     say(f"        this machine's CPU {'runs it' if fields['runs_on_this_cpu'] else 'does not run it: ' + fields['cannot_run']}")
+    version = fields.get("c_interface")
+    say(f"C       {f'interface version {version}, declared in model.h' if version else 'no interface: a library for GPUs runs by TVM'}")
     for side, entries in (("input", fields["inputs"]), ("output", fields["outputs"])):
         for entry in entries:
             q = entry.get("quantization")

@@ -11,6 +11,7 @@ from tvm.target import codegen
 
 from .cpu import CPUINFO_NAMES, TILE_FEATURES, host_features, permit_tiles
 from .cpu import check_host as check_host
+from .cpu import runs_here as runs_here
 from .cuda import nvcc
 from .cuda import target as cuda
 from .errors import UsageError

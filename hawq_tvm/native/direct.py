@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from ..errors import PackageError
 from .records import Record, Run
+from .toolchain import ABI_VERSION
 
 Array = NDArray[Any]
-ABI_VERSION = 1
 
 
 class _Tensor(ctypes.Structure):

@@ -18,6 +18,7 @@ import deploy
 from ..errors import PackageError, UsageError
 
 SOURCES = Path(deploy.__file__).parent / "native"
+ABI_VERSION = 1  # HAWQ_ABI_VERSION of abi.h
 RUNTIME = ("model.c", "threads.c", "workspace.c", "cpu.c", "error.c")
 FLAGS = ("-std=c11", "-O2", "-fPIC", "-pthread", "-Wall", "-Wextra", "-Wpedantic")
 # Atomic operations in place: the helpers that GCC calls instead ask, when the library is loaded, which instructions there are.

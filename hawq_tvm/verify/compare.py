@@ -21,7 +21,7 @@ from .. import ops, stages
 from ..errors import HawqError
 from ..instrument import watched
 from ..intervals import MOVING
-from ..native.records import Run
+from ..native.records import Record, Run
 from .reference import evaluate, evaluate_call
 
 Array = NDArray[Any]
@@ -221,8 +221,12 @@ def run_with_layers(
 def layers_of(run: Run, module: tvm.IRModule, kernels: set[str]) -> LayerRun:
     """A run through the C interface as layers of the PACKED module; kernels as for `run_with_layers`, and so are the errors."""
     gathered = _Layers(module, kernels)
+
+    def buffers(record: Record, _: relax.Call, results: int) -> tuple[list[Array], list[Array]]:
+        return list(record.read), list(record.written[-results:])
+
     for record in run.kernels:
-        gathered.add(record.kernel, lambda _, results, record=record: (list(record.read), list(record.written[-results:])))
+        gathered.add(record.kernel, partial(buffers, record))
     return gathered.run(run.outputs)
 
 
