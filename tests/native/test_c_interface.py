@@ -114,7 +114,7 @@ def test_a_cpu_without_the_instructions_is_refused(tmp_path: Path) -> None:
     assert {f for names in target.CPUINFO_NAMES.values() for f in names} <= known
     source = tmp_path / "try.c"
     source.write_text('#include <stdio.h>\n#include "cpu.h"\n#include "abi.h"\nint main(int n, char **a) { (void)n; puts(hawq_check_cpu((const char *const *)a + 1) ? hawq_error() : "ok"); }\n')
-    machine = target.platform.machine()
+    machine = platform.machine()
     words = [*toolchain.compiler(machine), *toolchain.options(machine), str(source), *(str(toolchain.SOURCES / f) for f in ("cpu.c", "error.c")), "-o", str(tmp_path / "try")]
     subprocess.run(words, check=True)
 
@@ -131,7 +131,7 @@ def test_a_cpu_without_the_instructions_is_refused(tmp_path: Path) -> None:
 def test_the_header_compiles_as_c_and_as_cpp(package: ht.Package, tmp_path: Path) -> None:
     package.save(tmp_path / "p.hawq")
     source = '#include "model.h"\nint shape[] = HAWQ_INPUT_0_SHAPE;\ndouble scales[] = HAWQ_INPUT_0_SCALES;\nint main(void) { return sizeof(shape) / sizeof(int) != HAWQ_INPUT_0_RANK || HAWQ_INPUT_0_ZERO_POINT != 120; }\n'
-    machine = target.platform.machine()
+    machine = platform.machine()
     for language, standard in (("c", "-std=c11"), ("c++", "-std=c++17")):
         compiler = toolchain.compiler(machine)
         words = [*compiler, "-x", language, standard, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-I", str(tmp_path / "p.hawq"), "-"]
@@ -148,7 +148,7 @@ def test_the_header_knows_the_interface() -> None:
 
 
 def test_the_runtime_compiles_without_a_warning() -> None:
-    machine = target.platform.machine()
+    machine = platform.machine()
     for source in sorted(toolchain.SOURCES.glob("*.c")):
         subprocess.run([*toolchain.compiler(machine), *toolchain.options(machine), "-Werror", "-fsyntax-only", str(source)], check=True)
 
@@ -172,7 +172,7 @@ def test_a_failing_compiler_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_kernels_that_need_more_of_tvm_are_refused(tmp_path: Path) -> None:
     source, made = tmp_path / "kernel.c", tmp_path / "kernel.o"
     source.write_text("void *__TVMBackendParallelLaunch, *__TVMFFIFunctionCall;\n")
-    subprocess.run([*toolchain.compiler(target.platform.machine()), "-c", str(source), "-o", str(made)], check=True)
+    subprocess.run([*toolchain.compiler(platform.machine()), "-c", str(source), "-o", str(made)], check=True)
     with pytest.raises(PackageError, match=r"a kernel calls TVM's runtime.*found __TVMFFIFunctionCall"):
         link._check_self_contained([str(made)])
 
