@@ -118,8 +118,8 @@ def shift_round(value: Int, shift: Any, rounding: str) -> Int:
     raise ValueError(f"unknown rounding {rounding!r}: one of {', '.join(ROUNDINGS)}")
 
 
-def rounding_room(shift: int, rounding: str) -> int:
-    """The most that a rounding but "double" adds to the magnitude of a sum before it shifts (section 7)."""
+def rounding_room(shift: Any, rounding: str) -> Any:
+    """The most that a rounding but "double" adds to the magnitude of a sum before it shifts (section 7), of one shift or an array of Python integers."""
     return 1 << shift if rounding in DIRECTED else 1 << shift >> 1
 
 

@@ -126,8 +126,8 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("--duration", type=float, default=3, metavar="SECONDS")
     sub.add_argument("--iterations", type=int, default=10, metavar="N", help="at least so many")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
-    sub.add_argument("--against", metavar="NAMES", help="time it in turns with others, several with commas: openvino, onnxruntime, torch, torch-bf16, torch-int8, or another package's folder")
-    sub.add_argument("--model", metavar="MODEL.onnx", help="with --against, unless it names packages only: the model that the package was compiled from")
+    sub.add_argument("--against", metavar="NAMES", help="time it in turns with others, several with commas: c (its C interface), openvino, onnxruntime, torch, torch-bf16, torch-int8, or another package's folder")
+    sub.add_argument("--model", metavar="MODEL.onnx", help="with --against, unless it names c or packages only: the model that the package was compiled from")
     sub.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON to FILE, or to standard output")
 
     sub = verb("profile", "time every kernel of a package inside real inferences")

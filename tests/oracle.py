@@ -67,16 +67,13 @@ class Oracle:
         ours, theirs = self.env[b.var], self.theirs[name].astype(self.env[b.var].dtype)
         real = self.steps(b)
         different = ours != theirs
-        fine = explained(real, ours, theirs, self.more(b))
+        fine = explained(real, ours, theirs)
         self.real[name] = real
         self.rows[name] = (ours.size, int(different.sum()), int((different & ~fine).sum()))
         self.env[b.var] = theirs
 
     def steps(self, b: relax.VarBinding) -> np.ndarray:
         return np.asarray(self.value(b.value.args[0]), np.float64) / ops.const_value(b.value.args[1]).astype(np.float64)
-
-    def more(self, b: relax.VarBinding) -> Any:
-        return 0.0
 
     def total(self) -> tuple[int, int, int]:
         elements, different, unexplained = (sum(r[i] for r in self.rows.values()) for i in range(3))

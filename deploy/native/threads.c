@@ -58,7 +58,7 @@ static void rest(void) {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #else
-  __asm__ volatile("yield");
+  __asm__ volatile("isb"); /* yield takes no time on most cores */
 #endif
 }
 
@@ -218,7 +218,7 @@ hawq_pool *hawq_pool_create(int threads) {
   memset(pool, 0, sizeof(*pool));
   pool->threads = threads;
   /* Some 50 microseconds, longer than from one kernel to the next; with fewer processors than threads waiting hinders the work. */
-  pool->spins = threads <= hawq_processors() ? 4000 : 0;
+  pool->spins = threads <= hawq_processors() ? 2000 : 0;
   pool->workers = calloc((size_t)threads, sizeof(*pool->workers));
   pool->slots = hawq_aligned((size_t)threads * sizeof(*pool->slots));
   pthread_mutex_init(&pool->mutex, NULL);

@@ -1,14 +1,22 @@
+#define _GNU_SOURCE
 #include "workspace.h"
 
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "plan.h"
 
+#define HUGE_PAGE ((size_t)2 << 20)
+
+/* What fills a huge page asks for some: weights and activations of a network are read from end to end in every run. */
 void *hawq_aligned(size_t bytes) {
-  if (bytes > SIZE_MAX - HAWQ_ALIGNMENT) return NULL;
-  const size_t whole = (bytes + HAWQ_ALIGNMENT - 1) / HAWQ_ALIGNMENT * HAWQ_ALIGNMENT;
-  return aligned_alloc(HAWQ_ALIGNMENT, whole ? whole : HAWQ_ALIGNMENT);
+  if (bytes > SIZE_MAX - HUGE_PAGE) return NULL;
+  const size_t alignment = bytes < HUGE_PAGE ? HAWQ_ALIGNMENT : HUGE_PAGE;
+  const size_t whole = (bytes + alignment - 1) / alignment * alignment;
+  void *data = aligned_alloc(alignment, whole ? whole : alignment);
+  if (data != NULL && alignment == HUGE_PAGE) (void)madvise(data, whole, MADV_HUGEPAGE); /* a wish: without them it is as correct */
+  return data;
 }
 
 /* The smallest free block that is large enough, else the room of a free one that is not. */

@@ -25,7 +25,7 @@ from ..package import Package
 from . import agreement, limits, machine, peers, pinning
 from .engine import CannotRun
 from .measure import BenchReport
-from .packaged import Packaged, Rival, is_package
+from .packaged import C, InC, Packaged, Rival, is_package
 
 Array = NDArray[Any]
 TURN = 0.3  # seconds that an engine is timed before the next one's turn
@@ -137,7 +137,7 @@ def compare(
     if path is not None:
         check_model(path, package)
     given = package.prepare(inputs) if inputs is not None else package.random_inputs(1, 0)[0]
-    wanted: list[Any] = [Packaged(package), *(Rival(n, package) if is_package(n) else peers.PEERS[n]() for n in names)]
+    wanted: list[Any] = [Packaged(package), *(_rival(n, package) for n in names)]
     stop, described = threading.Event(), machine.describe()
 
     def run() -> AgainstReport:
@@ -163,6 +163,12 @@ def compare(
             return thread.submit(run).result()
         finally:
             stop.set()
+
+
+def _rival(name: str, package: Package) -> Any:
+    if name == C:
+        return InC(package)
+    return Rival(name, package) if is_package(name) else peers.PEERS[name]()
 
 
 @contextmanager
@@ -213,9 +219,9 @@ def _agreement(ours: Packaged, engine: Any, model: Path | None, specs: Sequence[
     except ValueError as e:
         raise ModelError(f"{engine.name} did not run the network of the package: {e}", where=str(model), remedy="give the model that the package was compiled from") from e
     for row in rows:
-        if isinstance(engine, Rival):
+        if isinstance(engine, Rival | InC):
             if not row.equal:
-                raise ModelError("two packages of one integer graph have different outputs", where=engine.name, expected="equal ones", found=row.sentence(), remedy="verify both")
+                raise ModelError("two libraries of one integer graph have different outputs", where=engine.name, expected="equal ones", found=row.sentence(), remedy="verify both")
         elif not row.same_network:
             raise ModelError(
                 f"{engine.name} did not run the network of the package, or ran it wrongly", where=str(model), found=row.sentence(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +16,13 @@ from tvm import relax
 
 from .. import __version__, ops, stages
 from ..errors import ModelError
+from ..native import direct
 from ..package import Package, load
 from .measure import make_pool
 
 Array = NDArray[Any]
 SUFFIX = ".hawq"
+C = "c"  # how `--against` calls the C interface
 
 
 class Packaged:
@@ -56,6 +60,40 @@ class Packaged:
 
     def close(self) -> None:
         """Nothing: the pool ends with its thread."""
+
+
+class InC(Packaged):
+    """The same library as C runs it, with threads of its own."""
+
+    what = "the same library through its C interface"
+
+    def __init__(self, package: Package) -> None:
+        super().__init__(package, C)
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def prepare(self, model: Path | None, inputs: Mapping[str, Array], threads: int) -> None:
+        """See engine.Engine; `model` is not read."""
+        # A copy: in the file that TVM has loaded, kernels use TVM's threads.
+        self._folder = tempfile.TemporaryDirectory(prefix="hawq_tvm_")
+        library = Path(self._folder.name) / self.package.library.name
+        shutil.copy(self.package.library, library)
+        self._model = direct.Model(library, threads)
+        ready = self.package.prepare(inputs)
+        self._model.set_inputs([ready[i["name"]] for i in self.package.manifest["inputs"]])
+
+    def call(self) -> None:
+        """One inference."""
+        self._model.run()
+
+    def outputs(self) -> dict[str, Array]:
+        """The outputs of the last `call` by name."""
+        return dict(zip((o["name"] for o in self.package.manifest["outputs"]), self._model.outputs(), strict=True))
+
+    def close(self) -> None:
+        """The model, its threads and the library's copy."""
+        if self._folder is not None:
+            self._model.close()
+            self._folder.cleanup()
 
 
 class Rival(Packaged):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import UsageError
 from .engine import missing, refused
-from .packaged import is_package
+from .packaged import C, is_package
 from .torch_peers import Torch, TorchBf16, TorchInt8, zoo_network
 
 Array = NDArray[Any]
@@ -114,16 +114,21 @@ TORCH = {c.name: c for c in (Torch, TorchBf16, TorchInt8)}
 PEERS: dict[str, Callable[[], Any]] = {OpenVino.name: OpenVino, OnnxRuntime.name: OnnxRuntime, **TORCH}
 
 
+def _is_ours(name: str) -> bool:
+    """Whether a name after --against means a package, or the C interface of the one that is measured."""
+    return name == C or is_package(name)
+
+
 def parse(text: str) -> list[str]:
     """Peers' names and packages' paths from `a,b`, each once.
 
     Raises UsageError for an unknown name, and for a peer whose package is not installed.
     """
     names = list(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
-    known = f"{', '.join(PEERS)}, or a package's folder"
+    known = f"{C}, {', '.join(PEERS)}, or a package's folder"
     if not names:
         raise UsageError("no engine is named", where="--against", expected=f"some of {known}")
-    for name in filterfalse(is_package, names):
+    for name in filterfalse(_is_ours, names):
         if name not in PEERS:
             raise UsageError("no such engine to compare with", where="--against", found=name, expected=known)
         peer: Any = PEERS[name]
@@ -137,7 +142,7 @@ def check_needs(names: Sequence[str], model: Path | None) -> None:
 
     Raises UsageError.
     """
-    runtimes = [n for n in names if not is_package(n)]
+    runtimes = list(filterfalse(_is_ours, names))
     if runtimes and model is None:
         raise UsageError(f"{', '.join(runtimes)} must be given the ONNX model", where="--against", expected="--model MODEL.onnx", remedy="add it, or name packages only")
     for name in runtimes:

@@ -32,7 +32,8 @@ def _entry(prefix: str, entry: Mapping[str, Any]) -> Iterator[str]:
     yield f"#define {prefix}_TYPE {quoted(entry['type'])}"
     yield f"#define {prefix}_DTYPE {quoted(entry['dtype'])}"
     yield f"#define {prefix}_RANK {len(shape)}"
-    yield f"#define {prefix}_SHAPE {{{', '.join(map(str, shape))}}}"
+    if shape:  # C has no empty list of initial values
+        yield f"#define {prefix}_SHAPE {{{', '.join(map(str, shape))}}}"
     yield f"#define {prefix}_ELEMENTS {elements}"
     yield f"#define {prefix}_BYTES {elements * np.dtype(entry['dtype']).itemsize}"
     q = entry.get("quantization")

@@ -163,7 +163,7 @@ def _opened(run: LayerRun, graph: tvm.IRModule, expected: Expected) -> LayerRun:
         return run
     wanted = {b.var.name: expected.known[b.var] for b in layer_calls(expected.module)}
     layers = [
-        arith.unpack_int4(value, wanted[b.var.name].shape, wanted[b.var.name].dtype == np.int8) if b.var.name in packed else value
+        arith.unpack_int4(np.asarray(value), wanted[b.var.name].shape, wanted[b.var.name].dtype == np.int8) if b.var.name in packed else value
         for b, value in zip(layer_calls(graph), run.layers, strict=True)
     ]
     return replace(run, layers=layers)

@@ -54,6 +54,14 @@ def bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
     return fields
 
 
+def test_the_c_interface_is_compared_exactly(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields = bench(capsys, str(folder / "tiny.hawq"), "--against", "c")
+    ours, theirs = fields["engines"]
+    assert (ours["engine"], theirs["engine"]) == ("hawq-tvm", "c") and theirs["what"] == "the same library through its C interface"
+    (row,) = theirs["agreement"]
+    assert (row["differing"], row["largest"]) == (0, 0) and theirs["products"] == ours["products"]
+
+
 def test_one_graph_for_two_targets_is_compared_exactly(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = str(folder / "portable.hawq")
     fields = bench(capsys, str(folder / "tiny.hawq"), "--against", other)
@@ -98,7 +106,7 @@ def test_unequal_outputs_of_one_graph_are_refused(folder: Path, monkeypatch: pyt
         return {k: v + np.float32(isinstance(self, packaged.Rival)) for k, v in outputs(self).items()}
 
     monkeypatch.setattr(packaged.Packaged, "outputs", off_by_one)
-    with pytest.raises(ModelError, match="two packages of one integer graph have different outputs"):
+    with pytest.raises(ModelError, match="two libraries of one integer graph have different outputs"):
         against.compare(ht.load(folder / "tiny.hawq"), None, [str(folder / "portable.hawq")], duration=0, iterations=1, threads=1)
 
 

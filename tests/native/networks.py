@@ -52,6 +52,13 @@ def sub_byte() -> onnx.ModelProto:
     return g.model([(g.q(g.node("MatMul", [x, g.weight([6, 4], "int4", axis=1)]), 0.07, 0, "int4"), TensorProto.INT4)])
 
 
+def dynamic() -> onnx.ModelProto:
+    """A kernel with three results, two of them scalars."""
+    g = Graph(10)
+    y = g.node("DynamicQuantizeLinear", [g.input("x", [3, 5])], outputs=3)
+    return g.model([(y, TensorProto.UINT8), float_output(y + "_1"), (y + "_2", TensorProto.UINT8)])
+
+
 def float_ends() -> onnx.ModelProto:
     """A float head and a float tail with functions of the mathematical library."""
     g = Graph(9)
@@ -62,7 +69,7 @@ def float_ends() -> onnx.ModelProto:
 
 
 NETWORKS = {
-    "tiny": tiny, "concat": concat, "several": several, "split": split, "sub_byte": sub_byte, "float_ends": float_ends,
+    "tiny": tiny, "concat": concat, "several": several, "split": split, "sub_byte": sub_byte, "dynamic": dynamic, "float_ends": float_ends,
     "residual": residual_net, "residual_int8": lambda: residual_net("int8", "int8"), "residual_4": lambda: residual_net("int4", "uint4", 20),
     "residual_16": lambda: residual_net("int8", "int16"),
 }  # fmt: skip

@@ -67,6 +67,15 @@ def test_tvm_and_c_share_a_library() -> None:
             np.testing.assert_array_equal(list(r.values()), list(results[0].values()))
 
 
+def test_libraries_in_one_process_call_their_own_kernels() -> None:
+    """Both are open to all of the process, as if a program had been linked with both; their kernels have the same names."""
+    packages = [ht.compile(residual_net(*kinds)) for kinds in (("int8", "uint8"), ("int4", "uint4"))]
+    for p in packages:
+        ctypes.CDLL(str(p.library), mode=ctypes.RTLD_GLOBAL)
+    for p in packages * 2:
+        p.verify(random=1, through="c").raise_if_mismatch()
+
+
 def test_misuse_is_an_error(package: ht.Package) -> None:
     library = direct._declared(ctypes.CDLL(str(package.library)))
 

@@ -37,6 +37,19 @@ def test_every_layer_equals_the_reference(name: str) -> None:
     assert package.certificate()["ok"]
 
 
+@pytest.mark.slow
+@cross
+@qemu
+def test_resnet18(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="the zoo's networks come from PyTorch")
+    from hawq_tvm.bench import zoo
+
+    package = ht.compile(zoo.make("resnet18", tmp_path / "r.onnx", size=64), ARM)
+    report = package.verify(random=1)
+    report.raise_if_mismatch()
+    assert len(report.rows) > 20 and package.certificate()["ok"]
+
+
 @cross
 @qemu
 def test_a_foreign_package_is_loaded_and_run(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

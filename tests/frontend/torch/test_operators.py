@@ -24,7 +24,7 @@ RNG = np.random.default_rng(0)
 
 
 def check(function: Any, *shapes: tuple[int, ...], model: Any = None, lossy: float = 0.0, **options: Any) -> Any:
-    """Compare all outputs on random inputs; lossy: steps that the integer arithmetic may be off besides (A11, A17)."""
+    """Compare all outputs on random inputs; lossy: steps that the integer arithmetic may be off besides (A17)."""
     model = model or Between(function, **options)
     program = export(model, *shapes)
     packed = pipeline.to_packed(import_exported(program))
@@ -164,8 +164,7 @@ CONVOLUTIONS: dict[str, tuple[Callable[..., Any], tuple[int, ...], int, tuple[in
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights(name: str, bits: int) -> None:
     function, shape, outputs, data = CONVOLUTIONS[name]
-    # (A11): a float bias is rounded to a multiple of the product of scales, half of which is 0.5 * 0.0437 * 0.011 / 0.1 steps.
-    packed = check(None, data, model=Weighted(function, shape, outputs, bits), lossy=0.0025)
+    packed = check(None, data, model=Weighted(function, shape, outputs, bits))
     assert ("hawq.unpack_int4" in packed.script()) == (bits == 4 and int(np.prod(shape)) >= 64)
 
 
@@ -191,8 +190,7 @@ def test_batch_norm_left_unfolded() -> None:
             for i, tensor in enumerate((self.norm.weight.data, self.norm.bias.data, self.norm.running_mean, self.norm.running_var)):
                 tensor.copy_(torch.tensor(np.random.default_rng(i).uniform(0.4, 1.6, 8).astype(np.float32)))
 
-    # (A11), with scales that the norm makes up to 1.6 / sqrt(0.4) larger.
-    check(None, IMAGE, model=Net().eval(), lossy=0.0065)
+    check(None, IMAGE, model=Net().eval())
 
 
 def test_products_of_tensors() -> None:
