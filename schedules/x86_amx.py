@@ -25,7 +25,8 @@ from hawq_tvm import ops
 
 from . import tile_intrinsics as tiles
 from .contraction import Packing, Shape, contraction, shape_of
-from .cpu_contract import L2_BYTES, TASKS, Contract, constant_int4, schedule_operands
+from .contract_tiles import L2_BYTES, TASKS
+from .cpu_contract import Contract, constant_int4, schedule_operands
 from .emit import Emission, Operand, immediate
 from .layer import Layer
 from .loops import inline_all, schedule_epilogue, spell_high_half, spells_high_half

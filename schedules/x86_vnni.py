@@ -8,6 +8,7 @@ from tvm import relax
 
 from hawq_tvm import arith, ops
 
+from .contract_tiles import Step
 from .cpu_contract import Contract, Products
 from .emit import Array
 from .intrinsics import dot_u8s4, dot_u8s8
@@ -45,8 +46,8 @@ class Vnni(Contract):
         assert call is not None
         w, offset = call.args[1], 128 if ops.dtype_of(call.args[0]) == "int8" else 0
         if layer.is_four_bits(w) and ops.dtype_of(w) == "int8" and 16 * shifted_reach(layer.constant(w)) <= arith.RANGES["int32"][1]:
-            return Products(8, "uint8", lambda data, weight: dot_u8s4(unit.lanes, data), offset, in_place=True, bits=4)
-        return Products(4, "uint8", lambda data, weight: dot_u8s8(unit.lanes, data), offset, in_place=True)
+            return Products(Step(8), "uint8", lambda data, weight: dot_u8s4(unit.lanes, data), offset, in_place=True, bits=4)
+        return Products(Step(4), "uint8", lambda data, weight: dot_u8s8(unit.lanes, data), offset, in_place=True)
 
 
 def shift_leaves_int32(layer: Layer, call: relax.Call) -> str | None:
