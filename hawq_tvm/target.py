@@ -18,6 +18,7 @@ from .cuda import target as cuda
 from .errors import PackageError, UsageError
 
 _X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
+_ARM = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
 # Levels of the x86-64 ABI, then families of instructions that kernels are written for.
 PRESETS: dict[str, dict[str, Any]] = {
     **{level: {**_X86, "mcpu": level} for level in ("x86-64-v2", "x86-64-v3", "x86-64-v4")},
@@ -25,6 +26,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "x86-avxvnni": {**_X86, "mcpu": "x86-64-v3", "mattr": ["+avxvnni"]},
     "x86-vnni": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
     "x86-amx": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni", "+amx-tile", "+amx-int8"]},
+    # Armv8-A; Neoverse N1, Cortex-A76 (Raspberry Pi 5) and later; Neoverse V1 and N2, Apple M2 and later. None uses SVE.
+    "arm-neon": {**_ARM, "mcpu": "generic", "mattr": ["+neon"]},
+    "arm-dotprod": {**_ARM, "mcpu": "neoverse-n1", "mattr": ["+neon", "+dotprod", "-aes", "-sha2"]},
+    "arm-i8mm": {**_ARM, "mcpu": "neoverse-n1", "mattr": ["+neon", "+dotprod", "+i8mm", "-aes", "-sha2"]},
 }
 
 # LLVM's name of an instruction set extension -> the Linux kernel's (/proc/cpuinfo). Tuning hints and system instructions
@@ -39,7 +44,11 @@ CPUINFO_NAMES = {
         "avx512fp16": "avx512_fp16", "gfni": "gfni", "vaes": "vaes", "vpclmulqdq": "vpclmulqdq", "amx-tile": "amx_tile",
         "amx-int8": "amx_int8", "amx-bf16": "amx_bf16",
     },
-    "aarch64": {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "fullfp16": "asimdhp", "sve": "sve", "bf16": "bf16"},
+    "aarch64": {
+        "neon": "asimd", "rdm": "asimdrdm", "lse": "atomics", "crc": "crc32", "fullfp16": "asimdhp", "fp16fml": "asimdfhm", "dotprod": "asimddp",
+        "i8mm": "i8mm", "bf16": "bf16", "rcpc": "lrcpc", "complxnum": "fcma", "jsconv": "jscvt", "aes": "aes", "sha2": "sha2", "sha3": "sha3",
+        "sve": "sve", "sve2": "sve2",
+    },
 }  # fmt: skip
 
 
