@@ -1,7 +1,8 @@
 """The package on disk: one folder NAME.hawq with the library, the integer graph it was made from, and the proofs.
 
     manifest.json     format version, interface, target, versions, and the SHA-256 of every other file
-    model.so          the library (a Relax executable for TVM's virtual machine)
+    model.so          the library: kernels, constants, what TVM's virtual machine needs, and for a CPU the C interface
+    model.h           the C interface of a CPU's library, and the model's sizes and scales; a GPU's has none
     graph.json        the PACKED module; its constants are in constants.npz
     graph.txt         the same module as readable TVMScript
     certificate.json  the integer-only certificate
@@ -30,8 +31,8 @@ import tvm
 from hawq_tvm.errors import OutputError, PackageError
 from hawq_tvm.files import check_folder
 
-FORMAT_VERSION = 1
-FILES = ("model.so", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json")
+FORMAT_VERSION = 2
+FILES = ("model.so", "model.h", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json")
 MANIFEST = "manifest.json"
 # What readers rely on in a manifest, beside the hashes.
 LAYOUT: dict[str, type] = {
@@ -167,11 +168,12 @@ def _read(folder: Path, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     manifest = _read_manifest(folder, where)
     hashes = manifest["sha256"]
     present = {p.name for p in folder.iterdir()} - {MANIFEST}
-    if present != set(FILES):
-        odd = sorted(present ^ set(FILES))
+    names = [n for n in FILES if n != "model.h" or manifest["target"].get("kind") != "cuda"]
+    if present != set(names):
+        odd = sorted(present ^ set(names))
         raise PackageError("is damaged: a file is missing or does not belong", where=where, found=", ".join(odd), remedy="compile it again")
     files: dict[str, bytes] = {}
-    for name in FILES:
+    for name in names:
         path = folder / name
         if not path.is_file() or path.is_symlink():
             raise PackageError("is damaged: a file is not a plain file", where=where, found=name, remedy="compile it again")

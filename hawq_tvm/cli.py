@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -19,6 +19,9 @@ from .errors import HawqError, UsageError
 from .quantize import commands as allocate_commands
 from .quantize import quantize_commands
 from .show import OUT, say
+
+if TYPE_CHECKING:
+    from .package import Package
 
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -176,7 +179,7 @@ def _run(args: argparse.Namespace) -> int:
 
     path = Path(args.output)
     check_output(path)
-    outputs = load(args.package).run(load_npz(args.inputs))
+    outputs = load(args.package, emulator=args.emulator).run(load_npz(args.inputs))
     save_npz(path, outputs)
     if args.json:
         _print_json({"output": str(path), "arrays": {k: {"dtype": str(v.dtype), "shape": list(v.shape)} for k, v in outputs.items()}})
@@ -191,13 +194,26 @@ def _verify(args: argparse.Namespace) -> int:
     from .files import load_npz
     from .package import load
 
-    package = load(args.package)
     given = load_npz(args.inputs) if args.inputs else None
+    if len(args.packages) > 1:
+        return _verify_together(args, [load(p, emulator=args.emulator) for p in args.packages], given)
+    package = load(args.packages[0], emulator=args.emulator)
     with _working(args, "verifying every layer"):
-        report = package.verify(given, random=args.random, seed=args.seed)
+        report = package.verify(given, random=args.random, seed=args.seed, through=args.through)
     float_tail = package.manifest["float_tail"]
     _print_json({**report.to_dict(), "float_tail": float_tail}) if args.json else show.show_verify(report, float_tail)
     return 0 if report.ok else 1
+
+
+def _verify_together(args: argparse.Namespace, packages: list[Package], given: dict[str, Any] | None) -> int:
+    from .verify.together import verify_packages
+
+    with _working(args, "verifying every layer of every package"):
+        report = verify_packages(packages, given, random=args.random, seed=args.seed)
+    _print_json(report.to_dict()) if args.json else show.show_joint(report)
+    if report.ran and not report.identical:
+        return 1
+    return 0 if report.ok or (report.identical and args.where_possible) else 3
 
 
 def _prove(args: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   hawq-tvm compile model.onnx -o model.hawq --records model.records.json
   hawq-tvm run model.hawq --inputs in.npz -o out.npz
   hawq-tvm verify model.hawq --random 4 --seed 0
+  hawq-tvm verify avx2.hawq vnni.hawq arm.hawq --inputs in.npz
   hawq-tvm prove model.hawq --json
   hawq-tvm bench model.hawq --threads 1
   hawq-tvm profile model.hawq --threads 1 --svg time.svg
@@ -62,6 +63,9 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     def float_tail(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--allow-float-tail", action="store_true", help="keep float operators before the first or after the last quantized layer")
 
+    def emulator(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--emulator", metavar="COMMAND", help="what runs programs for the package's CPU (default: nothing here, qemu-ARCHITECTURE -cpu max for another architecture)")
+
     sub = verb("inspect", "what is in a model, and which operators cannot be integer, with reason and remedy")
     sub.add_argument("model", nargs="?")
     sub.add_argument("--operators", action="store_true", help="print the operators that are known, instead of looking at a model")
@@ -94,10 +98,14 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("package")
     sub.add_argument("--inputs", required=True, metavar="IN.npz")
     sub.add_argument("-o", "--output", required=True, metavar="OUT.npz")
+    emulator(sub)
     json_flag(sub)
 
-    sub = verb("verify", "compare every layer of a package with the reference, exactly")
-    sub.add_argument("package")
+    sub = verb("verify", "compare every layer of a package, or of several for different targets, with the reference, exactly")
+    sub.add_argument("packages", nargs="+", metavar="PKG", help="packages of one model")
+    sub.add_argument("--where-possible", action="store_true", help="of several packages, accept that this machine cannot run all")
+    sub.add_argument("--through", choices=("vm", "c"), default="vm", help="run it by TVM's virtual machine, or by the library's C interface (default: vm; c for another architecture)")
+    emulator(sub)
     sub.add_argument("--inputs", metavar="IN.npz")
     sub.add_argument("--random", type=int, default=None, metavar="N", help="random inputs (default: 1 when there is no --inputs)")
     sub.add_argument("--seed", type=int, default=0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import platform
 import shutil
 import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,19 @@ from tvm import relax
 import schedules
 from deploy import package as files_on_disk
 
-from . import __version__, arrays, ops, stages
+from . import arrays, stages
+from . import manifest as manifests
 from . import target as targets
 from .bench.measure import BenchReport, measure
 from .bench.profile import ProfileReport, profile
 from .cuda import device as gpu
 from .errors import PackageError, UsageError
+from .native import direct, emulated
+from .native import library as libraries
+from .native.records import Run
 from .pipeline import Compiled, Progress, compile_model
 from .verify.certificate import Certificate, certify
-from .verify.compare import LayerRun, VerifyReport, run_with_layers, verify_executable
+from .verify.compare import LayerRun, VerifyReport, layers_of, run_with_layers, verify_executable
 
 Array = NDArray[Any]
 LIBRARY = "model.so"
@@ -58,124 +64,52 @@ def compile(
     return _from_compiled(compiled, name, progress)
 
 
-def load(path: str | Path) -> Package:
+def load(path: str | Path, *, emulator: str | None = None) -> Package:
     """Open a package folder written by `save` or `hawq-tvm compile`.
 
-    Raises PackageError when it is damaged, of another version, or made for another CPU; no code is loaded before that.
+    emulator: a command that runs programs for the package's CPU; needed for instructions that this CPU lacks. A package for another
+    architecture runs under QEMU where it is installed. Only `run`, `run_layers` and `verify` work emulated.
+    Raises PackageError when it is damaged, of another version, or made for another CPU of this architecture; no code is loaded before that.
     """
     manifest, files = files_on_disk.read_files(Path(path))
-    package = Package(manifest, files, str(path))
-    package.check_host()
+    package = Package(manifest, files, str(path), emulator=emulator)
+    if not package.is_foreign:
+        package.check_host()
     return package
 
 
 def _from_compiled(compiled: Compiled, name: str, progress: Progress | None = None) -> Package:
     if progress:
         progress("package", None)
+    made = manifests.describe(compiled, name)
     with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
         library = Path(folder) / LIBRARY
-        _export(compiled.executable, library)
+        header = libraries.export(compiled, made, library)
         certificate = certify(compiled.packed, compiled.tir, library, targets.gpu_architectures(compiled.target))
         files = {
-            LIBRARY: library.read_bytes(), **files_on_disk.graph_files(compiled.packed),
+            LIBRARY: library.read_bytes(), **header, **files_on_disk.graph_files(compiled.packed),
             "certificate.json": files_on_disk.dump_json(certificate.to_dict()),
             "report.json": files_on_disk.dump_json(schedules.report(compiled.tir)),
         }  # fmt: skip
-    return Package(files_on_disk.sealed(_manifest(compiled, name), files), files, name)
-
-
-def _export(executable: relax.VMExecutable, library: Path) -> None:
-    try:
-        executable.export_library(str(library))
-    except (RuntimeError, FileNotFoundError) as e:
-        raise PackageError(
-            "the library could not be linked", where=str(library), found=str(e).splitlines()[0],
-            remedy="install a C++ compiler (apt-get install g++)",
-        ) from e  # fmt: skip
-
-
-def _manifest(compiled: Compiled, name: str) -> dict[str, Any]:
-    target = compiled.target
-    return {
-        "name": name,
-        "producer": {
-            "hawq_tvm": __version__, "tvm": str(tvm.__version__), "tvm_ffi": str(tvm_ffi.__version__),
-            "llvm": int(tvm.target.codegen.llvm_version_major()), **targets.compiler_versions(target),
-        },
-        "target": {
-            **targets.describe(target), "architecture": targets.architecture(target), "cpu_features": targets.required_features(target),
-        },
-        "inputs": _interface(compiled.packed, "inputs"),
-        "outputs": _interface(compiled.packed, "outputs"),
-        "float_tail": sorted(stages.float_tail(compiled.packed["main"])),
-        "constants_bytes": _constants_bytes(compiled.tir),
-    }  # fmt: skip
-
-
-def _constants_bytes(tir: tvm.IRModule) -> int:
-    return sum(
-        ops.const_value(a).nbytes
-        for b in stages.bindings(tir["main"])
-        if isinstance(b.value, relax.Call) and ops.op_name(b.value) == "relax.call_tir"
-        for a in b.value.args[1].fields
-        if ops.is_const(a)
-    )
-
-
-def _interface(packed: tvm.IRModule, side: str) -> list[dict[str, Any]]:
-    """Name, type, shape and quantization of every input or output of `main`."""
-    main = packed["main"]
-    attrs = main.attrs or {}
-    returned, _ = stages.outputs(main)
-    values = list(main.params) if side == "inputs" else list(returned.fields)
-    names = [p.name for p in main.params] if side == "inputs" else [str(n) for n in attrs["hawq.output_names"]]
-    key = f"hawq.{side[:-1]}_types"
-    types = [str(t) for t in attrs[key]] if key in attrs else [ops.dtype_of(v) for v in values]
-    described = []
-    for value, name, kind in zip(values, names, types, strict=True):
-        entry: dict[str, Any] = {"name": name, "type": kind, "dtype": ops.dtype_of(value), "shape": list(ops.shape_of(value))}
-        border = _border_call(packed, value, side)
-        if border is not None:
-            scale, zero = (ops.const_value(a).reshape(-1) for a in border.args[1:3])
-            entry["quantization"] = {
-                "scale": [float(s) for s in scale], "zero_point": [int(z) for z in zero],
-                "qmin": int(border.attrs["qmin"]), "qmax": int(border.attrs["qmax"]),
-                "rounding": str(border.attrs["rounding"]) if side == "inputs" else "none",
-            }  # fmt: skip
-        described.append(entry)
-    return described
-
-
-def _border_call(packed: tvm.IRModule, value: relax.Expr, side: str) -> relax.Call | None:
-    """The quantize that reads an input, or the dequantize that made an output."""
-    wanted = "hawq.quantize" if side == "inputs" else "hawq.dequantize"
-    for b in stages.bindings(packed["main"]):
-        call = b.value
-        if not (isinstance(call, relax.Call) and isinstance(call.op, tvm.ir.GlobalVar)):
-            continue
-        touches = any(a.same_as(value) for a in call.args) if side == "inputs" else b.var.same_as(value)
-        inner = [i.value for i in stages.bindings(packed[call.op]) if ops.op_name(i.value) == wanted]
-        if touches and inner:
-            return inner[0]
-    return None
+    return Package(files_on_disk.sealed(made, files), files, name)
 
 
 class Package:
     """A compiled model; made by `compile` or `load`.
 
     manifest: what manifest.json holds.  files: the package's other files, checked against it; nothing is read again
-    from disk.  where: how errors call the package.  Thread-safe: one run at a time, others wait.
+    from disk.  where: how errors call the package.  emulator: see `load`.  Thread-safe: one run at a time, others wait.
     """
 
-    def __init__(self, manifest: dict[str, Any], files: dict[str, bytes], where: str) -> None:
-        self.manifest, self._files = manifest, files
+    def __init__(self, manifest: dict[str, Any], files: dict[str, bytes], where: str, *, emulator: str | None = None) -> None:
+        self.manifest, self._files, self._emulator = manifest, files, emulator
         target, producer = manifest["target"], manifest["producer"]
         if producer["tvm"] != str(tvm.__version__) or producer["tvm_ffi"] != str(tvm_ffi.__version__):
             raise PackageError(
                 "was made with another version of TVM", where=where, expected=f"tvm {tvm.__version__}, tvm-ffi {tvm_ffi.__version__}",
                 found=f"tvm {producer['tvm']}, tvm-ffi {producer['tvm_ffi']}", remedy="install that version, or compile again",
             )  # fmt: skip
-        self._target, self._where = target, where
+        self._target, self.where = target, where
         self._lock = threading.RLock()
         self._library: Path | None = None
         self._vm: relax.VirtualMachine | None = None
@@ -206,6 +140,12 @@ class Package:
     def on_gpu(self) -> bool:
         """Whether the kernels run on a GPU."""
         return self._target["kind"] == "cuda"
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this process cannot run the library, and a process under an emulator does: another architecture, or an emulator was named."""
+        architecture = self._target["architecture"]
+        return not self.on_gpu and (self._emulator is not None or (architecture != platform.machine() and architecture in emulated.QEMU))
 
     @property
     def graph(self) -> tvm.IRModule:
@@ -254,7 +194,7 @@ class Package:
         """
         self.check_host()
         if self.on_gpu:
-            gpu.ready(self._target["architectures"], self.manifest["producer"]["cuda"], self._where)
+            gpu.ready(self._target["architectures"], self.manifest["producer"]["cuda"], self.where)
         return self._array_device
 
     def check_host(self) -> None:
@@ -264,7 +204,7 @@ class Package:
 
         Raises PackageError naming the features that this machine lacks.
         """
-        targets.check_host(self._target["architecture"], self._target["cpu_features"], self._where)
+        targets.check_host(self._target["architecture"], self._target["cpu_features"], self.where)
 
     def prepare(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The inputs as the library takes them: checked, contiguous, sub-byte types widened to 8 bits.
@@ -279,6 +219,9 @@ class Package:
         Raises InputError for inputs of other names, types, shapes, out of range, or NaN.
         """
         ready = self.prepare(inputs)
+        if self.is_foreign:
+            outputs = self._in_c(ready, layers=False).outputs
+            return {o["name"]: value for o, value in zip(self.manifest["outputs"], outputs, strict=True)}
         with self._lock, gpu.one_sentence(self.name):
             main = self.vm["main"]
             result = main(*self._on_device(ready))
@@ -304,25 +247,49 @@ class Package:
         rng = np.random.default_rng(seed)
         return [{i["name"]: arrays.random(rng, i) for i in self.manifest["inputs"]} for _ in range(count)]
 
-    def run_layers(self, inputs: Mapping[str, Array]) -> LayerRun:
-        """One inference: outputs by name, and what every kernel wrote, in order."""
+    def run_layers(self, inputs: Mapping[str, Array], through: str = "vm") -> LayerRun:
+        """One inference: outputs by name, and what every kernel wrote, in order.
+
+        through: "vm", TVM's virtual machine, or "c", the library's C interface; a foreign library has only the latter.
+        Raises UsageError for anything else, or a C interface that a GPU's library does not have.
+        """
         kernels = set(stages.private_functions(self.graph))
+        if through not in ("vm", "c") or (through == "c" and self.on_gpu):
+            raise UsageError("layers cannot be run through this", where=self.name, found=through, expected="vm" if self.on_gpu else "vm or c")
+        if through == "c" or self.is_foreign:
+            return layers_of(self._in_c(inputs, layers=True), self.graph, kernels)
         with self._lock, gpu.one_sentence(self.name):
             return run_with_layers(self.vm, self.graph, inputs, kernels, self._array_device)
 
+    def _in_c(self, ready: Mapping[str, Array], *, layers: bool) -> Run:
+        """One inference of prepared inputs through the C interface, under the emulator of a foreign library."""
+        arrays_in_order = [np.ascontiguousarray(ready[i["name"]]) for i in self.manifest["inputs"]]
+        if self.is_foreign:
+            architecture = self._target["architecture"]
+            words = emulated.command(architecture, self._emulator, self.where)
+            return emulated.run(self.library, architecture, words, arrays_in_order, layers=layers)
+        self.check_host()
+        with direct.Model(self.library) as model:
+            return model.watched(arrays_in_order)
+
     def verify(
-        self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None, *, random: int | None = None, seed: int = 0
-    ) -> VerifyReport:
+        self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None, *, random: int | None = None, seed: int = 0,
+        through: str = "vm",
+    ) -> VerifyReport:  # fmt: skip
         """Compare every layer of the library with the reference, exactly, on given and on `random` made-up inputs.
 
-        random: None makes up one where none are given.  Raises UsageError when there would be nothing to compare.
+        random: None makes up one where none are given.  through: see `run_layers`.  Raises UsageError when there would be nothing to compare.
         """
+        return verify_executable(self.graph, partial(self.run_layers, through=through), self.batches(inputs, random, seed))
+
+    def batches(self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None, random: int | None, seed: int) -> list[dict[str, Array]]:
+        """Inputs to verify with, as `prepare` makes them: those given and `random` made-up ones, see `verify`."""
         several = isinstance(inputs, Iterable) and not isinstance(inputs, Mapping | np.ndarray | str)
         given: list[Any] = [] if inputs is None else list(inputs) if several else [inputs]
         made = self.random_inputs(int(inputs is None) if random is None else random, seed)
         if not given and not made:
             raise UsageError("there is nothing to verify", where=self.name, found="no inputs, and no random ones", remedy="give inputs, or ask for at least 1 random one")
-        return verify_executable(self.graph, self.run_layers, [self.prepare(b) for b in given] + made)
+        return [self.prepare(b) for b in given] + made
 
     def prove(self) -> Certificate:
         """Certify again, from the stored graph and the stored library, that between quantize and dequantize all is integer."""

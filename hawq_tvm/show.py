@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .tuner import TuneReport, TuneStep
     from .verify.certificate import Certificate
     from .verify.compare import VerifyReport
+    from .verify.together import JointReport
 
 OUT = Console(highlight=False, soft_wrap=True)
 
@@ -105,6 +106,18 @@ def show_verify(report: VerifyReport, float_tail: Sequence[str]) -> None:
         table.add_row(row.layer, str(row.elements), str(row.different))
     OUT.print(table)
     show_float_tail(float_tail)
+    say(report.summary())
+
+
+def show_joint(report: JointReport) -> None:
+    """A row for every layer, a column for every package that ran, and the verdict."""
+    for number, v in enumerate(report.verdicts, 1):
+        say(f"{number}  {v.name}: {v.target}")
+    columns = [(n, v.report) for n, v in enumerate(report.verdicts, 1) if v.report is not None]
+    table = Table("layer", "elements", *(str(n) for n, _ in columns))
+    for i, row in enumerate(columns[0][1].rows if columns else ()):
+        table.add_row(row.layer, str(row.elements), *("equal" if not (d := r.rows[i].different) else f"{d} different" for _, r in columns))
+    OUT.print(table)
     say(report.summary())
 
 

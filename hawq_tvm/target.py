@@ -16,6 +16,7 @@ from tvm.target import codegen
 from .cuda import nvcc
 from .cuda import target as cuda
 from .errors import PackageError, UsageError
+from .native import toolchain
 
 _X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
 _ARM = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
@@ -131,10 +132,12 @@ def gpu_architectures(target: tvm.target.Target) -> tuple[str, ...]:
 def check_compiler(target: tvm.target.Target) -> None:
     """Refuse a target that this machine cannot compile for.
 
-    Raises UsageError when nvcc, which CUDA targets need, is missing or does not know an architecture.
+    Raises UsageError when nvcc, which CUDA targets need, is missing or does not know an architecture, or when a CPU's C compiler is missing.
     """
     if cuda.is_cuda(target):
         nvcc.check(cuda.architectures(target))
+    else:
+        toolchain.compiler(architecture(target))
 
 
 def compiler_versions(target: tvm.target.Target) -> dict[str, str]:

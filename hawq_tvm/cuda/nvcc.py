@@ -29,7 +29,10 @@ _CALLBACK = "tvm_callback_cuda_compile"
 
 @dataclass(frozen=True)
 class Usage:
-    """What one kernel takes on one architecture: registers of a thread, spilled bytes, shared memory of a block in bytes."""
+    """What one kernel takes on one architecture: registers of a thread, bytes spilled, shared memory of a block in bytes.
+
+    stack: bytes of a thread in memory, where nvcc keeps arrays that it cannot keep in registers; not counted as spilled.
+    """
 
     arch: str
     kernel: str
@@ -37,9 +40,10 @@ class Usage:
     spill_stores: int
     spill_loads: int
     shared: int
+    stack: int = 0
 
     def __str__(self) -> str:
-        return f"{self.arch} {self.kernel}: {self.registers} registers, spills {self.spill_stores} + {self.spill_loads} bytes, shared {self.shared} bytes"
+        return f"{self.arch} {self.kernel}: {self.registers} registers, spills {self.spill_stores} + {self.spill_loads} bytes, stack {self.stack} bytes, shared {self.shared} bytes"
 
 
 @dataclass
@@ -189,7 +193,7 @@ def _keep(code: str) -> str:
 
 
 _ENTRY = re.compile(r"Compiling entry function '(?P<kernel>\w+)' for '(?P<arch>sm_\d+)a?'")
-_SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
+_SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 _REGISTERS = re.compile(r"Used (\d+) registers(?:.*?(\d+) bytes smem)?")
 
 
@@ -197,14 +201,14 @@ def parse_usage(log: str) -> list[Usage]:
     """The usage of every kernel that the assembler reported, by kernel and architecture."""
     found: list[Usage] = []
     kernel = arch = ""
-    spills = (0, 0)
+    stack = stores = loads = 0
     for line in log.splitlines():
         if m := _ENTRY.search(line):
             kernel, arch = m["kernel"], m["arch"]
         elif m := _SPILLS.search(line):
-            spills = int(m[1]), int(m[2])
+            stack, stores, loads = (int(n) for n in m.groups())
         elif m := _REGISTERS.search(line):
-            found.append(Usage(arch, kernel, int(m[1]), *spills, int(m[2] or 0)))
+            found.append(Usage(arch, kernel, int(m[1]), stores, loads, int(m[2] or 0), stack))
     return sorted(found, key=lambda u: (u.kernel, u.arch))
 
 

@@ -21,6 +21,7 @@ from .. import ops, stages
 from ..errors import HawqError
 from ..instrument import watched
 from ..intervals import MOVING
+from ..native.records import Run
 from .reference import evaluate, evaluate_call
 
 Array = NDArray[Any]
@@ -150,6 +151,46 @@ def _float_variables(main: relax.Function) -> set[relax.Var]:
     return found
 
 
+class _Layers:
+    """Gathers the layers of a run, kernel by kernel.
+
+    module: the PACKED module that the library was made from.  kernels: the names of the kernels, one for each private function.
+    """
+
+    def __init__(self, module: tvm.IRModule, kernels: set[str]) -> None:
+        self.main, self.kernels = module["main"], kernels
+        self.calls, self.outside = layer_calls(module), _float_variables(module["main"])
+        self.layers: list[Value] = []
+        self.head: dict[str, Array] = {}
+        self.seen = 0
+
+    def add(self, kernel: str, buffers: Callable[[relax.Call, int], tuple[list[Array], list[Array]]]) -> None:
+        """A kernel that ran; buffers(call, n): what it read, constants left out, and its n results, of the layer's call in `main`."""
+        if kernel not in self.kernels:
+            return
+        self.seen += 1
+        if self.seen > len(self.calls):
+            return
+        binding = self.calls[self.seen - 1]
+        # How many results, the type of the layer's variable says.
+        several = isinstance(binding.var.ty, relax.TupleType)
+        read, written = buffers(binding.value, len(binding.var.ty.fields) if several else 1)
+        for argument, array in zip((a for a in binding.value.args if not ops.is_const(a)), read, strict=False):
+            if argument in self.outside:
+                self.head[argument.name] = array
+        self.layers.append(tuple(written) if several else written[0])
+
+    def run(self, outputs: Sequence[Array]) -> LayerRun:
+        """What was gathered, when the library has ended.
+
+        Raises MismatchError when it called more or fewer kernels than the graph has layers.
+        """
+        if self.seen != len(self.calls):
+            raise MismatchError(f"the library ran {self.seen} layers where the graph has {len(self.calls)}")
+        names = [str(n) for n in (self.main.attrs or {}).get("hawq.output_names", [])] or [f"output{i}" for i in range(len(outputs))]
+        return LayerRun(dict(zip(names, outputs, strict=True)), self.layers, self.head)
+
+
 def run_with_layers(
     vm: relax.VirtualMachine, module: tvm.IRModule, inputs: Mapping[str, Array], kernels: set[str], device: tvm.runtime.Device | None = None
 ) -> LayerRun:
@@ -160,35 +201,29 @@ def run_with_layers(
     Raises MismatchError when the library calls more or fewer kernels than the graph has layers.
     """
     main = module["main"]
-    calls, outside = layer_calls(module), _float_variables(main)
-    layers: list[Value] = []
-    head: dict[str, Array] = {}
-    seen = 0
+    gathered = _Layers(module, kernels)
 
     def observe(func: Any, symbol: str, before: bool, ret: Any, *args: Any) -> None:
-        nonlocal seen
         del func, ret
-        if before or symbol not in kernels:
-            return
-        seen += 1
-        if seen > len(calls):
-            return
-        binding = calls[seen - 1]
-        # A kernel takes its inputs first and its results last; how many results, the type of the layer's variable says.
-        for argument, tensor in zip(binding.value.args, args, strict=False):
-            if argument in outside:
-                head[argument.name] = tensor.numpy()
-        if isinstance(binding.var.ty, relax.TupleType):
-            layers.append(tuple(a.numpy() for a in args[-len(binding.var.ty.fields) :]))
-        else:
-            layers.append(args[-1].numpy())
+
+        def buffers(call: relax.Call, results: int) -> tuple[list[Array], list[Array]]:
+            # A kernel takes its inputs first, then constants of its own, and its results last.
+            return [t.numpy() for a, t in zip(call.args, args, strict=False) if not ops.is_const(a)], [t.numpy() for t in args[-results:]]
+
+        if not before:
+            gathered.add(symbol, buffers)
 
     with watched(vm, observe):
         result = vm["main"](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[p.name]), device) for p in main.params))
-    if seen != len(calls):
-        raise MismatchError(f"the library ran {seen} layers where the graph has {len(calls)}")
-    names = [str(n) for n in (main.attrs or {}).get("hawq.output_names", [])] or [f"output{i}" for i in range(len(result))]
-    return LayerRun({n: result[i].numpy() for i, n in enumerate(names)}, layers, head)
+    return gathered.run([result[i].numpy() for i in range(len(result))])
+
+
+def layers_of(run: Run, module: tvm.IRModule, kernels: set[str]) -> LayerRun:
+    """A run through the C interface as layers of the PACKED module; kernels as for `run_with_layers`, and so are the errors."""
+    gathered = _Layers(module, kernels)
+    for record in run.kernels:
+        gathered.add(record.kernel, lambda _, results, record=record: (list(record.read), list(record.written[-results:])))
+    return gathered.run(run.outputs)
 
 
 def verify_executable(
@@ -198,27 +233,48 @@ def verify_executable(
 
     run_layers: runs the library once, as `run_with_layers` does.
     """
-    tally = _Tally()
+    tally = Tally()
     for inputs in batches:
-        _compare_run(module, inputs, run_layers(inputs), tally)
-    return VerifyReport(tuple(tally.rows.values()), len(batches), tally.first, tuple(tally.not_compared))
+        run = run_layers(inputs)
+        compare_run(expect(module, inputs, run.head), run, tally)
+    return tally.report(len(batches))
 
 
-def _compare_run(module: tvm.IRModule, inputs: Mapping[str, Array], run: LayerRun, tally: _Tally) -> None:
+@dataclass(frozen=True)
+class Expected:
+    """What the reference says of one input to `module` (PACKED): every variable of its main, and the outputs by name."""
+
+    module: tvm.IRModule
+    known: dict[relax.Var, Any]
+    outputs: dict[str, Array]
+
+
+def expect(module: tvm.IRModule, inputs: Mapping[str, Array], head: Mapping[str, Array]) -> Expected:
+    """The reference's evaluation of `module` (PACKED); head: what a float head computed."""
+    main = module["main"]
+    values: list[Any] = []
+    outputs = evaluate(module, inputs, lambda _, value: values.append(value), given=head)
+    known: dict[relax.Var, Any] = {p: inputs[p.name] for p in main.params}
+    known |= {b.var: v for b, v in zip(stages.bindings(main), values, strict=True)}
+    return Expected(module, known, outputs)
+
+
+def compare_run(expected: Expected, run: LayerRun, tally: Tally) -> None:
+    """Count in `tally` where one run differs from what the reference expects.
+
+    Raises MismatchError when it ran more or fewer layers.
+    """
+    module, known = expected.module, expected.known
     main = module["main"]
     calls, outside = layer_calls(module), _float_variables(main)
     if len(run.layers) != len(calls):
         raise MismatchError(f"the library ran {len(run.layers)} layers where the graph has {len(calls)}")
-    values: list[Any] = []
-    wanted = evaluate(module, inputs, lambda _, value: values.append(value), given=run.head)
-    known: dict[relax.Var, Any] = {p: inputs[p.name] for p in main.params}
-    known |= {b.var: v for b, v in zip(stages.bindings(main), values, strict=True)}
     for binding, found in zip(calls, run.layers, strict=True):
         for want, got in zip(_fields(known[binding.var]), _fields(found), strict=True):
             tally.compare(binding.var.name, want, got, partial(_accumulator, module, binding.value, known, want.shape))
     returned, _ = stages.outputs(main)
     fields = list(returned.fields) if isinstance(returned, relax.Tuple) else [returned]
-    for (name, want), source in zip(wanted.items(), fields, strict=True):
+    for (name, want), source in zip(expected.outputs.items(), fields, strict=True):
         if source in outside:
             tally.not_compared.setdefault(name)
         else:
@@ -229,13 +285,17 @@ def _fields(value: Any) -> tuple[Array, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-class _Tally:
+class Tally:
     """The rows by layer, in order of execution, and the first difference met."""
 
     def __init__(self) -> None:
         self.rows: dict[str, LayerRow] = {}
         self.first: Difference | None = None
         self.not_compared: dict[str, None] = {}
+
+    def report(self, inputs: int) -> VerifyReport:
+        """What was counted over so many inputs."""
+        return VerifyReport(tuple(self.rows.values()), inputs, self.first, tuple(self.not_compared))
 
     def compare(self, layer: str, want: Array, got: Array, accumulator: Callable[[tuple[int, ...]], list[int]]) -> None:
         row = self.rows.get(layer, LayerRow(layer, 0, 0))

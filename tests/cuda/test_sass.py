@@ -60,4 +60,4 @@ ptxas info    : Function properties for a_kernel_1
     8 bytes stack frame, 16 bytes spill stores, 24 bytes spill loads
 ptxas info    : Used 255 registers, used 1 barriers, 512 bytes smem, 376 bytes cmem[0]
 """
-    assert parse_usage(log) == [Usage("sm_75", "a_kernel", 10, 0, 0, 0), Usage("sm_75", "a_kernel_1", 255, 16, 24, 512)]
+    assert parse_usage(log) == [Usage("sm_75", "a_kernel", 10, 0, 0, 0), Usage("sm_75", "a_kernel_1", 255, 16, 24, 512, 8)]

@@ -157,7 +157,7 @@ def test_python_takes_programs(tmp_path: Path) -> None:
     program = torch.export.export(TorchNet().eval(), (torch.from_numpy(images(2)),))
     np.savez(tmp_path / "in.npz", x=images(4))
     problem = quantize.problem(program, tmp_path / "in.npz", quantize.Settings(probes=16), fixed={"deep": "W4A8"})
-    assert problem.allocate(["size=1"]).assignment == {"stem": "W8A8", "deep": "W4A8", "fc": "W8A8"} and problem.known() == ["size", "bops"]
+    assert problem.allocate(["size=1"]).assignment == {"stem": "W8A8", "deep": "W4A8", "fc": "W8A8"} and problem.table.resources() == ["size", "bops"]
 
 
 def test_every_structure_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:

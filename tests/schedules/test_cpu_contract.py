@@ -112,12 +112,8 @@ def accumulate(emit, c: Conv, p: relax.Expr, w: relax.Expr, fill: int, dtype: st
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize("target", [HOST, PORTABLE], ids=["host", "portable"])
-@pytest.mark.parametrize("dtype", ["int8", "uint8"])
-@pytest.mark.parametrize("c", [*CONVS, *JOINED], ids=str)
-def test_conv2d_with_bias_residual_requantize_and_lookup(c, dtype, target):
-    x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
-    fill = 3
+def with_epilogue(c: Conv, x: np.ndarray, w: np.ndarray, fill: int):
+    """A convolution with bias, residual, requantize and look-up: its body, the residual, and what it computes."""
     acc = convolve(c, x, w, fill)
     residual, bias = full("int8", *acc.shape), rng.integers(-(2**20), 2**20, (1, 1, 1, c.co)).astype(np.int32)
     m, shift = rng.integers(2**30, 2**31, (1, 1, 1, c.co)), rng.integers(36, 46, (1, 1, 1, c.co))
@@ -131,6 +127,15 @@ def test_conv2d_with_bias_residual_requantize_and_lookup(c, dtype, target):
 
     kw = {"rounding": "half_even", "zero_point": -3, "qmin": -128, "qmax": 127}
     expected = table[arith.requantize([acc + bias, residual], [m, 2**29], 5, shift, **kw) + 128]
+    return body, residual, expected
+
+
+@pytest.mark.parametrize("target", [HOST, PORTABLE], ids=["host", "portable"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("c", [*CONVS, *JOINED], ids=str)
+def test_conv2d_with_bias_residual_requantize_and_lookup(c, dtype, target):
+    x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
+    body, residual, expected = with_epilogue(c, x, w, 3)
     (out,) = run(body, x, residual, target=target)
     np.testing.assert_array_equal(out, expected, strict=True)
 

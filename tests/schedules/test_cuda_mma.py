@@ -7,7 +7,7 @@ import pytest
 import test_cpu_contract as contract
 import tvm
 from one_layer import packed, run
-from test_cpu_contract import Conv, accumulate, convolve, full
+from test_cpu_contract import Conv, accumulate, convolve, full, with_epilogue
 from tvm import relax
 
 import schedules
@@ -47,20 +47,8 @@ def on_cpu(monkeypatch):
 def test_conv2d_with_bias_residual_requantize_and_lookup(c: Conv, tile: MmaTile, on_cpu) -> None:
     on_cpu(tile)
     dtype = "uint8" if c.co % 2 else "int8"
-    x, w, fill = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co), 3 * (c.ci % 3)
-    acc = convolve(c, x, w, fill)
-    residual, bias = full("int8", *acc.shape), rng.integers(-(2**20), 2**20, (1, 1, 1, c.co)).astype(np.int32)
-    m, shift = rng.integers(2**30, 2**31, (1, 1, 1, c.co)), rng.integers(36, 46, (1, 1, 1, c.co))
-    table, q = full("uint8", 256), arith.QType.of("int8")
-
-    def body(emit, p, other):
-        a = accumulate(emit, c, p, relax.const(w), fill, "int32")
-        a = emit(R.add(a, relax.const(bias)))
-        y = emit(ops.requantize([a, other], [m, 2**29], 5, shift, qtype=q, zero_point=-3, rounding="half_even"))
-        return ops.lookup(y, table)
-
-    kw = {"rounding": "half_even", "zero_point": -3, "qmin": -128, "qmax": 127}
-    expected = table[arith.requantize([acc + bias, residual], [m, 2**29], 5, shift, **kw) + 128]
+    x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
+    body, residual, expected = with_epilogue(c, x, w, 3 * (c.ci % 3))
     (out,) = run(body, x, residual, rule="cuda.mma")
     np.testing.assert_array_equal(out, expected, strict=True)
 
@@ -190,6 +178,22 @@ def test_reasons_to_refuse() -> None:
     assert "several results" in str(why(lambda e, x: relax.Tuple([e(R.matmul(x, w, out_dtype="int32")), x]), ((3, 16), "int8")))
     constant = relax.const(np.arange(24, dtype=np.int32).reshape(3, 8))
     assert "pixel to pixel" in str(why(lambda e, x: R.add(e(R.matmul(x, w, out_dtype="int32")), constant), ((3, 16), "int8")))
+
+
+@pytest.mark.parametrize("most", [15, 127])
+def test_unsigned_weights_that_fit_seven_bits(most: int, on_cpu) -> None:
+    """As uint8 constants, which the instructions of signed weights would not take."""
+    x, w = full("uint8", 5, 40), rng.integers(0, most + 1, (40, 24)).astype(np.uint8)
+
+    def body(emit, p):
+        return R.matmul(p, relax.const(w), out_dtype="int32")
+
+    module = packed(body, [((5, 40), "uint8")])
+    gv = module.get_global_var("fused")
+    assert Mma().build(Layer.of(gv, module[gv]), GPU).arguments[0].dtype == np.int8
+    on_cpu()
+    (out,) = run(body, x, rule="cuda.mma")
+    np.testing.assert_array_equal(out, x.astype(np.int32) @ w.astype(np.int32), strict=True)
 
 
 def test_a_tile_checks_itself() -> None:

@@ -1,0 +1,272 @@
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "abi.h"
+#include "cpu.h"
+#include "error.h"
+#include "plan.h"
+#include "threads.h"
+#include "workspace.h"
+
+#define MAGIC 0x6861777174766d31u
+#define MAX_THREADS 1024
+
+static const hawq_plan *const plan = &hawq_library_plan;
+
+struct hawq_model {
+  uint64_t magic;
+  atomic_int running;
+  hawq_pool *pool;
+  void **storages;
+  DLTensor *tensors;
+  TVMFFIAny *arguments; /* of all calls, one after another */
+  hawq_tensor *seen;    /* every tensor as an observer gets it */
+  hawq_observer observer;
+  void *observer_data;
+};
+
+/* -- constants: kernels want them aligned, the blob of TVM's virtual machine does not align them. All models share one copy. ---- */
+
+static struct {
+  pthread_mutex_t mutex;
+  int users;
+  uint8_t *memory;
+  const void **data; /* by tensor; NULL where it is no constant */
+} constants = {PTHREAD_MUTEX_INITIALIZER, 0, NULL, NULL};
+
+static uint64_t padded(uint64_t bytes) { return (bytes + HAWQ_ALIGNMENT - 1) / HAWQ_ALIGNMENT * HAWQ_ALIGNMENT; }
+
+static int is_aligned(const void *data) { return (uintptr_t)data % HAWQ_ALIGNMENT == 0; }
+
+static int copy_constants(void) {
+  uint64_t total = 0;
+  for (int i = 0; i < plan->tensor_count; ++i) {
+    const hawq_plan_tensor *t = &plan->tensors[i];
+    if (t->storage < 0 && !is_aligned(plan->blob + t->offset)) total += padded(t->bytes);
+  }
+  constants.memory = hawq_aligned(total);
+  constants.data = calloc((size_t)plan->tensor_count, sizeof(*constants.data));
+  if (constants.memory == NULL || constants.data == NULL) return hawq_fail("there is no memory for %llu bytes of weights", (unsigned long long)total);
+  uint8_t *at = constants.memory;
+  for (int i = 0; i < plan->tensor_count; ++i) {
+    const hawq_plan_tensor *t = &plan->tensors[i];
+    if (t->storage >= 0) continue;
+    constants.data[i] = plan->blob + t->offset;
+    if (is_aligned(constants.data[i])) continue;
+    memcpy(at, constants.data[i], t->bytes);
+    constants.data[i] = at;
+    at += padded(t->bytes);
+  }
+  return 0;
+}
+
+static void free_constants(void) {
+  free(constants.memory);
+  free(constants.data);
+  constants.memory = NULL;
+  constants.data = NULL;
+}
+
+static int take_constants(void) {
+  pthread_mutex_lock(&constants.mutex);
+  const int failed = constants.users == 0 ? copy_constants() : 0;
+  if (failed) {
+    free_constants();
+  } else {
+    ++constants.users;
+  }
+  pthread_mutex_unlock(&constants.mutex);
+  return failed;
+}
+
+static void give_constants(void) {
+  pthread_mutex_lock(&constants.mutex);
+  if (--constants.users == 0) free_constants();
+  pthread_mutex_unlock(&constants.mutex);
+}
+
+/* -- a model --------------------------------------------------------------------------------------------------------------------- */
+
+static int allocate(hawq_model *model) {
+  int arguments = 0;
+  for (int i = 0; i < plan->call_count; ++i) arguments += plan->calls[i].count;
+  model->storages = calloc((size_t)plan->storage_count + 1, sizeof(*model->storages));
+  model->tensors = calloc((size_t)plan->tensor_count + 1, sizeof(*model->tensors));
+  model->seen = calloc((size_t)plan->tensor_count + 1, sizeof(*model->seen));
+  model->arguments = calloc((size_t)arguments + 1, sizeof(*model->arguments));
+  if (model->storages == NULL || model->tensors == NULL || model->seen == NULL || model->arguments == NULL) return hawq_fail("there is no memory for the model");
+#ifdef HAWQ_SEPARATE_STORAGES /* so that a memory checker sees where each begins and ends */
+  for (int i = 0; i < plan->storage_count; ++i) {
+    model->storages[i] = hawq_aligned(plan->storages[i]);
+    if (model->storages[i] == NULL) return hawq_fail("there is no memory for the model");
+  }
+#else
+  uint64_t total = 0;
+  for (int i = 0; i < plan->storage_count; ++i) total += padded(plan->storages[i]);
+  uint8_t *at = model->storages[0] = hawq_aligned(total);
+  if (at == NULL) return hawq_fail("there is no memory for %llu bytes of activations", (unsigned long long)total);
+  for (int i = 0; i < plan->storage_count; ++i) {
+    model->storages[i] = at;
+    at += padded(plan->storages[i]);
+  }
+#endif
+  return 0;
+}
+
+static void bind(hawq_model *model) {
+  for (int i = 0; i < plan->tensor_count; ++i) {
+    const hawq_plan_tensor *t = &plan->tensors[i];
+    /* Kernels take void * and write no constant. */
+    void *data = t->storage < 0 ? (void *)(uintptr_t)constants.data[i] : (uint8_t *)model->storages[t->storage] + t->offset;
+    model->tensors[i] = (DLTensor){
+        .data = data, .device = {kDLCPU, 0}, .ndim = t->rank, .dtype = t->type, .shape = (int64_t *)(uintptr_t)t->shape};
+    model->seen[i] = (hawq_tensor){data, t->bytes, t->dtype, t->rank, t->shape};
+  }
+  TVMFFIAny *argument = model->arguments;
+  for (int i = 0; i < plan->call_count; ++i) {
+    for (int j = 0; j < plan->calls[i].count; ++j) {
+      argument->type_index = kTVMFFIDLTensorPtr;
+      argument++->v_ptr = &model->tensors[plan->calls[i].arguments[j]];
+    }
+  }
+  for (int i = 0; i < plan->input_count; ++i) memset(hawq_model_input(model, i), 0, plan->tensors[plan->inputs[i]].bytes);
+}
+
+HAWQ_EXPORT int hawq_abi_version(void) { return HAWQ_ABI_VERSION; }
+
+HAWQ_EXPORT const char *hawq_version(void) { return plan->version; }
+
+HAWQ_EXPORT hawq_model *hawq_model_create(const hawq_options *options) {
+  const int asked = options != NULL ? options->threads : 0;
+  if (asked < 0 || asked > MAX_THREADS) {
+    hawq_fail("%d threads were asked for, and 0 to %d can be", asked, MAX_THREADS);
+    return NULL;
+  }
+  if (hawq_check_cpu(plan->features) != 0) return NULL;
+  hawq_model *model = calloc(1, sizeof(*model));
+  if (model == NULL) {
+    hawq_fail("there is no memory for the model");
+    return NULL;
+  }
+  if (take_constants() != 0) {
+    free(model);
+    return NULL;
+  }
+  model->magic = MAGIC;
+  if (allocate(model) != 0) {
+    hawq_model_destroy(model);
+    return NULL;
+  }
+  bind(model);
+  hawq_connect_kernels();
+  model->pool = hawq_pool_create(asked ? asked : hawq_processors());
+  if (model->pool == NULL) {
+    hawq_fail("the system does not start %d threads", asked ? asked : hawq_processors());
+    hawq_model_destroy(model);
+    return NULL;
+  }
+  return model;
+}
+
+static int check(const hawq_model *model) {
+  if (model == NULL) return hawq_fail("the model is NULL");
+  return model->magic == MAGIC ? 0 : hawq_fail("the pointer is no model, or of one that was destroyed");
+}
+
+HAWQ_EXPORT void hawq_model_destroy(hawq_model *model) {
+  if (model == NULL || check(model) != 0) return;
+  if (atomic_load(&model->running)) {
+    hawq_fail("the model is running and was not destroyed");
+    return;
+  }
+  model->magic = 0;
+  hawq_pool_destroy(model->pool);
+#ifdef HAWQ_SEPARATE_STORAGES
+  for (int i = 0; model->storages != NULL && i < plan->storage_count; ++i) free(model->storages[i]);
+#else
+  if (model->storages != NULL) free(model->storages[0]);
+#endif
+  free(model->storages);
+  free(model->tensors);
+  free(model->seen);
+  free(model->arguments);
+  free(model);
+  give_constants();
+}
+
+HAWQ_EXPORT int hawq_model_inputs(const hawq_model *model) { return check(model) == 0 ? plan->input_count : -1; }
+
+HAWQ_EXPORT int hawq_model_outputs(const hawq_model *model) { return check(model) == 0 ? plan->output_count : -1; }
+
+HAWQ_EXPORT int hawq_model_threads(const hawq_model *model) { return check(model) == 0 ? hawq_pool_threads(model->pool) : -1; }
+
+HAWQ_EXPORT const hawq_tensor *hawq_model_input_tensor(const hawq_model *model, int i) {
+  if (check(model) != 0) return NULL;
+  if (i >= 0 && i < plan->input_count) return &model->seen[plan->inputs[i]];
+  hawq_fail("input %d was asked for, and the model has %d", i, plan->input_count);
+  return NULL;
+}
+
+HAWQ_EXPORT const hawq_tensor *hawq_model_output_tensor(const hawq_model *model, int i) {
+  if (check(model) != 0) return NULL;
+  if (i >= 0 && i < plan->output_count) return &model->seen[plan->outputs[i]];
+  hawq_fail("output %d was asked for, and the model has %d", i, plan->output_count);
+  return NULL;
+}
+
+HAWQ_EXPORT void *hawq_model_input(hawq_model *model, int i) {
+  return hawq_model_input_tensor(model, i) != NULL ? model->tensors[plan->inputs[i]].data : NULL;
+}
+
+HAWQ_EXPORT const void *hawq_model_output(const hawq_model *model, int i) {
+  const hawq_tensor *tensor = hawq_model_output_tensor(model, i);
+  return tensor != NULL ? tensor->data : NULL;
+}
+
+HAWQ_EXPORT int hawq_model_observe(hawq_model *model, hawq_observer observer, void *data) {
+  if (check(model) != 0) return -1;
+  if (atomic_exchange(&model->running, 1)) return hawq_fail("the model is running in another thread");
+  model->observer = observer;
+  model->observer_data = data;
+  atomic_store(&model->running, 0);
+  return 0;
+}
+
+static void show(const hawq_model *model, const hawq_plan_call *call) {
+  hawq_tensor tensors[HAWQ_MAX_ARGUMENTS];
+  int read = 0, written = call->count - call->written;
+  for (int j = 0; j < written; ++j) {
+    if (plan->tensors[call->arguments[j]].storage >= 0) tensors[read++] = model->seen[call->arguments[j]];
+  }
+  for (int j = 0; j < call->written; ++j) tensors[read + j] = model->seen[call->arguments[written + j]];
+  model->observer(model->observer_data, call->name, tensors, read, tensors + read, call->written);
+}
+
+static int run(const hawq_model *model) {
+  const TVMFFIAny *arguments = model->arguments;
+  for (int i = 0; i < plan->call_count; ++i) {
+    const hawq_plan_call *call = &plan->calls[i];
+    TVMFFIAny result = {0};
+    if (call->kernel(NULL, arguments, call->count, &result) != 0) {
+      char cause[HAWQ_ERROR_BYTES];
+      memcpy(cause, hawq_error(), sizeof(cause));
+      return hawq_fail("the kernel %.100s failed: %.300s", call->name, cause);
+    }
+    if (model->observer != NULL) show(model, call);
+    arguments += call->count;
+  }
+  return 0;
+}
+
+HAWQ_EXPORT int hawq_model_run(hawq_model *model) {
+  if (check(model) != 0) return -1;
+  if (atomic_exchange(&model->running, 1)) return hawq_fail("the model is running in another thread");
+  hawq_clear_error();
+  hawq_pool *before = hawq_pool_enter(model->pool); /* an observer may run another model */
+  const int failed = run(model);
+  hawq_pool_enter(before);
+  atomic_store(&model->running, 0);
+  return failed;
+}
