@@ -1,7 +1,7 @@
 """Convolutions and matrix products on Arm: registers of 16 bytes of data, a lane of which multiplies four channels at a time.
 
 A family of instructions is one instance of the rule: smmla (two pixels x two channels x 8 products), sdot (four channels x 4 products), or
-smlal (four channels x 1 product, of 16 bits). All are exact for every operand.
+smlal (four channels x 1 product of 16 bits). All are exact for every operand.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ MATRICES = Family(8, 2, (2, 1), {t: Multiplier(f"{s}mmla", t[0]) for t, s in [*_
 # Unsigned data and signed weights without usdot: data less 128 are signed.
 DOTS = Family(4, 1, (4, 2, 1), {**{t: Multiplier(f"{s}dot", t[0]) for t, s in _SAME.items()}, _MIXED: Multiplier("sdot", "int8", -128)})
 MIXED_DOTS = Family(4, 1, (4, 2, 1), {**DOTS.multipliers, _MIXED: Multiplier("usdot", "uint8")})
-WIDE = Family(1, 1, (8, 4, 2), {(x, w): Multiplier("smlal", "int16") for x in ("int8", "uint8", "int16") for w in ("int8", "uint8", "int16")})
+PAIRS = Family(2, 1, (4, 2, 1), {(x, w): Multiplier("smlal", "int16") for x in ("int8", "uint8", "int16") for w in ("int8", "uint8")})
 
 
 class Neon(Contract):
@@ -97,7 +97,7 @@ class Neon(Contract):
     def family(self, unit: VectorUnit) -> Family:
         """The instructions of the extension, with mixed signs where the unit has those."""
         if self.extension == "neon":
-            return WIDE
+            return PAIRS
         if self.extension == "i8mm":
             return MATRICES
         return MIXED_DOTS if "i8mm" in unit.neon else DOTS

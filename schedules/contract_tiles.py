@@ -130,7 +130,7 @@ def _blocks(shape: Shape, unit: VectorUnit, step: Step) -> list[tuple[float, int
                 continue
             blocks = -(-shape.pixels // pixels) * -(-wanted // vectors)
             if step.loaded:
-                work = blocks * (2 * step.inner * max(pixels * vectors, 4) + pixels * step.together + step.inner * vectors)
+                work = blocks * (2 * step.inner * max(pixels * vectors, 4) + 1.5 * (pixels * step.together + LOADED_WEIGHTS * vectors))
             else:
                 work = blocks * (max(2 * pixels * vectors, 8) + pixels + 1.5 * vectors)
             found.append((work, pixels, vectors))

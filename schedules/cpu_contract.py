@@ -119,7 +119,7 @@ class Contract:
         opened = tile.length > 1 and layer.is_four_bits(call.args[1])
         weight = "int8" if opened else ops.dtype_of(call.args[1])
         data = products.registers or (ops.dtype_of(call.args[0]) if in_place else products.stored)
-        _schedule(sch, shape, tile, products.intrinsic(data, weight))
+        _schedule(sch, shape, tile, products.intrinsic(data, weight), bool(unit.neon))
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
 
 
@@ -225,8 +225,9 @@ def _fits_in_place(s: Shape, tile: ContractTile) -> bool:
     return inside and s.per_pixel % tile.length == 0 and s.groups == 1
 
 
-def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str) -> None:
-    spelled = ("high",) if spells_high_half(shape.channels, tile.lanes) else ()
+def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str, neon: bool) -> None:
+    loaded = isinstance(tile, LoadedTile)
+    spelled = ("high",) if spells_high_half(shape.channels, tile.lanes, neon) else ()
     inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", *spelled))
     acc = sch.get_sblock("acc")
     (out,) = sch.get_output_blocks(sch.get_sblock("root"))
@@ -244,7 +245,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     elif lead:
         row_outer, row_inner = sch.split(lead[-1], [None, tile.rows])
         tasks, inside = [*lead[:-1], row_outer], [row_inner]
-    loaded = isinstance(tile, LoadedTile)  # then the weights of one vector of channels are live at a time
+    # Where data are loaded first, the weights of one vector of channels are live at a time.
     block = (v_inner, w_inner) if loaded else (w_inner, v_inner)
     sch.reorder(*tasks, v_outer, *inside, w_outer, kh, t, j, *block, lane, *inner)
     task = sch.fuse(*tasks, v_outer)
@@ -260,7 +261,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
         return *lead, w, vector * tile.lanes + lane
 
     sch.transform_layout(copy, ("write", 0), joined)
-    high = spell_high_half(sch, tile.lanes)
+    high = spell_high_half(sch, tile.lanes, neon)
     sch.reverse_compute_at(copy, w_outer, preserve_unit_loops=True)
     init = sch.decompose_reduction(acc, kh)
     for block in (init, copy):

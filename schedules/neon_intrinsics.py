@@ -44,6 +44,11 @@ class Inner:
         return self.depth * self.inner
 
     @property
+    def stored(self) -> int:
+        """The steps that a vector of weights is stored as."""
+        return self.inner // 2 if self.nibbles else self.inner
+
+    @property
     def sums(self) -> int:
         """The int32 sums."""
         return LANES * self.together
@@ -52,18 +57,17 @@ class Inner:
 @cache
 def inner_product(form: Inner) -> str:
     """The name of the tensor intrinsic of a form, exact for every operand; sums wrap around."""
-    f = form
-    stored = f.inner // 2 if f.nibbles else f.inner
+    f, stored = form, form.stored
     dims = {"q": stored, "o": LANES, "p": f.depth}
     shape = [size for name, size in dims.items() if name == "o" or (f.inner if name == "q" else size) > 1]
     channel, pixel = ("e", "") if f.together == 1 else ("e // 4 * 2 + e % 2", "e // 2 % 2, ")
     q, p = "q" if f.inner > 1 else "0", "p" if f.depth > 1 else "0"
-    where = f"{f'q % {stored}, ' if f.inner > 1 else ''}{channel}{', p' if f.depth > 1 else ''}"
+    place = f"q % {stored}, " if f.nibbles else "q, "
+    where = f"{place if f.inner > 1 else ''}{channel}{', p' if f.depth > 1 else ''}"
     weight = f'T.cast(W[{where}], "int32")'
     if f.nibbles:
         opened = f"T.Select(q < {stored}, T.shift_left(W[{where}], T.uint8(4)), T.bitwise_and(W[{where}], T.uint8(240)))"
         weight = f'T.cast(T.cast({opened}, "int8"), "int32")'
-    weight = weight.replace(f"q % {stored}, ", "q, ") if not f.nibbles else weight
     loops = [("e", f.sums, "S"), *([("q", f.inner, "R")] if f.inner > 1 else []), *([("p", f.depth, "R")] if f.depth > 1 else [])]
     names = ", ".join(n for n, *_ in loops)
     data = (f.together, f.length) if f.together > 1 else (f.length,)
@@ -105,14 +109,14 @@ def _spelled(f: Inner, a: tirx.Buffer, w: tirx.Buffer, c: tirx.Buffer, part: int
     """A register of sums after all instructions; part: which one of those for two pixels."""
     total = c.vload([4 * part], "int32x4")
     for q in range(f.inner):
-        total = _instruction(f, total, _data(f, a, q), _weights(f, w, q, part))
+        total = _pairs(f, total, a, w, q) if f.name == "smlal" else _instruction(f, total, _data(f, a, q), _weights(f, w, q, part))
     return total
 
 
 def _instruction(f: Inner, c: tirx.Expr, a: tirx.Expr, w: tirx.Expr) -> tirx.Expr:
-    if f.name == "smlal":
-        return c + a.astype("int32x4") * w.astype("int32x4")
-    return tirx.call_llvm_pure_intrin("int32x4", f"llvm.aarch64.neon.{f.name}", c, a, w)
+    # A lane of the last operand is one of the instruction; of usdot, which has the unsigned operand first, it is the first that may be a lane.
+    operands = (w, a) if f.name in ("sdot", "udot") else (a, w)
+    return tirx.call_llvm_pure_intrin("int32x4", f"llvm.aarch64.neon.{f.name}", c, *operands)
 
 
 def _data(f: Inner, a: tirx.Buffer, q: int) -> tirx.Expr:
@@ -121,26 +125,17 @@ def _data(f: Inner, a: tirx.Buffer, q: int) -> tirx.Expr:
         if f.inner == 1:
             return a.vload([0, 0], f"{f.data}x16")
         rows = [tirx.reinterpret(f"int64x{f.inner}", a.vload([i, 0], f"{f.data}x{f.length}")) for i in range(2)]
-        return tirx.reinterpret(f"{f.data}x16", tirx.Shuffle(rows, [_index(q), _index(f.inner + q)]))
-    whole = a.vload([0], f"{f.data}x{f.length}")
-    if f.depth == 1:
-        return tirx.Broadcast(tirx.Shuffle([whole], [_index(q)]), LANES)
-    words = tirx.reinterpret("int32" if f.inner == 1 else f"int32x{f.inner}", whole)
+        return tirx.reinterpret(f"{f.data}x16", tirx.Shuffle(rows, _indices(q, f.inner + q)))
+    words = tirx.reinterpret(_vector("int32", f.inner), a.vload([0], f"{f.data}x{f.length}"))
     # One lane of a register in every lane is an operand of its own: nothing is copied.
-    word = words if f.inner == 1 else tirx.Shuffle([words], [_index(q)])
+    word = words if f.inner == 1 else tirx.Shuffle([words], _indices(q))
     return tirx.reinterpret(f"{f.data}x16", tirx.Broadcast(word, LANES))
 
 
 def _weights(f: Inner, w: tirx.Buffer, q: int, part: int) -> tirx.Expr:
-    """The weights of one instruction: whole registers, or four lanes of 16 bits."""
-    size = LANES * f.depth
-    stored = f.inner // 2 if f.nibbles else f.inner
-    if f.depth == 1:
-        # Opened whole, so that LLVM widens whole registers.
-        whole = _opened(f, w.vload([0] * len(w.shape), f"{f.weight}x{size * stored}"), size * stored, q >= stored).astype(f"int16x{size * stored}")
-        return tirx.Shuffle([whole], [_index(q % stored * 4 + i) for i in range(4)])
-    start = [*([q % stored] if f.inner > 1 else []), 2 * part, 0]
-    return _opened(f, w.vload(start[-len(w.shape) :], f"{f.weight}x16"), 16, q >= stored)
+    """The weights of one instruction."""
+    start = [*([q % f.stored] if f.inner > 1 else []), 2 * part, 0]
+    return _opened(f, w.vload(start, f"{f.weight}x16"), 16, q >= f.stored)
 
 
 def _opened(f: Inner, w: tirx.Expr, lanes: int, high: bool) -> tirx.Expr:
@@ -150,5 +145,30 @@ def _opened(f: Inner, w: tirx.Expr, lanes: int, high: bool) -> tirx.Expr:
     return tirx.reinterpret(f"int8x{lanes}", bits)
 
 
-def _index(i: int) -> tirx.Expr:
-    return tirx.const(i, "int32")
+def _pairs(f: Inner, total: tirx.Expr, a: tirx.Buffer, w: tirx.Buffer, q: int) -> tirx.Expr:
+    """Two products of 16 bits per lane.
+
+    The weights of two steps are widened in one register, even bytes and odd ones: LLVM would widen each four for themselves. And a
+    product of widened lanes is not left to LLVM, which would widen where the data is loaded, and multiply in 32 bits.
+    """
+    both = 2 if f.stored % 2 == 0 else 1
+    place, lanes = q % f.stored, LANES * both
+    start = [*([place // both * both] if f.inner > 1 else []), 0, 0]
+    opened = _opened(f, w.vload(start, f"{f.weight}x{2 * lanes}"), 2 * lanes, q >= f.stored)
+    wide = "int16" if f.nibbles or f.weight == "int8" else "uint16"
+    pairs, byte = tirx.reinterpret(f"{wide}x{lanes}", opened), tirx.Broadcast(tirx.const(8, wide), lanes)
+    data = a.vload([0], f"{f.data}x{f.length}")
+    for p, bytes_ in enumerate(((pairs << byte) >> byte, pairs >> byte)):
+        own = tirx.reinterpret(f"int16x{lanes}", bytes_)
+        own = tirx.Shuffle([own], _indices(*range(place % both * LANES, place % both * LANES + LANES)))
+        element = tirx.Broadcast(tirx.Shuffle([data], _indices(2 * q + p)), LANES)
+        total = total + tirx.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.smull", own, element)
+    return total
+
+
+def _vector(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def _indices(*lanes: int) -> list[tirx.Expr]:
+    return [tirx.const(i, "int32") for i in lanes]
