@@ -64,7 +64,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
         sub.add_argument("--allow-float-tail", action="store_true", help="keep float operators before the first or after the last quantized layer")
 
     def emulator(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--emulator", metavar="COMMAND", help="what runs programs for the package's CPU (default: nothing here, qemu-ARCHITECTURE -cpu max for another architecture)")
+        sub.add_argument("--emulator", metavar="COMMAND", help="what runs a package that this CPU cannot run (default, for another architecture: qemu-ARCHITECTURE -cpu max)")
 
     sub = verb("inspect", "what is in a model, and which operators cannot be integer, with reason and remedy")
     sub.add_argument("model", nargs="?")

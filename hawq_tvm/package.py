@@ -67,8 +67,8 @@ def compile(
 def load(path: str | Path, *, emulator: str | None = None) -> Package:
     """Open a package folder written by `save` or `hawq-tvm compile`.
 
-    emulator: a command that runs programs for the package's CPU; needed for instructions that this CPU lacks. A package for another
-    architecture runs under QEMU where it is installed. Only `run`, `run_layers` and `verify` work emulated.
+    emulator: a command that runs programs for the package's CPU, used where this CPU cannot: for another architecture instead of
+    QEMU, and for instructions that this CPU lacks. Only `run`, `run_layers` and `verify` work emulated.
     Raises PackageError when it is damaged, of another version, or made for another CPU of this architecture; no code is loaded before that.
     """
     manifest, files = files_on_disk.read_files(Path(path))
@@ -143,9 +143,13 @@ class Package:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether this process cannot run the library, and a process under an emulator does: another architecture, or an emulator was named."""
+        """Whether a process under an emulator runs the library: this CPU cannot, and there is an emulator, or one was named."""
         architecture = self._target["architecture"]
-        return not self.on_gpu and (self._emulator is not None or (architecture != platform.machine() and architecture in emulated.QEMU))
+        if self.on_gpu:
+            return False
+        if architecture != platform.machine():
+            return self._emulator is not None or architecture in emulated.QEMU
+        return self._emulator is not None and not targets.runs_here(self._target["cpu_features"])
 
     @property
     def graph(self) -> tvm.IRModule:

@@ -172,6 +172,11 @@ def permit_tiles() -> str | None:
     return f"Linux does not grant the tile registers ({os.strerror(ctypes.get_errno())})"
 
 
+def runs_here(features: list[str]) -> bool:
+    """Whether this CPU has all of its architecture's features that code needs, and Linux grants them."""
+    return set(features) <= host_features() and (not TILE_FEATURES & set(features) or permit_tiles() is None)
+
+
 def check_host(arch: str, features: list[str], where: str) -> None:
     """Refuse code for another architecture, or for instructions that this CPU lacks or that the kernel does not grant.
 
