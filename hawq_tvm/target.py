@@ -29,8 +29,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "x86-amx": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni", "+amx-tile", "+amx-int8"]},
     # Armv8-A; Neoverse N1, Cortex-A76 (Raspberry Pi 5) and later; Neoverse V1 and N2, Apple M2 and later. None uses SVE.
     "arm-neon": {**_ARM, "mcpu": "generic", "mattr": ["+neon"]},
-    "arm-dotprod": {**_ARM, "mcpu": "neoverse-n1", "mattr": ["+neon", "+dotprod", "-aes", "-sha2"]},
-    "arm-i8mm": {**_ARM, "mcpu": "neoverse-n1", "mattr": ["+neon", "+dotprod", "+i8mm", "-aes", "-sha2"]},
+    "arm-dotprod": {**_ARM, "mcpu": "neoverse-n1", "mattr": ["+neon", "+dotprod"]},
+    "arm-i8mm": {**_ARM, "mcpu": "neoverse-n1", "mattr": ["+neon", "+dotprod", "+i8mm"]},
 }
 
 # LLVM's name of an instruction set extension -> the Linux kernel's (/proc/cpuinfo). Tuning hints and system instructions
@@ -46,9 +46,8 @@ CPUINFO_NAMES = {
         "amx-int8": "amx_int8", "amx-bf16": "amx_bf16",
     },
     "aarch64": {
-        "neon": "asimd", "rdm": "asimdrdm", "lse": "atomics", "crc": "crc32", "fullfp16": "asimdhp", "fp16fml": "asimdfhm", "dotprod": "asimddp",
-        "i8mm": "i8mm", "bf16": "bf16", "rcpc": "lrcpc", "complxnum": "fcma", "jsconv": "jscvt", "aes": "aes", "sha2": "sha2", "sha3": "sha3",
-        "sve": "sve", "sve2": "sve2",
+        "neon": "asimd", "lse": "atomics", "fullfp16": "asimdhp", "rdm": "asimdrdm", "complxnum": "fcma", "rcpc": "lrcpc", "sha3": "sha3",
+        "dotprod": "asimddp", "sve": "sve", "fp16fml": "asimdfhm", "sve2": "sve2", "i8mm": "i8mm", "bf16": "bf16",
     },
 }  # fmt: skip
 

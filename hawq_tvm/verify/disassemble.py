@@ -53,6 +53,8 @@ _ALLOWED_OUTSIDE = re.compile(r"(mem(set|cpy|move|cmp)|bcmp|bzero|TVM\w+|__TVM\w
 
 _PADDING = frozenset({"nop", "int3", "udf"})
 _ADDRESS = re.compile(r"#?0x([0-9a-f]+)$")
+# Instructions whose first operand is no result; of the others it is one, and of loads of pairs the second is, too.
+_ARM_WRITES_NOTHING = re.compile(r"(st|b$|b\.|bl|br|cb|tb|cmp|cmn|tst|ccm|prfm|ret|nop)")
 _PAGE_OFFSET = re.compile(r"^[xw]\d+, \[?(x\d+)(?:, #(0x[0-9a-f]+|\d+))?\]?$")
 
 
@@ -283,7 +285,7 @@ def _decode_x86(code: bytes, start: int) -> Iterator[_Instruction]:
 
 
 def _decode_arm(code: bytes, start: int) -> Iterator[_Instruction]:
-    """Refers to: targets of branches, and addresses made of a page (adrp) and an offset in it (add, ldr)."""
+    """Refers to: targets of branches, and addresses made of a page (adrp) and an offset in it (add, ldr), until its register is written."""
     import capstone
 
     pages: dict[str, int] = {}
@@ -296,5 +298,8 @@ def _decode_arm(code: bytes, start: int) -> Iterator[_Instruction]:
             references = (pages[m[1]] + int(m[2] or "0", 0),) if m[1] in pages else ()
         elif mnemonic.startswith(("b", "cb", "tb", "adr")) and (m := _ADDRESS.search(operands)):
             references = (int(m[1], 16),)
+        if mnemonic != "adrp" and not _ARM_WRITES_NOTHING.match(mnemonic):
+            for operand in operands.split(", ")[: 2 if mnemonic.startswith("ldp") else 1]:
+                pages.pop(operand.replace("w", "x"), None)
         is_jump = mnemonic == "b" or mnemonic.startswith(("b.", "cb", "tb"))
         yield _Instruction(at, length, mnemonic, references, is_jump, partial(" ".join, (mnemonic, operands)))

@@ -10,9 +10,11 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
+import capstone
 import numpy as np
 import pytest
 import tvm
+from elftools.elf.elffile import ELFFile
 from one_layer import Array, Body, packed
 from tvm import relax, tirx
 
@@ -108,3 +110,13 @@ def inner_loop(text: str, instruction: str) -> list[str]:
     innermost = [lp for lp in loops if not any(o != lp and lp[0] <= o[0] and o[1] <= lp[1] for o in loops)]
     bodies = [[x for x in lines[a : b + 1] if x and not x.startswith(".") and not x.endswith(":")] for a, b in innermost]
     return max(bodies, key=lambda body: sum(x.split()[0] == instruction for x in body))
+
+
+def mnemonics(library: Path) -> set[str]:
+    """The instructions in a library's code, without what compilers put between functions."""
+    with library.open("rb") as file:
+        text = ELFFile(file).get_section_by_name(".text")
+        code, start = text.data(), int(text["sh_addr"])
+    disassembler = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
+    disassembler.skipdata = True
+    return {mnemonic for _, _, mnemonic, _ in disassembler.disasm_lite(code, start)}

@@ -60,6 +60,10 @@ def test_references_of_arm_instructions() -> None:
     assert references("aarch64", "23000090 60400091 600c40f9 80400091") == [
         ("adrp", [], False), ("add", [0x5010], False), ("ldr", [0x5018], False), ("add", [], False)
     ]  # fmt: skip
+    # A register that was written since holds no page: adrp x3; mov x3, x4 or mov w3, w4 or ldp x0, x3, [sp]; add x0, x3, #0x10. A store keeps it.
+    for written in ("e30304aa", "e303042a", "e00f40a9"):
+        assert references("aarch64", f"23000090 {written} 60400091")[-1] == ("add", [], False)
+    assert references("aarch64", "23000090 830000f9 60400091")[-1] == ("add", [0x5010], False)
     # bl, b, b.eq, cbz x1, tbz w0 #3, adr x0: each 0x40 further
     assert references("aarch64", "10000094 10000014 00020054 010200b4 00021836 00020010") == [
         ("bl", [0x1040], False), ("b", [0x1044], True), ("b.eq", [0x1048], True), ("cbz", [0x104C], True), ("tbz", [0x1050], True),
