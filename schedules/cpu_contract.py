@@ -37,7 +37,7 @@ from .loops import (
 from .rule import Kernel
 from .vector_unit import VectorUnit
 
-EPILOGUE = 16  # channels of an epilogue's vectors where those of sums are shorter: a whole vector of bytes
+EPILOGUE = 16  # channels of an epilogue's vectors at most, where those of sums are shorter: a whole vector of bytes
 
 @dataclass(frozen=True)
 class Products:
@@ -273,7 +273,8 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     sch.unroll(v_inner)
     sch.tensorize(lane, intrinsic)
 
-    schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, max(tile.lanes, EPILOGUE) if loaded else tile.lanes))
+    # Vectors of sums may be shorter than one of bytes, but a block's channels are whole vectors of the epilogue.
+    schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, tile.lanes * tile.vectors, EPILOGUE) if loaded else gcd(shape.channels, tile.lanes))
 
 
 def _schedule_data(sch: s_tir.Schedule, acc: s_tir.schedule.SBlockRV, step: s_tir.schedule.LoopRV) -> list[s_tir.schedule.SBlockRV]:

@@ -88,9 +88,11 @@ class Depthwise:
         call = layer.anchor_call
         assert call is not None
         bits = [max(-low, high) for low, high in (arith.RANGES[ops.dtype_of(a)] for a in call.args)]
-        product = "int16" if bits[0] * bits[1] < 2**15 else "int32"
+        unit = VectorUnit.of(target)
+        # NEON multiplies 16 bits and adds them to 32 at once (smlal).
+        product = "int16" if bits[0] * bits[1] < 2**15 and not unit.neon else "int32"
         _, _, width, channels = ops.shape_of(call)
-        return tiles_of(width, channels, VectorUnit.of(target), product)
+        return tiles_of(width, channels, unit, product)
 
     def build(self, layer: Layer, target: tvm.target.Target, tile: DepthwiseTile | None = None) -> Kernel:
         """See the loops at the top of this file."""
