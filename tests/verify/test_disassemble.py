@@ -71,6 +71,21 @@ def test_references_of_arm_instructions() -> None:
     ]  # fmt: skip
 
 
+def test_a_constant_made_with_fneg_is_no_arithmetic() -> None:
+    def mnemonics(code: str) -> list[str]:
+        return [i.mnemonic for i in _decode_arm(bytes.fromhex(code), 0x1000)]
+
+    movi, fneg, other = "0064044f", "00f8e06e", "21d4244e"  # movi v0.4s, #0x80, lsl #24; fneg v0.2d, v0.2d; fadd v1.4s, v1.4s, v4.4s
+    load, copy, call = "0000c03d", "401ca24e", "10000094"  # ldr q0, [x0]; mov v0.16b, v2.16b; bl
+    assert mnemonics(movi + fneg) == ["movi", "fneg-constant"] and not is_float_instruction("fneg-constant", "aarch64")
+    assert mnemonics(movi + other + fneg + fneg) == ["movi", "fadd", "fneg-constant", "fneg-constant"]
+    for written in (load, copy, call):
+        assert mnemonics(movi + written + fneg)[-1] == "fneg" and is_float_instruction("fneg", "aarch64")
+    # A jump to the fneg: b 0x1010 at 0x1000, nop, movi, nop, fneg.
+    assert mnemonics("04000014" + "1f2003d5" + movi + "1f2003d5" + fneg)[-1] == "fneg"
+    assert mnemonics(fneg) == ["fneg"]
+
+
 def test_the_newest_integer_instructions_are_known() -> None:
     code = {
         "c4e2695ec1": "tdpbusd", "c4e27b4b0c18": "tileloadd", "c4e2784900": "ldtilecfg", "c4e26d50d9": "vpdpbusd", "c4e26f50d9": "vpdpbssd",
