@@ -37,13 +37,14 @@ class Multiplier:
 class Family:
     """Instructions of one shape, by the types of data and of weights.
 
-    depth, together: as in Inner.  inners: how many a register of data may serve, the most first.
+    depth, together: as in Inner.  inners: how many a register of data may serve, the most first.  weights: registers for them.
     """
 
     depth: int
     together: int
     inners: tuple[int, ...]
     multipliers: dict[tuple[str, str], Multiplier]
+    weights: int = 4
 
     def inner(self, run: int) -> int:
         """The instructions per register of data for a run: the most that add next to no products with zeros."""
@@ -57,7 +58,8 @@ MATRICES = Family(8, 2, (2, 1), {t: Multiplier(f"{s}mmla", t[0]) for t, s in [*_
 # Unsigned data and signed weights without usdot: data less 128 are signed.
 DOTS = Family(4, 1, (4, 2, 1), {**{t: Multiplier(f"{s}dot", t[0]) for t, s in _SAME.items()}, _MIXED: Multiplier("sdot", "int8", -128)})
 MIXED_DOTS = Family(4, 1, (4, 2, 1), {**DOTS.multipliers, _MIXED: Multiplier("usdot", "uint8")})
-PAIRS = Family(2, 1, (4, 2, 1), {(x, w): Multiplier("smlal", "int16") for x in ("int8", "uint8", "int16") for w in ("int8", "uint8")})
+# LLVM widens the weights of two vectors of channels ahead: with fewer registers for them, sums go to memory and back in the innermost loop.
+PAIRS = Family(2, 1, (4, 2, 1), {(x, w): Multiplier("smlal", "int16") for x in ("int8", "uint8", "int16") for w in ("int8", "uint8")}, weights=16)
 
 
 class Neon(Contract):
@@ -116,7 +118,7 @@ class Neon(Contract):
             return inner_product(Inner(m.name, data, "uint8" if nibbles else weight, family.depth, inner, family.together, nibbles))
 
         stored = m.registers if m.offset else ops.dtype_of(x)
-        step = Step(family.depth, inner, family.together, loaded=True)
+        step = Step(family.depth, inner, family.together, loaded=True, weights=family.weights)
         return Products(step, stored, intrinsic, m.offset, in_place=True, bits=4 if nibbles else 0, registers=m.registers)
 
 

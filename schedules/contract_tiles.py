@@ -17,7 +17,6 @@ TASKS = 8
 JOIN = 0.98  # lines are joined where that leaves so much of the estimated work at most: less than a measurement can tell apart is no reason
 # The space of tiles: blocks whose estimated work is at most so many times the least, so many at most; tiles in all.
 WORTH_TRYING, BLOCKS, TILES = 1.4, 10, 24
-LOADED_WEIGHTS = 4  # registers
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,14 @@ class Step:
     """One step of a kernel's innermost loop: `depth` products per lane of sums and instruction.
 
     loaded: whole vectors of data are loaded first, each for `inner` instructions, which take `together` pixels at once.
+    weights: the registers that must be left for weights then.
     """
 
     depth: int
     inner: int = 1
     together: int = 1
     loaded: bool = False
+    weights: int = 4
 
     @property
     def length(self) -> int:
@@ -116,21 +117,21 @@ def _blocks(shape: Shape, unit: VectorUnit, step: Step) -> list[tuple[float, int
     of channels make whole blocks, so that their epilogue can be spelled out. Where estimates hardly differ, fewer
     accumulators go first, as long as they hide the latency: a shorter epilogue at a time disturbs the caches less. A prime
     number of blocks in a joined row makes tasks of a single block or one of all, neither of which is good.
-    Loaded steps keep a vector of data per pixel and one vector of channels' weights, of `inner` registers, and load them all once.
+    Loaded steps keep a vector of data per pixel and their weights, and load both once.
     """
     found = []
     # Weights of one step, data, and for nibbles their mask.
     wanted, held = -(-shape.channels // unit.lanes), 2 if step.depth == 8 and not step.loaded else 1
     for vectors in range(1, 9):
-        if shape.channels % unit.lanes == 0 and wanted % vectors or step.loaded and vectors > 1 and shape.groups > 1:
+        if (shape.channels % unit.lanes == 0 and wanted % vectors) or (step.loaded and vectors > 1 and shape.groups > 1):
             continue
         for pixels in range(step.together, 15, step.together):
-            live = pixels + LOADED_WEIGHTS if step.loaded else held * vectors + 1 + held
+            live = pixels + step.weights if step.loaded else held * vectors + 1 + held
             if pixels * vectors + live > unit.registers:
                 continue
             blocks = -(-shape.pixels // pixels) * -(-wanted // vectors)
             if step.loaded:
-                work = blocks * (2 * step.inner * max(pixels * vectors, 4) + 1.5 * (pixels * step.together + LOADED_WEIGHTS * vectors))
+                work = blocks * (2 * step.inner * max(pixels * vectors, 4) + 1.5 * (pixels * step.together + step.inner * step.together * vectors))
             else:
                 work = blocks * (max(2 * pixels * vectors, 8) + pixels + 1.5 * vectors)
             found.append((work, pixels, vectors))

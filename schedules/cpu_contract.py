@@ -21,7 +21,7 @@ from tvm import relax, s_tir, te, tirx
 from hawq_tvm import arith, ops
 
 from .contract_tiles import ContractTile, LoadedTile, Step, choose_tile, form_of, tiles_of
-from .contraction import Contraction, Packing, Shape, contraction, not_a_contraction, without_offset
+from .contraction import Packing, Shape, contraction, not_a_contraction, without_offset
 from .emit import Emission, Operand, immediate
 from .intrinsics import multiply_add
 from .layer import Layer

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import tvm
 
-
 NEON = ("neon", "dotprod", "i8mm")
 
 

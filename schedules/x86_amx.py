@@ -24,8 +24,8 @@ from tvm import relax, s_tir, te, tirx
 from hawq_tvm import ops
 
 from . import tile_intrinsics as tiles
-from .contraction import Packing, Shape, contraction, shape_of
 from .contract_tiles import L2_BYTES, TASKS
+from .contraction import Packing, Shape, contraction, shape_of
 from .cpu_contract import Contract, constant_int4, schedule_operands
 from .emit import Emission, Operand, immediate
 from .layer import Layer

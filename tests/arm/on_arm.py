@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -98,18 +99,37 @@ def assembly(module: tvm.IRModule, on: tvm.target.Target, rule: str = "") -> str
     return str(built(kernel_of(module, on, rule)[0].func, on).inspect_source("asm"))
 
 
-def inner_loop(text: str, instruction: str) -> list[str]:
-    """The instructions of the innermost loop that has the most of one instruction."""
-    lines = [line.split("//")[0].strip() for line in text.splitlines()]
+PRODUCT = re.compile(r"(smlal2?|smull2?|[su]dot|usdot|sudot|u?s?u?mmla)\b")
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """What the innermost loop with the most products consists of; spills: loads and stores of the stack."""
+
+    instructions: int
+    vector: int
+    products: int
+    loads: int
+    spills: int
+
+    def __str__(self) -> str:
+        return f"{self.instructions} instructions, {self.products} products of {self.vector} on vectors, {self.loads} vectors loaded, {self.spills} spilled"
+
+
+def inner_loop(text: str) -> InnerLoop:
+    """The innermost loop of some assembly that has the most products."""
+    lines = [line.split("//")[0].strip().replace("\t", " ") for line in text.splitlines()]
     labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\.L\w+):", line))}
-    loops = []
-    for end, line in enumerate(lines):
-        m = re.match(r"(?:b\.\w+|cbn?z|tbn?z|b)\s.*?(\.L\w+)$", line)
-        if m and labels.get(m[1], end) < end:
-            loops.append((labels[m[1]], end))
+    jumps = [(i, m[1]) for i, line in enumerate(lines) if (m := re.match(r"(?:b\.\w+|cbn?z|tbn?z|b) .*?(\.L\w+)$", line))]
+    loops = [(labels[label], end) for end, label in jumps if labels.get(label, end) < end]
     innermost = [lp for lp in loops if not any(o != lp and lp[0] <= o[0] and o[1] <= lp[1] for o in loops)]
     bodies = [[x for x in lines[a : b + 1] if x and not x.startswith(".") and not x.endswith(":")] for a, b in innermost]
-    return max(bodies, key=lambda body: sum(x.split()[0] == instruction for x in body))
+    body = max(bodies, key=lambda body: sum(bool(PRODUCT.match(x)) for x in body))
+    vectors = [x for x in body if re.search(r"\b[vqd]\d+\b", x)]
+    memory = [x for x in vectors if re.match(r"(ld|st)", x)]
+    spills = [x for x in memory if "[sp" in x]
+    loads = sum(2 if x.startswith("ldp") else 1 for x in memory if x.startswith("ld") and x not in spills)
+    return InnerLoop(len(body), len(vectors) - len(memory), sum(bool(PRODUCT.match(x)) for x in body), loads, len(spills))
 
 
 def mnemonics(library: Path) -> set[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from on_arm import DOTPROD, I8MM, NEON, TARGETS, check, kernel_of, needs_emulator
@@ -16,6 +18,18 @@ R = relax.op
 rng = np.random.default_rng(21)
 pytestmark = needs_emulator
 EVERY = [pytest.param(t, id=name) for name, t in TARGETS.items()]
+
+
+def in_turn(*lists):
+    """Every combination with every target; all but one target of a combination are slow tests."""
+    params = []
+    for i, values in enumerate(product(*lists)):
+        for k, (name, target) in enumerate(TARGETS.items()):
+            case = "-".join(str(v) for v in values)
+            params.append(pytest.param(*values, target, id=f"{case}-{name}", marks=[pytest.mark.slow] if i % len(TARGETS) != k else []))
+    return params
+
+
 RULES = {"arm-neon": ("arm.neon", "arm.neon"), "arm-dotprod": ("arm.dotprod", "arm.dotprod"), "arm-i8mm": ("arm.i8mm", "arm.dotprod")}
 
 
@@ -45,9 +59,9 @@ def out_of(c: Conv) -> tuple[int, ...]:
     return c.n, *sizes, c.co
 
 
-@pytest.mark.parametrize("target", EVERY)
-@pytest.mark.parametrize(("i", "c"), enumerate([*CONVS, *JOINED]), ids=str)
-def test_conv2d_with_what_follows(i, c, target):
+@pytest.mark.parametrize(("case", "target"), in_turn(enumerate([*CONVS, *JOINED])))
+def test_conv2d_with_what_follows(case, target):
+    i, c = case
     dtype, residual = ("uint8", "int8")[i % 2], i % 3 == 0
     x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
 
@@ -57,20 +71,18 @@ def test_conv2d_with_what_follows(i, c, target):
     check(body, target, x, *([full("uint8", *out_of(c))] if residual else []), rule=rule_of(target, c))
 
 
-@pytest.mark.parametrize("target", EVERY)
-@pytest.mark.parametrize("dtype", ["uint8", "int8"])
-@pytest.mark.parametrize("c", [
+@pytest.mark.parametrize(("c", "dtype", "target"), in_turn([
     Conv(1, 12, 12, 32, 64, pad=(1, 1, 1, 1)), Conv(1, 8, 6, 24, 48, (1, 1)), Conv(1, 8, 8, 64, 128, (1, 1), (2, 2)), Conv(1, 15, 15, 3, 32, (3, 3), (2, 2), pad=(0, 0, 1, 1)),
     Conv(1, 11, 13, 96, 96, groups=96, pad=(1, 1, 1, 1)), Conv(1, 1, 1, 64, 40, (1, 1)),
-], ids=str)  # fmt: skip
+], ["uint8", "int8"]))  # fmt: skip
 def test_layers_of_networks(c, dtype, target):
     x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
     check(lambda e, p: finished(e, c, accumulate(e, c, p, relax.const(w), 3, "int32"), None), target, x, rule=rule_of(target, c))
 
 
-@pytest.mark.parametrize("target", EVERY)
-@pytest.mark.parametrize("dtype", ["uint8", "int8"])
-@pytest.mark.parametrize("c", [CONVS[0], CONVS[2], CONVS[8], CONVS[13], JOINED[0], Conv(1, 7, 9, 20, 24, (1, 1)), Conv(1, 1, 1, 48, 24, (1, 1))], ids=str)
+@pytest.mark.parametrize(("c", "dtype", "target"), in_turn(
+    [CONVS[0], CONVS[2], CONVS[8], CONVS[13], JOINED[0], Conv(1, 7, 9, 20, 24, (1, 1)), Conv(1, 1, 1, 48, 24, (1, 1))], ["uint8", "int8"],
+))  # fmt: skip
 def test_four_bit_weights_stay_packed(c, dtype, target):
     x, w = full(dtype, c.n, c.h, c.w, c.ci), rng.integers(-8, 8, (*c.k, c.ci // c.groups, c.co)).astype(np.int8)
     w[..., 0] = -8
@@ -105,10 +117,12 @@ def test_four_bits_of_data_and_of_weights(target):
     check(body, target, x, rule=rule_of(target, c))
 
 
-@pytest.mark.parametrize("target", EVERY)
-@pytest.mark.parametrize(("data", "weight"), [("uint8", "uint8"), ("int8", "int8"), ("uint8", "int8"), ("int8", "uint8"), ("int16", "int8")])
-@pytest.mark.parametrize("shape", [(2, 5, 19, 9), (1, 1, 64, 10), (3, 7, 33, 16)], ids=str)
-def test_products_with_run_time_weights(shape, data, weight, target):
+TYPES = [("uint8", "uint8"), ("int8", "int8"), ("uint8", "int8"), ("int8", "uint8"), ("int16", "int8")]
+
+
+@pytest.mark.parametrize(("shape", "types", "target"), in_turn([(2, 5, 19, 9), (1, 1, 64, 10), (3, 7, 33, 16)], TYPES))
+def test_products_with_run_time_weights(shape, types, target):
+    data, weight = types
     batch, rows, depth, channels = shape
     a, b = full(data, batch, rows, depth), full(weight, batch, depth, channels)
     check(lambda e, p, q: R.matmul(p, q, out_dtype="int32"), target, a, b)
@@ -134,8 +148,7 @@ def test_pools(dtype, target):
     check(average, target, x)
 
 
-@pytest.mark.parametrize("target", EVERY)
-@pytest.mark.parametrize("rounding", ["half_up", "half_even", "half_away", "toward_zero", "double"])
+@pytest.mark.parametrize(("rounding", "target"), in_turn(["half_up", "half_even", "half_away", "toward_zero", "double"]))
 def test_requantize_of_every_rounding(rounding, target):
     x, m, s = full("int32", 3, 5, 20) // 2, rng.integers(2**30, 2**31, 20), rng.integers(32, 40, 20)
     check(lambda e, p: ops.requantize([p], [m], 0, s, qtype=arith.QType.of("int8"), zero_point=-3, rounding=rounding), target, x)

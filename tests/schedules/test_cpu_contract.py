@@ -15,8 +15,8 @@ from tvm import relax
 import schedules
 from hawq_tvm import arith, ops, stages, target
 from schedules import cpu_contract, rules
-from schedules.contraction import Shape
 from schedules.contract_tiles import ContractTile, Step, choose_tile, form_of
+from schedules.contraction import Shape
 from schedules.cpu_contract import Contract, VectorUnit
 from schedules.generic import Generic
 from schedules.layer import Layer

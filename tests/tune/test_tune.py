@@ -19,8 +19,8 @@ from hawq_tvm.bench import race as races
 from hawq_tvm.cli import main
 from hawq_tvm.errors import InputError, OutputError, ScheduleError, UsageError
 from schedules import record, workload
-from schedules.contraction import Shape
 from schedules.contract_tiles import TILES, Step, choose_tile, tiles_of
+from schedules.contraction import Shape
 from schedules.cpu_depthwise import blocks_of_pixels
 from schedules.layer import Layer
 from schedules.record import Record
