@@ -21,7 +21,10 @@ CPUINFO_NAMES = {
         "avx512fp16": "avx512_fp16", "gfni": "gfni", "vaes": "vaes", "vpclmulqdq": "vpclmulqdq", "amx-tile": "amx_tile",
         "amx-int8": "amx_int8", "amx-bf16": "amx_bf16",
     },
-    "aarch64": {"neon": "asimd", "dotprod": "asimddp", "i8mm": "i8mm", "fullfp16": "asimdhp", "sve": "sve", "bf16": "bf16"},
+    "aarch64": {
+        "neon": "asimd", "lse": "atomics", "fullfp16": "asimdhp", "rdm": "asimdrdm", "complxnum": "fcma", "rcpc": "lrcpc", "sha3": "sha3",
+        "dotprod": "asimddp", "sve": "sve", "fp16fml": "asimdfhm", "sve2": "sve2", "i8mm": "i8mm", "bf16": "bf16",
+    },
 }  # fmt: skip
 
 

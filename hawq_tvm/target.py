@@ -18,6 +18,7 @@ from .errors import UsageError
 from .native import toolchain
 
 _X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
+_ARM = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
 # Levels of the x86-64 ABI, then families of instructions that kernels are written for.
 PRESETS: dict[str, dict[str, Any]] = {
     **{level: {**_X86, "mcpu": level} for level in ("x86-64-v2", "x86-64-v3", "x86-64-v4")},
@@ -25,6 +26,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "x86-avxvnni": {**_X86, "mcpu": "x86-64-v3", "mattr": ["+avxvnni"]},
     "x86-vnni": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
     "x86-amx": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni", "+amx-tile", "+amx-int8"]},
+    # Armv8-A; Neoverse N1, Cortex-A76 (Raspberry Pi 5) and later; Neoverse V1 and N2, Apple M2 and later. None uses SVE.
+    "arm-neon": {**_ARM, "mcpu": "generic", "mattr": ["+neon"]},
+    "arm-dotprod": {**_ARM, "mcpu": "neoverse-n1", "mattr": ["+neon", "+dotprod"]},
+    "arm-i8mm": {**_ARM, "mcpu": "neoverse-n1", "mattr": ["+neon", "+dotprod", "+i8mm"]},
 }
 
 

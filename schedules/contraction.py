@@ -78,10 +78,10 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Packing:
-    """Weights as [.., block, kh, t, r / depth, vector, L, depth], zeros at the ends, so that one block is read in sequence.
+    """Weights as [.., block, kh, t, step, vector, inner, L, depth], zeros at the ends, so that one block is read in sequence.
 
-    blocks: of `vectors` vectors of `lanes` channels.  With depth 1 the last dimension is left out.  whole: the number of
-    steps r / depth is a multiple of it.
+    blocks: of `vectors` vectors of `lanes` channels.  A step is r / (depth inner); depth and inner are left out where they are 1.
+    whole: the number of steps is a multiple of it.  nibbles: 4-bit weights stay so, to be opened in registers.
     """
 
     blocks: int
@@ -89,10 +89,17 @@ class Packing:
     lanes: int
     depth: int
     whole: int = 1
+    inner: int = 1
+    nibbles: bool = False
 
     def steps(self, run: int) -> int:
-        """The number of steps r / depth of a run."""
-        return -(-run // (self.depth * self.whole)) * self.whole
+        """The number of steps of a run."""
+        return -(-run // (self.depth * self.inner * self.whole)) * self.whole
+
+    @property
+    def last(self) -> tuple[int, ...]:
+        """The dimensions after the vector's."""
+        return (*([self.inner] if self.inner > 1 else []), self.lanes, *([self.depth] if self.depth > 1 else []))
 
 
 def not_a_contraction(layer: Layer) -> str | None:
@@ -196,6 +203,12 @@ def without_offset(e: Emission, call: relax.Call, view: te.Tensor, offset: int, 
     return Operand(e, view, addend=Operand(e, value=(-offset * sums).astype(np.int32)), bits=bits)
 
 
+def reach_of(weights: Array, largest: int) -> int:
+    """The largest magnitude of a partial sum of data of at most `largest` times the weights of one output (the last axis)."""
+    columns = weights.reshape(-1, weights.shape[-1]).astype(np.int64)
+    return largest * int(np.abs(columns).sum(0).max(initial=0))
+
+
 def pack(weights: Array, shape: Shape, form: Packing) -> Array:
     """[.., kh, t, r, O] weights (HWIO when grouped) as `form` says."""
     lanes, depth = form.lanes, form.depth
@@ -211,41 +224,46 @@ def pack(weights: Array, shape: Shape, form: Packing) -> Array:
             vector, lane = divmod(o, lanes)
             begin = o // per_group * shape.inputs - int(shape.start(vector, lanes))
             dense[vector, :, :, begin : begin + shape.inputs, lane] = weights[..., o]
-    dense = np.pad(dense, [(0, 0)] * (dense.ndim - 2) + [(0, form.steps(shape.run) * depth - shape.run), (0, 0)])
+    dense = np.pad(dense, [(0, 0)] * (dense.ndim - 2) + [(0, form.steps(shape.run) * depth * form.inner - shape.run), (0, 0)])
     *lead, _, kh, t, padded, _ = dense.shape
-    steps = dense.reshape(*lead, form.blocks, form.vectors, kh, t, padded // depth, depth, lanes)
-    steps = np.swapaxes(np.moveaxis(steps, -6, -3), -1, -2)
-    return np.ascontiguousarray(steps[..., 0] if depth == 1 else steps)
+    steps = dense.reshape(*lead, form.blocks, form.vectors, kh, t, padded // (depth * form.inner), form.inner, depth, lanes)
+    steps = np.swapaxes(np.moveaxis(steps, -7, -4), -1, -2)
+    return np.ascontiguousarray(steps.reshape(*steps.shape[:-3], *form.last))
 
 
 def _constant(e: Emission, w: Operand, dense: Array, shape: Shape, form: Packing) -> te.Tensor:
     """Constant weights as an argument; 4-bit ones keep two to a byte.
 
-    With depth 8 they are opened in registers, as 16 times their values: no shift can lose a nibble's sign that way. With
-    less, a stage of their own opens them.
+    Opened in registers they are 16 times their values: no shift can lose a nibble's sign that way. Else a stage of their own opens them.
     """
     packed = pack(dense, shape, form)
-    if not w.four_bits or form.depth == 1:
+    if not w.four_bits or len(form.last) == 1:
         return e.argument(packed, "weights")
-    if form.depth == 8:
-        halves = packed.astype(np.int64) & 15
-        both = e.argument((halves[..., :4] | (halves[..., 4:] << 4)).astype(np.uint8), "weights")
-        return te.compute(packed.shape, lambda *i: nibble_times_16(both(*i[:-1], i[-1] % 4), i[-1]), name="nibbles")
-    half, values = form.lanes // 2, packed.astype(np.int64) & 15
-    pairs = e.argument((values[..., :half, :] | (values[..., half:, :] << 4)).astype(np.uint8), "weights")
+    # Which half of this dimension a value is in decides which half of a byte: that of several instructions, or of pairs of lanes.
+    axis = -2 if not form.nibbles else -1 if form.inner == 1 else -len(form.last)
+    low, high = np.split(packed.astype(np.int64) & 15, 2, axis)
+    half, bytes_ = low.shape[axis], e.argument((low | (high << 4)).astype(np.uint8), "weights")
     signed = w.dtype == "int8"
 
+    def byte_of(i: Any) -> tirx.Expr:
+        index = list(i)
+        index[axis] = index[axis] % half
+        return bytes_(*index)
+
+    if form.nibbles:
+        return te.compute(packed.shape, lambda *i: nibble_times_16(byte_of(i), i[axis] < half), name="nibbles")
+
     def element(*i: Any) -> tirx.Expr:
-        byte = pairs(*i[:-2], i[-2] % half, i[-1])
-        nibble = (byte >> (i[-2] // half * 4).astype("uint8")) & immediate(15, "uint8")
+        byte = byte_of(i)
+        nibble = (byte >> (i[axis] // half * 4).astype("uint8")) & immediate(15, "uint8")
         return (nibble ^ immediate(8, "uint8")).astype("int8") - immediate(8, "int8") if signed else nibble.astype("int8")
 
     return te.compute(packed.shape, element, name="unpacked")
 
 
-def nibble_times_16(byte: tirx.Expr, k: Any) -> tirx.Expr:
-    """The low nibble of a byte for k < 4, else the high one, as the int8 that is 16 times the signed nibble."""
-    return tirx.Select(k < 4, byte << immediate(4, "uint8"), byte & immediate(0xF0, "uint8")).astype("int8")
+def nibble_times_16(byte: tirx.Expr, low: tirx.Expr) -> tirx.Expr:
+    """The low or the high nibble of a byte, as the int8 that is 16 times the signed nibble."""
+    return tirx.Select(low, byte << immediate(4, "uint8"), byte & immediate(0xF0, "uint8")).astype("int8")
 
 
 def _stage(
@@ -255,12 +273,13 @@ def _stage(
     steps = form.steps(shape.run)
 
     def element(*i: Any) -> tirx.Expr:
-        *first, block, kh, t, j, vector, lane = i[: len(lead) + 6]
-        r, o = j if form.depth == 1 else j * form.depth + i[-1], (block * form.vectors + vector) * form.lanes + lane
+        *first, block, kh, t, step, vector = i[: len(lead) + 5]
+        digits = dict(zip(("inner", "lane", "depth")[form.inner == 1 :], i[len(lead) + 5 :], strict=False))
+        r = (step * form.inner + digits.get("inner", 0)) * form.depth + digits.get("depth", 0)
+        o = (block * form.vectors + vector) * form.lanes + digits["lane"]
         value = at(first, kh, t, r, o)
         inside = [o < shape.channels] if shape.channels != form.blocks * form.vectors * form.lanes else []
-        inside += [r < shape.run] if shape.run < steps * form.depth else []
+        inside += [r < shape.run] if shape.run < steps * form.depth * form.inner else []
         return tirx.if_then_else(tirx.all(*inside), value, immediate(0, dtype)) if inside else value
 
-    last = (form.depth,) if form.depth > 1 else ()
-    return te.compute((*lead, form.blocks, *shape.taps, steps, form.vectors, form.lanes, *last), element, name="packed")
+    return te.compute((*lead, form.blocks, *shape.taps, steps, form.vectors, *form.last), element, name="packed")

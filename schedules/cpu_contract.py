@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import gcd, isqrt, prod
+from math import gcd
 from typing import Any
 
 import tvm
@@ -20,7 +20,8 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm import arith, ops
 
-from .contraction import Packing, Shape, contraction, flat_shape_of, not_a_contraction, shape_of, without_offset
+from .contract_tiles import ContractTile, LoadedTile, Step, choose_tile, form_of, tiles_of
+from .contraction import Packing, Shape, contraction, not_a_contraction, without_offset
 from .emit import Emission, Operand, immediate
 from .intrinsics import multiply_add
 from .layer import Layer
@@ -36,129 +37,24 @@ from .loops import (
 from .rule import Kernel
 from .vector_unit import VectorUnit
 
-ALIKE, ENOUGH = 1.05, 14
-L2_BYTES = 256 * 1024
-TASKS = 8
-JOIN = 0.98  # lines are joined where that leaves so much of the estimated work at most: less than a measurement can tell apart is no reason
-# The space of tiles: blocks whose estimated work is at most so many times the least, so many at most; tiles in all.
-WORTH_TRYING, BLOCKS, TILES = 1.4, 10, 24
-
-
-@dataclass(frozen=True)
-class ContractTile:
-    """Accumulators of `pixels` x `vectors` registers of `lanes` int32 each.
-
-    depth: products per lane and step (2 or 4 where an instruction adds so many, 8 for two such instructions).  rows: output rows per task,
-    or blocks of pixels per task where all lines of an image are one row.
-    """
-
-    pixels: int
-    vectors: int
-    lanes: int
-    depth: int
-    rows: int
-
-    def __post_init__(self) -> None:
-        if self.depth not in (1, 2, 4, 8) or min(self.pixels, self.vectors, self.lanes, self.rows) < 1:
-            raise ValueError(f"not a tile: {self}")
-
-    def __str__(self) -> str:
-        return f"{self.pixels}x{self.vectors} vectors of {self.lanes}, depth {self.depth}, {self.rows} rows"
-
-
-def choose_tile(shape: Shape, unit: VectorUnit, depth: int) -> ContractTile:
-    """The block of accumulators with the least estimated work for a shape, and the rows that suit the second level cache."""
-    return tiles_of(shape, unit, depth)[0]
-
-
-def tiles_of(shape: Shape, unit: VectorUnit, depth: int) -> list[ContractTile]:
-    """The tiles worth trying for a shape, the most promising first: good blocks with several numbers of rows each."""
-    blocks = _blocks(shape, unit, depth)
-    least = min(work for work, *_ in blocks)
-    ranked = []
-    for i, (work, pixels, vectors) in enumerate(blocks[:BLOCKS]):
-        if work <= WORTH_TRYING * least:
-            block = ContractTile(pixels, vectors, unit.lanes, depth, 1)
-            ranked += [(i + j, i, replace(block, rows=rows)) for j, rows in enumerate(_rows(shape, block))]
-    # A prefix of the space, all that few trials allow, holds other blocks and other rows than the first.
-    return [tile for *_, tile in sorted(ranked, key=lambda r: r[:2])[:TILES]]
-
-
-def _blocks(shape: Shape, unit: VectorUnit, depth: int) -> list[tuple[float, int, int]]:
-    """(estimated work, pixels, vectors) of the blocks of accumulators that fit the registers, the least work first.
-
-    Work per step and block: one multiply-add per accumulator (at least eight to hide its latency), one load per
-    pixel and one and a half per vector of weights; blocks that stick out of the tensor count in full. Whole vectors
-    of channels make whole blocks, so that their epilogue can be spelled out. Where estimates hardly differ, fewer
-    accumulators go first, as long as they hide the latency: a shorter epilogue at a time disturbs the caches less. A prime
-    number of blocks in a joined row makes tasks of a single block or one of all, neither of which is good.
-    """
-    found = []
-    # Weights of one step, data, and for nibbles their mask.
-    wanted, held = -(-shape.channels // unit.lanes), 2 if depth == 8 else 1
-    for vectors in range(1, 9):
-        if shape.channels % unit.lanes == 0 and wanted % vectors:
-            continue
-        for pixels in range(1, 15):
-            if pixels * vectors + held * vectors + 1 + held > unit.registers:
-                continue
-            blocks = -(-shape.pixels // pixels) * -(-wanted // vectors)
-            work = blocks * (max(2 * pixels * vectors, 8) + pixels + 1.5 * vectors)
-            found.append((work, pixels, vectors))
-    least = min(work for work, *_ in found)
-
-    def rank(block: tuple[float, int, int]) -> tuple[int, float]:
-        work, pixels, vectors = block
-        alike = unit.quads and work <= ALIKE * least and pixels * vectors >= ENOUGH and not (shape.width and is_prime(-(-shape.pixels // pixels)))
-        return (0, pixels * vectors) if alike else (1, work)
-
-    return sorted(found, key=rank)
-
-
-def is_prime(n: int) -> bool:
-    """Whether a positive number has no divisor but 1 and itself."""
-    return all(n % d for d in range(2, isqrt(n) + 1))
-
-
-def _rows(shape: Shape, tile: ContractTile) -> list[int]:
-    """Rows per task: as many as keep their data in the second level cache while the vectors of channels change, in TASKS or more.
-
-    Then what else is worth trying: the next divisors below and above, a single row, and all.
-    """
-    lines, length = shape.lead[-1] if shape.lead else 1, shape.row_length
-    groups = -(-shape.channels // (tile.lanes * tile.vectors)) * prod(shape.lead[:-1])
-    if shape.width:
-        lines, length, groups = -(-shape.pixels // tile.pixels), tile.pixels * shape.step, groups * shape.lead[-1]
-    most = max(1, min(L2_BYTES // (2 * length), lines * groups // TASKS))
-    divisors = [n for n in range(1, lines + 1) if lines % n == 0]
-    at = max(i for i, n in enumerate(divisors) if n <= most)
-    return list(dict.fromkeys([divisors[at], *divisors[max(at - 1, 0) : at], *divisors[at + 1 : at + 2], 1, lines]))
-
-
-def form_of(call: relax.Call, unit: VectorUnit, depth: int) -> Shape:
-    """The sizes of a contraction: with the lines of an image joined to one row where blocks of pixels stick out of a line and then waste less."""
-    plain, flat = shape_of(call, unit.lanes), flat_shape_of(call)
-    if flat is None or plain.pixels % choose_tile(plain, unit, depth).pixels == 0:
-        return plain
-    joined, apart = (prod(s.lead) * min(work for work, *_ in _blocks(s, unit, depth)) for s in (flat, plain))
-    return flat if joined <= JOIN * apart else plain
-
+EPILOGUE = 16  # channels of an epilogue's vectors at most, where those of sums are shorter: a whole vector of bytes
 
 @dataclass(frozen=True)
 class Products:
-    """How a kernel multiplies: `depth` products per lane and step of data stored as `stored` after adding `offset`.
+    """How a kernel multiplies: the steps of its innermost loop, of data stored as `stored` after adding `offset`.
 
     intrinsic: its name, for types of data and weights.  in_place: data that needs no border is read where it lies.
     What the offset adds, its product with the sum of an output's weights, is taken off at the end.  bits: the sums
-    are 2^bits times too large, which the epilogue's shift makes up for.
+    are 2^bits times too large, which the epilogue's shift makes up for.  registers: the type of loaded data as it is multiplied.
     """
 
-    depth: int
+    step: Step
     stored: str
     intrinsic: Callable[[str, str], str]
     offset: int = 0
     in_place: bool = False
     bits: int = 0
+    registers: str = ""
 
 
 class Contract:
@@ -193,7 +89,7 @@ class Contract:
         acc = ops.dtype_of(call)
         small = all(fits_int16(ops.dtype_of(a)) for a in call.args)
         depth, stored = 2 if unit.pairs and small else 1, "int16" if small else acc
-        return Products(depth, stored, lambda data, weight: multiply_add(unit.lanes, depth, data, weight, acc))
+        return Products(Step(depth), stored, lambda data, weight: multiply_add(unit.lanes, depth, data, weight, acc))
 
     def _unit(self, call: relax.Call, target: tvm.target.Target) -> VectorUnit:
         unit = self.unit or VectorUnit.of(target)
@@ -204,8 +100,8 @@ class Contract:
         call = layer.anchor_call
         assert call is not None
         unit = self._unit(call, target)
-        depth = self.products(layer, unit).depth
-        return tiles_of(form_of(call, unit, depth), unit, depth)
+        step = self.products(layer, unit).step
+        return tiles_of(form_of(call, unit, step), unit, step)
 
     def build(self, layer: Layer, target: tvm.target.Target, tile: ContractTile | None = None) -> Kernel:
         """See the loops at the top of this file."""
@@ -213,17 +109,17 @@ class Contract:
         assert call is not None
         unit = self._unit(call, target)
         products = self.products(layer, unit)
-        shape = form_of(call, unit, products.depth)
-        tile = tile or choose_tile(shape, unit, products.depth)
+        shape = form_of(call, unit, products.step)
+        tile = tile or choose_tile(shape, unit, products.step)
         in_place = products.in_place and layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
         products = replace(products, in_place=in_place)
         overrides = {ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products), "hawq.unpack_int4": constant_int4}
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
-        opened = tile.depth in (2, 4) and layer.is_four_bits(call.args[1])
+        opened = tile.length > 1 and layer.is_four_bits(call.args[1])
         weight = "int8" if opened else ops.dtype_of(call.args[1])
-        data = ops.dtype_of(call.args[0]) if in_place else products.stored
-        _schedule(sch, shape, tile, products.intrinsic(data, weight))
+        data = products.registers or (ops.dtype_of(call.args[0]) if in_place else products.stored)
+        _schedule(sch, shape, tile, products.intrinsic(data, weight), bool(unit.neon))
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
 
 
@@ -243,7 +139,8 @@ def _emit(e: Emission, call: relax.Call, s: Shape, tile: ContractTile, products:
     """Stages: rows (the padded data as stored; none where the data can be read in place), acc (rounded up to whole
     tiles), and the view of it the layer sees."""
     blocks = -(-s.channels // (tile.lanes * tile.vectors))
-    c = contraction(e, call, Packing(blocks, tile.vectors, tile.lanes, tile.depth), s if s.width else None)
+    packing = Packing(blocks, tile.vectors, tile.lanes, tile.depth, inner=tile.inner, nibbles=products.bits > 0)
+    c = contraction(e, call, packing, s if s.width else None)
     pixels, length = _rounded_up(s, tile)
 
     def element(*i: Any) -> tirx.Expr:
@@ -257,54 +154,89 @@ def _emit(e: Emission, call: relax.Call, s: Shape, tile: ContractTile, products:
         return tirx.if_then_else(i[-1] < s.row_length, value, immediate(0, products.stored))
 
     rows = element if products.in_place else te.compute((*s.rows, length), row_element, name="rows")
+
+    def data_at(*i: Any) -> tirx.Expr:
+        *lead, vector, kh, t, j, w, r = i
+        start = s.start(tirx.Min(vector, immediate((s.channels - 1) // tile.lanes, "int32")), tile.lanes)
+        if products.in_place and pixels > s.pixels:
+            w = tirx.Min(w, immediate(s.pixels - 1, "int32"))  # what lies beyond the data must not be read
+        return rows(*c.row(lead, kh), w * s.step + t * s.hop + start + (j * tile.length + r))
+
+    data = _loaded(s, products, blocks, packing.steps(s.run), pixels, data_at) if products.registers else data_at
     kh, t = te.reduce_axis((0, s.taps[0]), "kh"), te.reduce_axis((0, s.taps[1]), "t")
-    j = te.reduce_axis((0, -(-s.run // tile.depth)), "j")
+    j = te.reduce_axis((0, packing.steps(s.run)), "j")
+    zero = immediate(0, "int32")
+    q = [te.reduce_axis((0, tile.inner), "q")] if tile.inner > 1 else []
     p = [te.reduce_axis((0, tile.depth), "p")] if tile.depth > 1 else []
 
     def accumulate(*i: Any) -> tirx.Expr:
         *lead, w, vector, lane = i
-        start = s.start(tirx.Min(vector, immediate((s.channels - 1) // tile.lanes, "int32")), tile.lanes)
-        if products.in_place and pixels > s.pixels:
-            w = tirx.Min(w, immediate(s.pixels - 1, "int32"))  # what lies beyond the data must not be read
-        x = rows(*c.row(lead, kh), w * s.step + t * s.hop + start + sum(p, j * tile.depth))
+        w, lane = _of_register(tile, w, lane)
+        x = data(*lead, vector, kh, t, j, w, sum(p, sum(q, zero) * tile.depth))
         block, own = vector // tile.vectors, vector % tile.vectors
-        weight = c.weights(*c.weight_lead(lead), block, kh, t, j, own, lane, *p)
-        return te.sum(x.astype(c.dtype) * weight.astype(c.dtype), axis=[kh, t, j, *p])
+        weight = c.weights(*c.weight_lead(lead), block, kh, t, j, own, *q, lane, *p)
+        return te.sum(x.astype(c.dtype) * weight.astype(c.dtype), axis=[kh, t, j, *q, *p])
 
-    acc = te.compute((*s.lead, pixels, blocks * tile.vectors, tile.lanes), accumulate, name="acc")
+    acc = te.compute((*s.lead, pixels // tile.together, blocks * tile.vectors, tile.lanes * tile.together), accumulate, name="acc")
 
     def element_of(*i: Any) -> tirx.Expr:
-        *first, channel = [i[0], i[1] * s.width + i[2], i[3]] if s.width else i
-        return acc(*first, channel // tile.lanes, channel % tile.lanes)
+        *first, w, channel = [i[0], i[1] * s.width + i[2], i[3]] if s.width else i
+        return acc(*first, w // tile.together, channel // tile.lanes, _in_register(tile, w, channel))
 
     view = te.compute(ops.shape_of(call), element_of, name="view")
     return without_offset(e, call, view, products.offset, products.bits)
 
 
+def _loaded(s: Shape, products: Products, blocks: int, steps: int, pixels: int, at: Callable[..., tirx.Expr]) -> Callable[..., tirx.Expr]:
+    """The stage of data in registers: a vector per pixel of every step; where there are groups, of every vector of channels too."""
+    own = (blocks,) if s.groups > 1 else ()
+
+    def element(*i: Any) -> tirx.Expr:
+        lead, place = list(i[:-5]), i[-5:]
+        vector = lead.pop() if own else immediate(0, "int32")
+        return at(*lead, vector, *place).astype(products.registers)
+
+    data = te.compute((*s.lead, *own, *s.taps, steps, pixels, products.step.length), element, name="data")
+    return lambda *i: data(*i[:-6], *(i[-6:-5] if own else ()), *i[-5:])
+
+
+# A register of sums of two pixels at once holds two channels of each: channels 0 and 1, 2 and 3 of a vector make two registers.
+def _of_register(tile: ContractTile, w: Any, lane: Any) -> tuple[Any, Any]:
+    """The pixel and the channel of a vector that a lane of the sums of neighbouring pixels belongs to."""
+    return (w, lane) if tile.together == 1 else (w * 2 + lane // 2 % 2, lane // 4 * 2 + lane % 2)
+
+
+def _in_register(tile: ContractTile, w: Any, channel: Any) -> Any:
+    """The lane of the sums of neighbouring pixels where a pixel and a channel are."""
+    lane = channel % tile.lanes
+    return lane if tile.together == 1 else lane // 2 * 4 + w % 2 * 2 + lane % 2
+
+
 def _rounded_up(s: Shape, tile: ContractTile) -> tuple[int, int]:
     """The pixels of a row in whole tiles, and the elements of data that they read: whole pixels."""
     pixels = -(-s.pixels // tile.pixels) * tile.pixels
-    needed = max(s.row_needed(pixels, tile.lanes, tile.depth), s.row_length)
+    needed = max(s.row_needed(pixels, tile.lanes, tile.length), s.row_length)
     return pixels, -(-needed // s.per_pixel) * s.per_pixel
 
 
 def _fits_in_place(s: Shape, tile: ContractTile) -> bool:
     """Whether whole tiles read nothing beyond a row, which joined rows of single taps see to, and a step lies within a pixel."""
     inside = _rounded_up(s, tile)[1] == s.row_length or (s.width > 0 and s.taps == (1, 1))
-    return inside and s.per_pixel % tile.depth == 0 and s.groups == 1
+    return inside and s.per_pixel % tile.length == 0 and s.groups == 1
 
 
-def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str) -> None:
-    spelled = ("high",) if spells_high_half(shape.channels, tile.lanes) else ()
-    inline_all(sch, keep=("acc", "rows", "packed", "unpacked", *spelled))
+def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str, neon: bool) -> None:
+    loaded = isinstance(tile, LoadedTile)
+    spelled = ("high",) if spells_high_half(shape.channels, tile.lanes, neon) else ()
+    inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", *spelled))
     acc = sch.get_sblock("acc")
     (out,) = sch.get_output_blocks(sch.get_sblock("root"))
     if shape.width:
         join_lines(sch, out, shape.width)
 
     loops = sch.get_loops(acc)
-    lead, (w, vector, lane, kh, t, j, *p) = loops[: len(shape.lead)], loops[len(shape.lead) :]
-    w_outer, w_inner = sch.split(w, [None, tile.pixels])
+    lead, (w, vector, lane, kh, t, j, *inner) = loops[: len(shape.lead)], loops[len(shape.lead) :]
+    w_outer, w_inner = sch.split(w, [None, tile.pixels // tile.together])
     v_outer, v_inner = sch.split(vector, [None, tile.vectors])
     tasks, inside = lead, []
     if shape.width:
@@ -313,14 +245,23 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     elif lead:
         row_outer, row_inner = sch.split(lead[-1], [None, tile.rows])
         tasks, inside = [*lead[:-1], row_outer], [row_inner]
-    sch.reorder(*tasks, v_outer, *inside, w_outer, kh, t, j, w_inner, v_inner, lane, *p)
+    # Where data are loaded first, the weights of one vector of channels are live at a time.
+    block = (v_inner, w_inner) if loaded else (w_inner, v_inner)
+    sch.reorder(*tasks, v_outer, *inside, w_outer, kh, t, j, *block, lane, *inner)
     task = sch.fuse(*tasks, v_outer)
     sch.parallel(task)
 
-    schedule_operands(sch, sch.get_producers(acc), shape, task, tile.lanes, tile.depth)
+    producers = _schedule_data(sch, acc, j) if loaded else sch.get_producers(acc)
+    schedule_operands(sch, producers, shape, task, tile.lanes, tile.length)
     copy = sch.cache_write(acc, 0, "local")
-    sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-2], i[-2] * tile.lanes + i[-1]))
-    high = spell_high_half(sch, tile.lanes)
+
+    def joined(*i: Any) -> tuple[Any, ...]:
+        *lead, w, vector, lane = i
+        w, lane = _of_register(tile, w, lane)
+        return *lead, w, vector * tile.lanes + lane
+
+    sch.transform_layout(copy, ("write", 0), joined)
+    high = spell_high_half(sch, tile.lanes, neon)
     sch.reverse_compute_at(copy, w_outer, preserve_unit_loops=True)
     init = sch.decompose_reduction(acc, kh)
     for block in (init, copy):
@@ -332,7 +273,21 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     sch.unroll(v_inner)
     sch.tensorize(lane, intrinsic)
 
-    schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, tile.lanes))
+    # Vectors of sums may be shorter than one of bytes, but a block's channels are whole vectors of the epilogue.
+    schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, tile.lanes * tile.vectors, EPILOGUE) if loaded else gcd(shape.channels, tile.lanes))
+
+
+def _schedule_data(sch: s_tir.Schedule, acc: s_tir.schedule.SBlockRV, step: s_tir.schedule.LoopRV) -> list[s_tir.schedule.SBlockRV]:
+    """Load a step's data into registers: the producers that are left."""
+    data = sch.get_sblock("data")
+    others = [b for b in sch.get_producers(acc) if sch.get(b).name_hint != "data"]
+    producers = [*sch.get_producers(data), *others]
+    sch.set_scope(data, 0, "local")
+    sch.compute_at(data, step, preserve_unit_loops=True)
+    *_, pixel, element = sch.get_loops(data)
+    sch.unroll(pixel)
+    sch.vectorize(element)
+    return producers
 
 
 def schedule_operands(

@@ -88,9 +88,11 @@ class Depthwise:
         call = layer.anchor_call
         assert call is not None
         bits = [max(-low, high) for low, high in (arith.RANGES[ops.dtype_of(a)] for a in call.args)]
-        product = "int16" if bits[0] * bits[1] < 2**15 else "int32"
+        unit = VectorUnit.of(target)
+        # NEON multiplies 16 bits and adds them to 32 at once (smlal).
+        product = "int16" if bits[0] * bits[1] < 2**15 and not unit.neon else "int32"
         _, _, width, channels = ops.shape_of(call)
-        return tiles_of(width, channels, VectorUnit.of(target), product)
+        return tiles_of(width, channels, unit, product)
 
     def build(self, layer: Layer, target: tvm.target.Target, tile: DepthwiseTile | None = None) -> Kernel:
         """See the loops at the top of this file."""
@@ -98,7 +100,7 @@ class Depthwise:
         tile = tile or self.tiles(layer, target)[0]
         emission = Emission(layer, {"relax.nn.conv2d": lambda e, c: _emit(e, c, tile)})
         sch = s_tir.Schedule(emission.prim_func())
-        _schedule(sch, tile, channels)
+        _schedule(sch, tile, channels, bool(VectorUnit.of(target).neon))
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
 
 
@@ -141,8 +143,8 @@ def _weights(e: Emission, w: np.ndarray[Any, Any], wide: int) -> te.Tensor:
     return e.argument(np.pad(flat, ((0, 0), (0, 0), (0, wide - flat.shape[2]))), "weights")
 
 
-def _schedule(sch: s_tir.Schedule, tile: DepthwiseTile, channels: int) -> None:
-    spelled = ("high",) if spells_high_half(channels, tile.lanes) else ()
+def _schedule(sch: s_tir.Schedule, tile: DepthwiseTile, channels: int, neon: bool) -> None:
+    spelled = ("high",) if spells_high_half(channels, tile.lanes, neon) else ()
     inline_all(sch, keep=("acc", "rows", *spelled))
     acc, rows = sch.get_sblock("acc"), sch.get_sblock("rows")
     (out,) = sch.get_output_blocks(sch.get_sblock("root"))
@@ -152,7 +154,7 @@ def _schedule(sch: s_tir.Schedule, tile: DepthwiseTile, channels: int) -> None:
     sch.reorder(n, y, w_outer, c_outer, kh, kw, w_inner, c_inner)
     sch.parallel(sch.fuse(n, y))
     copy = sch.cache_write(acc, 0, "local")
-    high = spell_high_half(sch, tile.lanes)
+    high = spell_high_half(sch, tile.lanes, neon)
     sch.reverse_compute_at(copy, c_outer, preserve_unit_loops=True)
     copied_w, copied_c = sch.get_loops(copy)[-2:]
     for loop in (kw, w_inner, copied_w):

@@ -122,13 +122,13 @@ def dot_u8s8(lanes: int, data: str) -> str:
 
 
 @cache
-def multiply_high(lanes: int) -> str:
+def multiply_high(lanes: int, neon: bool = False) -> str:
     """The name of the tensor intrinsic c[i] = the high 32 bits of a[i] m[i] + b[i], i < lanes.
 
     a, m and c are int32, b is int64.  Spelled in even and odd lanes, so that LLVM multiplies without widening first
-    (pmuldq).
+    (pmuldq), or for NEON in pairs of lanes (smull).
     """
-    name, half = f"hawq.multiply_high.{lanes}", lanes // 2
+    name, high = f"hawq.multiply_high.{lanes}{'.neon' if neon else ''}", _high_of_pairs if neon else _high_halves
 
     @T.prim_func(s_tir=True)
     def meaning(
@@ -155,15 +155,14 @@ def multiply_high(lanes: int) -> str:
         with T.sblock("root"):
             T.reads(A[0:lanes], M[0:lanes], B[0:lanes])
             T.writes(C[0:lanes])
-            C[T.ramp(0, 1, lanes)] = _high_halves(
-                A.vload([0], f"int32x{lanes}"), M.vload([0], f"int32x{lanes}"), B.vload([0], f"int64x{lanes}"), half
-            )
+            C[T.ramp(0, 1, lanes)] = high(A.vload([0], f"int32x{lanes}"), M.vload([0], f"int32x{lanes}"), B.vload([0], f"int64x{lanes}"), lanes)
 
     s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
     return name
 
 
-def _high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, half: int) -> tirx.Expr:
+def _high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx.Expr:
+    half = lanes // 2
     wide, unsigned, bits = f"int64x{half}", f"uint64x{half}", tirx.Broadcast(tirx.const(32, "int64"), half)
 
     def total(parity: int) -> tirx.Expr:
@@ -177,6 +176,19 @@ def _high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, half: int) -> tirx.Ex
     even = tirx.reinterpret(unsigned, total(0)) >> tirx.reinterpret(unsigned, bits)
     odd = tirx.reinterpret(unsigned, total(1)) & tirx.Broadcast(tirx.const(0xFFFFFFFF00000000, "uint64"), half)
     return tirx.reinterpret(f"int32x{2 * half}", even | odd)
+
+
+def _high_of_pairs(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx.Expr:
+    def pair(x: tirx.Expr, i: int) -> tirx.Expr:
+        return tirx.Shuffle([x], [tirx.const(i + k, "int32") for k in range(2)])
+
+    # Named: a product of two sign extensions, one of which is the same in every turn of a loop, would be made in general registers.
+    def total(i: int) -> tirx.Expr:
+        product = tirx.call_llvm_pure_intrin("int64x2", "llvm.aarch64.neon.smull", pair(a, i), pair(m, i))
+        return tirx.reinterpret("int32x4", product + pair(b, i))
+
+    pairs = [total(i) for i in range(0, lanes, 2)]
+    return tirx.Shuffle(pairs, [tirx.const(4 * i + k, "int32") for i in range(lanes // 2) for k in (1, 3)])
 
 
 @cache

@@ -59,15 +59,15 @@ def join_lines(sch: s_tir.Schedule, out: s_tir.schedule.SBlockRV, width: int) ->
     sch.transform_block_layout(out, joined)
 
 
-def spells_high_half(channels: int, lanes: int) -> bool:
+def spells_high_half(channels: int, lanes: int, neon: bool = False) -> bool:
     """Whether a kernel has several whole vectors of channels, so that a stage "high" can be spelled as `multiply_high`.
 
     A single one leaves a loop of one step, which `reverse_compute_at` does not follow.
     """
-    return lanes >= 8 and channels > lanes and channels % lanes == 0
+    return (lanes >= 8 or neon) and channels > lanes and channels % lanes == 0
 
 
-def spell_high_half(sch: s_tir.Schedule, lanes: int) -> s_tir.schedule.SBlockRV | None:
+def spell_high_half(sch: s_tir.Schedule, lanes: int, neon: bool = False) -> s_tir.schedule.SBlockRV | None:
     """The stage "high" of a kernel spelled as `multiply_high`, if it has one.
 
     To be called while nothing is computed at anything: `tensorize` takes no block with a condition.
@@ -75,7 +75,7 @@ def spell_high_half(sch: s_tir.Schedule, lanes: int) -> s_tir.schedule.SBlockRV 
     names = {str(sch.get(b).name_hint) for b in sch.get_child_blocks(sch.get_sblock("root"))}
     if "high" not in names:
         return None
-    sch.tensorize(sch.split(sch.get_loops(sch.get_sblock("high"))[-1], [None, lanes])[-1], multiply_high(lanes))
+    sch.tensorize(sch.split(sch.get_loops(sch.get_sblock("high"))[-1], [None, lanes])[-1], multiply_high(lanes, neon))
     return sch.get_sblock("high_o")
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import tvm
 
 from hawq_tvm.errors import UsageError
+from hawq_tvm.target import architecture
 
+from .arm_neon import Neon
 from .cpu_contract import Contract
 from .cpu_depthwise import Depthwise
 from .cpu_elementwise import Elementwise
@@ -22,7 +24,9 @@ from .x86_vnni import Vnni
 from .x86_vnni_depthwise import VnniDepthwise
 
 # Tried in order; a faster kernel for some CPU goes before the portable ones.
-CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), Contract(), Window(), Elementwise(), Generic())
+_PORTABLE: tuple[Rule, ...] = (Contract(), Window(), Elementwise(), Generic())
+CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), *_PORTABLE)
+ARM_RULES: tuple[Rule, ...] = (Depthwise(), Neon("i8mm"), Neon("dotprod"), Neon("neon"), *_PORTABLE)
 CUDA_RULES: tuple[Rule, ...] = (CudaDepthwise(), Mma(), CudaWindow(), CudaElementwise(), CudaGeneric())
 
 
@@ -32,7 +36,7 @@ def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:
     Raises UsageError for a kind of target without rules.
     """
     if str(target.kind.name) == "llvm":
-        return CPU_RULES
+        return ARM_RULES if architecture(target) == "aarch64" else CPU_RULES
     if str(target.kind.name) == "cuda":
         return CUDA_RULES
     raise UsageError(

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 import tvm
 
+NEON = ("neon", "dotprod", "i8mm")
+
 
 @dataclass(frozen=True)
 class VectorUnit:
     """lanes: int32 lanes of a register.  registers: how many.
 
     pairs: it multiplies and adds pairs of 16 bits.  quads: it multiplies and adds four u8 with four s8 (VNNI).  tiles: it has
-    matrix registers for bytes (AMX).
+    matrix registers for bytes (AMX).  neon: Arm's instructions for vectors: "neon", and of "dotprod" and "i8mm" what it has.
     """
 
     lanes: int
@@ -20,11 +22,12 @@ class VectorUnit:
     pairs: bool
     quads: bool = False
     tiles: bool = False
+    neon: frozenset[str] = frozenset()
 
     @staticmethod
     def of(target: tvm.target.Target) -> VectorUnit:
         """The unit that LLVM will use for a target."""
-        names = ("avx512bw", "avx512vnni", "avx2", "avxvnni", "sse2", "amx-tile", "amx-int8")
+        names = ("avx512bw", "avx512vnni", "avx2", "avxvnni", "sse2", "amx-tile", "amx-int8", *NEON)
         with target:
             has = {f: bool(tvm.target.codegen.target_has_features(f)) for f in names}
         if has["avx512bw"]:
@@ -33,4 +36,4 @@ class VectorUnit:
             return VectorUnit(8, 16, True, has["avxvnni"])
         if has["sse2"]:
             return VectorUnit(4, 16, True)
-        return VectorUnit(4, 32, False)
+        return VectorUnit(4, 32, False, neon=frozenset(f for f in NEON if has[f]))

@@ -24,8 +24,9 @@ from tvm import relax, s_tir, te, tirx
 from hawq_tvm import ops
 
 from . import tile_intrinsics as tiles
+from .contract_tiles import L2_BYTES, TASKS
 from .contraction import Packing, Shape, contraction, shape_of
-from .cpu_contract import L2_BYTES, TASKS, Contract, constant_int4, schedule_operands
+from .cpu_contract import Contract, constant_int4, schedule_operands
 from .emit import Emission, Operand, immediate
 from .layer import Layer
 from .loops import inline_all, schedule_epilogue, spell_high_half, spells_high_half

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import tvm
 from tvm import relax
 
 from hawq_tvm import arith, ops
 
+from .contract_tiles import Step
+from .contraction import reach_of
 from .cpu_contract import Contract, Products
-from .emit import Array
 from .intrinsics import dot_u8s4, dot_u8s8
 from .layer import Layer
 from .vector_unit import VectorUnit
@@ -44,19 +44,13 @@ class Vnni(Contract):
         call = layer.anchor_call
         assert call is not None
         w, offset = call.args[1], 128 if ops.dtype_of(call.args[0]) == "int8" else 0
-        if layer.is_four_bits(w) and ops.dtype_of(w) == "int8" and 16 * shifted_reach(layer.constant(w)) <= arith.RANGES["int32"][1]:
-            return Products(8, "uint8", lambda data, weight: dot_u8s4(unit.lanes, data), offset, in_place=True, bits=4)
-        return Products(4, "uint8", lambda data, weight: dot_u8s8(unit.lanes, data), offset, in_place=True)
+        if layer.is_four_bits(w) and ops.dtype_of(w) == "int8" and 16 * reach_of(layer.constant(w), 255) <= arith.RANGES["int32"][1]:
+            return Products(Step(8), "uint8", lambda data, weight: dot_u8s4(unit.lanes, data), offset, in_place=True, bits=4)
+        return Products(Step(4), "uint8", lambda data, weight: dot_u8s8(unit.lanes, data), offset, in_place=True)
 
 
 def shift_leaves_int32(layer: Layer, call: relax.Call) -> str | None:
     """A sentence where int8 data shifted to 0..255 may give sums that int32 does not hold; its weights are constant."""
-    if ops.dtype_of(call.args[0]) == "int8" and shifted_reach(layer.constant(call.args[1])) > arith.RANGES["int32"][1]:
+    if ops.dtype_of(call.args[0]) == "int8" and reach_of(layer.constant(call.args[1]), 255) > arith.RANGES["int32"][1]:
         return "sums of shifted int8 data that may leave 32 bits."
     return None
-
-
-def shifted_reach(weights: Array) -> int:
-    """The largest magnitude of a partial sum of data in 0..255 times the weights of one output (the last axis)."""
-    columns = weights.reshape(-1, weights.shape[-1]).astype(np.int64)
-    return 255 * int(np.abs(columns).sum(0).max(initial=0))

@@ -115,7 +115,8 @@ typedef struct {
 
 /* Linux, arch/arm64/include/uapi/asm/hwcap.h: bits of AT_HWCAP (0) and AT_HWCAP2 (1). */
 static const feature FEATURES[] = {
-    {"neon", 0, 1}, {"fullfp16", 0, 10}, {"dotprod", 0, 20}, {"sve", 0, 22}, {"i8mm", 1, 13}, {"bf16", 1, 14},
+    {"neon", 0, 1},      {"lse", 0, 8},   {"fullfp16", 0, 10}, {"rdm", 0, 12}, {"complxnum", 0, 14}, {"rcpc", 0, 15}, {"sha3", 0, 17},
+    {"dotprod", 0, 20}, {"sve", 0, 22},  {"fp16fml", 0, 23},  {"sve2", 1, 1}, {"i8mm", 1, 13},      {"bf16", 1, 14},
 };
 
 static bool has(const char *name) {

@@ -53,6 +53,10 @@ _ALLOWED_OUTSIDE = re.compile(r"(mem(set|cpy|move|cmp)|bcmp|bzero|TVM\w+|__TVM\w
 
 _PADDING = frozenset({"nop", "int3", "udf"})
 _ADDRESS = re.compile(r"#?0x([0-9a-f]+)$")
+_ARM_BRANCH = re.compile(r"b$|b\.|bl|br|cb|tb|ret")
+_ARM_VECTOR = re.compile(r"\b[vqdshb](\d+)\b")
+# Instructions whose first operand is no result; of the others it is one, and of loads of pairs the second is, too.
+_ARM_WRITES_NOTHING = re.compile(rf"st|cmp|cmn|tst|ccm|prfm|nop|{_ARM_BRANCH.pattern}")
 _PAGE_OFFSET = re.compile(r"^[xw]\d+, \[?(x\d+)(?:, #(0x[0-9a-f]+|\d+))?\]?$")
 
 
@@ -283,18 +287,44 @@ def _decode_x86(code: bytes, start: int) -> Iterator[_Instruction]:
 
 
 def _decode_arm(code: bytes, start: int) -> Iterator[_Instruction]:
-    """Refers to: targets of branches, and addresses made of a page (adrp) and an offset in it (add, ldr)."""
+    """Refers to: targets of branches, and addresses made of a page (adrp) and an offset in it (add, ldr), until its register is written."""
     import capstone
 
+    decoded = list(capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM).disasm_lite(code, start))
+    targets = {int(m[1], 16) for *_, name, operands in decoded if _ARM_BRANCH.match(name) and (m := _ADDRESS.search(operands))}
     pages: dict[str, int] = {}
-    for at, length, mnemonic, operands in capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM).disasm_lite(code, start):
+    constants: set[str] = set()
+    for at, length, mnemonic, operands in decoded:
         references: tuple[int, ...] = ()
+        if at in targets or _ARM_BRANCH.match(mnemonic):
+            constants.clear()
+        mnemonic = _constant_or_not(mnemonic, operands, constants)
         if mnemonic == "adrp":
             register, page = operands.split(", ")
             pages[register] = int(page.removeprefix("#"), 0)
         elif mnemonic in ("add", "ldr") and (m := _PAGE_OFFSET.match(operands)):
             references = (pages[m[1]] + int(m[2] or "0", 0),) if m[1] in pages else ()
-        elif mnemonic.startswith(("b", "cb", "tb", "adr")) and (m := _ADDRESS.search(operands)):
+        elif (mnemonic == "adr" or _ARM_BRANCH.match(mnemonic)) and (m := _ADDRESS.search(operands)):
             references = (int(m[1], 16),)
+        if mnemonic != "adrp" and not _ARM_WRITES_NOTHING.match(mnemonic):
+            for operand in operands.split(", ")[: 2 if mnemonic.startswith("ldp") else 1]:
+                pages.pop(operand.replace("w", "x"), None)
         is_jump = mnemonic == "b" or mnemonic.startswith(("b.", "cb", "tb"))
         yield _Instruction(at, length, mnemonic, references, is_jump, partial(" ".join, (mnemonic, operands)))
+
+
+def _constant_or_not(mnemonic: str, operands: str, constants: set[str]) -> str:
+    """The mnemonic, but fneg as "fneg-constant" where its operand is a constant of the straight-line code before it.
+
+    LLVM makes constants such as 2^31 in 64-bit lanes of two instructions: movi, and fneg to flip the highest bits. Nothing is computed
+    at run time. constants: the vector registers that hold one, kept up to date.
+    """
+    if mnemonic == "fneg" and (m := _ARM_VECTOR.findall(operands)) and m[1:] and m[1] in constants:
+        constants.add(m[0])
+        return "fneg-constant"
+    written = operands.split("[")[0] if mnemonic.startswith("ld") else "" if mnemonic.startswith("st") else operands.split(",")[0]
+    registers = _ARM_VECTOR.findall(written)
+    constants.difference_update(registers)
+    if mnemonic in ("movi", "mvni"):
+        constants.update(registers)
+    return mnemonic

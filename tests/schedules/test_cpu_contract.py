@@ -15,8 +15,9 @@ from tvm import relax
 import schedules
 from hawq_tvm import arith, ops, stages, target
 from schedules import cpu_contract, rules
+from schedules.contract_tiles import ContractTile, Step, choose_tile, form_of
 from schedules.contraction import Shape
-from schedules.cpu_contract import Contract, ContractTile, VectorUnit, choose_tile, form_of
+from schedules.cpu_contract import Contract, VectorUnit
 from schedules.generic import Generic
 from schedules.layer import Layer
 from schedules.x86_vnni import Vnni
@@ -227,7 +228,7 @@ def test_lines_are_joined_where_blocks_of_pixels_do_not_divide_them(unit):
                       (Conv(1, 17, 17, 64, 64, (1, 1), (2, 2)), False), (Conv(1, 17, 17, 64, 64, (1, 1), groups=2), False),
                       (Conv(1, 1, 17, 64, 64, (1, 1)), False)]:  # fmt: skip
         _, call = first_conv(plain(c))
-        form = form_of(call, unit, 4 if unit.quads else 2)
+        form = form_of(call, unit, Step(4 if unit.quads else 2))
         assert (form.width == c.w) == joined and form.pixels == (c.h * c.w if joined else call.ty.shape[2])
 
 
@@ -329,7 +330,7 @@ def test_tiles_check_themselves(bad):
 def test_tiles_fit_the_registers(pixels, channels):
     for unit in (VectorUnit(4, 16, True), VectorUnit(16, 32, True)):
         shape = Shape((1, 12), pixels, channels, (3, 1), 48, 16, 16, (1, 14), 16 * pixels)
-        tile = choose_tile(shape, unit, 2)
+        tile = choose_tile(shape, unit, Step(2))
         assert tile.pixels * tile.vectors + tile.vectors + 1 < unit.registers and 12 % tile.rows == 0
 
 

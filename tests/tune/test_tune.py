@@ -19,8 +19,8 @@ from hawq_tvm.bench import race as races
 from hawq_tvm.cli import main
 from hawq_tvm.errors import InputError, OutputError, ScheduleError, UsageError
 from schedules import record, workload
+from schedules.contract_tiles import TILES, Step, choose_tile, tiles_of
 from schedules.contraction import Shape
-from schedules.cpu_contract import TILES, choose_tile, tiles_of
 from schedules.cpu_depthwise import blocks_of_pixels
 from schedules.layer import Layer
 from schedules.record import Record
@@ -64,8 +64,8 @@ def fake_race(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_the_space_holds_the_default_and_valid_tiles(pixels: int, channels: int) -> None:
     for unit in (VectorUnit(4, 16, True), VectorUnit(16, 32, True, True)):
         shape = Shape((1, 12), pixels, channels, (3, 1), 48, 16, 16, (1, 14), 16 * pixels)
-        tiles = tiles_of(shape, unit, 2)
-        assert tiles[0] == choose_tile(shape, unit, 2) and len(set(tiles)) == len(tiles) <= TILES
+        tiles = tiles_of(shape, unit, Step(2))
+        assert tiles[0] == choose_tile(shape, unit, Step(2)) and len(set(tiles)) == len(tiles) <= TILES
         for tile in tiles:
             assert tile.pixels * tile.vectors + tile.vectors + 1 < unit.registers and 12 % tile.rows == 0
     sizes = blocks_of_pixels(pixels, 14)

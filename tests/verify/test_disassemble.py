@@ -60,11 +60,30 @@ def test_references_of_arm_instructions() -> None:
     assert references("aarch64", "23000090 60400091 600c40f9 80400091") == [
         ("adrp", [], False), ("add", [0x5010], False), ("ldr", [0x5018], False), ("add", [], False)
     ]  # fmt: skip
+    # A register that was written since holds no page: adrp x3; mov x3, x4 or mov w3, w4 or ldp x0, x3, [sp]; add x0, x3, #0x10. A store keeps it.
+    for written in ("e30304aa", "e303042a", "e00f40a9"):
+        assert references("aarch64", f"23000090 {written} 60400091")[-1] == ("add", [], False)
+    assert references("aarch64", "23000090 830000f9 60400091")[-1] == ("add", [0x5010], False)
     # bl, b, b.eq, cbz x1, tbz w0 #3, adr x0: each 0x40 further
     assert references("aarch64", "10000094 10000014 00020054 010200b4 00021836 00020010") == [
         ("bl", [0x1040], False), ("b", [0x1044], True), ("b.eq", [0x1048], True), ("cbz", [0x104C], True), ("tbz", [0x1050], True),
         ("adr", [0x1054], False),
     ]  # fmt: skip
+
+
+def test_a_constant_made_with_fneg_is_no_arithmetic() -> None:
+    def mnemonics(code: str) -> list[str]:
+        return [i.mnemonic for i in _decode_arm(bytes.fromhex(code), 0x1000)]
+
+    movi, fneg, other = "0064044f", "00f8e06e", "21d4244e"  # movi v0.4s, #0x80, lsl #24; fneg v0.2d, v0.2d; fadd v1.4s, v1.4s, v4.4s
+    load, copy, call = "0000c03d", "401ca24e", "10000094"  # ldr q0, [x0]; mov v0.16b, v2.16b; bl
+    assert mnemonics(movi + fneg) == ["movi", "fneg-constant"] and not is_float_instruction("fneg-constant", "aarch64")
+    assert mnemonics(movi + other + fneg + fneg) == ["movi", "fadd", "fneg-constant", "fneg-constant"]
+    for written in (load, copy, call):
+        assert mnemonics(movi + written + fneg)[-1] == "fneg" and is_float_instruction("fneg", "aarch64")
+    # A jump to the fneg: b 0x1010 at 0x1000, nop, movi, nop, fneg.
+    assert mnemonics("04000014" + "1f2003d5" + movi + "1f2003d5" + fneg)[-1] == "fneg"
+    assert mnemonics(fneg) == ["fneg"]
 
 
 def test_the_newest_integer_instructions_are_known() -> None:

@@ -1,0 +1,174 @@
+"""Inner products of NEON registers, as pairs of meaning and spelling: one step of loaded data against one vector of channels.
+
+    c[e] += sum_q sum_p a[pixel(e), q depth + p] w[q, channel(e), p]
+
+Four channels make a vector. For a single pixel e is the channel; for two, e = 4 (channel / 2) + 2 pixel + channel % 2, as smmla has it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import tvm.script
+from tvm import s_tir, tirx
+from tvm.script import tirx as T
+
+LANES = 4
+
+
+@dataclass(frozen=True)
+class Inner:
+    """One kind of inner product: `inner` instructions per register of data, of `depth` products per lane, for `together` pixels.
+
+    name: the instruction: smlal, sdot, udot, usdot, smmla, ummla or usmmla.  data: the elements' type.  weight: int8, uint8, or
+    uint8 that holds two nibbles, which are multiplied as 16 times the signed values (`nibbles`): the first half of the
+    instructions finds them in the low halves of the bytes.
+    """
+
+    name: str
+    data: str
+    weight: str
+    depth: int
+    inner: int
+    together: int = 1
+    nibbles: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nibbles and self.inner % 2:
+            raise ValueError(f"nibbles for an odd number of instructions: {self}")
+
+    @property
+    def length(self) -> int:
+        """The elements of data per pixel."""
+        return self.depth * self.inner
+
+    @property
+    def stored(self) -> int:
+        """The steps that a vector of weights is stored as."""
+        return self.inner // 2 if self.nibbles else self.inner
+
+    @property
+    def sums(self) -> int:
+        """The int32 sums."""
+        return LANES * self.together
+
+
+@cache
+def inner_product(form: Inner) -> str:
+    """The name of the tensor intrinsic of a form, exact for every operand; sums wrap around."""
+    f, stored = form, form.stored
+    dims = {"q": stored, "o": LANES, "p": f.depth}
+    shape = [size for name, size in dims.items() if name == "o" or (f.inner if name == "q" else size) > 1]
+    channel, pixel = ("e", "") if f.together == 1 else ("e // 4 * 2 + e % 2", "e // 2 % 2, ")
+    q, p = "q" if f.inner > 1 else "0", "p" if f.depth > 1 else "0"
+    place = f"q % {stored}, " if f.nibbles else "q, "
+    where = f"{place if f.inner > 1 else ''}{channel}{', p' if f.depth > 1 else ''}"
+    weight = f'T.cast(W[{where}], "int32")'
+    if f.nibbles:
+        opened = f"T.Select(q < {stored}, T.shift_left(W[{where}], T.uint8(4)), T.bitwise_and(W[{where}], T.uint8(240)))"
+        weight = f'T.cast(T.cast({opened}, "int8"), "int32")'
+    loops = [("e", f.sums, "S"), *([("q", f.inner, "R")] if f.inner > 1 else []), *([("p", f.depth, "R")] if f.depth > 1 else [])]
+    names = ", ".join(n for n, *_ in loops)
+    data = (f.together, f.length) if f.together > 1 else (f.length,)
+    head = f"""
+@T.prim_func(s_tir=True)
+def main(
+    A: T.Buffer(({_list(data)}), "{f.data}", offset_factor=1, scope="local"),
+    W: T.Buffer(({_list(shape)}), "{f.weight}", offset_factor=1),
+    C: T.Buffer(({f.sums},), "int32", offset_factor=1, scope="local"),
+):
+    with T.sblock("root"):
+        T.reads(C[0:{f.sums}], A[{_region(data)}], W[{_region(shape)}])
+        T.writes(C[0:{f.sums}])
+"""
+    meaning = head + f"""
+        for {", ".join(f"i{n}" for n, *_ in loops)} in T.grid({_list([n for _, n, _ in loops])}):
+            with T.sblock("update"):
+                {names} = T.axis.remap("{"".join(kind for *_, kind in loops)}", [{", ".join(f"i{n}" for n, *_ in loops)}])
+                C[e] = C[e] + T.cast(A[{pixel}{q} * {f.depth} + {p}], "int32") * {weight}
+"""
+    spelling = head + "".join(f"""
+        C[T.ramp({4 * part}, 1, 4)] = spelled(A, W, C, {part})""" for part in range(f.together))
+    variables = {"T": T, "spelled": lambda a, w, c, part: _spelled(f, a, w, c, part)}
+    pair = [tvm.script.from_source(text, extra_vars=variables) for text in (meaning, spelling)]
+    name = f"hawq.neon.{f.name}.{f.data}.{f.weight}.{f.depth}x{f.inner}{'.nibbles' if f.nibbles else ''}"
+    s_tir.TensorIntrin.register(name, *pair, override=True)
+    return name
+
+
+def _list(sizes: list[int] | tuple[int, ...]) -> str:
+    return "".join(f"{n}, " for n in sizes)
+
+
+def _region(sizes: list[int] | tuple[int, ...]) -> str:
+    return ", ".join(f"0:{n}" for n in sizes)
+
+
+def _spelled(f: Inner, a: tirx.Buffer, w: tirx.Buffer, c: tirx.Buffer, part: int) -> tirx.Expr:
+    """A register of sums after all instructions; part: which one of those for two pixels."""
+    total = c.vload([4 * part], "int32x4")
+    for q in range(f.inner):
+        total = _pairs(f, total, a, w, q) if f.name == "smlal" else _instruction(f, total, _data(f, a, q), _weights(f, w, q, part))
+    return total
+
+
+def _instruction(f: Inner, c: tirx.Expr, a: tirx.Expr, w: tirx.Expr) -> tirx.Expr:
+    # A lane of the last operand is one of the instruction; of usdot, which has the unsigned operand first, it is the first that may be a lane.
+    operands = (w, a) if f.name in ("sdot", "udot") else (a, w)
+    return tirx.call_llvm_pure_intrin("int32x4", f"llvm.aarch64.neon.{f.name}", c, *operands)
+
+
+def _data(f: Inner, a: tirx.Buffer, q: int) -> tirx.Expr:
+    """The data of one instruction: one pixel's in every lane, or those of two one after the other."""
+    if f.together == 2:
+        if f.inner == 1:
+            return a.vload([0, 0], f"{f.data}x16")
+        rows = [tirx.reinterpret(f"int64x{f.inner}", a.vload([i, 0], f"{f.data}x{f.length}")) for i in range(2)]
+        return tirx.reinterpret(f"{f.data}x16", tirx.Shuffle(rows, _indices(q, f.inner + q)))
+    words = tirx.reinterpret(_vector("int32", f.inner), a.vload([0], f"{f.data}x{f.length}"))
+    # One lane of a register in every lane is an operand of its own: nothing is copied.
+    word = words if f.inner == 1 else tirx.Shuffle([words], _indices(q))
+    return tirx.reinterpret(f"{f.data}x16", tirx.Broadcast(word, LANES))
+
+
+def _weights(f: Inner, w: tirx.Buffer, q: int, part: int) -> tirx.Expr:
+    """The weights of one instruction."""
+    start = [*([q % f.stored] if f.inner > 1 else []), 2 * part, 0]
+    return _opened(f, w.vload(start, f"{f.weight}x16"), 16, q >= f.stored)
+
+
+def _opened(f: Inner, w: tirx.Expr, lanes: int, high: bool) -> tirx.Expr:
+    if not f.nibbles:
+        return w
+    bits = w & tirx.Broadcast(tirx.const(0xF0, "uint8"), lanes) if high else w << tirx.Broadcast(tirx.const(4, "uint8"), lanes)
+    return tirx.reinterpret(f"int8x{lanes}", bits)
+
+
+def _pairs(f: Inner, total: tirx.Expr, a: tirx.Buffer, w: tirx.Buffer, q: int) -> tirx.Expr:
+    """Two products of 16 bits per lane.
+
+    The weights of two steps are widened in one register, even bytes and odd ones: LLVM would widen each four for themselves. And a
+    product of widened lanes is not left to LLVM, which would widen where the data is loaded, and multiply in 32 bits.
+    """
+    both = 2 if f.stored % 2 == 0 else 1
+    place, lanes = q % f.stored, LANES * both
+    start = [*([place // both * both] if f.inner > 1 else []), 0, 0]
+    opened = _opened(f, w.vload(start, f"{f.weight}x{2 * lanes}"), 2 * lanes, q >= f.stored)
+    wide = "int16" if f.nibbles or f.weight == "int8" else "uint16"
+    pairs, byte = tirx.reinterpret(f"{wide}x{lanes}", opened), tirx.Broadcast(tirx.const(8, wide), lanes)
+    data = a.vload([0], f"{f.data}x{f.length}")
+    for p, bytes_ in enumerate(((pairs << byte) >> byte, pairs >> byte)):
+        own = tirx.reinterpret(f"int16x{lanes}", bytes_)
+        own = tirx.Shuffle([own], _indices(*range(place % both * LANES, place % both * LANES + LANES)))
+        element = tirx.Broadcast(tirx.Shuffle([data], _indices(2 * q + p)), LANES)
+        total = total + tirx.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.smull", own, element)
+    return total
+
+
+def _vector(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def _indices(*lanes: int) -> list[tirx.Expr]:
+    return [tirx.const(i, "int32") for i in lanes]
