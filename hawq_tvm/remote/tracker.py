@@ -19,6 +19,7 @@ from ..errors import RemoteError, UsageError
 
 START_TRACKER = "python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190"
 START_SERVER = "python -m tvm.exec.rpc_server --tracker HOST:PORT --key KEY"
+TIMEOUT = 60.0  # seconds
 POLL = 0.1  # seconds between two looks at whether anybody still waits
 
 
@@ -34,7 +35,7 @@ class Servers:
     host: str
     port: int
     key: str = ""
-    timeout: float = 60.0
+    timeout: float = TIMEOUT
     unchecked: bool = False
 
     @property
@@ -43,7 +44,7 @@ class Servers:
         return f"--rpc {self.host}:{self.port}"
 
 
-def parse(text: str, key: str = "", timeout: float = 60.0, unchecked: bool = False) -> Servers:
+def parse(text: str, key: str = "", timeout: float = TIMEOUT, unchecked: bool = False) -> Servers:
     """Servers at HOST:PORT ([HOST]:PORT for an address with colons).
 
     Raises UsageError for anything else.
