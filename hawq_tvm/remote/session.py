@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import queue
 import re
@@ -68,6 +69,7 @@ class Session:
         self.name = f"{servers.key or 'server'} at {self.address}"
         self._rpc = _connected(servers, found, self.name)
         self._sockets = _limited(found, servers.timeout)
+        self._numbers = itertools.count()
         self.device = self._rpc.cpu()
         with self.talking("asking for its CPU"):
             self.machine = self._describe()
@@ -83,7 +85,7 @@ class Session:
         try:
             yield
         except tvm.error.RPCError as e:
-            raise RemoteError(f"{what} failed there", where=self.name, found=_last_line(e)) from e
+            raise RemoteError(f"{what} failed there", where=self.name, found=_told(e)) from e
         except tvm.error.InternalError as e:
             self.close()
             if os.strerror(errno.EAGAIN) in str(e):  # what the limit of `_limited` ends in
@@ -189,9 +191,11 @@ class Session:
 
         Raises RemoteError when it cannot be.
         """
+        # Never a name twice: writing over a library that is loaded ends the process.
+        unique = f"{next(self._numbers)}_{name}"
         with self.talking(f"loading {name} ({len(library) / 1e6:.1f} MB)"):
-            self._rpc.upload(bytearray(library), name)
-            return self._rpc.load_module(name)
+            self._rpc.upload(bytearray(library), unique)
+            return self._rpc.load_module(unique)
 
     def tensor(self, array: Array) -> tvm.runtime.Tensor:
         """An array, copied there."""
@@ -232,10 +236,10 @@ def _architecture(triple: str) -> str:
     return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
-def _last_line(error: BaseException) -> str:
+def _told(error: BaseException) -> str:
     """What an error of the other side says, without the words around it and the stack."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith(("RPCError:", "  "))]
-    return lines[-1] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Error caught from RPC call" not in line]
+    return lines[0] if lines else type(error).__name__
 
 
 def _connected(servers: Servers, found: Found, name: str) -> rpc.RPCSession:
@@ -260,7 +264,7 @@ def _connected(servers: Servers, found: Found, name: str) -> rpc.RPCSession:
         raise RemoteError("the server there has another key", where=name, found=f"--rpc-key {servers.key}" if servers.key else "no --rpc-key", remedy="give the --key that the server was started with") from answer
     if "failed" in text and "Connect" in text:
         raise LostError("the server cannot be reached", where=name, remedy="see whether it runs, and start it again; behind a tracker, whether its address can be reached from here (--custom-addr)") from answer
-    raise LostError("is neither a tracker nor a server of TVM's, or ended the connection", where=name, found=_last_line(answer), remedy=f"check the address; a server starts with: {START_SERVER}") from answer
+    raise LostError("is neither a tracker nor a server of TVM's, or ended the connection", where=name, found=_told(answer), remedy=f"check the address; a server starts with: {START_SERVER}") from answer
 
 
 def _limited(found: Found, timeout: float) -> list[socket.socket]:

@@ -215,7 +215,7 @@ class Crew:
                 module, names = library(kernels, self.target)
                 job.built = kernels, names, exported(module, targets.architecture(self.target))
         kernels, names, code = job.built
-        module = session.load(code, f"workload{job.number}.so")
+        module = session.load(code, "workload.so")
         with session.talking(f"measuring {job.what}"):
             inputs = [tvm.runtime.tensor(np.ascontiguousarray(x), session.device) for x in job.inputs]
             runs = [_run(session, module, name, [*inputs, *(tvm.runtime.tensor(a, session.device) for a in kernel.arguments)], job.outputs) for name, kernel in zip(names, kernels, strict=True)]

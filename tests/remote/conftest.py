@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import onnx
@@ -96,16 +97,20 @@ class Cluster:
 
     def wait_for(self, key: str, count: int) -> None:
         """Until the tracker knows so many servers with a key."""
+
+        def known() -> bool:
+            with reach(self.at(key)) as tracker:  # type: ignore[union-attr]
+                return tracker.count() >= count
+
+        self.wait_until(known)
+
+    def wait_until(self, there: Callable[[], bool]) -> None:
+        """Until something answers as it should."""
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
-            try:
-                tracker = reach(self.at(key))
-                assert tracker is not None
-                with tracker:
-                    if tracker.count() >= count:
-                        return
-            except RemoteError:
-                pass
+            with suppress(RemoteError):
+                if there():
+                    return
             time.sleep(0.1)
         raise AssertionError("\n".join(p.log.read_text() for p in self._processes))
 
@@ -122,6 +127,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             pytest.skip(f"TVM's tracker and servers need {needed}: pip install 'hawq-tvm[remote]'")
     made = Cluster(tmp_path_factory.mktemp("rpc"))
     try:
+        # A server that finds no tracker waits five seconds before it looks again.
+        made.wait_until(lambda: reach(made.at("")) is not None)
         made.servers("two", 2)
         made.lonely = made.start("rpc_server", "--key", "lonely")
         made.wait_for("two", 2)

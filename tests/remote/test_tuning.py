@@ -53,6 +53,7 @@ def test_records_of_other_machines_are_those_of_this_one(cluster: Cluster, tmp_p
         np.testing.assert_array_equal(tuned.run(x)[name], value, strict=True)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_replaced_by_the_others(cluster: Cluster, tmp_path: Path, command: Command) -> None:
     """One of two is killed after the first workload, while it measures: the other does the rest. Then that one is killed, too."""
     mortals = {p.address: p for p in cluster.servers("mortal", 2)}
@@ -110,7 +111,7 @@ def test_a_workload_that_ends_servers_is_given_up(cluster: Cluster, tmp_path: Pa
 
 def test_what_is_wrong_with_a_candidate_is_said_and_ends_the_run(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "exported", lambda *_: b"no library")
-    with pytest.raises(RemoteError, match=r"loading workload\d\.so .* failed there"):
+    with pytest.raises(RemoteError, match=r"loading workload\.so .* failed there"):
         ht.tune(several_layers(2), tmp_path / "r.json", trials=4, servers=cluster.at("two"))
     assert not (tmp_path / "r.json").exists()
 
@@ -142,5 +143,5 @@ def test_an_interrupted_run_gives_its_servers_back(cluster: Cluster, tmp_path: P
     monkeypatch.setattr(record, "dump", interrupted)
     code, _, err = command(*arguments)
     assert code == 130 and "continues" in err
-    code, out, _ = command(*arguments)
-    assert code == 0 and "two" not in err and len(record.read(tmp_path / "r.json")) == 3
+    code, _, err = command(*arguments)
+    assert code == 0 and "lost" not in err and len(record.read(tmp_path / "r.json")) == 3
