@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import platform
 import queue
 import re
 import socket
@@ -22,7 +23,7 @@ import numpy as np
 import tvm
 import tvm_ffi
 from numpy.typing import NDArray
-from tvm import relax, rpc
+from tvm import relax, rpc, tirx
 from tvm.script import tirx as T
 
 from .. import target as targets
@@ -124,8 +125,9 @@ class Session:
         triple, cpu, features, as_json = (self._function(name) for name in wanted)
         have = None
         if features is not None and as_json is not None:
-            table = tvm_ffi.get_global_func("ffi.FromJSONGraphString")(str(as_json(features(), None)))
-            have = frozenset(str(name) for name, there in table.items() if int(there))
+            with suppress(tvm.error.RPCError):  # another version's functions: not known
+                table = tvm_ffi.get_global_func("ffi.FromJSONGraphString")(str(as_json(features(), None)))
+                have = frozenset(str(name) for name, there in table.items() if int(there))
         return Machine(_architecture(str(triple())) if triple else None, str(cpu()) if cpu else None, have, self._tvm_version())
 
     def _tvm_version(self) -> str | None:
@@ -134,8 +136,12 @@ class Session:
         parse, table, configure, script = (self._function(name) for name in wanted)
         if parse is None or table is None or configure is None or script is None:
             return None
-        constant = parse(tvm.ir.save_json(relax.const(np.zeros(1, np.int8), "int8")))
-        found = re.search(r'tvm_version\\": \\"([^"\\]+)', str(script(constant, configure(table("show_meta", True)))))
+        try:
+            constant = parse(tvm.ir.save_json(relax.const(np.zeros(1, np.int8), "int8")))
+            printed = str(script(constant, configure(table("show_meta", True))))
+        except tvm.error.RPCError:  # another version's functions
+            return None
+        found = re.search(r'tvm_version\\": \\"([^"\\]+)', printed)
         return found.group(1) if found else None
 
     def check(self, architecture: str, features: Sequence[str], version: str, where: str) -> None:
@@ -162,11 +168,10 @@ class Session:
 
     def permit_tiles(self) -> bool:
         """Ask Linux there for the tile registers of AMX, for the process of this session: whether they were granted."""
-
         if self.machine.architecture != "x86_64":
             return False
         target = tvm.target.Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu"})
-        library = self.load(exported(tvm.tirx.build(tvm.IRModule({"permit": _permit}), target=target), "x86_64"), "permit.so")
+        library = self.load(exported(tvm.tirx.build(tvm.IRModule({"permit": permit_kernel()}), target=target), "x86_64"), "permit.so")
         answer = self.tensor(np.ones(1, np.int64))
         with self.talking("asking for the tile registers"):
             library["permit"](answer)
@@ -203,11 +208,15 @@ class Session:
             return tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
 
 
-@T.prim_func
-def _permit(answer: T.Buffer((1,), "int64")):  # type: ignore[valid-type]
-    """What `target.permit_tiles` does, as code for another machine."""
-    T.func_attr({"global_symbol": "permit"})
-    answer[0] = T.call_extern("int64", "syscall", T.int64(158), T.int64(0x1023), T.int64(18))
+def permit_kernel() -> tirx.PrimFunc:
+    """What `target.permit_tiles` does, as code for another machine: permit(answer)."""
+
+    @T.prim_func
+    def permit(answer: T.Buffer((1,), "int64")) -> None:  # type: ignore[valid-type]
+        T.func_attr({"global_symbol": "permit"})
+        answer[0] = T.call_extern("int64", "syscall", T.int64(158), T.int64(0x1023), T.int64(18))
+
+    return permit
 
 
 def exported(module: tvm.runtime.Module, architecture: str) -> bytes:
@@ -220,7 +229,7 @@ def exported(module: tvm.runtime.Module, architecture: str) -> bytes:
     with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
         path = Path(folder) / "library.so"
         try:
-            if architecture == os.uname().machine:
+            if architecture == platform.machine():
                 module.export_library(str(path))
             else:
                 module.export_library(str(path), fcompile=cc.cross_compiler(f"{architecture}-linux-gnu-gcc"))
@@ -249,7 +258,7 @@ def _connected(servers: Servers, found: Found, name: str) -> rpc.RPCSession:
     def call() -> None:
         try:
             answers.put(rpc.connect(found.host, found.port, found.key))
-        except tvm.error.InternalError as e:
+        except RuntimeError as e:  # TVM's InternalError and RPCError
             answers.put(e)
 
     threading.Thread(target=call, daemon=True).start()
@@ -257,9 +266,11 @@ def _connected(servers: Servers, found: Found, name: str) -> rpc.RPCSession:
         answer = answers.get(timeout=servers.timeout)
     except queue.Empty as e:
         raise LostError(f"does not answer within {servers.timeout:g} s", where=name, remedy="see what the server printed, or give a longer --rpc-timeout") from e
-    if not isinstance(answer, tvm.error.InternalError):
+    if not isinstance(answer, RuntimeError):
         return answer
     text = str(answer)
+    if "protocol" in text:
+        raise RemoteError("speaks another version of TVM's RPC", where=name, found=_told(answer), remedy=f"install apache-tvm=={tvm.__version__} there") from answer
     if "cannot find server that matches" in text:
         raise RemoteError("the server there has another key", where=name, found=f"--rpc-key {servers.key}" if servers.key else "no --rpc-key", remedy="give the --key that the server was started with") from answer
     if "failed" in text and "Connect" in text:
@@ -291,4 +302,6 @@ def _limited(found: Found, timeout: float) -> list[socket.socket]:
         except OSError:  # not connected
             pass
         one.close()
+    if not sockets:
+        raise RemoteError("the connection is not among this process's, so no wait for an answer could be limited", where=f"{found.host}:{found.port}", expected="Linux or macOS")
     return sockets

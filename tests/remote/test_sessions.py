@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+import tvm.rpc
 
 import hawq_tvm as ht
 from hawq_tvm import target
 from hawq_tvm.errors import InputError, LostError, RemoteError, UsageError
 from hawq_tvm.remote import packaged
 from hawq_tvm.remote.packaged import RemotePackage, opened
-from hawq_tvm.remote.session import _permit, exported
-from hawq_tvm.remote.tracker import parse, reach
+from hawq_tvm.remote.session import Machine, Session, exported, permit_kernel
+from hawq_tvm.remote.tracker import Found, parse, reach
 
 from .conftest import HOST, Cluster, free_port
 
@@ -184,6 +185,26 @@ def test_what_cannot_run_there_is_not_sent_there(cluster: Cluster, package: ht.P
         packaged.run(package, {}, cluster.at("two"))
 
 
+def test_what_a_server_of_a_smaller_tvm_does_not_tell(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the compiler's functions, or with others under their names, nothing is known, and nothing breaks."""
+    inner = Session._function
+    monkeypatch.setattr(Session, "_function", lambda self, name: None if "llvm" in name or name.startswith("node.") else inner(self, name))
+    with opened(cluster.at("two")) as session:
+        assert session.machine == Machine(None, None, None, None)
+    monkeypatch.setattr(Session, "_function", lambda self, name: inner(self, "rpc.test.except" if name in ("ffi.ToJSONGraphString", "node.PrinterConfig") else name))
+    with opened(cluster.at("two")) as session:
+        assert (session.machine.features, session.machine.tvm) == (None, None) and session.machine.cpu
+
+
+def test_an_answer_in_another_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(*_: object) -> None:
+        raise tvm.error.RPCError("Server: Client protocol version mismatch with the server server protocol=0.9, client protocol=0.8")
+
+    monkeypatch.setattr(tvm.rpc, "connect", other)
+    with pytest.raises(RemoteError, match=r"another version.*apache-tvm=="):
+        Session(parse("h:1"), Found("h", 1, ""))
+
+
 def test_the_tile_registers_are_asked_for_there(cluster: Cluster) -> None:
     """The answer is that of this machine, on which the servers run."""
     with opened(cluster.at("two")) as session:
@@ -202,7 +223,7 @@ def test_a_library_that_cannot_be_loaded_or_linked(cluster: Cluster) -> None:
     module = tvm.tirx.build(tvm.IRModule({}), target="llvm")
     if shutil.which("aarch64-linux-gnu-gcc"):
         where = {"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}
-        linked = exported(tvm.tirx.build(tvm.IRModule({"permit": _permit}), target=where), "aarch64")
+        linked = exported(tvm.tirx.build(tvm.IRModule({"permit": permit_kernel()}), target=where), "aarch64")
         assert linked[:4] == b"\x7fELF" and struct.unpack("<H", linked[18:20]) == (183,)  # EM_AARCH64
     else:
         print("not tried: no aarch64-linux-gnu-gcc")
