@@ -10,7 +10,8 @@ import datetime
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -140,7 +141,7 @@ class Here:
         if os.getloadavg()[0] > BUSY * machine.available_cores():
             record.warn(f"other programs keep this machine busy (load average {os.getloadavg()[0]:.1f}): what is measured now may mislead")
 
-    def measure(self, jobs: Sequence[Job], begins: Callable[[Job], None]) -> Iterator[tuple[Job, Result]]:
+    def measure(self, jobs: Sequence[Job], begins: Callable[[Job], None]) -> Generator[tuple[Job, Result], None, None]:
         """Every job's result, one after the other."""
         for job in jobs:
             begins(job)
@@ -183,13 +184,14 @@ def tune(
         seconds = (time.monotonic() - start) / done * (sum(n for _, n in planned) - done) if done else None
         tell(TuneStep(len(outcomes) + (outcome is None), len(planned), job.what, planned[job.number][1], outcome, seconds))
 
-    for job, result in place.measure(jobs, lambda job: step(job, None)):
-        one, share = planned[job.number]
-        entry, outcome = _recorded(one, share, place, result)
-        known[one.key] = entry
-        write_text(path, record.dump(known))
-        outcomes.append(outcome)
-        step(job, outcome)
+    with closing(place.measure(jobs, lambda job: step(job, None))) as results:
+        for job, result in results:
+            one, share = planned[job.number]
+            entry, outcome = _recorded(one, share, place, result)
+            known[one.key] = entry
+            write_text(path, record.dump(known))
+            outcomes.append(outcome)
+            step(job, outcome)
     left = len(missing) - len(planned)
     return TuneReport(path, place.threads, tuple(outcomes), len(found) - len(missing), left, place.served, tuple(place.notes), place.failed)
 

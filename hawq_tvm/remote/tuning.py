@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -91,7 +91,6 @@ class Crew:
         self.served: Counter[str] = Counter()
         self.notes: list[str] = []
         self.failed = 0
-        self._sessions: set[Session] = set()
         self._building = threading.Lock()
 
     def _suits(self, session: Session) -> None:
@@ -99,7 +98,7 @@ class Crew:
             raise RemoteError("is another machine than the first server of this key, so their times cannot be compared", where=session.name, expected=self.cpu, found=session.machine.cpu or "unknown", remedy="give each kind of machine a key of its own")
         session.check(targets.architecture(self.target), targets.required_features(self.target), str(tvm.__version__), "what is tuned")
 
-    def measure(self, jobs: Sequence[Job], begins: Callable[[Job], None]) -> Iterator[tuple[Job, Result]]:
+    def measure(self, jobs: Sequence[Job], begins: Callable[[Job], None]) -> Generator[tuple[Job, Result], None, None]:
         """Every job's result as it comes; `begins` is called when a server takes a job.
 
         Raises RemoteError when no server is left.
@@ -121,9 +120,8 @@ class Crew:
                     else:
                         yield job, result
             finally:
+                # Workers end after their kernel's turn: a server whose client goes away before it is answered serves nobody any more.
                 board.stop.set()
-                for session in list(self._sessions):
-                    session.close()
 
     def _count(self) -> int:
         tracker = reach(self._servers)
@@ -144,10 +142,8 @@ class Crew:
     def _work(self, board: _Board, events: queue.SimpleQueue[tuple[Job, Result | None]]) -> None:
         """Measure jobs until none is left, on one server, or on others after it was lost."""
         while (session := self._session(board)) is not None:
-            self._sessions.add(session)
             with session:
                 self._serve(session, board, events)
-            self._sessions.discard(session)
 
     def _serve(self, session: Session, board: _Board, events: queue.SimpleQueue[tuple[Job, Result | None]]) -> None:
         while (job := board.take()) is not None:
@@ -166,7 +162,7 @@ class Crew:
             return
         job.losses += 1
         if job.losses < ATTEMPTS:
-            self.notes.append(f"{error.where} {error.message} while it measured {job.what}, which was measured again elsewhere ({error.found})")
+            self.notes.append(f"{error.where} {error.message} while it measured {job.what}, which is to be measured again elsewhere ({error.found})")
             board.again(job)
         else:
             self.notes.append(f"{error.where} {error.message} while it measured {job.what}, the second server: the workload was given up ({error.found})")

@@ -55,7 +55,7 @@ def test_records_of_other_machines_are_those_of_this_one(cluster: Cluster, tmp_p
 
 @pytest.mark.slow
 def test_a_server_that_dies_is_replaced_by_the_others(cluster: Cluster, tmp_path: Path, command: Command) -> None:
-    """One of two is killed after the first workload, while it measures: the other does the rest. Then that one is killed, too."""
+    """One of two is killed after its first workload, while it measures another: the other does the rest. Then that one is killed, too."""
     mortals = {p.address: p for p in cluster.servers("mortal", 2)}
     cluster.wait_for("mortal", 2)
     killed: list[Process] = []
@@ -64,8 +64,7 @@ def test_a_server_that_dies_is_replaced_by_the_others(cluster: Cluster, tmp_path
     def kill_one_of_two(step: tuner.TuneStep) -> None:
         if step.outcome is not None and not killed:
             (crew,) = crews
-            busy = [s for s in crew._sessions if s.address not in crew.served] or list(crew._sessions)
-            killed.append(mortals[busy[0].address])
+            killed.append(mortals[next(iter(crew.served))])  # it measures the next workload already
             killed[0].kill()
 
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +74,7 @@ def test_a_server_that_dies_is_replaced_by_the_others(cluster: Cluster, tmp_path
     lost = [n for n in report.notes if "measured again elsewhere" in n]
     assert len(lost) == 1 and killed[0].address in lost[0] and "was lost" in lost[0]
     (survivor,) = (p for p in mortals.values() if p is not killed[0])
-    assert report.served[survivor.address] >= 5 and report.to_dict()["rpc"]["notes"] == list(report.notes)
+    assert report.served[survivor.address] >= 4 and report.to_dict()["rpc"]["notes"] == list(report.notes)
 
     def kill_the_last(step: tuner.TuneStep) -> None:
         if step.outcome is not None:
@@ -145,3 +144,4 @@ def test_an_interrupted_run_gives_its_servers_back(cluster: Cluster, tmp_path: P
     assert code == 130 and "continues" in err
     code, _, err = command(*arguments)
     assert code == 0 and "lost" not in err and len(record.read(tmp_path / "r.json")) == 3
+    cluster.wait_for("two", 2)  # neither was lost, here or in an earlier test
