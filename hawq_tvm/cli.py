@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from . import options, package_commands, show
-from .errors import HawqError, UsageError
+from .errors import HawqError, RemoteError, UsageError
 from .quantize import commands as allocate_commands
 from .quantize import quantize_commands
 from .show import OUT, say
@@ -132,6 +132,7 @@ def _tune(args: argparse.Namespace) -> int:
     from .tuner import TRIALS, tune
 
     options.check_tune(args)
+    servers = options.servers(args)
     if args.export:
         return _tune_export(args)
     if args.times:
@@ -142,13 +143,13 @@ def _tune(args: argparse.Namespace) -> int:
         with show.tuning(ERR, args.quiet or args.json) as progress:
             report = tune(
                 args.model, records, args.target, trials=TRIALS if args.trials is None else args.trials, threads=args.threads, shapes=shapes,
-                allow_float_tail=args.allow_float_tail, progress=progress,
+                allow_float_tail=args.allow_float_tail, progress=progress, servers=servers,
             )  # fmt: skip
     except KeyboardInterrupt:
         ERR.print(f"interrupted; what was measured before is in {records}, and the same command continues", markup=False)
         return 130
     _print_json(report.to_dict()) if args.json else show.show_tuned(report)
-    return 0
+    return RemoteError.exit_code if report.failed else 0
 
 
 def _tune_export(args: argparse.Namespace) -> int:
@@ -177,9 +178,15 @@ def _run(args: argparse.Namespace) -> int:
     from .files import check_output, load_npz, save_npz
     from .package import load
 
-    path = Path(args.output)
+    path, servers = Path(args.output), options.servers(args)
     check_output(path)
-    outputs = load(args.package, emulator=args.emulator).run(load_npz(args.inputs))
+    package, given = load(args.package, emulator=args.emulator, here=servers is None), load_npz(args.inputs)
+    if servers is None:
+        outputs = package.run(given)
+    else:
+        from .remote.packaged import run as run_there
+
+        outputs = run_there(package, given, servers)
     save_npz(path, outputs)
     if args.json:
         _print_json({"output": str(path), "arrays": {k: {"dtype": str(v.dtype), "shape": list(v.shape)} for k, v in outputs.items()}})
@@ -236,13 +243,23 @@ def _bench(args: argparse.Namespace) -> int:
 
     if args.json not in (None, "-"):
         check_output(Path(args.json))
+    servers = options.servers(args)
+    if servers is not None and args.against is not None:
+        raise UsageError("others are timed beside a package on this machine only", where="--against", remedy="leave out --rpc, or --against")
     names = [] if args.against is None else peers.parse(args.against)
     peers.check_needs(names, Path(args.model) if args.model else None)
-    package = load(args.package)
+    package = load(args.package, here=servers is None)
     given = load_npz(args.inputs) if args.inputs else None
     settings = {"warmup_ms": args.warmup_ms, "duration": args.duration, "iterations": args.iterations, "threads": args.threads}
     with _working(args, "measuring"):
-        fields = against.compare(package, args.model, names, given, **settings).to_dict() if names else against.alone(package, given, **settings)
+        if servers is not None:
+            from .remote.packaged import alone as alone_there
+
+            fields = alone_there(package, servers, given, **settings)
+        elif names:
+            fields = against.compare(package, args.model, names, given, **settings).to_dict()
+        else:
+            fields = against.alone(package, given, **settings)
     if args.json == "-":
         _print_json(fields)
         return 0

@@ -8,7 +8,8 @@ class HawqError(Exception):
 
     where: the layer, file or option in the user's own terms.  expected, found: the two facts that
     disagree.  remedy: what the user can do about it.  Any field may be empty.
-    exit_code: 1 a check failed, 2 what the user asked for or gave is wrong, 3 a model or package is not supported or not readable.
+    exit_code: 1 a check failed, 2 what the user asked for or gave is wrong, 3 a model or package is not supported or not readable,
+    4 another machine cannot be reached, was lost, or does not suit.
     """
 
     exit_code = 3
@@ -70,3 +71,13 @@ class UsageError(HawqError):
     """The command line or an argument is wrong."""
 
     exit_code = 2
+
+
+class RemoteError(HawqError):
+    """A tracker or server elsewhere cannot be reached, refuses, or does not suit."""
+
+    exit_code = 4
+
+
+class LostError(RemoteError):
+    """A server stopped answering in the middle of a session."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import UsageError
+
+if TYPE_CHECKING:
+    from .remote.tracker import Servers
 
 Command = Callable[[argparse.Namespace], int]
 AddVerbs = Callable[[Callable[[str, str], argparse.ArgumentParser]], None]
@@ -37,9 +41,11 @@ EXAMPLES = """examples:
   hawq-tvm evaluate model.hawq --data pictures --mean 127 --std 128 --against float.onnx
   hawq-tvm bench model.hawq --against openvino,onnxruntime --model model.onnx --threads 2
   hawq-tvm bench model_w4.hawq --against model.hawq --threads 1
+  hawq-tvm bench model.hawq --rpc tracker:9190 --rpc-key pi5
+  hawq-tvm tune model.onnx --rpc tracker:9190 --rpc-key pi5 -o model.records.json
 
 exit codes: 0 ok, 1 a check failed, 2 an option, an input array or an output path is wrong,
-            3 model or package not supported or not readable
+            3 model or package not supported or not readable, 4 another machine (--rpc) not reached, lost or not suited
 """
 
 
@@ -70,6 +76,12 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     def emulator(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--emulator", metavar="COMMAND", help="what runs a package that this CPU cannot run (default, for another architecture: qemu-ARCHITECTURE -cpu max)")
 
+    def remote(sub: argparse.ArgumentParser, what: str) -> None:
+        sub.add_argument("--rpc", metavar="HOST:PORT", help=f"{what}: the address of TVM's RPC tracker, or of one server")
+        sub.add_argument("--rpc-key", metavar="KEY", default=None, help="with --rpc: the key that the servers were started with")
+        sub.add_argument("--rpc-timeout", type=float, metavar="S", default=None, help="with --rpc: wait so many seconds for the tracker, for a free server and for each of its answers (default: 60)")
+        sub.add_argument("--rpc-unchecked", action="store_true", help="with --rpc: go on where a server cannot say which TVM and which CPU it has")
+
     sub = verb("inspect", "what is in a model, and which operators cannot be integer, with reason and remedy")
     sub.add_argument("model", nargs="?")
     sub.add_argument("--operators", action="store_true", help="print the operators that are known, instead of looking at a model")
@@ -94,6 +106,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("-o", "--output", metavar="RECORDS.json", help="default: MODEL.records.json in this folder; what it holds is kept, not measured again")
     sub.add_argument("--export", metavar="DIR", help="for a GPU: measure nothing, write the candidates as CUDA source with DIR/run.py, which measures them elsewhere")
     sub.add_argument("--import", metavar="FILE", dest="times", help="make records of the times.json that run.py wrote; with MODEL, only if they are of this model")
+    remote(sub, "measure on other machines, all with the key at once")
     float_tail(sub)
     shapes(sub)
     json_flag(sub)
@@ -103,6 +116,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("--inputs", required=True, metavar="IN.npz")
     sub.add_argument("-o", "--output", required=True, metavar="OUT.npz")
     emulator(sub)
+    remote(sub, "run on another machine")
     json_flag(sub)
 
     sub = verb("verify", "compare every layer of a package, or of several for different targets, with the reference, exactly")
@@ -128,6 +142,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
     sub.add_argument("--against", metavar="NAMES", help="time it in turns with others, several with commas: c (its C interface), openvino, onnxruntime, torch, torch-bf16, torch-int8, or another package's folder")
     sub.add_argument("--model", metavar="MODEL.onnx", help="with --against, unless it names c or packages only: the model that the package was compiled from")
+    remote(sub, "time it on another machine, by that machine's clock")
     sub.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON to FILE, or to standard output")
 
     sub = verb("profile", "time every kernel of a package inside real inferences")
@@ -157,8 +172,25 @@ def check_tune(args: argparse.Namespace) -> None:
     if args.times and args.model is None and not args.output:
         raise UsageError("the records' file has no name", where="tune --import", expected="-o RECORDS.json, or the model")
     given = [name for name, there in (("-o", args.export and args.output), ("--threads", (args.export or args.times) and args.threads is not None), ("--trials", args.times and args.trials is not None)) if there]
+    if args.rpc and (args.export or args.times):
+        raise UsageError("--rpc measures now", where="tune", remedy=f"leave out --rpc, or --{'export' if args.export else 'import'}")
     if given:
         raise UsageError(f"{', '.join(given)} has no meaning with --{'export' if args.export else 'import'}", where="tune", remedy="leave it out")
+
+
+def servers(args: argparse.Namespace) -> Servers | None:
+    """The machines that --rpc and its fellows mean; None without it.
+
+    Raises UsageError for an address that is none, and for the fellows alone.
+    """
+    from .remote.tracker import TIMEOUT, parse
+
+    if args.rpc is None:
+        alone = [name for name, there in (("--rpc-key", args.rpc_key is not None), ("--rpc-timeout", args.rpc_timeout is not None), ("--rpc-unchecked", args.rpc_unchecked)) if there]
+        if alone:
+            raise UsageError(f"{', '.join(alone)} has no meaning without --rpc", expected="--rpc HOST:PORT")
+        return None
+    return parse(args.rpc, args.rpc_key or "", TIMEOUT if args.rpc_timeout is None else args.rpc_timeout, args.rpc_unchecked)
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -66,12 +66,13 @@ def compile(
     return _from_compiled(compiled, name, progress)
 
 
-def load(path: str | Path, *, emulator: str | None = None, public_key: str | Path | None = None) -> Package:
+def load(path: str | Path, *, emulator: str | None = None, public_key: str | Path | None = None, here: bool = True) -> Package:
     """Open a package written by `save` or `hawq-tvm compile`, or its single file written by `hawq-tvm pack`.
 
     emulator: a command that runs programs for the package's CPU, used where this CPU cannot: for another architecture instead of
     QEMU, and for instructions that this CPU lacks. Only `run`, `run_layers` and `verify` work emulated.
     public_key: a file of minisign's; the package must be signed with its secret key.
+    here: False for one that another machine is to run.
     Raises PackageError when it is damaged, of another version, not signed so, or made for another CPU of this architecture; no code is
     loaded before that.
     """
@@ -79,7 +80,7 @@ def load(path: str | Path, *, emulator: str | None = None, public_key: str | Pat
     if public_key is not None:
         signature.verify(manifest, files, public_key, str(path))
     package = Package(manifest, files, str(path), emulator=emulator)
-    if not package.is_foreign:
+    if here and not package.is_foreign:
         package.check_host()
     return package
 

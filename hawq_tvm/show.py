@@ -207,4 +207,10 @@ def show_tuned(report: TuneReport) -> None:
         default, tuned = report.saved_us()
         say(f"these layers together: {default / 1e3:.3f} ms before, {tuned / 1e3:.3f} ms with the fastest tiles, on {f'{report.threads} threads' if report.threads else 'the GPU'}")
     say(f"{report.trials} tiles measured; {report.kept} workloads had records, {report.left} were left out for want of trials")
+    if report.served:
+        say("over RPC: " + ", ".join(f"{server} measured {n}" for server, n in sorted(report.served.items())))
+    for note in report.notes:
+        say(f"note: {note}")
+    if report.failed:
+        say(f"{report.failed} workloads were given up; the same command tries them again")
     say(f"records {report.records}" if report.outcomes or report.kept else "no records: there was nothing to measure")

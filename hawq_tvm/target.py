@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import tvm
@@ -78,15 +78,20 @@ def _llvm(fields: dict[str, Any]) -> tvm.target.Target:
 
 def host() -> tvm.target.Target:
     """This machine, less any feature that its CPU's name implies but a hypervisor hides or the kernel does not grant."""
-    mcpu = codegen.llvm_get_system_cpu()
-    target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu})
-    required = set(required_features(target))
-    missing = required - host_features()
-    if required & TILE_FEATURES and (TILE_FEATURES & missing or permit_tiles() is not None):
+    return of_cpu(codegen.llvm_get_system_cpu(), host_features(), lambda: permit_tiles() is None)
+
+
+def of_cpu(mcpu: str, features: Iterable[str], tiles: Callable[[], bool], mtriple: str = "") -> tvm.target.Target:
+    """A machine whose CPU has LLVM's name `mcpu`, less what that name implies and `features` lack.
+
+    tiles: asks for AMX's tile registers, whether they are granted.  mtriple: where it is another machine than this one.
+    """
+    fields = {"kind": "llvm", "mcpu": mcpu, **({"mtriple": mtriple} if mtriple else {})}
+    required = set(required_features(tvm.target.Target(fields)))
+    missing = required - set(features)
+    if required & TILE_FEATURES and (TILE_FEATURES & missing or not tiles()):
         missing |= required & TILE_FEATURES
-    if missing:
-        target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "mattr": [f"-{f}" for f in sorted(missing)]})
-    return target
+    return tvm.target.Target({**fields, "mattr": [f"-{f}" for f in sorted(missing)]} if missing else fields)
 
 
 def _cpu(target: tvm.target.Target) -> tvm.target.Target:

@@ -10,8 +10,10 @@ import datetime
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +25,19 @@ from tvm import relax
 from schedules import lower, record, workload
 from schedules.layer import Layer
 from schedules.record import Record
-from schedules.rule import Tile, Tiled, choose
+from schedules.rule import Kernel, Tile, Tiled, choose
 from schedules.rules import rules_for
 
 from . import __version__, arith, ops, pipeline, ranges, stages
 from . import target as targets
 from .bench import machine
 from .bench.measure import checked_threads
-from .bench.race import Contender, race
+from .bench.race import Contender, Result, race
 from .bench.work import layer_products
 from .errors import OutputError, UsageError
 from .files import check_output, write_text
+from .remote.tracker import Servers
+from .remote.tuning import Crew, Job
 
 Array = NDArray[Any]
 TRIALS = 400
@@ -81,6 +85,7 @@ class TuneReport:
     """A finished run.
 
     kept: workloads that had a record already.  left: those that the trials did not suffice for.
+    served: over RPC, the workloads that each server measured.  notes: what went wrong there.  failed: workloads that were given up.
     """
 
     records: Path
@@ -88,6 +93,9 @@ class TuneReport:
     outcomes: tuple[Outcome, ...]
     kept: int
     left: int
+    served: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    failed: int = 0
 
     @property
     def trials(self) -> int:
@@ -101,9 +109,11 @@ class TuneReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
         default, tuned = self.saved_us()
+        there = {"rpc": {"servers": dict(self.served), "notes": list(self.notes), "failed": self.failed}} if self.served or self.notes else {}
         return {
             "records": str(self.records), "threads": self.threads, "trials": self.trials, "kept": self.kept, "left": self.left,
             "default_us": round(default, 2), "tuned_us": round(tuned, 2), "workloads": [o.to_dict() for o in self.outcomes],
+            **there,
         }  # fmt: skip
 
 
@@ -119,44 +129,71 @@ class TuneStep:
     seconds_left: float | None = None
 
 
+class Here:
+    """This machine, as a place where tiles are raced.
+
+    Raises UsageError for a target that it cannot run.
+    """
+
+    def __init__(self, target: str, threads: int | None) -> None:
+        self.target, self.threads, self.cpu = runnable(target), checked_threads(0, 0, 1, threads), str(machine.describe()["cpu"])
+        self.served, self.notes, self.failed = dict[str, int](), list[str](), 0
+        if os.getloadavg()[0] > BUSY * machine.available_cores():
+            record.warn(f"other programs keep this machine busy (load average {os.getloadavg()[0]:.1f}): what is measured now may mislead")
+
+    def measure(self, jobs: Sequence[Job], begins: Callable[[Job], None]) -> Generator[tuple[Job, Result], None, None]:
+        """Every job's result, one after the other."""
+        for job in jobs:
+            begins(job)
+            yield job, race(job.kernels(), job.inputs, job.outputs, self.target, self.threads)
+
+
 def tune(
     model: Any, records: str | Path, target: str = "host", *, trials: int = TRIALS, threads: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None, allow_float_tail: bool = False, progress: Callable[[TuneStep], None] | None = None,
+    servers: Servers | None = None,
 ) -> TuneReport:  # fmt: skip
     """Measure the tiles of a model's kernels on this machine and write the fastest to the file `records`, for `compile`.
 
     What the file holds already is kept and not measured again.  trials: measure at most so many tiles in all.
     threads: the size of TVM's thread pool (None: one per usable core).  progress: called when a workload begins and ends.
-    Raises ModelError as `compile` does, UsageError for a target that this machine cannot run, OutputError when `records` cannot be written.
+    servers: measure on these machines instead, on all at once; "host" means their CPU, and threads None what TVM takes there.
+    Raises ModelError as `compile` does, UsageError for a target that this machine cannot run, OutputError when `records` cannot be written,
+    RemoteError when no server can measure.
     """
-    parsed, path, count = runnable(target), Path(records), checked_threads(0, 0, 1, threads)
     if trials < 2:
         raise UsageError("at least 2 trials are needed to compare anything", where="--trials", found=str(trials))
+    path = Path(records)
+    checked_threads(0, 0, 1, threads)
     check_output(path)
     known = existing(path)
-    load = os.getloadavg()[0]
-    if load > BUSY * machine.available_cores():
-        record.warn(f"other programs keep this machine busy (load average {load:.1f}): what is measured now may mislead")
+    place: Here | Crew = Here(target, threads) if servers is None else Crew(servers, target, threads)
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
     packed = pipeline.to_packed(pipeline.import_annotated(model, shapes=fixed, allow_float_tail=allow_float_tail))
-    found = workloads(packed, parsed, count)
-    usable = record.check_rules(known, rules_for(parsed))
+    found = workloads(packed, place.target, place.threads)
+    usable = record.check_rules(known, rules_for(place.target))
     told: set[str] = set()
-    missing = [w for w in found if record.find(usable, [w.key], w.rule, w.layer, parsed, told) is None]
+    missing = [w for w in found if record.find(usable, [w.key], w.rule, w.layer, place.target, told) is None]
     shares = _shares([len(w.tiles) for w in missing], trials)
     planned = [(w, n) for w, n in zip(missing, shares, strict=True) if n]
+    jobs = [Job(i, w.layers[0], partial(_kernels, w, n, place.target), w.inputs, _outputs(w.layer)) for i, (w, n) in enumerate(planned)]
     tell, start, outcomes = progress or (lambda step: None), time.monotonic(), list[Outcome]()
-    for number, (one, share) in enumerate(planned, 1):
+
+    def step(job: Job, outcome: Outcome | None) -> None:
         done = sum(o.candidates for o in outcomes)
-        rest = sum(n for _, n in planned) - done
-        seconds = (time.monotonic() - start) / done * rest if done else None
-        tell(TuneStep(number, len(planned), one.layers[0], share, None, seconds))
-        entry, outcome = _measured(one, share, parsed, count)
-        known[one.key] = entry
-        write_text(path, record.dump(known))
-        outcomes.append(outcome)
-        tell(TuneStep(number, len(planned), one.layers[0], share, outcome, seconds))
-    return TuneReport(path, count, tuple(outcomes), len(found) - len(missing), len(missing) - len(planned))
+        seconds = (time.monotonic() - start) / done * (sum(n for _, n in planned) - done) if done else None
+        tell(TuneStep(len(outcomes) + (outcome is None), len(planned), job.what, planned[job.number][1], outcome, seconds))
+
+    with closing(place.measure(jobs, lambda job: step(job, None))) as results:
+        for job, result in results:
+            one, share = planned[job.number]
+            entry, outcome = _recorded(one, share, place, result)
+            known[one.key] = entry
+            write_text(path, record.dump(known))
+            outcomes.append(outcome)
+            step(job, outcome)
+    left = len(missing) - len(planned)
+    return TuneReport(path, place.threads, tuple(outcomes), len(found) - len(missing), left, place.served, tuple(place.notes), place.failed)
 
 
 def runnable(text: str) -> tvm.target.Target:
@@ -266,19 +303,21 @@ def _shares(sizes: Sequence[int], trials: int) -> list[int]:
     return shares
 
 
-def _measured(one: Workload, share: int, target: tvm.target.Target, threads: int) -> tuple[Record, Outcome]:
-    """The record of a workload after measuring its first `share` tiles."""
-    tiles = one.tiles[:share]
-    kernels = [one.rule.build(one.layer, target, tile) for tile in tiles]
-    result = race(kernels, one.inputs, _outputs(one.layer), target, threads)
+def _kernels(one: Workload, share: int, target: tvm.target.Target) -> list[Kernel]:
+    """The kernels of a workload's first `share` tiles."""
+    return [one.rule.build(one.layer, target, tile) for tile in one.tiles[:share]]
+
+
+def _recorded(one: Workload, share: int, place: Here | Crew, result: Result) -> tuple[Record, Outcome]:
+    """The record of a workload whose first `share` tiles were raced; the load of another machine is not known, 0."""
     for i in result.wrong:
-        record.warn(f"{one.layers[0]}: the tile {tiles[i]} computes something else than {tiles[0]} and was left out; this is a bug, report it")
-    tile, median, default = tiles[result.winner], round(result.median_us, 3), round(result.first_us, 3)
+        record.warn(f"{one.layers[0]}: the tile {one.tiles[i]} computes something else than {one.tiles[0]} and was left out; this is a bug, report it")
+    tile, median, default = one.tiles[result.winner], round(result.median_us, 3), round(result.first_us, 3)
     versions = {"hawq_tvm": __version__, "tvm": str(tvm.__version__), "llvm": str(tvm.target.codegen.llvm_version_major())}
-    load, now = round(os.getloadavg()[0], 2), datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    cpu = str(machine.describe()["cpu"])
-    entry = Record(one.rule.name, record.fields_of(tile), median, default, one.layers[0], threads, share, cpu, load, versions, now)
-    return entry, Outcome(one.key, one.layers, one.rule.name, str(tiles[0]), str(tile), default, median, share)
+    load = round(os.getloadavg()[0], 2) if isinstance(place, Here) else 0.0
+    now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    entry = Record(one.rule.name, record.fields_of(tile), median, default, one.layers[0], place.threads, share, place.cpu, load, versions, now)
+    return entry, Outcome(one.key, one.layers, one.rule.name, str(one.tiles[0]), str(tile), default, median, share)
 
 
 __all__ = ["Outcome", "TuneReport", "TuneStep", "existing", "main_kernel", "runnable", "tune", "workloads"]

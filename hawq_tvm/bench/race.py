@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def race(
     outputs: shape and dtype of each.  A kernel whose outputs are not exactly the first's cannot win.
     """
     runs = _runs(kernels, inputs, outputs, target)
-    return with_pool(threads, lambda stop: _race(runs, stop))
+    return with_pool(threads, lambda stop: judge(runs, stop))
 
 
 @dataclass(frozen=True)
@@ -68,30 +69,46 @@ def time_each(contenders: Sequence[Contender], target: tvm.target.Target, thread
 
 
 @dataclass(frozen=True)
-class _Run:
-    """One built kernel with its arguments, ready to be called."""
+class Run:
+    """One built kernel with its arguments.
+
+    call: runs it.  results: what it writes.  time: runs it and tells the nanoseconds of one call, or of several.
+    """
 
     call: Callable[[], Any]
     results: list[tvm.runtime.Tensor]
+    time: Callable[[], list[float]]
+
+
+def library(kernels: Sequence[Kernel], target: tvm.target.Target) -> tuple[tvm.runtime.Module, list[str]]:
+    """The kernels in one library, and the name of each."""
+    names = [f"kernel{i}" for i in range(len(kernels))]
+    module = tvm.IRModule({n: k.func.with_attr({"global_symbol": n, "tirx.noalias": True}) for n, k in zip(names, kernels, strict=True)})
+    return tvm.tirx.build(module, target=target, pipeline="s_tir"), names
 
 
 def _runs(
     kernels: Sequence[Kernel], inputs: Sequence[NDArray[Any]], outputs: Sequence[tuple[tuple[int, ...], str]], target: tvm.target.Target
-) -> list[_Run]:
-    names = [f"kernel{i}" for i in range(len(kernels))]
-    module = tvm.IRModule({n: k.func.with_attr({"global_symbol": n, "tirx.noalias": True}) for n, k in zip(names, kernels, strict=True)})
-    library = tvm.tirx.build(module, target=target, pipeline="s_tir")
+) -> list[Run]:
+    built, names = library(kernels, target)
     data = [tvm.runtime.tensor(x) for x in inputs]
     runs = []
     for name, kernel in zip(names, kernels, strict=True):
         results = [tvm.runtime.tensor(np.zeros(shape, dtype)) for shape, dtype in outputs]
         arguments = [*data, *(tvm.runtime.tensor(a) for a in kernel.arguments), *results]
-        function = library[name]
-        runs.append(_Run(lambda function=function, arguments=arguments: function(*arguments), results))  # type: ignore[misc]
+        call = partial(built[name], *arguments)
+        runs.append(Run(call, results, partial(_time_here, call)))
     return runs
 
 
-def _race(runs: Sequence[_Run], stop: threading.Event) -> Result:
+def _time_here(call: Callable[[], Any]) -> list[float]:
+    start = time.perf_counter_ns()
+    call()
+    return [time.perf_counter_ns() - start]
+
+
+def judge(runs: Sequence[Run], stop: threading.Event) -> Result:
+    """Compare what the kernels compute, then time them in turns; see `race`."""
     for run in runs:
         run.call()
     expected = [r.numpy() for r in runs[0].results]
@@ -105,18 +122,14 @@ def _race(runs: Sequence[_Run], stop: threading.Event) -> Result:
     return Result(winner, medians[winner], medians[0], wrong)
 
 
-def _heat(runs: Sequence[_Run], who: Sequence[int], seconds: float, stop: threading.Event) -> dict[int, float]:
-    """The median microseconds of some kernels, each called once per round."""
-    times: dict[int, list[int]] = {i: [] for i in who}
+def _heat(runs: Sequence[Run], who: Sequence[int], seconds: float, stop: threading.Event) -> dict[int, float]:
+    """The median microseconds of some kernels, in turns."""
+    times: dict[int, list[float]] = {i: [] for i in who}
     least, most = ROUNDS
     end = time.perf_counter() + seconds * len(who)
-    now = time.perf_counter_ns
     for rounds in range(most):
         if stop.is_set() or (rounds >= least and time.perf_counter() > end):
             break
         for i in who:
-            call = runs[i].call
-            start = now()
-            call()
-            times[i].append(now() - start)
+            times[i] += runs[i].time()
     return {i: float(np.median(t)) / 1e3 if t else float("inf") for i, t in times.items()}

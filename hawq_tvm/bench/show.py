@@ -18,7 +18,11 @@ def show(out: Console, fields: dict[str, Any]) -> None:
     m, found = fields["machine"], fields["limits"]
     if "gpu" in m:
         return _show_gpu(out, fields)
-    out.print(f"{fields['name']}: {m['cpu']}, {m['cores']} cores, {m['system']}, tvm {m['tvm']}", markup=False)
+    if "rpc" in fields:
+        there = fields["rpc"]
+        out.print(f"{fields['name']}: {m['cpu']} ({m['architecture']}), tvm {m['tvm']}, key {there['key'] or 'none'}, server {there['server']}; times by its clock", markup=False)
+    else:
+        out.print(f"{fields['name']}: {m['cpu']}, {m['cores']} cores, {m['system']}, tvm {m['tvm']}", markup=False)
     if "engines" in fields:
         out.print(f"threads {fields['threads']} on processors {fields['pinned_to']}, {fields['turns']} turns each; other processes took {100 * fields['others_share']:.0f} % of their time", markup=False)
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -42,7 +46,7 @@ def show(out: Console, fields: dict[str, Any]) -> None:
         out.print(f"threads {fields['threads']}, {fields['iterations']} iterations after {fields['warmup_ms']:g} ms of warm-up", markup=False)
         out.print("latency ms: " + "  ".join(f"{k} {v:.3f}" for k, v in fields["latency_ms"].items()), markup=False)
         out.print(f"throughput: {fields['throughput_per_s']:.1f} inferences/s", markup=False)
-        out.print(f"speed: {fields['tops']:.3f} TOPS, {_share(fields)} of the limit", markup=False)
+        out.print(f"speed: {fields['tops']:.3f} TOPS" + (f", {_share(fields)} of the limit" if found else ""), markup=False)
     if found is None:
         return
     peaks = ", ".join(f"{name} {tops:.3f}" for name, tops in found["int8_tops_per_core"].items()) or "not measured on this architecture"

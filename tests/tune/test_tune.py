@@ -77,12 +77,13 @@ def test_the_space_holds_the_default_and_valid_tiles(pixels: int, channels: int)
 ], ids=["residual", "int4", "depthwise", "portable"])  # fmt: skip
 def test_every_tile_of_a_space_computes_the_same(model: onnx.ModelProto, where: tvm.target.Target, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(races, "_heat", lambda runs, who, *_: dict.fromkeys(who, 1.0))
-    found = tuner.workloads(packed(model), where, 1)
+    found, here = tuner.workloads(packed(model), where, 1), tuner.Here("host", 2)
     assert found and all(len(w.tiles) > 1 for w in found)
     for one in found:
         short = replace(one, tiles=[one.tiles[0], *one.tiles[-3:]])
         assert short.rule.build(short.layer, where, short.tiles[-1]).tile == short.tiles[-1]
-        entry, outcome = tuner._measured(short, 4, where, 2)
+        result = races.race(tuner._kernels(short, 4, where), short.inputs, tuner._outputs(short.layer), where, 2)
+        entry, outcome = tuner._recorded(short, 4, here, result)
         assert entry.tile == record.fields_of(one.tiles[0]) and outcome.candidates == len(short.tiles)
 
 
