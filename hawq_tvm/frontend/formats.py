@@ -12,7 +12,7 @@ from typing import Any
 
 import tvm
 
-from hawq_tvm.errors import ModelError
+from hawq_tvm.errors import ModelError, UsageError
 
 from .hawq.source import Checkpoint
 
@@ -41,7 +41,12 @@ def frontend_of(source: Any) -> Frontend:
 
     Raises ModelError for PyTorch's other objects and files; what nobody knows is left to the ONNX reader to refuse.
     """
-    content = "checkpoint" if isinstance(source, Checkpoint) else _content(source)
+    content = _content(source.path if isinstance(source, Checkpoint) else source)
+    if isinstance(source, Checkpoint) and content != "checkpoint":
+        raise UsageError(
+            "is no checkpoint of PyTorch", where=source.where, expected="a file of torch.save, as HAWQ writes it", found=content or "another format, or no file",
+            remedy="give a network and bits (--network, --bits) with HAWQ checkpoints only",
+        )  # fmt: skip
     if content == "checkpoint":
         from . import hawq
 

@@ -32,10 +32,11 @@ UNSIGNED_BITS = 4
 
 @dataclass(frozen=True)
 class Integers:
-    """A quantized tensor and its scale."""
+    """A quantized tensor, its scale, and whether it can be negative."""
 
     data: relax.Expr
     scale: np.float32
+    signed: bool = True
 
 
 def act_type(bits: int) -> arith.QType:
@@ -112,17 +113,20 @@ class Importer(Writer):
         else:
             real = parts[0] if len(parts) == 1 else self.bind(relax.op.add(*parts), f"{step.layer}.sum")
         ceiling = None
+        signed = step.high is None and not all(s in self.values and not self.values[s].signed for s in step.sources)
         if step.high is not None:
             real = self.bind(relax.op.nn.relu(real), f"{step.layer}.relu")
+            if len(parts) == 2 and qtype.storage == "int16":
+                qtype = arith.QType.of("uint16")  # HAWQ clamps no sum: half of the 16 bits' codes are there for it
             ceiling = self._ceiling(step, scale) if np.isfinite(step.high) else None
         if ceiling is not None and np.all(ceiling == ceiling[0]):
             qtype, ceiling = arith.QType(qtype.qmin, min(qtype.qmax, int(ceiling[0])), qtype.storage), None
         quantized = ops.quantize(real, scale, 0, qtype=qtype, branches="each")
         if ceiling is None or int(ceiling.min()) >= qtype.qmax:
-            return Integers(self.bind(quantized, step.layer), scale)
+            return Integers(self.bind(quantized, step.layer), scale, signed)
         rounded = self.bind(quantized, f"{step.layer}.rounded")
         bound = ops.const(np.minimum(ceiling, qtype.qmax).reshape(1, -1, 1, 1), qtype.storage)
-        return Integers(self.bind(relax.op.minimum(rounded, bound), step.layer), scale)
+        return Integers(self.bind(relax.op.minimum(rounded, bound), step.layer), scale, signed)
 
     def _ceiling(self, step: Act, scale: np.float32) -> Array:
         """What ReLU6 leaves of a channel, in steps of `scale`: HAWQ clips the real value, brings 6 back to the sum's grid in float32, and rescales that."""
@@ -186,7 +190,7 @@ class Importer(Writer):
         if pad:
             lowest = arith.RANGES[ops.dtype_of(data)][0]
             data = self.bind(relax.op.nn.pad(data, [0, 0, 0, 0, pad, pad, pad, pad], "constant", lowest), f"{step.layer}.pad")
-        return Integers(self.bind(relax.op.nn.max_pool2d(data, (3, 3), (2, 2)), step.layer), value.scale)
+        return Integers(self.bind(relax.op.nn.max_pool2d(data, (3, 3), (2, 2)), step.layer), value.scale, value.signed)
 
     def _mean_pool(self, step: MeanPool) -> Integers:
         """HAWQ cuts the mean of the integers off after it added 0.01: the fraction of a mean of up to 99 of them stays below 1."""
@@ -198,5 +202,6 @@ class Importer(Writer):
             mean = relax.op.nn.avg_pool2d(real, (3, 3), (1, 1), (1, 1), count_include_pad=True)
         mean = self.bind(mean, f"{step.layer}.mean")
         raised = self.bind(relax.op.add(mean, ops.const(np.float32(0.01) * value.scale, "float32")), f"{step.layer}.raised")
-        qtype = arith.QType.of(ops.dtype_of(value.data))
-        return Integers(self.bind(ops.quantize(raised, value.scale, 0, qtype=qtype, rounding="toward_zero"), step.layer), value.scale)
+        whole = arith.QType.of(ops.dtype_of(value.data))
+        qtype = whole if value.signed else arith.QType(0, whole.qmax, whole.storage)
+        return Integers(self.bind(ops.quantize(raised, value.scale, 0, qtype=qtype, rounding="toward_zero"), step.layer), value.scale, value.signed)

@@ -101,7 +101,7 @@ class FakeQuant:
     """One quantized network: its quantizers and layers under HAWQ's names, made when they are first met.
 
     bits: of every layer by name.  learning: ranges of activations follow the data.  real: the float type of tensors.  saturate: sums of two
-    branches are clamped to their bits; HAWQ does not.
+    branches are clamped to 16 bits, unsigned ones where ReLU follows; HAWQ does not.
     """
 
     bits: dict[str, int]
@@ -112,8 +112,11 @@ class FakeQuant:
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
     layers: dict[str, Weights] = field(default_factory=dict)
 
-    def act(self, name: str, x: Any, before: Pair | None = None, identity: Any = None, other: Pair | None = None) -> Pair:
-        """Quantize x; before: the two scales whose product is its grid, None for the image; identity: the branch of `other`'s grid that x holds too."""
+    def act(self, name: str, x: Any, before: Pair | None = None, identity: Any = None, other: Pair | None = None, rectified: bool = False) -> Pair:
+        """Quantize x; before: the two scales whose product is its grid, None for the image; identity: the branch of `other`'s grid that x holds too.
+
+        rectified: ReLU follows.
+        """
         q = self.quantizers.setdefault(name, Quantizer(self.bits[name]))
         if self.learning:
             q.low, q.high = min(q.low, float(x.min())), max(q.high, float(x.max()))
@@ -124,7 +127,8 @@ class FakeQuant:
             integers = rescaled(x, before, scale)
         else:
             integers = rescaled(x - identity, before, scale) + rescaled(identity, other, scale)  # type: ignore[arg-type]
-            q.beyond = int(((integers < low) | (integers > high)).sum())
+            low, high = (0, 2**16 - 1) if rectified else (low, high)
+            q.beyond = int((integers > high).sum() + (0 if rectified else (integers < low).sum()))
         if identity is None or self.saturate:
             integers = torch.clamp(integers, low, high)
         q.integers = integers
@@ -158,6 +162,11 @@ class FakeQuant:
         sums = torch.round(integers @ layer.integers.to(integers.dtype).flatten(1).T + layer.bias.to(integers.dtype))
         return sums.float() * (layer.scale * x[1]).reshape(1, -1)
 
+    def relu(self, name: str, x: Pair) -> Pair:
+        """ReLU after a quantizer, of its integers too."""
+        self.quantizers[name].integers = torch.relu(self.quantizers[name].integers)
+        return torch.relu(x[0]), x[1]
+
     def mean(self, name: str, x: Pair, whole: bool = True) -> Pair:
         """A mean of the integers, cut off after 0.01 was added."""
         integers = torch.round(x[0] / x[1].to(x[0].dtype))
@@ -188,8 +197,7 @@ def resnet(f: FakeQuant, image: Any) -> Any:
     deep = hasattr(stages[0].unit1.body, "conv3")
     x = f.act("quant_input", image)
     z, grid = f.conv("quant_init_convbn" if deep else "quant_init_block_convbn", features.init_block.conv, x)
-    y, s = f.act("quant_act_int32", F.max_pool2d(z, 3, 2, 1), grid)
-    x = (torch.relu(y), s)
+    x = f.relu("quant_act_int32", f.act("quant_act_int32", F.max_pool2d(z, 3, 2, 1), grid))
     for i, stage in enumerate(stages, 1):
         for j, unit in enumerate(stage.children(), 1):
             at = f"stage{i}.unit{j}"
@@ -203,8 +211,7 @@ def resnet(f: FakeQuant, image: Any) -> Any:
                 z, grid = f.conv(f"{at}.quant_convbn{k}", getattr(unit.body, f"conv{k}"), inner)
                 if k < count:
                     inner = f.act(f"{at}.quant_act{k}", torch.relu(z), grid)
-            y, s = f.act(f"{at}.quant_act_int32", z + identity, grid, identity, other)
-            x = (torch.relu(y), s)
+            x = f.relu(f"{at}.quant_act_int32", f.act(f"{at}.quant_act_int32", z + identity, grid, identity, other, rectified=True))
     x = f.mean("final_pool", x)
     return f.classes("quant_output", f.net.output, f.act("quant_act_output", x[0], (x[1], ONE)), per_tensor=True)
 
@@ -319,3 +326,13 @@ def training_checkpoint(f: FakeQuant, arch: str) -> dict[str, Any]:
     state = {k: v for section in checkpoint(f).values() for k, v in section.items()}
     state |= {f"module.{n}.conv_scaling_factor": w.scale for n, w in f.layers.items() if w.kind == "conv_scaling_factor"}
     return {"epoch": 1, "arch": arch, "state_dict": state, "best_acc1": torch.tensor(70.0), "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}}
+
+
+def trained(name: str, bits: dict[str, int], pixels: int, images: int = 2, seed: int = 0) -> tuple[FakeQuant, np.ndarray]:
+    """A network with calibrated quantizers, frozen, and the images that it was calibrated on."""
+    image = np.random.default_rng(seed).standard_normal((images, 3, pixels, pixels)).astype(np.float32)
+    net = float_network(name, seed)
+    train_norms(net, image)
+    quantized = FakeQuant(bits, net)
+    quantized(image)
+    return quantized.frozen(), image
