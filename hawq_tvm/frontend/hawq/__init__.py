@@ -26,8 +26,8 @@ def import_checkpoint(source: Any, shapes: Mapping[str, Sequence[int]] | None = 
 
 
 def unsupported(source: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> list[dict[str, str]]:
-    """Nothing: what is wrong with a checkpoint is raised when it is read."""
-    del source, shapes
+    """Nothing: what is wrong with a checkpoint is raised when it is read; raises UsageError for a shape that does not fit."""
+    Importer(read_model(source), shapes)
     return []
 
 

@@ -116,7 +116,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _checked(net: Network, given: Mapping[str, Any], where: str) -> dict[str, int]:
     """Every layer's bits; as HAWQ writes them, bits may be a pair with "hook", and a layer's conv and bn may be listed again."""
-    layers = {s.layer: MAX_ACT_BITS if isinstance(s, Act) else MAX_WEIGHT_BITS for s in (*net.weighted, *net.acts)}
+    layers = {w.layer: MAX_WEIGHT_BITS for w in net.weighted} | {a.layer: MAX_ACT_BITS for a in net.acts}
     config: dict[str, int] = {}
     for name, value in given.items():
         inner, _, part = str(name).rpartition(".")

@@ -112,12 +112,13 @@ class Importer(Writer):
             real = self.bind(relax.op.concat(parts, 1), f"{step.layer}.concat")
         else:
             real = parts[0] if len(parts) == 1 else self.bind(relax.op.add(*parts), f"{step.layer}.sum")
+        if len(parts) == 2 and not step.joined:
+            # HAWQ clamps no sum of branches: behind ReLU 16 bits without a sign hold twice its calibrated range, what has a sign gets 32.
+            qtype = arith.QType.of("int32" if step.high is None else "uint16")
         ceiling = None
         signed = step.high is None and not all(s in self.values and not self.values[s].signed for s in step.sources)
         if step.high is not None:
             real = self.bind(relax.op.nn.relu(real), f"{step.layer}.relu")
-            if len(parts) == 2 and qtype.storage == "int16":
-                qtype = arith.QType.of("uint16")  # HAWQ clamps no sum: half of the 16 bits' codes are there for it
             ceiling = self._ceiling(step, scale) if np.isfinite(step.high) else None
         if ceiling is not None and np.all(ceiling == ceiling[0]):
             qtype, ceiling = arith.QType(qtype.qmin, min(qtype.qmax, int(ceiling[0])), qtype.storage), None
@@ -156,19 +157,17 @@ class Importer(Writer):
     def _weighted(self, step: Weighted, layer: Layer, scale: Array) -> relax.Expr:
         """A layer's sums times `scale`, of one value or one per output."""
         x = self._dequantized(self.values[step.x].data, np.float32(1), f"{step.layer}.x")
-        per_output = scale.reshape(-1)
+        spread = (1, -1) if len(step.shape) == 2 else (1, -1, 1, 1)
         if len(step.shape) == 2:
             flat = self.bind(relax.op.reshape(x, (ops.shape_of(x)[0], -1)), f"{step.layer}.flat")
-            weight = self._constant(layer.weight.T, per_output.reshape(1, -1), f"{step.layer}.weight")
-            y, spread = relax.op.matmul(flat, weight), (1, -1)
+            y = relax.op.matmul(flat, self._constant(layer.weight.T, scale.reshape(1, -1), f"{step.layer}.weight"))
         else:
-            weight = self._constant(layer.weight, per_output.reshape(-1, 1, 1, 1), f"{step.layer}.weight")
+            weight = self._constant(layer.weight, scale.reshape(-1, 1, 1, 1), f"{step.layer}.weight")
             y = relax.op.nn.conv2d(x, weight, strides=step.stride, padding=step.padding, groups=step.groups)
-            spread = (1, -1, 1, 1)
         y = self.bind(y, f"{step.layer}.acc" if layer.bias is not None else step.layer)
         if layer.bias is None:
             return y
-        bias = self._constant(layer.bias.reshape(spread), per_output.reshape(spread), f"{step.layer}.bias")
+        bias = self._constant(layer.bias.reshape(spread), scale.reshape(spread), f"{step.layer}.bias")
         return self.bind(relax.op.add(y, bias), step.layer)
 
     def _constant(self, values: Array, scale: Array, name: str) -> relax.Expr:

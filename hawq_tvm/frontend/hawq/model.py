@@ -23,7 +23,7 @@ BIAS_LIMIT = 2**31
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's integers (int64) and scales: weight, bias of one value per output, scale of one or one per output (float32)."""
+    """A layer's integers and scales: weight (int16), bias of one value per output (int64), scale of one or one per output (float32)."""
 
     weight: Array
     bias: Array | None
@@ -55,7 +55,7 @@ def read_model(source: Any) -> Model:
     given = source if isinstance(source, Checkpoint) else Checkpoint(source if isinstance(source, bytes) else Path(source))
     tensors, arch = read_tensors(given.path, given.where)
     net = _network(given, tensors, arch)
-    strangers = {n.rpartition(".")[0] for n in tensors} - {s.layer for s in (*net.weighted, *net.acts)}
+    strangers = {n.rpartition(".")[0] for n in tensors} - {w.layer for w in net.weighted} - {a.layer for a in net.acts}
     if strangers:
         raise ModelError(
             f"holds a layer that {net.name} does not have", where=given.where, expected=f"the layers of HAWQ's {net.name}", found=sorted(strangers)[0],
@@ -125,7 +125,7 @@ def _integers(tensors: Mapping[str, Array], name: str, shape: tuple[int | None, 
         raise ModelError("holds numbers that are not integers", where=name, expected="whole numbers", found=f"{np.count_nonzero(wrong)} of {array.size}, first {array[wrong][0]:g}", remedy=WRITE)
     if array.size == 0 or np.max(np.abs(array)) > limit:
         raise ModelError("is out of range", where=name, expected=f"magnitudes of at most {limit}", found=f"{np.max(np.abs(array), initial=0):g}", remedy=WRITE)
-    return array.astype(np.int64)
+    return array.astype(np.int16 if limit < 2**15 else np.int64)
 
 
 def _scale(tensors: Mapping[str, Array], name: str, sizes: tuple[int, ...]) -> Array:
@@ -133,8 +133,9 @@ def _scale(tensors: Mapping[str, Array], name: str, sizes: tuple[int, ...]) -> A
     if array.size not in sizes:
         raise ModelError("has the wrong shape", where=name, expected=" or ".join(str(s) for s in sorted(set(sizes))) + " values", found=str(array.size), remedy=WRITE)
     narrow = array.astype(np.float32)
-    if not np.all(np.isfinite(narrow) & (narrow > 0)) or np.any(narrow != array):
-        raise ModelError("is no scale", where=name, expected="positive numbers in float32", found=f"{array[~(narrow > 0) | (narrow != array)].flat[0]:g}", remedy=f"calibrate first: {WRITE}")
+    wrong = ~(np.isfinite(narrow) & (narrow > 0) & (narrow == array))
+    if np.any(wrong):
+        raise ModelError("is no scale", where=name, expected="positive numbers in float32", found=f"{array[wrong][0]:g}", remedy=f"calibrate first: {WRITE}")
     return narrow
 
 

@@ -197,7 +197,11 @@ def _mobilenetv2() -> Iterator[Step]:
 # -- InceptionV3 -------------------------------------------------------------------------------------------
 
 # A convolution: its outputs, kernel, stride and padding.
-_Conv = tuple[int, int | tuple[int, int], int, int | tuple[int, int]]
+_Conv: TypeAlias = tuple[int, int | tuple[int, int], int, int | tuple[int, int]]
+# A branch: convolutions in sequence ("split": at last two side by side, of 1 x 3 and 3 x 1, joined), a number for a mean pool and a
+# convolution with so many outputs, 0 for a max pool.
+_Branch: TypeAlias = int | tuple[_Conv | str, ...]
+_SPLIT = "split"
 _ROW, _COLUMN = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
 
 
@@ -205,20 +209,17 @@ def _one(outputs: int) -> _Conv:
     return (outputs, 1, 1, 0)
 
 
-def _inception_a(pooled: int) -> tuple[object, ...]:
+def _inception_a(pooled: int) -> tuple[_Branch, ...]:
     return ((_one(64),), (_one(48), (64, 5, 1, 2)), (_one(64), (96, 3, 1, 1), (96, 3, 1, 1)), pooled)
 
 
-def _inception_b(middle: int) -> tuple[object, ...]:
+def _inception_b(middle: int) -> tuple[_Branch, ...]:
     long = (_one(middle), (middle, *_COLUMN), (middle, *_ROW), (middle, *_COLUMN), (192, *_ROW))
     return ((_one(192),), (_one(middle), (middle, *_ROW), (192, *_COLUMN)), long, 192)
 
 
-_SPLIT = "split"
-_INCEPTION_C = ((_one(320),), (_one(384), _SPLIT), (_one(448), (384, 3, 1, 1), _SPLIT), 192)
-# A unit is a tuple of branches: convolutions in sequence ("split": then two side by side, of 1 x 3 and 3 x 1, joined), a number for a mean
-# pool and a convolution with so many outputs, 0 for a max pool.
-_INCEPTION_STAGES: tuple[tuple[tuple[object, ...], ...], ...] = (
+_INCEPTION_C: tuple[_Branch, ...] = ((_one(320),), (_one(384), _SPLIT), (_one(448), (384, 3, 1, 1), _SPLIT), 192)
+_INCEPTION_STAGES: tuple[tuple[tuple[_Branch, ...], ...], ...] = (
     (_inception_a(32), _inception_a(64), _inception_a(64)),
     ((((384, 3, 2, 0),), (_one(64), (96, 3, 1, 1), (96, 3, 2, 0)), 0), *(_inception_b(n) for n in (128, 160, 160, 192))),
     (((_one(192), (320, 3, 2, 0)), (_one(192), (192, *_ROW), (192, *_COLUMN), (192, 3, 2, 0)), 0), _INCEPTION_C, _INCEPTION_C),
@@ -241,8 +242,8 @@ def _inceptionv3() -> Iterator[Step]:
             at = f"features.stage{stage}.unit{unit}"
             parts, widths = [], []
             for i, branch in enumerate(branches, 1):
-                *steps, (made, width) = _branch(f"{at}.branches.branch{i}", x, inputs, branch)
-                yield from steps  # type: ignore[misc]
+                steps, made, width = _branch(f"{at}.branches.branch{i}", x, inputs, branch)
+                yield from steps
                 parts.append(made)
                 widths.append(width)
             x, inputs = f"{at}.q_rescaling_activ", sum(widths)
@@ -258,33 +259,26 @@ def _activated(at: str, x: str, inputs: int, form: _Conv, *, wide: bool = False,
     yield Act(f"{at}.q_activ", (f"{at}.q_convbn",), RELU, wide=wide)
 
 
-def _branch(at: str, x: str, inputs: int, branch: object) -> Iterator[Step | tuple[str, int]]:
-    """The steps of a branch, and last the layer that it ends in and its channels."""
-    pools = isinstance(branch, int)
-    yield Act(f"{at}.q_input_act", (x,), wide=pools)
+def _branch(at: str, x: str, inputs: int, branch: _Branch) -> tuple[list[Step], str, int]:
+    """The steps of a branch, the layer that it ends in, and its channels."""
+    steps: list[Step] = [Act(f"{at}.q_input_act", (x,), wide=isinstance(branch, int))]
     x = f"{at}.q_input_act"
+    if branch == 0:
+        return [*steps, MaxPool(f"{at}.q_pool", x, 0)], f"{at}.q_pool", inputs
     if isinstance(branch, int):
-        pool = MeanPool(f"{at}.q_pool", x, whole=False) if branch else MaxPool(f"{at}.q_pool", x, 0)
-        yield pool
-        if branch:
-            yield Act(f"{at}.q_pool_act", (pool.layer,))
-            yield from _activated(f"{at}.q_conv", f"{at}.q_pool_act", inputs, _one(branch), wide=True)
-        yield (f"{at}.q_conv.q_activ", branch) if branch else (pool.layer, inputs)
-        return
-    assert isinstance(branch, tuple)
+        steps += [MeanPool(f"{at}.q_pool", x, whole=False), Act(f"{at}.q_pool_act", (f"{at}.q_pool",))]
+        steps += _activated(f"{at}.q_conv", f"{at}.q_pool_act", inputs, _one(branch), wide=True)
+        return steps, f"{at}.q_conv.q_activ", branch
     for i, form in enumerate(branch, 1):
-        if form == _SPLIT:
+        if isinstance(form, str):
             for name, kernel, padding in (("q_conv1x3", (1, 3), (0, 1)), ("q_conv3x1", (3, 1), (1, 0))):
-                yield from _activated(f"{at}.{name}", x, inputs, (inputs, kernel, 1, padding), wide=True)
-            halves = (f"{at}.q_conv1x3.q_activ", f"{at}.q_conv3x1.q_activ")
-            yield Act(f"{at}.q_rescaling_activ", halves, wide=True, joined=True)
-            x, inputs = f"{at}.q_rescaling_activ", 2 * inputs
-            continue
-        lone = len(branch) == 1 and form[1] == 1
-        name = f"{at}.q_conv" if lone else f"{at}.q_conv_list.q_conv{i}"
-        yield from _activated(name, x, inputs, form, wide=i == len(branch))
+                steps += _activated(f"{at}.{name}", x, inputs, (inputs, kernel, 1, padding), wide=True)
+            steps.append(Act(f"{at}.q_rescaling_activ", (f"{at}.q_conv1x3.q_activ", f"{at}.q_conv3x1.q_activ"), wide=True, joined=True))
+            return steps, f"{at}.q_rescaling_activ", 2 * inputs
+        name = f"{at}.q_conv" if len(branch) == 1 and form[1] == 1 else f"{at}.q_conv_list.q_conv{i}"
+        steps += _activated(name, x, inputs, form, wide=i == len(branch))
         x, inputs = f"{name}.q_activ", form[0]
-    yield x, inputs
+    return steps, x, inputs
 
 
 # ----------------------------------------------------------------------------------------------------------

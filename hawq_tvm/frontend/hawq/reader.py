@@ -24,7 +24,7 @@ WRITE = "write quantized_checkpoint.pth.tar with HAWQ's quant_train.py (option -
 
 
 def read_tensors(file: str | Path | bytes, where: str) -> tuple[dict[str, Array], str]:
-    """The tensors of a checkpoint by HAWQ's names without "module.", as float64 arrays, and the network that it names, if any.
+    """The tensors of a checkpoint by HAWQ's names without "module.", as float32 or float64 arrays, and the network that it names, if any.
 
     Reads quantized_checkpoint.pth.tar, and the state_dict of checkpoint.pth.tar.  Raises ModelError when it cannot be read, holds
     pickled code, or is no checkpoint of HAWQ, and when PyTorch is not installed.
@@ -80,4 +80,5 @@ def _array(tensor: Any, key: str) -> Array:
     if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.dtype.is_complex or tensor.is_quantized:
         found = f"{type(tensor).__name__} {getattr(tensor, 'dtype', '')}".strip()
         raise ModelError("is no plain tensor", where=key, expected="a dense tensor of numbers", found=found, remedy=WRITE)
-    return np.asarray(tensor.detach().to(torch.float64).numpy())
+    kept = tensor.detach() if tensor.dtype == torch.float32 else tensor.detach().to(torch.float64)
+    return np.asarray(kept.numpy())

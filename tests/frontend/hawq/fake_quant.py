@@ -101,7 +101,7 @@ class FakeQuant:
     """One quantized network: its quantizers and layers under HAWQ's names, made when they are first met.
 
     bits: of every layer by name.  learning: ranges of activations follow the data.  real: the float type of tensors.  saturate: sums of two
-    branches are clamped to 16 bits, unsigned ones where ReLU follows; HAWQ does not.
+    branches are clamped to 16 unsigned bits where ReLU follows, and to 32 where not; HAWQ does not.
     """
 
     bits: dict[str, int]
@@ -127,7 +127,7 @@ class FakeQuant:
             integers = rescaled(x, before, scale)
         else:
             integers = rescaled(x - identity, before, scale) + rescaled(identity, other, scale)  # type: ignore[arg-type]
-            low, high = (0, 2**16 - 1) if rectified else (low, high)
+            low, high = (0, 2**16 - 1) if rectified else (-(2**31), 2**31 - 1)
             q.beyond = int((integers > high).sum() + (0 if rectified else (integers < low).sum()))
         if identity is None or self.saturate:
             integers = torch.clamp(integers, low, high)
