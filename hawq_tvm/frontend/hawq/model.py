@@ -17,7 +17,7 @@ from .networks import CONV, NAMES, Act, Network, Weighted, network
 from .reader import KINDS, WRITE, read_tensors
 from .source import Checkpoint
 
-# HAWQ clamps biases in float32, whose number nearest to 2^31 - 1 is 2^31.
+# HAWQ clamps biases in float32, whose number nearest to 2^31 - 1 is 2^31: channels that training left dead have it, and scales of 1e-10.
 BIAS_LIMIT = 2**31
 
 
@@ -142,7 +142,7 @@ def _scale(tensors: Mapping[str, Array], name: str, sizes: tuple[int, ...]) -> A
 def _layer(step: Weighted, tensors: Mapping[str, Array]) -> Layer:
     weight = _integers(tensors, f"{step.layer}.weight_integer", step.shape, 2**7)
     outputs = weight.shape[0]
-    bias = _integers(tensors, f"{step.layer}.bias_integer", (outputs,), BIAS_LIMIT) if step.bias else None
+    bias = np.clip(_integers(tensors, f"{step.layer}.bias_integer", (outputs,), BIAS_LIMIT), 1 - BIAS_LIMIT, BIAS_LIMIT - 1) if step.bias else None
     return Layer(weight, bias, _scale(tensors, f"{step.layer}.{step.scale}", (1, outputs)))
 
 
