@@ -19,7 +19,7 @@ from hawq_tvm.frontend.hawq.schemes import four_bit_layers
 from hawq_tvm.verify.compare import layer_calls
 from hawq_tvm.verify.reference import evaluate
 
-from .fake_quant import FakeQuant, checkpoint, torch, trained, training_checkpoint
+from .fake_quant import FakeQuant, checkpoint, float_network, torch, train_norms, trained, training_checkpoint
 
 
 def scheme(name: str, which: str) -> dict[str, int]:
@@ -110,6 +110,23 @@ def test_float32_of_the_training_side(resnet18: tuple[FakeQuant, np.ndarray, tvm
     assert different <= elements // 1000
 
 
+def test_dead_channels() -> None:
+    """Channels whose BatchNorm training left at zero, or nearly: HAWQ gives them scales of 1e-10 and biases of 2^31, one past int32."""
+    image = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    net = float_network("resnet18")
+    train_norms(net, image)
+    body = net.features.stage2.unit1.body
+    with torch.no_grad():
+        for norm, channel, gamma, beta in ((body.conv1.bn, 3, 0.0, 0.3), (body.conv1.bn, 4, 0.0, -0.3), (body.conv2.bn, 5, 0.0, 0.3), (body.conv2.bn, 6, 2e-8, -0.3)):
+            norm.weight[channel], norm.bias[channel] = gamma, beta
+    f = FakeQuant(scheme("resnet18", "uniform8"), net)
+    f(image)
+    assert [float(b) for b in f.layers["stage2.unit1.quant_convbn2"].bias[5:7]] == [2.0**31, -(2.0**31)]
+    assert f.layers["stage2.unit1.quant_convbn2"].integers[6].abs().max() > 0
+    module = import_checkpoint(_bytes(checkpoint(f)), {"input": (1, 3, 32, 32)})
+    assert compare(integer_module(module), f.frozen(), image[:1])[1] == 0
+
+
 def test_integers_only(resnet18: tuple[FakeQuant, np.ndarray, tvm.IRModule]) -> None:
     _, _, module = resnet18
     rounding = {str(b.value.attrs["rounding"]) for b in stages.bindings(module["main"]) if str(getattr(getattr(b.value, "op", None), "name", "")) == "hawq.requantize"}
@@ -117,10 +134,10 @@ def test_integers_only(resnet18: tuple[FakeQuant, np.ndarray, tvm.IRModule]) -> 
     assert rounding <= {"half_up", "half_even"}
 
 
-# The smallest images that leave something of every map.
+# Small images that leave something of every map, and no map as wide as it has channels: its layout could not be told.
 CASES = [
-    ("resnet18", "uniform8", 48), ("resnet18", "uniform4", 32), ("resnet18", "bops_0.5", 64), ("resnet50", "bops_0.5", 32), ("resnet50b", "uniform4", 32),
-    ("mobilenetv2_w1", "bops_0.5", 32), ("mobilenetv2_w1", "uniform4", 32), ("inceptionv3", "uniform4", 75),
+    ("resnet18", "uniform8", 48), ("resnet18", "uniform4", 32), ("resnet18", "bops_0.5", 64), ("resnet50", "bops_0.5", 32),
+    ("mobilenetv2_w1", "bops_0.5", 36), ("mobilenetv2_w1", "uniform4", 36), ("inceptionv3", "uniform4", 75),
 ]  # fmt: skip
 
 
