@@ -7,9 +7,10 @@ ratio of the next requantize exactly m / 2^e; what is real stays real up to 2^-3
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from ..common.text import first_line
 from ..common.values import Array, Tensor, Value
 from ..common.writer import TYPE_RULE_ERRORS, Env, Writer
 from .model import Layer, Model
-from .networks import Act, MaxPool, MeanPool, Weighted
+from .networks import Act, MaxPool, MeanPool, Step, Weighted
 
 INPUT, OUTPUT = "input", "output"
 UNSIGNED_BITS = 4
@@ -77,14 +78,14 @@ class Importer(Writer):
             image = env[INPUT]
             assert isinstance(image, Tensor)
             for step in steps:
-                self._guarded(step, image.expr)
-            return [Tensor(self._guarded(steps[-1], image.expr, last=True), "float32")]
+                self._guarded(step, partial(self._import, step, image.expr))
+            return [Tensor(self._guarded(steps[-1], partial(self._classes, steps[-1])), "float32")]
 
         return self.write(body, [OUTPUT], [s.layer for s in steps])
 
-    def _guarded(self, step: Any, image: relax.Expr, last: bool = False) -> Any:
+    def _guarded(self, step: Step, import_: Callable[[], Any]) -> Any:
         try:
-            return self._classes(step) if last else self._import(step, image)
+            return import_()
         except TYPE_RULE_ERRORS as e:
             shape = "x".join(str(d) for d in self.inputs[0].shape)
             raise ModelError(
@@ -92,7 +93,7 @@ class Importer(Writer):
                 remedy=f"give a larger image: --shape {INPUT}=1x3x{self.model.net.pixels}x{self.model.net.pixels}",
             ) from None  # fmt: skip
 
-    def _import(self, step: Any, image: relax.Expr) -> None:
+    def _import(self, step: Step, image: relax.Expr) -> None:
         if isinstance(step, Act):
             self.values[step.layer] = self._act(step, image)
         elif isinstance(step, MaxPool):
@@ -115,19 +116,22 @@ class Importer(Writer):
         if len(parts) == 2 and not step.joined:
             # HAWQ clamps no sum of branches: behind ReLU 16 bits without a sign hold twice its calibrated range, what has a sign gets 32.
             qtype = arith.QType.of("int32" if step.high is None else "uint16")
-        ceiling = None
         signed = step.high is None and not all(s in self.values and not self.values[s].signed for s in step.sources)
         if step.high is not None:
             real = self.bind(relax.op.nn.relu(real), f"{step.layer}.relu")
-            ceiling = self._ceiling(step, scale) if np.isfinite(step.high) else None
-        if ceiling is not None and np.all(ceiling == ceiling[0]):
-            qtype, ceiling = arith.QType(qtype.qmin, min(qtype.qmax, int(ceiling[0])), qtype.storage), None
-        quantized = ops.quantize(real, scale, 0, qtype=qtype, branches="each")
-        if ceiling is None or int(ceiling.min()) >= qtype.qmax:
-            return Integers(self.bind(quantized, step.layer), scale, signed)
+        if step.high is not None and np.isfinite(step.high):
+            return Integers(self._clipped(step, real, scale, qtype), scale, signed)
+        return Integers(self.bind(ops.quantize(real, scale, 0, qtype=qtype, branches="each"), step.layer), scale, signed)
+
+    def _clipped(self, step: Act, real: relax.Expr, scale: np.float32, qtype: arith.QType) -> relax.Expr:
+        """`real` quantized, with what ReLU6 leaves: one bound, or where HAWQ's float32 makes channels differ, one for each."""
+        ceiling = np.minimum(self._ceiling(step, scale), qtype.qmax)
+        bounded = arith.QType(qtype.qmin, int(ceiling.max()), qtype.storage)
+        quantized = ops.quantize(real, scale, 0, qtype=bounded)
+        if np.all(ceiling == ceiling[0]):
+            return self.bind(quantized, step.layer)
         rounded = self.bind(quantized, f"{step.layer}.rounded")
-        bound = ops.const(np.minimum(ceiling, qtype.qmax).reshape(1, -1, 1, 1), qtype.storage)
-        return Integers(self.bind(relax.op.minimum(rounded, bound), step.layer), scale, signed)
+        return self.bind(relax.op.minimum(rounded, ops.const(ceiling.reshape(1, -1, 1, 1), qtype.storage)), step.layer)
 
     def _ceiling(self, step: Act, scale: np.float32) -> Array:
         """What ReLU6 leaves of a channel, in steps of `scale`: HAWQ clips the real value, brings 6 back to the sum's grid in float32, and rescales that."""
@@ -175,8 +179,9 @@ class Importer(Writer):
         data = ops.const(values, arith.smallest_storage(min(low, -1), high))
         return self.bind(ops.dequantize(data, scale, np.zeros(scale.shape), qmin=low, qmax=high), name)
 
-    def _classes(self, step: Weighted) -> relax.Expr:
+    def _classes(self, step: Step) -> relax.Expr:
         """The last layer: its sums times float32(s_x s_w), one row per image."""
+        assert isinstance(step, Weighted)
         layer = self.model.layers[step.layer]
         y = self._weighted(step, layer, layer.scale * self.values[step.x].scale)
         return y if len(step.shape) == 2 else self.bind(relax.op.reshape(y, (ops.shape_of(y)[0], -1)), OUTPUT)
