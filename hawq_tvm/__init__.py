@@ -11,15 +11,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["HawqError", "Package", "__version__", "compile", "inspect", "load", "tune"]
+__all__ = ["HawqError", "Package", "__version__", "compile", "hawq_checkpoint", "inspect", "load", "tune"]
 
 if TYPE_CHECKING:
     from .errors import HawqError
+    from .frontend.hawq.source import hawq_checkpoint
     from .inspection import inspect
     from .package import Package, compile, load
     from .tuner import tune
 
-_HOMES = {"Package": "package", "compile": "package", "load": "package", "HawqError": "errors", "inspect": "inspection", "tune": "tuner"}
+_HOMES = {
+    "Package": "package", "compile": "package", "load": "package", "HawqError": "errors", "inspect": "inspection", "tune": "tuner",
+    "hawq_checkpoint": "frontend.hawq.source",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

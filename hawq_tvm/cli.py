@@ -85,6 +85,15 @@ def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))
 
 
+def _model(args: argparse.Namespace) -> Any:
+    """The model that a command is given: its path, with what only a HAWQ checkpoint needs."""
+    if args.network is None and args.bits is None:
+        return args.model
+    from .frontend.hawq.source import hawq_checkpoint
+
+    return hawq_checkpoint(args.model, network=args.network, bits=args.bits)
+
+
 # -- the commands --------------------------------------------------------------------------------------------
 
 
@@ -98,7 +107,7 @@ def _inspect(args: argparse.Namespace) -> int:
         _print_json(known) if args.json else show.show_operators(known)
         return 0
     with _working(args, "inspecting"):
-        report = inspect(args.model, options.parse_shapes(args.shape), args.allow_float_tail)
+        report = inspect(_model(args), options.parse_shapes(args.shape), args.allow_float_tail)
     _print_json(report.to_dict()) if args.json else show.show_inspect(report)
     return 0 if report.compilable else 3
 
@@ -111,7 +120,7 @@ def _compile(args: argparse.Namespace) -> int:
     shapes = options.parse_shapes(args.shape)
     check_destination(Path(args.output))
     package = compile_package(
-        args.model, args.target, shapes=shapes, allow_float_tail=args.allow_float_tail, progress=None if args.json else _progress(args),
+        _model(args), args.target, shapes=shapes, allow_float_tail=args.allow_float_tail, progress=None if args.json else _progress(args),
         records=args.records,
     )  # fmt: skip
     path = package.save(args.output)
@@ -142,7 +151,7 @@ def _tune(args: argparse.Namespace) -> int:
     try:
         with show.tuning(ERR, args.quiet or args.json) as progress:
             report = tune(
-                args.model, records, args.target, trials=TRIALS if args.trials is None else args.trials, threads=args.threads, shapes=shapes,
+                _model(args), records, args.target, trials=TRIALS if args.trials is None else args.trials, threads=args.threads, shapes=shapes,
                 allow_float_tail=args.allow_float_tail, progress=progress, servers=servers,
             )  # fmt: skip
     except KeyboardInterrupt:
@@ -157,7 +166,7 @@ def _tune_export(args: argparse.Namespace) -> int:
 
     with show.exporting(ERR, args.quiet or args.json) as progress:
         report = export(
-            args.model, args.export, args.target, trials=CANDIDATES if args.trials is None else args.trials,
+            _model(args), args.export, args.target, trials=CANDIDATES if args.trials is None else args.trials,
             shapes=options.parse_shapes(args.shape), allow_float_tail=args.allow_float_tail, progress=progress,
         )  # fmt: skip
     _print_json(report.to_dict()) if args.json else show.show_exported(report)
@@ -169,7 +178,7 @@ def _tune_import(args: argparse.Namespace) -> int:
 
     records = Path(args.output or f"{Path(args.model).stem}.records.json")
     target = None if args.target == "host" else args.target
-    report = import_times(args.times, records, args.model, target, shapes=options.parse_shapes(args.shape), allow_float_tail=args.allow_float_tail)
+    report = import_times(args.times, records, _model(args), target, shapes=options.parse_shapes(args.shape), allow_float_tail=args.allow_float_tail)
     _print_json(report.to_dict()) if args.json else show.show_tuned(report)
     return 0
 

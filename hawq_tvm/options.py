@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   hawq-tvm inspect --operators
   hawq-tvm compile model.onnx -o model.hawq --shape input=1x3x224x224
   hawq-tvm compile model.pt2 -o model.hawq
+  hawq-tvm compile quantized_checkpoint.pth.tar -o model.hawq --network resnet50 --bits bops_0.5
   hawq-tvm tune model.onnx --trials 400 -o model.records.json
   hawq-tvm tune model.onnx --target cuda-sm90 --export candidates
   hawq-tvm tune --import candidates/times.json -o model.records.json
@@ -82,17 +83,23 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
         sub.add_argument("--rpc-timeout", type=float, metavar="S", default=None, help="with --rpc: wait so many seconds for the tracker, for a free server and for each of its answers (default: 60)")
         sub.add_argument("--rpc-unchecked", action="store_true", help="with --rpc: go on where a server cannot say which TVM and which CPU it has")
 
+    def checkpoint(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--network", metavar="NAME", help="of a HAWQ checkpoint, where its tensors fit several: resnet18, resnet50, resnet50b, resnet101, mobilenetv2_w1, inceptionv3")
+        sub.add_argument("--bits", metavar="FILE.json|NAME", help="of a HAWQ checkpoint: every layer's bits, or the name of HAWQ's scheme, such as uniform4 or bops_0.5 (default: told by the weights)")
+
     sub = verb("inspect", "what is in a model, and which operators cannot be integer, with reason and remedy")
     sub.add_argument("model", nargs="?")
     sub.add_argument("--operators", action="store_true", help="print the operators that are known, instead of looking at a model")
+    checkpoint(sub)
     float_tail(sub)
     shapes(sub)
     json_flag(sub)
 
-    sub = verb("compile", "compile a quantized model (ONNX, or a PyTorch .pt2) into an integer-only package")
+    sub = verb("compile", "compile a quantized model (ONNX, a PyTorch .pt2, a HAWQ checkpoint) into an integer-only package")
     sub.add_argument("model")
     sub.add_argument("-o", "--output", required=True, metavar="PKG", help="the package's folder, by habit NAME.hawq")
     sub.add_argument("--target", default="host", help="host, x86-amx, x86-vnni, x86-avxvnni, x86-avx2, x86-64-v2, ..., 'llvm -mcpu=NAME', cuda-sm75, cuda-sm80, cuda-sm86, cuda-sm89, cuda-sm90, or cuda for all of these GPUs (default: host)")
+    checkpoint(sub)
     float_tail(sub)
     sub.add_argument("--records", metavar="FILE", help="use the measured tiles that `tune` wrote to FILE")
     shapes(sub)
@@ -107,6 +114,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("--export", metavar="DIR", help="for a GPU: measure nothing, write the candidates as CUDA source with DIR/run.py, which measures them elsewhere")
     sub.add_argument("--import", metavar="FILE", dest="times", help="make records of the times.json that run.py wrote; with MODEL, only if they are of this model")
     remote(sub, "measure on other machines, all with the key at once")
+    checkpoint(sub)
     float_tail(sub)
     shapes(sub)
     json_flag(sub)

@@ -32,6 +32,7 @@ from .bench.measure import BenchReport, measure
 from .bench.profile import ProfileReport, profile
 from .cuda import device as gpu
 from .errors import PackageError, UsageError
+from .frontend.hawq.source import Checkpoint
 from .native import direct, emulated
 from .native import library as libraries
 from .native.records import Run
@@ -49,7 +50,8 @@ def compile(
 ) -> Package:  # fmt: skip
     """Compile a quantized model into an integer-only package.
 
-    model: ONNX (a path, bytes or ModelProto), or PyTorch after PT2E quantization (a .pt2 path, bytes or ExportedProgram).
+    model: ONNX (a path, bytes or ModelProto), PyTorch after PT2E quantization (a .pt2 path, bytes or ExportedProgram), or a checkpoint of
+    HAWQ (a .pth.tar path, bytes, or what `hawq_checkpoint` gives).
 
     target: "host", "x86-64-v3" and the like, an LLVM target, "cuda-sm80" and the like, or "cuda".  shapes: fixes symbolic dimensions by input name.
     allow_float_tail: keep float operators before the first quantize or after the last dequantize.
@@ -62,7 +64,7 @@ def compile(
     measured = schedules.read_records(Path(records)) if records is not None else {}
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
     compiled = compile_model(model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress, records=measured)
-    name = Path(model).stem if isinstance(model, str | Path) else "model"
+    name = Path(model).stem if isinstance(model, str | Path) else model.stem if isinstance(model, Checkpoint) else "model"
     return _from_compiled(compiled, name, progress)
 
 

@@ -190,7 +190,7 @@ def compile_model(
 def import_annotated(
     source: Any, *, shapes: dict[str, tuple[int, ...]] | None = None, allow_float_tail: bool = False, progress: Progress | None = None
 ) -> tvm.IRModule:
-    """The ANNOTATED module of a model: ONNX (path, bytes or ModelProto) or PyTorch (.pt2 path, bytes or ExportedProgram).
+    """The ANNOTATED module of a model: ONNX (path, bytes or ModelProto), PyTorch (.pt2 path, bytes or ExportedProgram) or a HAWQ checkpoint.
 
     shapes: fixes symbolic dimensions by input name.  allow_float_tail: keep float operators before the first
     quantize or after the last dequantize, outside the integer region, instead of refusing them.

@@ -12,9 +12,13 @@ from typing import Any
 
 import tvm
 
-from hawq_tvm.errors import ModelError
+from hawq_tvm.errors import ModelError, UsageError
+
+from .hawq.source import Checkpoint
 
 Shapes = Mapping[str, Sequence[int]] | None
+# How torch.save began its files before PyTorch 1.6: a pickled number.
+OLD_CHECKPOINT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,21 @@ class Frontend:
 
 
 def frontend_of(source: Any) -> Frontend:
-    """The frontend for a path, bytes, an onnx.ModelProto or a torch ExportedProgram.
+    """The frontend for a path, bytes, an onnx.ModelProto, a torch ExportedProgram or a HAWQ Checkpoint.
 
     Raises ModelError for PyTorch's other objects and files; what nobody knows is left to the ONNX reader to refuse.
     """
-    if _is(source, "torch.export", "ExportedProgram") or _holds_program(source):
+    content = _content(source.path if isinstance(source, Checkpoint) else source)
+    if isinstance(source, Checkpoint) and content != "checkpoint":
+        raise UsageError(
+            "is no checkpoint of PyTorch", where=source.where, expected="a file of torch.save, as HAWQ writes it", found=content or "another format, or no file",
+            remedy="give a network and bits (--network, --bits) with HAWQ checkpoints only",
+        )  # fmt: skip
+    if content == "checkpoint":
+        from . import hawq
+
+        return Frontend(hawq.read_model, hawq.import_checkpoint, hawq.describe_checkpoint, hawq.unsupported)
+    if _is(source, "torch.export", "ExportedProgram") or content == "program":
         from . import torch
 
         return Frontend(torch.read_program, torch.import_exported, torch.describe_exported, torch.unsupported)
@@ -56,31 +70,41 @@ def _is(source: Any, package: str, name: str) -> bool:
     return any(c.__name__ == name and c.__module__.startswith(package) for c in type(source).__mro__)
 
 
-def _holds_program(source: Any) -> bool:
-    """Whether a path or bytes are a zip archive with an exported program in it.
+def _content(source: Any) -> str:
+    """What PyTorch wrote into a file or bytes: "program" for an exported program, "checkpoint" for torch.save, else nothing.
 
     Raises ModelError for an archive of PyTorch that holds something else.
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if not path.is_file():
-            return False
+            return ""
         file: Any = path
     elif isinstance(source, bytes):
         file = io.BytesIO(source)
     else:
-        return False
+        return ""
     try:
         with zipfile.ZipFile(file) as archive:
             names = [n.rpartition("/")[2] if n.count("/") < 2 else n.partition("/")[2] for n in archive.namelist()]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False
+        return "checkpoint" if _start(source) == OLD_CHECKPOINT else ""
     if "serialized_exported_program.json" in names or any(n.startswith("models/") and n.endswith(".json") for n in names):
-        return True
-    if any(n == "data.pkl" for n in names):
+        return "program"
+    if "constants.pkl" in names:
         raise ModelError(
-            "is a PyTorch checkpoint or TorchScript archive", where=str(source) if isinstance(source, str | os.PathLike) else "model",
+            "is a TorchScript archive", where=str(source) if isinstance(source, str | os.PathLike) else "model",
             expected="an ONNX model, or a .pt2 file of torch.export.save",
             remedy="quantize the model with prepare_pt2e and convert_pt2e, and save what torch.export.export gives",
         )  # fmt: skip
-    return False
+    return "checkpoint" if "data.pkl" in names else ""
+
+
+def _start(source: Any) -> bytes:
+    if isinstance(source, bytes):
+        return source[: len(OLD_CHECKPOINT)]
+    try:
+        with Path(source).open("rb") as file:
+            return file.read(len(OLD_CHECKPOINT))
+    except OSError:
+        return b""
