@@ -130,7 +130,7 @@ def draft(
     Raises the same errors.
     """
     chosen, tell = recipe or Recipe(), progress or (lambda step: None)
-    prepared, given = prepare(_as_onnx(model))
+    prepared, given = prepare(as_onnx(model))
     if not given.layers:
         raise ModelError("has no layers with weights", where=given.name, expected="convolutions or matrix products")
     bits = layer_bits(given, chosen)
@@ -154,7 +154,7 @@ def draft(
     return Draft(chosen, given, prepared, graph, points, grids, narrow, rounded, gained, notes)
 
 
-def _as_onnx(model: Any) -> Any:
+def as_onnx(model: Any) -> Any:
     if isinstance(model, FloatGraph):
         raise UsageError("is a float graph, of which no file can be written", where=model.name, expected="the ONNX model or the program that it was made of")
     if type(model).__name__ == "ExportedProgram" or (isinstance(model, str | Path) and Path(model).suffix == ".pt2"):
