@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import arith, thresholds
+from .. import thresholds
 
 Tensor = torch.Tensor
 Array = np.ndarray[Any, Any]
@@ -122,7 +122,8 @@ def dyadic_numbers(operands: Sequence[Operand], constant: Array, step: float, bo
 
 def _agree(rescales: Sequence[thresholds.Rescale], steps: tuple[int, int]) -> Array:
     """Whether float64 is enough to see that all reachable thresholds of a rescale are those of its real ratio, one answer for each."""
-    real = np.array([(float(1 / r.ratios[0]), float(r.constant / r.ratios[0])) for r in rescales])
+    inverse = [r.ratios[0].denominator / r.ratios[0].numerator for r in rescales]
+    real = np.array([(i, i * float(r.constant)) for i, r in zip(inverse, rescales, strict=True)])
     dyadic = np.array([(2.0**r.shift / r.multipliers[0], r.offset / r.multipliers[0]) if r.multipliers[0] else (np.inf, 0) for r in rescales])
     low, high = (np.array([getattr(r, side)[0] for r in rescales], np.float64)[:, None] for side in ("lows", "highs"))
     between = np.arange(steps[0], steps[1] + 1) - 0.5
