@@ -46,7 +46,7 @@ class Codes:
 
     def real(self) -> Real:
         """The same as a sum of one operand."""
-        return Real((Operand(self.codes, self.scale, np.float64(self.step), np.int64(self.low), np.int64(self.high)),))
+        return Real((Operand(self.codes, self.scale, np.asarray(self.step), np.asarray(self.low), np.asarray(self.high)),))
 
 
 @dataclass(frozen=True)
@@ -297,13 +297,13 @@ class Deployed:
         else:
             mean = node.compute(x.codes.double(), *rest)
             window = x.codes.numel() // mean.numel()
-            counts = np.ones(()) if node.op == "ReduceSum" else np.float64(window)
+            counts = np.asarray(1.0 if node.op == "ReduceSum" else float(window))
             total = rounded(mean * (1 if node.op == "ReduceSum" else window)).float()
         if window * max(-x.low, x.high) >= EXACT_FLOAT32:
             raise _refused(node, f"over {window} values leaves what is exact in float32")
-        exact = np.float64(x.step) / counts
+        exact = np.asarray(x.step / counts)
         scale = x.scale / torch.as_tensor(counts, dtype=torch.float32, device=self.device)
-        return Real((Operand(total, scale, exact, np.int64(window * x.low), np.int64(window * x.high)),))
+        return Real((Operand(total, scale, exact, np.asarray(window * x.low), np.asarray(window * x.high)),))
 
     def _windows(self, node: Node, x: Tensor) -> tuple[Tensor, Array, int]:
         a = Attributes(self._nodes[node.name], 21)
@@ -313,7 +313,7 @@ class Deployed:
         (top, left), (bottom, right) = padding_of(a, 2)
         sums: Callable[[Tensor], Tensor] = lambda v: F.avg_pool2d(F.pad(v, [left, right, top, bottom]), kernel, per_axis(a, "strides", 2), divisor_override=1)  # noqa: E731
         window = kernel[0] * kernel[1]
-        counts = np.float64(window) if a.get("count_include_pad", 0) else sums(torch.ones(1, 1, *x.shape[2:])).double().numpy()
+        counts = np.asarray(float(window)) if a.get("count_include_pad", 0) else sums(torch.ones(1, 1, *x.shape[2:])).double().numpy()
         return sums(x), counts, window
 
 

@@ -32,8 +32,8 @@ from ..errors import HawqError, InputError
 from ..files import check_output, write_text
 from ..package import compile as compile_package
 from .evaluation import evaluate
-from .finetune import Training, finetune
 from .quantizer import Quantized, Recipe, post_training
+from .training import Training, finetune
 
 Array = np.ndarray[Any, Any]
 Say = Callable[[str], None]
