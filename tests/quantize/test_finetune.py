@@ -63,7 +63,17 @@ def averages() -> onnx.ModelProto:
     return g.model(g.node("Gemm", g.node("Reshape", y, shape), g.random(5, 10), g.random(5), transB=1, name="fc"))
 
 
-NETS = {"chain": chain, "residual": residual_net, "mobile": mobile, "averages": averages}
+def moves() -> onnx.ModelProto:
+    """Padding, a transpose, products of tensors of four dimensions, a sum of a tensor with itself and with a constant."""
+    g = FloatNet(["n", 3, 8, 8], seed=7)
+    y = g.node("Relu", g.conv("x", 4, 3, 3, "first"))
+    y = g.node("Add", g.node("Add", y, y), g.random(4, 1, 1))
+    y = g.node("Transpose", g.node("Pad", y, g.constant([0, 0, 1, 1, 0, 0, 2, 0], np.int64)), perm=[0, 2, 3, 1])
+    y = g.node("Relu", g.node("Add", g.node("MatMul", y, g.random(4, 5), name="inner"), g.random(5)))
+    return g.model(g.node("MatMul", g.node("ReduceMean", y, g.constant([1, 2], np.int64), keepdims=0), g.random(5, 3), name="outer"))
+
+
+NETS = {"moves": moves, "chain": chain, "residual": residual_net, "mobile": mobile, "averages": averages}
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +98,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("net", "bits", "keep"),
     [
-        ("chain", "W4A4", False), ("chain", 8, True), ("residual", 8, True), ("residual", "W4A4", True), ("residual", "W4A4", False),
-        ("residual", "mixed", True), ("mobile", "W4A8", True), ("mobile", 4, False), ("averages", 8, True), ("averages", 4, False),
+        ("chain", "W4A4", False), ("chain", 8, True), ("residual", 8, True), ("residual", "W4A4", False), ("residual", "mixed", True),
+        ("moves", 4, False), ("mobile", "W4A8", True), ("mobile", 4, False), ("averages", 8, True), ("averages", 4, False),
     ],
 )  # fmt: skip
 def test_package_computes_what_is_trained(place: Path, net: str, bits: Any, keep: bool) -> None:
