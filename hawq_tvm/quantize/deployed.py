@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 from .float_graph import FloatGraph, Layer, Node
 from .float_operators import Attributes, padding_of, per_axis
 from .observers import Grid
@@ -26,6 +26,7 @@ from .weights import Rounded, along
 
 INFINITY = float("inf")
 INT32 = (-(2**31), 2**31 - 1)
+LEAST_SCALE = 1e-30
 SHAPES = ("Shape", "Constant", "ConstantOfShape")
 AVERAGES = ("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum")
 WEIGHTED = ("Conv", "Gemm", "MatMul")
@@ -141,12 +142,22 @@ class Deployed:
     # -- the integers that a written model holds --------------------------------------------------------------------------
 
     def _scale(self, key: Key) -> tuple[Tensor, float]:
-        scale = self.parameters[_grid_name(key)].exp().float()
+        scale = self._exponential(_grid_name(key))
         return scale, float(scale.detach())
+
+    def _exponential(self, name: str) -> Tensor:
+        """Scales in float32, as they are written.
+
+        Raises UsageError when training has made them useless.
+        """
+        scale = self.parameters[name].exp().float()
+        if not bool(((scale.detach() >= LEAST_SCALE) & (scale.detach() <= 1 / LEAST_SCALE)).all()):
+            raise UsageError("has a scale that is no number any more: training diverged", where=name, remedy="train at a lower rate")
+        return scale
 
     def _weights(self, layer: Layer) -> tuple[Tensor, Tensor]:
         """Codes and scales of a layer's weights."""
-        scale, top = self.parameters[f"step:{layer.name}"].exp().float(), 2 ** (self.draft.rounded[layer.name].bits - 1) - 1
+        scale, top = self._exponential(f"step:{layer.name}"), 2 ** (self.draft.rounded[layer.name].bits - 1) - 1
         weight = self.parameters[f"weight:{layer.name}"]
         soft = weight * (self._units[layer.name][0] / along(scale, layer, weight.ndim))
         return straight(soft.clamp(-top - 1, top), soft.detach().round().clamp(-top - 1, top)), scale

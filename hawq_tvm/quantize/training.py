@@ -113,8 +113,8 @@ def finetune(
     data: images to train on, with labels if there are any.  calibration: images for post-training quantization (default: data).  validation: images to
     choose the epoch by (default: a part of data).  state: an .npz file that is written after every epoch; an interrupted run is continued by the next.
     `notes["finetune"]` of the result has the losses and scores of every epoch; the first row is the network before training, which is kept if none is better.
-    Raises ModelError for an operator whose integers cannot be computed while training, TrainingMismatch if the package computed something else, and
-    InputError, ModelError and UsageError as `post_training` does.
+    Raises ModelError for an operator whose integers cannot be computed while training, UsageError when it diverges, TrainingMismatch if the package
+    computed something else, and InputError, ModelError and UsageError as `post_training` does.
     """
     chosen, settings, tell = recipe or Recipe(), training or Training(), progress or (lambda step: None)
     if state is not None:
@@ -226,6 +226,8 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.rate * group["share"] * 0.5 * (1 + math.cos(math.pi * gone))
             loss = self._loss(_scores(self.net(batch.inputs)), batch)
+            if not bool(torch.isfinite(loss)):
+                raise UsageError("made the loss infinite or NaN", where=f"rate {self.settings.rate:g}", remedy="train at a lower rate")
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()

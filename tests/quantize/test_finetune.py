@@ -256,6 +256,8 @@ def test_bad_requests(place: Path, tmp_path: Path) -> None:
             Training(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="device"):
         finetune(net, data, training=Training(device="abacus"))
+    with pytest.raises(UsageError, match="lower rate"):
+        finetune(net, data, training=Training(rate=1e4, checked=0, device="cpu"))
     x = images(12)
     np.savez(tmp_path / "long.npz", x=x, labels=np.zeros(13, np.int64))
     np.savez(tmp_path / "classes.npz", x=x, labels=np.full(12, 5))
