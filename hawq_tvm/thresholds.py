@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arith
+from .errors import ModelError
 
 # Beyond this many thresholds (steps, times the combinations of the other operands) a proof by enumeration takes too long.
 MAX_ENUMERATED = 1 << 25
@@ -53,6 +54,39 @@ class Proof:
 
     def __mul__(self, count: int) -> Proof:
         return Proof(self.thresholds * count, self.differing * count, self.enumerated)
+
+
+def dyadic_rescale(
+    ratios: tuple[Fraction, ...], zeros: Sequence[int], constant: Fraction, lows: tuple[int, ...], highs: tuple[int, ...], rounding: str, where: str
+) -> Rescale:  # fmt: skip
+    """(A3), (A4): the widest multipliers for sum (x_i - zero_i) ratio_i + constant that cannot overflow 64 bits.
+
+    lows, highs: the least and greatest x_i.  where: the layer, for errors.
+    Raises ModelError when a ratio is too large, or every precision overflows.
+    """
+    reach = [max(abs(low), abs(high)) for low, high in zip(lows, highs, strict=True)]
+    for max_shift in range(arith.MAX_SHIFT, -1, -1):
+        try:
+            multipliers, shift = arith.common_dyadic(ratios, max_shift=max_shift)
+        except OverflowError as e:
+            raise ModelError(
+                "a requantize has a scale ratio that no dyadic number holds", where=where, found=str(e),
+                remedy="check the scales of this layer's inputs and output",
+            ) from e  # fmt: skip
+        addend = arith.round_fraction(constant * 2**shift)
+        offset = addend - sum(z * m for z, m in zip(zeros, multipliers, strict=True))
+        worst = sum(x * abs(m) for x, m in zip(reach, multipliers, strict=True)) + abs(offset) + arith.rounding_room(shift, rounding)
+        if worst < arith.INT64_LIMIT and (rounding != "double" or _double_fits(reach[0], shift)):
+            real = constant - sum((z * r for z, r in zip(zeros, ratios, strict=True)), Fraction(0))
+            return Rescale(ratios, real, tuple(multipliers), offset, shift, lows, highs)
+    raise ModelError(
+        "a requantize overflows 64 bits at every precision", where=where, found=f"operands up to {max(reach)}",
+        remedy="use fewer bits or fewer terms in this layer",
+    )  # fmt: skip
+
+
+def _double_fits(reach: int, shift: int) -> bool:
+    return reach << max(0, 31 - shift) < 2**31
 
 
 def prove(rescale: Rescale, rounding: str, steps: tuple[int, int]) -> Proof:

@@ -5,6 +5,7 @@
     allocation = problem.allocate(["bops=0.5", "size=6.7MB"])      # allocation.assignment: layer -> "W4A8"
     found = quantize.post_training("float.onnx", "calibration.npz", quantize.Recipe("bits.json", adaround=500, correct_bias=True))
     onnx.save(found.model, "quantized.onnx")                       # found.layers: how every layer was quantized
+    found = quantize.finetune("float.onnx", "train.npz", quantize.Recipe("W4A4"), quantize.Training(epochs=2))
     quantize.evaluate("quantized.onnx", "pictures", preprocess=quantize.Preprocess((127.0,), (128.0,)), against="float.onnx")
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
-    "Budget", "Preprocess", "Recipe", "Settings", "evaluate", "load_float", "measure", "measure_latencies", "open_data", "post_training", "problem",
+    "Budget", "Preprocess", "Recipe", "Settings", "Training", "evaluate", "finetune", "load_float", "measure", "measure_latencies", "open_data", "post_training", "problem",
     "problem_of_table",
 ]  # fmt: skip
 
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
     from .quantizer import Recipe, post_training
     from .sensitivity import Settings
     from .table import Budget
+    from .training import Training, finetune
 
 _HOMES = {
     "Budget": "table", "Settings": "sensitivity", "load_float": "float_graph", "measure": "measurement", "measure_latencies": "latency",
     "open_data": "data", "problem": "plan", "problem_of_table": "plan", "Preprocess": "data", "evaluate": "evaluation", "Recipe": "quantizer",
-    "post_training": "quantizer",
+    "post_training": "quantizer", "Training": "training", "finetune": "training",
 }  # fmt: skip
 
 

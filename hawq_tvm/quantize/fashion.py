@@ -1,9 +1,10 @@
-"""A figure on real data with a clean split: a small residual network trained on Fashion-MNIST here, then quantized after training.
+"""A figure on real data with a clean split: a small residual network trained on Fashion-MNIST here, then quantized after training, and fine-tuned.
 
     python -m hawq_tvm.quantize.fashion --seeds 0,1,2
 
-The pictures are those of Debian's package dataset-fashion-mnist (MIT licence): 60,000 to train on, 10,000 to test on. Calibration uses training
-pictures alone. Every quantized network runs in ONNX Runtime on all test pictures. Needs the extras `quantize` and `bench`.
+The pictures are those of Debian's package dataset-fashion-mnist (MIT licence): 60,000 to train on, 10,000 to test on. Calibration and fine-tuning use
+training pictures alone. Every quantized network is compiled, and its package answers all test pictures; the float network runs in ONNX Runtime. Needs
+the extras `quantize` and `bench`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 import torch.nn.functional as F
 from rich.console import Console
@@ -29,10 +30,13 @@ from torch import nn
 
 from ..errors import HawqError, InputError
 from ..files import check_output, write_text
+from ..package import compile as compile_package
 from .evaluation import evaluate
-from .quantizer import Recipe, post_training
+from .quantizer import Quantized, Recipe, post_training
+from .training import Training, finetune
 
 Array = np.ndarray[Any, Any]
+Say = Callable[[str], None]
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 WIDTHS, EPOCHS, BATCH, RATE = (16, 32, 64), 3, 128, 0.2
 CALIBRATION = 512
@@ -45,6 +49,14 @@ RECIPES: dict[str, Recipe] = {
     "W4A4, adaround": Recipe("W4A4", **LEARNED),  # type: ignore[arg-type]
     "W4A4 with first and last, adaround": Recipe("W4A4", keep_ends=False, **LEARNED),  # type: ignore[arg-type]
 }
+# Fine-tuned from nearest rounding on the first FINETUNE_IMAGES training pictures and their labels, a tenth of them held out to choose the epoch by.
+FINETUNE_IMAGES, TRAINING = 20_000, Training(epochs=1, device="cpu")
+FINETUNED: dict[str, Recipe] = {
+    "W4A8, fine-tuned": Recipe("W4A8"),
+    "W4A4, fine-tuned": Recipe("W4A4"),
+    "W4A4 with first and last, fine-tuned": Recipe("W4A4", keep_ends=False),
+}
+PACKAGE_BATCH = 200
 
 
 def read(folder: Path, part: str) -> tuple[Array, Array]:
@@ -109,30 +121,63 @@ def train(images: Array, labels: Array, seed: int) -> Net:
     return net.eval()
 
 
-def measure(folder: Path, seed: int, recipes: Sequence[str], say: Any) -> list[dict[str, Any]]:
-    """Float and quantized networks of one seed on all test pictures: rows with top-1, flips against float, bytes of weights."""
+@dataclass(frozen=True)
+class Files:
+    """A trained float network and its data: float is the ONNX file, calibration and finetune are training pictures, test is for counting."""
+
+    seed: int
+    place: Path
+    float: Path
+    calibration: Path
+    finetune: Path
+    test: Path
+    weight_bytes: int
+
+
+def prepare(folder: Path, place: Path, seed: int, say: Say) -> Files:
+    """Train a network and write everything that is measured with into `place`."""
     images, labels = read(folder, "train")
     tests, classes = read(folder, "t10k")
     start = time.perf_counter()
     net = train(images, labels, seed)
     say(f"seed {seed}: trained in {time.perf_counter() - start:.0f} s")
+    real, calibration, tuning, data = (place / n for n in ("float.onnx", "calibration.npz", "finetune.npz", "test.npz"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter announces its own deprecation
+        torch.onnx.export(net, (torch.zeros(1, 1, 28, 28),), str(real), opset_version=17, dynamo=False, input_names=["x"], output_names=["scores"], dynamic_axes={"x": {0: "n"}, "scores": {0: "n"}})
+    np.savez(calibration, x=images[:CALIBRATION], labels=labels[:CALIBRATION])
+    np.savez(tuning, x=images[:FINETUNE_IMAGES], labels=labels[:FINETUNE_IMAGES])
+    np.savez(data, x=tests, labels=classes)
+    return Files(seed, place, real, calibration, tuning, data, 4 * sum(p.numel() for p in net.parameters() if p.ndim > 1))
+
+
+def row(files: Files, name: str, quantized: Quantized | None, say: Say) -> dict[str, Any]:
+    """What a network does on all test pictures: top-1, answers other than the float network's, bytes of weights; quantized: None for the float one."""
+    if quantized is None:
+        found = evaluate(files.float, files.test)
+    else:
+        package = files.place / f"{len(list(files.place.glob('*.hawq')))}.hawq"
+        compile_package(quantized.model, shapes={"x": (PACKAGE_BATCH, 1, 28, 28)}).save(package)
+        found = evaluate(package, files.test, against=files.float)
+    size = files.weight_bytes if quantized is None else quantized.notes["weight_bytes"]
+    made = {"seed": files.seed, "network": name, "top1": (found.score.top1 or 0) / found.images, "flips": found.flips or 0, "weight_bytes": size}
+    say(f"seed {files.seed}: {name}: {made['top1']:.2%}, {made['flips']} flips")
+    return made
+
+
+def tuned(files: Files, recipe: Recipe) -> Quantized:
+    """A network fine-tuned as TRAINING says."""
+    return finetune(files.float, files.finetune, recipe, TRAINING, calibration=files.calibration)
+
+
+def measure(folder: Path, seed: int, recipes: Sequence[str], say: Say) -> list[dict[str, Any]]:
+    """Float and quantized networks of one seed; recipes: keys of RECIPES and FINETUNED."""
     with tempfile.TemporaryDirectory() as place:
-        real, data, calibration = (Path(place) / n for n in ("float.onnx", "test.npz", "calibration.npz"))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter announces its own deprecation
-            torch.onnx.export(net, (torch.zeros(1, 1, 28, 28),), str(real), opset_version=17, dynamo=False, input_names=["x"], output_names=["scores"], dynamic_axes={"x": {0: "n"}, "scores": {0: "n"}})
-        np.savez(data, x=tests, labels=classes)
-        np.savez(calibration, x=images[:CALIBRATION])
-        found = evaluate(real, data)
-        size = 4 * sum(p.numel() for p in net.parameters() if p.ndim > 1)
-        rows = [{"seed": seed, "network": "float", "top1": (found.score.top1 or 0) / found.images, "flips": 0, "weight_bytes": size}]
+        files = prepare(folder, Path(place), seed, say)
+        rows = [row(files, "float", None, say)]
         for name in recipes:
-            quantized = post_training(real, calibration, RECIPES[name])
-            path = Path(place) / "quantized.onnx"
-            onnx.save(quantized.model, str(path))
-            found = evaluate(path, data, against=real)
-            rows.append({"seed": seed, "network": name, "top1": (found.score.top1 or 0) / found.images, "flips": found.flips or 0, "weight_bytes": quantized.notes["weight_bytes"]})
-            say(f"seed {seed}: {name}: {rows[-1]['top1']:.2%}")
+            made = tuned(files, FINETUNED[name]) if name in FINETUNED else post_training(files.float, files.calibration, RECIPES[name])
+            rows.append(row(files, name, made, say))
     return rows
 
 
@@ -151,14 +196,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m hawq_tvm.quantize.fashion", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=FOLDER, help=f"the folder of the four files (default: {FOLDER})")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--only", default="", metavar="TEXT", help="the quantized networks whose names hold this text, such as 'W4A4, ' (default: all)")
     parser.add_argument("-o", "--output", type=Path, help="write the rows as JSON")
     args = parser.parse_args()
+    names = [name for name in (*RECIPES, *FINETUNED) if args.only in name]
     rows: list[dict[str, Any]] = []
     try:
         if args.output:
             check_output(args.output)
         for seed in args.seeds.split(","):
-            rows += measure(args.data, int(seed), list(RECIPES), lambda text: print(text, file=sys.stderr, flush=True))
+            rows += measure(args.data, int(seed), names, lambda text: print(text, file=sys.stderr, flush=True))
             if args.output:
                 write_text(args.output, json.dumps(rows, indent=1) + "\n")
     except HawqError as e:

@@ -346,7 +346,7 @@ def _gather(a: Attributes) -> Callable[..., Any]:
     def compute(x: Tensor, indices: Tensor) -> Tensor:
         axis = a.get("axis", 0) % x.ndim
         flat = torch.where(indices < 0, indices + x.shape[axis], indices).reshape(-1)
-        return x.index_select(axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+        return x.index_select(axis, flat).reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
     return compute
 

@@ -19,7 +19,7 @@ from .picture_options import add_picture_options, read_preprocess
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation
-    from .quantizer import Quantized
+    from .quantizer import Quantized, Recipe
 
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 ADAROUND_STEPS = 1000
@@ -31,19 +31,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub.add_argument("model", help="a float .onnx or .pt2 file")
     sub.add_argument("--calib", required=True, metavar="DATA", help="an .npz file, or a folder of .npy, .npz or image files")
     sub.add_argument("-o", "--output", required=True, metavar="Q.onnx")
-    sub.add_argument("--bits", default="8", metavar="8|4|W4A8|BITS.json", help="of weights and activations, or what `allocate` wrote (default: 8)")
-    sub.add_argument("--observer", choices=("minmax", "percentile", "mse", "entropy"), default="mse", help="chooses the ranges of activations (default: mse)")
-    sub.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for --observer percentile (default: 99.99)")
-    ends = sub.add_mutually_exclusive_group()
-    ends.add_argument("--keep-first-last", dest="keep", action="store_true", default=None, help="the first and the last layer have 8 bits (the default, but for a BITS.json)")
-    ends.add_argument("--no-keep-first-last", dest="keep", action="store_false", default=None, help="they have as many as all others")
-    sub.add_argument("--symmetric", action="store_true", help="zero point 0 for tensors with both signs, too")
-    sub.add_argument("--weight-range", choices=("minmax", "mse"), default=None, help="where weights are clipped (default: mse at 4 bits, minmax at 8)")
-    sub.add_argument("--rounding", choices=("nearest", "adaround"), default=None, help="of weights with fewer than 8 bits; adaround learns it layer by layer (default: nearest)")
-    sub.add_argument("--adaround", type=int, default=None, metavar="N", help=f"learn roundings in N steps per layer (default with --rounding adaround: {ADAROUND_STEPS})")
-    sub.add_argument("--bias-correction", action="store_true", help="correct biases for the mean error of every layer's output")
-    sub.add_argument("--equalize", choices=("relu", "relu6"), nargs="?", const="relu", default="off", help="scale channels between layers to like ranges; relu6: also across ReLU6, which becomes ReLU")
-    sub.add_argument("--images", type=int, default=64, metavar="N", help="images that adaround and bias correction use (default: 64)")
+    add_recipe_options(sub)
     sub.add_argument("--batch", type=int, default=8, metavar="N", help="images at a time where the model leaves that open (default: 8)")
     sub.add_argument("--seed", type=int, default=0)
     add_picture_options(sub)
@@ -58,14 +46,41 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
 
 
-def _quantize(args: argparse.Namespace) -> int:
-    from .quantizer import Recipe, post_training
-    from .report import measuring
+def add_recipe_options(sub: argparse.ArgumentParser) -> None:
+    """Add the options of post-training quantization, but for the batch and the seed."""
+    sub.add_argument("--bits", default="8", metavar="8|4|W4A8|BITS.json", help="of weights and activations, or what `allocate` wrote (default: 8)")
+    sub.add_argument("--observer", choices=("minmax", "percentile", "mse", "entropy"), default="mse", help="chooses the ranges of activations (default: mse)")
+    sub.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for --observer percentile (default: 99.99)")
+    ends = sub.add_mutually_exclusive_group()
+    ends.add_argument("--keep-first-last", dest="keep", action="store_true", default=None, help="the first and the last layer have 8 bits (the default, but for a BITS.json)")
+    ends.add_argument("--no-keep-first-last", dest="keep", action="store_false", default=None, help="they have as many as all others")
+    sub.add_argument("--symmetric", action="store_true", help="zero point 0 for tensors with both signs, too")
+    sub.add_argument("--weight-range", choices=("minmax", "mse"), default=None, help="where weights are clipped (default: mse at 4 bits, minmax at 8)")
+    sub.add_argument("--rounding", choices=("nearest", "adaround"), default=None, help="of weights with fewer than 8 bits; adaround learns it layer by layer (default: nearest)")
+    sub.add_argument("--adaround", type=int, default=None, metavar="N", help=f"learn roundings in N steps per layer (default with --rounding adaround: {ADAROUND_STEPS})")
+    sub.add_argument("--bias-correction", action="store_true", help="correct biases for the mean error of every layer's output")
+    sub.add_argument("--equalize", choices=("relu", "relu6"), nargs="?", const="relu", default="off", help="scale channels between layers to like ranges; relu6: also across ReLU6, which becomes ReLU")
+    sub.add_argument("--images", type=int, default=64, metavar="N", help="images that adaround and bias correction use (default: 64)")
 
-    recipe = Recipe(
+
+def read_recipe(args: argparse.Namespace) -> Recipe:
+    """What the options say.
+
+    Raises UsageError for those that contradict each other.
+    """
+    from .quantizer import Recipe
+
+    return Recipe(
         args.bits, args.observer, args.percentile, _keeps(args), args.symmetric, None if args.weight_range is None else args.weight_range == "mse",
         args.equalize, args.bias_correction, _steps(args), args.images, args.batch, args.seed,
     )  # fmt: skip
+
+
+def _quantize(args: argparse.Namespace) -> int:
+    from .quantizer import post_training
+    from .report import measuring
+
+    recipe = read_recipe(args)
     check_output(Path(args.output))
     with measuring(ERR, args.quiet or args.json) as progress:
         found = post_training(args.model, args.calib, recipe, preprocess=read_preprocess(args), progress=progress)
@@ -74,7 +89,7 @@ def _quantize(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"output": args.output, "bytes": len(data), **found.to_dict()}, indent=1))
     else:
-        _show_quantized(found)
+        show_quantized(found)
         say(f"wrote {args.output} ({len(data):,} bytes)")
     return 0
 
@@ -99,7 +114,8 @@ def _steps(args: argparse.Namespace) -> int:
     return args.adaround or (ADAROUND_STEPS if args.rounding == "adaround" else 0)
 
 
-def _show_quantized(found: Quantized) -> None:
+def show_quantized(found: Quantized) -> None:
+    """Every layer's bits, grid and errors, and the notes."""
     learned = any("adaround_mse" in row for row in found.layers)
     measured = any("output_error" in row for row in found.layers)
     grid = Grid("layer", "bits", "input", "scale", "weight error", *(["adaround"] if learned else []), *(["output error"] if measured else []))

@@ -77,6 +77,41 @@ class Quantized:
         return {"layers": self.layers, **self.notes}
 
 
+@dataclass
+class Draft:
+    """A network with every decision about its quantization taken: what is written, and what fine-tuning starts from.
+
+    given: the float graph as the user knows it.  prepared, graph: the model to write into, BatchNormalization folded and channels equalised, and its
+    graph.  grids: of quantized tensors.  narrow: of layers that read fewer bits.  rounded: weights by layer.
+    """
+
+    recipe: Recipe
+    given: FloatGraph
+    prepared: onnx.ModelProto
+    graph: FloatGraph
+    points: Points
+    grids: Mapping[str, Grid]
+    narrow: Mapping[str, Grid]
+    rounded: Mapping[str, Rounded]
+    gained: Mapping[str, Mapping[str, float]]
+    notes: Mapping[str, Any]
+
+    def read(self, layer: Layer) -> Grid:
+        """The grid of what a layer reads."""
+        return self.narrow.get(layer.name) or self.grids[layer.input]
+
+    def written(self) -> Quantized:
+        """The quantized model."""
+        model = write(self.prepared, self.graph, self.points, self.grids, self.narrow, self.rounded)
+        onnx.checker.check_model(model)
+        rows = [_row(self.graph, one, self.rounded[one.name], self.read(one), self.recipe, self.gained.get(one.name, {})) for one in self.graph.layers]
+        held = self.rounded.values()
+        notes = {
+            **self.notes, "weight_bytes": sum(-(-r.codes.numel() * r.bits // 8) for r in held), "parameters": sum(r.codes.numel() for r in held),
+        }  # fmt: skip
+        return Quantized(model, rows, notes)
+
+
 def post_training(
     model: Any, calibration: str | Path, recipe: Recipe | None = None, *, preprocess: Preprocess | None = None, progress: Progress | None = None
 ) -> Quantized:  # fmt: skip
@@ -84,14 +119,24 @@ def post_training(
 
     Raises ModelError, InputError and UsageError as `load_float`, `open_data` and `read_bits` do, and UsageError for widths other than 4 and 8.
     """
+    return draft(model, calibration, recipe, preprocess=preprocess, progress=progress).written()
+
+
+def draft(
+    model: Any, calibration: str | Path, recipe: Recipe | None = None, *, preprocess: Preprocess | None = None, progress: Progress | None = None
+) -> Draft:  # fmt: skip
+    """What `post_training` decides, before it is written.
+
+    Raises the same errors.
+    """
     chosen, tell = recipe or Recipe(), progress or (lambda step: None)
-    prepared, graph = prepare(_as_onnx(model))
-    if not graph.layers:
-        raise ModelError("has no layers with weights", where=graph.name, expected="convolutions or matrix products")
-    bits = layer_bits(graph, chosen)
-    data = open_data(calibration, graph.inputs, preprocess)
-    scaled, clips = equalize(prepared, graph, chosen.equalize == "relu6") if chosen.equalize != "off" else ([], [])
-    graph = from_onnx(prepared) if scaled else graph
+    prepared, given = prepare(as_onnx(model))
+    if not given.layers:
+        raise ModelError("has no layers with weights", where=given.name, expected="convolutions or matrix products")
+    bits = layer_bits(given, chosen)
+    data = open_data(calibration, given.inputs, preprocess)
+    scaled, clips = equalize(prepared, given, chosen.equalize == "relu6") if chosen.equalize != "off" else ([], [])
+    graph = from_onnx(prepared) if scaled else given
     ranges, floats = _ranges(graph, data, chosen, tell)
     points = find_points(graph, floats, bits)
     seen = _histograms(graph, data, chosen, {s: ranges[s] for s in points.source.values()}, tell)
@@ -105,17 +150,11 @@ def post_training(
         some = _some(data, graph, chosen)
         passing = Passing(points, grids, narrow)
         gained = reconstruct(graph, some, passing, rounded, steps=chosen.adaround, correct_bias=chosen.correct_bias, seed=chosen.seed, progress=tell)
-    written = write(prepared, graph, points, grids, narrow, rounded)
-    onnx.checker.check_model(written)
-    rows = [_row(graph, layer, rounded[layer.name], narrow.get(layer.name) or grids[layer.input], chosen, gained.get(layer.name, {})) for layer in graph.layers]
-    notes = {
-        "images": data.count, "observer": chosen.observer, "tensors": len(points.source), "equalized": scaled, "relu6_replaced": clips,
-        "weight_bytes": sum(-(-r.codes.numel() * r.bits // 8) for r in rounded.values()), "parameters": sum(r.codes.numel() for r in rounded.values()),
-    }  # fmt: skip
-    return Quantized(written, rows, notes)
+    notes = {"images": data.count, "observer": chosen.observer, "tensors": len(points.source), "equalized": scaled, "relu6_replaced": clips}
+    return Draft(chosen, given, prepared, graph, points, grids, narrow, rounded, gained, notes)
 
 
-def _as_onnx(model: Any) -> Any:
+def as_onnx(model: Any) -> Any:
     if isinstance(model, FloatGraph):
         raise UsageError("is a float graph, of which no file can be written", where=model.name, expected="the ONNX model or the program that it was made of")
     if type(model).__name__ == "ExportedProgram" or (isinstance(model, str | Path) and Path(model).suffix == ".pt2"):

@@ -11,7 +11,6 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm import arith, ops, thresholds
-from hawq_tvm.errors import ModelError
 
 from .values import INSERT, Array, Constant, Context, Joined, Real, Softmax, Term, Value, is_uniform, with_bias
 
@@ -147,9 +146,9 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
         if key not in known:
             step = Fraction(steps[i])
             ratios = tuple(Fraction(s[i]) / step for s in scales)
-            made = _dyadic_rescale(
-                ctx, ratios, [int(z[i]) for z in zeros], Fraction(constants[i]) / step + out.inside,
-                tuple(int(b[i]) for b in lows), tuple(int(b[i]) for b in highs), out.rounding,
+            made = thresholds.dyadic_rescale(
+                ratios, [int(z[i]) for z in zeros], Fraction(constants[i]) / step + out.inside,
+                tuple(int(b[i]) for b in lows), tuple(int(b[i]) for b in highs), out.rounding, ctx.layer,
             )  # fmt: skip
             known[key] = thresholds.corrected(made, out.rounding, (first, last)) if provable else made
         rescales.append(known[key])
@@ -184,35 +183,6 @@ def _flat_bounds(ctx: Context, data: relax.Expr, shape: tuple[int, ...], rank: i
 
 def _leading_ones(array: Array, rank: int) -> bool:
     return all(n == 1 for n in array.shape[: array.ndim - rank])
-
-
-def _dyadic_rescale(
-    ctx: Context, ratios: tuple[Fraction, ...], zeros: list[int], constant: Fraction,
-    lows: tuple[int, ...], highs: tuple[int, ...], rounding: str,
-) -> thresholds.Rescale:  # fmt: skip
-    reach = [max(abs(low), abs(high)) for low, high in zip(lows, highs, strict=True)]
-    for max_shift in range(arith.MAX_SHIFT, -1, -1):
-        try:
-            multipliers, shift = arith.common_dyadic(ratios, max_shift=max_shift)
-        except OverflowError as e:
-            raise ModelError(
-                "a requantize has a scale ratio that no dyadic number holds", where=ctx.layer, found=str(e),
-                remedy="check the scales of this layer's inputs and output",
-            ) from e  # fmt: skip
-        addend = arith.round_fraction(constant * 2**shift)
-        offset = addend - sum(z * m for z, m in zip(zeros, multipliers, strict=True))
-        worst = sum(x * abs(m) for x, m in zip(reach, multipliers, strict=True)) + abs(offset) + arith.rounding_room(shift, rounding)
-        if worst < arith.INT64_LIMIT and (rounding != "double" or _double_fits(reach[0], shift)):
-            real = constant - sum((z * r for z, r in zip(zeros, ratios, strict=True)), Fraction(0))
-            return thresholds.Rescale(ratios, real, tuple(multipliers), offset, shift, lows, highs)
-    raise ModelError(
-        "a requantize overflows 64 bits at every precision", where=ctx.layer, found=f"operands up to {max(reach)}",
-        remedy="use fewer bits or fewer terms in this layer",
-    )  # fmt: skip
-
-
-def _double_fits(reach: int, shift: int) -> bool:
-    return reach << max(0, 31 - shift) < 2**31
 
 
 def _softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
