@@ -17,7 +17,7 @@ from rich.console import Console
 from . import options, show
 from .errors import HawqError, UsageError
 from .quantize import commands as allocate_commands
-from .quantize import quantize_commands
+from .quantize import fake_commands, quantize_commands
 from .show import OUT, say
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    args = options.parser(COMMANDS, allocate_commands.add_verbs, quantize_commands.add_verbs).parse_args(argv)
+    args = options.parser(COMMANDS, allocate_commands.add_verbs, quantize_commands.add_verbs, fake_commands.add_verbs).parse_args(argv)
     try:
         return int(args.command(args))
     except HawqError as e:
@@ -295,7 +295,7 @@ def _info(args: argparse.Namespace) -> int:
 
 COMMANDS: dict[str, options.Command] = {
     "inspect": _inspect, "compile": _compile, "tune": _tune, "run": _run, "verify": _verify, "prove": _prove, "bench": _bench,
-    "profile": _profile, "info": _info, **allocate_commands.COMMANDS, **quantize_commands.COMMANDS,
+    "profile": _profile, "info": _info, **allocate_commands.COMMANDS, **quantize_commands.COMMANDS, **fake_commands.COMMANDS,
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ EXAMPLES = """examples:
   hawq-tvm latency float.onnx -o table.json
   hawq-tvm quantize float.onnx --calib pictures --mean 127 --std 128 --bits bits.json -o q.onnx
   hawq-tvm evaluate model.hawq --data pictures --mean 127 --std 128 --against float.onnx
+  hawq-tvm compare-fake w8.onnx w8.hawq w4.onnx w4.hawq --float float.onnx --data in.npz -o figure.svg
   hawq-tvm bench model.hawq --against openvino,onnxruntime --model model.onnx --threads 2
   hawq-tvm bench model_w4.hawq --against model.hawq --threads 1
 
@@ -42,7 +43,7 @@ exit codes: 0 ok, 1 a check failed, 2 an option, an input array or an output pat
 def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.ArgumentParser:
     """The argument parser; commands: the function of every verb; groups: add the options of verbs that are read elsewhere."""
     made = argparse.ArgumentParser(
-        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, tune, run, verify, prove, bench, profile, allocate, quantize, evaluate.",
+        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, tune, run, verify, prove, bench, profile, allocate, quantize, evaluate, compare-fake.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     made.add_argument("--version", action="version", version=f"hawq-tvm {__version__}")
