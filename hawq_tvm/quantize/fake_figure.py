@@ -15,7 +15,7 @@ from .float_graph import need
 
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLES = {
-    "simulated": ("-", "o", "float network, weights and inputs rounded"), "fake": ("--", "s", "quantized model in float32"), "ours": (":", "x", "ours: package and reference"),
+    "simulated": ("-", "o", 4, "float network, weights and inputs rounded"), "fake": ("--", "s", 4, "quantized model in float32"), "ours": (":", "x", 8, "ours"),
 }  # fmt: skip
 
 
@@ -45,8 +45,8 @@ def draw(compared: Sequence[Comparison], path: Path) -> bytes:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         for one, color in zip(compared, COLORS * len(compared), strict=False):
-            for curve, (line, marker, label) in STYLES.items():
-                _plot(axes, one.blocks, curve, color, line, marker, f"{one.name} ({one.precision}): {label}")
+            for curve, (line, marker, size, label) in STYLES.items():
+                _plot(axes, one.blocks, curve, color, (line, marker, size), f"{one.name} ({one.precision}): {label}")
         # Logarithmic from `floor` up and linear below it, so that zero is a place on the axis.
         axes.set_yscale("symlog", linthresh=floor, linscale=0.6)
         top = 10.0 ** math.ceil(math.log10(max(_positive(compared), default=1.0)))
@@ -58,7 +58,7 @@ def draw(compared: Sequence[Comparison], path: Path) -> bytes:
         residual = all(one.residual for one in compared)
         axes.set_xlabel("residual block" if residual else "layer (networks without residual blocks show every layer)")
         axes.set_ylabel("‖simulated − deployed‖ / ‖deployed‖")
-        figure.legend(frameon=False, loc="outside lower center", fontsize=8, ncols=1)
+        figure.legend(frameon=False, loc="outside lower center", fontsize=8, ncols=min(len(compared), 2))
         stream = io.BytesIO()
         figure.savefig(stream, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
     return stream.getvalue()
@@ -70,10 +70,11 @@ def _positive(compared: Sequence[Comparison]) -> list[float]:
     return [v for v in values if 0 < v < math.inf]
 
 
-def _plot(axes: object, rows: Sequence[Row], curve: str, color: str, line: str, marker: str, label: str) -> None:
+def _plot(axes: object, rows: Sequence[Row], curve: str, color: str, style: tuple[str, str, int], label: str) -> None:
     places = [(i, s) for i, row in enumerate(rows, 1) if (s := row.spread(curve)) is not None and math.isfinite(s.greatest)]
     if not places:
         return
     x, found = [i for i, _ in places], [s for _, s in places]
-    axes.plot(x, [s.mean for s in found], line, marker=marker, markersize=4, color=color, linewidth=1.2, label=label, clip_on=False)  # type: ignore[attr-defined]
+    line, marker, size = style
+    axes.plot(x, [s.mean for s in found], line, marker=marker, markersize=size, color=color, linewidth=1.2, label=label, clip_on=False)  # type: ignore[attr-defined]
     axes.fill_between(x, [s.least for s in found], [s.greatest for s in found], color=color, alpha=0.15, linewidth=0)  # type: ignore[attr-defined]

@@ -134,7 +134,7 @@ class Structure:
             clamps.insert(0, self.makers[expr])
             expr = next(a for a in clamps[0].args if isinstance(a, relax.Var) and a in self.sources)
         call = self.makers.get(expr) if isinstance(expr, relax.Var) else None
-        if ops.op_name(call) != "relax.add" or not all(isinstance(a, relax.Var) and a in self.sources for a in call.args):
+        if call is None or ops.op_name(call) != "relax.add" or not all(isinstance(a, relax.Var) and a in self.sources for a in call.args):
             return None
         one, two = (self.sources[a] for a in call.args)
         return Sum(one | two, tuple(clamps)) if one != two else None
