@@ -18,7 +18,7 @@ from ..show import OUT, say
 from .picture_options import add_picture_options, read_preprocess
 
 if TYPE_CHECKING:
-    from .compare_fake import Comparison, Spread
+    from .fake_comparison import Comparison, Spread
 
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 DEFINITION = "||simulated - deployed|| / ||deployed||"
@@ -44,7 +44,7 @@ def _compare_fake(args: argparse.Namespace) -> int:
 
     check_figure(figure)
     check_output(figure)
-    from .compare_fake import compare_fake
+    from .fake_comparison import compare_fake
     from .report import measuring
 
     with measuring(ERR, args.quiet or args.json) as progress:
