@@ -13,9 +13,10 @@ from ..errors import UsageError
 from .fake_comparison import Comparison, Row
 from .float_graph import need
 
+WIDEST = 50  # characters of a label, of which two stand side by side
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLES = {
-    "simulated": ("-", "o", 4, "float network, weights and inputs rounded"), "fake": ("--", "s", 4, "quantized model in float32"), "ours": (":", "x", 8, "ours"),
+    "simulated": ("-", "o", 4, "float network simulated"), "fake": ("--", "s", 4, "quantized model in float32"), "ours": (":", "x", 8, "ours"),
 }  # fmt: skip
 
 
@@ -58,7 +59,8 @@ def draw(compared: Sequence[Comparison], path: Path) -> bytes:
         residual = all(one.residual for one in compared)
         axes.set_xlabel("residual block" if residual else "layer (networks without residual blocks show every layer)")
         axes.set_ylabel("‖simulated − deployed‖ / ‖deployed‖")
-        figure.legend(frameon=False, loc="outside lower center", fontsize=8, ncols=min(len(compared), 2))
+        longest = max(len(str(line.get_label())) for line in axes.get_lines())
+        figure.legend(frameon=False, loc="outside lower center", fontsize=8, ncols=2 if len(compared) > 1 and longest <= WIDEST else 1)
         stream = io.BytesIO()
         figure.savefig(stream, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
     return stream.getvalue()
