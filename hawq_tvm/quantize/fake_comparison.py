@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+from tvm import relax
 
 from relay_passes.choose_layout import TO_FIRST, choose_layout
 
@@ -33,8 +34,6 @@ from .fake_float import Simulated, run_annotated
 from .fake_structure import Array, Structure, Tensor
 from .float_graph import FloatGraph, Input, load_float
 from .sensitivity import Progress, Step
-
-CURVES = ("ours", "fake", "simulated", "simulated_rounded")
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def compare_fake(
         compared.add(opened.prepare(batch.inputs))
         tell(Step(f"comparing {opened.name}", done, runs))
     return Comparison(
-        str(model), str(package), opened.name, compared.precision(), runs, size, compared.finished(), compared.left_out, compared.not_matched
+        str(model), str(package), opened.name, compared.precision(), runs, size, list(compared.rows.values()), compared.left_out, compared.not_matched
     )  # fmt: skip
 
 
@@ -206,13 +205,11 @@ class _Comparing:
         self.annotated, self.logical, self.package = annotated, logical, package
         self.structure = Structure(annotated)
         self.simulated = Simulated(graph, self.structure, where) if graph is not None else None
-        known = {b.var.name for b in stages.bindings(logical["main"])}
-        self.tensors = [t for t in self.structure.tensors.values() if t.name in known]
-        self.left_out = [n for n in self.structure.tensors if n not in known]
-        self.kernels = _kernels(package.graph)
+        self.kernels = _kernels(package.graph, {b.var.name for b in stages.bindings(logical["main"])})
+        self.tensors = [t for t in self.structure.tensors.values() if t.name in self.kernels]
+        self.left_out = [n for n in self.structure.tensors if n not in self.kernels]
+        self.not_matched = [t.name for t in self.tensors if t.sum is not None and self.simulated is not None and t.name not in self.simulated.sums]
         self.rows: dict[str, Row] = {}
-        lost = [t.name for t in self.structure.tensors.values() if t.sum is not None and self.simulated is not None and t.name not in self.simulated.sums]
-        self.not_matched = lost
 
     def precision(self) -> str:
         """Weights and inputs of most layers."""
@@ -228,18 +225,15 @@ class _Comparing:
         fake = run_annotated(self.annotated, inputs, run.head)
         read, sums = self.simulated.run(inputs) if self.simulated is not None else ({}, {})
         for tensor in self.tensors:
-            kernel = self.kernels.get(tensor.name)
-            if kernel is None:
-                continue
-            stays = kernel != tensor.name
-            expected = wanted[kernel] if kernel in wanted else wanted[tensor.name]
+            kernel, result = self.kernels[tensor.name]
+            stays, expected = result != tensor.name, wanted[result]
             found = _as_in_model(written[kernel], expected)
             deployed = wanted[tensor.name] if stays else found
             row = self.rows.setdefault(tensor.name, Row(tensor.name, kernel, stays, tensor.grid.bits, tensor.sum is not None, int(deployed.size)))
             row.differing += int(np.count_nonzero(found != expected))
-            for name, value in self._curves(tensor, deployed, fake, read, sums):
+            both = [v.astype(np.float64) if stays else tensor.grid.real(v) for v in (expected, found)]
+            for name, value in (("ours", _difference(both[0], both[1])), *self._curves(tensor, deployed, fake, read, sums)):
                 row.curves.setdefault(name, []).append(value)
-            row.curves.setdefault("ours", []).append(_difference(expected.astype(np.float64), found.astype(np.float64)) if stays else _difference(tensor.grid.real(expected), tensor.grid.real(found)))
 
     def _curves(self, tensor: Tensor, deployed: Array, fake: Mapping[str, Array], read: Mapping[str, Array], sums: Mapping[str, Array]) -> Iterator[tuple[str, float]]:
         real = tensor.grid.real(deployed)
@@ -251,19 +245,15 @@ class _Comparing:
         elif tensor.name in read and read[tensor.name].shape == real.shape:
             yield "simulated", _difference(tensor.grid.real(read[tensor.name]), real)
 
-    def finished(self) -> list[Row]:
-        """The rows in the order of the model."""
-        self.left_out += [t.name for t in self.tensors if t.name not in self.rows]
-        return list(self.rows.values())
 
-
-def _kernels(graph: tvm.IRModule) -> dict[str, str]:
-    """For every variable of a PACKED module's layers the layer of `main` that computes it."""
-    found: dict[str, str] = {}
+def _kernels(graph: tvm.IRModule, known: Collection[str]) -> dict[str, tuple[str, str]]:
+    """For every `known` variable in a layer of a PACKED module the layer's own variable in main, and the last known one in it: the layer's result but for the order of axes."""
+    found: dict[str, tuple[str, str]] = {}
     for b in layer_calls(graph):
-        if not hasattr(b.var.ty, "fields"):  # a layer with several results is a split of a border, of which no quantize comes
-            found.update({inner.var.name: b.var.name for inner in stages.bindings(graph[b.value.op])})
-    return {**found, **{b.var.name: b.var.name for b in layer_calls(graph) if not hasattr(b.var.ty, "fields")}}
+        names = [n for n in (*(inner.var.name for inner in stages.bindings(graph[b.value.op])), b.var.name) if n in known]
+        if names and not isinstance(b.var.ty, relax.TupleType):
+            found.update({n: (b.var.name, names[-1]) for n in names})
+    return found
 
 
 def _as_in_model(written: Array, expected: Array) -> Array:
