@@ -17,7 +17,7 @@ from rich.console import Console
 from . import options, package_commands, show
 from .errors import HawqError, RemoteError, UsageError
 from .quantize import commands as allocate_commands
-from .quantize import finetune_commands, quantize_commands
+from .quantize import fake_commands, finetune_commands, quantize_commands
 from .show import OUT, say
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    args = options.parser(COMMANDS, package_commands.add_verbs, allocate_commands.add_verbs, quantize_commands.add_verbs, finetune_commands.add_verbs).parse_args(argv)
+    args = options.parser(COMMANDS, *(g.add_verbs for g in GROUPS)).parse_args(argv)
     try:
         return int(args.command(args))
     except HawqError as e:
@@ -308,9 +308,10 @@ def _profile(args: argparse.Namespace) -> int:
     return 0
 
 
+GROUPS = (package_commands, allocate_commands, quantize_commands, finetune_commands, fake_commands)
 COMMANDS: dict[str, options.Command] = {
     "inspect": _inspect, "compile": _compile, "tune": _tune, "run": _run, "verify": _verify, "prove": _prove, "bench": _bench,
-    "profile": _profile, **package_commands.COMMANDS, **allocate_commands.COMMANDS, **quantize_commands.COMMANDS, **finetune_commands.COMMANDS,
+    "profile": _profile, **{name: command for g in GROUPS for name, command in g.COMMANDS.items()},
 }  # fmt: skip
 
 

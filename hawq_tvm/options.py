@@ -41,6 +41,7 @@ EXAMPLES = """examples:
   hawq-tvm quantize float.onnx --calib pictures --mean 127 --std 128 --bits bits.json -o q.onnx
   hawq-tvm finetune float.onnx --data train.npz --bits W4A4 --epochs 2 -o q.onnx
   hawq-tvm evaluate model.hawq --data pictures --mean 127 --std 128 --against float.onnx
+  hawq-tvm compare-fake w8.onnx w8.hawq w4.onnx w4.hawq --float float.onnx --data in.npz -o figure.svg
   hawq-tvm bench model.hawq --against openvino,onnxruntime --model model.onnx --threads 2
   hawq-tvm bench model_w4.hawq --against model.hawq --threads 1
   hawq-tvm bench model.hawq --rpc tracker:9190 --rpc-key pi5
@@ -54,7 +55,7 @@ exit codes: 0 ok, 1 a check failed, 2 an option, an input array or an output pat
 def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.ArgumentParser:
     """The argument parser; commands: the function of every verb; groups: add the options of verbs that are read elsewhere."""
     made = argparse.ArgumentParser(
-        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, tune, run, verify, prove, bench, profile, allocate, quantize, finetune, evaluate.",
+        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, tune, run, verify, prove, bench, profile, allocate, quantize, finetune, evaluate, compare-fake.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     made.add_argument("--version", action="version", version=f"hawq-tvm {__version__}")

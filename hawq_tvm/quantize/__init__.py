@@ -7,6 +7,7 @@
     onnx.save(found.model, "quantized.onnx")                       # found.layers: how every layer was quantized
     found = quantize.finetune("float.onnx", "train.npz", quantize.Recipe("W4A4"), quantize.Training(epochs=2))
     quantize.evaluate("quantized.onnx", "pictures", preprocess=quantize.Preprocess((127.0,), (128.0,)), against="float.onnx")
+    quantize.compare_fake("quantized.onnx", "quantized.hawq", "pictures.npz", real="float.onnx").to_dict()
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
-    "Budget", "Preprocess", "Recipe", "Settings", "Training", "evaluate", "finetune", "load_float", "measure", "measure_latencies", "open_data", "post_training", "problem",
+    "Budget", "Preprocess", "Recipe", "Settings", "Training", "compare_fake", "evaluate", "finetune", "load_float", "measure", "measure_latencies", "open_data", "post_training", "problem",
     "problem_of_table",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
     from .data import Preprocess, open_data
     from .evaluation import evaluate
+    from .fake_comparison import compare_fake
     from .float_graph import load_float
     from .latency import measure_latencies
     from .measurement import measure
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Budget": "table", "Settings": "sensitivity", "load_float": "float_graph", "measure": "measurement", "measure_latencies": "latency",
     "open_data": "data", "problem": "plan", "problem_of_table": "plan", "Preprocess": "data", "evaluate": "evaluation", "Recipe": "quantizer",
-    "post_training": "quantizer", "Training": "training", "finetune": "training",
+    "post_training": "quantizer", "Training": "training", "finetune": "training", "compare_fake": "fake_comparison",
 }  # fmt: skip
 
 
