@@ -30,7 +30,7 @@ def convolution(x: Tensor, w: Tensor, b: Tensor | None = None, stride: Any = 1, 
     rank = w.ndim - 2
     if groups == 1 or not torch.is_grad_enabled():
         return (F.conv1d, F.conv2d, F.conv3d)[rank - 1](x, w, b, stride, padding, dilation, groups)
-    y = _Product.apply(x, w, Window(*(_each(v, rank) for v in (stride, padding, dilation)), groups))
+    y = _Product.apply(x, w, Window(_each(stride, rank), _each(padding, rank), _each(dilation, rank), groups))
     return y if b is None else y + b.reshape(-1, *[1] * rank)
 
 
