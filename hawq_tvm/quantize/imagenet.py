@@ -260,21 +260,22 @@ def _spaced(files: Sequence[Path], count: int) -> list[Path]:
     return [files[i * len(files) // count] for i in range(count)] if count < len(files) else list(files)
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], latencies: Mapping[str, str] | None = None) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table: the difference in top-1 stands with its standard error, which the pictures that changed sides leave."""
-    head = ("network", "answers that differ from float's", "top-1", "top-5", "top-1 less float's, points", "ONNX file, bytes", "package, bytes", "BOPS of W8A8's", "latency of W8A8's")
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    head = ["network", "answers that differ from float's", "top-1", "top-5", "top-1 less float's, points", "ONNX file, bytes", "package, bytes", "BOPS of W8A8's"]
+    lines = []
     for row in rows:
         n, lost, gained = row["pictures"], row["lost"], row["gained"]
-        share = "" if row["bops"] is None else f"{row['bops']:.1%}"
         error = math.sqrt(max(lost + gained - (lost - gained) ** 2 / n, 0)) / n
+        shares = [f"{right / n:.2%}" for right in row["right"]]
         package = f"{row['package_bytes']:,}" if row["package_bytes"] else ""
-        cells = (
-            row["network"], f"{row['flips']} of {n}", *(f"{right / n:.2%}" for right in row["right"]), f"{100 * (gained - lost) / n:+.2f} +- {100 * error:.2f}",
-            f"{row['file_bytes']:,}", package, share, (latencies or {}).get(row["network"], "not measured" if package else ""),
-        )  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        bops = "" if row["bops"] is None else f"{row['bops']:.1%}"
+        lines.append([row["network"], f"{row['flips']} of {n}", *shares, f"{100 * (gained - lost) / n:+.2f} ± {100 * error:.2f}", f"{row['file_bytes']:,}", package, bops])
+    table = [head, ["---"] * len(head), *lines]
+    if not any(row["package_bytes"] for row in rows):
+        for cells in table:
+            del cells[-2]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in table)
 
 
 def main() -> int:
