@@ -123,10 +123,21 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--size", type=int, default=None, help="image size (default: the network's own)")
     parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--float", action="store_true", help="the float network, not quantized")
     parser.add_argument("--qoperator", action="store_true", help="QLinear operators instead of quantize/dequantize pairs")
     parser.add_argument("--weight-bits", type=int, choices=(4, 8), default=8)
     parser.add_argument("--activation-bits", type=int, choices=(4, 8), default=8)
     args = parser.parse_args()
+    if args.float:
+        if args.qoperator or (args.weight_bits, args.activation_bits) != (8, 8):
+            parser.error("--float writes no quantized network, so it goes with none of its options")
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        size = args.size or NETWORKS[args.network][2]
+        with tempfile.TemporaryDirectory() as folder:
+            exported = Path(folder) / "float.onnx"
+            export(build(args.network, size), exported, args.batch, size)
+            write_bytes(args.output, exported.read_bytes())
+        return 0
     make(
         args.network, args.output, size=args.size, batch=args.batch, qoperator=args.qoperator, weight_bits=args.weight_bits,
         activation_bits=args.activation_bits, say=lambda text: print(text, file=sys.stderr),

@@ -115,6 +115,21 @@ def open_images(data: str | Path, inputs: tuple[Input, ...], preprocess: Preproc
     Raises InputError for what cannot be read or does not fit.
     """
     place = Path(data)
+    known = labelled_files(place, labels)
+    if known is not None:
+        return Calibration(_spaced(sorted(known), limit), inputs, preprocess, known, str(place))
+    if place.is_dir() and limit is not None:
+        files = sorted(p for p in place.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
+        return Calibration(_spaced(files, limit), inputs, preprocess, None, str(place)) if files else open_data(place, inputs, preprocess)
+    return open_data(place, inputs, preprocess)
+
+
+def labelled_files(data: str | Path, labels: str | Path | None = None) -> dict[Path, int] | None:
+    """The classes of image files: of a list, of a folder with one, or of a folder per class; None where the data are something else.
+
+    Raises InputError for a list that cannot be read, is empty or names files that do not exist, UsageError for labels of no folder.
+    """
+    place = Path(data)
     if labels is not None and not place.is_dir():
         raise UsageError("is for a folder of images", where="--labels", found=str(place))
     if place.is_file() and place.suffix in (".txt", ".csv"):
@@ -125,18 +140,14 @@ def open_images(data: str | Path, inputs: tuple[Input, ...], preprocess: Preproc
         known = _folders(place)
     elif place.is_dir() and (place / "labels.txt").exists():
         known = read_labels(place / "labels.txt", place)
-    elif place.is_dir() and limit is not None:
-        files = sorted(p for p in place.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
-        return Calibration(_spaced(files, limit), inputs, preprocess, None, str(place)) if files else open_data(place, inputs, preprocess)
     else:
-        return open_data(place, inputs, preprocess)
-    files = sorted(known)
-    if not files:
+        return None
+    if not known:
         raise InputError("names no images", where=str(labels or place), expected=KIND)
-    lost = next((f for f in files if not f.is_file()), None)
+    lost = next((f for f in sorted(known) if not f.is_file()), None)
     if lost is not None:
         raise InputError("names a file that does not exist", where=str(labels or place), found=str(lost), expected=f"files relative to {lost.parent}")
-    return Calibration(_spaced(files, limit), inputs, preprocess, known, str(place))
+    return known
 
 
 def _folders(place: Path) -> dict[Path, int]:
@@ -215,11 +226,11 @@ def evaluate(
         found.flips = 0
         if images.has_labels and found.against:
             found.against.top1 = found.against.top5 = found.lost = found.gained = 0
-    for batch in _cut_at(images.batches(runner.inputs[0].shape[0] or OPEN_BATCH), count):
-        ours = _ranked(runner, batch)
+    for batch in _cut_at(images.batches(batch_size(runner)), count):
+        ours = ranked(runner, batch)
         _count(found, found.score, ours, batch.labels)
         if other is not None and found.against is not None and found.flips is not None:
-            theirs = _ranked(other, batch)
+            theirs = ranked(other, batch)
             _count(found, found.against, theirs, batch.labels)
             found.flips += int((ours[:, 0] != theirs[:, 0]).sum())
             if batch.labels is not None and found.lost is not None and found.gained is not None:
@@ -250,8 +261,13 @@ def _cut_at(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
         yield batch
 
 
-def _ranked(runner: Runner, batch: Batch) -> Array:
-    """The classes of every image, best first; a smaller batch than the model takes is filled up with its last image."""
+def batch_size(runner: Runner) -> int:
+    """How many images it is given at a time."""
+    return runner.inputs[0].shape[0] or OPEN_BATCH
+
+
+def ranked(runner: Runner, batch: Batch) -> Array:
+    """The classes of every image, best first [image, class]; a smaller batch than the model takes is filled up with its last image."""
     size = runner.inputs[0].shape[0] or batch.size
     parts = []
     for start in range(0, batch.size, size):

@@ -134,6 +134,11 @@ class FloatGraph:
                 return layer
         raise unknown_layer(name, [one.name for one in self.layers])
 
+    def products(self, layer: Layer, outputs: int) -> int:
+        """The multiplications of a layer with so many output elements: each sums as many products as a channel has weights."""
+        weight = self.parameters[layer.weight]
+        return outputs * weight.numel() // weight.shape[layer.channel_axis]
+
     @property
     def batch(self) -> int | None:
         """The batch size that the model fixes (the first dimension of its first input), None when it leaves it open."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 
 from ..errors import ModelError
+from .grouped import convolution
 
 Tensor = torch.Tensor
 
@@ -86,11 +87,10 @@ def _conv(a: Attributes) -> Callable[..., Any]:
     def compute(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         rank = w.ndim - 2
         before, after = padding_of(a, rank)
-        function = (F.conv1d, F.conv2d, F.conv3d)[rank - 1]
         symmetric = before == after
         padding = before if symmetric else (0,) * rank
         y = x if symmetric else _pad(x, before, after)
-        return function(y, w, b, per_axis(a, "strides", rank), padding, per_axis(a, "dilations", rank), int(a.get("group", 1)))
+        return convolution(y, w, b, per_axis(a, "strides", rank), padding, per_axis(a, "dilations", rank), int(a.get("group", 1)))
 
     return compute
 

@@ -13,8 +13,10 @@ import torch
 
 from ..errors import ModelError
 from .float_graph import FloatGraph, Input, Layer, Node, folded, named_once
+from .grouped import convolution
 
-CONVS = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default", "aten.convolution.default")
+NAMED_CONVS = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
+CONVS = (*NAMED_CONVS, "aten.convolution.default")
 PRODUCTS = ("aten.linear.default", "aten.matmul.default", "aten.mm.default", "aten.addmm.default")
 
 
@@ -75,7 +77,8 @@ def _node(node: torch.fx.Node, names: dict[str, str]) -> tuple[Node, tuple[Any, 
         return operands[-1]
 
     arguments = torch.fx.node.map_arg((node.args, node.kwargs), place)
-    compute: Callable[..., Any] = target if target is operator.getitem else _call(target, node.args, node.kwargs)
+    called = convolution if str(target) in NAMED_CONVS and not node.kwargs else target
+    compute: Callable[..., Any] = target if target is operator.getitem else _call(called, node.args, node.kwargs)
     if target is operator.getitem:
         index = node.args[1]
         return Node(node.name, "getitem", tuple(operands), (node.name,), lambda value: value[index]), arguments[0]

@@ -189,8 +189,7 @@ class _Measurement:
                     self.progress(Step(phase, done, len(self.sizes)))
             weights = [self.graph.parameters[one.weight] for one in layers]
             by_weight = [[float((rounded_weight(w, one.channel_axis, b) - w).double().square().sum()) for b, _ in choices] for w, one in zip(weights, layers, strict=True)]
-        # Every output element sums as many products as a channel has weights.
-        macs = [outputs[one.output] * w.numel() // w.shape[one.channel_axis] for w, one in zip(weights, layers, strict=True)]
+        macs = [self.graph.products(one, outputs[one.output]) for one in layers]
         self.arrays |= {
             "weights": np.array([w.numel() for w in weights]), "activations": counts, "macs": np.array(macs), "low": low, "high": high,
             "weight_square": np.array(by_weight), "activation_square": square / sum(self.sizes),

@@ -23,17 +23,26 @@ if TYPE_CHECKING:
 
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 ADAROUND_STEPS = 1000
+EXAMPLES = """examples:
+  hawq-tvm quantize float.onnx --calib in.npz -o w8a8.onnx
+  hawq-tvm quantize float.onnx --calib pictures --mean 127 --std 128 --bits W4A8 --rounding adaround --bias-correction -o w4a8.onnx
+then:
+  hawq-tvm compile w8a8.onnx -o w8a8.hawq"""
 
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Add the options of both verbs; verb makes the parser of one."""
     sub = verb("quantize", "quantize a float model after training: ONNX with QuantizeLinear and DequantizeLinear, 4 and 8 bits, that compiles to integers")
+    sub.epilog, sub.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     sub.add_argument("model", help="a float .onnx or .pt2 file")
-    sub.add_argument("--calib", required=True, metavar="DATA", help="an .npz file, or a folder of .npy, .npz or image files")
-    sub.add_argument("-o", "--output", required=True, metavar="Q.onnx")
+    sub.add_argument(
+        "--calib", required=True, metavar="DATA",
+        help="what a few dozen typical inputs are: an .npz file (arrays called as the model's inputs), or a folder of .npy, .npz or image files; images need --mean and --std",
+    )  # fmt: skip
+    sub.add_argument("-o", "--output", required=True, metavar="Q.onnx", help="the quantized model")
     add_recipe_options(sub)
     sub.add_argument("--batch", type=int, default=8, metavar="N", help="images at a time where the model leaves that open (default: 8)")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=int, default=0, help="of what adaround draws at random (default: 0)")
     add_picture_options(sub)
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
     sub = verb("evaluate", "classify labelled images with a package or an ONNX model: top-1, top-5, and agreement with another model")
@@ -48,16 +57,16 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 def add_recipe_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of post-training quantization, but for the batch and the seed."""
-    sub.add_argument("--bits", default="8", metavar="8|4|W4A8|BITS.json", help="of weights and activations, or what `allocate` wrote (default: 8)")
+    sub.add_argument("--bits", default="8", metavar="8|4|W4A8|BITS.json", help="8: weights and activations of 8 bits; 4: of 4; W4A8: weights of 4 and activations of 8; or, layer by layer, the file that `allocate` wrote (default: 8)")
     sub.add_argument("--observer", choices=("minmax", "percentile", "mse", "entropy"), default="mse", help="chooses the ranges of activations (default: mse)")
     sub.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for --observer percentile (default: 99.99)")
     ends = sub.add_mutually_exclusive_group()
     ends.add_argument("--keep-first-last", dest="keep", action="store_true", default=None, help="the first and the last layer have 8 bits (the default, but for a BITS.json)")
-    ends.add_argument("--no-keep-first-last", dest="keep", action="store_false", default=None, help="they have as many as all others")
+    ends.add_argument("--no-keep-first-last", dest="keep", action="store_false", default=None, help="they have the bits of all others")
     sub.add_argument("--symmetric", action="store_true", help="zero point 0 for tensors with both signs, too")
     sub.add_argument("--weight-range", choices=("minmax", "mse"), default=None, help="where weights are clipped (default: mse at 4 bits, minmax at 8)")
     sub.add_argument("--rounding", choices=("nearest", "adaround"), default=None, help="of weights with fewer than 8 bits; adaround learns it layer by layer (default: nearest)")
-    sub.add_argument("--adaround", type=int, default=None, metavar="N", help=f"learn roundings in N steps per layer (default with --rounding adaround: {ADAROUND_STEPS})")
+    sub.add_argument("--adaround", type=int, default=None, metavar="N", help=f"--rounding adaround with N steps per layer (without this option: {ADAROUND_STEPS})")
     sub.add_argument("--bias-correction", action="store_true", help="correct biases for the mean error of every layer's output")
     sub.add_argument("--equalize", choices=("relu", "relu6"), nargs="?", const="relu", default="off", help="scale channels between layers to like ranges; relu6: also across ReLU6, which becomes ReLU")
     sub.add_argument("--images", type=int, default=64, metavar="N", help="images that adaround and bias correction use (default: 64)")
@@ -130,6 +139,8 @@ def show_quantized(found: Quantized) -> None:
     if notes["equalized"]:
         replaced = f"; {len(notes['relu6_replaced'])} ReLU6 became ReLU" if notes["relu6_replaced"] else ""
         say(f"equalised the outputs of {len(notes['equalized'])} layers{replaced}")
+    if not learned and any(row["weight_bits"] < 8 for row in found.layers):
+        say("weights of 4 bits were rounded to nearest; --rounding adaround --bias-correction takes minutes, and mobile networks need it")
     say(f"{notes['parameters']:,} weights in {notes['weight_bytes']:,} bytes")
 
 
