@@ -21,14 +21,16 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from . import Package, load
 from . import compile as compile_package
-from . import load
 from .bench import zoo
-from .errors import HawqError, ModelError
+from .errors import HawqError, ModelError, UsageError
 from .inspection import inspect
 from .show import show_proof
+from .verify.together import JointReport, verify_packages
 
 SIZE = 224
+ELSEWHERE = ("x86-avx2", "x86-vnni", "x86-amx", "arm-neon", "arm-dotprod", "arm-i8mm")
 OUT = Console(highlight=False, soft_wrap=True)
 Array = np.ndarray[Any, Any]
 
@@ -129,6 +131,7 @@ def run(folder: Path) -> int:
     with _step("verifying every layer of the library against the reference"):
         verified = package.verify([{"input": x} for x in images[:2]], random=1, seed=0)
     OUT.print(f"  {verified.summary()}", markup=False)
+    together = _elsewhere(quantized_path, package, images[:2])
     with _step("proving that no float operation is left between quantize and dequantize"):
         certificate = package.prove()
     show_proof(certificate.to_dict())
@@ -138,7 +141,25 @@ def run(folder: Path) -> int:
         latency = bench["latency_ms"]
         OUT.print(f"latency with {bench['threads']} thread(s): median {latency['median']:.2f} ms, min {latency['min']:.2f}, p99 {latency['p99']:.2f} ({bench['machine']['cpu']})", markup=False)
     OUT.print(f"the package is in {package_path}", markup=False)
-    return 0 if verified.ok and certificate.ok else 1
+    return 0 if verified.ok and together.identical and certificate.ok else 1
+
+
+def _elsewhere(model: Path, package: Package, images: list[Array]) -> JointReport:
+    """The same integer graph compiled for other CPUs, and what of it can run here compared layer by layer."""
+    packages = [package]
+    for target in ELSEWHERE:
+        with _step(f"compiling for {target}"):
+            try:
+                other = compile_package(model, target)
+            except UsageError as e:  # no cross compiler
+                OUT.print(f"  left out: {e}", markup=False)
+                continue
+        other.where = target
+        packages.append(other)
+    with _step(f"verifying every layer of {len(packages)} libraries on {len(images)} photographs"):
+        report = verify_packages(packages, [{"input": x} for x in images])
+    OUT.print(report.summary(), markup=False)
+    return report
 
 
 def _table(tests: list[tuple[Path, int]], floats: list[Array], integers: list[Array]) -> None:
