@@ -86,7 +86,7 @@ def check_destination(destination: Path) -> None:
         if destination.name in ("", ".."):
             raise OutputError("cannot be written", where=str(destination), expected="the name of a folder to make", remedy="add a name, by habit NAME.hawq")
         if destination.exists() and not _may_replace(destination):
-            raise OutputError("exists and is not a package", where=str(destination), remedy="choose another name, or remove it")
+            raise OutputError("exists and is not a package's folder", where=str(destination), remedy="choose another name, or remove it")
         _staging(destination).rmdir()
     except OSError as e:
         raise _unwritable(destination, e) from e
