@@ -6,6 +6,8 @@
         for kh, t, step of the run:
           acc[p][v] += data[p] * weights[v]                     unrolled over p and v
         out = epilogue(acc)                                     vectors of L channels
+
+Where a lane of a register can multiply (NEON), every step first loads registers of data, data[p] of several products each.
 """
 
 from __future__ import annotations
