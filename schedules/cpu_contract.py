@@ -276,7 +276,8 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     sch.tensorize(lane, intrinsic)
 
     # Vectors of sums may be shorter than one of bytes, but a block's channels are whole vectors of the epilogue.
-    schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, tile.lanes * tile.vectors, EPILOGUE) if loaded else gcd(shape.channels, tile.lanes))
+    whole = gcd(tile.lanes * tile.vectors, EPILOGUE) if loaded else tile.lanes
+    schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, whole))
 
 
 def _schedule_data(sch: s_tir.Schedule, acc: s_tir.schedule.SBlockRV, step: s_tir.schedule.LoopRV) -> list[s_tir.schedule.SBlockRV]:
