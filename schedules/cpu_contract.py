@@ -6,6 +6,8 @@
         for kh, t, step of the run:
           acc[p][v] += data[p] * weights[v]                     unrolled over p and v
         out = epilogue(acc)                                     vectors of L channels
+
+Where a lane of a register can multiply (NEON), every step first loads registers of data, data[p] of several products each.
 """
 
 from __future__ import annotations
@@ -274,7 +276,8 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     sch.tensorize(lane, intrinsic)
 
     # Vectors of sums may be shorter than one of bytes, but a block's channels are whole vectors of the epilogue.
-    schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, tile.lanes * tile.vectors, EPILOGUE) if loaded else gcd(shape.channels, tile.lanes))
+    whole = gcd(tile.lanes * tile.vectors, EPILOGUE) if loaded else tile.lanes
+    schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, whole))
 
 
 def _schedule_data(sch: s_tir.Schedule, acc: s_tir.schedule.SBlockRV, step: s_tir.schedule.LoopRV) -> list[s_tir.schedule.SBlockRV]:

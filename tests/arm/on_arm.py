@@ -113,7 +113,8 @@ class InnerLoop:
     spills: int
 
     def __str__(self) -> str:
-        return f"{self.instructions} instructions, {self.products} products of {self.vector} on vectors, {self.loads} vectors loaded, {self.spills} spilled"
+        of_vectors = f"{self.products} products of {self.vector} on vectors"
+        return f"{self.instructions} instructions, {of_vectors}, {self.loads} vectors loaded, {self.spills} spilled"
 
 
 def inner_loop(text: str) -> InnerLoop:

@@ -24,7 +24,8 @@ BOUNDS = {
 
 
 def module(c: Conv, four_bits: bool, data: str):
-    w = np.random.default_rng(3).integers(-8, 8, (*c.k, c.ci, c.co)).astype(np.int8) if four_bits else full("int8", *c.k, c.ci, c.co)
+    nibbles = np.random.default_rng(3).integers(-8, 8, (*c.k, c.ci, c.co)).astype(np.int8)
+    w = nibbles if four_bits else full("int8", *c.k, c.ci, c.co)
 
     def body(e, p):
         weights = e(ops.unpack_int4(arith.pack_int4(w), w.shape, True)) if four_bits else relax.const(w)

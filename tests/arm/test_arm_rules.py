@@ -55,7 +55,8 @@ def finished(emit, c: Conv, sums: relax.Expr, residual: relax.Expr | None, round
 
 def out_of(c: Conv) -> tuple[int, ...]:
     """The shape of a convolution's result."""
-    sizes = [(n + a + b - (k - 1) * d - 1) // s + 1 for n, a, b, k, d, s in zip((c.h, c.w), c.pad[:2], c.pad[2:], c.k, c.dilation, c.stride, strict=True)]
+    sides = zip((c.h, c.w), c.pad[:2], c.pad[2:], c.k, c.dilation, c.stride, strict=True)
+    sizes = [(n + a + b - (k - 1) * d - 1) // s + 1 for n, a, b, k, d, s in sides]
     return c.n, *sizes, c.co
 
 
@@ -72,7 +73,8 @@ def test_conv2d_with_what_follows(case, target):
 
 
 @pytest.mark.parametrize(("c", "dtype", "target"), in_turn([
-    Conv(1, 12, 12, 32, 64, pad=(1, 1, 1, 1)), Conv(1, 8, 6, 24, 48, (1, 1)), Conv(1, 8, 8, 64, 128, (1, 1), (2, 2)), Conv(1, 15, 15, 3, 32, (3, 3), (2, 2), pad=(0, 0, 1, 1)),
+    Conv(1, 12, 12, 32, 64, pad=(1, 1, 1, 1)), Conv(1, 8, 6, 24, 48, (1, 1)), Conv(1, 8, 8, 64, 128, (1, 1), (2, 2)),
+    Conv(1, 15, 15, 3, 32, (3, 3), (2, 2), pad=(0, 0, 1, 1)),
     Conv(1, 11, 13, 96, 96, groups=96, pad=(1, 1, 1, 1)), Conv(1, 1, 1, 64, 40, (1, 1)),
 ], ["uint8", "int8"]))  # fmt: skip
 def test_layers_of_networks(c, dtype, target):
@@ -132,7 +134,8 @@ def test_products_with_run_time_weights(shape, types, target):
 @pytest.mark.parametrize(("rows", "depth", "channels"), [(1, 512, 1000), (4, 77, 10), (13, 64, 40)])
 def test_dense(rows, depth, channels, target):
     a, w = full("uint8", rows, depth), full("int8", depth, channels)
-    check(lambda e, p: R.matmul(p, relax.const(w), out_dtype="int32"), target, a, rule={NEON: "arm.neon", DOTPROD: "arm.dotprod", I8MM: "arm.dotprod" if rows == 1 else "arm.i8mm"}[target])
+    matrices = "arm.dotprod" if rows == 1 else "arm.i8mm"
+    check(lambda e, p: R.matmul(p, relax.const(w), out_dtype="int32"), target, a, rule={NEON: "arm.neon", DOTPROD: "arm.dotprod", I8MM: matrices}[target])
 
 
 @pytest.mark.parametrize("target", EVERY)

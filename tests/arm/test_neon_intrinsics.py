@@ -18,7 +18,7 @@ rng = np.random.default_rng(12)
 ROWS = 512
 
 
-def forms(family, extremes=True):
+def forms(family):
     """Every intrinsic that a family may ask for."""
     found = []
     for (_, weight), m in family.multipliers.items():
