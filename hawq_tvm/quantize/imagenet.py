@@ -84,9 +84,11 @@ class Study:
         """
         kept = self._kept()
         for name in names:
+            if name in kept:
+                continue
             if name == NNCF and find_spec("nncf") is None:
                 ERR.print("NNCF is not installed, and left out: pip install 'hawq-tvm[bench]'", markup=False)
-            elif name not in kept:
+            else:
                 ERR.print(name, markup=False)
                 start = time.perf_counter()
                 kept[name] = {**self._row(name), "seconds": round(time.perf_counter() - start)}
