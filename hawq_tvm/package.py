@@ -174,6 +174,15 @@ class Package:
         return self._graph
 
     @property
+    def is_stripped(self) -> bool:
+        """Whether the integer graph was left out."""
+        return bool(self.manifest.get("stripped"))
+
+    def lend_graph(self, graph: tvm.IRModule) -> None:
+        """Verify a stripped package by the graph of a full one with the same `graph_sha256`, for the same kind of processor."""
+        self._graph = graph
+
+    @property
     def library(self) -> Path:
         """The checked library in a file of this process alone, removed with the package.
 

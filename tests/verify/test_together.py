@@ -114,7 +114,7 @@ def test_what_this_machine_cannot_run_is_not_called_identical() -> None:
 
 
 def test_packages_of_other_models_are_refused(packages: list[ht.Package], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UsageError, match="no package of the same model as model; expected output"):
+    with pytest.raises(UsageError, match="no package of the same integer graph as model"):
         verify_packages([packages[0], ht.compile(residual(8), "x86-64-v2")])
     paths = [str(p.save(tmp_path / f"{i}.hawq")) for i, p in enumerate(packages)]
     assert cli.main(["verify", *paths, "--random", "1"]) == 0
@@ -122,3 +122,11 @@ def test_packages_of_other_models_are_refused(packages: list[ht.Package], tmp_pa
     assert "identical" in out and "equal" in out
     assert cli.main(["verify", *paths, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["identical"]
+
+
+def test_a_stripped_package_is_verified_beside_a_full_one(packages: list[ht.Package], tmp_path: Path) -> None:
+    full, small = packages[1].save(tmp_path / "full.hawq"), tmp_path / "small.hawq"
+    assert cli.main(["strip", str(packages[0].save(tmp_path / "other.hawq")), "-o", str(small)]) == 0
+    assert verify_packages([ht.load(small), ht.load(full)], random=1).ok
+    with pytest.raises(PackageError, match="was stripped of its integer graph"):
+        verify_packages([ht.load(small), ht.load(small)], random=1)
