@@ -225,7 +225,7 @@ def _verify_together(args: argparse.Namespace, packages: list[Package], given: d
     from .verify.together import verify_packages
 
     with _working(args, "verifying every layer of every package"):
-        report = verify_packages(packages, given, random=args.random, seed=args.seed)
+        report = verify_packages(packages, given, random=args.random, seed=args.seed, through=args.through)
     _print_json(report.to_dict()) if args.json else show.show_joint(report)
     if report.ran and not report.identical:
         return 1

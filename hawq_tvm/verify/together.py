@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,7 +90,7 @@ class JointReport:
             assert report is not None
             of = "" if self.ok else f" of {len(self.verdicts)}"
             lines.append(f"identical: {len(report.rows)} layers, {report.elements} elements over {self.inputs} inputs, in {len(self.ran)}{of} packages and the reference")
-        lines += [f"not run: {v.name}: {v.not_run}" for v in self.verdicts if v.report is None]
+        lines += [f"not run: {v.name}: {v.not_run.removeprefix(f'{v.name}: ')}" for v in self.verdicts if v.report is None]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
@@ -102,11 +103,11 @@ class JointReport:
 
 def verify_packages(
     packages: Sequence[Package], inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None, *,
-    random: int | None = None, seed: int = 0, progress: Callable[[str], None] = lambda name: None,
+    random: int | None = None, seed: int = 0, through: str = "vm", progress: Callable[[str], None] = lambda name: None,
 ) -> JointReport:  # fmt: skip
     """Every layer of several packages of one model, for whatever targets, against one evaluation of the reference, exactly.
 
-    inputs, random, seed: as for `Package.verify`, the same for all.  progress: called with a package's path before it runs.
+    inputs, random, seed: as for `Package.verify`, the same for all.  through: how CPUs' packages are run, see `Package.run_layers`.  progress: called with a package's path before it runs.
     A stripped package is verified by the graph of a full one beside it.
     Raises UsageError when they are of different integer graphs, PackageError when there is no full one to go by.
     """
@@ -120,7 +121,7 @@ def verify_packages(
         full = next((q for q in packages if not q.is_stripped and q.on_gpu == p.on_gpu), None)
         if p.is_stripped and full is not None:
             p.lend_graph(full.graph)
-    libraries = [Library(p.where, targets.text(p.manifest["target"]), p.graph, p.run_layers) for p in packages]
+    libraries = [Library(p.where, targets.text(p.manifest["target"]), p.graph, p.run_layers if p.on_gpu else partial(p.run_layers, through=through)) for p in packages]
     return verify_together(libraries, packages[0].batches(inputs, random, seed), progress)
 
 
