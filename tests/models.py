@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
 TYPES = {
@@ -14,6 +16,12 @@ TYPES = {
     "int4": (TensorProto.INT4, -8, 7), "int16": (TensorProto.INT16, -32768, 32767), "uint16": (TensorProto.UINT16, 0, 65535),
     "int32": (TensorProto.INT32, -(2**31), 2**31 - 1),
 }  # fmt: skip
+
+
+def needs_time(usual: bool) -> None:
+    """Skip the calling test, one of many whole networks, unless it is a usual one or all are asked for."""
+    if not usual and os.environ.get("HAWQ_TVM_EVERY_NETWORK") != "1":
+        pytest.skip("a whole network more: set HAWQ_TVM_EVERY_NETWORK=1")
 
 
 class Graph:

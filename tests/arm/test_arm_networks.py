@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from models import needs_time
 from networks import every_rule
 from on_arm import mnemonics, needs_emulator
 
@@ -34,10 +35,15 @@ def test_every_rule(target: str) -> None:
     check(ht.compile(every_rule(), target), target, 4)
 
 
+# Every network, precision and target between them.
+USUAL = {("resnet18", 8, 8, "arm-dotprod"), ("mobilenetv2", 8, 8, "arm-neon"), ("resnet18", 4, 4, "arm-i8mm"), ("mobilenetv2", 4, 8, "arm-dotprod")}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("name", "weights", "data"), [("resnet18", 8, 8), ("mobilenetv2", 8, 8), ("resnet18", 4, 4), ("mobilenetv2", 4, 8)])
 def test_networks(name: str, weights: int, data: int, target: str, tmp_path: Path) -> None:
+    needs_time((name, weights, data, target) in USUAL)
     pytest.importorskip("torch", reason="the zoo's networks come from PyTorch")
     from hawq_tvm.bench import zoo
 

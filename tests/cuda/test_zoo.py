@@ -3,11 +3,11 @@ tensor cores, nothing spilled."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from models import needs_time
 
 import hawq_tvm as ht
 from hawq_tvm.verify import sass
@@ -30,14 +30,12 @@ def tensor_products(library: Path) -> dict[str, Counter[str]]:
 EVERY = [(name, weights, data) for name in SIZES for weights, data in ((8, 8), (4, 8), (4, 4))]
 # Ten minutes on two cores for all; `make test` takes those that between them have every rule, form and architecture.
 USUAL = [("resnet18", 8, 8), ("resnet18", 4, 4), ("mobilenetv2", 4, 8)]
-ALL = os.environ.get("HAWQ_TVM_EVERY_NETWORK") == "1"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "weights", "data"), EVERY)
 def test_networks_compile(name: str, weights: int, data: int, compiler: Path, tmp_path: Path) -> None:
-    if not ALL and (name, weights, data) not in USUAL:
-        pytest.skip("ten minutes for all networks: set HAWQ_TVM_EVERY_NETWORK=1")
+    needs_time((name, weights, data) in USUAL)
     pytest.importorskip("torch", reason="the zoo's networks come from PyTorch")
     from hawq_tvm.bench import zoo
 

@@ -19,6 +19,7 @@ from hawq_tvm.frontend.hawq.schemes import four_bit_layers
 from hawq_tvm.verify.compare import layer_calls
 from hawq_tvm.verify.reference import evaluate
 
+from ...models import needs_time
 from .fake_quant import FakeQuant, checkpoint, float_network, torch, train_norms, trained, training_checkpoint
 
 
@@ -139,12 +140,14 @@ CASES = [
     ("resnet18", "uniform8", 48), ("resnet18", "uniform4", 32), ("resnet18", "bops_0.5", 64), ("resnet50", "bops_0.5", 32),
     ("mobilenetv2_w1", "bops_0.5", 36), ("mobilenetv2_w1", "uniform4", 36), ("inceptionv3", "uniform4", 75),
 ]  # fmt: skip
+USUAL = {("resnet18", "bops_0.5"), ("mobilenetv2_w1", "bops_0.5")}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "which", "pixels"), CASES, ids=lambda v: str(v))
 def test_compiled(name: str, which: str, pixels: int, tmp_path: Path) -> None:
     """The library's own kernels: what each writes that HAWQ has a name for, and the classes; then our own verification and proof."""
+    needs_time((name, which) in USUAL)
     f, image = trained(name, scheme(name, which), pixels, seed=1)
     path = saved(f, name, tmp_path / "quantized_checkpoint.pth.tar")
     shape = {"input": (1, 3, pixels, pixels)}
