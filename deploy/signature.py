@@ -43,7 +43,7 @@ def verify(manifest: Mapping[str, Any], files: Mapping[str, bytes], key: str | P
     minisign = _library()
     public = _read(minisign.PublicKey.from_file, key, "a public key of `minisign -G`")
     if SIGNATURE not in files:
-        raise SignatureError("is not signed", where=where, expected=SIGNATURE, remedy="have it signed with `hawq-tvm sign`, or load it without a public key")
+        raise SignatureError("is not signed", where=where, expected=SIGNATURE, remedy="get a signed one from whom you trust")
     try:
         found = minisign.Signature.from_bytes(files[SIGNATURE])
         public.verify(dump_json(manifest), found)

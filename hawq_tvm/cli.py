@@ -212,7 +212,7 @@ def _verify(args: argparse.Namespace) -> int:
 
     given = load_npz(args.inputs) if args.inputs else None
     if len(args.packages) > 1:
-        return _verify_together(args, [load(p, emulator=args.emulator) for p in args.packages], given)
+        return _verify_together(args, [load(p, emulator=args.emulator, here=False) for p in args.packages], given)
     package = load(args.packages[0], emulator=args.emulator)
     with _working(args, "verifying every layer"):
         report = package.verify(given, random=args.random, seed=args.seed, through=args.through)
@@ -226,10 +226,11 @@ def _verify_together(args: argparse.Namespace, packages: list[Package], given: d
 
     with _working(args, "verifying every layer of every package"):
         report = verify_packages(packages, given, random=args.random, seed=args.seed, through=args.through)
-    _print_json(report.to_dict()) if args.json else show.show_joint(report)
-    if report.ran and not report.identical:
-        return 1
-    return 0 if report.ok or (report.identical and args.where_possible) else 3
+    accepted = report.ok or (report.identical and args.where_possible)
+    _print_json({**report.to_dict(), "ok": accepted}) if args.json else show.show_joint(report)
+    if accepted:
+        return 0
+    return 1 if report.ran and not report.identical else 3
 
 
 def _prove(args: argparse.Namespace) -> int:

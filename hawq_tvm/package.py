@@ -275,16 +275,17 @@ class Package:
         rng = np.random.default_rng(seed)
         return [{i["name"]: arrays.random(rng, i) for i in self.manifest["inputs"]} for _ in range(count)]
 
-    def run_layers(self, inputs: Mapping[str, Array], through: str = "vm") -> LayerRun:
+    def run_layers(self, inputs: Mapping[str, Array], through: str | None = None) -> LayerRun:
         """One inference: outputs by name, and what every kernel wrote, in order.
 
-        through: "vm", TVM's virtual machine, or "c", the library's C interface; a foreign library has only the latter.
-        Raises UsageError for anything else, or a C interface that a GPU's library does not have.
+        through: "vm", TVM's virtual machine, or "c", the library's C interface; None: "c" for a foreign library, else "vm".
+        Raises UsageError for what there is not: the virtual machine for a foreign library, or a C interface for a GPU's.
         """
         kernels = set(stages.private_functions(self.graph))
-        if through not in ("vm", "c") or (through == "c" and self.on_gpu):
-            raise UsageError("layers cannot be run through this", where=self.name, found=through, expected="vm" if self.on_gpu else "vm or c")
-        if through == "c" or self.is_foreign:
+        ways = ("vm",) if self.on_gpu else ("c",) if self.is_foreign else ("vm", "c")
+        if through not in (None, *ways):
+            raise UsageError("layers cannot be run through this", where=self.where, found=str(through), expected=" or ".join(ways))
+        if (through or ways[0]) == "c":
             return layers_of(self._in_c(inputs, layers=True), self.graph, kernels)
         with self._lock, gpu.one_sentence(self.name):
             return run_with_layers(self.vm, self.graph, inputs, kernels, self._array_device)
@@ -302,7 +303,7 @@ class Package:
 
     def verify(
         self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None, *, random: int | None = None, seed: int = 0,
-        through: str = "vm",
+        through: str | None = None,
     ) -> VerifyReport:  # fmt: skip
         """Compare every layer of the library with the reference, exactly, on given and on `random` made-up inputs.
 
@@ -318,6 +319,13 @@ class Package:
         if not given and not made:
             raise UsageError("there is nothing to verify", where=self.name, found="no inputs, and no random ones", remedy="give inputs, or ask for at least 1 random one")
         return [self.prepare(b) for b in given] + made
+
+    def way(self, through: str | None = None) -> str:
+        """How `run_layers` runs the library, in words."""
+        if self.is_foreign:
+            emulator = self._emulator or f"qemu-{self._target['architecture']}"
+            return f"its C interface, under {emulator}"
+        return "its C interface" if through == "c" and not self.on_gpu else "TVM's virtual machine"
 
     def prove(self) -> Certificate:
         """Certify again, from the stored graph and the stored library, that between quantize and dequantize all is integer."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .errors import PackageError
+from .errors import PackageError, UsageError
 
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -29,7 +29,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     subs = [package("info", "print what a package holds, whatever machine it is for")]
     subs += [package("pack", "write a package as a single file")]
     output(subs[-1], "the file, by habit NAME.hawq; `unzip` makes the folder again")
-    subs += [package("strip", "write a package without its integer graph: smaller, it runs and is timed, and is not verified or proved any more")]
+    subs += [package("strip", "write a package without its integer graph: smaller, it runs and is timed, and is verified only beside a full package of the same integer graph")]
     output(subs[-1], "the folder, or with --single-file the file")
     subs[-1].add_argument("--single-file", action="store_true", help="write one file instead of a folder")
     subs += [package("sign", "sign a package with a secret key of minisign's; its password is asked for, or read from HAWQ_TVM_KEY_PASSWORD")]
@@ -85,6 +85,8 @@ def _strip(args: argparse.Namespace) -> int:
     from deploy import package
 
     path, output = Path(args.package), Path(args.output)
+    if output.resolve() == path.resolve():
+        raise UsageError("would replace the full package", where=str(output), remedy="choose another --output: the graph could not be brought back")
     if not args.single_file:
         package.check_destination(output)
     manifest, files = package.read_files(path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from .gputune.export import ExportReport
@@ -74,7 +74,7 @@ def show_proof(c: Mapping[str, Any]) -> None:
     region = " between quantize and dequantize" if c["float_tail"] else ""
     verdict = f"{'integer-only' if c['ok'] else 'NOT integer-only'}{region}"
     say(
-        f"proof   {verdict}: {c['kernels']} kernels, {c['expressions']} TIR expressions, {c['instructions']} machine instructions, "
+        f"proof   {verdict}: {c['kernels']} kernels ({len(c['border'])} more at the border), {c['expressions']} TIR expressions, {c['instructions']} machine instructions, "
         f"{len(c['tir_offenders']) + len(c['code_offenders'])} of them float"
     )
     if c.get("device_instructions"):
@@ -101,7 +101,7 @@ def show_certificate(certificate: Certificate) -> None:
 
 def show_verify(report: VerifyReport, float_tail: Sequence[str]) -> None:
     """Every compared layer, and the verdict."""
-    table = Table("layer", "elements", "different")
+    table = Table(Column("layer", overflow="fold"), "elements", "different")
     for row in report.rows:
         table.add_row(row.layer, str(row.elements), str(row.different))
     OUT.print(table)
@@ -114,10 +114,11 @@ def show_joint(report: JointReport) -> None:
     for number, v in enumerate(report.verdicts, 1):
         say(f"{number}  {v.name}: {v.target}")
     columns = [(n, v.report) for n, v in enumerate(report.verdicts, 1) if v.report is not None]
-    table = Table("layer", "elements", *(str(n) for n, _ in columns))
+    table = Table(Column("layer", overflow="fold"), "elements", *(str(n) for n, _ in columns))
     for i, row in enumerate(columns[0][1].rows if columns else ()):
         table.add_row(row.layer, str(row.elements), *("equal" if not (d := r.rows[i].different) else f"{d} different" for _, r in columns))
-    OUT.print(table)
+    if columns:
+        OUT.print(table)
     say(report.summary())
 
 
@@ -127,7 +128,7 @@ def show_info(fields: Mapping[str, Any]) -> None:
 
     target, producer = fields["target"], fields["producer"]
     what = [f"a {'single file' if fields['single_file'] else 'folder'} of format {fields['format']}", f"{fields['bytes'] / 1e6:.2f} MB", f"checksums {fields['checksums']}"]
-    what += [f"{'signed' if fields['signed'] else 'not signed'}", *([] if fields["has_graph"] else ["stripped of its integer graph"])]
+    what += [f"{'a signature, which `verify-signature` checks' if fields['signed'] else 'not signed'}", *([] if fields["has_graph"] else ["stripped of its integer graph"])]
     say(f"{fields['name']}: {', '.join(what)}")
     say(f"made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM {producer['llvm']}{', CUDA ' + producer['cuda'] if 'cuda' in producer else ''}; graph {fields['graph_sha256'][:16]}")
     say(f"target  {targets.text(target)}: {', '.join(target['cpu_features'])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -53,7 +54,10 @@ def parse(text: str) -> tvm.target.Target:
         return cuda.parse(fields) if fields.get("kind") == "cuda" else _llvm(fields)
     kind, *options = text.split()
     if kind != "llvm":
-        raise UsageError("unknown target", found=text, expected=f"host, {', '.join([*PRESETS, *cuda.PRESETS])}, or llvm -mcpu=NAME")
+        near = difflib.get_close_matches(text, ["host", *PRESETS, *cuda.PRESETS], 1)
+        raise UsageError(
+            "unknown target", found=text, expected=f"host, {', '.join([*PRESETS, *cuda.PRESETS])}, or llvm -mcpu=NAME", remedy=f"did you mean {near[0]}?" if near else "",
+        )  # fmt: skip
     fields = {"kind": "llvm"}
     for option in options:
         key, equals, value = option.lstrip("-").partition("=")
@@ -155,4 +159,5 @@ def text(stored: Mapping[str, Any]) -> str:
     """The target of a manifest in a few words."""
     if stored["kind"] == "cuda":
         return f"cuda {', '.join(stored['architectures'])}, launched by {stored['architecture']} {stored['mcpu']}"
-    return f"{stored['architecture']} {stored.get('mcpu', '')}"
+    same = [name for name, p in PRESETS.items() if all(p.get(k) == stored.get(k) for k in ("mcpu", "mattr", "mtriple"))]
+    return f"{stored['architecture']} {stored.get('mcpu', '')}" + (f" ({same[0]})" if same and same[0] != stored.get("mcpu") else "")

@@ -11,9 +11,11 @@
 int main(int count, char **arguments) {
   const int shape[] = HAWQ_INPUT_0_SHAPE, height = shape[2], width = shape[3], pixels = height * width;
   int w = 0, h = 0;
-  FILE *picture = count == 2 ? fopen(arguments[1], "rb") : NULL;
-  if (picture == NULL || fscanf(picture, "P6 %d %d 255", &w, &h) != 2 || w != width || h != height || fgetc(picture) == EOF)
-    return fprintf(stderr, "usage: classify PICTURE.ppm, of %d x %d pixels\n", width, height), 2;
+  if (count != 2) return fprintf(stderr, "usage: classify PICTURE.ppm, of %d x %d pixels\n", width, height), 2;
+  FILE *picture = fopen(arguments[1], "rb");
+  if (picture == NULL) return perror(arguments[1]), 2;
+  if (fscanf(picture, "P6 %d %d 255", &w, &h) != 2 || w != width || h != height || fgetc(picture) == EOF)
+    return fprintf(stderr, "classify: %s is no binary PPM of %d x %d pixels\n", arguments[1], width, height), 2;
 
   hawq_model *model = hawq_model_create(NULL);
   if (model == NULL) return fprintf(stderr, "classify: %s\n", hawq_error()), 1;

@@ -106,8 +106,9 @@ class Rival(Packaged):
     def __init__(self, path: str, beside: Package) -> None:
         super().__init__(load(path), path)
         check_inputs(self.package, beside, path)
-        self.same = same_graph(self.package.graph, beside.graph)
-        mine, theirs = weights(self.package.graph), weights(beside.graph)
+        stripped = self.package.is_stripped or beside.is_stripped
+        self.same = self.package.manifest["graph_sha256"] == beside.manifest["graph_sha256"]
+        mine, theirs = ("stripped", "stripped") if stripped else (weights(self.package.graph), weights(beside.graph))
         if self.same:
             self.what = f"another package of the same integer graph, for {cpu(self.package)}"
         else:

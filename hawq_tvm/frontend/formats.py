@@ -44,8 +44,8 @@ def frontend_of(source: Any) -> Frontend:
     content = _content(source.path if isinstance(source, Checkpoint) else source)
     if isinstance(source, Checkpoint) and content != "checkpoint":
         raise UsageError(
-            "is no checkpoint of PyTorch", where=source.where, expected="a file of torch.save, as HAWQ writes it", found=content or "another format, or no file",
-            remedy="give a network and bits (--network, --bits) with HAWQ checkpoints only",
+            "--network and --bits are for HAWQ checkpoints, which this is not", where=source.where, expected="a file of torch.save, as HAWQ writes it",
+            found=content or "another format, or no file", remedy="leave them out, or give the checkpoint",
         )  # fmt: skip
     if content == "checkpoint":
         from . import hawq

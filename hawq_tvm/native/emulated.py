@@ -30,7 +30,10 @@ def command(architecture: str, named: str | None, where: str) -> list[str]:
     Raises UsageError when the named one is no program, PackageError when there is none here for this architecture.
     """
     if named is not None:
-        words = shlex.split(named)
+        try:
+            words = shlex.split(named)
+        except ValueError:  # quotes that are not closed
+            words = []
         if not words or shutil.which(words[0]) is None:
             raise UsageError("the emulator is no program", where=where, found=named, remedy="give its path, for example --emulator 'qemu-aarch64 -cpu max'")
         return words
@@ -46,19 +49,22 @@ def command(architecture: str, named: str | None, where: str) -> list[str]:
 def run(library: Path, architecture: str, emulator: Sequence[str], inputs: Sequence[Array], *, layers: bool, threads: int = 1) -> Run:
     """One inference of given inputs, in the order of the model; with what every kernel read and wrote if `layers`.
 
-    Raises UsageError where hawq-layers cannot be built, PackageError when the run fails.
+    Raises PackageError when hawq-layers cannot be built for the architecture, or the run fails.
     """
     with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
         program = Path(folder) / "hawq-layers"
-        program.write_bytes(_program(architecture))
+        try:
+            program.write_bytes(_program(architecture))
+        except UsageError as e:
+            raise PackageError("cannot be run here without a C compiler for its architecture", where=str(library), found=str(e)) from e
         program.chmod(0o700)
         given, results = Path(folder) / "inputs", Path(folder) / "results"
         given.write_bytes(b"".join(a.tobytes() for a in inputs))
         words = [*emulator, str(program), str(library), str(given), str(results), "layers" if layers else "outputs", str(threads)]
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        if done.returncode:
-            found = done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"]
-            raise PackageError("the library could not be run", where=" ".join(words[: len(emulator)]), found=found[-1])
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode or not results.exists():
+            found = done.stderr.strip().splitlines() or [f"it ended with {done.returncode} and wrote nothing"]
+            raise PackageError("the library could not be run", where=" ".join(words[: len(emulator)]), found=found[-1], remedy="check that this runs programs for the package's CPU")
         return read(results.read_bytes())
 
 

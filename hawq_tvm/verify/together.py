@@ -29,7 +29,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Library:
-    """A library to compare: how it is called, what it was compiled for, its graph (PACKED), and how it is run once.
+    """A library to compare: how it is called, what it was compiled for and how it is run, its graph (PACKED), and how it is run once.
 
     run_layers raises PackageError when this machine cannot run it.
     """
@@ -103,11 +103,11 @@ class JointReport:
 
 def verify_packages(
     packages: Sequence[Package], inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None, *,
-    random: int | None = None, seed: int = 0, through: str = "vm", progress: Callable[[str], None] = lambda name: None,
+    random: int | None = None, seed: int = 0, through: str | None = None, progress: Callable[[str], None] = lambda name: None,
 ) -> JointReport:  # fmt: skip
     """Every layer of several packages of one model, for whatever targets, against one evaluation of the reference, exactly.
 
-    inputs, random, seed: as for `Package.verify`, the same for all.  through: how CPUs' packages are run, see `Package.run_layers`.  progress: called with a package's path before it runs.
+    inputs, random, seed: as for `Package.verify`, the same for all.  through: how this CPU's packages are run, see `Package.run_layers`.  progress: called with a package's path before it runs.
     A stripped package is verified by the graph of a full one beside it.
     Raises UsageError when they are of different integer graphs, PackageError when there is no full one to go by.
     """
@@ -121,7 +121,10 @@ def verify_packages(
         full = next((q for q in packages if not q.is_stripped and q.on_gpu == p.on_gpu), None)
         if p.is_stripped and full is not None:
             p.lend_graph(full.graph)
-    libraries = [Library(p.where, targets.text(p.manifest["target"]), p.graph, p.run_layers if p.on_gpu else partial(p.run_layers, through=through)) for p in packages]
+    ways = {id(p): None if p.on_gpu or p.is_foreign else through for p in packages}
+    libraries = [
+        Library(p.where, f"{targets.text(p.manifest['target'])}, run by {p.way(ways[id(p)])}", p.graph, partial(p.run_layers, through=ways[id(p)])) for p in packages
+    ]
     return verify_together(libraries, packages[0].batches(inputs, random, seed), progress)
 
 

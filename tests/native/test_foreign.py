@@ -76,6 +76,21 @@ def test_a_named_processor_is_emulated_and_refuses_what_it_lacks(saved: Path) ->
 
 
 @cross
+@pytest.mark.parametrize("emulator", ["true", "cat"])
+def test_a_program_that_is_no_emulator(saved: Path, emulator: str) -> None:
+    with pytest.raises(PackageError, match=r"the library could not be run.*check that this runs programs for the package's CPU"):
+        ht.load(saved, emulator=emulator).verify()
+
+
+@cross
+def test_quotes_that_are_not_closed_and_a_way_that_there_is_not(saved: Path) -> None:
+    with pytest.raises(UsageError, match="the emulator is no program"):
+        ht.load(saved, emulator="qemu-aarch64 'x").verify()
+    with pytest.raises(UsageError, match="layers cannot be run through this; expected c; found vm"):
+        ht.load(saved).verify(through="vm")
+
+
+@cross
 def test_what_only_this_cpu_does_is_refused(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     package = ht.load(saved)
     for call in (package.bench, package.profile):

@@ -55,6 +55,11 @@ def _fails(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> str
     return error
 
 
+def test_the_full_package_is_not_replaced_by_its_stripped_self(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "would replace the full package" in _fails(capsys, 2, "strip", folder, "-o", folder.parent / "." / folder.name)
+    assert ht.load(folder).graph is not None
+
+
 def test_a_stripped_package_runs_and_says_what_it_cannot(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = tmp_path / "small.hawq"
     assert main(["strip", str(folder), "-o", str(small)]) == 0

@@ -19,6 +19,7 @@ from models import Graph, float_output
 
 import hawq_tvm as ht
 from hawq_tvm import cli, pipeline
+from hawq_tvm import target as targets
 from hawq_tvm.cuda import target as cuda
 from hawq_tvm.errors import PackageError, UsageError
 from hawq_tvm.verify.compare import LayerRun, layer_calls
@@ -131,3 +132,19 @@ def test_a_stripped_package_is_verified_beside_a_full_one(packages: list[ht.Pack
     assert verify_packages([ht.load(small), ht.load(full)], random=1).ok
     with pytest.raises(PackageError, match="was stripped of its integer graph"):
         verify_packages([ht.load(small), ht.load(small)], random=1)
+
+
+def test_a_package_for_other_instructions_is_listed(packages: list[ht.Package], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    amx = ht.compile(residual(), "x86-amx")
+    if targets.runs_here(amx.manifest["target"]["cpu_features"]):
+        pytest.skip("this CPU has AMX")
+    paths = [str(p.save(tmp_path / f"{i}.hawq")) for i, p in enumerate((packages[0], amx))]
+    assert cli.main(["verify", *paths]) == 3
+    out = capsys.readouterr().out
+    assert "in 1 of 2 packages and the reference" in out and f"not run: {paths[1]}: needs CPU features" in out and "(x86-amx), run by TVM's virtual machine" in out
+    assert cli.main(["verify", *paths, "--where-possible", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"]
+    assert cli.main(["verify", paths[1], paths[1]]) == 3
+    capsys.readouterr()
+    assert cli.main(["verify", paths[1]]) == 3
+    assert "needs CPU features" in capsys.readouterr().err

@@ -67,7 +67,8 @@ def _read(path: Path) -> bytes:
     except IsADirectoryError:
         models = sorted(p.name for p in path.glob("*.onnx"))
         remedy = f"pass a file, such as {path / models[0]}" if models else "pass the .onnx file itself"
-        raise ModelError("is a directory", where=str(path), expected="an ONNX file", remedy=remedy) from None
+        found = "a package, which was compiled already" if (path / "manifest.json").is_file() else ""
+        raise ModelError("is a directory", where=str(path), expected="an ONNX file", found=found, remedy=remedy) from None
     except (OSError, ValueError) as e:
         raise ModelError(f"cannot be read: {e}", where=str(path)) from None
 

@@ -295,7 +295,7 @@ def test_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     path, package = tmp_path / "tiny.onnx", tmp_path / "p.hawq"
     onnx.save(residual_net(), str(path))
     assert main(["compile", str(path), "-o", str(package), "--network", "resnet18", "--quiet"]) == 2
-    assert "is no checkpoint of PyTorch" in capsys.readouterr().err
+    assert "--network and --bits are for HAWQ checkpoints" in capsys.readouterr().err
     torch.save(uniform("resnet50"), tmp_path / "c.pth.tar")
     assert main(["compile", str(tmp_path / "c.pth.tar"), "-o", str(package), "--quiet"]) == 3
     assert "resnet50b" in capsys.readouterr().err and not package.exists()
