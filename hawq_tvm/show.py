@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -143,10 +144,12 @@ def show_info(fields: Mapping[str, Any]) -> None:
     say(f"files   {', '.join(f'{name} {size:,}' for name, size in fields['files'].items())} bytes, of them {fields['constants_bytes']:,} constants in the library")
     say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(fields['kernels_by_rule'].items()))}")
     show_proof(fields["certificate"])
-    table = Table("layer", "function", "rule", "tile", "tile from", "refused before")
+    table = Table(Column("layer", overflow="fold"), "rule", "tile", "tile from")
     for row in fields["report"]:
-        table.add_row(*(str(row.get(k, "")) for k in ("layer", "function", "rule", "tile", "tile_from", "refused")))
+        table.add_row(*(str(row.get(k, "")) for k in ("layer", "rule", "tile", "tile_from")))
     OUT.print(table)
+    for (rule, why), count in Counter((row["rule"], row["refused"]) for row in fields["report"] if row.get("refused")).most_common():
+        say(f"{count} by {rule}, because earlier rules said: {why}")
 
 
 @contextmanager
