@@ -46,7 +46,8 @@ def test_networks_compile(name: str, weights: int, data: int, compiler: Path, tm
     rows = package.report()
     assert all(row["rule"].startswith("cuda.") for row in rows)
     contractions = [row for row in rows if row["rule"] == "cuda.mma"]
-    assert contractions and not [u for row in rows for u in row["usage"] if u["spill_stores"] or u["spill_loads"] or u["stack"]]
+    assert contractions and not [u for row in rows for u in row["usage"] if u["spill_stores"] or u["spill_loads"]]
+    assert not [u for row in contractions for u in row["usage"] if u["stack"]]
     products = tensor_products(package.library)
     assert set(products) == set(INT8)
     for arch, found in products.items():
