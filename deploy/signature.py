@@ -12,6 +12,7 @@ from typing import Any
 
 from hawq_tvm.errors import InputError, SignatureError, UsageError
 
+from . import package
 from .package import MANIFEST, SIGNATURE, dump_json
 
 PASSWORD = "HAWQ_TVM_KEY_PASSWORD"
@@ -50,6 +51,17 @@ def verify(manifest: Mapping[str, Any], files: Mapping[str, bytes], key: str | P
     except minisign.Error as e:
         raise SignatureError("has a signature that is not valid for this key", where=where, expected=f"one by {key}", found=str(e), remedy="do not use it; get it again from whom you trust") from e
     return str(found.trusted_comment)
+
+
+def read_files(path: Path, key: str | Path | None) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The manifest and the other files of a package, checked as `package.read_files` does; with a public key, its signature too.
+
+    Raises PackageError, and what `verify` raises.
+    """
+    manifest, files = package.read_files(path)
+    if key is not None:
+        verify(manifest, files, key, str(path))
+    return manifest, files
 
 
 def _read(load: Callable[[Any], Any], key: str | Path, expected: str) -> Any:

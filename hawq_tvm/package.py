@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import platform
 import shutil
@@ -33,6 +32,7 @@ from .bench.profile import ProfileReport, profile
 from .cuda import device as gpu
 from .errors import PackageError, UsageError
 from .frontend.hawq.source import Checkpoint
+from .interface import Interface
 from .native import direct, emulated
 from .native import library as libraries
 from .native.records import Run
@@ -78,9 +78,7 @@ def load(path: str | Path, *, emulator: str | None = None, public_key: str | Pat
     Raises PackageError when it is damaged, of another version, not signed so, or made for another CPU of this architecture; no code is
     loaded before that.
     """
-    manifest, files = files_on_disk.read_files(Path(path))
-    if public_key is not None:
-        signature.verify(manifest, files, public_key, str(path))
+    manifest, files = signature.read_files(Path(path), public_key)
     package = Package(manifest, files, str(path), emulator=emulator)
     if here and not package.is_foreign:
         package.check_host()
@@ -103,7 +101,7 @@ def _from_compiled(compiled: Compiled, name: str, progress: Progress | None = No
     return Package(files_on_disk.sealed(made, files), files, name)
 
 
-class Package:
+class Package(Interface):
     """A compiled model; made by `compile` or `load`.
 
     manifest: what manifest.json holds.  files: the package's other files, checked against it; nothing is read again
@@ -112,38 +110,17 @@ class Package:
 
     def __init__(self, manifest: dict[str, Any], files: dict[str, bytes], where: str, *, emulator: str | None = None) -> None:
         self.manifest, self._files, self._emulator = manifest, files, emulator
-        target, producer = manifest["target"], manifest["producer"]
-        if producer["tvm"] != str(tvm.__version__) or producer["tvm_ffi"] != str(tvm_ffi.__version__):
-            raise PackageError(
-                "was made with another version of TVM", where=where, expected=f"tvm {tvm.__version__}, tvm-ffi {tvm_ffi.__version__}",
-                found=f"tvm {producer['tvm']}, tvm-ffi {producer['tvm_ffi']}", remedy="install that version, or compile again",
-            )  # fmt: skip
-        self._target, self.where = target, where
+        self.check_tvm(str(tvm.__version__), str(tvm_ffi.__version__), where)
+        self._target, self.where = manifest["target"], where
         self._lock = threading.RLock()
         self._library: Path | None = None
         self._vm: relax.VirtualMachine | None = None
         self._graph: tvm.IRModule | None = None
 
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return str(self.manifest["name"])
-
-    @property
-    def inputs(self) -> list[dict[str, Any]]:
-        """Every input's name, type in the model, array dtype, shape, and quantization where it has one."""
-        return copy.deepcopy(self.manifest["inputs"])
-
-    @property
-    def outputs(self) -> list[dict[str, Any]]:
-        """Every output, described like the inputs."""
-        return copy.deepcopy(self.manifest["outputs"])
-
     def __repr__(self) -> str:
-        sides = (", ".join(f"{e['name']}: {e['dtype']}{e['shape']}" for e in self.manifest[side]) for side in ("inputs", "outputs"))
         target, floats = self.manifest["target"], self.manifest["float_tail"]
         kept = f", float outside the integer region: {', '.join(floats)}" if floats else ""
-        return f"<Package {self.name!r}: {' -> '.join(sides)}; {targets.text(target)}{kept}>"
+        return f"<Package {self.name!r}: {self._sides()}; {targets.text(target)}{kept}>"
 
     @property
     def products(self) -> int:

@@ -9,7 +9,6 @@ Neither `tvm` nor ONNX is imported; deploy/README.md says how to install what is
 
 from __future__ import annotations
 
-import copy
 import re
 import threading
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from . import arrays, cpu
 from .errors import PackageError
+from .interface import Interface
 
 if TYPE_CHECKING:
     from .bench.measure import BenchReport
@@ -36,15 +36,13 @@ def load(path: str | Path, *, public_key: str | Path | None = None) -> Model:
     public_key: a file of minisign's; the package must be signed with its secret key.
     Raises PackageError when it is damaged, of another version, not signed so, or made for another machine; no code is loaded before that.
     """
-    from deploy import package, signature
+    from deploy import signature
 
-    manifest, files = package.read_files(Path(path))
-    if public_key is not None:
-        signature.verify(manifest, files, public_key, str(path))
+    manifest, files = signature.read_files(Path(path), public_key)
     return Model(manifest, files["model.so"], str(path))
 
 
-class Model:
+class Model(Interface):
     """A loaded package; made by `load`.  Thread-safe: one run at a time, others wait.
 
     manifest: what manifest.json holds.
@@ -55,26 +53,10 @@ class Model:
         target = manifest["target"]
         cpu.check_host(target["architecture"], target["cpu_features"], where)
         self._on_gpu = target["kind"] == "cuda"
-        self._machine = _machine(manifest, library, self._on_gpu, where)
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return str(self.manifest["name"])
-
-    @property
-    def inputs(self) -> list[dict[str, Any]]:
-        """Every input's name, type in the model, array dtype, shape, and quantization where it has one."""
-        return copy.deepcopy(self.manifest["inputs"])
-
-    @property
-    def outputs(self) -> list[dict[str, Any]]:
-        """Every output, described like the inputs."""
-        return copy.deepcopy(self.manifest["outputs"])
+        self._machine = self._start(library, where)
 
     def __repr__(self) -> str:
-        sides = (", ".join(f"{e['name']}: {e['dtype']}{e['shape']}" for e in self.manifest[side]) for side in ("inputs", "outputs"))
-        return f"<Model {self.name!r}: {' -> '.join(sides)}>"
+        return f"<Model {self.name!r}: {self._sides()}>"
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One inference: outputs by name, sub-byte outputs as int8 or uint8.
@@ -103,36 +85,30 @@ class Model:
     def _tensors(self, ready: Mapping[str, Array]) -> list[Any]:
         return [self._machine.tensor(ready[i["name"]]) for i in self.manifest["inputs"]]
 
+    def _start(self, library: bytes, where: str) -> Any:
+        """The library in TVM's virtual machine.
 
-def _machine(manifest: Mapping[str, Any], library: bytes, on_gpu: bool, where: str) -> Any:
-    """The library in TVM's virtual machine.
+        Raises PackageError when TVM's runtime is missing or of another version, the GPU does not fit, or the library cannot be loaded.
+        """
+        from deploy.gpu_runner import driver, vm
+        from deploy.gpu_runner.refusal import Refusal
 
-    Raises PackageError when TVM's runtime is missing or of another version, the GPU does not fit, or the library cannot be loaded.
-    """
-    from deploy.gpu_runner import driver, vm
-    from deploy.gpu_runner.refusal import Refusal
+        from .bench import measure  # first: it tells TVM's thread pool how many processors there are
 
-    from .bench import measure  # first: it tells TVM's thread pool how many processors there are
-
-    del measure
-    producer = manifest["producer"]
-    try:
-        if on_gpu:
-            driver.check(driver.Driver().gpu, manifest["target"]["architectures"], producer["cuda"])
-        tvm_ffi = vm.start(tvm_folder() / "lib", on_gpu)
-        if (producer["tvm"], producer["tvm_ffi"]) != (tvm_version(), str(tvm_ffi.__version__)):
+        del measure
+        try:
+            if self._on_gpu:
+                driver.check(driver.Driver().gpu, self.manifest["target"]["architectures"], self.manifest["producer"]["cuda"])
+            tvm_ffi = vm.start(tvm_folder() / "lib", self._on_gpu)
+            self.check_tvm(tvm_version(), str(tvm_ffi.__version__), where)
+            return vm.Machine(tvm_ffi, library, self._on_gpu)
+        except Refusal as e:
+            raise PackageError("cannot be run here", where=where, found=str(e)) from e
+        except RuntimeError as e:
             raise PackageError(
-                "was made with another version of TVM", where=where, expected=f"tvm {tvm_version()}, tvm-ffi {tvm_ffi.__version__}",
-                found=f"tvm {producer['tvm']}, tvm-ffi {producer['tvm_ffi']}", remedy="install that version, or compile again",
-            )  # fmt: skip
-        return vm.Machine(tvm_ffi, library, on_gpu)
-    except Refusal as e:
-        raise PackageError("cannot be run here", where=where, found=str(e)) from e
-    except RuntimeError as e:
-        raise PackageError(
-            "the library cannot be loaded", where=where, found=str(e).splitlines()[0],
-            remedy="set TMPDIR to a folder from which programs may run, or compile again",
-        ) from e  # fmt: skip
+                "the library cannot be loaded", where=where, found=str(e).splitlines()[0],
+                remedy="set TMPDIR to a folder from which programs may run, or compile again",
+            ) from e  # fmt: skip
 
 
 def tvm_folder() -> Path:

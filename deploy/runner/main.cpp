@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <iostream>
 #include <map>
 #include <numeric>
@@ -102,7 +103,8 @@ std::map<std::string, std::string> by_name(const std::vector<std::string>& texts
   std::map<std::string, std::string> found;
   for (const std::string& text : texts) {
     const auto named = std::find_if(specs.begin(), specs.end(), [&](const Spec& s) { return text.rfind(s.name + "=", 0) == 0; });
-    if (named == specs.end() && specs.size() != 1) throw Error(kUsage, option + ": names none of the package's; expected NAME=FILE with a name of " + names + "; found " + text);
+    const bool is_path = specs.size() == 1 && (text.find('=') == std::string::npos || std::filesystem::exists(text));
+    if (named == specs.end() && !is_path) throw Error(kUsage, option + ": names none of the package's; expected NAME=FILE with a name of " + names + "; found " + text);
     const Spec& spec = named == specs.end() ? specs.front() : *named;
     if (!found.emplace(spec.name, named == specs.end() ? text : text.substr(spec.name.size() + 1)).second) throw Error(kUsage, option + ": gives " + spec.name + " twice");
   }

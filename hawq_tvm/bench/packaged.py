@@ -108,10 +108,12 @@ class Rival(Packaged):
         check_inputs(self.package, beside, path)
         stripped = self.package.is_stripped or beside.is_stripped
         self.same = self.package.manifest["graph_sha256"] == beside.manifest["graph_sha256"]
-        mine, theirs = ("stripped", "stripped") if stripped else (weights(self.package.graph), weights(beside.graph))
         if self.same:
             self.what = f"another package of the same integer graph, for {cpu(self.package)}"
+        elif stripped:
+            self.what = f"another integer graph, for {cpu(self.package)}: a different network, timed without comparing outputs"
         else:
+            mine, theirs = weights(self.package.graph), weights(beside.graph)
             difference = f"{mine}, beside {theirs} of ours" if mine != theirs else f"{mine} as ours has"
             self.what = f"another integer graph ({difference}), for {cpu(self.package)}: a different network, timed without comparing outputs"
 

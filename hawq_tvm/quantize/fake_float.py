@@ -13,8 +13,9 @@ from tvm import relax
 
 from .. import ops, stages
 from ..errors import ModelError
+from ..verify.compare import value_of
 from ..verify.reference import evaluate_call
-from .fake_structure import Array, Grid, Structure, Sum, Tensor, Weighted, value_of
+from .fake_structure import Array, Grid, Structure, Sum, Tensor, Weighted
 from .float_graph import FloatGraph, Layer
 from .weights import nearest
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import tvm
 from tvm import relax
 
 from .. import ops, stages
+from ..verify.compare import value_of
 from ..verify.reference import evaluate_call
 
 Array = np.ndarray[Any, Any]
@@ -144,16 +144,3 @@ class Structure:
         for call in chain:
             value = evaluate_call(call, [value if isinstance(a, relax.Var) and a in self.sources else value_of(a, self.constants) for a in call.args])
         return value
-
-
-def value_of(expr: Any, known: Mapping[relax.Var, Any]) -> Any:
-    """The value of an expression of `known` variables by the reference; what is no tensor stays as it is."""
-    if isinstance(expr, relax.Var):
-        return known[expr]
-    if ops.is_const(expr):
-        return ops.const_value(expr)
-    if isinstance(expr, relax.Tuple):
-        return tuple(value_of(f, known) for f in expr.fields)
-    if isinstance(expr, relax.TupleGetItem):
-        return value_of(expr.tuple_value, known)[expr.index]
-    return evaluate_call(expr, [value_of(a, known) for a in expr.args]) if isinstance(expr, relax.Call) else expr

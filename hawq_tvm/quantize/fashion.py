@@ -194,22 +194,26 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m hawq_tvm.quantize.fashion", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", metavar="TEXT", help="the quantized networks whose names hold this text, such as 'W4A4, ' (default: all)")
+    return run(parser, show, lambda args, seed, say: measure(args.data, seed, [n for n in (*RECIPES, *FINETUNED) if args.only in n], say))
+
+
+def run(parser: argparse.ArgumentParser, show: Callable[[Sequence[dict[str, Any]]], None], measure: Callable[[argparse.Namespace, int, Say], list[dict[str, Any]]]) -> int:
+    """Measure every seed that the command line asks for, keep the rows after each, and show them; returns an exit code."""
     parser.add_argument("--data", type=Path, default=FOLDER, help=f"the folder of the four files (default: {FOLDER})")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--only", default="", metavar="TEXT", help="the quantized networks whose names hold this text, such as 'W4A4, ' (default: all)")
     parser.add_argument("-o", "--output", type=Path, help="write the rows as JSON")
     args = parser.parse_args()
-    names = [name for name in (*RECIPES, *FINETUNED) if args.only in name]
     rows: list[dict[str, Any]] = []
     try:
         if args.output:
             check_output(args.output)
         for seed in args.seeds.split(","):
-            rows += measure(args.data, int(seed), names, lambda text: print(text, file=sys.stderr, flush=True))
+            rows += measure(args, int(seed), lambda text: print(text, file=sys.stderr, flush=True))
             if args.output:
                 write_text(args.output, json.dumps(rows, indent=1) + "\n")
     except HawqError as e:
-        print(f"fashion: {e}", file=sys.stderr)
+        print(f"{parser.prog.rpartition('.')[2]}: {e}", file=sys.stderr)
         return e.exit_code
     show(rows)
     return 0

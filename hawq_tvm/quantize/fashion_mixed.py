@@ -22,9 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as Grid
 
-from ..errors import HawqError
-from ..files import check_output, write_text
-from .fashion import FOLDER, Files, Say, prepare, row, tuned
+from .fashion import Files, Say, prepare, row, run, tuned
 from .plan import problem
 from .quantizer import Recipe, post_training
 from .sensitivity import Settings
@@ -104,24 +102,8 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m hawq_tvm.quantize.fashion_mixed", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=FOLDER, help=f"the folder of the four files (default: {FOLDER})")
-    parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--draws", type=int, default=8, metavar="N", help="assignments by chance for every budget and seed (default: 8)")
-    parser.add_argument("-o", "--output", type=Path, help="write the rows as JSON")
-    args = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    try:
-        if args.output:
-            check_output(args.output)
-        for seed in args.seeds.split(","):
-            rows += measure(args.data, int(seed), args.draws, lambda text: print(text, file=sys.stderr, flush=True))
-            if args.output:
-                write_text(args.output, json.dumps(rows, indent=1) + "\n")
-    except HawqError as e:
-        print(f"fashion_mixed: {e}", file=sys.stderr)
-        return e.exit_code
-    show(rows)
-    return 0
+    return run(parser, show, lambda args, seed, say: measure(args.data, seed, args.draws, say))
 
 
 if __name__ == "__main__":

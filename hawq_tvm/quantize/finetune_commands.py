@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from ..errors import UsageError
-from ..files import check_output, write_bytes
+from ..files import check_output
 from ..options import Command
 from ..show import OUT, say
 from .picture_options import add_picture_options, read_preprocess
-from .quantize_commands import ERR, add_recipe_options, read_recipe, show_quantized
+from .quantize_commands import ERR, add_recipe_options, read_recipe, written
 
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -55,15 +54,7 @@ def _finetune(args: argparse.Namespace) -> int:
         found = finetune(
             args.model, args.data, recipe, training, calibration=args.calib, validation=args.validation, preprocess=read_preprocess(args), state=args.state, progress=progress
         )  # fmt: skip
-    data = found.model.SerializeToString()
-    write_bytes(Path(args.output), data)
-    if args.json:
-        print(json.dumps({"output": args.output, "bytes": len(data), **found.to_dict()}, indent=1))
-    else:
-        show_quantized(found)
-        _show_training(found.notes["finetune"])
-        say(f"wrote {args.output} ({len(data):,} bytes)")
-    return 0
+    return written(args, found, lambda: _show_training(found.notes["finetune"]))
 
 
 def _show_training(notes: Mapping[str, Any]) -> None:

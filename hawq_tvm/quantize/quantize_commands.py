@@ -93,12 +93,18 @@ def _quantize(args: argparse.Namespace) -> int:
     check_output(Path(args.output))
     with measuring(ERR, args.quiet or args.json) as progress:
         found = post_training(args.model, args.calib, recipe, preprocess=read_preprocess(args), progress=progress)
+    return written(args, found)
+
+
+def written(args: argparse.Namespace, found: Quantized, more: Callable[[], None] = lambda: None) -> int:
+    """Write a quantized model and say what it is, and `more`; returns the exit code."""
     data = found.model.SerializeToString()
     write_bytes(Path(args.output), data)
     if args.json:
         print(json.dumps({"output": args.output, "bytes": len(data), **found.to_dict()}, indent=1))
     else:
         show_quantized(found)
+        more()
         say(f"wrote {args.output} ({len(data):,} bytes)")
     return 0
 

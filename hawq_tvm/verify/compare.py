@@ -331,13 +331,13 @@ def _accumulator(
 ) -> list[int]:
     """The operands of the layer's last requantize at `index` of its result, from the reference; empty where there is none."""
     func = module[call.op]
-    env: dict[relax.Var, Any] = {p: _value(a, known) for p, a in zip(func.params, call.args, strict=True)}
+    env: dict[relax.Var, Any] = {p: value_of(a, known) for p, a in zip(func.params, call.args, strict=True)}
     operands: list[int] = []
     for b in stages.bindings(func):
         if not isinstance(b.value, relax.Call):
-            env[b.var] = _value(b.value, env)
+            env[b.var] = value_of(b.value, env)
             continue
-        args = [_value(a, env) for a in b.value.args]
+        args = [value_of(a, env) for a in b.value.args]
         # Where a layer moves elements after its last requantize, an index of its result means nothing there.
         if ops.op_name(b.value) == "hawq.requantize":
             same = ops.shape_of(b.var) == shape
@@ -348,13 +348,14 @@ def _accumulator(
     return operands
 
 
-def _value(expr: relax.Expr, env: Mapping[relax.Var, Any]) -> Any:
+def value_of(expr: relax.Expr, known: Mapping[relax.Var, Any]) -> Any:
+    """The value of an expression of `known` variables by the reference; what is no tensor stays as it is."""
     if isinstance(expr, relax.Var):
-        return env[expr]
+        return known[expr]
     if ops.is_const(expr):
         return ops.const_value(expr)
     if isinstance(expr, relax.Tuple):
-        return tuple(_value(f, env) for f in expr.fields)
+        return tuple(value_of(f, known) for f in expr.fields)
     if isinstance(expr, relax.TupleGetItem):
-        return _value(expr.tuple_value, env)[expr.index]
-    return expr
+        return value_of(expr.tuple_value, known)[expr.index]
+    return evaluate_call(expr, [value_of(a, known) for a in expr.args]) if isinstance(expr, relax.Call) else expr

@@ -11,7 +11,7 @@ import pytest
 import tvm
 
 import hawq_tvm as ht
-from hawq_tvm import pipeline, stages
+from hawq_tvm import stages
 from hawq_tvm.frontend.hawq import import_checkpoint
 from hawq_tvm.frontend.hawq.bits import with_activations
 from hawq_tvm.frontend.hawq.networks import network
@@ -20,6 +20,7 @@ from hawq_tvm.verify.compare import layer_calls
 from hawq_tvm.verify.reference import evaluate
 
 from ...models import needs_time
+from ...oracle import integer_module
 from .fake_quant import FakeQuant, checkpoint, float_network, torch, train_norms, trained, training_checkpoint
 
 
@@ -34,16 +35,6 @@ def saved(f: FakeQuant, name: str, path: Path) -> Path:
     """The checkpoint in the layout that says everything: HAWQ's own for deployment leaves MobileNetV2's last scale out."""
     torch.save(training_checkpoint(f, name) if name.startswith("mobilenet") else checkpoint(f), path)
     return path
-
-
-def integer_module(module: tvm.IRModule) -> tvm.IRModule:
-    """The module after the passes that make its arithmetic, before those that change layouts."""
-    for function, stage in pipeline.PIPELINE:
-        if function.__name__ == "choose_layout":
-            return module
-        module, _ = function(module)
-        stages.verify(module, stage)
-    raise AssertionError("the pipeline has no choose_layout")
 
 
 def wanted(f: FakeQuant) -> dict[str, np.ndarray]:

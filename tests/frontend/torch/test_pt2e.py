@@ -14,12 +14,12 @@ import tvm
 from tvm import relax
 
 import hawq_tvm as ht
-from hawq_tvm import ops, pipeline, stages
+from hawq_tvm import ops, stages
 from hawq_tvm.bench import zoo
 from hawq_tvm.frontend.torch import import_exported, read_program
 from hawq_tvm.frontend.torch.reader import _functional
 
-from ...oracle import Oracle
+from ...oracle import Oracle, integer_module
 from .programs import QUANTIZERS, Residual, lively, pt2e, torch
 
 SHAPE = (2, 3, 9, 10)
@@ -65,16 +65,6 @@ class IntegerOracle(Oracle):
 
     def steps(self, b: relax.VarBinding) -> np.ndarray:
         return self.given[b.var.name]
-
-
-def integer_module(module: tvm.IRModule) -> tvm.IRModule:
-    """The module after the passes that make its arithmetic, before those that change layouts."""
-    for function, stage in pipeline.PIPELINE:
-        if function.__name__ == "choose_layout":
-            return module
-        module, _ = function(module)
-        stages.verify(module, stage)
-    raise AssertionError("the pipeline has no choose_layout")
 
 
 def compare(program: Any, x: np.ndarray, title: str) -> tuple[Oracle, IntegerOracle]:
