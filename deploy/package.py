@@ -154,9 +154,10 @@ def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
 def _check_names(required: set[str], listed: set[str], present: set[str], where: str) -> None:
     """Whether the files are those of the manifest, and these what a package holds: the graph is there as a whole or not at all."""
     expected = required | (set(GRAPH) if listed & set(GRAPH) else set())
-    odd = (listed ^ present) | (listed ^ expected)
-    if odd:
-        raise PackageError("is damaged: a file is missing or does not belong", where=where, found=", ".join(sorted(odd)), remedy="compile it again")
+    if gone := (expected | listed) - (present & listed):
+        raise PackageError("is damaged: a file is missing", where=where, found=f"no {', '.join(sorted(gone))}", remedy="compile or copy it again")
+    if extra := (present | listed) - expected:
+        raise PackageError("holds a file that does not belong there", where=where, found=", ".join(sorted(extra)), remedy="remove it, or compile again")
 
 
 def _folder(folder: Path, where: str) -> tuple[set[str], Callable[[str], bytes]]:

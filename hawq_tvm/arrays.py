@@ -26,7 +26,7 @@ def checked(inputs: Any, specs: list[dict[str, Any]], where: str) -> dict[str, A
             remedy=f"give {{{', '.join(f'{name!r}: array' for name in wanted)}}}",
         )  # fmt: skip
     if set(inputs) != set(wanted):
-        raise InputError("the inputs have other names", where=where, expected=", ".join(wanted), found=", ".join(map(str, inputs)) or "none")
+        raise InputError("the inputs have other names", where=where, expected=", ".join(wanted), found=", ".join(map(str, inputs)) or "none", remedy="rename them")
     return {name: _checked(name, inputs[name], spec) for name, spec in wanted.items()}
 
 

@@ -66,7 +66,7 @@ def check_host(arch: str, features: list[str], where: str) -> None:
     Asks for the tile registers when the code needs them.  Raises PackageError naming what is missing.
     """
     if arch != platform.machine():
-        raise PackageError("was built for another architecture", where=where, expected=platform.machine(), found=arch, remedy="compile it for this machine")
+        raise PackageError("was built for another architecture", where=where, expected=platform.machine(), found=arch, remedy="compile it for this machine; bench and run reach others with --rpc")
     missing = sorted(set(features) - host_features())
     if missing:
         raise PackageError(

@@ -5,12 +5,13 @@
 3. floor and ceil are half_up with another constant (A7b, A7c)
 4. where nothing below the zero point is kept (unsigned after ReLU), only what positive numbers do counts: toward_zero is
    floor, away is ceil, half_away is half_up, and half_toward_zero is half_up of one less
-Whatever else has a tie within reach, or too many pairs, stays as it is.
+Of 1 and 2, ties between two results that are clamped to the same integer do not count. If all others of a channel go down, half_up of one less
+takes them there. Whatever has ties in both directions, or too many, stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from hawq_tvm import arith, ops, ranges
 from .rewriter import Rebuild, rewrite_main
 
 Array = np.ndarray[Any, Any]
-MOST_PAIRS = 1 << 24
+MOST_PAIRS, MOST_TIES = 1 << 24, 1 << 12
 
 
 def drop_ties(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
@@ -40,8 +41,8 @@ def drop_ties(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
             return None
         operands = list(binding.value.args[0].fields)
         change = _change(value)
-        if str(value.attrs["rounding"]) not in arith.DIRECTED and not has_tie(value, [interval(o) for o in operands]):
-            change = np.zeros((), np.int64)
+        if change is None and str(value.attrs["rounding"]) not in arith.DIRECTED:
+            change = settle_ties(value, [interval(o) for o in operands])
         if change is None:
             return None
         count += 1
@@ -68,39 +69,68 @@ def _change(call: relax.Call) -> Array | None:
     return changes.get(rounding)
 
 
-def has_tie(call: relax.Call, intervals: Sequence[ranges.Interval]) -> bool:
-    """Whether some operands within their intervals put a requantize exactly between two integers, as far as can be told."""
+def settle_ties(call: relax.Call, intervals: Sequence[ranges.Interval]) -> Array | None:
+    """Cases 1 and 2: what to add to the offset, 0 or -1, so that half_up gives what a rounding to nearest does; None where neither is known to."""
     multipliers = [ops.const_value(m).astype(np.int64) for m in call.args[1].fields]
     offset, shift = (ops.const_value(a).astype(np.int64) for a in call.args[2:4])
+    constants = np.broadcast_arrays(*multipliers, offset, shift)
     if len(intervals) == 1:
         bounds = [np.asarray(b) for b in (intervals[0].low, intervals[0].high)]
         rows = np.broadcast_arrays(multipliers[0], offset, shift, *bounds)
-        return any(_reaches_tie(*row) for row in {tuple(int(v) for v in row) for row in zip(*(r.ravel() for r in rows), strict=True)})
+        found = _settled(call, (_ties_of_one(call, *row) for row in zip(*(r.ravel().tolist() for r in rows), strict=True)))
+        if found is None or not any(found):
+            return found if found is None else np.zeros((), np.int64)
+        return np.reshape(found, rows[0].shape) if rows[0].shape == constants[0].shape else None
     if len(intervals) == 2:
         (low_a, high_a), (low_b, high_b) = (i.scalar for i in intervals)
-        arrays = np.broadcast_arrays(*multipliers, offset, shift)
-        if (high_a - low_a + 1) * (high_b - low_b + 1) * arrays[0].size <= MOST_PAIRS:
+        if (high_a - low_a + 1) * (high_b - low_b + 1) * constants[0].size <= MOST_PAIRS:
             a, b = np.arange(low_a, high_a + 1)[:, None], np.arange(low_b, high_b + 1)
-            return any(_pairs_tie(a * m + b * n, c, s) for m, n, c, s in zip(*(v.ravel() for v in arrays), strict=True))
-    return True
+            found = _settled(call, (_ties_of_two(a * m + b * n + c, s) for m, n, c, s in zip(*(v.ravel() for v in constants), strict=True)))
+            return None if found is None else np.reshape(found, constants[0].shape) if any(found) else np.zeros((), np.int64)
+    return None
 
 
-def _pairs_tie(products: Array, offset: Any, shift: Any) -> bool:
+def _settled(call: relax.Call, channels: Iterable[Iterable[int] | None]) -> list[int] | None:
+    """0 or -1 for each channel from its ties, given as the integers below them before the zero point; None where one has both directions."""
+    zero_point, low, high = (int(call.attrs[name]) for name in ("zero_point", "qmin", "qmax"))
+    rounding, found = str(call.attrs["rounding"]), []
+    for ties in channels:
+        if ties is None:
+            return None
+        down = {_goes_down(rounding, k) for k in ties if low <= k + zero_point < high}
+        if len(down) > 1:
+            return None
+        found.append(-1 if True in down else 0)
+    return found
+
+
+def _goes_down(rounding: str, k: int) -> bool:
+    """Whether k + 1/2 is rounded to k."""
+    return k % 2 == 0 if rounding == "half_even" else (k < 0) == (rounding == "half_away")
+
+
+def _ties_of_two(totals: Array, shift: Any) -> list[int]:
     if shift < 1:
-        return False
-    return bool(np.any((products + offset) & ((1 << shift) - 1) == 1 << (shift - 1)))
+        return []
+    ties = totals[totals & ((1 << shift) - 1) == 1 << (shift - 1)]
+    return np.unique(ties >> shift).tolist()
 
 
-def _reaches_tie(m: int, offset: int, shift: int, low: int, high: int) -> bool:
-    """Whether x m + offset = 2^(shift-1) modulo 2^shift has a solution x in low..high."""
+def _ties_of_one(call: relax.Call, m: int, offset: int, shift: int, low: int, high: int) -> list[int] | None:
+    """The integers below the ties of x m + offset for x in low..high, those that matter at least; None if there are many."""
     if shift < 1:
-        return False
+        return []
     wanted = ((1 << (shift - 1)) - offset) % (1 << shift)
     if m == 0:
-        return wanted == 0
+        return [offset >> shift] if wanted == 0 else []
+    zero_point, least, most = (int(call.attrs[name]) for name in ("zero_point", "qmin", "qmax"))
+    ends = sorted(((k << shift) - offset) // m for k in (least - zero_point, most - zero_point))
+    low, high = max(low, ends[0]), min(high, ends[1] + 1)
     twos = min((m & -m).bit_length() - 1, shift)
     if wanted % (1 << twos):
-        return False
+        return []
     modulus = 1 << (shift - twos)
-    x = (wanted >> twos) * pow(m >> twos, -1, modulus) % modulus
-    return low + (x - low) % modulus <= high
+    first = low + ((wanted >> twos) * pow(m >> twos, -1, modulus) - low) % modulus
+    if (high - first) // modulus >= MOST_TIES:
+        return None
+    return [(x * m + offset) >> shift for x in range(first, high + 1, modulus)]

@@ -32,6 +32,7 @@ class Shape:
     elements per tap.  step, hop: elements between neighbouring pixels, between taps.  rows: the dimensions that
     choose a row of the data.  row_length: elements of the data in a row.  groups, inputs: of a
     convolution, and the input channels of one group.  width: 0, or that of the lines when a whole image is one row.
+    side_by_side: taps of a kernel's line that one run goes through.
     """
 
     lead: tuple[int, ...]
@@ -46,6 +47,7 @@ class Shape:
     groups: int = 1
     inputs: int = 1
     width: int = 0
+    side_by_side: int = 1
 
     def start(self, vector: Any, lanes: int) -> Any:
         """The first input channel that an output vector reads: that of its first channel's group."""
@@ -123,15 +125,15 @@ def shape_of(call: relax.Call, lanes: int) -> Shape:
     attrs = call.attrs
     (n, h, w, c), (kh, kw, inputs, channels) = (ops.shape_of(x) for x in call.args)
     stride, dilation, groups = ints(attrs.strides)[1], ints(attrs.dilation)[1], int(attrs.groups)
-    taps, run = (kh, kw), c
+    taps, run, side_by_side = (kh, kw), c, 1
     if groups == 1 and (dilation == 1 or kw == 1):
-        taps, run = (kh, 1), kw * c
+        taps, run, side_by_side = (kh, 1), kw * c, kw
     if groups > 1:
         per_group = channels // groups
         first = np.arange(0, channels, lanes)
         last = np.minimum(first + lanes, channels) - 1
         run = int((last // per_group - first // per_group + 1).max()) * inputs
-    return Shape(out[:2], out[2], channels, taps, run, stride * c, dilation * c, (n, h), w * c, groups, inputs)
+    return Shape(out[:2], out[2], channels, taps, run, stride * c, dilation * c, (n, h), w * c, groups, inputs, 0, side_by_side)
 
 
 def flat_shape_of(call: relax.Call) -> Shape | None:
@@ -148,10 +150,15 @@ def flat_shape_of(call: relax.Call) -> Shape | None:
     return Shape(out[:1], out[1] * w, out[3], (1, kh), c, c, ints(attrs.dilation)[0] * w * c, (n,), h * w * c, 1, c, width=w)
 
 
-def contraction(e: Emission, call: relax.Call, form: Packing, flat: Shape | None = None) -> Contraction:
-    """The operands of an anchor in the common form; flat: what `flat_shape_of` says, to use that form."""
+def contraction(
+    e: Emission, call: relax.Call, form: Packing, flat: Shape | None = None, data: relax.Expr | None = None, origin: tuple[int, int] = (0, 0)
+) -> Contraction:  # fmt: skip
+    """The operands of an anchor in the common form; flat: what `flat_shape_of` says, to use that form.
+
+    data: where a convolution's data really are, whose first line and column those of `origin` are.
+    """
     shape, dtype = flat or shape_of(call, form.lanes), ops.dtype_of(call)
-    x, w = e.operand(call.args[0]), e.operand(call.args[1])
+    x, w = e.operand(call.args[0] if data is None else data), e.operand(call.args[1])
     if ops.op_name(call) == "relax.matmul":
         own = w.shape[:-2]
         if w.value is not None:
@@ -180,14 +187,17 @@ def contraction(e: Emission, call: relax.Call, form: Packing, flat: Shape | None
         weights = _stage(
             (), shape, form, w.dtype, lambda _, kh, t, r, o: w.at([kh, r // inputs, r % inputs, o])
         )
+    width, (top, left) = ops.shape_of(call.args[0])[2], origin
+
+    def at(image: Any, line: Any, k: Any) -> tirx.Expr:
+        return x.at([image, line - top, k // c - left, k % c])
+
     if flat:
         return Contraction(
-            shape, dtype, lambda r, k: x.at([*r, k // (flat.width * c), k // c % flat.width, k % c]),
-            lambda i, _: [i[0]], weights, lambda _: [],
+            shape, dtype, lambda r, k: at(*r, k // (width * c), k % (width * c)), lambda i, _: [i[0]], weights, lambda _: []
         )  # fmt: skip
     return Contraction(
-        shape, dtype, lambda r, k: x.at([*r, k // c, k % c]),
-        lambda i, kh: [i[0], i[1] * stride + kh * dilation], weights, lambda _: [],
+        shape, dtype, lambda r, k: at(*r, k), lambda i, kh: [i[0], i[1] * stride + kh * dilation], weights, lambda _: []
     )  # fmt: skip
 
 

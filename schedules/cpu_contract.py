@@ -22,6 +22,7 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm import arith, ops
 
+from .borders import Borders, Nest, without_borders
 from .contract_tiles import ContractTile, LoadedTile, Step, choose_tile, form_of, tiles_of
 from .contraction import Packing, Shape, contraction, not_a_contraction, without_offset
 from .emit import Emission, Operand, immediate
@@ -113,16 +114,21 @@ class Contract:
         products = self.products(layer, unit)
         shape = form_of(call, unit, products.step)
         tile = tile or choose_tile(shape, unit, products.step)
-        in_place = products.in_place and layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
+        in_place = products.in_place and shape.per_pixel % tile.length == 0 and shape.groups == 1
+        borders = Borders.of(layer, call, shape, tile, products.offset, in_place)
+        if borders.unpadded is None:
+            in_place = in_place and layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
         products = replace(products, in_place=in_place)
-        overrides = {ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products), "hawq.unpack_int4": constant_int4}
+        overrides = {
+            ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders), "hawq.unpack_int4": constant_int4,
+        }  # fmt: skip
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
         opened = tile.length > 1 and layer.is_four_bits(call.args[1])
         weight = "int8" if opened else ops.dtype_of(call.args[1])
         data = products.registers or (ops.dtype_of(call.args[0]) if in_place else products.stored)
-        _schedule(sch, shape, tile, products.intrinsic(data, weight), bool(unit.neon))
-        return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
+        nest = _schedule(sch, shape, tile, products.intrinsic(data, weight), bool(unit.neon), borders)
+        return Kernel(without_borders(sch, shape, borders, nest), tuple(a for _, a in emission.arguments), tile)
 
 
 def fits_int16(dtype: str) -> bool:
@@ -137,12 +143,12 @@ def constant_int4(e: Emission, call: relax.Call) -> Operand:
     return Operand(e, value=arith.unpack_int4(packed, shape, signed), four_bits=True)
 
 
-def _emit(e: Emission, call: relax.Call, s: Shape, tile: ContractTile, products: Products) -> Operand:
+def _emit(e: Emission, call: relax.Call, s: Shape, tile: ContractTile, products: Products, borders: Borders) -> Operand:
     """Stages: rows (the padded data as stored; none where the data can be read in place), acc (rounded up to whole
     tiles), and the view of it the layer sees."""
     blocks = -(-s.channels // (tile.lanes * tile.vectors))
     packing = Packing(blocks, tile.vectors, tile.lanes, tile.depth, inner=tile.inner, nibbles=products.bits > 0)
-    c = contraction(e, call, packing, s if s.width else None)
+    c = contraction(e, call, packing, s if s.width else None, borders.unpadded, borders.origin)
     pixels, length = _rounded_up(s, tile)
 
     def element(*i: Any) -> tirx.Expr:
@@ -222,12 +228,11 @@ def _rounded_up(s: Shape, tile: ContractTile) -> tuple[int, int]:
 
 
 def _fits_in_place(s: Shape, tile: ContractTile) -> bool:
-    """Whether whole tiles read nothing beyond a row, which joined rows of single taps see to, and a step lies within a pixel."""
-    inside = _rounded_up(s, tile)[1] == s.row_length or (s.width > 0 and s.taps == (1, 1))
-    return inside and s.per_pixel % tile.length == 0 and s.groups == 1
+    """Whether whole tiles read nothing beyond a row, which joined rows of single taps see to."""
+    return _rounded_up(s, tile)[1] == s.row_length or (s.width > 0 and s.taps == (1, 1))
 
 
-def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str, neon: bool) -> None:
+def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str, neon: bool, borders: Borders) -> Nest:
     loaded = isinstance(tile, LoadedTile)
     spelled = ("high",) if spells_high_half(shape.channels, tile.lanes, neon) else ()
     inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", *spelled))
@@ -238,6 +243,10 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
 
     loops = sch.get_loops(acc)
     lead, (w, vector, lane, kh, t, j, *inner) = loops[: len(shape.lead)], loops[len(shape.lead) :]
+    taps = [t]
+    if borders.ranges and shape.side_by_side > 1:
+        tap, j = sch.split(j, [shape.side_by_side, None])
+        taps.append(tap)
     w_outer, w_inner = sch.split(w, [None, tile.pixels // tile.together])
     v_outer, v_inner = sch.split(vector, [None, tile.vectors])
     tasks, inside = lead, []
@@ -249,7 +258,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
         tasks, inside = [*lead[:-1], row_outer], [row_inner]
     # Where data are loaded first, the weights of one vector of channels are live at a time.
     block = (v_inner, w_inner) if loaded else (w_inner, v_inner)
-    sch.reorder(*tasks, v_outer, *inside, w_outer, kh, t, j, *block, lane, *inner)
+    sch.reorder(*tasks, v_outer, *inside, w_outer, kh, *taps, j, *block, lane, *inner)
     task = sch.fuse(*tasks, v_outer)
     sch.parallel(task)
 
@@ -278,6 +287,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     # Vectors of sums may be shorter than one of bytes, but a block's channels are whole vectors of the epilogue.
     whole = gcd(tile.lanes * tile.vectors, EPILOGUE) if loaded else tile.lanes
     schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, whole))
+    return Nest(kh, taps[-1], w_inner, tile.together)
 
 
 def _schedule_data(sch: s_tir.Schedule, acc: s_tir.schedule.SBlockRV, step: s_tir.schedule.LoopRV) -> list[s_tir.schedule.SBlockRV]:

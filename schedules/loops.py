@@ -10,6 +10,8 @@ from tvm import s_tir
 
 from .intrinsics import multiply_high
 
+UNROLLED = 32  # vectors of an epilogue that are spelled out: as many as there are registers, so that the sums need no memory
+
 
 def inline_all(sch: s_tir.Schedule, keep: Collection[str] = ()) -> None:
     """Inline every block into its consumers where the schedule allows it, except those named."""
@@ -91,4 +93,7 @@ def schedule_epilogue(
     sch.reorder(vector, pixel, lane)
     if high is not None:
         sch.compute_at(high, pixel)
+    if extent(sch, pixel) * extent(sch, vector) <= UNROLLED:
+        sch.unroll(vector)
+        sch.unroll(pixel)
     sch.vectorize(lane)

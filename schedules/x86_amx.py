@@ -3,7 +3,7 @@
     for (lead, rows, blocks of channels) in parallel:           one task, which configures its thread's tiles
       for row, for block of up to 2 groups of pixels:
         sums[groups][vectors] = 0                               tiles
-        for kh, t, j (64 bytes of the run):
+        for kh that has data, t, j (64 bytes of the run):
           data[groups], weights[vectors] = load                 tiles; a tile's rows are the pixels where they lie
           sums[g][v] += data[g] . weights[v]                    unrolled over g and v
         acc = sums                                              int32 in the first cache
@@ -24,6 +24,7 @@ from tvm import relax, s_tir, te, tirx
 from hawq_tvm import ops
 
 from . import tile_intrinsics as tiles
+from .borders import Borders, Nest, axes_of, without_borders
 from .contract_tiles import L2_BYTES, TASKS
 from .contraction import Packing, Shape, contraction, shape_of
 from .cpu_contract import Contract, constant_int4, schedule_operands
@@ -160,8 +161,9 @@ class Amx(Contract):
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
         weight = "int8" if layer.is_four_bits(call.args[1]) else ops.dtype_of(call.args[1])
-        _schedule(sch, shape, tile, tile.tiles(self.emulated), in_place, ops.dtype_of(call.args[0]), weight)
-        return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
+        nest = _schedule(sch, shape, tile, tile.tiles(self.emulated), in_place, ops.dtype_of(call.args[0]), weight)
+        func = without_borders(sch, shape, Borders(axes_of(layer, call)[0]), nest)
+        return Kernel(func, tuple(a for _, a in emission.arguments), tile)
 
 
 def _rounded_up(s: Shape, tile: AmxTile) -> tuple[int, int]:
@@ -234,7 +236,7 @@ def _emit(e: Emission, call: relax.Call, tile: AmxTile, in_place: bool) -> Opera
     return Operand(e, te.compute((*s.lead, s.pixels, s.channels), view, name="view"))
 
 
-def _schedule(sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_place: bool, data_type: str, weight_type: str) -> None:
+def _schedule(sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_place: bool, data_type: str, weight_type: str) -> Nest:
     spelled = ("high",) if spells_high_half(shape.channels, LANES) else ()
     inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", "tile_weights", *spelled))
     acc, data, weights = (sch.get_sblock(name) for name in ("acc", "data", "tile_weights"))
@@ -276,6 +278,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_
     body = sch.get(task)
     statements = tirx.SeqStmt([form.begin(), body.body, form.end()])
     sch.state.replace(sch.get_sref(task), tirx.For(body.loop_var, body.min, body.extent, body.kind, statements))
+    return Nest(kh, t, vector, height=tile.lines)
 
 
 def _spell(sch: s_tir.Schedule, unrolled: list[s_tir.schedule.LoopRV], loop: s_tir.schedule.LoopRV, intrinsic: str) -> None:

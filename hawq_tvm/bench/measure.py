@@ -34,6 +34,9 @@ class BenchReport:
     warmup_ms: float
     times_ms: tuple[float, ...]
 
+    def __repr__(self) -> str:
+        return f"<BenchReport of {self.name}: {self.median_ms:.3f} ms, median of {len(self.times_ms)}>"
+
     def _percentile(self, p: float) -> float:
         return float(np.percentile(self.times_ms, p))
 

@@ -105,7 +105,9 @@ class FloatGraph:
         values: dict[str, Any] = {**self.parameters, **(parameters or {})}
         wanted = {i.name for i in self.inputs}
         if set(inputs) != wanted:
-            raise InputError("the inputs have other names", where=self.name, expected=", ".join(sorted(wanted)), found=", ".join(sorted(inputs)) or "none")
+            raise InputError(
+                "the inputs have other names", where=self.name, expected=", ".join(sorted(wanted)), found=", ".join(sorted(inputs)) or "none", remedy="rename them",
+            )  # fmt: skip
         keep = set(self.outputs) | set(self.parameters)
         for name, value in inputs.items():
             tensor = torch.as_tensor(value)

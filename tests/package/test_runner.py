@@ -118,6 +118,16 @@ def test_several_inputs_need_names(hawq_run: Path, tmp_path: Path) -> None:
     assert "twice" in run_it(hawq_run, path, "--input", f"a={tmp_path}/a.npy", "--input", f"a={tmp_path}/a.npy").stderr
 
 
+def test_names_that_are_none(tiny: Path, hawq_run: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    (name,) = (i.name for i in ht.load(tiny).inputs)
+    done = run_it(hawq_run, tiny, "--input", f"other={tmp_path / 'x.npy'}")
+    assert done.returncode == 2 and "--input: names none of the package's; expected NAME=FILE with a name of" in done.stderr
+    assert name in done.stderr and "other=" in done.stderr
+    (tmp_path / "a=b.npy").write_bytes((tmp_path / "x.npy").read_bytes())  # a file's name may look like one
+    assert run_it(hawq_run, tiny, "--input", tmp_path / "a=b.npy").returncode == 0
+
+
 def test_times(tiny: Path, hawq_run: Path) -> None:
     done = run_it(hawq_run, tiny, "--bench", "--json", "--threads", 1, "--duration", 0, "--iterations", 7, "--warmup-ms", 0)
     fields = json.loads(done.stdout)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tvm
 from one_layer import lower, packed, run
+from test_borders import CASES as BORDERED
 from test_cpu_contract import CONVS, HOST, Conv, accumulate, convolve, full
 from tvm import relax
 
@@ -167,16 +168,19 @@ def test_no_tile_reaches_beyond_its_row(c):
         assert max(ends) <= length and min(starts) >= 0
 
 
-@pytest.mark.parametrize("c", [Conv(1, 12, 33, 16, 48, pad=(1, 1, 1, 1)), Conv(2, 7, 7, 64, 40, (1, 1))], ids=str)
-def test_every_tile_of_the_space_computes_the_same(c, amx, monkeypatch):
+@pytest.mark.parametrize(("c", "fill"), [
+    (Conv(1, 12, 33, 16, 48, pad=(1, 1, 1, 1)), 1), (Conv(2, 7, 7, 64, 40, (1, 1)), 1), (Conv(1, 12, 33, 16, 48, pad=(1, 1, 1, 1)), 0),
+    *((BORDERED[k], 0) for k in (0, 2, 4, 8, 9)),
+], ids=str)  # fmt: skip
+def test_every_tile_of_the_space_computes_the_same(c, fill, amx, monkeypatch):
     x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
     tiles = Amx.tiles
     (binding,) = (b for b in Layer.of(*private(layer(c))).bindings if ops.op_name(b.value) == "relax.nn.conv2d")
     vectors = x86_amx.vectors_of(binding.value)
     for k in range(len(x86_amx.tiles_of(shape_of(binding.value, LANES * vectors), vectors, pairs_rows=True))):
         monkeypatch.setattr(Amx, "tiles", lambda self, given, target, k=k: tiles(self, given, target)[k:])
-        (out,) = run(lambda e, p: accumulate(e, c, p, relax.const(w), 1, "int32"), x, target=amx, rule="x86.amx")
-        np.testing.assert_array_equal(out, convolve(c, x, w, 1).astype(np.int32), strict=True)
+        (out,) = run(lambda e, p: accumulate(e, c, p, relax.const(w), fill, "int32"), x, target=amx, rule="x86.amx")
+        np.testing.assert_array_equal(out, convolve(c, x, w, fill).astype(np.int32), strict=True)
 
 
 def private(module: tvm.IRModule) -> tuple[tvm.ir.GlobalVar, relax.Function]:
