@@ -177,18 +177,27 @@ def without_borders(sch: s_tir.Schedule, shape: Shape, borders: Borders, nest: N
     return tvm_ffi.structural_map(sch.mod["main"], [(tirx.For, leave_out)])
 
 
+def _nodes(kind: type, root: Any) -> list[Any]:
+    """The nodes of a kind in a statement, the inner ones first."""
+    found: list[Any] = []
+
+    def keep(node: Any) -> Any:
+        found.append(node)
+        return node
+
+    tvm_ffi.structural_map(root, [(kind, keep)])
+    return found
+
+
 def _iterators(loop: tirx.For) -> list[tirx.Expr]:
     """What the iterators of the one block inside a loop are."""
-    found: list[s_tir.SBlockRealize] = []
-    tvm_ffi.structural_map(loop, [(s_tir.SBlockRealize, lambda realize: (found.append(realize), realize)[1])])
-    (realize,) = found
+    (realize,) = _nodes(s_tir.SBlockRealize, loop)
     return list(realize.iter_values)
 
 
 def _at_start(expr: tirx.Expr, body: tirx.Stmt) -> tirx.Expr:
     """An expression where all loops of a body begin."""
-    inside: list[tirx.Var] = []
-    tvm_ffi.structural_map(body, [(tirx.For, lambda loop: (inside.append(loop.loop_var), loop)[1])])
+    inside = [loop.loop_var for loop in _nodes(tirx.For, body)]
     return tvm_ffi.structural_map(expr, [(tirx.Var, lambda v: _int(0) if any(v.same_as(i) for i in inside) else v)])
 
 

@@ -189,7 +189,8 @@ def contraction(
         )
     width, (top, left) = ops.shape_of(call.args[0])[2], origin
 
-    def at(image: Any, line: Any, k: Any) -> tirx.Expr:
+    def at(*place: Any) -> tirx.Expr:
+        image, line, k = place
         return x.at([image, line - top, k // c - left, k % c])
 
     if flat:
