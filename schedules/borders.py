@@ -22,7 +22,7 @@ from tvm import relax, s_tir, tirx
 
 from hawq_tvm import ops
 
-from .contract_tiles import ContractTile
+from .contract_tiles import ContractTile, LoadedTile
 from .contraction import Shape
 from .emit import ints
 from .layer import Layer
@@ -122,7 +122,8 @@ class Borders:
         zeros = bool(along and not (skips and single)) or bool(across and shape.width)
         pad = layer.definition(call.args[0])
         kept = Borders(None if shape.width else lines, ranges if skips else None)
-        if not in_place or not (lines or columns) or zeros or not layer.is_parameter(pad.args[0]):
+        whole = isinstance(tile, LoadedTile)  # which loads the data of a block's pixels for all of its taps, and multiplies neighbours at once
+        if not in_place or whole or not (lines or columns) or zeros or not layer.is_parameter(pad.args[0]):
             return kept
         return replace(kept, unpadded=pad.args[0], origin=(lines.before if lines else 0, columns.before if columns else 0))
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from on_arm import DOTPROD, I8MM, NEON, TARGETS, check, kernel_of, needs_emulator
 from one_layer import packed
+from test_borders import CASES as BORDERED
 from test_cpu_contract import CONVS, JOINED, Conv, accumulate, full
 from tvm import relax
 
@@ -70,6 +71,14 @@ def test_conv2d_with_what_follows(case, target):
         return finished(e, c, accumulate(e, c, p, relax.const(w), 3, "int32"), other[0] if other else None, ("half_up", "half_even")[i % 4 == 0])
 
     check(body, target, x, *([full("uint8", *out_of(c))] if residual else []), rule=rule_of(target, c))
+
+
+@pytest.mark.parametrize(("case", "target"), in_turn(enumerate(BORDERED)))
+def test_borders_of_zeros(case, target):
+    i, c = case
+    dtype = ("uint8", "int8")[i % 2]
+    x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
+    check(lambda e, p: finished(e, c, accumulate(e, c, p, relax.const(w), 0, "int32"), None), target, x)
 
 
 @pytest.mark.parametrize(("c", "dtype", "target"), in_turn([
