@@ -11,7 +11,9 @@ takes them there. Whatever has ties in both directions, or too many, stays as it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from hawq_tvm import arith, ops, ranges
 from .rewriter import Rebuild, rewrite_main
 
 Array = np.ndarray[Any, Any]
-MOST_PAIRS, MOST_TIES = 1 << 24, 1 << 12
+MOST_PAIRS, MOST_TIES = 1 << 24, 1 << 16
 
 
 def drop_ties(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
@@ -73,35 +75,36 @@ def settle_ties(call: relax.Call, intervals: Sequence[ranges.Interval]) -> Array
     """Cases 1 and 2: what to add to the offset, 0 or -1, so that half_up gives what a rounding to nearest does; None where neither is known to."""
     multipliers = [ops.const_value(m).astype(np.int64) for m in call.args[1].fields]
     offset, shift = (ops.const_value(a).astype(np.int64) for a in call.args[2:4])
-    constants = np.broadcast_arrays(*multipliers, offset, shift)
+    rows, constants = [*multipliers, offset, shift], np.broadcast_shapes(*(a.shape for a in (*multipliers, offset, shift)))
     if len(intervals) == 1:
-        bounds = [np.asarray(b) for b in (intervals[0].low, intervals[0].high)]
-        rows = np.broadcast_arrays(multipliers[0], offset, shift, *bounds)
-        found = _settled(call, (_ties_of_one(call, *row) for row in zip(*(r.ravel().tolist() for r in rows), strict=True)))
-        if found is None or not any(found):
-            return found if found is None else np.zeros((), np.int64)
-        return np.reshape(found, rows[0].shape) if rows[0].shape == constants[0].shape else None
-    if len(intervals) == 2:
+        rows += [np.asarray(bound) for bound in (intervals[0].low, intervals[0].high)]
+        ties: Callable[..., list[int] | None] = partial(_ties_of_one, call)
+    elif len(intervals) == 2:
         (low_a, high_a), (low_b, high_b) = (i.scalar for i in intervals)
-        if (high_a - low_a + 1) * (high_b - low_b + 1) * constants[0].size <= MOST_PAIRS:
-            a, b = np.arange(low_a, high_a + 1)[:, None], np.arange(low_b, high_b + 1)
-            found = _settled(call, (_ties_of_two(a * m + b * n + c, s) for m, n, c, s in zip(*(v.ravel() for v in constants), strict=True)))
-            return None if found is None else np.reshape(found, constants[0].shape) if any(found) else np.zeros((), np.int64)
-    return None
+        if (high_a - low_a + 1) * (high_b - low_b + 1) * prod(constants) > MOST_PAIRS:
+            return None
+        ties = partial(_ties_of_two, np.arange(low_a, high_a + 1)[:, None], np.arange(low_b, high_b + 1))
+    else:
+        return None
+    every = np.broadcast_arrays(*rows)
+    keys = list(zip(*(r.ravel().tolist() for r in every), strict=True))
+    settled, left = dict.fromkeys(keys, 0), MOST_TIES
+    for key in settled:
+        found = ties(*key)
+        if found is None or (change := _settled(call, found)) is None or (left := left - len(found)) < 0:
+            return None
+        settled[key] = change
+    changes = np.reshape([settled[key] for key in keys], every[0].shape)
+    if not changes.any():
+        return np.zeros((), np.int64)
+    return changes if every[0].shape == constants or changes.size == max(changes.shape) else None
 
 
-def _settled(call: relax.Call, channels: Iterable[Iterable[int] | None]) -> list[int] | None:
-    """0 or -1 for each channel from its ties, given as the integers below them before the zero point; None where one has both directions."""
+def _settled(call: relax.Call, ties: list[int]) -> int | None:
+    """0 or -1 for ties given as the integers below them, before the zero point; None if they go both ways."""
     zero_point, low, high = (int(call.attrs[name]) for name in ("zero_point", "qmin", "qmax"))
-    rounding, found = str(call.attrs["rounding"]), []
-    for ties in channels:
-        if ties is None:
-            return None
-        down = {_goes_down(rounding, k) for k in ties if low <= k + zero_point < high}
-        if len(down) > 1:
-            return None
-        found.append(-1 if True in down else 0)
-    return found
+    down = {_goes_down(str(call.attrs["rounding"]), k) for k in ties if low <= k + zero_point < high}
+    return None if len(down) > 1 else -1 if True in down else 0
 
 
 def _goes_down(rounding: str, k: int) -> bool:
@@ -109,9 +112,10 @@ def _goes_down(rounding: str, k: int) -> bool:
     return k % 2 == 0 if rounding == "half_even" else (k < 0) == (rounding == "half_away")
 
 
-def _ties_of_two(totals: Array, shift: Any) -> list[int]:
+def _ties_of_two(a: Array, b: Array, m: int, n: int, offset: int, shift: int) -> list[int]:
     if shift < 1:
         return []
+    totals = a * m + b * n + offset
     ties = totals[totals & ((1 << shift) - 1) == 1 << (shift - 1)]
     return np.unique(ties >> shift).tolist()
 
@@ -131,6 +135,6 @@ def _ties_of_one(call: relax.Call, m: int, offset: int, shift: int, low: int, hi
         return []
     modulus = 1 << (shift - twos)
     first = low + ((wanted >> twos) * pow(m >> twos, -1, modulus) - low) % modulus
-    if (high - first) // modulus >= MOST_TIES:
+    if (high - first) // modulus > MOST_TIES:
         return None
     return [(x * m + offset) >> shift for x in range(first, high + 1, modulus)]

@@ -87,7 +87,8 @@ class Ranges:
         """The body for each range that is not empty, behind a condition."""
         first, last = self._of(base, tap, tirx.Min, tirx.Max)
         *others, final = [(first.equal(a) & last.equal(b), body(a, b)) for a, b in self.needed]
-        chain = final[1] if all(a < b for a, b in self.all) else tirx.IfThenElse(*final, None)
+        # Never without an else: TVM's HoistIfThenElse would take a chain that ends so apart and lose the bodies before.
+        chain = final[1] if all(a < b for a, b in self.all) else tirx.IfThenElse(*final, tirx.Evaluate(0))
         for condition, statement in others:
             chain = tirx.IfThenElse(condition, statement, chain)
         return chain
@@ -97,12 +98,14 @@ class Ranges:
 class Borders:
     """What a contraction leaves out.
 
-    lines: where kernel lines above and below the data are skipped.  ranges: where pixels are skipped.  unpadded: the data without their
-    border, where no zero of it is read.  origin: the lines above and the columns before them.
+    lines: where kernel lines above and below the data are skipped.  ranges: where pixels are skipped.  beside: the taps that the loop over a
+    line's steps is to be split into for that.  unpadded: the data without their border, where no zero of it is read.  origin: the lines above
+    and the columns before them.
     """
 
     lines: Axis | None = None
     ranges: Ranges | None = None
+    beside: int = 1
     unpadded: relax.Expr | None = None
     origin: tuple[int, int] = (0, 0)
 
@@ -117,23 +120,25 @@ class Borders:
         single = shape.run // shape.side_by_side % tile.length == 0  # a step lies within one tap
         beside = shape.side_by_side if single else 1
         ranges = Ranges(along if single else None, max(shape.width, 1), shape.pixels, tile.pixels, shape.taps[1] * beside)
+        loaded = isinstance(tile, LoadedTile)  # which loads the data of a block's pixels for all of its taps, and multiplies neighbours at once
         worth = ranges.saved >= SAVED or ranges.axis is not None
-        skips = worth and len(ranges.needed) <= BODIES and shape.run // beside // tile.length >= STEPS
-        zeros = bool(along and not (skips and single)) or bool(across and shape.width)
+        skips = worth and 0 < len(ranges.needed) <= BODIES and shape.run // beside // tile.length >= STEPS
+        zeros = bool(along and (loaded or not (skips and single))) or bool(across and shape.width)
         pad = layer.definition(call.args[0])
-        kept = Borders(None if shape.width else lines, ranges if skips else None)
-        whole = isinstance(tile, LoadedTile)  # which loads the data of a block's pixels for all of its taps, and multiplies neighbours at once
-        if not in_place or whole or not (lines or columns) or zeros or not layer.is_parameter(pad.args[0]):
+        kept = Borders(None if shape.width else lines, *((ranges, beside) if skips else (None, 1)))
+        if not in_place or not (lines or columns) or zeros or not layer.is_parameter(pad.args[0]):
             return kept
         return replace(kept, unpadded=pad.args[0], origin=(lines.before if lines else 0, columns.before if columns else 0))
 
 
 def axes_of(layer: Layer, call: relax.Call) -> tuple[Axis | None, Axis | None]:
-    """The lines and the columns of a conv2d's data; None where there is no border, or one of other values than 0."""
+    """The lines and the columns of a conv2d's data; None where there is no border, or one of other values than 0 or around channels or images."""
     pad = layer.definition(call.args[0])
     if ops.op_name(call) != "relax.nn.conv2d" or ops.op_name(pad) != "relax.nn.pad" or int(pad.attrs.pad_value):
         return None, None
     widths, strides, dilations = (ints(x) for x in (pad.attrs.pad_width, call.attrs.strides, call.attrs.dilation))
+    if any(widths[:2]) or any(widths[6:]):
+        return None, None
     sizes = ops.shape_of(pad.args[0])
     lines, columns = (
         Axis(sizes[1 + a], widths[2 + 2 * a], strides[a], dilations[a]) if any(widths[2 + 2 * a : 4 + 2 * a]) else None for a in (0, 1)
@@ -145,7 +150,7 @@ def axes_of(layer: Layer, call: relax.Call) -> tuple[Axis | None, Axis | None]:
 class Nest:
     """The loops of a contraction's products, scheduled: kernel lines, the taps of one, and a block's pixels, `together` in each step.
 
-    height: the output lines of a block.
+    pixels is any loop around nothing but a block's products.  height: the output lines of a block.
     """
 
     lines: s_tir.schedule.LoopRV

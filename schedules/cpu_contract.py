@@ -244,8 +244,8 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     loops = sch.get_loops(acc)
     lead, (w, vector, lane, kh, t, j, *inner) = loops[: len(shape.lead)], loops[len(shape.lead) :]
     taps = [t]
-    if borders.ranges and shape.side_by_side > 1:
-        tap, j = sch.split(j, [shape.side_by_side, None])
+    if borders.beside > 1:
+        tap, j = sch.split(j, [borders.beside, None])
         taps.append(tap)
     w_outer, w_inner = sch.split(w, [None, tile.pixels // tile.together])
     v_outer, v_inner = sch.split(vector, [None, tile.vectors])

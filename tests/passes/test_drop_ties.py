@@ -76,6 +76,12 @@ def test_against_every_value_of_small_numbers(rounding):
     assert settled > 100
 
 
+def test_one_number_for_channels_of_different_intervals():
+    (call,) = [b.value for b in requantize(1, [2**31 - 2**22], 2**41, 42)["main"].body.blocks[0].bindings if ops.op_name(b.value) == "hawq.requantize"]
+    interval = Interval(np.array([0, 1, -5]).reshape(1, 3, 1, 1), np.array([9, 9, -1]).reshape(1, 3, 1, 1))
+    assert settle_ties(call, [interval]).tolist() == [[[[-1]], [[0]], [[0]]]]
+
+
 def test_channels_are_settled_each_for_itself():
     m, offset = np.array([2**30, 3 * 2**29, 2**30 + 1])[:, None], np.array([2**40, 3 * 2**40, 7])[:, None]
     module = requantize(1, [m], offset, 41, zero_point=0)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tvm
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_layer import lower, packed, run
 from test_cpu_contract import DOT, HOST, PORTABLE, Conv, accumulate, convolve, full, with_epilogue
@@ -46,6 +46,9 @@ CASES = [
     Conv(1, 4, 4, 256, 64, pad=(1, 1, 1, 1)),
     Conv(2, 5, 7, 512, 48, (1, 3), pad=(0, 1, 0, 1)),
     Conv(1, 17, 5, 256, 24, (5, 1), pad=(2, 0, 2, 0)),
+    Conv(1, 3, 6, 128, 33, (3, 1), pad=(1, 3, 1, 6)),
+    Conv(1, 9, 13, 30, 33),
+    Conv(1, 1, 1, 256, 32, (1, 1), (2, 2), pad=(1, 1, 1, 1)),
 ]  # fmt: skip
 
 
@@ -57,6 +60,50 @@ def test_convolutions_of_data_with_a_border_of_zeros(c, dtype, target):
     body, residual, expected = with_epilogue(c, x, w, 0)
     (out,) = run(body, x, residual, target=target)
     np.testing.assert_array_equal(out, expected, strict=True)
+
+
+@st.composite
+def convolutions(draw) -> Conv:
+    """Convolutions of at least one pixel, with borders on all sides."""
+    size = lambda low, high: draw(st.integers(low, high))  # noqa: E731
+    k, stride, dilation = ((size(1, high), size(1, high)) for high in (5, 3, 2))
+    pad = tuple(size(0, 4) for _ in range(4))
+    h, w = (max(size(1, 14), (k[a] - 1) * dilation[a] + 1 - pad[a] - pad[a + 2]) for a in (0, 1))
+    groups = draw(st.sampled_from([1, 1, 1, 2]))
+    return Conv(size(1, 2), h, w, draw(st.sampled_from([3, 30, 64, 66, 128, 256])) // groups * groups, size(1, 40) * groups, k, stride, dilation, groups, pad)
+
+
+def any_convolution(c: Conv, dtype: str, target: tvm.target.Target) -> None:
+    x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
+    (out,) = run(lambda emit, p: accumulate(emit, c, p, relax.const(w), 0, "int32"), x, target=target)
+    np.testing.assert_array_equal(out, convolve(c, x, w, 0).astype(np.int32), strict=True)
+
+
+@settings(max_examples=15, deadline=None)
+@given(convolutions(), st.sampled_from(["uint8", "int8"]), st.sampled_from([HOST, PORTABLE]))
+def test_any_convolution(c, dtype, target):
+    any_convolution(c, dtype, target)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(convolutions(), st.sampled_from(["uint8", "int8"]), st.sampled_from([HOST, HOST, PORTABLE]))
+def test_many_convolutions(c, dtype, target):
+    any_convolution(c, dtype, target)
+
+
+@pytest.mark.parametrize("width", [[0, 0, 1, 1, 1, 1, 16, 16], [0, 0, 1, 1, 1, 1, 0, 64], [1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 3, 3, 0, 0, 0, 64]], ids=str)
+def test_a_border_around_channels_or_images_is_kept(width):
+    x = full("uint8", 1, 7, 7, 64)
+    padded = np.pad(x, np.reshape(width, (4, 2)))
+    c = Conv(padded.shape[0], *padded.shape[1:], 32, (7, 1) if not any(width[4:6]) else (3, 3))
+    w = full("int8", *c.k, c.ci, c.co)
+
+    def body(emit, p):
+        return accumulate(emit, c, emit(relax.op.nn.pad(p, width, "constant", 0)), relax.const(w), 0, "int32")
+
+    (out,) = run(body, x)
+    np.testing.assert_array_equal(out, convolve(c, padded, w, 0).astype(np.int32), strict=True)
 
 
 @pytest.mark.parametrize("unit", [VectorUnit(4, 32, False), VectorUnit(8, 16, True)], ids=str)
