@@ -120,7 +120,7 @@ def test_several_inputs_need_names(hawq_run: Path, tmp_path: Path) -> None:
 
 def test_names_that_are_none(tiny: Path, hawq_run: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
-    (name,) = (i.name for i in ht.load(tiny).inputs)
+    (name,) = (i["name"] for i in ht.load(tiny).inputs)
     done = run_it(hawq_run, tiny, "--input", f"other={tmp_path / 'x.npy'}")
     assert done.returncode == 2 and "--input: names none of the package's; expected NAME=FILE with a name of" in done.stderr
     assert name in done.stderr and "other=" in done.stderr
