@@ -75,7 +75,8 @@ def settle_ties(call: relax.Call, intervals: Sequence[ranges.Interval]) -> Array
     """Cases 1 and 2: what to add to the offset, 0 or -1, so that half_up gives what a rounding to nearest does; None where neither is known to."""
     multipliers = [ops.const_value(m).astype(np.int64) for m in call.args[1].fields]
     offset, shift = (ops.const_value(a).astype(np.int64) for a in call.args[2:4])
-    rows, constants = [*multipliers, offset, shift], np.broadcast_shapes(*(a.shape for a in (*multipliers, offset, shift)))
+    rows = [*multipliers, offset, shift]
+    constants = np.broadcast_shapes(*(row.shape for row in rows))
     if len(intervals) == 1:
         rows += [np.asarray(bound) for bound in (intervals[0].low, intervals[0].high)]
         ties: Callable[..., list[int] | None] = partial(_ties_of_one, call)

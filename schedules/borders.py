@@ -24,7 +24,7 @@ from hawq_tvm import ops
 
 from .contract_tiles import ContractTile, LoadedTile
 from .contraction import Shape
-from .emit import ints
+from .emit import immediate, ints
 from .layer import Layer
 
 # Bodies of the innermost loop at most, and steps of one at least: else the loops around them cost more than what is left out.
@@ -204,7 +204,7 @@ def _iterators(loop: tirx.For) -> list[tirx.Expr]:
 def _at_start(expr: tirx.Expr, body: tirx.Stmt) -> tirx.Expr:
     """An expression where all loops of a body begin."""
     inside = [loop.loop_var for loop in _nodes(tirx.For, body)]
-    return tvm_ffi.structural_map(expr, [(tirx.Var, lambda v: _int(0) if any(v.same_as(i) for i in inside) else v)])
+    return tvm_ffi.structural_map(expr, [(tirx.Var, lambda v: immediate(0, "int32") if any(v.same_as(i) for i in inside) else v)])
 
 
 def _only(body: tirx.Stmt, var: tirx.Var, first: int, last: int) -> tirx.Stmt:
@@ -212,7 +212,7 @@ def _only(body: tirx.Stmt, var: tirx.Var, first: int, last: int) -> tirx.Stmt:
     own: dict[tirx.Var, tirx.Var] = {}
 
     def shorter(loop: tirx.For) -> tirx.For:
-        return _looped(loop, _int(first), _int(last - first), loop.body) if loop.loop_var.same_as(var) else loop
+        return _looped(loop, immediate(first, "int32"), immediate(last - first, "int32"), loop.body) if loop.loop_var.same_as(var) else loop
 
     def renamed(v: tirx.Var, defines: int) -> tirx.Var:
         if defines and isinstance(v.ty, tvm.ir.PrimType):
@@ -228,6 +228,3 @@ def _looped(loop: tirx.For, first: tirx.Expr, extent: tirx.Expr, body: tirx.Stmt
     """A loop like another one."""
     return tirx.For(loop.loop_var, first, extent, loop.kind, body, None, loop.annotations)
 
-
-def _int(value: int) -> tirx.Expr:
-    return tirx.const(value, "int32")
