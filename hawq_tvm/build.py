@@ -8,6 +8,7 @@ from tvm.s_tir import dlight
 
 from schedules.cuda_prelude import PRELUDE
 
+from . import tir_pipeline
 from .cuda import nvcc
 from .cuda import target as cuda
 
@@ -46,12 +47,12 @@ def build_reported(module: tvm.IRModule, target: tvm.target.Target, exec_mode: s
     Raises UsageError when a GPU's code is wanted where nvcc is missing, PackageError when nvcc refuses a kernel.
     """
     if not cuda.is_cuda(target):
-        return _build(module, target, LOWERING, exec_mode), []
+        return _build(module, target, LOWERING, tir_pipeline.CPU, exec_mode), []
     with nvcc.compiling(cuda.architectures(target), PRELUDE) as job, target:
-        return _build(module, target, ON_GPU, exec_mode), job.usage
+        return _build(module, target, ON_GPU, "s_tir", exec_mode), job.usage
 
 
-def _build(module: tvm.IRModule, target: tvm.target.Target, passes: tuple[tvm.transform.Pass, ...], exec_mode: str) -> relax.VMExecutable:
+def _build(module: tvm.IRModule, target: tvm.target.Target, passes: tuple[tvm.transform.Pass, ...], tir: str, exec_mode: str) -> relax.VMExecutable:
     return relax.build(
-        module, target=target, relax_pipeline=tvm.transform.Sequential(list(passes)), tir_pipeline="s_tir", exec_mode=exec_mode,
+        module, target=target, relax_pipeline=tvm.transform.Sequential(list(passes)), tir_pipeline=tir, exec_mode=exec_mode,
     )  # fmt: skip

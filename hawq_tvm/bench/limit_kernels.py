@@ -11,14 +11,14 @@ import tvm
 from tvm import tirx
 from tvm.script import tirx as T
 
+from .. import tir_pipeline
+
 Array = np.ndarray[Any, Any]
 
 DEPTH = 64  # steps before the operands repeat: too many to unroll, few enough that the operands stay in the first-level cache
 READ_LANES = 16  # int32 numbers of one read
 READS = 8  # sums of one block, each its own chain of additions
 BLOCK_BYTES = 4 * READ_LANES * READS
-# TVM puts every buffer on the heap, where LLVM would store all sums at every step; on the stack they become registers.
-ON_STACK = {"disable_lower_builtin": True}
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def _vectors(kind: Kind) -> tirx.PrimFunc:
         repeats: T.int32,
     ) -> None:
         T.func_attr({"global_symbol": "main"})
-        acc = T.alloc_buffer((count * lanes,), "int32", scope="local", annotations=ON_STACK)
+        acc = T.alloc_buffer((count * lanes,), "int32", scope="local")
         for i in T.unroll(count):
             acc[T.ramp(i * lanes, 1, lanes)] = T.broadcast(0, lanes)
         for _r in T.serial(repeats):
@@ -159,7 +159,7 @@ def _tiles(kind: Kind) -> tirx.PrimFunc:
     ) -> None:
         T.func_attr({"global_symbol": "main"})
         # Palette 1; eight tiles of 16 rows of 64 bytes: the sums, then the data, then the weights.
-        config = T.alloc_buffer((64,), "uint8", scope="local", annotations=ON_STACK)
+        config = T.alloc_buffer((64,), "uint8", scope="local")
         for i in T.serial(64):
             config[i] = T.uint8(0)
         config[0] = T.uint8(1)
@@ -192,7 +192,7 @@ def reader() -> tirx.PrimFunc:
         T.func_attr({"global_symbol": "main"})
         n = T.int32()
         A = T.match_buffer(a, (n,), "int32")
-        acc = T.alloc_buffer((READS * READ_LANES,), "int32", scope="local", annotations=ON_STACK)
+        acc = T.alloc_buffer((READS * READ_LANES,), "int32", scope="local")
         for i in T.unroll(READS):
             acc[T.ramp(i * READ_LANES, 1, READ_LANES)] = T.broadcast(0, READ_LANES)
         for r in T.serial(repeats):
@@ -211,4 +211,4 @@ def reader() -> tirx.PrimFunc:
 
 def build(func: tirx.PrimFunc, target: tvm.target.Target) -> Callable[..., Any]:
     """The compiled `main`."""
-    return tirx.build(func, target=target, pipeline="tirx")["main"]  # the default pipeline forgets ON_STACK
+    return tirx.build(func, target=target, pipeline=tir_pipeline.CPU)["main"]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from schedules.rule import Kernel
 
+from .. import tir_pipeline
 from .measure import with_pool
 
 # Seconds per kernel and heat, and the rounds that they are made of. A final heat between the fastest decides.
@@ -84,7 +85,7 @@ def library(kernels: Sequence[Kernel], target: tvm.target.Target) -> tuple[tvm.r
     """The kernels in one library, and the name of each."""
     names = [f"kernel{i}" for i in range(len(kernels))]
     module = tvm.IRModule({n: k.func.with_attr({"global_symbol": n, "tirx.noalias": True}) for n, k in zip(names, kernels, strict=True)})
-    return tvm.tirx.build(module, target=target, pipeline="s_tir"), names
+    return tvm.tirx.build(module, target=target, pipeline=tir_pipeline.CPU), names
 
 
 def _runs(

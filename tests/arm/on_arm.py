@@ -19,7 +19,7 @@ from elftools.elf.elffile import ELFFile
 from one_layer import Array, Body, packed
 from tvm import relax, tirx
 
-from hawq_tvm import stages, target
+from hawq_tvm import stages, target, tir_pipeline
 from hawq_tvm.native import emulated, toolchain
 from hawq_tvm.verify.reference import evaluate
 from schedules.layer import Layer
@@ -47,7 +47,7 @@ def _main() -> bytes:
 
 def built(func: tirx.PrimFunc, on: tvm.target.Target) -> tvm.runtime.Module:
     """A kernel's machine code."""
-    return tvm.tirx.build(func.with_attr("global_symbol", "main"), target=on, pipeline="s_tir")
+    return tvm.tirx.build(func.with_attr("global_symbol", "main"), target=on, pipeline=tir_pipeline.CPU)
 
 
 def call(func: tirx.PrimFunc, on: tvm.target.Target, *arrays: Array) -> list[Array]:

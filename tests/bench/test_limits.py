@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tvm
 
-from hawq_tvm import target
+from hawq_tvm import target, tir_pipeline
 from hawq_tvm.bench import limit_kernels as kernels
 from hawq_tvm.bench import limits
 from hawq_tvm.errors import UsageError
@@ -37,7 +37,7 @@ def test_the_kernels_compute_what_they_mean(kind: kernels.Kind) -> None:
 def test_every_kernel_keeps_its_sums_in_registers() -> None:
     """Also those that this machine cannot run: TVM's usual place for buffers would cost a store for every product."""
     for kind in kernels.KINDS:
-        module = tvm.tirx.build(kind.func(), target=limits._target(kind.features), pipeline="tirx")
+        module = tvm.tirx.build(kind.func(), target=limits._target(kind.features), pipeline=tir_pipeline.CPU)
         assert kind.name.split()[0] in module.inspect_source("s"), kind.name
         assert "TVMBackendAllocWorkspace" not in module.inspect_source("ll"), kind.name
 

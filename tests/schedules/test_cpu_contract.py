@@ -14,6 +14,7 @@ from tvm import relax
 
 import schedules
 from hawq_tvm import arith, ops, stages, target
+from hawq_tvm.bench import race
 from schedules import cpu_contract, rules
 from schedules.contract_tiles import ContractTile, Step, choose_tile, form_of
 from schedules.contraction import Shape
@@ -284,6 +285,18 @@ def test_no_full_tensor_of_sums_is_in_memory():
     shapes = re.findall(r'sblock_alloc_buffer\(\(([^)]*)\), "int32"', small["f"].script())
     sizes = [prod(int(d) for d in shape.split(",") if d.strip()) for shape in shapes]
     assert sizes and max(sizes) <= 14 * 64
+
+
+@pytest.mark.parametrize("preset", ["x86-vnni", "x86-amx", "x86-avx2", "arm-neon", "arm-dotprod", "arm-i8mm"])
+@pytest.mark.parametrize("c", [Conv(1, 14, 14, 64, 256, (1, 1)), Conv(1, 14, 14, 64, 64, (3, 3), groups=64, pad=(1, 1, 1, 1))], ids=str)
+def test_registers_are_not_in_memory(c, preset):
+    """From the heap come rows of data, and what AMX stores of its tiles."""
+    on = target.parse(preset)
+    layer, _ = first_conv(plain(c))
+    choice = schedules.rule.choose(rules.rules_for(on), layer, on)
+    module, _ = race.library([choice.rule.build(layer, on)], on)
+    taken = re.findall(r"%(\S+) = (?:tail )?call ptr %\d+\(i32 1, i32 %dev_id, i64 \d+", module.inspect_source("ll"))
+    assert {re.sub(r"[.\d]+$", "", name) for name in taken} <= {"rows", "quads", *(["acc"] if choice.rule.name == "x86.amx" else [])}
 
 
 @pytest.mark.parametrize(("body", "inputs", "why"), [
