@@ -26,17 +26,10 @@ from .borders import Borders, Nest, without_borders
 from .contract_tiles import ContractTile, LoadedTile, Step, choose_tile, form_of, tiles_of
 from .contraction import Packing, Shape, contraction, not_a_contraction, without_offset
 from .emit import Emission, Operand, immediate
+from .epilogue import Epilogue
 from .intrinsics import multiply_add
 from .layer import Layer
-from .loops import (
-    inline_all,
-    join_lines,
-    parallel_outer,
-    schedule_epilogue,
-    spell_high_half,
-    spells_high_half,
-    vectorize_plain,
-)
+from .loops import inline_all, parallel_outer, vectorize_plain
 from .rule import Kernel
 from .vector_unit import VectorUnit
 
@@ -127,7 +120,8 @@ class Contract:
         opened = tile.length > 1 and layer.is_four_bits(call.args[1])
         weight = "int8" if opened else ops.dtype_of(call.args[1])
         data = products.registers or (ops.dtype_of(call.args[0]) if in_place else products.stored)
-        nest = _schedule(sch, shape, tile, products.intrinsic(data, weight), bool(unit.neon), borders)
+        epilogue = Epilogue(sch, shape.channels, tile.lanes, tile.vectors, VectorUnit.of(target).packs, bool(unit.neon))
+        nest = _schedule(sch, shape, tile, products.intrinsic(data, weight), epilogue, borders)
         return Kernel(without_borders(sch, shape, borders, nest), tuple(a for _, a in emission.arguments), tile)
 
 
@@ -232,14 +226,12 @@ def _fits_in_place(s: Shape, tile: ContractTile) -> bool:
     return _rounded_up(s, tile)[1] == s.row_length or (s.width > 0 and s.taps == (1, 1))
 
 
-def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str, neon: bool, borders: Borders) -> Nest:
+def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str, epilogue: Epilogue, borders: Borders) -> Nest:
     loaded = isinstance(tile, LoadedTile)
-    spelled = ("high",) if spells_high_half(shape.channels, tile.lanes, neon) else ()
-    inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", *spelled))
+    inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", *epilogue.kept))
     acc = sch.get_sblock("acc")
-    (out,) = sch.get_output_blocks(sch.get_sblock("root"))
     if shape.width:
-        join_lines(sch, out, shape.width)
+        epilogue.join_lines(shape.width)
 
     loops = sch.get_loops(acc)
     lead, (w, vector, lane, kh, t, j, *inner) = loops[: len(shape.lead)], loops[len(shape.lead) :]
@@ -272,7 +264,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
         return *lead, w, vector * tile.lanes + lane
 
     sch.transform_layout(copy, ("write", 0), joined)
-    high = spell_high_half(sch, tile.lanes, neon)
+    epilogue.spell()
     sch.reverse_compute_at(copy, w_outer, preserve_unit_loops=True)
     init = sch.decompose_reduction(acc, kh)
     for block in (init, copy):
@@ -286,7 +278,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
 
     # Vectors of sums may be shorter than one of bytes, but a block's channels are whole vectors of the epilogue.
     whole = gcd(tile.lanes * tile.vectors, EPILOGUE) if loaded else tile.lanes
-    schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, whole))
+    epilogue.compute_at(w_outer, gcd(shape.channels, whole))
     return Nest(kh, taps[-1], w_inner, tile.together)
 
 

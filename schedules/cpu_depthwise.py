@@ -21,8 +21,9 @@ from tvm import relax, s_tir, te, tirx
 from hawq_tvm import arith, ops
 
 from .emit import Emission, immediate, ints
+from .epilogue import Epilogue
 from .layer import Layer
-from .loops import inline_all, parallel_outer, schedule_epilogue, spell_high_half, spells_high_half
+from .loops import inline_all, parallel_outer
 from .rule import Kernel
 from .vector_unit import VectorUnit
 
@@ -144,17 +145,16 @@ def _weights(e: Emission, w: np.ndarray[Any, Any], wide: int) -> te.Tensor:
 
 
 def _schedule(sch: s_tir.Schedule, tile: DepthwiseTile, channels: int, neon: bool) -> None:
-    spelled = ("high",) if spells_high_half(channels, tile.lanes, neon) else ()
-    inline_all(sch, keep=("acc", "rows", *spelled))
+    epilogue = Epilogue(sch, channels, tile.lanes, neon=neon)
+    inline_all(sch, keep=("acc", "rows", *epilogue.kept))
     acc, rows = sch.get_sblock("acc"), sch.get_sblock("rows")
-    (out,) = sch.get_output_blocks(sch.get_sblock("root"))
     n, y, w, c, kh, kw = sch.get_loops(acc)
     w_outer, w_inner = sch.split(w, [None, tile.pixels])
     c_outer, c_inner = sch.split(c, [None, tile.lanes])
     sch.reorder(n, y, w_outer, c_outer, kh, kw, w_inner, c_inner)
     sch.parallel(sch.fuse(n, y))
     copy = sch.cache_write(acc, 0, "local")
-    high = spell_high_half(sch, tile.lanes, neon)
+    epilogue.spell()
     sch.reverse_compute_at(copy, c_outer, preserve_unit_loops=True)
     copied_w, copied_c = sch.get_loops(copy)[-2:]
     for loop in (kw, w_inner, copied_w):
@@ -162,6 +162,6 @@ def _schedule(sch: s_tir.Schedule, tile: DepthwiseTile, channels: int, neon: boo
     for loop in (c_inner, copied_c):
         sch.vectorize(loop)
     sch.decompose_reduction(acc, kh)
-    schedule_epilogue(sch, high, out, c_outer, gcd(channels, tile.lanes))
+    epilogue.compute_at(c_outer, gcd(channels, tile.lanes))
     sch.vectorize(sch.split(sch.get_loops(rows)[-1], [None, gcd(channels, tile.lanes)])[-1])
     parallel_outer(sch, rows, inner=3)

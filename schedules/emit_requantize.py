@@ -68,11 +68,9 @@ def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
     if rounding == "half_up" and terms.folded:
         rounded = _sums_of_halves(e, shape, terms, shifts) or (_high_half(e, shape, terms, shifts) if narrow else None)
         if rounded is not None:
-            return te.compute(
-                shape, lambda *i: clamp(rounded(*i) + zero_point, low, high, "int32").astype(str(attrs["out_dtype"])), name="requantize"
-            )
+            return _clamped(shape, lambda *i: rounded(*i) + zero_point, low, high, "int32", str(attrs["out_dtype"]))
 
-    offset = Operand(e, value=terms.offset)
+    offset, dtype = Operand(e, value=terms.offset), "int32" if narrow else "int64"
 
     def element(*i: Any) -> tirx.Expr:
         if rounding == "double":
@@ -86,15 +84,25 @@ def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
                 rounded = shift_after_half(total, shift.at(i), rounding)
             else:
                 rounded = shift_round(total, shift.at(i), shifts, rounding)
-        dtype = "int32" if narrow else "int64"
-        if narrow:
-            rounded = rounded.astype("int32")
-        return clamp(rounded + immediate(zero_point, dtype), low, high, dtype).astype(str(attrs["out_dtype"]))
+        return (rounded.astype("int32") if narrow else rounded) + immediate(zero_point, dtype)
 
-    return te.compute(shape, element, name="requantize")
+    return _clamped(shape, element, low, high, dtype, str(attrs["out_dtype"]))
 
 
 Element = Callable[..., tirx.Expr]
+
+
+def _clamped(shape: tuple[int, ...], value: Element, low: int, high: int, dtype: str, out: str) -> te.Tensor:
+    """Numbers of a type clamped and stored in another.
+
+    On the way from int32 to 8 bits there is a stage "wide", so that a schedule may spell out the clamp to all that fits in 8 bits.
+    """
+    numbers, bounds = value, (low, high)
+    if dtype == "int32" and out in ("int8", "uint8"):
+        bounds = arith.RANGES[out]
+        clamps = (low, high) != bounds
+        numbers = te.compute(shape, lambda *i: clamp(value(*i), low, high, dtype) if clamps else value(*i), name="wide")
+    return te.compute(shape, lambda *i: clamp(numbers(*i), *bounds, dtype).astype(out), name="requantize")
 
 
 def _high_half(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array) -> Element | None:

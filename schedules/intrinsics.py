@@ -1,4 +1,4 @@
-"""Inner products of one vector of accumulators, as pairs of meaning and spelling."""
+"""Inner products of one vector of accumulators and what follows them, as pairs of meaning and spelling."""
 
 # No postponed annotations here: TVMScript reads the buffer types from them, which mypy cannot.
 # mypy: disable-error-code="valid-type"
@@ -6,6 +6,8 @@ from functools import cache
 
 from tvm import s_tir, tirx
 from tvm.script import tirx as T
+
+from hawq_tvm import arith
 
 Pair = tuple[tirx.PrimFunc, tirx.PrimFunc]
 
@@ -189,6 +191,50 @@ def _high_of_pairs(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx
 
     pairs = [total(i) for i in range(0, lanes, 2)]
     return tirx.Shuffle(pairs, [tirx.const(4 * i + k, "int32") for i in range(lanes // 2) for k in (1, 3)])
+
+
+@cache
+def narrow(lanes: int, vectors: int, dtype: str) -> str:
+    """The name of the tensor intrinsic c[i] = a[i] clamped to `dtype`, i < lanes vectors: packssdw, then packuswb or packsswb.
+
+    dtype: "uint8" or "int8".  lanes: 8 (AVX2) or 16 (AVX512-BW).  vectors: 2 or 4.  a is int32.
+    """
+    name, size = f"hawq.narrow.{lanes}x{vectors}.{dtype}", lanes * vectors
+    low, high = arith.RANGES[dtype]
+
+    @T.prim_func(s_tir=True)
+    def meaning(A: T.Buffer((size,), "int32", offset_factor=1), C: T.Buffer((size,), dtype, offset_factor=1)) -> None:
+        with T.sblock("root"):
+            T.reads(A[0:size])
+            T.writes(C[0:size])
+            for i in T.serial(0, size):
+                with T.sblock("narrow"):
+                    vi = T.axis.spatial(size, i)
+                    C[vi] = T.cast(T.min(T.max(A[vi], low), high), dtype)
+
+    @T.prim_func(s_tir=True)
+    def spelling(A: T.Buffer((size,), "int32", offset_factor=1), C: T.Buffer((size,), dtype, offset_factor=1)) -> None:
+        with T.sblock("root"):
+            T.reads(A[0:size])
+            T.writes(C[0:size])
+            C[T.ramp(0, 1, size)] = _packed([A.vload([k * lanes], f"int32x{lanes}") for k in range(vectors)], lanes, dtype)
+
+    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
+    return name
+
+
+def _packed(numbers: list[tirx.Expr], lanes: int, dtype: str) -> tirx.Expr:
+    family, suffix = ("avx512", ".512") if lanes == 16 else ("avx2", "")
+
+    def pack(types: str, name: str, a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
+        return tirx.call_llvm_pure_intrin(types, f"llvm.x86.{family}.{name}{suffix}", a, b)
+
+    words = [pack(f"int16x{2 * lanes}", "packssdw", *numbers[k : k + 2]) for k in range(0, len(numbers), 2)]
+    bytes_ = pack(f"int8x{4 * lanes}", "packuswb" if dtype == "uint8" else "packsswb", words[0], words[-1])
+    # Every 128 bits hold four numbers of each vector.
+    order = [4 * part + vector for vector in range(len(numbers)) for part in range(lanes // 4)]
+    quads = tirx.Shuffle([tirx.reinterpret(f"int32x{lanes}", bytes_)], [tirx.const(i, "int32") for i in order])
+    return tirx.reinterpret(f"{dtype}x{lanes * len(numbers)}", quads)
 
 
 @cache

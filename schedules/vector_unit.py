@@ -24,6 +24,11 @@ class VectorUnit:
     tiles: bool = False
     neon: frozenset[str] = frozenset()
 
+    @property
+    def packs(self) -> int:
+        """The lanes of the widest registers of int32 that x86 packs to bytes (AVX2, AVX512-BW); 0 where there are none."""
+        return self.lanes if self.lanes >= 8 and not self.neon else 0
+
     @staticmethod
     def of(target: tvm.target.Target) -> VectorUnit:
         """The unit that LLVM will use for a target."""

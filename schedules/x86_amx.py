@@ -29,8 +29,9 @@ from .contract_tiles import L2_BYTES, TASKS
 from .contraction import Packing, Shape, contraction, shape_of
 from .cpu_contract import Contract, constant_int4, schedule_operands
 from .emit import Emission, Operand, immediate
+from .epilogue import Epilogue
 from .layer import Layer
-from .loops import inline_all, schedule_epilogue, spell_high_half, spells_high_half
+from .loops import inline_all
 from .rule import Kernel
 from .tile_intrinsics import BYTES, LANES, Tiles
 from .vector_unit import VectorUnit
@@ -161,7 +162,8 @@ class Amx(Contract):
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
         weight = "int8" if layer.is_four_bits(call.args[1]) else ops.dtype_of(call.args[1])
-        nest = _schedule(sch, shape, tile, tile.tiles(self.emulated), in_place, ops.dtype_of(call.args[0]), weight)
+        epilogue = Epilogue(sch, shape.channels, LANES, tile.vectors, VectorUnit.of(target).packs)
+        nest = _schedule(sch, shape, tile, tile.tiles(self.emulated), in_place, ops.dtype_of(call.args[0]), weight, epilogue)
         func = without_borders(sch, shape, Borders(axes_of(layer, call)[0]), nest)
         return Kernel(func, tuple(a for _, a in emission.arguments), tile)
 
@@ -236,11 +238,11 @@ def _emit(e: Emission, call: relax.Call, tile: AmxTile, in_place: bool) -> Opera
     return Operand(e, te.compute((*s.lead, s.pixels, s.channels), view, name="view"))
 
 
-def _schedule(sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_place: bool, data_type: str, weight_type: str) -> Nest:
-    spelled = ("high",) if spells_high_half(shape.channels, LANES) else ()
-    inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", "tile_weights", *spelled))
+def _schedule(
+    sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_place: bool, data_type: str, weight_type: str, epilogue: Epilogue
+) -> Nest:
+    inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", "tile_weights", *epilogue.kept))
     acc, data, weights = (sch.get_sblock(name) for name in ("acc", "data", "tile_weights"))
-    (out,) = sch.get_output_blocks(sch.get_sblock("root"))
 
     loops = sch.get_loops(acc)
     lead, (block, w, o, kh, t, j, q, p) = loops[: len(shape.lead)], loops[len(shape.lead) :]
@@ -261,7 +263,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_
     schedule_operands(sch, producers, shape, task, LANES, DEPTH)
     copy = sch.cache_write(acc, 0, "local")
     sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-3], i[-2], i[-3] * tile.channels + i[-1]))
-    high = spell_high_half(sch, LANES)
+    epilogue.spell()
     sch.reverse_compute_at(copy, w_outer, preserve_unit_loops=True)
     load = tiles.tile_load_rows(form, shape.step, data_type)
     if in_place:
@@ -274,7 +276,7 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_
     _spell(sch, [*_lines(outer, tile), first_group, first_vector], first_pixel, tiles.tile_zero(form))
     _spell(sch, [*line, group, vector], pixel, tiles.tile_dot(form, data_type, weight_type))
 
-    schedule_epilogue(sch, high, out, w_outer, gcd(shape.channels, LANES))
+    epilogue.compute_at(w_outer, gcd(shape.channels, LANES))
     body = sch.get(task)
     statements = tirx.SeqStmt([form.begin(), body.body, form.end()])
     sch.state.replace(sch.get_sref(task), tirx.For(body.loop_var, body.min, body.extent, body.kind, statements))

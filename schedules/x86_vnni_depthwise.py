@@ -24,9 +24,10 @@ from hawq_tvm import ops
 from .contraction import without_offset
 from .cpu_depthwise import Depthwise, blocks_of_pixels
 from .emit import Emission, Operand, immediate, ints
+from .epilogue import Epilogue
 from .intrinsics import dot_quads
 from .layer import Layer
-from .loops import inline_all, schedule_epilogue, spell_high_half, spells_high_half
+from .loops import inline_all
 from .rule import Kernel
 from .vector_unit import VectorUnit
 from .x86_vnni import shift_leaves_int32
@@ -132,10 +133,9 @@ def _weights(w: np.ndarray[Any, Any], words: int, vectors: int, lanes: int) -> n
 
 
 def _schedule(sch: s_tir.Schedule, tile: QuadsTile, channels: int) -> None:
-    spelled = ("high",) if spells_high_half(channels, tile.lanes) else ()
-    inline_all(sch, keep=("acc", "quads", *spelled))
+    epilogue = Epilogue(sch, channels, tile.lanes)
+    inline_all(sch, keep=("acc", "quads", *epilogue.kept))
     acc, quads = sch.get_sblock("acc"), sch.get_sblock("quads")
-    (out,) = sch.get_output_blocks(sch.get_sblock("root"))
     n, y, w, v, lane, g, t, k = sch.get_loops(acc)
     w_outer, w_inner = sch.split(w, [None, tile.pixels])
     sch.reorder(n, y, w_outer, v, g, t, w_inner, lane, k)
@@ -145,7 +145,7 @@ def _schedule(sch: s_tir.Schedule, tile: QuadsTile, channels: int) -> None:
     sch.vectorize(sch.split(sch.get_loops(quads)[-1], [None, tile.lanes])[-1])
     copy = sch.cache_write(acc, 0, "local")
     sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-2], i[-2] * tile.lanes + i[-1]))
-    high = spell_high_half(sch, tile.lanes)
+    epilogue.spell()
     sch.reverse_compute_at(copy, v, preserve_unit_loops=True)
     init = sch.decompose_reduction(acc, g)
     for block in (init, copy):
@@ -155,4 +155,4 @@ def _schedule(sch: s_tir.Schedule, tile: QuadsTile, channels: int) -> None:
     for loop in (g, t, w_inner):
         sch.unroll(loop)
     sch.tensorize(lane, dot_quads(tile.lanes))
-    schedule_epilogue(sch, high, out, v, gcd(channels, tile.lanes))
+    epilogue.compute_at(v, gcd(channels, tile.lanes))

@@ -94,6 +94,29 @@ def test_multiply_high_at_the_extremes(lanes, target):
         np.testing.assert_array_equal(out, expected.astype(np.int64).astype(np.int32), strict=True)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("vectors", [2, 4])
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_narrow_at_the_extremes(lanes, vectors, dtype):
+    if lanes > UNIT.packs:
+        pytest.skip(f"this CPU has no registers of {lanes} int32 to pack")
+    rows, size = 64, lanes * vectors
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    ends = [v + d for v in (-(2**31) + 1, -65536, -32768, low, 0, high, 32767, 65535, 2**31 - 2) for d in (-1, 0, 1)]
+
+    @T.prim_func(s_tir=True)
+    def main(A: T.Buffer((rows, size), "int32"), C: T.Buffer((rows, size), dtype)):
+        for r, i in T.grid(rows, size):
+            with T.sblock("narrow"):
+                vr, vi = T.axis.remap("SS", [r, i])
+                C[vr, vi] = T.cast(T.min(T.max(A[vr, vi], low), high), dtype)
+
+    a = np.where(rng.random((rows, size)) < 0.5, rng.choice(np.array(ends), (rows, size)), rng.integers(low - 300, high + 300, (rows, size))).astype(np.int32)
+    out = np.zeros((rows, size), dtype)
+    run(tensorized(main, "narrow", intrinsics.narrow(lanes, vectors, dtype), 1), a, out)
+    np.testing.assert_array_equal(out, np.clip(a, low, high).astype(dtype), strict=True)
+
+
 @pytest.mark.skipif(not UNIT.quads, reason="this CPU has no VNNI")
 def test_dot_quads_at_the_extremes():
     lanes, ends = UNIT.lanes, np.array(list(product([0, 1, 127, 128, 255], repeat=4)), np.uint8)
