@@ -10,6 +10,7 @@ from tvm import s_tir
 
 from hawq_tvm import ops
 
+from .contract_tiles import TASKS
 from .emit import Emission
 from .layer import Layer
 from .loops import inline_all
@@ -18,6 +19,8 @@ from .vector_unit import VectorUnit
 
 # Below this many elements a second thread costs more than it brings.
 WORTH_A_THREAD = 1 << 14
+# Vectors of fewer elements are left to LLVM, which makes long ones of the last two axes together.
+SHORT = 8
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,13 @@ class Elementwise:
             shape = [int(d) for d in result.shape]
             loops = sch.get_loops(block)
             lanes = gcd(shape[-1], most, *bounds) if shape else 1
+            lanes = 1 if lanes < SHORT and not bounds else lanes
             chosen.append(lanes)
             if not loops:
                 continue
-            if prod(shape) >= WORTH_A_THREAD and len(loops) > 1:
-                sch.parallel(sch.fuse(*loops[:-1]))
+            inner = 2 if lanes < SHORT and prod(shape[:-2]) >= TASKS else 1
+            if prod(shape) >= WORTH_A_THREAD and len(loops) > inner:
+                sch.parallel(sch.fuse(*loops[:-inner]))
             if lanes > 1:
                 sch.vectorize(sch.split(loops[-1], [None, lanes])[-1])
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), ElementwiseTile(tuple(chosen)))
