@@ -4,10 +4,11 @@
         acc[pixels][4] = 0                                      registers
         for kh (unrolled):
             row = the data that the pixels need, words of four channels; taps = a row of the weights
-            for kw, pixel, channel (unrolled): acc += row * taps
+            for kw, pixel, channel (unrolled): acc += row * taps    `windows`: four products of bytes at once (dp4a)
         out = epilogue(acc), stored in words of four channels
 
-A data byte is opened to 32 bits once and serves every tap of its line.
+Where dp4a does not fit (a dilated line, 16 bits, other numbers of channels), a data byte is opened to 32 bits once and serves every tap
+of its line.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from hawq_tvm import ops
 
 from .cpu_depthwise import Depthwise
 from .cuda_loops import MANY_THREADS, bind_grid, fuse_outer, start, vectorize_copy
+from .dp4a_intrinsics import CHANNELS, windows
 from .emit import Emission, ints
 from .layer import Layer
 from .rule import Kernel
@@ -47,9 +49,15 @@ class CudaDepthwiseTile:
 
 
 class CudaDepthwise(Depthwise):
-    """conv2d with one input channel per group."""
+    """conv2d with one input channel per group.
+
+    spelled: False leaves `windows` as its meaning, to run on a CPU.
+    """
 
     name = "cuda.depthwise"
+
+    def __init__(self, spelled: bool = True) -> None:
+        self.spelled = spelled
 
     def tiles(self, layer: Layer, target: tvm.target.Target) -> list[CudaDepthwiseTile]:  # type: ignore[override]
         """Blocks of pixels that divide a line: more of them read less data twice, fewer leave more threads."""
@@ -67,7 +75,7 @@ class CudaDepthwise(Depthwise):
         tile = tile or self.tiles(layer, target)[0]
         emission = Emission(layer, {"relax.nn.conv2d": _emit})
         sch = start(layer, emission, keep=("rows",))
-        _schedule(sch, tile, _taps(layer) <= _UNROLLED)
+        _schedule(sch, tile, _taps(layer) <= _UNROLLED, _windows(layer, tile) if self.spelled else "")
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
 
 
@@ -76,6 +84,18 @@ def _taps(layer: Layer) -> int:
     assert call is not None
     kh, kw = ops.shape_of(call.args[1])[:2]
     return kh * kw
+
+
+def _windows(layer: Layer, tile: CudaDepthwiseTile) -> str:
+    """The intrinsic of a line's products, if there is one."""
+    call = layer.anchor_call
+    assert call is not None
+    (data, weights), taps = (ops.dtype_of(a) for a in call.args), ops.shape_of(call.args[1])[1]
+    if tile.lanes != CHANNELS or min(tile.pixels, taps) == 1 or ints(call.attrs.dilation)[1] > 1:
+        return ""
+    if data not in ("uint8", "int8") or weights != "int8":
+        return ""
+    return windows(tile.pixels, taps, ints(call.attrs.strides)[1], data)
 
 
 def _emit(e: Emission, call: relax.Call) -> te.Tensor:
@@ -95,7 +115,7 @@ def _emit(e: Emission, call: relax.Call) -> te.Tensor:
     return te.compute(shape, accumulate, name="acc")
 
 
-def _schedule(sch: s_tir.Schedule, tile: CudaDepthwiseTile, unrolled: bool) -> None:
+def _schedule(sch: s_tir.Schedule, tile: CudaDepthwiseTile, unrolled: bool, intrinsic: str) -> None:
     acc, rows = sch.get_sblock("acc"), sch.get_sblock("rows")
     (out,) = sch.get_output_blocks(sch.get_sblock("root"))
     alone = sch.get(out).name_hint == "acc"
@@ -121,10 +141,21 @@ def _schedule(sch: s_tir.Schedule, tile: CudaDepthwiseTile, unrolled: bool) -> N
     for copy in (rows, taps, out):
         sch.unroll(sch.get_loops(copy)[-2])
         vectorize_copy(sch, copy)
-    for loop in ((kh, kw) if unrolled else ()) + (pixel, lane):
-        sch.unroll(loop)
+    if unrolled:
+        sch.unroll(kh)
+    if not intrinsic:
+        for loop in (*((kw,) if unrolled else ()), pixel, lane):
+            sch.unroll(loop)
+        bind_grid(sch, element)
+        sch.decompose_reduction(acc, kh)
+        return
+    # Spelled before it is dealt out, because `tensorize` takes no block with a condition, in a block that still clears its sums.
+    products = sch.blockize(kw)
+    sch.tensorize(sch.get_loops(acc)[-3], intrinsic)
     bind_grid(sch, element)
-    sch.decompose_reduction(acc, kh)
+    cleared = sch.decompose_reduction(products, kh)
+    for loop in sch.get_loops(sch.get_child_blocks(cleared)[0])[-2:]:
+        sch.unroll(loop)
 
 
 def _reads(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, name: str) -> int:

@@ -1,7 +1,7 @@
-"""The device functions that CUDA kernels call: copies and matrix products, spelled in PTX for every architecture.
+"""The device functions that CUDA kernels call: copies, matrix products and windows, spelled in PTX for every architecture.
 
 One source serves all architectures, so that one library can hold code for several: the preprocessor chooses by __CUDA_ARCH__.
-What each function means is the `meaning` of its intrinsic in `mma_intrinsics.py`. Bytes of shared memory and registers of a
+What each function means is the `meaning` of its intrinsic in `mma_intrinsics.py` and `dp4a_intrinsics.py`. Bytes of shared memory and registers of a
 fragment lie as the PTX ISA lays them out (section "Matrix multiply-accumulate operation using mma instruction").
 """
 
@@ -126,6 +126,56 @@ __device__ __forceinline__ void step(int* c, const void* a, int chunk, const voi
           multiply<F>(c + ((m * 2) * NI + n) * 2, c + ((m * 2 + 1) * NI + n) * 2, data[half][m], w[2 * half], w[2 * half + 1]);
     }
   }
+}
+
+// Byte c of up to four words, as word c.
+template <int COUNT> __device__ __forceinline__ void gather(unsigned (&t)[4], const unsigned* words) {
+  unsigned a = words[0], b = 0, c = 0, d = 0;
+  if constexpr (COUNT > 1) b = words[1];
+  if constexpr (COUNT > 2) c = words[2];
+  if constexpr (COUNT > 3) d = words[3];
+  unsigned ab = __byte_perm(a, b, 0x5140), cd = __byte_perm(c, d, 0x5140);
+  t[0] = __byte_perm(ab, cd, 0x5410);
+  t[1] = __byte_perm(ab, cd, 0x7632);
+  ab = __byte_perm(a, b, 0x7362), cd = __byte_perm(c, d, 0x7362);
+  t[2] = __byte_perm(ab, cd, 0x5410);
+  t[3] = __byte_perm(ab, cd, 0x7632);
+}
+
+template <int FIRST, int COUNT, int N> __device__ __forceinline__ void gather_from(unsigned (&t)[N][4], const unsigned* words) {
+  if constexpr (4 * FIRST < COUNT) {
+    gather<COUNT - 4 * FIRST>(t[FIRST], words + 4 * FIRST);
+    gather_from<FIRST + 1, COUNT>(t, words);
+  }
+}
+
+template <bool SIGNED> __device__ __forceinline__ int dot(unsigned data, unsigned weights, int sum) {
+  if constexpr (SIGNED) asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(data), "r"(weights), "r"(sum));
+  else asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(data), "r"(weights), "r"(sum));
+  return sum;
+}
+
+// sums[PIXELS][4] += windows of TAPS words of a line, STRIDE words apart, with TAPS words of weights; every byte of a word is a channel.
+template <int PIXELS, int TAPS, int STRIDE, bool SIGNED>
+__device__ __forceinline__ void windows(int* sums, const void* line, const void* taps) {
+  constexpr int COLUMNS = (PIXELS - 1) * STRIDE + TAPS, WORDS = (TAPS + 3) / 4;
+  unsigned data[COLUMNS / 4 + 2][4], w[WORDS][4];
+  gather_from<0, COLUMNS>(data, (const unsigned*)line);
+  gather_from<0, TAPS>(w, (const unsigned*)taps);
+#pragma unroll
+  for (int p = 0; p < PIXELS; ++p)
+#pragma unroll
+    for (int k = 0; k < WORDS; ++k) {
+      const int first = p * STRIDE + 4 * k, from = first % 4, count = TAPS - 4 * k < 4 ? TAPS - 4 * k : 4;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        // Weights that fit beside their data are moved to it: a weight's place is the same for many windows.
+        const bool beside = from + count > 4;
+        const unsigned own = data[first / 4][c];
+        const unsigned bytes = beside ? __byte_perm(own, data[first / 4 + 1][c], 0x3210 + 0x1111 * from) : own;
+        sums[4 * p + c] = dot<SIGNED>(bytes, beside ? w[k][c] : w[k][c] << 8 * from, sums[4 * p + c]);
+      }
+    }
 }
 
 }  // namespace hawq

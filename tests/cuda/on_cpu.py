@@ -18,6 +18,7 @@ from tvm import tirx
 from hawq_tvm import stages
 from hawq_tvm.cuda import target as cuda
 from hawq_tvm.verify.reference import evaluate
+from schedules.cuda_depthwise import CudaDepthwise
 from schedules.cuda_prelude import MEANINGS
 from schedules.layer import Layer
 from schedules.rule import choose
@@ -48,13 +49,21 @@ def compiled(func: tirx.PrimFunc) -> Callable[..., Any]:
     return tvm.tirx.build(without_threads(func).with_attr("global_symbol", "main"), target=CPU, pipeline="s_tir")["main"]
 
 
+def tensors(func: tirx.PrimFunc, *arrays: Array) -> None:
+    """Execute a GPU kernel on this CPU, on arrays of which it writes the last ones."""
+    held = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays]
+    compiled(func)(*held)
+    for a, t in zip(arrays, held, strict=True):
+        a[...] = t.numpy()
+
+
 def run(module: tvm.IRModule, *arrays: Array, rule: str = "", target: tvm.target.Target = TARGET) -> list[Array]:
     """The results of the CUDA kernel of a PACKED module of one layer on `arrays`; rule: the name of the rule that must make it."""
     ((name, func),) = stages.private_functions(module).items()
     layer = Layer.of(module.get_global_var(name), func)
     chosen = choose(rules_for(target), layer, target).rule
     assert rule in ("", chosen.name)
-    kernel = chosen.build(layer, target)
+    kernel = (CudaDepthwise(spelled=False) if isinstance(chosen, CudaDepthwise) else chosen).build(layer, target)
     types = func.ret_ty.fields if isinstance(func.ret_ty, tvm.relax.TupleType) else [func.ret_ty]
     results = [tvm.runtime.tensor(np.zeros([int(d) for d in t.shape.values], str(t.dtype))) for t in types]
     compiled(kernel.func)(*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*arrays, *kernel.arguments)), *results)

@@ -92,6 +92,12 @@ template <class T> inline T __shfl_sync(unsigned mask, T value, int from, int wi
 
 inline int __dp4a(int a, int b, int c) { return hawq_emulated::dp4a<int8_t, int8_t>(unsigned(a), unsigned(b), c); }
 inline unsigned __dp4a(unsigned a, unsigned b, unsigned c) { return unsigned(hawq_emulated::dp4a<uint8_t, uint8_t>(a, b, int(c))); }
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+  const uint64_t bytes = uint64_t(b) << 32 | a;
+  unsigned found = 0;
+  for (int i = 0; i < 4; ++i) found |= unsigned(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return found;
+}
 inline int __clzll(long long v) { return v == 0 ? 64 : __builtin_clzll((unsigned long long)v); }
 inline int __mulhi(int a, int b) { return int((int64_t(a) * b) >> 32); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned((uint64_t(a) * b) >> 32); }
