@@ -25,7 +25,7 @@ from hawq_tvm import ops
 
 from . import tile_intrinsics as tiles
 from .borders import Borders, Nest, axes_of, without_borders
-from .contract_tiles import L2_BYTES, TASKS
+from .contract_tiles import TASKS
 from .contraction import Packing, Shape, contraction, shape_of
 from .cpu_contract import Contract, constant_int4, schedule_operands
 from .emit import Emission, Operand, immediate
@@ -40,6 +40,8 @@ DEPTH = 4
 MOST_PADDING = 2  # bytes multiplied per byte of data, at most: beyond, vectors are faster than tiles
 FEWEST_CHANNELS = LANES
 ROWS = 3  # numbers of rows that are worth a measurement
+# Half of the second cache that a core with AMX has. A task configures its tiles and takes memory for its sums: a few hundred cycles, as much as several products of K.
+L2_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
