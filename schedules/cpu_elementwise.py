@@ -10,7 +10,6 @@ from tvm import s_tir
 
 from hawq_tvm import ops
 
-from .contract_tiles import TASKS
 from .emit import Emission
 from .layer import Layer
 from .loops import inline_all
@@ -19,8 +18,8 @@ from .vector_unit import VectorUnit
 
 # Below this many elements a second thread costs more than it brings.
 WORTH_A_THREAD = 1 << 14
-# Vectors of fewer elements are left to LLVM, which makes long ones of the last two axes together.
-SHORT = 8
+# A shorter last axis is left to LLVM, which makes vectors of the last two together, where the others are enough tasks for any machine.
+SHORT, ENOUGH = 8, 64
 
 
 @dataclass(frozen=True)
@@ -54,11 +53,12 @@ class Elementwise:
             shape = [int(d) for d in result.shape]
             loops = sch.get_loops(block)
             lanes = gcd(shape[-1], most, *bounds) if shape else 1
-            lanes = 1 if lanes < SHORT and not bounds else lanes
+            short = bool(shape) and shape[-1] < SHORT and prod(shape[:-2]) >= ENOUGH
+            lanes = 1 if short and not bounds else lanes
             chosen.append(lanes)
             if not loops:
                 continue
-            inner = 2 if lanes < SHORT and prod(shape[:-2]) >= TASKS else 1
+            inner = 2 if short else 1
             if prod(shape) >= WORTH_A_THREAD and len(loops) > inner:
                 sch.parallel(sch.fuse(*loops[:-inner]))
             if lanes > 1:

@@ -7,8 +7,8 @@
             for kw, pixel, channel (unrolled): acc += row * taps    `windows`: four products of bytes at once (dp4a)
         out = epilogue(acc), stored in words of four channels
 
-Where dp4a does not fit (a dilated line, 16 bits, other numbers of channels), a data byte is opened to 32 bits once and serves every tap
-of its line.
+Where dp4a does not fit (a dilated line, a single tap or pixel, pixels that do not divide a line, more than 8 bits, unsigned weights, other
+numbers of channels), a number is opened to 32 bits once and serves every tap of its line.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class CudaDepthwiseTile:
 class CudaDepthwise(Depthwise):
     """conv2d with one input channel per group.
 
-    spelled: False leaves `windows` as its meaning, to run on a CPU.
+    spelled: False writes `windows` as its meaning, to run on a CPU.
     """
 
     name = "cuda.depthwise"
@@ -75,7 +75,7 @@ class CudaDepthwise(Depthwise):
         tile = tile or self.tiles(layer, target)[0]
         emission = Emission(layer, {"relax.nn.conv2d": _emit})
         sch = start(layer, emission, keep=("rows",))
-        _schedule(sch, tile, _taps(layer) <= _UNROLLED, _windows(layer, tile) if self.spelled else "")
+        _schedule(sch, tile, _taps(layer) <= _UNROLLED, _windows(layer, tile, self.spelled))
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
 
 
@@ -86,16 +86,16 @@ def _taps(layer: Layer) -> int:
     return kh * kw
 
 
-def _windows(layer: Layer, tile: CudaDepthwiseTile) -> str:
+def _windows(layer: Layer, tile: CudaDepthwiseTile, spelled: bool) -> str:
     """The intrinsic of a line's products, if there is one."""
     call = layer.anchor_call
     assert call is not None
     (data, weights), taps = (ops.dtype_of(a) for a in call.args), ops.shape_of(call.args[1])[1]
-    if tile.lanes != CHANNELS or min(tile.pixels, taps) == 1 or ints(call.attrs.dilation)[1] > 1:
+    if tile.lanes != CHANNELS or min(tile.pixels, taps) == 1 or ops.shape_of(call)[2] % tile.pixels or ints(call.attrs.dilation)[1] > 1:
         return ""
     if data not in ("uint8", "int8") or weights != "int8":
         return ""
-    return windows(tile.pixels, taps, ints(call.attrs.strides)[1], data)
+    return windows(tile.pixels, taps, ints(call.attrs.strides)[1], data, spelled)
 
 
 def _emit(e: Emission, call: relax.Call) -> te.Tensor:

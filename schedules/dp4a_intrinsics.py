@@ -11,12 +11,13 @@ CHANNELS = 4  # of a word
 
 
 @cache
-def windows(pixels: int, taps: int, stride: int, data: str) -> str:
+def windows(pixels: int, taps: int, stride: int, data: str, spelled: bool = True) -> str:
     """The name of the tensor intrinsic c[p, i] += sum_t a[p stride + t, i] w[t, i], p < pixels, t < taps, i < 4, spelled as dp4a.
 
-    data: "uint8" or "int8", the type of a; w is int8, c int32.  All three lie in registers of one thread.
+    data: "uint8" or "int8", the type of a; w is int8, c int32.  All three lie in registers of one thread.  spelled: False is for CPUs:
+    the meaning instead of the spelling.
     """
-    name, columns = f"hawq.windows.{pixels}.{taps}.{stride}.{data}", (pixels - 1) * stride + taps
+    name, columns = f"hawq.windows.{pixels}.{taps}.{stride}.{data}{'' if spelled else '.meant'}", (pixels - 1) * stride + taps
     call = f"hawq::windows<{pixels}, {taps}, {stride}, {'true' if data == 'int8' else 'false'}>"
 
     def strides() -> list[tirx.Var | int]:
@@ -45,5 +46,5 @@ def windows(pixels: int, taps: int, stride: int, data: str) -> str:
             T.writes(C[0:pixels, 0:CHANNELS])
             T.evaluate(T.call_extern("void", call, C.access_ptr("rw"), A.access_ptr("r"), W.access_ptr("r")))
 
-    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
+    s_tir.TensorIntrin.register(name, meaning, spelling if spelled else meaning, override=True)
     return name

@@ -95,13 +95,14 @@ Element = Callable[..., tirx.Expr]
 def _clamped(shape: tuple[int, ...], value: Element, low: int, high: int, dtype: str, out: str) -> te.Tensor:
     """Numbers of a type clamped and stored in another.
 
-    On the way from int32 to 8 bits there is a stage "wide", so that a schedule may spell out the clamp to all that fits in 8 bits.
+    On the way from int32 to 8 bits there is a stage "unclamped", so that a schedule may spell out the clamp to all that fits in 8 bits. Other
+    bounds belong to that stage; the second clamp then changes nothing, and goes when the stage is inlined.
     """
     numbers, bounds = value, (low, high)
     if dtype == "int32" and out in ("int8", "uint8"):
         bounds = arith.RANGES[out]
         clamps = (low, high) != bounds
-        numbers = te.compute(shape, lambda *i: clamp(value(*i), low, high, dtype) if clamps else value(*i), name="wide")
+        numbers = te.compute(shape, lambda *i: clamp(value(*i), low, high, dtype) if clamps else value(*i), name="unclamped")
     return te.compute(shape, lambda *i: clamp(numbers(*i), *bounds, dtype).astype(out), name="requantize")
 
 

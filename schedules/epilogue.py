@@ -2,10 +2,10 @@
 
     for group of channels, for pixel:
       high = the high halves of products with a requantize's multipliers     a vector
-      wide = the rest of the arithmetic, in int32                            a vector
-      out = wide clamped to 8 bits                                           2 or 4 vectors at once
+      unclamped = the rest of the arithmetic, in int32                       a vector
+      out = its clamp to 8 bits                                              2 or 4 vectors at once
 
-Without `wide` a vector is clamped at a time. Channels come first, so that LLVM keeps their constants in registers.
+Without `unclamped` a vector is clamped at a time. Channels come first, so that LLVM keeps their constants in registers.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Epilogue:
         (self._out,) = sch.get_output_blocks(sch.get_sblock("root"))
         self._together = next((n for n in TOGETHER if vectors % n == 0 and _spelled(channels, n * lanes)), 0) if 8 <= lanes <= packs else 0
         names = {_name(sch, b) for b in sch.get_child_blocks(sch.get_sblock("root"))}
-        wide = [name for name in (_name(sch, b) for b in sch.get_producers(self._out)) if name.startswith("wide")]
+        unclamped = [name for name in (_name(sch, b) for b in sch.get_producers(self._out)) if name.startswith("unclamped")]
         self._high = "high" if "high" in names and (lanes >= 8 or neon) and _spelled(channels, lanes) else ""
-        self._wide = wide[0] if wide and self._together else ""
+        self._unclamped = unclamped[0] if unclamped and self._together else ""
 
     @property
     def kept(self) -> tuple[str, ...]:
         """The stages that are not to be inlined."""
-        return tuple(name for name in (self._high, self._wide) if name)
+        return tuple(name for name in (self._high, self._unclamped) if name)
 
     def join_lines(self, width: int) -> None:
         """Run over [image, pixel, channel], where the sums were of [image, line, column, channel].
@@ -62,7 +62,7 @@ class Epilogue:
         sch = self._sch
         if self._high:
             self._high = self._tensorized(sch.get_sblock(self._high), self._lanes, multiply_high(self._lanes, self._neon))
-        if self._wide:
+        if self._unclamped:
             dtype, size = str(sch.get(self._out).writes[0].source.dtype), self._together * self._lanes
             self._out = sch.get_sblock(self._tensorized(self._out, size, narrow(self._lanes, self._together, dtype)))
 
@@ -72,29 +72,29 @@ class Epilogue:
         return f"{name}_o"
 
     def compute_at(self, loop: s_tir.schedule.LoopRV, lanes: int) -> None:
-        """Compute everything in `loop`, in vectors of `lanes` where nothing is spelled."""
+        """Compute everything in `loop`, in vectors of `lanes` where the clamp is not spelled."""
         sch = self._sch
-        high, wide = (sch.get_sblock(name) if name else None for name in (self._high, self._wide))
-        for block in (high, wide, self._out):
+        high, unclamped = (sch.get_sblock(name) if name else None for name in (self._high, self._unclamped))
+        for block in (high, unclamped, self._out):
             if block is not None:
                 sch.reverse_compute_at(block, loop, preserve_unit_loops=True)
         *_, pixel, channel = sch.get_loops(self._out)
-        if wide is None:
+        if unclamped is None:
             group, lane = sch.split(channel, [None, lanes])
             sch.reorder(group, pixel, lane)
             vector, size = pixel, 1
         else:
             group = channel
             sch.reorder(group, pixel)
-            sch.compute_at(wide, pixel)
-            vector, lane = sch.split(sch.get_loops(wide)[-1], [None, self._lanes])
+            sch.compute_at(unclamped, pixel)
+            vector, lane = sch.split(sch.get_loops(unclamped)[-1], [None, self._lanes])
             size = self._together
         if high is not None:
             sch.compute_at(high, vector)
         if extent(sch, pixel) * extent(sch, group) * size <= UNROLLED:
             sch.unroll(group)
             sch.unroll(pixel)
-        if wide is not None:
+        if unclamped is not None:
             sch.unroll(vector)
         sch.vectorize(lane)
 

@@ -40,8 +40,9 @@ DEPTH = 4
 MOST_PADDING = 2  # bytes multiplied per byte of data, at most: beyond, vectors are faster than tiles
 FEWEST_CHANNELS = LANES
 ROWS = 3  # numbers of rows that are worth a measurement
-# Half of the second cache that a core with AMX has. A task configures its tiles and takes memory for its sums: a few hundred cycles, as much as several products of K.
-L2_BYTES = 1 << 20
+# Of the data of a task's rows, with as much again for its results: half of the second cache that a core with AMX has. What a task begins with, tiles to configure and
+# memory to take for its sums, is worth several steps of products.
+TASK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _rows(shape: Shape, block: AmxTile, lines: int) -> list[int]:
     """Output rows per task, the most promising first: as in Contract, for multiples of the block's."""
     steps = -(-lines // block.lines)
     blocks = -(-shape.channels // block.channels) * prod(shape.lead[:-1])
-    most = max(1, min(L2_BYTES // (2 * shape.row_length * block.lines), steps * blocks // TASKS))
+    most = max(1, min(TASK_BYTES // (2 * shape.row_length * block.lines), steps * blocks // TASKS))
     fitting = [block.lines * n for n in range(1, steps + 1) if steps % n == 0 and n <= most]
     return fitting[::-1][:ROWS]
 

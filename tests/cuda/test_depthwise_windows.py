@@ -67,7 +67,7 @@ def test_windows_in_cuda_source(case, dtype):
 
 
 @pytest.mark.parametrize(("pixels", "lanes", "taps", "dilation", "data", "weights"), [
-    (1, 4, 3, 1, "uint8", "int8"), (2, 2, 3, 1, "uint8", "int8"), (2, 4, 1, 1, "uint8", "int8"), (2, 4, 3, 2, "uint8", "int8"),
+    (1, 4, 3, 1, "uint8", "int8"), (4, 4, 3, 1, "uint8", "int8"), (2, 2, 3, 1, "uint8", "int8"), (2, 4, 1, 1, "uint8", "int8"), (2, 4, 3, 2, "uint8", "int8"),
     (2, 4, 3, 1, "int16", "int8"), (2, 4, 3, 1, "uint8", "int16"),
 ])  # fmt: skip
 def test_what_dp4a_does_not_fit_is_left_to_loops(pixels, lanes, taps, dilation, data, weights):

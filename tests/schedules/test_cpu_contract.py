@@ -13,7 +13,7 @@ from one_layer import lower, packed, run
 from tvm import relax
 
 import schedules
-from hawq_tvm import arith, ops, stages, target
+from hawq_tvm import arith, build, ops, stages, target
 from hawq_tvm.bench import race
 from schedules import cpu_contract, rules
 from schedules.contract_tiles import ContractTile, Step, choose_tile, form_of
@@ -297,6 +297,37 @@ def test_registers_are_not_in_memory(c, preset):
     module, _ = race.library([choice.rule.build(layer, on)], on)
     taken = re.findall(r"%(\S+) = (?:tail )?call ptr %\d+\(i32 1, i32 %dev_id, i64 \d+", module.inspect_source("ll"))
     assert {re.sub(r"[.\d]+$", "", name) for name in taken} <= {"rows", "quads", *(["acc"] if choice.rule.name == "x86.amx" else [])}
+
+
+def clamped(c: Conv, w: np.ndarray, m: np.ndarray, to: arith.QType) -> tvm.IRModule:
+    """A convolution of u8 data, requantized."""
+    return packed(lambda e, p: ops.requantize(
+        [accumulate(e, c, p, relax.const(w), 0, "int32")], [m], 0, 42, qtype=to, zero_point=2, rounding="half_up"
+    ), [((c.n, c.h, c.w, c.ci), "uint8")])  # fmt: skip
+
+
+@pytest.mark.parametrize(("preset", "instruction"), [("x86-vnni", "avx512.packuswb"), ("x86-amx", "avx512.packuswb"), ("x86-avx2", "avx2.packuswb"), ("x86-64-v2", "")])
+def test_results_are_packed(preset, instruction):
+    on = target.parse(preset)
+    for channels, spelled in ((256, instruction), (17, "")):
+        c = Conv(1, 14, 14, 64, channels, (1, 1))
+        w, m = full("int8", 1, 1, 64, channels), rng.integers(2**30, 2**31, (1, 1, 1, channels))
+        script = lower(clamped(c, w, m, arith.QType.of("uint8")), on)["fused"].script()
+        assert spelled in script and ("packus" in script) == bool(spelled)
+
+
+@pytest.mark.parametrize("to", [arith.QType.of("uint8"), arith.QType.of("int8"), arith.QType(3, 250, "uint8"), arith.QType(-100, 90, "int8")], ids=str)
+@pytest.mark.parametrize("c", [Conv(1, 6, 7, 16, 192, (1, 1)), Conv(1, 5, 8, 16, 96, (3, 3), pad=(1, 1, 1, 1))], ids=str)
+def test_every_number_of_vectors_is_packed_right(c, to, monkeypatch):
+    x, w, m = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co), rng.integers(2**30, 2**31, (1, 1, 1, c.co))
+    module = clamped(c, w, m, to)
+    expected = arith.requantize([convolve(c, x, w, 0)], [m], 0, 42, rounding="half_up", zero_point=2, qmin=to.qmin, qmax=to.qmax).astype(to.storage)
+    layer, _ = first_conv(module)
+    rule = Vnni() if DOT == "x86.vnni" else Contract()
+    for tile in {t.vectors: t for t in rule.tiles(layer, HOST)}.values():
+        monkeypatch.setattr(cpu_contract, "choose_tile", lambda *arguments, tile=tile: tile)
+        vm = relax.VirtualMachine(build.build(lower(module, HOST), HOST), tvm.cpu())
+        np.testing.assert_array_equal(vm["main"](tvm.runtime.tensor(x))[0].numpy(), expected, strict=True)
 
 
 @pytest.mark.parametrize(("body", "inputs", "why"), [
