@@ -227,4 +227,3 @@ def _only(body: tirx.Stmt, var: tirx.Var, first: int, last: int) -> tirx.Stmt:
 def _looped(loop: tirx.For, first: tirx.Expr, extent: tirx.Expr, body: tirx.Stmt) -> tirx.For:
     """A loop like another one."""
     return tirx.For(loop.loop_var, first, extent, loop.kind, body, None, loop.annotations)
-

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import tvm
 from elftools.elf.elffile import ELFFile
-from one_layer import Array, Body, packed
-from tvm import relax, tirx
+from one_layer import Array, Body, layer_of, packed, zeros_for
+from tvm import tirx
 
-from hawq_tvm import stages, target, tir_pipeline
+from hawq_tvm import target, tir_pipeline
 from hawq_tvm.native import emulated, toolchain
 from hawq_tvm.verify.reference import evaluate
 from schedules.layer import Layer
@@ -69,20 +69,18 @@ def call(func: tirx.PrimFunc, on: tvm.target.Target, *arrays: Array) -> list[Arr
     return results
 
 
-def kernel_of(module: tvm.IRModule, on: tvm.target.Target, rule: str = "") -> tuple[Kernel, relax.Function]:
-    """The kernel of a PACKED module of one layer; rule: the name of the rule that must make it."""
-    ((name, func),) = stages.private_functions(module).items()
-    layer = Layer.of(module.get_global_var(name), func)
+def kernel_of(module: tvm.IRModule, on: tvm.target.Target, rule: str = "") -> tuple[Kernel, Layer]:
+    """The kernel of a PACKED module of one layer, and the layer; rule: the name of the rule that must make it."""
+    layer = layer_of(module)
     choice = choose(rules_for(on), layer, on)
     assert rule in ("", choice.rule.name), choice.sentence()
-    return choice.rule.build(layer, on), func
+    return choice.rule.build(layer, on), layer
 
 
 def run(module: tvm.IRModule, on: tvm.target.Target, *arrays: Array, rule: str = "") -> list[Array]:
     """The results of the kernel of a PACKED module of one layer."""
-    kernel, func = kernel_of(module, on, rule)
-    types = func.ret_ty.fields if isinstance(func.ret_ty, relax.TupleType) else [func.ret_ty]
-    results = [np.zeros([int(d) for d in t.shape.values], str(t.dtype)) for t in types]
+    kernel, layer = kernel_of(module, on, rule)
+    results = zeros_for(layer)
     return call(kernel.func, on, *(np.ascontiguousarray(a) for a in (*arrays, *kernel.arguments)), *results)[-len(results) :]
 
 

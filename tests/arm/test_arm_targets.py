@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import numpy as np
+import one_layer
 import pytest
 from on_arm import DOTPROD, I8MM, NEON, TARGETS
 from one_layer import packed
 from test_cpu_contract import Conv, accumulate, full
 from tvm import relax
 
-from hawq_tvm import stages, target
+from hawq_tvm import target
 from schedules.arm_neon import DOTS, MATRICES, PAIRS, Neon
 from schedules.contract_tiles import LoadedTile
 from schedules.layer import Layer
@@ -21,8 +22,7 @@ from schedules.vector_unit import VectorUnit
 
 def layer_of(c: Conv, w: np.ndarray, data: str = "uint8") -> Layer:
     module = packed(lambda e, p: accumulate(e, c, p, relax.const(w), 0, "int32"), [((c.n, c.h, c.w, c.ci), data)])
-    ((name, function),) = stages.private_functions(module).items()
-    return Layer.of(module.get_global_var(name), function)
+    return one_layer.layer_of(module)
 
 
 def test_targets_need_what_their_processors_have():

@@ -6,21 +6,19 @@ threads of a GPU compute with barriers between stages. So indices, guards and st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tvm
 import tvm_ffi
-from one_layer import Array, Body, packed
+from one_layer import Array, Body, layer_of, packed, zeros_for
 from tvm import tirx
 
-from hawq_tvm import stages
 from hawq_tvm.cuda import target as cuda
 from hawq_tvm.verify.reference import evaluate
 from schedules.cuda_depthwise import CudaDepthwise
 from schedules.cuda_prelude import MEANINGS
-from schedules.layer import Layer
 from schedules.rule import choose
 from schedules.rules import rules_for
 
@@ -49,25 +47,23 @@ def compiled(func: tirx.PrimFunc) -> Callable[..., Any]:
     return tvm.tirx.build(without_threads(func).with_attr("global_symbol", "main"), target=CPU, pipeline="s_tir")["main"]
 
 
-def tensors(func: tirx.PrimFunc, *arrays: Array) -> None:
-    """Execute a GPU kernel on this CPU, on arrays of which it writes the last ones."""
-    held = [tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays]
-    compiled(func)(*held)
-    for a, t in zip(arrays, held, strict=True):
-        a[...] = t.numpy()
+def execute(func: tirx.PrimFunc, inputs: Sequence[Array], results: Sequence[Array]) -> None:
+    """Execute a GPU kernel on this CPU; its results are filled."""
+    given, written = ([tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays] for arrays in (inputs, results))
+    compiled(func)(*given, *written)
+    for array, tensor in zip(results, written, strict=True):
+        array[...] = tensor.numpy()
 
 
 def run(module: tvm.IRModule, *arrays: Array, rule: str = "", target: tvm.target.Target = TARGET) -> list[Array]:
     """The results of the CUDA kernel of a PACKED module of one layer on `arrays`; rule: the name of the rule that must make it."""
-    ((name, func),) = stages.private_functions(module).items()
-    layer = Layer.of(module.get_global_var(name), func)
+    layer = layer_of(module)
     chosen = choose(rules_for(target), layer, target).rule
     assert rule in ("", chosen.name)
     kernel = (CudaDepthwise(spelled=False) if isinstance(chosen, CudaDepthwise) else chosen).build(layer, target)
-    types = func.ret_ty.fields if isinstance(func.ret_ty, tvm.relax.TupleType) else [func.ret_ty]
-    results = [tvm.runtime.tensor(np.zeros([int(d) for d in t.shape.values], str(t.dtype))) for t in types]
-    compiled(kernel.func)(*(tvm.runtime.tensor(np.ascontiguousarray(a)) for a in (*arrays, *kernel.arguments)), *results)
-    return [r.numpy() for r in results]
+    results = zeros_for(layer)
+    execute(kernel.func, [*arrays, *kernel.arguments], results)
+    return results
 
 
 def check(body: Body, *arrays: Array, rule: str = "", target: tvm.target.Target = TARGET) -> None:

@@ -9,11 +9,10 @@ import on_cpu
 import pytest
 from emulate import ARCHITECTURES, Array, needs_gxx, run
 from on_cpu import TARGET
-from one_layer import packed
+from one_layer import layer_of, packed
 from test_rules_on_cpu import full_range, requantized
 from tvm import relax
 
-from hawq_tvm import stages
 from hawq_tvm.verify.reference import evaluate
 from schedules.cuda_depthwise import CudaDepthwise, CudaDepthwiseTile
 from schedules.layer import Layer
@@ -38,9 +37,8 @@ def _layer(case: tuple[Any, ...], dtype: str) -> tuple[Layer, Array, Array]:
 
     x = full_range(shape, dtype)
     module = packed(body, [(shape, dtype)])
-    ((name, func),) = stages.private_functions(module).items()
     (expected,) = evaluate(module, {"x0": x}).values()
-    return Layer.of(module.get_global_var(name), func), x, expected
+    return layer_of(module), x, expected
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
@@ -49,7 +47,7 @@ def test_windows_with_threads_as_loops(case, dtype):
     layer, x, expected = _layer(case, dtype)
     kernel = CudaDepthwise(spelled=False).build(layer, TARGET, CudaDepthwiseTile(case[-1], 4))
     out = np.zeros_like(expected)
-    on_cpu.tensors(kernel.func, x, *kernel.arguments, out)
+    on_cpu.execute(kernel.func, [x, *kernel.arguments], [out])
     np.testing.assert_array_equal(out, expected, strict=True)
 
 
@@ -77,6 +75,5 @@ def test_what_dp4a_does_not_fit_is_left_to_loops(pixels, lanes, taps, dilation, 
         return R.nn.conv2d(x, relax.const(w), dilation=dilation, groups=4, data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32")
 
     module = packed(body, [((1, 8, 8, 4), data)])
-    ((name, func),) = stages.private_functions(module).items()
-    kernel = CudaDepthwise().build(Layer.of(module.get_global_var(name), func), TARGET, CudaDepthwiseTile(pixels, lanes))
+    kernel = CudaDepthwise().build(layer_of(module), TARGET, CudaDepthwiseTile(pixels, lanes))
     assert "hawq::windows" not in kernel.func.script()

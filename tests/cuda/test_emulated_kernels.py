@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import test_cpu_contract as contract
 from emulate import ARCHITECTURES, Array, Counts, EmulationError, Generated, generate, launch, needs_gxx
-from one_layer import packed
+from one_layer import layer_of, packed
 from test_cpu_contract import Conv, accumulate, convolve, full
 from tvm import relax
 
-from hawq_tvm import arith, ops, stages
+from hawq_tvm import arith, ops
 from hawq_tvm.cuda import target as cuda
 from schedules.cuda_mma import Mma
-from schedules.layer import Layer
 from schedules.mma_intrinsics import Form
 from schedules.mma_tiles import MmaTile
 
@@ -71,8 +70,7 @@ class Built:
 
         self.inputs = [arith.pack_int4(x).reshape(*x.shape[:-1], -1) if four else x, *residual]
         module = packed(body, [(a.shape, str(a.dtype)) for a in self.inputs])
-        ((name, func),) = stages.private_functions(module).items()
-        layer = Layer.of(module.get_global_var(name), func)
+        layer = layer_of(module)
         assert Mma().applies(layer, TARGET) is None
         self.kernel = Mma().build(layer, TARGET, case.tile)
         self.expected = arith.requantize([acc + bias, *residual], [m, 2**29][: 1 + len(residual)], 5, shift, qmin=-128, qmax=127, **kw).astype(np.int8)

@@ -10,13 +10,10 @@ import pytest
 import test_rules_on_cpu
 from emulate import Array, needs_gxx
 from on_cpu import TARGET
-from one_layer import Body, packed
+from one_layer import Body, layer_of, packed, zeros_for
 from test_rules_on_cpu import *  # noqa: F403
-from tvm import relax
 
-from hawq_tvm import stages
 from hawq_tvm.verify.reference import evaluate
-from schedules.layer import Layer
 from schedules.rule import choose
 from schedules.rules import rules_for
 
@@ -27,14 +24,12 @@ def check(body: Body, *arrays: Array, rule: str = "", **_: Any) -> None:
     """As `on_cpu.check`, for the oldest and the newest architecture."""
     module = packed(body, [(a.shape, str(a.dtype)) for a in arrays])
     wanted = list(evaluate(module, {f"x{i}": a for i, a in enumerate(arrays)}).values())
-    ((name, func),) = stages.private_functions(module).items()
-    layer = Layer.of(module.get_global_var(name), func)
+    layer = layer_of(module)
     chosen = choose(rules_for(TARGET), layer, TARGET).rule
     assert rule in ("", chosen.name)
     kernel = chosen.build(layer, TARGET)
-    types = func.ret_ty.fields if isinstance(func.ret_ty, relax.TupleType) else [func.ret_ty]
     for arch in (emulate.ARCHITECTURES[0], emulate.ARCHITECTURES[-1]):
-        results = [np.zeros([int(d) for d in t.shape.values], str(t.dtype)) for t in types]
+        results = zeros_for(layer)
         emulate.run(kernel.func, [*arrays, *kernel.arguments], results, arch, TARGET)
         for found, expected in zip(results, wanted, strict=True):
             np.testing.assert_array_equal(found, expected, strict=True)

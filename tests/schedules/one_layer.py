@@ -11,6 +11,7 @@ from tvm import relax
 
 import schedules
 from hawq_tvm import build, stages
+from schedules.layer import Layer
 
 Array = np.ndarray[Any, Any]
 Body = Callable[..., relax.Expr]
@@ -39,6 +40,19 @@ def packed(body: Body, inputs: Sequence[tuple[tuple[int, ...], str]], layer: str
     module = builder.get()
     stages.verify(module, stages.Stage.PACKED)
     return module
+
+
+def layer_of(module: tvm.IRModule) -> Layer:
+    """The only layer of a PACKED module."""
+    ((name, func),) = stages.private_functions(module).items()
+    return Layer.of(module.get_global_var(name), func)
+
+
+def zeros_for(layer: Layer) -> list[Array]:
+    """Arrays for a layer's results."""
+    returned = layer.func.ret_ty
+    types = returned.fields if isinstance(returned, relax.TupleType) else [returned]
+    return [np.zeros([int(d) for d in t.shape.values], str(t.dtype)) for t in types]
 
 
 def lower(module: tvm.IRModule, target: tvm.target.Target = TARGET) -> tvm.IRModule:

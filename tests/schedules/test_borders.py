@@ -11,12 +11,12 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from one_layer import lower, packed, run
+from one_layer import layer_of, lower, packed, run
 from test_cpu_contract import DOT, HOST, PORTABLE, Conv, accumulate, convolve, full, with_epilogue
 from tvm import relax
 
 import schedules
-from hawq_tvm import arith, build, ops, stages
+from hawq_tvm import arith, build, ops
 from schedules import rules
 from schedules.borders import Axis, Borders, Ranges
 from schedules.contract_tiles import Step, choose_tile, form_of
@@ -149,8 +149,7 @@ def kernel_of(c: Conv, fill: int = 0, dtype: str = "uint8") -> tuple[tvm.IRModul
     """The PACKED module of a convolution of padded data, its layer and its call."""
     w = full("int8", *c.k, c.ci // c.groups, c.co)
     module = packed(lambda emit, p: accumulate(emit, c, p, relax.const(w), fill, "int32"), [((c.n, c.h, c.w, c.ci), dtype)])
-    ((name, func),) = stages.private_functions(module).items()
-    layer = Layer.of(module.get_global_var(name), func)
+    layer = layer_of(module)
     return module, layer, layer.anchor_call
 
 

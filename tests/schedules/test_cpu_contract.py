@@ -9,11 +9,11 @@ from math import prod
 import numpy as np
 import pytest
 import tvm
-from one_layer import lower, packed, run
+from one_layer import layer_of, lower, packed, run
 from tvm import relax
 
 import schedules
-from hawq_tvm import arith, build, ops, stages, target
+from hawq_tvm import arith, build, ops, target
 from hawq_tvm.bench import race
 from schedules import cpu_contract, rules
 from schedules.contract_tiles import ContractTile, Step, choose_tile, form_of
@@ -209,8 +209,7 @@ def test_conv2d_with_four_bit_weights_keeps_them_packed(c, signed):
 
 def first_conv(module: tvm.IRModule) -> tuple[Layer, relax.Call]:
     """The only layer of a module, and its anchor."""
-    ((name, function),) = stages.private_functions(module).items()
-    layer = Layer.of(module.get_global_var(name), function)
+    layer = layer_of(module)
     return layer, layer.anchor_call
 
 
@@ -350,8 +349,7 @@ def test_shifted_sums_that_may_leave_32_bits_are_refused(rule, groups, dtype):
         lambda e, p: R.nn.conv2d(p, relax.const(w), groups=groups, data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32"),
         [((1, 260, 260, 2), dtype)],
     )  # fmt: skip
-    ((name, function),) = stages.private_functions(module).items()
-    why = rule.applies(Layer.of(module.get_global_var(name), function), tvm.target.Target(target.PRESETS["x86-vnni"]))
+    why = rule.applies(layer_of(module), tvm.target.Target(target.PRESETS["x86-vnni"]))
     assert why == ("sums of shifted int8 data that may leave 32 bits." if dtype == "int8" else None)
 
 
