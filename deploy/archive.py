@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from hawq_tvm.errors import OutputError, PackageError
+from hawq_tvm.core.errors import OutputError, PackageError
 
 FIRST = "manifest.json"
 _LOCAL, _CENTRAL, _END = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"

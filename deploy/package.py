@@ -24,8 +24,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hawq_tvm.errors import OutputError, PackageError
-from hawq_tvm.files import check_folder, write_bytes
+from hawq_tvm.core.errors import OutputError, PackageError
+from hawq_tvm.core.files import check_folder, write_bytes
 
 from . import archive
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hawq_tvm.errors import InputError, SignatureError, UsageError
+from hawq_tvm.core.errors import InputError, SignatureError, UsageError
 
 from . import package
 from .package import MANIFEST, SIGNATURE, dump_json

@@ -14,11 +14,11 @@ __version__ = "0.1.0"
 __all__ = ["HawqError", "Package", "__version__", "compile", "hawq_checkpoint", "inspect", "load", "tune"]
 
 if TYPE_CHECKING:
-    from .errors import HawqError
-    from .frontend.hawq.source import hawq_checkpoint
-    from .inspection import inspect
-    from .package import Package, compile, load
-    from .tuner import tune
+    from hawq_tvm.core.errors import HawqError
+    from hawq_tvm.frontend.hawq.source import hawq_checkpoint
+    from hawq_tvm.compiler.inspection import inspect
+    from hawq_tvm.package.package import Package, compile, load
+    from hawq_tvm.tuning.tuner import tune
 
 _HOMES = {
     "Package": "package", "compile": "package", "load": "package", "HawqError": "errors", "inspect": "inspection", "tune": "tuner",

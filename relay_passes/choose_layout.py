@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 import tvm
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm.core import arith, ops
 
-from .rewriter import Rebuild, rewrite_main
+from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 AXIS = {0: 0, 1: 3, 2: 1, 3: 2}  # where a logical (NCHW) axis is in NHWC

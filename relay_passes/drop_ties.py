@@ -20,9 +20,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import arith, ops, ranges
+from hawq_tvm.core import arith, ops, ranges
 
-from .rewriter import Rebuild, rewrite_main
+from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 Array = np.ndarray[Any, Any]
 MOST_PAIRS, MOST_TIES = 1 << 24, 1 << 16

@@ -16,9 +16,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops, stages
+from hawq_tvm.core import ops, stages
 
-from .rewriter import Rebuild, rewrite_main, use_counts
+from hawq_tvm.core.rewriter import Rebuild, rewrite_main, use_counts
 
 _OUTPUT_AXIS = {"relax.nn.conv2d": 0, "relax.nn.conv2d_transpose": 1}
 

@@ -14,10 +14,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm.core import arith, ops
 
-from .integer.movement import MOVES
-from .rewriter import Rebuild, rewrite_main
+from relay_passes.integer.movement import MOVES
+from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "relax.add": np.add,

@@ -13,9 +13,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import arith, ops, stages
+from hawq_tvm.core import arith, ops, stages
 
-from .rewriter import Rebuild, rewrite_main
+from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 
 def fold_input_clip(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops, stages
+from hawq_tvm.core import ops, stages
 
 from .choose_layout import ELEMENTWISE
-from .rewriter import use_counts
+from hawq_tvm.core.rewriter import use_counts
 
 ANCHORS = frozenset(
     {"hawq.sum_pool2d", "hawq.softmax", "relax.nn.conv2d", "relax.matmul", "relax.nn.max_pool2d"}

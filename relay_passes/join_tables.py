@@ -18,9 +18,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import arith, ops, stages
+from hawq_tvm.core import arith, ops, stages
 
-from .rewriter import Rebuild, rewrite_main
+from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 Array = np.ndarray[Any, Any]
 _STORED = frozenset({"int8", "uint8", "int16", "uint16"})

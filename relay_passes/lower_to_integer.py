@@ -19,27 +19,13 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import arith, ops, stages
-from hawq_tvm.errors import ModelError
-from hawq_tvm.ranges import Interval
+from hawq_tvm.core import arith, ops, stages
+from hawq_tvm.core.errors import ModelError
+from hawq_tvm.core.ranges import Interval
 
 from .integer import handlers, movement
-from .integer.rescale import Output, realize
-from .integer.values import (
-    INSERT,
-    Constant,
-    Context,
-    Joined,
-    Moved,
-    NotLowered,
-    Real,
-    Softmax,
-    Term,
-    from_dequantize,
-    is_uniform,
-    single,
-    with_bias,
-)  # fmt: skip
+from relay_passes.integer.rescale import Output, realize
+from relay_passes.integer.values import INSERT, Constant, Context, Joined, Moved, NotLowered, Real, Softmax, Term, from_dequantize, is_uniform, single, with_bias  # fmt: skip
 
 _FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 TAIL = "keep it outside the integer region with --allow-float-tail"

@@ -12,9 +12,9 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from hawq_tvm import arith, ops, ranges, stages
+from hawq_tvm.core import arith, ops, ranges, stages
 
-from .rewriter import Rebuild
+from hawq_tvm.core.rewriter import Rebuild
 
 MULTIPLE = 8  # elements: four bytes, which kernels copy together
 CONTRACTIONS = frozenset({"relax.nn.conv2d", "relax.matmul"})

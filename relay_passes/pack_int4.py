@@ -10,9 +10,9 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm.core import arith, ops
 
-from .rewriter import Rebuild, rewrite_main
+from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 SMALLEST = 64
 _WEIGHT = {"relax.nn.conv2d": 1, "relax.matmul": 1}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import tvm
 
-from hawq_tvm import ops, stages
+from hawq_tvm.core import ops, stages
 
-from .rewriter import rewrite_main
+from hawq_tvm.core.rewriter import rewrite_main
 
 
 def remove_dead_code(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:

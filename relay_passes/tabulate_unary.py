@@ -17,10 +17,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import arith, ops, stages
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core import arith, ops, stages
+from hawq_tvm.core.errors import ModelError
 
-from .rewriter import Rebuild, rewrite_main
+from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 Array = np.ndarray[Any, Any]
 

@@ -10,7 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import arith, ops, stages
+from hawq_tvm.core import arith, ops, stages
 
 # Operators that reduce, and so decide the loop structure of a layer. A layer has at most one that matters.
 ANCHORS = frozenset(

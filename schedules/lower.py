@@ -8,9 +8,9 @@ import numpy as np
 import tvm
 from tvm import relax, tirx
 
-from hawq_tvm import ops, stages
+from hawq_tvm.core import ops, stages
 
-from . import emit_movement, emit_reduce, emit_requantize  # noqa: F401  (they register emitters)
+from .emit import emit_movement, emit_reduce, emit_requantize  # noqa: F401  (they register emitters)
 from .layer import Layer
 from .record import recorded_tile
 from .rule import Kernel, Rule, Tiled, choose

@@ -14,9 +14,9 @@ from typing import Any
 
 import tvm
 
-from hawq_tvm import stages
-from hawq_tvm.cuda.target import architectures, is_cuda
-from hawq_tvm.errors import InputError, ScheduleError
+from hawq_tvm.core import stages
+from hawq_tvm.targets.gpu import architectures, is_cuda
+from hawq_tvm.core.errors import InputError, ScheduleError
 
 from . import workload
 from .layer import Layer

@@ -9,9 +9,9 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops
-from hawq_tvm.cuda.target import architectures, is_cuda
-from hawq_tvm.target import describe
+from hawq_tvm.core import ops
+from hawq_tvm.targets.gpu import architectures, is_cuda
+from hawq_tvm.targets.target import describe
 
 from .layer import Layer
 from .rule import Modelled, Tiled

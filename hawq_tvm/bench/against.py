@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelError, UsageError
-from ..package import Package
-from . import agreement, limits, machine, peers, pinning
+from hawq_tvm.core.errors import ModelError, UsageError
+from hawq_tvm.package.package import Package
+from . import agreement, peers
+from hawq_tvm.measure import limits, machine, pinning
 from .engine import CannotRun
-from .measure import BenchReport
+from hawq_tvm.measure.measure import BenchReport
 from .packaged import C, InC, Packaged, Rival, is_package
 
 Array = NDArray[Any]
@@ -110,7 +111,7 @@ def alone(package: Package, inputs: Mapping[str, Array] | None = None, **options
     A package for a GPU has the GPU's: see `on_gpu.alone`.
     """
     if package.on_gpu:
-        from .on_gpu import alone as alone_on_gpu
+        from hawq_tvm.bench.gpu.on_gpu import alone as alone_on_gpu
 
         return alone_on_gpu(package, inputs, **options)
     report, products, found = package.bench(inputs, **options), package.products, limits.measure()

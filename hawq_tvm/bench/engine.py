@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from ..errors import HawqError, ModelError, UsageError
+from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 
 Array = NDArray[Any]
 

@@ -14,11 +14,12 @@ import tvm_ffi
 from numpy.typing import NDArray
 from tvm import relax
 
-from .. import __version__, ops, stages
-from ..errors import ModelError
-from ..native import direct
-from ..package import Package, load
-from .measure import make_pool
+from hawq_tvm import __version__
+from hawq_tvm.core import ops, stages
+from hawq_tvm.core.errors import ModelError
+from hawq_tvm.package import direct
+from hawq_tvm.package.package import Package, load
+from hawq_tvm.measure.measure import make_pool
 
 Array = NDArray[Any]
 SUFFIX = ".hawq"

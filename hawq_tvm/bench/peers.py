@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import UsageError
+from hawq_tvm.core.errors import UsageError
 from .engine import missing, refused
 from .packaged import C, is_package
 from .torch_peers import Torch, TorchBf16, TorchInt8, zoo_network

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ModelError, UsageError
+from hawq_tvm.core.errors import ModelError, UsageError
 from . import zoo
 from .engine import CannotRun, last_line, missing
 

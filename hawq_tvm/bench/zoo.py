@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import write_bytes
+from hawq_tvm.core.files import write_bytes
 
 NETWORKS: dict[str, tuple[str, str, int]] = {
     "resnet18": ("resnet", "resnet18", 224),

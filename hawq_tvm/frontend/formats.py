@@ -12,9 +12,9 @@ from typing import Any
 
 import tvm
 
-from hawq_tvm.errors import ModelError, UsageError
+from hawq_tvm.core.errors import ModelError, UsageError
 
-from .hawq.source import Checkpoint
+from hawq_tvm.frontend.hawq.source import Checkpoint
 
 Shapes = Mapping[str, Sequence[int]] | None
 # How torch.save began its files before PyTorch 1.6: a pickled number.

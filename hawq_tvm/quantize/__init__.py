@@ -20,17 +20,17 @@ __all__ = [
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from .data import Preprocess, open_data
-    from .evaluation import evaluate
-    from .fake_comparison import compare_fake
-    from .float_graph import load_float
-    from .latency import measure_latencies
-    from .measurement import measure
-    from .plan import problem, problem_of_table
-    from .quantizer import Recipe, post_training
-    from .sensitivity import Settings
-    from .table import Budget
-    from .training import Training, finetune
+    from hawq_tvm.quantize.network.data import Preprocess, open_data
+    from hawq_tvm.quantize.judge.evaluation import evaluate
+    from hawq_tvm.quantize.judge.fake_comparison import compare_fake
+    from hawq_tvm.quantize.network.float_graph import load_float
+    from hawq_tvm.quantize.allocate.latency import measure_latencies
+    from hawq_tvm.quantize.allocate.measurement import measure
+    from hawq_tvm.quantize.allocate.plan import problem, problem_of_table
+    from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+    from hawq_tvm.quantize.allocate.sensitivity import Settings
+    from hawq_tvm.quantize.allocate.table import Budget
+    from hawq_tvm.quantize.qat.training import Training, finetune
 
 _HOMES = {
     "Budget": "table", "Settings": "sensitivity", "load_float": "float_graph", "measure": "measurement", "measure_latencies": "latency",

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax
 
-from ..bench import work
-from ..bench.measure import BenchReport, checked_threads
-from ..errors import UsageError
-from ..package import LIBRARY, Package
+from hawq_tvm.core import work
+from hawq_tvm.measure.measure import BenchReport, checked_threads
+from hawq_tvm.core.errors import UsageError
+from hawq_tvm.package.package import LIBRARY, Package
 from .session import Session, connect
 from .tracker import Servers, reach
 

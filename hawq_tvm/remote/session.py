@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from tvm import relax, rpc, tirx
 from tvm.script import tirx as T
 
-from .. import target as targets
-from ..errors import LostError, RemoteError
+from hawq_tvm.targets import target as targets
+from hawq_tvm.core.errors import LostError, RemoteError
 from .tracker import START_SERVER, Found, Servers, Tracker
 
 Array = NDArray[Any]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tvm.rpc import base
 
-from ..errors import RemoteError, UsageError
+from hawq_tvm.core.errors import RemoteError, UsageError
 
 START_TRACKER = "python -m tvm.exec.rpc_tracker --host 0.0.0.0 --port 9190"
 START_SERVER = "python -m tvm.exec.rpc_server --tracker HOST:PORT --key KEY"

@@ -16,8 +16,8 @@ import tvm
 import tvm_ffi
 from tvm import relax, tirx
 
-from .. import ops, ranges, stages
-from ..errors import StageError
+from hawq_tvm.core import ops, ranges, stages
+from hawq_tvm.core.errors import StageError
 from .disassemble import inspect_library
 from .sass import inspect_device_code
 

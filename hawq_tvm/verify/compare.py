@@ -17,11 +17,11 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
-from .. import ops, stages
-from ..errors import HawqError
-from ..instrument import watched
-from ..intervals import MOVING
-from ..native.records import Record, Run
+from hawq_tvm.core import ops, stages
+from hawq_tvm.core.errors import HawqError
+from .instrument import watched
+from hawq_tvm.core.intervals import MOVING
+from .records import Record, Run
 from .reference import evaluate, evaluate_call
 
 Array = NDArray[Any]

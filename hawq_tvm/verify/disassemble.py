@@ -20,7 +20,7 @@ from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 from elftools.elf.relocation import RelocationSection
 
-from ..errors import PackageError
+from hawq_tvm.core.errors import PackageError
 
 # What counts as computing with floating point numbers: arithmetic, comparison, rounding and conversion. What does not, on
 # purpose: moves, loads, shuffles, blends, broadcasts, masks and bitwise logic (movaps, shufps, vblendvps, vbroadcastss,

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm.core import arith, ops
 
 from .elementwise import centred
 from .values import (

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm.core import arith, ops
 
 from .values import (
     INSERT,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from hawq_tvm import ops
+from hawq_tvm.core import ops
 
 from .values import (
     INSERT,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from tvm import relax
 
-from hawq_tvm import ops
+from hawq_tvm.core import ops
 
 from .convolution import pad2d
 from .values import INSERT, Array, Constant, Context, Joined, Real, Term, Value, compress, is_uniform, single

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from hawq_tvm import arith, ops, thresholds
+from hawq_tvm.core import arith, ops, thresholds
 
 from .values import INSERT, Array, Constant, Context, Joined, Real, Softmax, Term, Value, is_uniform, with_bias
 

@@ -15,9 +15,9 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
-from hawq_tvm import arith, ops, stages
-from hawq_tvm.errors import ModelError
-from hawq_tvm.ranges import Interval, interval_of, partial_sums
+from hawq_tvm.core import arith, ops, stages
+from hawq_tvm.core.errors import ModelError
+from hawq_tvm.core.ranges import Interval, interval_of, partial_sums
 
 Array = NDArray[Any]
 INFINITY = float("inf")

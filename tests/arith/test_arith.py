@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hawq_tvm import arith
+from hawq_tvm.core import arith
 
 
 def exact(value: Fraction, rounding: str) -> int:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hawq_tvm import arith, thresholds
+from hawq_tvm.core import arith, thresholds
 
 QMIN, QMAX = -8, 7
 ROUNDINGS = [r for r in arith.ROUNDINGS if r != "double"]

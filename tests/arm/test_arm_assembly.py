@@ -9,7 +9,7 @@ from one_layer import packed
 from test_cpu_contract import Conv, accumulate, full
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm.core import arith, ops
 
 LAYERS = {
     "3x3, 64 to 64, W8A8": (Conv(1, 56, 56, 64, 64, pad=(1, 1, 1, 1)), False),

@@ -12,8 +12,8 @@ from test_borders import CASES as BORDERED
 from test_cpu_contract import CONVS, JOINED, Conv, accumulate, full
 from tvm import relax
 
-from hawq_tvm import arith, ops
-from schedules.arm_neon import Neon
+from hawq_tvm.core import arith, ops
+from schedules.cpu.arm_neon import Neon
 
 R = relax.op
 rng = np.random.default_rng(21)

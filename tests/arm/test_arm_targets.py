@@ -12,12 +12,12 @@ from one_layer import packed
 from test_cpu_contract import Conv, accumulate, full
 from tvm import relax
 
-from hawq_tvm import target
-from schedules.arm_neon import DOTS, MATRICES, PAIRS, Neon
-from schedules.contract_tiles import LoadedTile
+from hawq_tvm.targets import target
+from schedules.cpu.arm_neon import DOTS, MATRICES, PAIRS, Neon
+from schedules.cpu.contract_tiles import LoadedTile
 from schedules.layer import Layer
 from schedules.record import tile_of
-from schedules.vector_unit import VectorUnit
+from schedules.cpu.vector_unit import VectorUnit
 
 
 def layer_of(c: Conv, w: np.ndarray, data: str = "uint8") -> Layer:

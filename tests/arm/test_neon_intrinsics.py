@@ -9,10 +9,10 @@ from on_arm import DOTPROD, I8MM, NEON, call, needs_emulator
 from tvm import s_tir
 from tvm.script import tirx as T
 
-from hawq_tvm import arith
-from schedules.arm_neon import DOTS, MATRICES, MIXED_DOTS, PAIRS
-from schedules.intrinsics import multiply_high
-from schedules.neon_intrinsics import LANES, Inner, inner_product
+from hawq_tvm.core import arith
+from schedules.cpu.arm_neon import DOTS, MATRICES, MIXED_DOTS, PAIRS
+from schedules.spelling.intrinsics import multiply_high
+from schedules.spelling.neon_intrinsics import LANES, Inner, inner_product
 
 rng = np.random.default_rng(12)
 ROWS = 512

@@ -13,10 +13,11 @@ import onnx
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.bench import against, limits, peers
+from hawq_tvm.bench import against, peers
+from hawq_tvm.measure import limits
 from hawq_tvm.bench.engine import CannotRun
-from hawq_tvm.cli import main
-from hawq_tvm.errors import HawqError, ModelError, UsageError
+from hawq_tvm.cli.main import main
+from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 
 from ..models import residual_net
 

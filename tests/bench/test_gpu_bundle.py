@@ -20,14 +20,14 @@ import onnx
 import pytest
 import tvm_ffi
 
-from deploy.gpu_runner import vm
-from deploy.gpu_runner.bundle import MANIFEST, Bundle, packed
-from deploy.gpu_runner.refusal import Refusal
-from hawq_tvm import target as targets
-from hawq_tvm.bench import gpu_bundle, gpu_cases, gpu_entries
-from hawq_tvm.cuda import runtime
-from hawq_tvm.errors import HawqError, OutputError, PackageError
-from hawq_tvm.pipeline import compile_model
+from deploy.machine import vm
+from deploy.gpu_check.bundle import MANIFEST, Bundle, packed
+from deploy.machine.refusal import Refusal
+from hawq_tvm.targets import target as targets
+from hawq_tvm.bench.gpu import gpu_bundle, gpu_cases, gpu_entries
+from hawq_tvm.compiler.cuda import runtime
+from hawq_tvm.core.errors import HawqError, OutputError, PackageError
+from hawq_tvm.compiler.pipeline import compile_model
 
 from ..models import Graph, float_output
 
@@ -260,6 +260,6 @@ def test_the_plan_has_every_form_network_and_batch() -> None:
 
 
 def test_the_odd_shapes_reach_every_form_of_the_tensor_core_rule() -> None:
-    from schedules.mma_intrinsics import Form
+    from schedules.spelling.mma_intrinsics import Form
 
     assert {f.name.lower() for f in Form} == set(gpu_cases.FORMS)

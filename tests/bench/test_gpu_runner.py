@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploy.gpu_runner import compare, driver, plan, timing
-from deploy.gpu_runner.noise import image, noise, weights
-from deploy.gpu_runner.refusal import Refusal
+from deploy.gpu_check import compare, plan, timing
+from deploy.machine import driver
+from deploy.gpu_check.noise import image, noise, weights
+from deploy.machine.refusal import Refusal
 
 
 def test_noise_is_splitmix64() -> None:

@@ -12,9 +12,10 @@ import onnx
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.bench import against, limits, packaged
-from hawq_tvm.cli import main
-from hawq_tvm.errors import ModelError
+from hawq_tvm.bench import against, packaged
+from hawq_tvm.measure import limits
+from hawq_tvm.cli.main import main
+from hawq_tvm.core.errors import ModelError
 
 from ..models import Graph, residual_net
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from hawq_tvm.bench import peers, table
+from hawq_tvm.bench import peers
+from hawq_tvm.studies import table
 
 
 def engine(name: str, median: float, ratio: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from hawq_tvm.bench import torch_peers
 from hawq_tvm.bench.engine import CannotRun
-from hawq_tvm.errors import ModelError, UsageError
+from hawq_tvm.core.errors import ModelError, UsageError
 
 torch = pytest.importorskip("torch", reason="torch is not installed (pip install 'hawq-tvm[torch]')")
 pytest.importorskip("pytorchcv", reason="pytorchcv is not installed (pip install 'hawq-tvm[torch]')")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hawq_tvm.cuda import nvcc
-from hawq_tvm.errors import UsageError
+from hawq_tvm.compiler.cuda import nvcc
+from hawq_tvm.core.errors import UsageError
 
 for folder in (".", "schedules"):
     sys.path.insert(0, str(Path(__file__).parent.parent / folder))

@@ -26,9 +26,9 @@ from ptx import translate
 from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
-from hawq_tvm.cuda import nvcc
-from hawq_tvm.cuda import target as cuda
-from schedules.cuda_prelude import PRELUDE
+from hawq_tvm.compiler.cuda import nvcc
+from hawq_tvm.targets import gpu as cuda
+from schedules.spelling.cuda_prelude import PRELUDE
 
 Array = np.ndarray[Any, Any]
 GXX = shutil.which("g++")

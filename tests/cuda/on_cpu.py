@@ -15,10 +15,10 @@ import tvm_ffi
 from one_layer import Array, Body, layer_of, packed, zeros_for
 from tvm import tirx
 
-from hawq_tvm.cuda import target as cuda
+from hawq_tvm.targets import gpu as cuda
 from hawq_tvm.verify.reference import evaluate
-from schedules.cuda_depthwise import CudaDepthwise
-from schedules.cuda_prelude import MEANINGS
+from schedules.gpu.cuda_depthwise import CudaDepthwise
+from schedules.spelling.cuda_prelude import MEANINGS
 from schedules.rule import choose
 from schedules.rules import rules_for
 

@@ -14,7 +14,7 @@ from test_rules_on_cpu import full_range, requantized
 from tvm import relax
 
 from hawq_tvm.verify.reference import evaluate
-from schedules.cuda_depthwise import CudaDepthwise, CudaDepthwiseTile
+from schedules.gpu.cuda_depthwise import CudaDepthwise, CudaDepthwiseTile
 from schedules.layer import Layer
 
 R = relax.op

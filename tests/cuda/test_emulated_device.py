@@ -11,8 +11,8 @@ import tvm
 from emulate import ARCHITECTURES, Array, EmulationError, Launch, launch, needs_gxx
 from tvm import s_tir
 
-from schedules.cuda_prelude import PRELUDE
-from schedules.mma_intrinsics import Form, copy_always, copy_or_zero, multiply_step, parts
+from schedules.spelling.cuda_prelude import PRELUDE
+from schedules.spelling.mma_intrinsics import Form, copy_always, copy_or_zero, multiply_step, parts
 
 pytestmark = needs_gxx
 rng = np.random.default_rng(5)

@@ -14,11 +14,11 @@ from one_layer import layer_of, packed
 from test_cpu_contract import Conv, accumulate, convolve, full
 from tvm import relax
 
-from hawq_tvm import arith, ops
-from hawq_tvm.cuda import target as cuda
-from schedules.cuda_mma import Mma
-from schedules.mma_intrinsics import Form
-from schedules.mma_tiles import MmaTile
+from hawq_tvm.core import arith, ops
+from hawq_tvm.targets import gpu as cuda
+from schedules.gpu.cuda_mma import Mma
+from schedules.spelling.mma_intrinsics import Form
+from schedules.gpu.mma_tiles import MmaTile
 
 R = relax.op
 pytestmark = needs_gxx

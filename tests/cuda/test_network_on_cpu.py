@@ -11,14 +11,15 @@ from on_cpu import CPU
 from tvm import relax
 
 import schedules
-from hawq_tvm import pipeline, stages
-from hawq_tvm.cuda import target as cuda
+from hawq_tvm.compiler import pipeline
+from hawq_tvm.core import stages
+from hawq_tvm.targets import gpu as cuda
 from hawq_tvm.verify.compare import run_with_layers, verify_executable
 from schedules import lower
-from schedules.cpu_elementwise import Elementwise
-from schedules.cpu_window import Window
-from schedules.cuda_mma import Mma
-from schedules.generic import Generic
+from schedules.cpu.cpu_elementwise import Elementwise
+from schedules.cpu.cpu_window import Window
+from schedules.gpu.cuda_mma import Mma
+from schedules.cpu.generic import Generic
 
 
 @pytest.mark.slow

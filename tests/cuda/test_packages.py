@@ -16,10 +16,12 @@ from models import Graph, float_output
 from networks import every_rule
 
 import hawq_tvm as ht
-from hawq_tvm import cli, target
-from hawq_tvm.cuda import device, nvcc, runtime
-from hawq_tvm.cuda import target as cuda
-from hawq_tvm.errors import HawqError, PackageError, UsageError
+from hawq_tvm.cli import main as cli
+from hawq_tvm.targets import target
+from hawq_tvm.package import gpu as device
+from hawq_tvm.compiler.cuda import nvcc, runtime
+from hawq_tvm.targets import gpu as cuda
+from hawq_tvm.core.errors import HawqError, PackageError, UsageError
 
 TWO = json.dumps({"kind": "cuda", "architectures": ["sm_75", "sm_90"]})
 
@@ -112,7 +114,7 @@ def test_a_machine_without_nvcc_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_what_is_of_the_cpu_refuses_gpus(package: ht.Package, tmp_path: Path) -> None:
     from hawq_tvm.bench import against
-    from hawq_tvm.tuner import tune
+    from hawq_tvm.tuning.tuner import tune
 
     assert package.on_gpu
     with pytest.raises(UsageError, match="timed on the CPU"):

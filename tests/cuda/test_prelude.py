@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schedules.cuda_prelude import DIVIDE, MEANINGS, PRELUDE
+from schedules.spelling.cuda_prelude import DIVIDE, MEANINGS, PRELUDE
 
 SHIM = "#include <cstdint>\n#define __device__\n#define __forceinline__ inline\nstatic int __clzll(long long v) { return v ? __builtin_clzll(v) : 64; }\n"
 LIMITS = np.array([0, 1, -1, 2, 3, -7, 2**31, 2**62, 2**63 - 1, -(2**63), -(2**63) + 1], np.int64)

@@ -11,14 +11,14 @@ from on_cpu import TARGET
 from one_layer import packed
 from tvm import relax
 
-from hawq_tvm import arith, ops
-from hawq_tvm.cuda import nvcc
-from hawq_tvm.cuda.target import ARCHITECTURES
-from schedules.cuda_mma import Mma
-from schedules.cuda_prelude import PRELUDE
+from hawq_tvm.core import arith, ops
+from hawq_tvm.compiler.cuda import nvcc
+from hawq_tvm.targets.gpu import ARCHITECTURES
+from schedules.gpu.cuda_mma import Mma
+from schedules.spelling.cuda_prelude import PRELUDE
 from schedules.layer import Layer
-from schedules.mma_model import FRAGMENTS
-from schedules.mma_tiles import MmaTile
+from schedules.gpu.mma_model import FRAGMENTS
+from schedules.gpu.mma_tiles import MmaTile
 
 
 def convolution(weight_bits: int) -> Layer:

@@ -10,9 +10,9 @@ from on_cpu import TARGET, check
 from one_layer import lower, packed
 from tvm import relax
 
-from hawq_tvm import arith, ops
-from hawq_tvm.errors import ScheduleError
-from schedules.cuda_depthwise import CudaDepthwiseTile
+from hawq_tvm.core import arith, ops
+from hawq_tvm.core.errors import ScheduleError
+from schedules.gpu.cuda_depthwise import CudaDepthwiseTile
 
 R = relax.op
 rng = np.random.default_rng(11)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hawq_tvm.cuda.nvcc import Usage, parse_usage
-from hawq_tvm.errors import PackageError
+from hawq_tvm.compiler.cuda.nvcc import Usage, parse_usage
+from hawq_tvm.core.errors import PackageError
 from hawq_tvm.verify import sass
 
 FLOAT = (

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import hawq_tvm as ht
-from hawq_tvm.errors import HawqError
+from hawq_tvm.core.errors import HawqError
 from hawq_tvm.frontend.onnx import import_onnx
 
 from ..models import residual_net

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hawq_tvm as ht
-from hawq_tvm import target as targets
+from hawq_tvm.targets import target as targets
 
 from ..models import TYPES, Graph, float_output
 

@@ -11,7 +11,7 @@ import onnx
 import tvm
 from onnx import helper, numpy_helper
 
-from hawq_tvm import ops, stages
+from hawq_tvm.core import ops, stages
 from hawq_tvm.frontend.onnx import import_onnx
 from hawq_tvm.verify.reference import evaluate
 

@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
 
 from .onnx_models import evaluate

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from hawq_tvm.errors import HawqError, ModelError, UsageError
+from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 from hawq_tvm.frontend.onnx import describe_onnx, import_onnx
 
 from .onnx_models import Fixed, graph_model, integers, node_model, normal, op_names

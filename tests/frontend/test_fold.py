@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto, helper, parser
 
-from hawq_tvm import ops, stages
+from hawq_tvm.core import ops, stages
 from hawq_tvm.frontend.onnx import import_onnx
 
 from .onnx_models import graph_model, imported, normal, onnx_reference, op_names

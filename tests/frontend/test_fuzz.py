@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import helper
 
-from hawq_tvm import stages
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core import stages
+from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.onnx import describe_onnx, import_onnx, unsupported
 from hawq_tvm.frontend.onnx.node import HANDLERS
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
 
 from ..models import Graph, float_output

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from hawq_tvm import ops, stages
+from hawq_tvm.core import ops, stages
 from hawq_tvm.frontend.onnx import import_onnx
 
 from .onnx_models import Array, graph_model, helper, imported, layer_names, normal, onnxruntime, op_names

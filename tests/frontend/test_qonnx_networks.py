@@ -16,8 +16,8 @@ import onnx
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm import ops
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core import ops
+from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
 from hawq_tvm.verify.reference import evaluate
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
 
 from .onnx_models import (

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from hawq_tvm import ops
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core import ops
+from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx
 
 from .onnx_models import (

@@ -13,7 +13,7 @@ import pytest
 
 import hawq_tvm as ht
 from deploy import package as files
-from hawq_tvm.errors import OutputError, PackageError
+from hawq_tvm.core.errors import OutputError, PackageError
 
 from ..models import residual_net
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hawq_tvm.errors import InputError, OutputError
-from hawq_tvm.files import check_output, load_npz, save_npz, write_text
+from hawq_tvm.core.errors import InputError, OutputError
+from hawq_tvm.core.files import check_output, load_npz, save_npz, write_text
 
 
 def test_a_link_stays_and_leads_to_the_new_contents(tmp_path: Path) -> None:

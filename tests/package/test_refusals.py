@@ -17,8 +17,8 @@ import pytest
 
 from deploy import archive
 from deploy import package as files
-from hawq_tvm.cli import main
-from hawq_tvm.errors import OutputError, PackageError
+from hawq_tvm.cli.main import main
+from hawq_tvm.core.errors import OutputError, PackageError
 
 Refused = Callable[[Path], str]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.errors import UsageError
+from hawq_tvm.core.errors import UsageError
 
 from ..models import residual_net
 

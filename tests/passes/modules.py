@@ -9,8 +9,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops, stages
-from hawq_tvm.arith import QType
+from hawq_tvm.core import ops, stages
+from hawq_tvm.core.arith import QType
 from hawq_tvm.verify.reference import evaluate
 
 RNG = np.random.default_rng(7)

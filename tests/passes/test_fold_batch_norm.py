@@ -9,7 +9,7 @@ import pytest
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops, stages
+from hawq_tvm.core import ops, stages
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.fold_batch_norm import fold_batch_norm
 from relay_passes.lower_to_integer import lower_to_integer

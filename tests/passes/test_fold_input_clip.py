@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from hawq_tvm.arith import QType
+from hawq_tvm.core.arith import QType
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.fold_input_clip import fold_input_clip
 from relay_passes.remove_dead_code import remove_dead_code

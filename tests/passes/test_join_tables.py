@@ -10,7 +10,7 @@ import tvm
 from tvm import relax
 
 import hawq_tvm as ht
-from hawq_tvm.arith import QType
+from hawq_tvm.core.arith import QType
 from relay_passes.fold_constants import fold_constants
 from relay_passes.join_tables import join_tables
 from relay_passes.lower_to_integer import lower_to_integer

@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops, stages
+from hawq_tvm.core import ops, stages
 from relay_passes.choose_layout import choose_layout
 from relay_passes.fold_constants import fold_constants
 from relay_passes.fuse_epilogues import fuse_epilogues

@@ -12,9 +12,9 @@ import pytest
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops, ranges, stages
-from hawq_tvm.arith import QType
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core import ops, ranges, stages
+from hawq_tvm.core.arith import QType
+from hawq_tvm.core.errors import ModelError
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.lower_to_integer import lower_to_integer, try_to_lower
 from relay_passes.remove_dead_code import remove_dead_code

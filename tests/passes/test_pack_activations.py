@@ -10,7 +10,7 @@ import pytest
 import tvm
 from tvm import relax
 
-from hawq_tvm import arith, ops, stages
+from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.pack_activations import pack_activations
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from hawq_tvm.arith import QType
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core.arith import QType
+from hawq_tvm.core.errors import ModelError
 from relay_passes.remove_dead_code import remove_dead_code
 from relay_passes.tabulate_unary import tabulate_unary
 

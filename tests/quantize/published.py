@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hawq_tvm.quantize.table import Row, Table
+from hawq_tvm.quantize.allocate.table import Row, Table
 
 RESNET18: dict[str, Any] = {
     "trace": [

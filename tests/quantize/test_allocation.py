@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hawq_tvm.errors import InputError, UsageError
-from hawq_tvm.quantize.allocation import InfeasibleError, allocate
-from hawq_tvm.quantize.pareto import draw, front
-from hawq_tvm.quantize.table import CHOICES, RESOURCES, Budget, Row, Table, parse_table, read_bits, readable
+from hawq_tvm.core.errors import InputError, UsageError
+from hawq_tvm.quantize.allocate.allocation import InfeasibleError, allocate
+from hawq_tvm.quantize.allocate.pareto import draw, front
+from hawq_tvm.quantize.allocate.table import CHOICES, RESOURCES, Budget, Row, Table, parse_table, read_bits, readable
 
 from .published import RESNET18, RESNET18_IN_4_BITS, RESNET50, RESNET50_IN_4_BITS, table
 

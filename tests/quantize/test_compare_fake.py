@@ -14,12 +14,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 import hawq_tvm as ht
-from hawq_tvm.cli import main
-from hawq_tvm.errors import ModelError
-from hawq_tvm.package import Package
-from hawq_tvm.quantize.fake_comparison import Comparison, compare_fake
-from hawq_tvm.quantize.fake_figure import draw
-from hawq_tvm.quantize.quantizer import Recipe, post_training
+from hawq_tvm.cli.main import main
+from hawq_tvm.core.errors import ModelError
+from hawq_tvm.package.package import Package
+from hawq_tvm.quantize.judge.fake_comparison import Comparison, compare_fake
+from hawq_tvm.quantize.judge.fake_figure import draw
+from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
 from hawq_tvm.verify.compare import LayerRun
 
 from .. import models

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hawq_tvm.errors import InputError, UsageError
-from hawq_tvm.quantize.data import Preprocess, open_data
-from hawq_tvm.quantize.float_graph import Input
+from hawq_tvm.core.errors import InputError, UsageError
+from hawq_tvm.quantize.network.data import Preprocess, open_data
+from hawq_tvm.quantize.network.float_graph import Input
 
 from .networks import images
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from hawq_tvm.errors import InputError, ModelError, UsageError
-from hawq_tvm.quantize.float_graph import load_float
+from hawq_tvm.core.errors import InputError, ModelError, UsageError
+from hawq_tvm.quantize.network.float_graph import load_float
 
 from ..models import residual_net as quantized_net
 from .networks import FloatNet, TorchNet, images, residual_net

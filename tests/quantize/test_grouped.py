@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hawq_tvm.quantize.grouped import convolution
+from hawq_tvm.quantize.network.grouped import convolution
 
 CASES: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
     ((2, 4, 5, 6), (4, 1, 3, 3), {"stride": (2, 1), "padding": (1, 1), "groups": 4}),

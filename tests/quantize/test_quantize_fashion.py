@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hawq_tvm.errors import InputError
-from hawq_tvm.quantize import fashion
+from hawq_tvm.core.errors import InputError
+from hawq_tvm.studies import fashion
 
 
 def test_lost_files_are_named(tmp_path: Path) -> None:

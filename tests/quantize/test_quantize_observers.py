@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hawq_tvm.quantize.float_graph import Layer
-from hawq_tvm.quantize.observers import BINS, STEPS, Grid, Histogram, entropy, grid, minmax, mse, percentile
-from hawq_tvm.quantize.weights import SHARES, nearest
+from hawq_tvm.quantize.network.float_graph import Layer
+from hawq_tvm.quantize.ptq.observers import BINS, STEPS, Grid, Histogram, entropy, grid, minmax, mse, percentile
+from hawq_tvm.quantize.ptq.weights import SHARES, nearest
 
 Array = np.ndarray[Any, Any]
 LAYER = Layer("c", "c", "conv", "x", "y", "w", "", 0)

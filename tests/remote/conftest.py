@@ -17,7 +17,7 @@ import onnx
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.errors import RemoteError
+from hawq_tvm.core.errors import RemoteError
 from hawq_tvm.remote.tracker import Servers, parse, reach
 
 from ..models import Graph, float_output, residual_net
@@ -150,7 +150,7 @@ def saved(package: ht.Package, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """The command line: exit code, standard output, and standard error."""
-    from hawq_tvm.cli import main
+    from hawq_tvm.cli.main import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         code = main([str(a) for a in arguments])

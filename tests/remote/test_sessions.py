@@ -21,8 +21,8 @@ import tvm
 import tvm.rpc
 
 import hawq_tvm as ht
-from hawq_tvm import target
-from hawq_tvm.errors import InputError, LostError, RemoteError, UsageError
+from hawq_tvm.targets import target
+from hawq_tvm.core.errors import InputError, LostError, RemoteError, UsageError
 from hawq_tvm.remote import packaged
 from hawq_tvm.remote.packaged import RemotePackage, opened
 from hawq_tvm.remote.session import Machine, Session, exported, permit_kernel

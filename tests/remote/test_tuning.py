@@ -13,11 +13,12 @@ import onnx
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm import target, tuner
-from hawq_tvm.bench.race import Result
-from hawq_tvm.errors import LostError, RemoteError, UsageError
-from hawq_tvm.remote import tuning
-from hawq_tvm.remote.tuning import Crew, Job
+from hawq_tvm.targets import target
+from hawq_tvm.tuning import tuner
+from hawq_tvm.measure.race import Result
+from hawq_tvm.core.errors import LostError, RemoteError, UsageError
+from hawq_tvm.tuning import crew as tuning
+from hawq_tvm.tuning.crew import Crew, Job
 from schedules import record
 
 from .conftest import Cluster, Process, several_layers

@@ -10,7 +10,8 @@ import tvm
 from tvm import relax
 
 import schedules
-from hawq_tvm import build, stages
+from hawq_tvm.compiler import build
+from hawq_tvm.core import stages
 from schedules.layer import Layer
 
 Array = np.ndarray[Any, Any]

@@ -16,12 +16,13 @@ from test_cpu_contract import DOT, HOST, PORTABLE, Conv, accumulate, convolve, f
 from tvm import relax
 
 import schedules
-from hawq_tvm import arith, build, ops
+from hawq_tvm.core import arith, ops
+from hawq_tvm.compiler import build
 from schedules import rules
-from schedules.borders import Axis, Borders, Ranges
-from schedules.contract_tiles import Step, choose_tile, form_of
-from schedules.cpu_contract import Contract, VectorUnit
-from schedules.generic import Generic
+from schedules.cpu.borders import Axis, Borders, Ranges
+from schedules.cpu.contract_tiles import Step, choose_tile, form_of
+from schedules.cpu.cpu_contract import Contract, VectorUnit
+from schedules.cpu.generic import Generic
 from schedules.layer import Layer
 
 vnni = pytest.mark.skipif(DOT != "x86.vnni", reason="this CPU has no VNNI, so data is always copied to 16 bits")

@@ -9,7 +9,7 @@ import pytest
 from one_layer import run
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm.core import arith, ops
 
 R = relax.op
 ROUNDINGS = [r for r in arith.ROUNDINGS if r != "double"]

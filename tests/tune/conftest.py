@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 
-from hawq_tvm.gputune import export as exporter
+from hawq_tvm.tuning.gpu import export as exporter
 
 from ..models import Graph, float_output
 

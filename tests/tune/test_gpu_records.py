@@ -12,13 +12,14 @@ import onnx
 import pytest
 
 import schedules
-from hawq_tvm import pipeline, target
-from hawq_tvm.cli import main
-from hawq_tvm.cuda import runtime
-from hawq_tvm.gputune import export as exporter
-from hawq_tvm.gputune import times as importer
+from hawq_tvm.compiler import pipeline
+from hawq_tvm.targets import target
+from hawq_tvm.cli.main import main
+from hawq_tvm.compiler.cuda import runtime
+from hawq_tvm.tuning.gpu import export as exporter
+from hawq_tvm.tuning.gpu import times as importer
 from schedules import record
-from schedules.mma_tiles import MmaTile
+from schedules.gpu.mma_tiles import MmaTile
 
 from ..models import Graph, float_output
 from .conftest import Run, network

@@ -10,8 +10,9 @@ import tvm
 from tvm import relax
 
 import schedules
-from hawq_tvm import build, ops
-from hawq_tvm.arith import QType
+from hawq_tvm.compiler import build
+from hawq_tvm.core import ops
+from hawq_tvm.core.arith import QType
 from hawq_tvm.verify.reference import evaluate
 
 INT8 = QType.of("int8")

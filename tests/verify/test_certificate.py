@@ -11,8 +11,9 @@ import tvm
 from graphs_for_verify import INT8, TARGET, compiled, graph, network
 from tvm import relax, te, tirx
 
-from hawq_tvm import build, ops, stages
-from hawq_tvm.errors import OverflowBoundError, PackageError, StageError
+from hawq_tvm.compiler import build
+from hawq_tvm.core import ops, stages
+from hawq_tvm.core.errors import OverflowBoundError, PackageError, StageError
 from hawq_tvm.verify.certificate import Certificate, certify
 from relay_passes.fuse_epilogues import fuse_epilogues
 

@@ -10,7 +10,7 @@ import pytest
 import tvm
 from tvm import s_tir, te, tirx
 
-from hawq_tvm.errors import PackageError
+from hawq_tvm.core.errors import PackageError
 from hawq_tvm.verify.disassemble import _decode_arm, _decode_x86, inspect_library, is_float_instruction
 
 iced_x86 = pytest.importorskip("iced_x86", reason="iced-x86 is installed on x86-64 only")

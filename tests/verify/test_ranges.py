@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
-from hawq_tvm import arith, ops, ranges
-from hawq_tvm.arith import QType
-from hawq_tvm.errors import ModelError, OverflowBoundError
-from hawq_tvm.intervals import Interval, interval_of, partial_sums, requantize_worst
+from hawq_tvm.core import arith, ops, ranges
+from hawq_tvm.core.arith import QType
+from hawq_tvm.core.errors import ModelError, OverflowBoundError
+from hawq_tvm.core.intervals import Interval, interval_of, partial_sums, requantize_worst
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.choose_layout import choose_layout
 from relay_passes.fuse_epilogues import fuse_epilogues

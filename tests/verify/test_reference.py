@@ -11,8 +11,8 @@ import torch
 from graphs_for_verify import full_range, graph, inputs, result
 from tvm import relax
 
-from hawq_tvm import arith, ops
-from hawq_tvm.arith import QType
+from hawq_tvm.core import arith, ops
+from hawq_tvm.core.arith import QType
 from hawq_tvm.verify import reference, reference_float
 from hawq_tvm.verify.reference import ReferenceOverflow, evaluate
 from relay_passes.fuse_epilogues import fuse_epilogues

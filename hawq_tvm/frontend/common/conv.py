@@ -6,7 +6,7 @@ import math
 
 from tvm import relax
 
-from hawq_tvm import ops
+from hawq_tvm.core import ops
 
 from .node import Operation
 from .values import Constant, Value

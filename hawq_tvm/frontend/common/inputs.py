@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from hawq_tvm.errors import ModelError, UsageError
+from hawq_tvm.core.errors import ModelError, UsageError
 
 SUPPORTED = frozenset(
     {"float32", "bool", "int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm import relax
 
-from hawq_tvm import ops
+from hawq_tvm.core import ops
 
 from .node import Operation, expression, scalar
 from .values import Array, Constant, Value

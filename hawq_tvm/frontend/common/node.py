@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from hawq_tvm import ops
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core import ops
+from hawq_tvm.core.errors import ModelError
 
 from .values import FLOAT_KINDS, Array, Constant, Tensor, Value, storage_of
 

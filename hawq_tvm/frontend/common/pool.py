@@ -7,7 +7,7 @@ from typing import Any
 
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm.core import arith, ops
 
 from .node import Operation
 from .values import Tensor

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm.core import arith, ops
 
 from .node import expression
 from .values import Array, Tensor, Value

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm.core import arith, ops
 
 Array = NDArray[Any]
 

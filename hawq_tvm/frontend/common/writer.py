@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops, stages
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core import ops, stages
+from hawq_tvm.core.errors import ModelError
 
 from .inputs import MAX_ELEMENTS, Input
 from .node import expression

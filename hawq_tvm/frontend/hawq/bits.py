@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from hawq_tvm.errors import ModelError, UsageError
+from hawq_tvm.core.errors import ModelError, UsageError
 
-from ..common.values import Array
+from hawq_tvm.frontend.common.values import Array
 from .networks import Act, Network, Weighted
 from .schemes import four_bit_layers, schemes
 from .source import Bits

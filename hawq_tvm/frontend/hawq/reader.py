@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core.errors import ModelError
 
-from ..common.text import first_line
-from ..common.values import Array
+from hawq_tvm.frontend.common.text import first_line
+from hawq_tvm.frontend.common.values import Array
 
 LOAD_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
 # The buffers of HAWQ's modules that say what runs; a file of training holds others too.

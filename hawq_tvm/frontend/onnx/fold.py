@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core.errors import ModelError
 
-from ..common.text import first_line
+from hawq_tvm.frontend.common.text import first_line
 from .node import Node
 from .values import ELEMENT_TYPES, Array, Constant
 

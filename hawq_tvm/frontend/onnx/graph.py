@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import onnx
 
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core.errors import ModelError
 
 
 def node_name(node: onnx.NodeProto) -> str:

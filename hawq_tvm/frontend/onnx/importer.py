@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import tvm
 
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core.errors import ModelError
 
-from ..common.text import first_line
-from ..common.writer import TYPE_RULE_ERRORS, Env, Failure, Writer
+from hawq_tvm.frontend.common.text import first_line
+from hawq_tvm.frontend.common.writer import TYPE_RULE_ERRORS, Env, Failure, Writer
 from . import fold
 from .graph import check_names, in_order, node_name
 from .inputs import SUPPORTED, graph_inputs

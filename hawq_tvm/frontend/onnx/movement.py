@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax
 
-from ..common.movement import joined, joint_axis, padded, parts, sliced, take
+from hawq_tvm.frontend.common.movement import joined, joint_axis, padded, parts, sliced, take
 from .node import Node, handles
 from .values import Result
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import onnx
 
-from ..common.node import Emit, Operation, expression, scalar
+from hawq_tvm.frontend.common.node import Emit, Operation, expression, scalar
 from .values import Result
 
 MICROSOFT = "com.microsoft"

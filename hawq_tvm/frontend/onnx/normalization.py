@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax
 
-from hawq_tvm import ops
+from hawq_tvm.core import ops
 
 from .node import Node, expression, handles
 from .values import Constant

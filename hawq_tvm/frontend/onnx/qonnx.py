@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm.core import arith, ops
 
 from .node import Handler, Node, handles
 from .quant import read_scale

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from tvm import relax
 
-from hawq_tvm import arith, ops
+from hawq_tvm.core import arith, ops
 
-from ..common.matmul import check_product
+from hawq_tvm.frontend.common.matmul import check_product
 from .conv import convolve
 from .node import Node, expression, handles
 from .quant import (

@@ -11,9 +11,9 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core.errors import ModelError
 
-from ..common.text import first_line
+from hawq_tvm.frontend.common.text import first_line
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 

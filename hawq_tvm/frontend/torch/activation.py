@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from ..common.activation import exponential, hard_sigmoid_of, hard_swish_of, mish_of, sloped, softmax_over
-from ..common.normalization import batch_normalized
-from ..common.values import Constant, Result, Tensor
+from hawq_tvm.frontend.common.activation import exponential, hard_sigmoid_of, hard_swish_of, mish_of, sloped, softmax_over
+from hawq_tvm.frontend.common.normalization import batch_normalized
+from hawq_tvm.frontend.common.values import Constant, Result, Tensor
 from .node import Node, handles, scalar
 
 # Klambauer et al., Self-Normalizing Neural Networks, 2017.

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tvm import relax
 
-from ..common.conv import check_channels, check_transposed, convolved, convolved_transposed
-from ..common.window import Ints, Window, fitting, split_padding
+from hawq_tvm.frontend.common.conv import check_channels, check_transposed, convolved, convolved_transposed
+from hawq_tvm.frontend.common.window import Ints, Window, fitting, split_padding
 from .node import Node, handles
 
 

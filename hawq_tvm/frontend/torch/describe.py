@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hawq_tvm import arith
-from hawq_tvm.errors import ModelError
+from hawq_tvm.core import arith
+from hawq_tvm.core.errors import ModelError
 
-from ..common.values import Constant
-from ..common.writer import Failure
+from hawq_tvm.frontend.common.values import Constant
+from hawq_tvm.frontend.common.writer import Failure
 from .importer import Importer, supported, unsupported_operator
 from .program import QUANTIZATION, Call, Program, Ref
 from .reader import read_program

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from tvm import relax
 
-from ..common.activation import times
-from ..common.elementwise import check_broadcast, clipped
+from hawq_tvm.frontend.common.activation import times
+from hawq_tvm.frontend.common.elementwise import check_broadcast, clipped
 from .node import Node, handles, scalar
 
 BINARY: dict[str, Callable[[relax.Expr, relax.Expr], relax.Expr]] = {

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import tvm
 
-from hawq_tvm.errors import ModelError, UsageError
+from hawq_tvm.core.errors import ModelError, UsageError
 
-from ..common.inputs import SUPPORTED, Declared, fixed_inputs
-from ..common.text import first_line
-from ..common.values import Constant, Failed, Tensor, Value
-from ..common.writer import TYPE_RULE_ERRORS, Env, Failure, Writer
+from hawq_tvm.frontend.common.inputs import SUPPORTED, Declared, fixed_inputs
+from hawq_tvm.frontend.common.text import first_line
+from hawq_tvm.frontend.common.values import Constant, Failed, Tensor, Value
+from hawq_tvm.frontend.common.writer import TYPE_RULE_ERRORS, Env, Failure, Writer
 from .node import HANDLERS, Node
 from .program import QUANTIZATION, Call, Program, Ref
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from tvm import relax
 
-from ..common.movement import joined, padded, parts, sliced
-from ..common.values import Result
+from hawq_tvm.frontend.common.movement import joined, padded, parts, sliced
+from hawq_tvm.frontend.common.values import Result
 from .node import Node, handles
 
 

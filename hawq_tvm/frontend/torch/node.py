@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from ..common.node import Operation, expression, scalar
-from ..common.values import FLOAT_KINDS, Array, Constant, Result, Tensor, Value
+from hawq_tvm.frontend.common.node import Operation, expression, scalar
+from hawq_tvm.frontend.common.values import FLOAT_KINDS, Array, Constant, Result, Tensor, Value
 
 
 @dataclass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from tvm import relax
 
-from hawq_tvm import ops
+from hawq_tvm.core import ops
 
-from ..common.pool import check_rank, pooled
-from ..common.values import Result
-from ..common.window import Window, fitting
+from hawq_tvm.frontend.common.pool import check_rank, pooled
+from hawq_tvm.frontend.common.values import Result
+from hawq_tvm.frontend.common.window import Window, fitting
 from .node import Node, handles
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..common.inputs import Declared
-from ..common.values import Array
+from hawq_tvm.frontend.common.inputs import Declared
+from hawq_tvm.frontend.common.values import Array
 
 # The operators of PT2E quantization; torch.ao registers them, no model defines them.
 QUANTIZATION = "quantized_decomposed."

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..common.resize import Plans, interpolated
-from ..common.values import Array, Result
+from hawq_tvm.frontend.common.resize import Plans, interpolated
+from hawq_tvm.frontend.common.values import Array, Result
 from .node import Node, handles
 
 F = np.float32

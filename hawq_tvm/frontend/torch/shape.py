@@ -6,7 +6,7 @@ import math
 
 from tvm import relax
 
-from ..common.values import Constant, Result
+from hawq_tvm.frontend.common.values import Constant, Result
 from .node import Node, handles
 
 

@@ -11,7 +11,7 @@ import pytest
 import tvm
 
 import hawq_tvm as ht
-from hawq_tvm import stages
+from hawq_tvm.core import stages
 from hawq_tvm.frontend.hawq import import_checkpoint
 from hawq_tvm.frontend.hawq.bits import with_activations
 from hawq_tvm.frontend.hawq.networks import network

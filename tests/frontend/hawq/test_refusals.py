@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.cli import main
-from hawq_tvm.errors import HawqError, ModelError, UsageError
+from hawq_tvm.cli.main import main
+from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 from hawq_tvm.frontend.formats import frontend_of
 from hawq_tvm.frontend.hawq import hawq_checkpoint, import_checkpoint, read_model
 from hawq_tvm.frontend.hawq.bits import with_activations

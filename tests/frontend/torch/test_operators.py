@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hawq_tvm import pipeline
+from hawq_tvm.compiler import pipeline
 from hawq_tvm.frontend.torch import import_exported, known_operators
 from hawq_tvm.verify.reference import evaluate
 

@@ -1,0 +1,1 @@
+"""What runs a library on a machine without our compiler: TVM's virtual machine, the CUDA driver, refusals."""

@@ -1,0 +1,153 @@
+"""The verbs `allocate` and `latency`: their options, and what they call."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from hawq_tvm.core.errors import UsageError
+from hawq_tvm.core.files import check_output, write_bytes, write_text
+from .options import Command
+from .picture_options import add_picture_options, read_preprocess
+
+ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Add the options of both verbs; verb makes the parser of one."""
+    sub = verb("allocate", "choose 4 or 8 bits for every layer of a float model, by second-order sensitivity under budgets")
+    sub.add_argument("model", nargs="?", help="a float .onnx or .pt2 file")
+    sub.add_argument("--table", metavar="TABLE.json", help="instead of a model: layers with parameters, macs, sensitivity, latency_us, tie")
+    sub.add_argument("--calib", metavar="DATA", help="an .npz file, or a folder of .npy, .npz or image files")
+    sub.add_argument("--budget", action="append", default=[], metavar="size=0.5", help="size, bops or latency: 0 is the least possible, 1 all W8A8; or 60%%, 6.7MB, 72G, 2.5ms; repeatable")
+    sub.add_argument("-o", "--output", metavar="BITS.json")
+    sub.add_argument("--fix", action="append", default=[], metavar="LAYER=W8A8", help="a layer's bits; repeatable")
+    sub.add_argument("--free-ends", action="store_true", help="let the first and the last layer have fewer than 8 bits")
+    sub.add_argument("--no-ties", action="store_true", help="let layers that read one tensor (a shortcut and its block's first convolution) differ")
+    sub.add_argument("--metric", default="hessian", help="hessian, fisher or output; with commas: the first is minimized, the others are shown (default: hessian)")
+    sub.add_argument("--probes", type=int, default=64, metavar="N", help="at most N sets of random signs, two for each batch (default: 64)")
+    sub.add_argument("--tolerance", type=float, default=0.1, metavar="X", help="stop when every layer's relative standard error is below X (default: 0.1)")
+    sub.add_argument("--batch", type=int, default=None, metavar="N", help="images at a time where the model leaves that open (default: 4)")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--state", metavar="STATE.npz", help="keep what is measured, and continue from it (default: beside BITS.json)")
+    add_picture_options(sub)
+    sub.add_argument("--latency", metavar="TABLE.json", help="the table that `latency` wrote; else a latency budget measures here")
+    sub.add_argument("--target", default="host", help="for a latency budget: as for compile (default: host)")
+    sub.add_argument("--threads", type=int, default=None, metavar="N", help="for measuring latency; default: all cores")
+    sub.add_argument("--pareto", metavar="FRONT.json", help="write the whole front of sensitivity against every resource")
+    sub.add_argument("--plot", metavar="FRONT.svg", help="draw the fronts, .svg or .png")
+    sub.add_argument("--json", action="store_true", help="print JSON on standard output")
+    sub = verb("latency", "measure every layer's kernel in every choice of bits, for allocate --latency")
+    sub.add_argument("model", help="a float .onnx or .pt2 file")
+    sub.add_argument("-o", "--output", required=True, metavar="TABLE.json")
+    sub.add_argument("--target", default="host", help="as for compile; this machine must be able to run it (default: host)")
+    sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
+    sub.add_argument("--json", action="store_true", help="print JSON on standard output")
+
+
+def _allocate(args: argparse.Namespace) -> int:
+    from hawq_tvm.quantize.network.float_graph import load_float
+    from hawq_tvm.quantize.allocate.plan import Problem, bits_file, fronts_file, picture, problem, problem_of_table, read_latencies
+    from .show_quantize import measuring, show_allocation, show_fronts
+    from hawq_tvm.quantize.allocate.table import Budget
+
+    _check(args)
+    budgets, fixed = [Budget.parse(b) for b in args.budget], _fixed(args.fix)
+    for path in filter(None, (args.output, args.pareto, args.plot)):
+        check_output(Path(path))
+    latencies = read_latencies(args.latency) if args.latency else None
+    try:
+        with measuring(ERR, args.quiet or args.json) as progress:
+            found: Problem
+            if args.table:
+                found = problem_of_table(args.table, fixed, latencies)
+            else:
+                from hawq_tvm.quantize.allocate.sensitivity import Settings
+
+                settings = Settings(tuple(args.metric.split(",")), args.probes, args.tolerance, args.seed, args.batch)
+                graph = load_float(args.model)
+                if latencies is None and any(b.resource == "latency" for b in budgets):
+                    from hawq_tvm.quantize.allocate.latency import measure_latencies
+
+                    latencies = measure_latencies(graph, args.target, threads=args.threads, progress=progress).latencies
+                state = args.state or (f"{Path(args.output).with_suffix('')}.state.npz" if args.output else None)
+                found = problem(
+                    graph, args.calib, settings, preprocess=read_preprocess(args), tie=not args.no_ties, fix_ends=not args.free_ends, fixed=fixed,
+                    latencies=latencies, state=state, progress=progress,
+                )  # fmt: skip
+    except KeyboardInterrupt:
+        ERR.print("interrupted; what was measured is kept where --state or -o says, and the same command continues", markup=False)
+        return 130
+    provenance = {**found.provenance, **({"model": args.model} if args.model else {}), **({"latency": args.latency} if args.latency else {})}
+    allocation = found.allocate(budgets) if budgets else None
+    fronts = found.fronts() if args.pareto or args.plot else []
+    fields = bits_file(allocation, provenance) if allocation else {}
+    if args.output and allocation:
+        write_text(Path(args.output), json.dumps(fields, indent=1) + "\n")
+    if args.pareto:
+        write_text(Path(args.pareto), json.dumps(fronts_file(fronts)) + "\n")
+    if args.plot:
+        write_bytes(Path(args.plot), picture(fronts, Path(args.plot), allocation))
+    points = {f.resource: len(f.costs) for f in fronts}
+    if args.json:
+        print(json.dumps({**fields, **({"front_points": points} if fronts else {})}, indent=1))
+        return 0
+    if allocation:
+        show_allocation(allocation, provenance)
+    if fronts:
+        show_fronts(points)
+    for path in filter(None, (args.output if allocation else None, args.pareto, args.plot)):
+        ERR.print(f"wrote {path}", markup=False)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise UsageError for options that do not go together."""
+    if bool(args.model) == bool(args.table):
+        raise UsageError("takes a model or --table", where="allocate", expected="allocate MODEL --calib DATA, or allocate --table TABLE.json", found="both" if args.model else "neither")
+    if args.model and not args.calib:
+        raise UsageError("needs calibration data", where="allocate", expected="--calib DATA")
+    if not args.budget and not (args.pareto or args.plot):
+        raise UsageError("there is nothing to allocate for", where="allocate", expected="--budget size=0.5 and the like, --pareto or --plot")
+    if args.budget and not args.output and not args.json:
+        raise UsageError("does not say where to write the bits", where="allocate", expected="-o BITS.json, or --json")
+    if args.plot and Path(args.plot).suffix.lower() not in (".svg", ".png"):
+        raise UsageError("a picture is PNG or SVG", where=f"--plot {args.plot}", expected="a name that ends in .png or .svg")
+
+
+def _fixed(texts: list[str]) -> dict[str, str]:
+    from hawq_tvm.quantize.allocate.table import widths
+
+    fixed = {}
+    for text in texts:
+        name, equals, choice = text.rpartition("=")
+        if not equals or not name:
+            raise UsageError("is not understood", where=f"--fix {text}", expected="LAYER=W8A8")
+        widths(choice, f"--fix {text}")
+        fixed[name] = choice
+    return fixed
+
+
+def _latency(args: argparse.Namespace) -> int:
+    from hawq_tvm.quantize.network.float_graph import load_float
+    from hawq_tvm.quantize.allocate.latency import measure_latencies
+    from .show_quantize import measuring, show_latencies
+
+    check_output(Path(args.output))
+    with measuring(ERR, args.quiet or args.json) as progress:
+        report = measure_latencies(load_float(args.model), args.target, threads=args.threads, progress=progress)
+    text = json.dumps(report.to_dict(), indent=1)
+    write_text(Path(args.output), text + "\n")
+    if args.json:
+        print(text)
+    else:
+        show_latencies(report)
+        ERR.print(f"wrote {args.output}", markup=False)
+    return 0
+
+
+COMMANDS: dict[str, Command] = {"allocate": _allocate, "latency": _latency}

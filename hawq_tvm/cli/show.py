@@ -1,0 +1,220 @@
+"""What the commands find out, as a person reads it in a terminal; measurements are shown by `bench/show.py`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from hawq_tvm.tuning.gpu.export import ExportReport
+    from hawq_tvm.compiler.inspection import InspectReport
+    from hawq_tvm.package.package import Package
+    from hawq_tvm.tuning.tuner import TuneReport, TuneStep
+    from hawq_tvm.verify.certificate import Certificate
+    from hawq_tvm.verify.compare import VerifyReport
+    from hawq_tvm.package.together import JointReport
+
+OUT = Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print a line as it is, whatever brackets it holds."""
+    OUT.print(text, markup=False)
+
+
+def shape_text(entry: Mapping[str, Any]) -> str:
+    """An input or output of a manifest in a few words."""
+    return f"{entry['name']}: {entry.get('type', '?')} {'x'.join(str(d) for d in entry['shape']) or 'scalar'}"
+
+
+def show_float_tail(names: Sequence[str]) -> None:
+    """Name what computes in float because the user allowed it, if anything does."""
+    if names:
+        say(f"FLOAT   outside the integer region, as --allow-float-tail permits: {', '.join(names)}")
+
+
+def show_operators(known: Mapping[str, Sequence[str]]) -> None:
+    """The operators of every domain."""
+    for where, names in known.items():
+        say(f"{where} ({len(names)}): {', '.join(names)}")
+
+
+def show_inspect(report: InspectReport) -> None:
+    """What is in a model, its problems and the verdict."""
+    for line in report.lines():
+        say(line)
+    problems = [*report.unsupported, *report.float_layers]
+    if problems:
+        table = Table("layer", "operator", "why it cannot be integer", "remedy")
+        for p in problems:
+            table.add_row(*(str(p.get(k, "")) for k in ("layer", "op", "reason", "remedy")))
+        OUT.print(table)
+    say(report.verdict)
+
+
+def show_compiled(package: Package, summary: Mapping[str, Any]) -> None:
+    """The interface, the rules that made the kernels, the proof and the place of a new package."""
+    for side in ("input", "output"):
+        for entry in summary[f"{side}s"]:
+            say(f"{side:<7} {shape_text(entry)}")
+    say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(summary['kernels_by_rule'].items()))}")
+    tiles = summary["tiles_from"]
+    say(f"tiles   {tiles.get('record', 0)} from records, {tiles.get('cost model', 0)} by the cost model, {tiles.get('rule', 0)} without a choice")
+    show_proof(package.certificate())
+    say(f"wrote   {summary['package']} ({summary['bytes'] / 1e6:.1f} MB)")
+
+
+def show_proof(c: Mapping[str, Any]) -> None:
+    """A certificate's fields: the verdict, what is float outside the integer region, and the thresholds."""
+    region = " between quantize and dequantize" if c["float_tail"] else ""
+    verdict = f"{'integer-only' if c['ok'] else 'NOT integer-only'}{region}"
+    say(
+        f"proof   {verdict}: {c['kernels']} kernels ({len(c['border'])} more at the border), {c['expressions']} TIR expressions, {c['instructions']} machine instructions, "
+        f"{len(c['tir_offenders']) + len(c['code_offenders'])} of them float"
+    )
+    if c.get("device_instructions"):
+        counts = ", ".join(f"{n} for {arch}" for arch, n in sorted(c["device_instructions"].items()))
+        say(f"        GPU instructions read: {counts}")
+    show_float_tail(c["float_tail"])
+    margin = c["least_margin"]
+    if margin:
+        say(f"        least spare accumulator: {margin['spare_bits']} bits in {margin['layer']} ({margin['kind']}, {margin['dtype']})")
+    say(f"        {c['differing']} of {c['thresholds']} requantize thresholds differ from the exact real formula")
+    if c["not_enumerated"]:
+        say(f"        thresholds not enumerated (too many operands): {', '.join(c['not_enumerated'])}")
+
+
+def show_certificate(certificate: Certificate) -> None:
+    """A proof made anew, with everything that it found."""
+    show_proof(certificate.to_dict())
+    say(f"        border: {', '.join(certificate.border) or 'none'}; roundings: {certificate.roundings}")
+    for layer, count in certificate.differing_layers.items():
+        say(f"        {count} differing thresholds in {layer}")
+    for offender in [*certificate.tir_offenders, *certificate.code_offenders]:
+        say(f"  float: {offender}")
+
+
+def show_verify(report: VerifyReport, float_tail: Sequence[str]) -> None:
+    """Every compared layer, and the verdict."""
+    table = Table(Column("layer", overflow="fold"), "elements", "different")
+    for row in report.rows:
+        table.add_row(row.layer, str(row.elements), str(row.different))
+    OUT.print(table)
+    show_float_tail(float_tail)
+    say(report.summary())
+
+
+def show_joint(report: JointReport) -> None:
+    """A row for every layer, a column for every package that ran, and the verdict."""
+    for number, v in enumerate(report.verdicts, 1):
+        say(f"{number}  {v.name}: {v.target}")
+    columns = [(n, v.report) for n, v in enumerate(report.verdicts, 1) if v.report is not None]
+    table = Table(Column("layer", overflow="fold"), "elements", *(str(n) for n, _ in columns))
+    for i, row in enumerate(columns[0][1].rows if columns else ()):
+        table.add_row(row.layer, str(row.elements), *("equal" if not (d := r.rows[i].different) else f"{d} different" for _, r in columns))
+    if columns:
+        OUT.print(table)
+    say(report.summary())
+
+
+def show_info(fields: Mapping[str, Any]) -> None:
+    """What a package holds: the fields of `package_commands.info`."""
+    from hawq_tvm.targets import target as targets
+
+    target, producer = fields["target"], fields["producer"]
+    what = [f"a {'single file' if fields['single_file'] else 'folder'} of format {fields['format']}", f"{fields['bytes'] / 1e6:.2f} MB", f"checksums {fields['checksums']}"]
+    what += [f"{'a signature, which `verify-signature` checks' if fields['signed'] else 'not signed'}", *([] if fields["has_graph"] else ["stripped of its integer graph"])]
+    say(f"{fields['name']}: {', '.join(what)}")
+    say(f"made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM {producer['llvm']}{', CUDA ' + producer['cuda'] if 'cuda' in producer else ''}; graph {fields['graph_sha256'][:16]}")
+    say(f"target  {targets.text(target)}: {', '.join(target['cpu_features'])}")
+    say(f"        this machine's CPU {'runs it' if fields['runs_on_this_cpu'] else 'does not run it: ' + fields['cannot_run']}")
+    version = fields.get("c_interface")
+    say(f"C       {f'interface version {version}, declared in model.h' if version else 'no interface: a library for GPUs runs by TVM'}")
+    for side, entries in (("input", fields["inputs"]), ("output", fields["outputs"])):
+        for entry in entries:
+            q = entry.get("quantization")
+            detail = f", scale {q['scale'][0]:g}, zero point {q['zero_point'][0]}" if q and len(q["scale"]) == 1 else ""
+            say(f"{side:<7} {shape_text(entry)}{detail}")
+    say(f"files   {', '.join(f'{name} {size:,}' for name, size in fields['files'].items())} bytes, of them {fields['constants_bytes']:,} constants in the library")
+    say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(fields['kernels_by_rule'].items()))}")
+    show_proof(fields["certificate"])
+    table = Table(Column("layer", overflow="fold"), "rule", "tile", "tile from")
+    for row in fields["report"]:
+        table.add_row(*(str(row.get(k, "")) for k in ("layer", "rule", "tile", "tile_from")))
+    OUT.print(table)
+    for (rule, why), count in Counter((row["rule"], row["refused"]) for row in fields["report"] if row.get("refused")).most_common():
+        say(f"{count} by {rule}, because earlier rules said: {why}")
+
+
+@contextmanager
+def tuning(console: Console, quiet: bool) -> Iterator[Callable[[TuneStep], None] | None]:
+    """The progress of a tuning run: a bar in a terminal, else a line per workload, or nothing."""
+    if quiet:
+        yield None
+    elif not console.is_terminal:
+        yield lambda step: console.print(f"  {step.number} of {step.of}  {_raced(step)}", markup=False) if step.outcome else None
+    else:
+        columns = (TextColumn("workload"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
+        # Twice a second: whoever draws takes time from what is measured.
+        with Progress(*columns, console=console, refresh_per_second=2, transient=True) as bar:
+            task = bar.add_task("importing", total=None)
+
+            def tell(step: TuneStep) -> None:
+                if step.outcome:
+                    console.print(f"  {_raced(step)}", markup=False)
+                left = f", {step.seconds_left:.0f} s left" if step.seconds_left is not None else ""
+                done = step.number if step.outcome else step.number - 1
+                bar.update(task, total=step.of, completed=done, description=f"{step.candidates} tiles{left}")
+
+            yield tell
+
+
+@contextmanager
+def exporting(console: Console, quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+    """The progress of an export: a bar in a terminal, else nothing."""
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    with Progress(TextColumn("kernels of workload"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}", markup=False), console=console, transient=True) as bar:
+        task = bar.add_task("importing", total=None)
+        yield lambda number, of, layer: bar.update(task, total=of, completed=number - 1, description=layer)
+
+
+def show_exported(report: ExportReport) -> None:
+    """What was written, and what to do with it."""
+    say(f"{report.candidates} candidates of {report.workloads} workloads for {report.arch}, {report.bytes / 1e6:.1f} MB: {report.folder}")
+    say(f"carry it to a machine with nvcc and such a GPU, run `python run.py` in it, then here: hawq-tvm tune --import {report.folder}/times.json -o RECORDS.json")
+
+
+def _raced(step: TuneStep) -> str:
+    """The best tile of a measured workload against the cost model's."""
+    o = step.outcome
+    assert o is not None
+    gain = f"{o.default_us:.1f} -> {o.median_us:.1f} us" if o.tile != o.default else f"{o.median_us:.1f} us, the cost model's"
+    return f"{step.layer}: best of {o.candidates} is {o.tile} ({gain})"
+
+
+def show_tuned(report: TuneReport) -> None:
+    """What was measured, what it saves, and where the records are."""
+    table = Table("layer", "layers", "cost model's tile", "us", "fastest tile", "us", "ratio")
+    for o in report.outcomes:
+        numbers = (f"{o.default_us:.1f}", o.tile if o.tile != o.default else "the same", f"{o.median_us:.1f}", f"{o.default_us / o.median_us:.3f}")
+        table.add_row(o.layers[0], str(len(o.layers)), o.default, *numbers)
+    if report.outcomes:
+        OUT.print(table)
+        default, tuned = report.saved_us()
+        say(f"these layers together: {default / 1e3:.3f} ms before, {tuned / 1e3:.3f} ms with the fastest tiles, on {f'{report.threads} threads' if report.threads else 'the GPU'}")
+    say(f"{report.trials} tiles measured; {report.kept} workloads had records, {report.left} were left out for want of trials")
+    if report.served:
+        say("over RPC: " + ", ".join(f"{server} measured {n}" for server, n in sorted(report.served.items())))
+    for note in report.notes:
+        say(f"note: {note}")
+    if report.failed:
+        say(f"{report.failed} workloads were given up; the same command tries them again")
+    say(f"records {report.records}" if report.outcomes or report.kept else "no records: there was nothing to measure")

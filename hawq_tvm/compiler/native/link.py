@@ -1,0 +1,73 @@
+"""An executable to the library of a package: TVM's objects, the generated plan and the C runtime, linked by the machine's C compiler."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from elftools.elf.elffile import ELFFile
+from tvm import relax
+
+from hawq_tvm.core.errors import PackageError
+from . import source, toolchain
+from .plan import Plan
+
+BLOB = "__tvm_ffi__library_bin"
+# The pointers by which kernels reach TVM's runtime, or the C runtime (deploy/native/threads.c).
+POINTERS = frozenset({"__TVMBackendParallelLaunch", "__TVMBackendAllocWorkspace", "__TVMBackendFreeWorkspace"})
+# Two libraries in a process have kernels of the same names: each calls its own. Only what TVM replaces when it is there stays open.
+_OPEN = "{ TVMFFIErrorSetRaisedFromCStrParts; };\n"
+# Nothing but the contents decides about the bytes: no debug information, no random identifier. The certificate needs the symbols.
+OPTIONS = ("-shared", "-Wl,-soname,model.so", "-Wl,--build-id=none", "-Wl,--strip-debug", "-Wl,-z,defs", "-Wl,-z,noexecstack", "-Wl,--as-needed")
+
+
+def export(
+    executable: relax.VMExecutable, library: Path, plan: Plan, *, version: str, architecture: str, features: Sequence[str], options: Sequence[str] = ()
+) -> None:
+    """Write the library of a CPU's executable, C interface included.
+
+    features: what `hawq_model_create` looks for in the CPU.  options: more for the C compiler.
+    Raises UsageError where no C compiler for the architecture is installed, PackageError when it fails.
+    """
+    command = toolchain.compiler(architecture)
+
+    def link(path: str, files: list[str], **_: Any) -> None:
+        folder = Path(files[0]).parent
+        _check_self_contained(files)
+        text = source.text(plan, _blob(files), version, architecture, features)
+        (folder / "plan.c").write_text(text)
+        (folder / "open.txt").write_text(_OPEN)
+        objects = toolchain.runtime_objects(architecture, folder, options)
+        generated = str(folder / "hawq_plan.o")
+        flags = [*toolchain.options(architecture), *options, "-fvisibility=hidden"]
+        toolchain.run([*command, *flags, "-c", str(folder / "plan.c"), "-o", generated], "the library's plan")
+        linked = [*files, generated, *objects, f"-Wl,--dynamic-list={folder / 'open.txt'}", "-pthread", "-lm"]
+        toolchain.run([*command, *options, *OPTIONS, "-o", path, *linked], "the library")
+
+    executable.export_library(str(library), fcompile=link)
+
+
+def _symbols(path: str) -> tuple[Any, Any]:
+    elf: Any = ELFFile(io.BytesIO(Path(path).read_bytes()))
+    return elf, elf.get_section_by_name(".symtab")
+
+
+def _check_self_contained(objects: Sequence[str]) -> None:
+    """Refuse kernels that call functions of TVM's runtime which the C runtime does not have: no operator of ours does."""
+    for path in objects:
+        _, symbols = _symbols(path)
+        foreign = sorted(s.name for s in symbols.iter_symbols() if s.name.startswith("__TVM") and s.name not in POINTERS)
+        if foreign:
+            raise PackageError("a kernel calls TVM's runtime, which a library with a C interface does without", found=", ".join(foreign))
+
+
+def _blob(objects: Sequence[str]) -> bytes:
+    """What the library keeps for TVM's virtual machine."""
+    for path in objects:
+        elf, symbols = _symbols(path)
+        found = symbols.get_symbol_by_name(BLOB)
+        if found:
+            return elf.get_section(found[0]["st_shndx"]).data()[found[0]["st_value"] :]
+    raise PackageError("the library holds nothing for TVM's virtual machine", expected=BLOB, found=", ".join(Path(o).name for o in objects))

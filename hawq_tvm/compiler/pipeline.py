@@ -1,0 +1,209 @@
+"""The whole compiler on one page: a literal list of passes, each followed by its stage's grammar check."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+import schedules
+from relay_passes.choose_layout import choose_layout
+from relay_passes.drop_ties import drop_ties
+from relay_passes.fold_batch_norm import fold_batch_norm
+from relay_passes.fold_constants import fold_constants
+from relay_passes.fold_input_clip import fold_input_clip
+from relay_passes.fuse_epilogues import fuse_epilogues
+from relay_passes.join_tables import join_tables
+from relay_passes.lower_to_integer import lower_to_integer
+from relay_passes.name_graph import name_graph
+from relay_passes.pack_activations import pack_activations
+from relay_passes.pack_int4 import pack_int4
+from relay_passes.remove_dead_code import remove_dead_code
+from relay_passes.tabulate_unary import tabulate_unary
+
+from . import build as build_module
+from hawq_tvm.core import ranges, stages
+from hawq_tvm.targets.gpu import is_cuda
+from hawq_tvm.core.stages import Stage
+
+Pass = Callable[[tvm.IRModule], tuple[tvm.IRModule, int]]
+
+PIPELINE: tuple[tuple[Pass, Stage], ...] = (
+    (fold_constants, Stage.ANNOTATED),
+    (fold_batch_norm, Stage.ANNOTATED),
+    (fold_input_clip, Stage.ANNOTATED),
+    (tabulate_unary, Stage.ANNOTATED),
+    (remove_dead_code, Stage.ANNOTATED),
+    (lower_to_integer, Stage.INTEGER),
+    (fold_constants, Stage.INTEGER),
+    (join_tables, Stage.INTEGER),
+    (remove_dead_code, Stage.INTEGER),
+    (drop_ties, Stage.INTEGER),
+    (name_graph, Stage.INTEGER),
+    (choose_layout, Stage.INTEGER),
+    (pack_int4, Stage.INTEGER),
+    (fuse_epilogues, Stage.PACKED),
+)
+# What only a GPU's kernels gain by: they multiply nibbles, or open them in registers.
+GPU_PIPELINE: tuple[tuple[Pass, Stage], ...] = ((pack_activations, Stage.PACKED),)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a compilation leaves: the module at three stages and the executable made from the last."""
+
+    annotated: tvm.IRModule
+    packed: tvm.IRModule
+    tir: tvm.IRModule
+    executable: relax.VMExecutable
+    target: tvm.target.Target
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One finished step: its name, its number of rewrites, its seconds."""
+
+    name: str
+    rewrites: int
+    seconds: float
+
+
+Progress = Callable[[str, StepReport | None], None]
+
+
+def _silent(name: str, report: StepReport | None) -> None:
+    del name, report
+
+
+def debug_level() -> int:
+    """HAWQ_TVM_DEBUG: 0 quiet, 1 timings and counts, 2 a module dump per pass, 3 and the TIR, 4 and the assembly."""
+    value = os.environ.get("HAWQ_TVM_DEBUG", "0")
+    return int(value) if value.isdigit() else 1
+
+
+def _dump(index: int, name: str, text: str) -> None:
+    folder = Path(os.environ.get("HAWQ_TVM_DEBUG_DIR", "hawq_tvm_debug"))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{index:02d}_{name}.txt").write_text(text)
+
+
+class _Run:
+    """Runs steps, times them, reports and dumps as asked."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress, self.index, self.level = progress or _silent, 0, debug_level()
+
+    def step(self, name: str, function: Callable[[], tuple[Any, int]]) -> Any:
+        self.progress(name, None)
+        start = time.perf_counter()
+        result, rewrites = function()
+        report = StepReport(name, rewrites, time.perf_counter() - start)
+        self.progress(name, report)
+        if self.level >= 1:
+            print(f"hawq_tvm: {name:<18} {rewrites:>5} rewrites {report.seconds:8.3f} s", file=sys.stderr)
+        if self.level >= (3 if name == "lower_to_tir" else 2) and isinstance(result, tvm.IRModule):
+            _dump(self.index, name, result.script())
+        self.index += 1
+        return result
+
+
+def to_packed(module: tvm.IRModule, progress: Progress | None = None, target: tvm.target.Target | None = None) -> tvm.IRModule:
+    """An ANNOTATED module taken through every pass of PIPELINE, and of GPU_PIPELINE for a GPU.
+
+    Raises ModelError (or OverflowBoundError) naming the first layer that cannot be integer or may overflow.
+    """
+    run = _Run(progress)
+    stages.verify(module, Stage.ANNOTATED)
+    passes = PIPELINE + (GPU_PIPELINE if target is not None and is_cuda(target) else ())
+    for function, stage in passes:
+
+        def apply(function: Pass = function, stage: Stage = stage, module: tvm.IRModule = module) -> tuple[tvm.IRModule, int]:
+            new, rewrites = function(module)
+            stages.verify(new, stage)
+            return new, rewrites
+
+        module = run.step(function.__name__, apply)
+    ranges.margins(module)
+    return module
+
+
+def compile_packed(
+    packed: tvm.IRModule, target: tvm.target.Target, progress: Progress | None = None
+) -> tuple[tvm.IRModule, relax.VMExecutable]:
+    """A PACKED module to TIR and an executable for `target`."""
+    run = _Run(progress)
+    run.index = len(PIPELINE)
+
+    def lower() -> tuple[tvm.IRModule, int]:
+        module, count = schedules.lower_to_tir(packed, target)
+        stages.verify(module, Stage.TIR)
+        return module, count
+
+    tir = run.step("lower_to_tir", lower)
+    executable, usage = run.step("build", lambda: (build_module.build_reported(tir, target), len(tir.functions_items()) - 1))
+    if run.level >= 4:
+        host = executable.mod.imports[0]
+        _dump(run.index, "assembly", str(host.inspect_source("asm")))
+        for device in host.imports:
+            _dump(run.index, "cuda", str(device.inspect_source()))
+    return schedules.with_usage(tir, [asdict(u) for u in usage]), executable
+
+
+def with_records(
+    packed: tvm.IRModule, target: tvm.target.Target, records: schedules.Records, progress: Progress | None = None
+) -> tvm.IRModule:
+    """A PACKED module whose functions carry the measured tiles that `records`, or else the shipped records, have for them."""
+    known = {**schedules.shipped_records(target), **records}
+    if not known:
+        return packed
+    return _Run(progress).step("apply_records", lambda: schedules.apply_records(packed, target, known))
+
+
+def compile_annotated(
+    annotated: tvm.IRModule, target: tvm.target.Target, progress: Progress | None = None, records: schedules.Records | None = None
+) -> Compiled:
+    """An ANNOTATED module, wherever it came from, compiled for `target`; records: measured tiles to use."""
+    packed = with_records(to_packed(annotated, progress, target), target, records or {}, progress)
+    tir, executable = compile_packed(packed, target, progress)
+    return Compiled(annotated, packed, tir, executable, target)
+
+
+def compile_model(
+    source: Any, target: tvm.target.Target, *, shapes: dict[str, tuple[int, ...]] | None = None,
+    allow_float_tail: bool = False, progress: Progress | None = None, records: schedules.Records | None = None,
+) -> Compiled:  # fmt: skip
+    """A model compiled for `target`; what it may be and the options are those of `import_annotated`.
+
+    records: measured tiles to use, before those that are shipped.
+    """
+    annotated = import_annotated(source, shapes=shapes, allow_float_tail=allow_float_tail, progress=progress)
+    return compile_annotated(annotated, target, progress, records)
+
+
+def import_annotated(
+    source: Any, *, shapes: dict[str, tuple[int, ...]] | None = None, allow_float_tail: bool = False, progress: Progress | None = None
+) -> tvm.IRModule:
+    """The ANNOTATED module of a model: ONNX (path, bytes or ModelProto), PyTorch (.pt2 path, bytes or ExportedProgram) or a HAWQ checkpoint.
+
+    shapes: fixes symbolic dimensions by input name.  allow_float_tail: keep float operators before the first
+    quantize or after the last dequantize, outside the integer region, instead of refusing them.
+    """
+    from hawq_tvm.frontend.formats import frontend_of
+
+    def run() -> tuple[tvm.IRModule, int]:
+        module = frontend_of(source).run(source, shapes)
+        return (mark_float_tail(module) if allow_float_tail else module), 0
+
+    return _Run(progress).step("import", run)
+
+
+def mark_float_tail(module: tvm.IRModule) -> tvm.IRModule:
+    """An ANNOTATED module that allows float operators before its first quantize and after its last dequantize."""
+    return tvm.IRModule({"main": module["main"].with_attr("hawq.allow_float_tail", 1)})

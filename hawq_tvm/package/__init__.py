@@ -1,0 +1,1 @@
+"""A compiled model, with the compiler and without it: load, run, verify, save."""

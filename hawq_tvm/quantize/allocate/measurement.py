@@ -1,0 +1,327 @@
+"""One measurement of sensitivities: passes over the calibration data, kept in a file so that an interrupted run can be continued.
+
+The loss grows by about v^T H v / 2 when v is added to weights or activations. With H's average curvature Tr(H) / n instead of H, and v the
+rounding error Q(x) - x, a layer's sensitivity is Tr(H) / n ||Q(x) - x||^2, for its weights and its input each, added. v^T H v has the mean
+Tr(H) over random signs v; a sample is one batch of images with a pair of them. Every
+layer's weights and every layer's input are probed on their own: products with all signs at once have the right means too, but the cross terms
+between layers make the standard deviation 9 to 100 times as large (weights of ResNet-18; ResNet-50's inputs are no better), which the
+products that are saved do not make up for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hawq_tvm.core.errors import InputError, ModelError, UsageError
+from hawq_tvm.core.files import check_output, load_npz, save_npz
+from hawq_tvm.quantize.network.data import Batch, Calibration
+from hawq_tvm.quantize.network.float_graph import FloatGraph
+from .sensitivity import Progress, Sensitivities, Settings, Step
+from .table import widths
+
+Array = np.ndarray[Any, Any]
+# Fewest samples before a standard error is believed.
+SAMPLES = 16
+# Random signs of one batch: from two, what signs alone contribute to the spread is known, and images that differ in curvature do not hide it.
+PAIR = 2
+SIDES = ("weight", "activation")
+PROBABILITIES = {
+    "Softmax": "log", "LogSoftmax": "none", "aten.softmax.int": "log", "aten._softmax.default": "log", "aten.log_softmax.int": "none",
+    "aten._log_softmax.default": "none",
+}  # fmt: skip
+
+
+def rounded_weight(weight: torch.Tensor, axis: int, bits: int) -> torch.Tensor:
+    """Weights rounded per channel of `axis`: symmetric, the scale from the largest magnitude, codes -2^(b-1) to 2^(b-1) - 1."""
+    top = 2 ** (bits - 1) - 1
+    others = [d for d in range(weight.ndim) if d != axis]
+    scale = weight.abs().amax(others, keepdim=True).clamp_min(1e-30) / top
+    return (weight / scale).round().clamp(-top - 1, top) * scale
+
+
+def rounded_activation(value: torch.Tensor, low: float, high: float, bits: int) -> torch.Tensor:
+    """Activations rounded per tensor over [low, high], widened to hold 0, with an integer zero point: unsigned where low is not negative."""
+    low, high, top = min(low, 0.0), max(high, 0.0), 2**bits - 1
+    scale = max((high - low) / top, 1e-30)
+    zero = round(-low / scale)
+    return ((value / scale).round() + zero).clamp(0, top).sub(zero) * scale
+
+
+def _dot(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one * other).sum(dtype=torch.float64))
+
+
+def measure(graph: FloatGraph, data: Calibration, settings: Settings, state: Path | None = None, progress: Progress | None = None) -> Sensitivities:
+    """Measure every layer on calibration data.
+
+    state: an .npz file that holds what has been measured; an interrupted run is continued by the next, to the same result.
+    Raises ModelError when the network is no classifier, InputError for labels that it does not have, UsageError when state is of another run.
+    """
+    return _Measurement(graph, data, settings, state, progress or (lambda step: None)).run()
+
+
+class _Measurement:
+    """One run: its batches, its arrays, and the file they are kept in."""
+
+    def __init__(self, graph: FloatGraph, data: Calibration, settings: Settings, state: Path | None, progress: Progress) -> None:
+        self.graph, self.data, self.settings, self.state, self.progress = graph, data, settings, state, progress
+        if not graph.layers:
+            raise ModelError("has no layers with weights", where=graph.name, expected="convolutions or matrix products")
+        fixed = graph.batch
+        if fixed and settings.batch not in (None, fixed):
+            raise UsageError("the model fixes its batch", where="--batch", expected=str(fixed), found=str(settings.batch))
+        self.fixed, self.size = fixed is not None, fixed or settings.batch or min(4, data.count)
+        whole, rest = divmod(data.count, self.size)
+        self.sizes = [self.size] * whole + ([rest] if rest and not self.fixed else [])
+        nodes = {n.name: n.inputs for n in graph.nodes}
+        self.edges = {one.node: i for i, one in enumerate(graph.layers)}
+        # The numbers of the operands that are a layer's input and its weight.
+        self.operands = {one.node: (nodes[one.node].index(one.input), nodes[one.node].index(one.weight)) for one in graph.layers}
+        producer = next((n for n in graph.nodes if graph.outputs[0] in n.outputs), None)
+        self.scores = PROBABILITIES.get(producer.op, "softmax") if producer else "softmax"
+        self.arrays: dict[str, Array] = {}
+        self.key = self._key()
+
+    def _key(self) -> str:
+        s, digest = self.settings, hashlib.sha256()
+        told = (1, s.seed, self.size, s.choices, self.data.fingerprint, [one.name for one in self.graph.layers])
+        digest.update(repr(told).encode())
+        for name, value in sorted(self.graph.parameters.items()):
+            if isinstance(value, torch.Tensor):
+                digest.update(name.encode() + value.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def run(self) -> Sensitivities:
+        self._load()
+        start, loss = time.monotonic(), "cross-entropy with labels" if self.data.has_labels else "cross-entropy with the model's own argmax"
+        images = sum(self.sizes)
+        result = Sensitivities(self.graph, self.settings, loss, images, self.size)
+        if "activation_square" not in self.arrays:
+            self._rounding()
+        if "hessian" in self.settings.metrics:
+            result.probes, result.converged = self._hutchinson()
+            result.worst = self._worst(result.probes)
+        if "fisher" in self.settings.metrics and "weight_fisher" not in self.arrays:
+            self._fisher()
+        if "output" in self.settings.metrics:
+            self._output()
+        result.arrays = {k: v for k, v in self.arrays.items() if k not in ("weight_samples", "activation_samples", "key")}
+        result.seconds = time.monotonic() - start
+        return result
+
+    def _load(self) -> None:
+        if self.state is None:
+            return
+        check_output(self.state)
+        if not self.state.exists():
+            return
+        arrays = load_npz(str(self.state))
+        if str(arrays.get("key", "")) != self.key:
+            raise UsageError(
+                "was measured with another model, other data or other settings", where=str(self.state), expected="a state of this very run",
+                remedy="remove it, or name another with --state",
+            )  # fmt: skip
+        self.arrays = {k: v for k, v in arrays.items() if k != "key"}
+
+    def _save(self) -> None:
+        if self.state is not None:
+            save_npz(self.state, {"key": np.array(self.key), **self.arrays})
+
+    def _batches(self) -> Iterator[Batch]:
+        return self.data.batches(self.size, self.fixed)
+
+    def _forward(self, batch: Batch, **options: Any) -> torch.Tensor:
+        """The scores of a batch, (images, classes)."""
+        output = self.graph.run(batch.inputs, **options)[self.graph.outputs[0]]
+        flat = output.flatten(1) if output.ndim == 4 and output.shape[2:] == (1, 1) else output
+        if flat.ndim != 2 or len(flat) != batch.size:
+            raise ModelError("is no classifier's output", where=self.graph.outputs[0], expected=f"{batch.size} images x classes", found="x".join(map(str, output.shape)))
+        return flat
+
+    def _losses(self, batch: Batch, **options: Any) -> torch.Tensor:
+        """The cross-entropy of every image."""
+        scores = self._forward(batch, **options)
+        classes = scores.shape[1]
+        if batch.labels is not None and batch.labels.max() >= classes:
+            raise InputError("has a label that the model has no class for", where=self.data.where, expected=f"0 to {classes - 1}", found=str(batch.labels.max()))
+        target = torch.from_numpy(batch.labels) if batch.labels is not None else scores.detach().argmax(1)
+        logs = {"softmax": lambda: F.log_softmax(scores, 1), "log": lambda: scores.clamp_min(1e-30).log(), "none": lambda: scores}[self.scores]()
+        return F.nll_loss(logs, target, reduction="none")
+
+    def _rounding(self) -> None:
+        """The sizes, ranges and rounding errors of weights and activations: two passes over the data."""
+        layers, choices = self.graph.layers, [widths(c) for c in self.settings.choices]
+        low, high = np.full(len(layers), np.inf), np.full(len(layers), -np.inf)
+        counts, outputs = np.zeros(len(layers), np.int64), dict[str, int]()
+        square = np.zeros((len(layers), len(choices)))
+        names = {one.output for one in layers}
+
+        def see(node: str, operand: int, value: Any) -> None:
+            if node in self.edges and operand == self.operands[node][0]:
+                i = self.edges[node]
+                low[i], high[i] = min(low[i], float(value.min())), max(high[i], float(value.max()))
+                counts[i] = value.numel() // len(value)
+
+        def note(name: str, value: Any) -> None:
+            if name in names:
+                outputs[name] = value.numel() // len(value)
+
+        def compare(node: str, operand: int, value: Any) -> None:
+            if node in self.edges and operand == self.operands[node][0]:
+                i = self.edges[node]
+                for bits in {b for _, b in choices}:
+                    error = float((rounded_activation(value, low[i], high[i], bits) - value).double().square().sum())
+                    square[i, [k for k, (_, b) in enumerate(choices) if b == bits]] += error
+
+        with torch.no_grad():
+            for feed, record, phase in ((see, note, "ranges"), (compare, None, "rounding errors")):
+                for done, batch in enumerate(self._batches(), 1):
+                    self._forward(batch, feed=feed, record=record)
+                    self.progress(Step(phase, done, len(self.sizes)))
+            weights = [self.graph.parameters[one.weight] for one in layers]
+            by_weight = [[float((rounded_weight(w, one.channel_axis, b) - w).double().square().sum()) for b, _ in choices] for w, one in zip(weights, layers, strict=True)]
+        macs = [self.graph.products(one, outputs[one.output]) for one in layers]
+        self.arrays |= {
+            "weights": np.array([w.numel() for w in weights]), "activations": counts, "macs": np.array(macs), "low": low, "high": high,
+            "weight_square": np.array(by_weight), "activation_square": square / sum(self.sizes),
+        }  # fmt: skip
+        self._save()
+
+    def _variables(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """The losses of a batch, and the weights and inputs of its layers as what they can be differentiated by.
+
+        A tensor that two layers read counts for each on its own.
+        """
+        weights = [self.graph.parameters[one.weight].detach().clone().requires_grad_() for one in self.graph.layers]
+        activations: list[Any] = [None] * len(weights)
+
+        def feed(node: str, operand: int, value: Any) -> Any:
+            i = self.edges.get(node)
+            if i is None or operand not in self.operands[node]:
+                return None
+            if operand == self.operands[node][1]:
+                return weights[i]
+            activations[i] = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+            return activations[i]
+
+        return self._losses(batch, feed=feed), weights, activations
+
+    # -- the Hessian ------------------------------------------------------------------------------------------------------
+
+    def _hutchinson(self) -> tuple[int, bool]:
+        """Sample until the standard errors are small; the probes used, and whether they sufficed."""
+        samples = [list(self.arrays.get(f"{side}_samples", ())) for side in SIDES]
+        start, held, most, done = time.monotonic(), len(samples[0]), self.settings.probes, 0
+        while done + PAIR <= most and not self._settled(done):
+            # Without a last smaller batch: every sample has as many images.
+            for batch in self.data.batches(self.size, True):
+                if done >= held:
+                    for kept, values in zip(samples, self._probe(done, batch), strict=True):
+                        kept.extend(values)
+                    self.arrays |= {f"{side}_samples": np.array(kept) for side, kept in zip(SIDES, samples, strict=True)}
+                    self._save()
+                done += PAIR
+                left = (time.monotonic() - start) / (done - held) * (most - done) if done > held else None
+                self.progress(Step("Hessian", done, most, self._worst(done), left))
+                if done + PAIR > most or self._settled(done):
+                    break
+        for side in SIDES:
+            self.arrays[f"{side}_trace"], self.arrays[f"{side}_error"] = self._estimate(side, done)
+            self.arrays[f"{side}_spread"] = self._spread(side, done)
+        return done, self._settled(done)
+
+    def _settled(self, probes: int) -> bool:
+        return probes >= SAMPLES and (self._worst(probes) or 0) <= self.settings.tolerance
+
+    def _probe(self, number: int, batch: Batch) -> tuple[Array, Array]:
+        """v^T H v of every layer's weights, and of its input, for one batch and the PAIR of random signs from that number on [sign, layer]."""
+        losses, weights, activations = self._variables(batch)
+        gradients = torch.autograd.grad(losses.mean(), [*weights, *activations], create_graph=True)
+        # Activations stand once per image: the mean loss's Hessian by them holds each image's, divided by the number of images.
+        variables = [*weights, *activations]
+        values = np.zeros((PAIR, len(variables)))
+        for k in range(PAIR):
+            random = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{self.settings.seed} {number + k}".encode()).digest()[:7], "big"))
+            signs = [torch.randint(0, 2, v.shape, generator=random, dtype=v.dtype).mul_(2).sub_(1) for v in variables]
+            for i, (variable, gradient, sign) in enumerate(zip(variables, gradients, signs, strict=True)):
+                (product,) = torch.autograd.grad(gradient, variable, sign, retain_graph=True, materialize_grads=True)
+                values[k, i] = _dot(sign, product)
+        return values[:, : len(weights)], values[:, len(weights) :]
+
+    def _estimate(self, side: str, probes: int) -> tuple[Array, Array]:
+        """The traces over the images that were used, and the standard errors that random signs leave: each pair's mean is off by half its difference."""
+        pairs = self.arrays[f"{side}_samples"][:probes].reshape(-1, PAIR, len(self.graph.layers))
+        return pairs.mean((0, 1)), np.sqrt(np.square(np.diff(pairs, axis=1)[:, 0] / 2).sum(0)) / len(pairs)
+
+    def _spread(self, side: str, probes: int) -> Array:
+        """The standard errors of the traces over other images of the kind: from the spread of batches."""
+        batches = self.arrays[f"{side}_samples"][:probes].reshape(-1, PAIR, len(self.graph.layers)).mean(1)
+        return batches.std(0, ddof=1) / math.sqrt(len(batches)) if len(batches) > 1 else np.full(batches.shape[1:], np.inf)
+
+    def _worst(self, probes: int) -> float | None:
+        """The largest standard error of a layer's sensitivity in the narrowest choice, relative to that sensitivity, or to a tenth of the mean one if that is larger."""
+        if probes < PAIR:
+            return None
+        value: Array = np.zeros(len(self.graph.layers))
+        variance: Array = np.zeros_like(value)
+        for side, count in zip(SIDES, ("weights", "activations"), strict=True):
+            trace, error = self._estimate(side, probes)
+            factor = self.arrays[f"{side}_square"][:, -1] / self.arrays[count]
+            value, variance = value + np.maximum(trace, 0) * factor, variance + (error * factor) ** 2
+        against = np.maximum(value, 0.1 * value.mean())
+        return float(np.max(np.sqrt(variance) / np.maximum(against, 1e-300)))
+
+    # -- for comparison ---------------------------------------------------------------------------------------------------
+
+    def _fisher(self) -> None:
+        """The mean squared norm of every image's gradient, by weights and by activations."""
+        totals: Array = np.zeros((2, len(self.graph.layers)))
+        size = self.size if self.fixed else 1
+        for done, batch in enumerate(self.data.batches(size, self.fixed), 1):
+            losses, weights, activations = self._variables(batch)
+            for i in range(batch.size):
+                gradients = torch.autograd.grad(losses[i], [*weights, *activations], retain_graph=i + 1 < batch.size)
+                squares = [float(g.square().sum(dtype=torch.float64)) for g in gradients]
+                totals = totals + np.reshape(squares, (2, -1))
+            self.progress(Step("Fisher", done, -(-self.data.count // size)))
+        self.arrays["weight_fisher"], self.arrays["activation_fisher"] = totals / sum(self.sizes)
+        self._save()
+
+    def _output(self) -> None:
+        """The network's output with one layer rounded at a time, against its output with none."""
+        layers, choices = self.graph.layers, [widths(c) for c in self.settings.choices]
+        if "output" not in self.arrays:
+            self.arrays["output"] = np.full((len(layers), len(choices)), np.nan)
+        with torch.no_grad():
+            exact = [self._forward(batch) for batch in self._batches()]
+            total = sum(float(y.double().square().sum()) for y in exact)
+            for i, layer in enumerate(layers):
+                for k, (weight_bits, activation_bits) in enumerate(choices):
+                    if np.isnan(self.arrays["output"][i, k]):
+                        weight = rounded_weight(self.graph.parameters[layer.weight], layer.channel_axis, weight_bits)
+                        feed = self._rounder(i, activation_bits, weight)
+                        changed = sum(float((self._forward(b, feed=feed) - y).double().square().sum()) for b, y in zip(self._batches(), exact, strict=True))
+                        self.arrays["output"][i, k] = changed / total if total else 0.0
+                        self._save()
+                    self.progress(Step("output", i * len(choices) + k + 1, len(layers) * len(choices)))
+
+    def _rounder(self, i: int, bits: int, weight: torch.Tensor) -> Callable[[str, int, Any], Any]:
+        node, low, high = self.graph.layers[i].node, float(self.arrays["low"][i]), float(self.arrays["high"][i])
+
+        def feed(name: str, operand: int, value: Any) -> Any:
+            if name != node:
+                return None
+            if operand == self.operands[node][1]:
+                return weight
+            return rounded_activation(value, low, high, bits) if operand == self.operands[node][0] else None
+
+        return feed

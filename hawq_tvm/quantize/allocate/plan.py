@@ -1,0 +1,124 @@
+"""A float model, calibration data and budgets to bits per layer: the whole allocation in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hawq_tvm import __version__
+from hawq_tvm.core.errors import InputError
+from .allocation import Allocation
+from .allocation import allocate as solve
+from hawq_tvm.quantize.network.data import Preprocess, open_data
+from hawq_tvm.quantize.network.float_graph import load_float
+from .pareto import Front, draw, front
+from .sensitivity import Progress, Sensitivities, Settings
+from .table import RESOURCES, Budget, Table, parse_table, read_json
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A table to allocate by, and where its numbers come from."""
+
+    table: Table
+    provenance: Mapping[str, Any]
+    sensitivities: Sensitivities | None = None
+
+    def allocate(self, budgets: Sequence[str | Budget]) -> Allocation:
+        """The least sensitive assignment under budgets such as "size=0.5"; see `allocation.allocate`."""
+        return solve(self.table, [b if isinstance(b, Budget) else Budget.parse(b) for b in budgets])
+
+    def fronts(self) -> list[Front]:
+        """The Pareto front of every resource that the table knows."""
+        return [front(self.table, r) for r in self.table.resources()]
+
+
+def problem(
+    model: Any, calibration: str | Path, settings: Settings | None = None, *, preprocess: Preprocess | None = None, tie: bool = True,
+    fix_ends: bool = True, fixed: Mapping[str, str] | None = None, latencies: Mapping[str, Mapping[str, float]] | None = None,
+    state: str | Path | None = None, progress: Progress | None = None,
+) -> Problem:  # fmt: skip
+    """The allocation problem of a float model (ONNX, .pt2 or ExportedProgram) measured on calibration data.
+
+    The first of settings.metrics is what is minimized, the others stand beside it in reports.  tie: layers that read one tensor get one
+    choice.  fix_ends: the first and the last layer keep the widest.  fixed: choices by layer.  latencies: microseconds by layer and choice.
+    state: a file to continue an interrupted measurement from.
+    Raises ModelError, InputError and UsageError as `load_float`, `open_data`, `measure` and `Table` do.
+    """
+    graph, chosen = load_float(model), settings or Settings()
+    from .measurement import measure
+
+    for name in fixed or {}:
+        graph.layer(name)
+    data = open_data(calibration, graph.inputs, preprocess)
+    found = measure(graph, data, chosen, Path(state) if state else None, progress)
+    table = found.table(chosen.metrics[0], tie=tie, fix_ends=fix_ends).with_fixed(fixed or {})
+    if latencies is not None:
+        table = table.with_latencies(latencies)
+    where = model if isinstance(model, str | Path) else graph.name
+    return Problem(table, {"model": str(where), "calibration": str(calibration), "metric": chosen.metrics[0], **found.provenance()}, found)
+
+
+def problem_of_table(path: str | Path, fixed: Mapping[str, str] | None = None, latencies: Mapping[str, Mapping[str, float]] | None = None) -> Problem:
+    """The allocation problem that a table in a JSON file states.
+
+    Raises InputError and UsageError as `parse_table` does.
+    """
+    table = parse_table(read_json(path, "a table of layers"), str(path)).with_fixed(fixed or {})
+    return Problem(table.with_latencies(latencies) if latencies is not None else table, {"table": str(path)})
+
+
+def read_latencies(path: str | Path) -> dict[str, dict[str, float]]:
+    """The latencies of a file that `hawq-tvm latency` wrote.
+
+    Raises InputError when it is none.
+    """
+    fields = read_json(path, "a table of `hawq-tvm latency`")
+    layers = fields.get("layers") if isinstance(fields, dict) else None
+    if not isinstance(layers, dict) or not all(isinstance(e, dict) and isinstance(e.get("latency_us"), dict) for e in layers.values()):
+        raise InputError("is no table of latencies", where=str(path), expected='{"layers": {name: {"latency_us": {"W8A8": 1.0}}}}')
+    for name, entry in layers.items():
+        for choice, value in entry["latency_us"].items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+                raise InputError("holds a latency that is no number", where=f"{path}: {name}", found=f"{choice}: {value!r}")
+    return {name: entry["latency_us"] for name, entry in layers.items()}
+
+
+def bits_file(allocation: Allocation, provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What bits.json holds: `layers`, then everything about how they were chosen."""
+    from hawq_tvm.cli.show_quantize import rows
+    from .table import widths
+
+    layers = {}
+    for name, choice in allocation.assignment.items():
+        weight, activation = widths(choice)
+        layers[name] = {"weight": weight, "activation": activation}
+    budgets = [
+        {
+            "budget": one.budget.text, "resource": one.budget.resource, "unit": RESOURCES[one.budget.resource][0], "limit": float(one.limit),
+            "reached": float(allocation.totals[one.budget.resource]),
+        }
+        for one in allocation.limits
+    ]  # fmt: skip
+    return {
+        "layers": layers, "producer": f"hawq-tvm {__version__}", "budgets": budgets, "sensitivity": allocation.sensitivity,
+        "totals": {k: float(v) for k, v in allocation.totals.items()}, "solver": dict(allocation.solver), "measured": dict(provenance),
+        "report": rows(allocation),
+    }  # fmt: skip
+
+
+def fronts_file(fronts: Sequence[Front]) -> dict[str, Any]:
+    """What the file of Pareto fronts holds: points [cost, sensitivity, one digit per layer], the digit numbering `choices`."""
+    table = fronts[0].table
+    return {"choices": list(table.choices), "layers": [r.name for r in table.rows], "fronts": [f.to_dict() for f in fronts]}
+
+
+def picture(fronts: Sequence[Front], path: Path, allocation: Allocation | None) -> bytes:
+    """The fronts with the uniform assignments and the chosen one, as PNG or SVG by the path's ending."""
+    table = fronts[0].table
+    marks = {c: {r.name: r.fixed or c for r in table.rows} for c in table.choices}
+    if allocation is not None:
+        marks["chosen"] = dict(allocation.assignment)
+    return draw(fronts, path, marks)

@@ -1,0 +1,221 @@
+"""A float network as a list of torch operations over named tensors: differentiable, and every tensor can be watched or replaced.
+
+It is made of an ONNX model (`float_onnx.py`) or an exported program (`float_program.py`); what reads it need not know which.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hawq_tvm.core.errors import InputError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+    Tensor = torch.Tensor
+
+# Called with a tensor's name and value when it has been computed, or with the reader's name, the operand's number and the value
+# when it is read; what it returns replaces the value, None leaves it.
+Record = Callable[[str, Any], Any]
+Feed = Callable[[str, int, Any], Any]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation: compute takes the values of `inputs` (None for one left out, whose name is "") and returns one value per output.
+
+    name: the node's own, or its first output's.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    compute: Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weighted layer: a convolution or a matrix product whose second operand is constant.
+
+    kind: "conv" or "matmul".  name, node: the name in bits.json, and of the Node (they differ in exported programs).
+    input, output: tensor names; weight, bias: names in `FloatGraph.parameters` (bias "" when there is none).
+    channel_axis: the axis of the weight that counts output channels.  The window's fields are per spatial axis, before and
+    after are its padding; empty for a matmul, whose weight is (in, out), or (out, in) with channel_axis 0.
+    """
+
+    name: str
+    node: str
+    kind: str
+    input: str
+    output: str
+    weight: str
+    bias: str
+    channel_axis: int
+    group: int = 1
+    strides: tuple[int, ...] = ()
+    dilations: tuple[int, ...] = ()
+    before: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Input:
+    """A graph input; None in shape is a dimension that the model leaves open, dtype is numpy's name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass
+class FloatGraph:
+    """A float network.
+
+    parameters: the constant tensors by name (weights, biases, statistics, shapes), not copied by `run`.  layers: in the order of computation.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[str, ...]
+    nodes: tuple[Node, ...]
+    layers: tuple[Layer, ...]
+    parameters: dict[str, Tensor]
+    _last_use: dict[str, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._last_use = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
+
+    def run(
+        self, inputs: Mapping[str, Any], record: Record | None = None, *, feed: Feed | None = None, parameters: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """One inference: outputs by name.
+
+        inputs: arrays or tensors by name.  record: called for every input and every computed tensor.  feed: called for every operand of
+        every node with the node's name and the operand's number.  parameters: used instead of those of the same name.
+        Raises InputError for inputs of other names.
+        """
+        import torch
+
+        values: dict[str, Any] = {**self.parameters, **(parameters or {})}
+        wanted = {i.name for i in self.inputs}
+        if set(inputs) != wanted:
+            raise InputError(
+                "the inputs have other names", where=self.name, expected=", ".join(sorted(wanted)), found=", ".join(sorted(inputs)) or "none", remedy="rename them",
+            )  # fmt: skip
+        keep = set(self.outputs) | set(self.parameters)
+        for name, value in inputs.items():
+            tensor = torch.as_tensor(value)
+            values[name] = _replaced(record(name, tensor), tensor) if record else tensor
+        for i, node in enumerate(self.nodes):
+            operands = [values[n] if n else None for n in node.inputs]
+            if feed:
+                operands = [v if v is None else _replaced(feed(node.name, k, v), v) for k, v in enumerate(operands)]
+            results = node.compute(*operands)
+            for name, value in zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=False):
+                if name:
+                    values[name] = _replaced(record(name, value), value) if record else value
+            # So that inference alone holds no tensor longer than it is read; autograd keeps what it needs by itself.
+            for name in node.inputs:
+                if self._last_use.get(name) == i and name not in keep:
+                    values.pop(name, None)
+        return {name: values[name] for name in self.outputs}
+
+    def layer(self, name: str) -> Layer:
+        """The weighted layer of that name.
+
+        Raises UsageError when there is none.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise unknown_layer(name, [one.name for one in self.layers])
+
+    def products(self, layer: Layer, outputs: int) -> int:
+        """The multiplications of a layer with so many output elements: each sums as many products as a channel has weights."""
+        weight = self.parameters[layer.weight]
+        return outputs * weight.numel() // weight.shape[layer.channel_axis]
+
+    @property
+    def batch(self) -> int | None:
+        """The batch size that the model fixes (the first dimension of its first input), None when it leaves it open."""
+        shape = self.inputs[0].shape
+        return shape[0] if shape else None
+
+
+def _replaced(new: Any, old: Any) -> Any:
+    return old if new is None else new
+
+
+def unknown_layer(name: str, known: Sequence[str], where: str = "") -> UsageError:
+    """The error about a layer that the model does not have; it names the most similar one."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, known, 1, 0.5)
+    return UsageError(
+        f"there is no weighted layer {name!r}", where=where, expected=f"one of {len(known)}: {', '.join(known[:6])}{', ...' if len(known) > 6 else ''}",
+        remedy=f"did you mean {near[0]!r}?" if near else "take the names that `hawq-tvm allocate` reports",
+    )  # fmt: skip
+
+
+def load_float(model: Any) -> FloatGraph:
+    """The graph of a float network: an ONNX model (path, bytes or ModelProto), a .pt2 file, or an ExportedProgram.
+
+    Raises ModelError naming the node that is not known, quantized already, or in training mode.
+    """
+    need("torch")
+    if isinstance(model, FloatGraph):
+        return model
+    from_file = isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2"
+    if from_file or type(model).__name__ == "ExportedProgram":
+        from .float_program import from_program
+
+        return from_program(model)
+    from .float_onnx import from_onnx
+
+    return from_onnx(model)
+
+
+def need(module: str) -> None:
+    """Raise UsageError when a module of the extra `quantize` is not installed."""
+    try:
+        import_module(module)
+    except ImportError as e:
+        raise UsageError(f"this needs {module}", found=str(e), remedy="pip install 'hawq-tvm[quantize]'") from e
+
+
+def folded(nodes: Sequence[Node], parameters: dict[str, Tensor]) -> tuple[Node, ...]:
+    """The nodes that depend on an input; the others are computed into `parameters` under the names of their outputs."""
+    import torch
+
+    kept = []
+    for node in nodes:
+        if all(not n or n in parameters for n in node.inputs):
+            with torch.no_grad():
+                results = node.compute(*(parameters[n] if n else None for n in node.inputs))
+            results = results if isinstance(results, tuple) else (results,)
+            parameters.update((n, v) for n, v in zip(node.outputs, results, strict=False) if n)
+        else:
+            kept.append(node)
+    return tuple(kept)
+
+
+def named_once(layers: Sequence[Layer], where: str) -> tuple[Layer, ...]:
+    """The layers, when their names differ.
+
+    Raises ModelError naming one that is used twice.
+    """
+    seen: set[str] = set()
+    for layer in layers:
+        if layer.name in seen:
+            raise ModelError(f"has two weighted layers called {layer.name!r}", where=where, remedy="give every node a name of its own")
+        seen.add(layer.name)
+    return tuple(layers)
+
+
+__all__ = ["Feed", "FloatGraph", "Input", "Layer", "Node", "Record", "folded", "load_float", "named_once", "need", "unknown_layer"]

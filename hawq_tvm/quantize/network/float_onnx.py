@@ -1,0 +1,79 @@
+"""Float ONNX models as float graphs (opset 10 to 28); operators that `float_operators.py` does not have are refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+
+from hawq_tvm.core.errors import ModelError
+from hawq_tvm.frontend.onnx.reader import Source, opset_of, read_model
+from .float_graph import FloatGraph, Input, Layer, Node, folded, named_once
+from .float_operators import OPERATORS, Attributes, as_tensor, padding_of, per_axis
+
+Tensor = torch.Tensor
+QUANTIZED = ("Quantize", "Dequantize", "QLinear", "Integer", "QGemm", "Quant", "BipolarQuant", "Trunc", "QAttention")
+
+
+def from_onnx(source: Source) -> FloatGraph:
+    """The graph of a float ONNX model (path, bytes or ModelProto); layers are called as their nodes.
+
+    Raises ModelError naming the first node that is unknown, quantized or not of the standard domain.
+    """
+    model = read_model(source)
+    graph, opset = model.graph, opset_of(model) or 0
+    parameters = {t.name: as_tensor(numpy_helper.to_array(t)) for t in graph.initializer}
+    inputs = tuple(_input(v) for v in graph.input if v.name not in parameters)
+    nodes, windows = [], {}
+    for proto in graph.node:
+        attributes = Attributes(proto, opset)
+        if proto.domain not in ("", "ai.onnx") or proto.op_type not in OPERATORS:
+            raise _refused(attributes)
+        compute = OPERATORS[proto.op_type](attributes)
+        nodes.append(Node(attributes.name, proto.op_type, tuple(proto.input), tuple(proto.output), compute))
+        windows[proto.output[0]] = attributes
+    kept = folded(nodes, parameters)
+    layers = [_layer(n, windows[n.outputs[0]], parameters) for n in kept if _weighted(n, parameters)]
+    name = graph.name or "model"
+    return FloatGraph(name, inputs, tuple(o.name for o in graph.output), kept, named_once(layers, name), parameters)
+
+
+def _refused(attributes: Attributes) -> ModelError:
+    node = attributes.node
+    if node.op_type.startswith(QUANTIZED) or "Integer" in node.op_type:
+        return attributes.fail("is of a quantized model", expected="a float model", remedy="give the model that was quantized")
+    what = f"of the domain {node.domain!r} is not known" if node.domain not in ("", "ai.onnx") else "is not known here"
+    return attributes.fail(what, expected=f"one of {', '.join(sorted(OPERATORS))}", remedy="simplify the model, or export it as a torch program (.pt2)")
+
+
+def _input(value: onnx.ValueInfoProto) -> Input:
+    kind = value.type.tensor_type
+    shape = tuple(int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else None for d in kind.shape.dim)
+    return Input(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name, shape)
+
+
+# -- weighted layers ------------------------------------------------------------------------------------------------------
+
+
+def _weighted(node: Node, parameters: dict[str, Tensor]) -> bool:
+    if node.op not in ("Conv", "Gemm", "MatMul"):
+        return False
+    constant = [n in parameters for n in node.inputs[:2]]
+    return constant == [False, True] and parameters[node.inputs[1]].ndim >= 2
+
+
+def _layer(node: Node, attributes: Attributes, parameters: dict[str, Tensor]) -> Layer:
+    bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] in parameters else ""
+    common: dict[str, Any] = {"name": node.name, "node": node.name, "input": node.inputs[0], "output": node.outputs[0], "weight": node.inputs[1], "bias": bias}
+    if node.op != "Conv":
+        axis = 0 if attributes.get("transB", 0) else parameters[node.inputs[1]].ndim - 1
+        return Layer(kind="matmul", channel_axis=axis, **common)
+    rank = parameters[node.inputs[1]].ndim - 2
+    before, after = padding_of(attributes, rank)
+    return Layer(
+        kind="conv", channel_axis=0, group=int(attributes.get("group", 1)), strides=per_axis(attributes, "strides", rank),
+        dilations=per_axis(attributes, "dilations", rank), before=before, after=after, **common,
+    )  # fmt: skip

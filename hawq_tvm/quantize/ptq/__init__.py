@@ -1,0 +1,1 @@
+"""Post-training quantization: observers, rounding, reconstruction, equalization, and the QDQ file that results."""

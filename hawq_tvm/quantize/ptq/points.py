@@ -1,0 +1,160 @@
+"""Where a float graph is quantized: the tensors that become integers, which of them share one grid, and with how many bits.
+
+Every tensor is quantized, except those that integers do not need: what a layer hands to the ReLU, clip or bias after it or to the user, and what lies inside
+a chain of element-wise operators on one tensor (SiLU, hard-swish), which becomes one table. What only moves values keeps their grid.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer, Node
+
+CLAMPS = ("Relu", "Clip")
+MOVES = (
+    "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool", "GlobalMaxPool", "Slice", "Split", "Gather", "Expand", "Identity", "Dropout", "Pad",
+)  # fmt: skip
+ELEMENTWISE = (
+    *CLAMPS, "Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Neg", "Abs", "Erf", "Reciprocal", "Softplus", "Floor", "Ceil", "LeakyRelu", "Elu",
+    "HardSigmoid", "HardSwish", "Gelu", "Mish", "Selu", "PRelu", "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max",
+)  # fmt: skip
+NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Softplus", "Abs", "Sqrt")
+KEEP_SIGN = ("AveragePool", "GlobalAveragePool", "Concat", "Add", "Mul", "Max", "ReduceMean", "ReduceSum", "Sum")
+# Outputs that are no sums of a layer. 16 bits would be 65,535 thresholds to prove for every channel.
+OUTPUT_BITS = 8
+
+
+@dataclass(frozen=True)
+class Points:
+    """The quantized tensors.
+
+    source: for every quantized tensor the one whose grid it has, itself for most.  bits: of each.  narrow: layers whose input is
+    read with fewer bits than the tensor has, and so is rounded once more.  positive: tensors that cannot be negative.
+    """
+
+    source: Mapping[str, str]
+    bits: Mapping[str, int]
+    narrow: Mapping[str, int]
+    positive: Set[str]
+
+
+def find_points(graph: FloatGraph, floats: Set[str], widths: Mapping[str, tuple[int, int]]) -> Points:
+    """Where to quantize.
+
+    floats: the tensors of floating point type.  widths: bits of weights and of the input by layer.
+    """
+    return _Search(graph, floats, widths).run()
+
+
+class _Search:
+    def __init__(self, graph: FloatGraph, floats: Set[str], widths: Mapping[str, tuple[int, int]]) -> None:
+        self.graph, self.floats, self.widths = graph, floats, widths
+        self.layers: dict[str, Layer] = {layer.node: layer for layer in graph.layers}
+        self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
+        self.readers: dict[str, list[Node]] = defaultdict(list)
+        for node in graph.nodes:
+            for name in dict.fromkeys(node.inputs):
+                self.readers[name].append(node)
+
+    def run(self) -> Points:
+        roots = self._roots()
+        names = [i.name for i in self.graph.inputs if i.name in self.floats]
+        names += [n for node in self.graph.nodes for n in node.outputs if n in self.floats]
+        quantized = [n for n in names if not self._absorbed(n) and not self._inner(n, roots)]
+        source: dict[str, str] = {}
+        for name in quantized:
+            maker = self.makers.get(name)
+            moved = maker is not None and maker.op in MOVES and maker.inputs[0] in source
+            source[name] = source[maker.inputs[0]] if moved and maker else name
+        needs = {name: self._needs(name) for name in quantized}
+        together: dict[str, set[int]] = defaultdict(set)
+        for name in quantized:
+            together[source[name]] |= needs[name]
+        bits = {name: next(iter(together[source[name]])) if len(together[source[name]]) == 1 else 8 for name in quantized}
+        narrow = {x.name: self.widths[x.name][1] for x in self.graph.layers if x.input in bits and bits[x.input] != self.widths[x.name][1]}
+        return Points(source, bits, narrow, self._positive())
+
+    def _constant(self, name: str) -> bool:
+        return not name or name in self.graph.parameters
+
+    def _operands(self, node: Node) -> list[str]:
+        return list(dict.fromkeys(n for n in node.inputs if not self._constant(n)))
+
+    def _absorbed(self, name: str) -> bool:
+        """Whether it needs no integer of its own: the one reader clamps it or adds a bias, or it is the last layer's result."""
+        maker, readers = self.makers.get(name), self.readers[name]
+        if name in self.graph.outputs and not readers and maker is not None and (maker.name in self.layers or self._bias_of(maker) is not None):
+            return True  # the 32-bit sums of the last layer, in which classes do not tie
+        if maker is None or len(readers) != 1 or name in self.graph.outputs or maker.op in MOVES or self._operands(readers[0]) != [name]:
+            return False
+        if self._bias_of(readers[0]) is not None:
+            return True
+        return readers[0].op in CLAMPS and (maker.op not in ELEMENTWISE or len(self._operands(maker)) > 1 or self._bias_of(maker) is not None)
+
+    def _bias_of(self, node: Node) -> Layer | None:
+        """The layer without a bias whose result an addition of a constant reads, alone."""
+        operands = self._operands(node)
+        if node.op != "Add" or len(operands) != 1 or operands[0] not in self.makers or len(node.inputs) != 2:
+            return None
+        layer = self.layers.get(self.makers[operands[0]].name)
+        return layer if layer is not None and not layer.bias and len(self.readers[operands[0]]) == 1 else None
+
+    def _roots(self) -> dict[str, str]:
+        """For every tensor the one that it is an element-wise function of."""
+        roots = {i.name: i.name for i in self.graph.inputs}
+        for node in self.graph.nodes:
+            operands = self._operands(node)
+            single = all(self.graph.parameters[n].numel() == 1 for n in node.inputs if n and self._constant(n))
+            origins = {roots[n] for n in operands}
+            chained = node.op in ELEMENTWISE and single and len(origins) == 1 and not any(self._absorbed(n) for n in operands)
+            for name in filter(None, node.outputs):
+                roots[name] = origins.pop() if chained else name
+        return roots
+
+    def _inner(self, name: str, roots: Mapping[str, str]) -> bool:
+        """Whether it is inside a chain: neither its beginning nor read outside."""
+        if roots[name] == name or name in self.graph.outputs:
+            return False
+        readers = self.readers[name]
+        return bool(readers) and all(roots[o] == roots[name] for reader in readers for o in reader.outputs if o)
+
+    def _needs(self, name: str) -> set[int]:
+        """The widths that its readers want; those of what is moved count where it arrives."""
+        found = {OUTPUT_BITS} if name in self.graph.outputs else set()
+        for node in self.readers[name]:
+            layer = self.layers.get(node.name)
+            if layer is not None and layer.input == name:
+                found.add(self.widths[layer.name][1])
+            elif node.op not in MOVES:
+                found.add(8)
+        return found
+
+    def _positive(self) -> set[str]:
+        found: set[str] = set()
+        for node in self.graph.nodes:
+            operands = self._operands(node)
+            read = operands if node.op in MOVES else [n for n in node.inputs if n]
+            same = node.op in (*MOVES, *KEEP_SIGN) and all(n in found or self._no_less_than_zero(n) for n in read)
+            if node.op in NEVER_NEGATIVE or self._clips_at_zero(node) or same or (node.op in CLAMPS and operands and operands[0] in found):
+                found.update(filter(None, node.outputs))
+        return found
+
+    def _no_less_than_zero(self, name: str) -> bool:
+        return name in self.graph.parameters and bool((self.graph.parameters[name] >= 0).all())
+
+    def _clips_at_zero(self, node: Node) -> bool:
+        low, _ = clip_bounds(node, self.graph)
+        return low is not None and low >= 0
+
+
+def clip_bounds(node: Node | None, graph: FloatGraph) -> tuple[float | None, float | None]:
+    """The bounds of a ReLU or a Clip, None where it has none, as for any other node."""
+    if node is None or node.op not in CLAMPS:
+        return None, None
+    if node.op == "Relu":
+        return 0.0, None
+    given = [graph.parameters.get(n) if n else None for n in (*node.inputs[1:3], "", "")[:2]]
+    low, high = (None if v is None else float(v) for v in given)
+    return low, high

@@ -1,0 +1,76 @@
+"""Weights as integers: one symmetric scale per output channel, the nearest integers, and how far they are from the real weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hawq_tvm.quantize.network.float_graph import Layer
+
+Tensor = torch.Tensor
+# Largest magnitudes that are tried as the end of the range, as shares of the channel's own.
+SHARES = tuple(i / 100 for i in range(100, 39, -2))
+
+
+@dataclass
+class Rounded:
+    """The weights of a layer in integers.
+
+    scale: one per output channel, float32.  codes: int8 in the weight's shape, from -2^(bits-1) to 2^(bits-1) - 1.
+    bias: float32 by output channel, None where the layer has none.
+    """
+
+    layer: Layer
+    bits: int
+    scale: Tensor
+    codes: Tensor
+    bias: Tensor | None
+
+    @property
+    def weight(self) -> Tensor:
+        """What the integers stand for, float32."""
+        return self.codes.to(torch.float32) * along(self.scale, self.layer, self.codes.ndim)
+
+    def error(self, weight: Tensor) -> float:
+        """The squared distance from the real weights over their squared length."""
+        difference, given = (self.weight - weight).double(), weight.double()
+        return float((difference**2).sum() / (given**2).sum().clamp_min(1e-30))
+
+
+def along(values: Tensor, layer: Layer, rank: int) -> Tensor:
+    """One value per output channel, shaped to multiply the weight."""
+    return values.reshape([-1 if d == layer.channel_axis else 1 for d in range(rank)])
+
+
+def scales(weight: Tensor, layer: Layer, bits: int, search: bool, least: Tensor) -> Tensor:
+    """The scale of every output channel, float32: its largest magnitude at the largest integer, or with search the share of that whose error is least.
+
+    least: scales are no smaller, by channel.
+    """
+    top = 2 ** (bits - 1) - 1
+    rows = weight.movedim(layer.channel_axis, 0).flatten(1).double()
+    largest = torch.maximum(rows.abs().amax(1), least.double() * top)
+    if not search:
+        return (largest / top).float()
+    best, smallest = largest / top, torch.full_like(largest, float("inf"))
+    for share in SHARES:
+        tried = torch.maximum(largest * share / top, least.double()).float().double()
+        error = ((rows / tried[:, None]).round().clamp(-top - 1, top) * tried[:, None] - rows).square().sum(1)
+        better = error < smallest
+        best, smallest = torch.where(better, tried, best), torch.where(better, error, smallest)
+    return best.float()
+
+
+def nearest(weight: Tensor, bias: Tensor | None, layer: Layer, bits: int, search: bool, step: float) -> Rounded:
+    """Every weight at its nearest integer, ties to even; search: as for `scales`; step: the scale of the layer's input.
+
+    A channel of tiny weights with a bias gets a scale at which the bias fits into 31 bits, so that there is room for the sum.
+    """
+    least = torch.full([weight.shape[layer.channel_axis]], 1e-20)
+    if bias is not None:
+        least = torch.maximum(least, bias.abs() / (step * 2**30))
+    scale = scales(weight, layer, bits, search, least)
+    top = 2 ** (bits - 1) - 1
+    codes = (weight / along(scale, layer, weight.ndim)).round().clamp(-top - 1, top).to(torch.int8)
+    return Rounded(layer, bits, scale, codes, bias)

@@ -1,0 +1,135 @@
+"""Rounding that training sees through: the value is the deployed integer, the gradient that of the real formula it stands for (straight-through).
+
+Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons", 2013; with the division by the scale inside, the gradient of a scale is that
+of Esser et al., "Learned Step Size Quantization", 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+
+from hawq_tvm.core import thresholds
+
+Tensor = torch.Tensor
+Array = np.ndarray[Any, Any]
+# float32 holds every integer up to here, so that sums below it are exact in whatever order they are made.
+EXACT_FLOAT32, EXACT_FLOAT64 = 1 << 24, 1 << 53
+# What quantizers of ours write rounds half to even (A6).
+ROUNDING = "half_even"
+# Real and dyadic thresholds are taken as equal without exact arithmetic where both are farther than this from an integer, as a share of their size.
+DOUBT = 1e-11
+
+
+class _Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, soft: Tensor, exact: Tensor) -> Tensor:
+        return exact
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Any:
+        return gradients[0], None
+
+
+def straight(soft: Tensor, exact: Tensor) -> Tensor:
+    """The value of `exact` with the gradient of `soft`."""
+    return _Straight.apply(soft, exact.to(soft.dtype))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def rounded(soft: Tensor) -> Tensor:
+    """The nearest integers, ties to even."""
+    return straight(soft, soft.detach().round())
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Integers on their way to a requantize: real = codes scale.
+
+    codes: integers in a floating type that holds them exactly.  scale: a tensor that broadcasts against codes and carries the gradient.  exact: the
+    same scale in float64 as the compiler computes it.  low, high: bounds of codes that broadcast against exact.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    exact: Array
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The integers of (A9), int64 arrays that broadcast: one multiplier per operand, offset and shift."""
+
+    multipliers: tuple[Array, ...]
+    offset: Array
+    shift: Array
+
+
+def requantized(operands: Sequence[Operand], constant: Array, scale: Tensor, step: float, bounds: tuple[int, int], where: str) -> Tensor:
+    """(A9): the sum of operands and a real constant at the scale `step`, as integers with the zero point taken away.
+
+    scale: `step` with its gradient.  bounds: of the result, less the zero point as well.  where: the layer, for errors.
+    Raises ModelError when no dyadic numbers hold the scales.
+    """
+    soft = sum((o.codes * (o.scale / scale) for o in operands), torch.zeros((), device=scale.device))
+    if np.any(constant):
+        soft = soft + torch.as_tensor(constant, dtype=soft.dtype, device=soft.device) / scale
+    with torch.no_grad():
+        exact = shifted([o.codes for o in operands], dyadic_numbers(operands, constant, step, bounds, where)).clamp(*bounds)
+    return straight(soft.clamp(*bounds), exact).float()
+
+
+def shifted(codes: Sequence[Tensor], numbers: Numbers) -> Tensor:
+    """round((sum x_i m_i + b) / 2^s), ties to even (A6), in int64."""
+    device = codes[0].device
+    total = torch.as_tensor(numbers.offset, device=device)
+    for x, multiplier in zip(codes, numbers.multipliers, strict=True):
+        total = total + x.to(torch.int64) * torch.as_tensor(multiplier, device=device)
+    shift = torch.as_tensor(numbers.shift, device=device)
+    rounded_up = (total + torch.as_tensor((np.int64(1) << np.maximum(numbers.shift, 1) - 1) - 1, device=device) + ((total >> shift) & 1)) >> shift
+    return rounded_up if numbers.shift.min() > 0 else torch.where(shift > 0, rounded_up, total)
+
+
+def dyadic_numbers(operands: Sequence[Operand], constant: Array, step: float, bounds: tuple[int, int], where: str) -> Numbers:
+    """The numbers with which the compiler computes this requantize, or others of the same thresholds (A22).
+
+    The compiler may know narrower bounds of the operands. Inside them both step where the real formula does.
+    """
+    columns = [np.asarray(a) for o in operands for a in (o.exact, o.low, o.high)]
+    shape = np.broadcast_shapes(*(c.shape for c in columns), np.shape(constant))
+    rows = list(zip(*(np.broadcast_to(c, shape).ravel().tolist() for c in (*columns, constant)), strict=True))
+    unit, steps = Fraction(step), (bounds[0] + 1, bounds[1])
+    known = {}
+    for row in dict.fromkeys(rows):
+        ratios = tuple(Fraction(scale) / unit for scale in row[0:-1:3])
+        known[row] = thresholds.dyadic_rescale(ratios, [0] * len(ratios), Fraction(row[-1]) / unit, row[1:-1:3], row[2:-1:3], ROUNDING, where)
+    if len(operands) == 1:
+        keys, made = list(known), list(known.values())
+        known.update((keys[i], thresholds.corrected(made[i], ROUNDING, steps)) for i in np.flatnonzero(~_agree(made, steps)))
+    found = [known[row] for row in rows]
+
+    def back(values: Sequence[int]) -> Array:
+        return np.array(values, np.int64).reshape(shape)
+
+    multipliers = tuple(back([r.multipliers[i] for r in found]) for i in range(len(operands)))
+    return Numbers(multipliers, back([r.offset for r in found]), back([r.shift for r in found]))
+
+
+def _agree(rescales: Sequence[thresholds.Rescale], steps: tuple[int, int]) -> Array:
+    """Whether float64 is enough to see that all reachable thresholds of a rescale are those of its real ratio, one answer for each."""
+    inverse = [r.ratios[0].denominator / r.ratios[0].numerator for r in rescales]
+    real = np.array([(i, i * float(r.constant)) for i, r in zip(inverse, rescales, strict=True)])
+    dyadic = np.array([(2.0**r.shift / r.multipliers[0], r.offset / r.multipliers[0]) if r.multipliers[0] else (np.inf, 0) for r in rescales])
+    low, high = (np.array([getattr(r, side)[0] for r in rescales], np.float64)[:, None] for side in ("lows", "highs"))
+    between = np.arange(steps[0], steps[1] + 1) - 0.5
+    with np.errstate(invalid="ignore"):
+        wanted, got = (between * numbers[:, :1] - numbers[:, 1:] for numbers in (real, dyadic))
+        doubt = DOUBT * (np.abs(wanted) + np.abs(real[:, 1:]) + 1)
+        sure = (np.floor(wanted) == np.floor(got)) & (np.abs(wanted - np.rint(wanted)) > doubt) & (np.abs(got - np.rint(got)) > doubt)
+        outside = ((wanted < low - 2) & (got < low - 2)) | ((wanted > high + 2) & (got > high + 2))
+    return np.all(sure | outside, axis=1)

@@ -1,0 +1,335 @@
+"""Quantization-aware fine-tuning in the deployed arithmetic, taught by the float network: what is trained is, bit for bit, what the package computes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hawq_tvm.core.errors import HawqError, InputError, UsageError
+from hawq_tvm.core.files import check_output, load_npz, save_npz
+from hawq_tvm.quantize.network.data import Calibration, Preprocess, open_data
+from .deployed import Deployed, Tensor, check_operators
+from hawq_tvm.quantize.network.float_graph import FloatGraph
+from hawq_tvm.quantize.network.prepare import prepare
+from hawq_tvm.quantize.ptq.quantizer import Draft, Quantized, Recipe, as_onnx, draft
+from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
+
+Array = np.ndarray[Any, Any]
+# Scales move by this share of the rate: one scale moves every integer of its tensor.
+SCALES, SCALE_RATE = ("step:", "grid:"), 0.1
+
+
+class TrainingMismatch(HawqError):
+    """The compiled package does not compute what was trained: a bug in either."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train.
+
+    epochs: passes over the images.  rate: Adam's, in steps of the integer grid for weights and biases and in natural logarithms for scales, falling to 0
+    along half a cosine.  batch: images at a time where the model leaves that open.  alpha: the share of the cross-entropy with the labels, the rest being
+    the distance to the float network's answers; 0 without labels.  temperature: of that distance (Hinton et al., "Distilling the Knowledge in a Neural
+    Network", 2015).  held_out: the share of images that no epoch sees, and the best epoch is chosen by, unless there is a set for that.  checked: images
+    on which the compiled package is compared with what was trained, 0 for none.
+    device: "cpu", "cuda" or "auto".  One seed gives one result on one CPU.
+    """
+
+    epochs: int = 2
+    rate: float = 0.02
+    batch: int = 64
+    alpha: float = 0.5
+    temperature: float = 4.0
+    held_out: float = 0.1
+    checked: int = 16
+    seed: int = 0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name, good, expected in (
+            ("epochs", self.epochs >= 1, "at least 1"), ("rate", 0 < self.rate < math.inf, "a positive number"), ("batch", self.batch >= 1, "at least 1"),
+            ("alpha", 0 <= self.alpha <= 1, "0 to 1"), ("temperature", 0 < self.temperature < math.inf, "a positive number"),
+            ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"), ("checked", self.checked >= 0, "at least 0"), ("seed", self.seed >= 0, "at least 0"),
+        ):  # fmt: skip
+            if not good:
+                raise UsageError("is out of range", where=name, expected=expected, found=str(getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class Images:
+    """Inputs by name and labels, held in memory as tensors; teacher: the float network's scores."""
+
+    inputs: dict[str, Tensor]
+    labels: Tensor | None
+    teacher: Tensor
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self.teacher)
+
+    def chosen(self, at: Tensor) -> Images:
+        """Some of them."""
+        return Images({n: v[at] for n, v in self.inputs.items()}, None if self.labels is None else self.labels[at], self.teacher[at])
+
+    def batches(self, order: Tensor, size: int, fixed: bool) -> Iterator[Images]:
+        """In the order given; fixed: the model takes no smaller batch, so that the rest is left out."""
+        for at in order.split(size):
+            if len(at) == size or not fixed:
+                yield self.chosen(at)
+
+
+@dataclass(frozen=True)
+class Score:
+    """On images that were held out: the mean loss, the share with the right first answer (None without labels), and with the float network's."""
+
+    loss: float
+    top1: float | None
+    agreement: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Greater is better."""
+        return (self.agreement if self.top1 is None else self.top1, -self.loss)
+
+
+def finetune(
+    model: Any, data: str | Path, recipe: Recipe | None = None, training: Training | None = None, *, calibration: str | Path | None = None,
+    validation: str | Path | None = None, preprocess: Preprocess | None = None, state: str | Path | None = None, progress: Progress | None = None,
+) -> Quantized:  # fmt: skip
+    """Quantize a float model as `post_training` does, then train weights, biases and scales in the deployed arithmetic.
+
+    data: images to train on, with labels if there are any.  calibration: images for post-training quantization (default: data).  validation: images to
+    choose the epoch by (default: a part of data).  state: an .npz file that is written after every epoch; an interrupted run is continued by the next.
+    `notes["finetune"]` of the result has the losses and scores of every epoch; the first row is the network before training, which is kept if none is better.
+    Raises ModelError for an operator whose integers cannot be computed while training, UsageError when it diverges, TrainingMismatch if the package
+    computed something else, and InputError, ModelError and UsageError as `post_training` does.
+    """
+    chosen, settings, tell = recipe or Recipe(), training or Training(), progress or (lambda step: None)
+    if state is not None:
+        check_output(Path(state))
+    device = _device(settings.device)
+    given = prepare(as_onnx(model))[1]
+    check_operators(given)
+    opened = open_data(data, given.inputs, preprocess)
+    others = open_data(validation, given.inputs, preprocess) if validation is not None else None
+    started = draft(model, calibration if calibration is not None else data, chosen, preprocess=preprocess, progress=tell)
+    images = _held(opened, started.given, settings, device, tell)
+    kept = _held(others, started.given, settings, device, tell) if others is not None else None
+    return _Run(started, images, kept, settings, device, Path(state) if state is not None else None, opened.fingerprint, tell).run()
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cpu", "cuda"):
+        raise UsageError("is no device", where=name, expected="auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("is not there", where="cuda", expected="a GPU that PyTorch can use", remedy="take --device cpu")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def _held(data: Calibration, graph: FloatGraph, settings: Training, device: torch.device, tell: Progress) -> Images:
+    """All images, and what the float network says of each.
+
+    Raises ModelError when it is no classifier, InputError for labels that it does not have.
+    """
+    size, parts, labels, scores, done = graph.batch or settings.batch, [], [], [], 0
+    constants = {n: v.to(device) for n, v in graph.parameters.items() if v.is_floating_point()}
+    for batch in data.batches(size, graph.batch is not None):
+        inputs = {n: torch.as_tensor(v, device=device) for n, v in batch.inputs.items()}
+        with torch.no_grad():
+            found = graph.run(inputs, parameters=constants)[graph.outputs[0]]
+        scores.append(_scores(found))
+        parts.append(inputs)
+        labels += [torch.as_tensor(batch.labels, device=device)] if batch.labels is not None else []
+        done += batch.size
+        tell(Step("answers of the float network", done, data.count))
+    made = Images({n: torch.cat([p[n] for p in parts]) for n in parts[0]}, torch.cat(labels) if labels else None, torch.cat(scores))
+    classes = made.teacher.shape[1]
+    if made.labels is not None and int(made.labels.max()) >= classes:
+        raise InputError("holds a class that the model does not have", where=data.where, expected=f"0 to {classes - 1}", found=str(int(made.labels.max())))
+    return made
+
+
+def _scores(output: Tensor) -> Tensor:
+    return output.reshape(len(output), -1)
+
+
+class _Run:
+    def __init__(
+        self, started: Draft, images: Images, validation: Images | None, settings: Training, device: torch.device, state: Path | None, fingerprint: str, tell: Progress
+    ) -> None:  # fmt: skip
+        self.settings, self.device, self.state, self.tell = settings, device, state, tell
+        self.net = Deployed(started, device)
+        self.fixed, self.size = started.graph.batch is not None, started.graph.batch or settings.batch
+        self.train, self.validation = (images, validation) if validation is not None else self._split(images)
+        for part, name in ((self.train, "to train on"), (self.validation, "to choose the epoch by")):
+            if part.count < (self.size if self.fixed else 1):
+                raise InputError(f"too few images are left {name}", where=started.graph.name, expected=str(self.size if self.fixed else 1), found=str(part.count))
+        self.optimizer = torch.optim.Adam([{"params": own, "share": share} for own, share in self._groups()], settings.rate)
+        self.history: list[dict[str, Any]] = []
+        self.best: dict[str, Tensor] = {}
+        digest = hashlib.sha256(started.written().model.SerializeToString() + f"{fingerprint} {asdict(settings)} {self.validation.count}".encode())
+        self.key = digest.hexdigest()
+
+    def _groups(self) -> list[tuple[list[Tensor], float]]:
+        """Parameters by the share of the rate that they get."""
+        scales = [v for n, v in self.net.parameters.items() if n.startswith(SCALES)]
+        return [([v for n, v in self.net.parameters.items() if not n.startswith(SCALES)], 1.0), (scales, SCALE_RATE)]
+
+    def _split(self, images: Images) -> tuple[Images, Images]:
+        order = torch.randperm(images.count, generator=torch.Generator().manual_seed(self.settings.seed))
+        kept = max(1, round(images.count * self.settings.held_out))
+        kept = max(kept, self.size) if self.fixed else kept
+        return images.chosen(order[kept:]), images.chosen(order[:kept])
+
+    def run(self) -> Quantized:
+        first = self._resumed()
+        if first == 0:
+            self._note(0, None, 0.0)
+        for epoch in range(first, self.settings.epochs):
+            start = time.monotonic()
+            loss = self._epoch(epoch)
+            self._note(epoch + 1, loss, time.monotonic() - start)
+            self._save()
+        with torch.no_grad():
+            for name, value in self.net.parameters.items():
+                value.copy_(self.best[name])
+        found = self.net.drafted().written()
+        checked = self._proved(found) if self.settings.checked else 0
+        chosen = max(range(len(self.history)), key=lambda i: self._rank(self.history[i]))
+        found.notes["finetune"] = {
+            **asdict(self.settings), "device": self.device.type, "images": self.train.count, "validation_images": self.validation.count,
+            "labels": self.train.labels is not None, "epochs_run": self.history, "kept_epoch": self.history[chosen]["epoch"], "package_equal_on": checked,
+        }  # fmt: skip
+        return found
+
+    # -- training ---------------------------------------------------------------------------------------------------------
+
+    def _epoch(self, epoch: int) -> float:
+        """One pass over the images; the mean loss."""
+        order = torch.randperm(self.train.count, generator=torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch + 1))
+        steps = self._steps()
+        total, done, start = 0.0, 0, time.monotonic()
+        for i, batch in enumerate(self.train.batches(order, self.size, self.fixed)):
+            gone = (epoch * steps + i) / (steps * self.settings.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.rate * group["share"] * 0.5 * (1 + math.cos(math.pi * gone))
+            loss = self._loss(_scores(self.net(batch.inputs)), batch)
+            if not bool(torch.isfinite(loss)):
+                raise UsageError("made the loss infinite or NaN", where=f"rate {self.settings.rate:g}", remedy="train at a lower rate")
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            total += float(loss.detach()) * batch.count
+            done += batch.count
+            left = (time.monotonic() - start) / done * (self.train.count - done)
+            self.tell(Step(f"epoch {epoch + 1} of {self.settings.epochs}", done, self.train.count, None, left))
+        return total / done
+
+    def _steps(self) -> int:
+        return self.train.count // self.size if self.fixed else -(-self.train.count // self.size)
+
+    def _loss(self, scores: Tensor, batch: Images) -> Tensor:
+        heat = self.settings.temperature
+        apart = F.kl_div(F.log_softmax(scores / heat, 1), F.log_softmax(batch.teacher / heat, 1), reduction="batchmean", log_target=True) * heat**2
+        if batch.labels is None or self.settings.alpha == 0:
+            return apart
+        return self.settings.alpha * F.cross_entropy(scores, batch.labels) + (1 - self.settings.alpha) * apart
+
+    def _measure(self) -> Score:
+        total, right, same, count = 0.0, 0, 0, 0
+        with torch.no_grad():
+            for batch in self.validation.batches(torch.arange(self.validation.count), self.size, self.fixed):
+                scores = _scores(self.net(batch.inputs))
+                total += float(self._loss(scores, batch)) * batch.count
+                same += int((scores.argmax(1) == batch.teacher.argmax(1)).sum())
+                right += int((scores.argmax(1) == batch.labels).sum()) if batch.labels is not None else 0
+                count += batch.count
+                self.tell(Step("validation", count, self.validation.count))
+        return Score(total / count, right / count if self.validation.labels is not None else None, same / count)
+
+    def _note(self, epoch: int, loss: float | None, seconds: float) -> None:
+        """Measure, remember, and keep what is best so far."""
+        score = self._measure()
+        better = not self.history or score.rank > max(self._rank(row) for row in self.history)
+        self.history.append({"epoch": epoch, "train_loss": loss, **asdict(score), "seconds": round(seconds, 1)})
+        if better:
+            self.best = {n: v.detach().clone() for n, v in self.net.parameters.items()}
+
+    def _rank(self, row: dict[str, Any]) -> tuple[float, float]:
+        return Score(row["loss"], row["top1"], row["agreement"]).rank
+
+    # -- what outlives an interruption ------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        if self.state is None:
+            return
+        arrays = {"key": np.array(self.key), "history": np.array(repr(self.history))}
+        for name, value in self.net.parameters.items():
+            held = self.optimizer.state[value]
+            arrays |= {f"now/{name}": value.detach().cpu().numpy(), f"best/{name}": self.best[name].cpu().numpy()}
+            arrays |= {f"{field}/{name}": held[field].cpu().numpy() for field in ("exp_avg", "exp_avg_sq", "step") if field in held}
+        save_npz(self.state, arrays)
+
+    def _resumed(self) -> int:
+        """The epochs that a state holds, 0 without one.
+
+        Raises UsageError for the state of another run.
+        """
+        if self.state is None or not self.state.exists():
+            return 0
+        import ast
+
+        arrays = load_npz(str(self.state))
+        if str(arrays.get("key")) != self.key:
+            raise UsageError(
+                "was written with another model, other data or other settings", where=str(self.state), expected="a state of this very run",
+                remedy="remove it, or name another with --state",
+            )  # fmt: skip
+        self.history = ast.literal_eval(str(arrays["history"]))
+        with torch.no_grad():
+            for name, value in self.net.parameters.items():
+                value.copy_(torch.from_numpy(arrays[f"now/{name}"]))
+                self.best[name] = torch.from_numpy(arrays[f"best/{name}"]).to(self.device)
+                if f"step/{name}" in arrays:
+                    self.optimizer.state[value] = {
+                        field: torch.from_numpy(np.array(arrays[f"{field}/{name}"])).to(self.device if field != "step" else "cpu") for field in ("exp_avg", "exp_avg_sq", "step")
+                    }
+        return len(self.history) - 1
+
+    # -- what runs --------------------------------------------------------------------------------------------------------
+
+    def _proved(self, found: Quantized) -> int:
+        """Compile what was written and compare its outputs with the training side's, element by element; how many images that were.
+
+        Raises TrainingMismatch when one differs.
+        """
+        from hawq_tvm.package.package import compile as compile_package
+
+        count = self.size if self.fixed else min(self.settings.checked, self.validation.count)
+        batch = self.validation.chosen(torch.arange(count))
+        inputs = {n: v.cpu().numpy() for n, v in batch.inputs.items()}
+        self.tell(Step("compiling and comparing", 0, 1))
+        package = compile_package(found.model, shapes={n: v.shape for n, v in inputs.items()})
+        (theirs,) = package.run(inputs).values()
+        with torch.no_grad():
+            ours = self.net(batch.inputs).cpu().numpy()
+        self.tell(Step("compiling and comparing", 1, 1))
+        if theirs.shape != ours.shape or not np.array_equal(theirs, ours):
+            raise TrainingMismatch(
+                "the compiled package does not compute what was trained", where=self.net.graph.name, expected="equal outputs",
+                found=f"{int((theirs != ours).sum())} of {ours.size} differ" if theirs.shape == ours.shape else f"shapes {theirs.shape} and {ours.shape}",
+                remedy="report this network: it is a bug of hawq_tvm",
+            )  # fmt: skip
+        return count

@@ -1,0 +1,1 @@
+"""Names and features of CPUs and GPUs; no compiler is called here."""

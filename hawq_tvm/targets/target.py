@@ -1,0 +1,163 @@
+"""What to compile for: "host", a named x86-64 level, an LLVM target, or GPUs of NVIDIA's; and which CPU features the result needs."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import tvm
+from tvm.target import codegen
+
+from .cpu import CPUINFO_NAMES, TILE_FEATURES, host_features, permit_tiles
+from .cpu import check_host as check_host
+from .cpu import runs_here as runs_here
+from hawq_tvm.compiler.cuda import nvcc
+from . import gpu as cuda
+from hawq_tvm.core.errors import UsageError
+from hawq_tvm.compiler.native import toolchain
+
+_X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
+_ARM = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}
+# Levels of the x86-64 ABI, then families of instructions that kernels are written for.
+PRESETS: dict[str, dict[str, Any]] = {
+    **{level: {**_X86, "mcpu": level} for level in ("x86-64-v2", "x86-64-v3", "x86-64-v4")},
+    "x86-avx2": {**_X86, "mcpu": "x86-64-v3"},
+    "x86-avxvnni": {**_X86, "mcpu": "x86-64-v3", "mattr": ["+avxvnni"]},
+    "x86-vnni": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
+    "x86-amx": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni", "+amx-tile", "+amx-int8"]},
+    # Armv8-A; Neoverse N1, Cortex-A76 (Raspberry Pi 5) and later; Neoverse V1 and N2, Apple M2 and later. None uses SVE.
+    "arm-neon": {**_ARM, "mcpu": "generic", "mattr": ["+neon"]},
+    "arm-dotprod": {**_ARM, "mcpu": "neoverse-n1", "mattr": ["+neon", "+dotprod"]},
+    "arm-i8mm": {**_ARM, "mcpu": "neoverse-n1", "mattr": ["+neon", "+dotprod", "+i8mm"]},
+}
+
+
+def parse(text: str) -> tvm.target.Target:
+    """The target called `text`: "host", a preset (x86-vnni, x86-64-v3, cuda-sm80, cuda, ...), "llvm -mcpu=NAME ...", or JSON.
+
+    Raises UsageError for anything else.
+    """
+    text = text.strip()
+    if text == "host":
+        return host()
+    if text in PRESETS:
+        return tvm.target.Target(PRESETS[text])
+    if text in cuda.PRESETS:
+        return cuda.make(cuda.PRESETS[text])
+    if text.startswith("{"):
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise UsageError("the target is not valid JSON", found=str(e)) from e
+        return cuda.parse(fields) if fields.get("kind") == "cuda" else _llvm(fields)
+    kind, *options = text.split()
+    if kind != "llvm":
+        near = difflib.get_close_matches(text, ["host", *PRESETS, *cuda.PRESETS], 1)
+        raise UsageError(
+            "unknown target", found=text, expected=f"host, {', '.join([*PRESETS, *cuda.PRESETS])}, or llvm -mcpu=NAME", remedy=f"did you mean {near[0]}?" if near else "",
+        )  # fmt: skip
+    fields = {"kind": "llvm"}
+    for option in options:
+        key, equals, value = option.lstrip("-").partition("=")
+        if not equals or key not in ("mcpu", "mtriple", "mattr"):
+            raise UsageError("unknown target option", found=option, expected="-mcpu=, -mtriple= or -mattr=")
+        fields[key] = value.split(",") if key == "mattr" else value  # type: ignore[assignment]
+    return _llvm(fields)
+
+
+def _llvm(fields: dict[str, Any]) -> tvm.target.Target:
+    if fields.get("kind") != "llvm":
+        raise UsageError("unknown kind of target", found=str(fields.get("kind")), expected="llvm or cuda")
+    try:
+        target = tvm.target.Target(fields)
+    except (tvm.error.InternalError, TypeError, ValueError) as e:
+        raise UsageError("TVM refuses this target", found=str(e).splitlines()[0]) from e
+    mcpu = str(fields.get("mcpu", ""))
+    if mcpu and not codegen.llvm_is_valid_cpu(mcpu, fields.get("mtriple", codegen.llvm_get_system_triple())):
+        raise UsageError("LLVM knows no such CPU", found=mcpu, remedy="see `llc -mcpu=help`, or use a preset")
+    return target
+
+
+def host() -> tvm.target.Target:
+    """This machine, less any feature that its CPU's name implies but a hypervisor hides or the kernel does not grant."""
+    return of_cpu(codegen.llvm_get_system_cpu(), host_features(), lambda: permit_tiles() is None)
+
+
+def of_cpu(mcpu: str, features: Iterable[str], tiles: Callable[[], bool], mtriple: str = "") -> tvm.target.Target:
+    """A machine whose CPU has LLVM's name `mcpu`, less what that name implies and `features` lack.
+
+    tiles: asks for AMX's tile registers, whether they are granted.  mtriple: where it is another machine than this one.
+    """
+    fields = {"kind": "llvm", "mcpu": mcpu, **({"mtriple": mtriple} if mtriple else {})}
+    required = set(required_features(tvm.target.Target(fields)))
+    missing = required - set(features)
+    if required & TILE_FEATURES and (TILE_FEATURES & missing or not tiles()):
+        missing |= required & TILE_FEATURES
+    return tvm.target.Target({**fields, "mattr": [f"-{f}" for f in sorted(missing)]} if missing else fields)
+
+
+def _cpu(target: tvm.target.Target) -> tvm.target.Target:
+    """The CPU that a library for `target` runs on, or that launches its kernels."""
+    return target.host if cuda.is_cuda(target) else target
+
+
+def architecture(target: tvm.target.Target) -> str:
+    """The CPU's instruction set, as `platform.machine()` names it."""
+    triple = str(_cpu(target).attrs.get("mtriple", "")) or codegen.llvm_get_system_triple()
+    machine = triple.split("-")[0]
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
+def gpu_architectures(target: tvm.target.Target) -> tuple[str, ...]:
+    """The GPU architectures that a library for `target` holds code for; none for a CPU."""
+    return cuda.architectures(target) if cuda.is_cuda(target) else ()
+
+
+def check_compiler(target: tvm.target.Target) -> None:
+    """Refuse a target that this machine cannot compile for.
+
+    Raises UsageError when nvcc, which CUDA targets need, is missing or does not know an architecture, or when a CPU's C compiler is missing.
+    """
+    if cuda.is_cuda(target):
+        nvcc.check(cuda.architectures(target))
+    else:
+        toolchain.compiler(architecture(target))
+
+
+def compiler_versions(target: tvm.target.Target) -> dict[str, str]:
+    """The versions of what compiles for `target`, beside TVM and its LLVM."""
+    return {"cuda": nvcc.release(nvcc.find())} if cuda.is_cuda(target) else {}
+
+
+def required_features(target: tvm.target.Target) -> list[str]:
+    """The CPU's instruction set extensions (LLVM's names) that code for `target` may use."""
+    known = CPUINFO_NAMES.get(architecture(target), {})
+    return sorted(set(codegen.llvm_get_cpu_features(_cpu(target))) & set(known))
+
+
+def required_flags(target: tvm.target.Target) -> list[str]:
+    """The same extensions as Linux calls them in /proc/cpuinfo, for programs that do not know LLVM's names."""
+    return sorted(CPUINFO_NAMES.get(architecture(target), {})[f] for f in required_features(target))
+
+
+def describe(target: tvm.target.Target) -> dict[str, Any]:
+    """JSON-ready description, from which `parse` makes the same target again."""
+    if cuda.is_cuda(target):
+        return cuda.describe(target)
+    fields: dict[str, Any] = {"kind": "llvm"}
+    for key in ("mcpu", "mtriple"):
+        if target.attrs.get(key, None):
+            fields[key] = str(target.attrs[key])
+    if target.attrs.get("mattr", None):
+        fields["mattr"] = [str(a) for a in target.attrs["mattr"]]
+    return fields
+
+
+def text(stored: Mapping[str, Any]) -> str:
+    """The target of a manifest in a few words."""
+    if stored["kind"] == "cuda":
+        return f"cuda {', '.join(stored['architectures'])}, launched by {stored['architecture']} {stored['mcpu']}"
+    same = [name for name, p in PRESETS.items() if all(p.get(k) == stored.get(k) for k in ("mcpu", "mattr", "mtriple"))]
+    return f"{stored['architecture']} {stored.get('mcpu', '')}" + (f" ({same[0]})" if same and same[0] != stored.get("mcpu") else "")

@@ -1,0 +1,1 @@
+"""Measured tiles: raced here, on other machines, or exported for a GPU that is elsewhere."""

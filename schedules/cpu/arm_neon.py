@@ -1,0 +1,133 @@
+"""Convolutions and matrix products on Arm: registers of 16 bytes of data, a lane of which multiplies four channels at a time.
+
+A family of instructions is one instance of the rule: smmla (two pixels x two channels x 8 products), sdot (four channels x 4 products), or
+smlal (four channels x 1 product of 16 bits). All are exact for every operand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax
+
+from hawq_tvm.core import arith, ops
+
+from .contract_tiles import Step
+from .contraction import reach_of, shape_of
+from .cpu_contract import Contract, Products
+from schedules.layer import Layer
+from schedules.spelling.neon_intrinsics import LANES, Inner, inner_product
+from .vector_unit import VectorUnit
+
+WASTE = 1.05  # so many more products are worth a fuller register of data
+INT32_MAX = arith.RANGES["int32"][1]
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """An instruction for a type of data: their type in registers, and what is added to them first."""
+
+    name: str
+    registers: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """Instructions of one shape, by the types of data and of weights.
+
+    depth, together: as in Inner.  inners: how many a register of data may serve, the most first.  weights: registers for them.
+    """
+
+    depth: int
+    together: int
+    inners: tuple[int, ...]
+    multipliers: dict[tuple[str, str], Multiplier]
+    weights: int = 4
+
+    def inner(self, run: int) -> int:
+        """The instructions per register of data for a run: the most that add next to no products with zeros."""
+        padded = {i: -(-run // (self.depth * i)) * self.depth * i for i in self.inners}
+        return next(i for i in self.inners if padded[i] <= WASTE * min(padded.values()))
+
+
+_SAME = {("int8", "int8"): "s", ("uint8", "uint8"): "u"}
+_MIXED = ("uint8", "int8")
+MATRICES = Family(8, 2, (2, 1), {t: Multiplier(f"{s}mmla", t[0]) for t, s in [*_SAME.items(), (_MIXED, "us")]})
+# Unsigned data and signed weights without usdot: data less 128 are signed.
+DOTS = Family(4, 1, (4, 2, 1), {**{t: Multiplier(f"{s}dot", t[0]) for t, s in _SAME.items()}, _MIXED: Multiplier("sdot", "int8", -128)})
+MIXED_DOTS = Family(4, 1, (4, 2, 1), {**DOTS.multipliers, _MIXED: Multiplier("usdot", "uint8")})
+# LLVM widens the weights of two vectors of channels ahead: with fewer registers for them, sums go to memory and back in the innermost loop.
+PAIRS = Family(2, 1, (4, 2, 1), {(x, w): Multiplier("smlal", "int16") for x in ("int8", "uint8", "int16") for w in ("int8", "uint8")}, weights=16)
+
+
+class Neon(Contract):
+    """u8 or s8 data and 8-bit or 4-bit weights with int32 sums, up to 16 bits with smlal; 4-bit weights are opened in registers.
+
+    extension: "i8mm", "dotprod" or "neon", as LLVM calls it.
+    """
+
+    def __init__(self, extension: str) -> None:
+        super().__init__()
+        self.extension, self.name = extension, f"arm.{extension}"
+
+    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
+        """A contraction of types that the family has an instruction for, on a CPU that has the extension."""
+        unit = self.unit or VectorUnit.of(target)
+        if self.extension not in unit.neon:
+            return f"the target has no {self.extension}."
+        why = super().applies(layer, target)
+        call = layer.anchor_call
+        if why or call is None:
+            return why
+        x, w = call.args
+        types = (ops.dtype_of(x), weight_type(layer, w))
+        multiplier = self.family(unit).multipliers.get(types)
+        if multiplier is None or ops.dtype_of(call) != "int32":
+            return f"no instruction for {types[0]} times {types[1]} in {ops.dtype_of(call)}."
+        shape = shape_of(call, LANES)
+        if self.extension == "i8mm" and shape.pixels == 1:
+            return "a single pixel in a row, of the two of an instruction."
+        if multiplier.offset:
+            if not layer.is_constant(w) or (ops.op_name(call) == "relax.matmul" and len(ops.shape_of(w)) > 2):
+                return "shifted data with weights whose sums are not known."
+            if reach_of(layer.constant(w), _largest(multiplier)) > INT32_MAX:
+                return "sums of shifted data that may leave 32 bits."
+        return None
+
+    def family(self, unit: VectorUnit) -> Family:
+        """The instructions of the extension, with mixed signs where the unit has those."""
+        if self.extension == "neon":
+            return PAIRS
+        if self.extension == "i8mm":
+            return MATRICES
+        return MIXED_DOTS if "i8mm" in unit.neon else DOTS
+
+    def products(self, layer: Layer, unit: VectorUnit) -> Products:
+        """Steps of a whole register of data, or less where that would be mostly zeros."""
+        call = layer.anchor_call
+        assert call is not None
+        x, w = call.args
+        family = self.family(unit)
+        m, inner = family.multipliers[ops.dtype_of(x), weight_type(layer, w)], family.inner(shape_of(call, LANES).run)
+        signed_nibbles = layer.is_four_bits(w) and ops.dtype_of(w) == "int8" and inner % 2 == 0
+        nibbles = signed_nibbles and 16 * reach_of(layer.constant(w), _largest(m)) <= INT32_MAX
+
+        def intrinsic(data: str, weight: str) -> str:
+            return inner_product(Inner(m.name, data, "uint8" if nibbles else weight, family.depth, inner, family.together, nibbles))
+
+        stored = m.registers if m.offset else ops.dtype_of(x)
+        step = Step(family.depth, inner, family.together, loaded=True, weights=family.weights)
+        return Products(step, stored, intrinsic, m.offset, in_place=True, bits=4 if nibbles else 0, registers=m.registers)
+
+
+def weight_type(layer: Layer, weights: relax.Expr) -> str:
+    """The type of weights as they are multiplied."""
+    return "int8" if layer.is_four_bits(weights) else ops.dtype_of(weights)
+
+
+def _largest(m: Multiplier) -> int:
+    """The largest magnitude of data in registers."""
+    low, high = arith.RANGES[m.registers]
+    return max(-low, high)

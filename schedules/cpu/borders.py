@@ -1,0 +1,229 @@
+"""Products with a border of zeros are left out: a scheduled contraction skips the taps and pixels that lie beside its data.
+
+    for kh where the data has a line:                           instead of all
+      for t:                                                    a tap
+        where it needs the pixels first ..< last of the block:  one body per such range, unrolled over its pixels alone
+          for step of the run:
+            ...
+
+Pixels of a block that stick out of a row are left out, too. A 3x3 convolution of 7x7 pixels saves 18 % of its products,
+and where no zero is left to be read, the data need no copy with a border around it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import relax, s_tir, tirx
+
+from hawq_tvm.core import ops
+
+from .contract_tiles import ContractTile, LoadedTile
+from .contraction import Shape
+from schedules.emit.emit import immediate, ints
+from schedules.layer import Layer
+
+# Bodies of the innermost loop at most, and steps of one at least: else the loops around them cost more than what is left out.
+BODIES, STEPS = 12, 16
+SAVED = 0.01  # the share of products that is worth leaving out for itself
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a contraction's data: output o reads o * stride + tap * dilation - before, which is a zero outside of 0 ..< size."""
+
+    size: int
+    before: int
+    stride: int
+    dilation: int
+
+    def data(self, output: Any, tap: Any) -> Any:
+        """Where an output's tap reads."""
+        return output * self.stride + tap * self.dilation - self.before
+
+    def outputs(self, tap: Any) -> tuple[Any, Any]:
+        """The first output for which a tap reads data, and the one after the last; either may lie beside the outputs."""
+        first = self.before - tap * self.dilation + self.stride - 1
+        return first // self.stride, (first + self.size) // self.stride
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Which pixels of a block need a tap: `first ..< last`, which depends on the block's first pixel and the tap.
+
+    axis: along a row, where it has zeros beside it.  scale: the pixels of one output of the axis.  pixels, block, taps: how many there are.
+    """
+
+    axis: Axis | None
+    scale: int
+    pixels: int
+    block: int
+    taps: int
+
+    @property
+    def all(self) -> list[tuple[int, int]]:
+        """That of each block and tap."""
+        return [self._of(base, tap, min, max) for base in range(0, self.pixels, self.block) for tap in range(self.taps)]
+
+    @property
+    def needed(self) -> list[tuple[int, int]]:
+        """The different ones that are not empty."""
+        return sorted({(first, last) for first, last in self.all if first < last})
+
+    @property
+    def saved(self) -> float:
+        """The share of the products that is left out."""
+        return 1 - sum(max(last - first, 0) for first, last in self.all) / (self.block * len(self.all))
+
+    def _of(self, base: Any, tap: Any, least: Callable[..., Any], most: Callable[..., Any]) -> tuple[Any, Any]:
+        first, last = (edge * self.scale - base for edge in self.axis.outputs(tap)) if self.axis else (-base, self.pixels - base)
+        return most(first, 0), least(least(last, self.pixels - base), self.block)
+
+    def choose(self, base: tirx.Expr, tap: tirx.Expr, body: Callable[[int, int], tirx.Stmt]) -> tirx.Stmt:
+        """The body for each range that is not empty, behind a condition."""
+        first, last = self._of(base, tap, tirx.Min, tirx.Max)
+        *others, final = [(first.equal(a) & last.equal(b), body(a, b)) for a, b in self.needed]
+        # Never without an else: TVM's HoistIfThenElse would take a chain that ends so apart and lose the bodies before.
+        chain = final[1] if all(a < b for a, b in self.all) else tirx.IfThenElse(*final, tirx.Evaluate(0))
+        for condition, statement in others:
+            chain = tirx.IfThenElse(condition, statement, chain)
+        return chain
+
+
+@dataclass(frozen=True)
+class Borders:
+    """What a contraction leaves out.
+
+    lines: where kernel lines above and below the data are skipped.  ranges: where pixels are skipped.  beside: the taps that the loop over a
+    line's steps is to be split into for that.  unpadded: the data without their border, where no zero of it is read.  origin: the lines above
+    and the columns before them.
+    """
+
+    lines: Axis | None = None
+    ranges: Ranges | None = None
+    beside: int = 1
+    unpadded: relax.Expr | None = None
+    origin: tuple[int, int] = (0, 0)
+
+    @staticmethod
+    def of(layer: Layer, call: relax.Call, shape: Shape, tile: ContractTile, offset: int, in_place: bool) -> Borders:
+        """Those of a conv2d (NHWC) or a matmul in the form `shape`.
+
+        What is multiplied is the data with `offset` added; in_place: it could be read where it lies.
+        """
+        lines, columns = (None, None) if offset else axes_of(layer, call)
+        along, across = (lines, columns) if shape.width else (columns, lines)
+        single = shape.run // shape.side_by_side % tile.length == 0  # a step lies within one tap
+        beside = shape.side_by_side if single else 1
+        ranges = Ranges(along if single else None, max(shape.width, 1), shape.pixels, tile.pixels, shape.taps[1] * beside)
+        loaded = isinstance(tile, LoadedTile)  # which loads the data of a block's pixels for all of its taps, and multiplies neighbours at once
+        worth = ranges.saved >= SAVED or ranges.axis is not None
+        skips = worth and 0 < len(ranges.needed) <= BODIES and shape.run // beside // tile.length >= STEPS
+        zeros = bool(along and (loaded or not (skips and single))) or bool(across and shape.width)
+        pad = layer.definition(call.args[0])
+        kept = Borders(None if shape.width else lines, *((ranges, beside) if skips else (None, 1)))
+        if not in_place or not (lines or columns) or zeros or not layer.is_parameter(pad.args[0]):
+            return kept
+        return replace(kept, unpadded=pad.args[0], origin=(lines.before if lines else 0, columns.before if columns else 0))
+
+
+def axes_of(layer: Layer, call: relax.Call) -> tuple[Axis | None, Axis | None]:
+    """The lines and the columns of a conv2d's data; None where there is no border, or one of other values than 0 or around channels or images."""
+    pad = layer.definition(call.args[0])
+    if ops.op_name(call) != "relax.nn.conv2d" or ops.op_name(pad) != "relax.nn.pad" or int(pad.attrs.pad_value):
+        return None, None
+    widths, strides, dilations = (ints(x) for x in (pad.attrs.pad_width, call.attrs.strides, call.attrs.dilation))
+    if any(widths[:2]) or any(widths[6:]):
+        return None, None
+    sizes = ops.shape_of(pad.args[0])
+    lines, columns = (
+        Axis(sizes[1 + a], widths[2 + 2 * a], strides[a], dilations[a]) if any(widths[2 + 2 * a : 4 + 2 * a]) else None for a in (0, 1)
+    )
+    return lines, columns
+
+
+@dataclass(frozen=True)
+class Nest:
+    """The loops of a contraction's products, scheduled: kernel lines, the taps of one, and a block's pixels, `together` in each step.
+
+    pixels is any loop around nothing but a block's products.  height: the output lines of a block.
+    """
+
+    lines: s_tir.schedule.LoopRV
+    taps: s_tir.schedule.LoopRV
+    pixels: s_tir.schedule.LoopRV
+    together: int = 1
+    height: int = 1
+
+
+def without_borders(sch: s_tir.Schedule, shape: Shape, borders: Borders, nest: Nest) -> tirx.PrimFunc:
+    """The kernel of a finished schedule with fewer products, all of which would be with zeros or never looked at."""
+    lines, taps, pixels = (sch.get(loop) for loop in (nest.lines, nest.taps, nest.pixels))
+    places = _iterators(pixels)
+
+    def leave_out(loop: tirx.For) -> tirx.For:
+        if borders.ranges and loop.loop_var.same_as(taps.loop_var):
+            base = _at_start(places[len(shape.lead)], pixels) * nest.together
+
+            def body(first: int, last: int) -> tirx.Stmt:
+                return _only(loop.body, pixels.loop_var, first // nest.together, -(-last // nest.together))
+
+            return _looped(loop, loop.min, loop.extent, borders.ranges.choose(base, loop.loop_var, body))
+        if borders.lines and loop.loop_var.same_as(lines.loop_var):
+            output = _at_start(places[len(shape.lead) - 1], loop.body)
+            first, last = (borders.lines.data(output + i, loop.loop_var) for i in (0, nest.height - 1))
+            # A condition, because loops from 0 on are what TVM's simplifier understands.
+            return _looped(loop, loop.min, loop.extent, tirx.IfThenElse((last >= 0) & (first < borders.lines.size), loop.body, None))
+        return loop
+
+    return tvm_ffi.structural_map(sch.mod["main"], [(tirx.For, leave_out)])
+
+
+def _nodes(kind: type, root: Any) -> list[Any]:
+    """The nodes of a kind in a statement, the inner ones first."""
+    found: list[Any] = []
+
+    def keep(node: Any) -> Any:
+        found.append(node)
+        return node
+
+    tvm_ffi.structural_map(root, [(kind, keep)])
+    return found
+
+
+def _iterators(loop: tirx.For) -> list[tirx.Expr]:
+    """What the iterators of the one block inside a loop are."""
+    (realize,) = _nodes(s_tir.SBlockRealize, loop)
+    return list(realize.iter_values)
+
+
+def _at_start(expr: tirx.Expr, body: tirx.Stmt) -> tirx.Expr:
+    """An expression where all loops of a body begin."""
+    inside = [loop.loop_var for loop in _nodes(tirx.For, body)]
+    return tvm_ffi.structural_map(expr, [(tirx.Var, lambda v: immediate(0, "int32") if any(v.same_as(i) for i in inside) else v)])
+
+
+def _only(body: tirx.Stmt, var: tirx.Var, first: int, last: int) -> tirx.Stmt:
+    """A copy of a body in which the loop of `var` runs over first ..< last; its variables and views are its own, as TVM wants of a function."""
+    own: dict[tirx.Var, tirx.Var] = {}
+
+    def shorter(loop: tirx.For) -> tirx.For:
+        return _looped(loop, immediate(first, "int32"), immediate(last - first, "int32"), loop.body) if loop.loop_var.same_as(var) else loop
+
+    def renamed(v: tirx.Var, defines: int) -> tirx.Var:
+        if defines and isinstance(v.ty, tvm.ir.PrimType):
+            own[v] = tirx.Var(v.name, v.ty)
+        elif defines:
+            own[v] = tirx.decl_buffer(v.shape, v.dtype, v.name, scope=v.scope(), offset_factor=v.offset_factor, layout=None)
+        return own.get(v, v)
+
+    return tvm_ffi.structural_map(tvm_ffi.structural_map(body, [(tirx.For, shorter)]), [], with_def_region_kind=[(tirx.Var, renamed)])
+
+
+def _looped(loop: tirx.For, first: tirx.Expr, extent: tirx.Expr, body: tirx.Stmt) -> tirx.For:
+    """A loop like another one."""
+    return tirx.For(loop.loop_var, first, extent, loop.kind, body, None, loop.annotations)

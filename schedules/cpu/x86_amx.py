@@ -1,0 +1,319 @@
+"""Convolutions and matrix products of 8-bit data with AMX: tiles of up to 16 pixels x 16 channels, 64 products deep.
+
+    for (lead, rows, blocks of channels) in parallel:           one task, which configures its thread's tiles
+      for row, for block of up to 2 groups of pixels:
+        sums[groups][vectors] = 0                               tiles
+        for kh that has data, t, j (64 bytes of the run):
+          data[groups], weights[vectors] = load                 tiles; a tile's rows are the pixels where they lie
+          sums[g][v] += data[g] . weights[v]                    unrolled over g and v
+        acc = sums                                              int32 in the first cache
+        out = epilogue(acc)                                     vectors of 16 channels
+
+The groups are neighbours in an output row, or, where rows are short, the same pixels of two rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import gcd, prod
+from typing import Any
+
+import tvm
+from tvm import relax, s_tir, te, tirx
+
+from hawq_tvm.core import ops
+
+from schedules.spelling import tile_intrinsics as tiles
+from .borders import Borders, Nest, axes_of, without_borders
+from .contract_tiles import TASKS
+from .contraction import Packing, Shape, contraction, shape_of
+from .cpu_contract import Contract, constant_int4, schedule_operands
+from schedules.emit.emit import Emission, Operand, immediate
+from .epilogue import Epilogue
+from schedules.layer import Layer
+from .loops import inline_all
+from schedules.rule import Kernel
+from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
+from .vector_unit import VectorUnit
+
+DEPTH = 4
+MOST_PADDING = 2  # bytes multiplied per byte of data, at most: beyond, vectors are faster than tiles
+FEWEST_CHANNELS = LANES
+ROWS = 3  # numbers of rows that are worth a measurement
+# Of the data of a task's rows, with as much again for its results: half of the second cache that a core with AMX has. What a task begins with, tiles to configure and
+# memory to take for its sums, is worth several steps of products.
+TASK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class AmxTile:
+    """A block of sums of `lines` output rows x `columns` groups of `pixels` x `vectors` of 16 channels.
+
+    rows: output rows per task.
+    """
+
+    lines: int
+    columns: int
+    pixels: int
+    vectors: int
+    rows: int
+
+    def __post_init__(self) -> None:
+        if (self.lines > 1 and self.columns > 1) or self.rows % self.lines or self.rows < 1 or self.pixels < 2:
+            raise ValueError(f"not a tile: {self}")
+        self.tiles()
+
+    def tiles(self, emulated: bool = False) -> Tiles:
+        """Its tile registers."""
+        return Tiles(self.lines * self.columns, self.pixels, self.vectors, emulated)
+
+    @property
+    def channels(self) -> int:
+        """The output channels of a block."""
+        return LANES * self.vectors
+
+    def __str__(self) -> str:
+        return f"{self.lines}x{self.columns} groups of {self.pixels} pixels x {self.vectors} tiles of 16, {self.rows} rows"
+
+
+def vectors_of(call: relax.Call) -> int:
+    """The tiles of channels in a block."""
+    return 2 if ops.shape_of(call)[-1] > LANES else 1
+
+
+def tiles_of(shape: Shape, vectors: int, pairs_rows: bool) -> list[AmxTile]:
+    """The blocks for a shape, with several numbers of rows, the least estimated time first.
+
+    pairs_rows: its output rows share their weights.
+
+    A product takes as many cycles as its data has rows; meanwhile two rows of a tile are loaded per cycle.
+    """
+    lines = shape.lead[-1] if shape.lead else 1
+
+    def tile(both: tuple[int, int]) -> AmxTile:
+        columns = -(-shape.pixels // (LANES * both[1])) * both[1]
+        # At least two: TVM leaves out the loop over a single pixel, and with it the intrinsics' form.
+        return AmxTile(*both, max(2, -(-shape.pixels // columns)), vectors, both[0])
+
+    def cycles(t: AmxTile) -> float:
+        groups = t.lines * t.columns
+        blocks = -(-lines // t.lines) * -(-shape.pixels // (t.columns * t.pixels))
+        return blocks * (4 + max(groups * vectors * t.pixels, (groups * t.pixels + LANES * vectors) / 2))
+
+    blocks = sorted((tile(b) for b in [(1, 2), (1, 1), *([(2, 1)] if pairs_rows and lines > 1 else [])]), key=cycles)
+    return [replace(block, rows=rows) for block in blocks for rows in _rows(shape, block, lines)]
+
+
+def _rows(shape: Shape, block: AmxTile, lines: int) -> list[int]:
+    """Output rows per task, the most promising first: as in Contract, for multiples of the block's."""
+    steps = -(-lines // block.lines)
+    blocks = -(-shape.channels // block.channels) * prod(shape.lead[:-1])
+    most = max(1, min(TASK_BYTES // (2 * shape.row_length * block.lines), steps * blocks // TASKS))
+    fitting = [block.lines * n for n in range(1, steps + 1) if steps % n == 0 and n <= most]
+    return fitting[::-1][:ROWS]
+
+
+class Amx(Contract):
+    """u8 or s8 data and 8-bit or 4-bit weights with int32 sums.
+
+    emulated: on any target, with calls of hawq_emulated_* in place of the tile instructions; for tests.
+    """
+
+    name = "x86.amx"
+
+    def __init__(self, emulated: bool = False) -> None:
+        super().__init__()
+        self.emulated = emulated
+
+    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
+        """An 8-bit contraction large enough for tiles, on a CPU with AMX."""
+        if not (self.emulated or VectorUnit.of(target).tiles):
+            return "the target has no AMX."
+        why = super().applies(layer, target)
+        call = layer.anchor_call
+        if why or call is None:
+            return why
+        x, w = call.args
+        eight = ("uint8", "int8")
+        if ops.dtype_of(x) not in eight or ops.dtype_of(w) not in eight or ops.dtype_of(call) != "int32":
+            return "data or weights of more than 8 bits, or sums of more than 32."
+        shape = shape_of(call, LANES * vectors_of(call))
+        if shape.channels < FEWEST_CHANNELS:
+            return f"{shape.channels} output channels, of the {LANES} of a tile."
+        real = shape.run if shape.groups == 1 else shape.inputs
+        if (padded := -(-shape.run // BYTES) * BYTES) > MOST_PADDING * real:
+            return f"runs of {real} elements, which tiles would pad to {padded}."
+        if shape.pixels * prod(shape.lead[-1:]) == 1:
+            return "a single pixel, of the 16 of a tile."
+        return None
+
+    def tiles(self, layer: Layer, target: tvm.target.Target) -> list[AmxTile]:  # type: ignore[override]
+        """Blocks of tiles and rows per task."""
+        call = layer.anchor_call
+        assert call is not None
+        vectors, is_conv = vectors_of(call), ops.op_name(call) == "relax.nn.conv2d"
+        return tiles_of(shape_of(call, LANES * vectors), vectors, pairs_rows=is_conv)
+
+    def build(self, layer: Layer, target: tvm.target.Target, tile: AmxTile | None = None) -> Kernel:  # type: ignore[override]
+        """See the loops at the top of this file."""
+        call = layer.anchor_call
+        assert call is not None
+        tile = tile or self.tiles(layer, target)[0]
+        shape = shape_of(call, tile.channels)
+        in_place = layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
+        overrides = {ops.op_name(call): lambda e, c: _emit(e, c, tile, in_place), "hawq.unpack_int4": constant_int4}
+        emission = Emission(layer, overrides)
+        sch = s_tir.Schedule(emission.prim_func())
+        weight = "int8" if layer.is_four_bits(call.args[1]) else ops.dtype_of(call.args[1])
+        epilogue = Epilogue(sch, shape.channels, LANES, tile.vectors, VectorUnit.of(target).packs)
+        nest = _schedule(sch, shape, tile, tile.tiles(self.emulated), in_place, ops.dtype_of(call.args[0]), weight, epilogue)
+        func = without_borders(sch, shape, Borders(axes_of(layer, call)[0]), nest)
+        return Kernel(func, tuple(a for _, a in emission.arguments), tile)
+
+
+def _rounded_up(s: Shape, tile: AmxTile) -> tuple[int, int]:
+    """The pixels of a row in whole blocks, and the elements of data that they read: whole pixels."""
+    block = tile.columns * tile.pixels
+    pixels = -(-s.pixels // block) * block
+    needed = max(s.row_needed(pixels, tile.channels, BYTES), s.row_length)
+    return pixels, -(-needed // s.per_pixel) * s.per_pixel
+
+
+def _fits_in_place(s: Shape, tile: AmxTile) -> bool:
+    """Whether whole tiles read nothing beyond a row, and the 64 bytes of a step lie within a pixel."""
+    return _rounded_up(s, tile)[1] == s.row_length and s.per_pixel % BYTES == 0 and s.groups == 1
+
+
+def _emit(e: Emission, call: relax.Call, tile: AmxTile, in_place: bool) -> Operand:
+    """Stages: rows (the padded data; none in place), data and weights (one tile per step and group or vector), acc (rounded
+    up to whole blocks), and the view of it the layer sees."""
+    sizes = shape_of(call, tile.channels)
+    blocks = -(-sizes.channels // tile.channels)
+    c = contraction(e, call, Packing(blocks, 1, tile.channels, DEPTH, BYTES // DEPTH))
+    s, x = c.shape, e.operand(call.args[0])
+    pixels, length = _rounded_up(s, tile)
+    lead = (*s.lead[:-1], -(-s.lead[-1] // tile.lines) * tile.lines) if s.lead else ()
+    steps = -(-s.run // BYTES)
+
+    def row_element(*i: Any) -> tirx.Expr:
+        value = c.element(i[:-1], i[-1])
+        return tirx.if_then_else(i[-1] < s.row_length, value, immediate(0, x.dtype)) if length > s.row_length else value
+
+    rows = None if in_place else te.compute((*s.rows, length), row_element, name="rows")
+
+    def row(index: list[Any], kh: Any) -> list[Any]:
+        """The row of the data; a line beyond the last is the last once more."""
+        if lead != s.lead:
+            index = [*index[:-1], tirx.Min(index[-1], immediate(s.lead[-1] - 1, "int32"))]
+        return c.row(index, kh)
+
+    def data_at(*i: Any) -> tirx.Expr:
+        *first, block, kh, t, j, w, k = i
+        if rows is None:
+            per_pixel = s.per_pixel // BYTES
+            pixel = w * (s.step // s.per_pixel) + t * (s.hop // s.per_pixel) + j // per_pixel
+            return x.at([*row(first, kh), pixel, j % per_pixel * BYTES + k])
+        return rows(*row(first, kh), w * s.step + t * s.hop + s.start(block, tile.channels) + j * BYTES + k)
+
+    data = te.compute((*lead, blocks, *s.taps, steps, pixels, BYTES), data_at, name="data")
+
+    def weight_at(*i: Any) -> tirx.Expr:
+        *first, j, q, o, p = i
+        return c.weights(*first, j * LANES + q, 0, o, p)
+
+    own = tuple(int(d) for d in c.weights.shape[:-4])
+    weights = te.compute((*own, steps, LANES, tile.channels, DEPTH), weight_at, name="tile_weights")
+    kh, t, j, q, p = (
+        te.reduce_axis((0, n), name) for n, name in zip((*s.taps, steps, LANES, DEPTH), ("kh", "t", "j", "q", "p"), strict=True)
+    )
+
+    def accumulate(*i: Any) -> tirx.Expr:
+        *first, block, w, o = i
+        a, b = data(*first, block, kh, t, j, w, q * DEPTH + p), weights(*c.weight_lead(first), block, kh, t, j, q, o, p)
+        return te.sum(a.astype(c.dtype) * b.astype(c.dtype), axis=[kh, t, j, q, p])
+
+    acc = te.compute((*lead, blocks, pixels, tile.channels), accumulate, name="acc")
+
+    def view(*i: Any) -> tirx.Expr:
+        *first, w, o = i
+        return acc(*first, o // tile.channels, w, o % tile.channels)
+
+    return Operand(e, te.compute((*s.lead, s.pixels, s.channels), view, name="view"))
+
+
+def _schedule(
+    sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_place: bool, data_type: str, weight_type: str, epilogue: Epilogue
+) -> Nest:
+    inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", "tile_weights", *epilogue.kept))
+    acc, data, weights = (sch.get_sblock(name) for name in ("acc", "data", "tile_weights"))
+
+    loops = sch.get_loops(acc)
+    lead, (block, w, o, kh, t, j, q, p) = loops[: len(shape.lead)], loops[len(shape.lead) :]
+    w_outer, group, pixel = sch.split(w, [None, tile.columns, tile.pixels])
+    vector, lane = sch.split(o, [tile.vectors, LANES])
+    tasks, inside, line = lead, [], []
+    if lead:
+        row_outer, row, last = sch.split(lead[-1], [None, tile.rows // tile.lines, tile.lines])
+        tasks, inside, line = [*lead[:-1], row_outer], [row], [last]
+    sch.reorder(*tasks, block, *inside, w_outer, kh, t, j, *line, group, vector, pixel, lane, q, p)
+    task = sch.fuse(*tasks, block)
+    sch.parallel(task)
+
+    producers = [*sch.get_producers(data), *sch.get_producers(weights)]
+    for loaded in (data, weights):
+        sch.set_scope(loaded, 0, "local")
+        sch.compute_at(loaded, j, preserve_unit_loops=True)
+    schedule_operands(sch, producers, shape, task, LANES, DEPTH)
+    copy = sch.cache_write(acc, 0, "local")
+    sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-3], i[-2], i[-3] * tile.channels + i[-1]))
+    epilogue.spell()
+    sch.reverse_compute_at(copy, w_outer, preserve_unit_loops=True)
+    load = tiles.tile_load_rows(form, shape.step, data_type)
+    if in_place:
+        load = tiles.tile_load_pixels(form, shape.step // shape.per_pixel, data_type)
+    _load_data(sch, data, tile, load)
+    _load_weights(sch, weights, tile, tiles.tile_load_weights(form, weight_type))
+    _store(sch, copy, tile, tiles.tile_store(form))
+    init = sch.decompose_reduction(acc, kh)
+    *outer, first_group, first_vector, first_pixel, _ = sch.get_loops(init)
+    _spell(sch, [*_lines(outer, tile), first_group, first_vector], first_pixel, tiles.tile_zero(form))
+    _spell(sch, [*line, group, vector], pixel, tiles.tile_dot(form, data_type, weight_type))
+
+    epilogue.compute_at(w_outer, gcd(shape.channels, LANES))
+    body = sch.get(task)
+    statements = tirx.SeqStmt([form.begin(), body.body, form.end()])
+    sch.state.replace(sch.get_sref(task), tirx.For(body.loop_var, body.min, body.extent, body.kind, statements))
+    return Nest(kh, t, vector, height=tile.lines)
+
+
+def _spell(sch: s_tir.Schedule, unrolled: list[s_tir.schedule.LoopRV], loop: s_tir.schedule.LoopRV, intrinsic: str) -> None:
+    """One tile instruction for the loops from `loop` on; the tiles' numbers are constants once `unrolled` are."""
+    for each in unrolled:
+        sch.unroll(each)
+    sch.tensorize(loop, intrinsic)
+
+
+def _lines(outer: list[s_tir.schedule.LoopRV], tile: AmxTile) -> list[s_tir.schedule.LoopRV]:
+    """The loop over a block's lines, the innermost of those around a line; none where there is a single one."""
+    return outer[-1:] if tile.lines > 1 else []
+
+
+def _load_data(sch: s_tir.Schedule, data: s_tir.schedule.SBlockRV, tile: AmxTile, intrinsic: str) -> None:
+    *outer, _block, _kh, _t, _j, w, _ = sch.get_loops(data)
+    group, pixel = sch.split(w, [tile.columns, tile.pixels])
+    _spell(sch, [*_lines(outer, tile), group], pixel, intrinsic)
+
+
+def _load_weights(sch: s_tir.Schedule, weights: s_tir.schedule.SBlockRV, tile: AmxTile, intrinsic: str) -> None:
+    *_, q, o, _ = sch.get_loops(weights)
+    vector, lane = sch.split(o, [tile.vectors, LANES])
+    sch.reorder(vector, q, lane)
+    _spell(sch, [vector], q, intrinsic)
+
+
+def _store(sch: s_tir.Schedule, copy: s_tir.schedule.SBlockRV, tile: AmxTile, intrinsic: str) -> None:
+    *outer, _block, w, o = sch.get_loops(copy)
+    group, pixel = sch.split(w, [tile.columns, tile.pixels])
+    vector, lane = sch.split(o, [tile.vectors, LANES])
+    sch.reorder(group, vector, pixel, lane)
+    _spell(sch, [*_lines(outer, tile), group, vector], pixel, intrinsic)

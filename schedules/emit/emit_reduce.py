@@ -1,0 +1,189 @@
+"""TE stages of the operators that reduce: products, pools, sums, extrema, softmax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+
+from hawq_tvm.core import arith, ops
+
+from .emit import Emission, Operand, clamp, emitter, immediate, ints, out_shape
+
+Reduce = Callable[..., tirx.Expr]
+
+
+@emitter("relax.nn.conv2d")
+def _conv2d(e: Emission, call: relax.Call) -> te.Tensor:
+    """The plain sum (A10), in any layout; padding is already explicit."""
+    attrs = call.attrs
+    x, w = e.operand(call.args[0]), e.operand(call.args[1])
+    data, kernel = str(attrs.data_layout), str(attrs.kernel_layout)
+    (sh, sw), (dh, dw), groups = ints(attrs.strides), ints(attrs.dilation), int(attrs.groups)
+    dims = dict(zip(kernel, w.shape, strict=True))
+    dtype, shape = ops.dtype_of(call), out_shape(call)
+    per_group = dims["O"] // groups
+    c = te.reduce_axis((0, dims["I"]), "c")
+    kh, kw = te.reduce_axis((0, dims["H"]), "kh"), te.reduce_axis((0, dims["W"]), "kw")
+
+    def element(*i: Any) -> tirx.Expr:
+        at = dict(zip(data, i, strict=True))
+        channel = c if groups == 1 else (at["C"] // per_group) * dims["I"] + c
+        source = {"N": at["N"], "C": channel, "H": at["H"] * sh + kh * dh, "W": at["W"] * sw + kw * dw}
+        weight = {"O": at["C"], "I": c, "H": kh, "W": kw}
+        product = x.at([source[k] for k in data]).astype(dtype) * w.at([weight[k] for k in kernel]).astype(dtype)
+        return te.sum(product, axis=[kh, kw, c])
+
+    return te.compute(shape, element, name="conv2d")
+
+
+@emitter("relax.matmul")
+def _matmul(e: Emission, call: relax.Call) -> te.Tensor:
+    a, b = e.operand(call.args[0]), e.operand(call.args[1])
+    dtype, shape = ops.dtype_of(call), out_shape(call)
+    k = te.reduce_axis((0, a.shape[-1]), "k")
+
+    def element(*i: Any) -> tirx.Expr:
+        outer = list(i)
+        column = [outer.pop()] if len(b.shape) > 1 else []
+        row = [outer.pop()] if len(a.shape) > 1 else []
+        # Operands of fewer dimensions broadcast over the leading ones.
+        left = [*outer[len(outer) - max(len(a.shape) - 2, 0) :], *row, k]
+        right = [*outer[len(outer) - max(len(b.shape) - 2, 0) :], k, *column]
+        return te.sum(a.at(left).astype(dtype) * b.at(right).astype(dtype), axis=k)
+
+    return te.compute(shape, element, name="matmul")
+
+
+def _pool(x: Operand, call: relax.Call, attrs: dict[str, Any], reduce: Reduce, dtype: str, name: str) -> te.Tensor:
+    axes = ops.spatial_axes(str(attrs["layout"]))
+    window = [te.reduce_axis((0, n), f"k{d}") for n, d in zip(ints(attrs["pool_size"]), "hw", strict=True)]
+    strides, dilation = ints(attrs["strides"]), ints(attrs["dilation"])
+
+    def element(*i: Any) -> tirx.Expr:
+        index = list(i)
+        for n, axis in enumerate(axes):
+            index[axis] = index[axis] * strides[n] + window[n] * dilation[n]
+        return reduce(x.at(index).astype(dtype), axis=window)
+
+    return te.compute(out_shape(call), element, name=name)
+
+
+@emitter("relax.nn.max_pool2d")
+def _max_pool2d(e: Emission, call: relax.Call) -> te.Tensor:
+    x, a = e.operand(call.args[0]), call.attrs
+    attrs = {"layout": a.layout, "pool_size": a.pool_size, "strides": a.strides, "dilation": a.dilation}
+    return _pool(x, call, attrs, te.max, x.dtype, "max_pool2d")
+
+
+@emitter("hawq.sum_pool2d")
+def _sum_pool2d(e: Emission, call: relax.Call) -> Operand:
+    """(A15), in 16 bits where the largest window fits."""
+    attrs = {k: call.attrs[k] for k in ("layout", "pool_size", "strides", "dilation")}
+    x, dtype = e.operand(call.args[0]), ops.dtype_of(call)
+    low, high = arith.RANGES[x.dtype]
+    if dtype != "int32" or max(-low, high) * prod(ints(attrs["pool_size"])) >= 2**15:
+        return Operand(e, _pool(x, call, attrs, te.sum, dtype, "sum_pool2d"))
+    narrow = _pool(x, call, attrs, te.sum, "int16", "sum_pool2d")
+    return Operand(e, te.compute(narrow.shape, lambda *i: narrow(*i).astype(dtype), name="wide"), narrow=narrow)
+
+
+def _reduction(
+    x: Operand, axes: list[int], keepdims: bool, shape: tuple[int, ...], reduce: Reduce, name: str
+) -> te.Tensor:
+    """`reduce` of x over `axes`; over no axis, or over axes of length one, it is a copy."""
+    long = [a for a in axes if x.shape[a] != 1]
+    reducers = {a: te.reduce_axis((0, x.shape[a]), f"k{a}") for a in long}
+
+    def element(*i: Any) -> tirx.Expr:
+        kept = iter(i)
+        index: list[Any] = []
+        for d in range(len(x.shape)):
+            own = next(kept) if keepdims or d not in axes else 0
+            index.append(reducers.get(d, 0 if d in axes else own))
+        value = x.at(index)
+        return reduce(value, axis=[reducers[a] for a in long]) if long else value
+
+    return te.compute(shape, element, name=name)
+
+
+def _axes(call: relax.Call, rank: int) -> list[int]:
+    axis = call.attrs.axis
+    if axis is None:
+        return list(range(rank))
+    return sorted(int(a) % rank for a in (axis if hasattr(axis, "__len__") else [axis]))
+
+
+_REDUCERS: dict[str, Reduce] = {"relax.sum": te.sum, "relax.max": te.max, "relax.min": te.min}
+
+
+@emitter(*_REDUCERS)
+def _reduce(e: Emission, call: relax.Call) -> te.Tensor:
+    x, name = e.operand(call.args[0]), ops.op_name(call)
+    axes, keepdims = _axes(call, len(x.shape)), bool(call.attrs.keepdims)
+    return _reduction(x, axes, keepdims, out_shape(call), _REDUCERS[name], name[6:])
+
+
+@emitter("relax.argmax", "relax.argmin")
+def _arg_extremum(e: Emission, call: relax.Call) -> te.Tensor:
+    """The first position of the extremum: the extremum itself, then the least position that holds it."""
+    x, shape = e.operand(call.args[0]), out_shape(call)
+    reduce = te.max if ops.op_name(call) == "relax.argmax" else te.min
+    rank, keepdims = len(x.shape), bool(call.attrs.keepdims)
+    axes = _axes(call, rank)
+    extremum = _reduction(x, axes, keepdims, shape, reduce, "extremum")
+    reducers = {a: te.reduce_axis((0, x.shape[a]), f"p{a}") for a in axes}
+    total = int(np.prod([x.shape[a] for a in axes]))
+
+    def element(*i: Any) -> tirx.Expr:
+        kept = iter(i)
+        index: list[Any] = []
+        for d in range(rank):
+            own = next(kept) if keepdims or d not in axes else 0
+            index.append(reducers[d] if d in axes else own)
+        position: Any = 0
+        for a in axes:
+            position = position * x.shape[a] + reducers[a]
+        found = tirx.Select(x.at(index).equal(extremum(*i)), position.astype("int64"), immediate(total, "int64"))
+        return te.min(found, axis=[reducers[a] for a in axes])
+
+    return te.compute(shape, element, name="position")
+
+
+@emitter("hawq.softmax")
+def _softmax(e: Emission, call: relax.Call) -> te.Tensor:
+    """(A17): maximum, exponents from the table, their sum, one rounded integer division."""
+    attrs = call.attrs
+    x, table = e.operand(call.args[0]), e.operand(call.args[1])
+    axis, shape = int(attrs["axis"]) % len(x.shape), x.shape
+    outer = (*shape[:axis], *shape[axis + 1 :])
+    multiplier, shift = int(attrs["multiplier"]), int(attrs["shift"])
+    k = te.reduce_axis((0, shape[axis]), "k")
+    # The last entry stands for every difference beyond the table, which the input's range excludes.
+    last = len(ops.const_value(call.args[1])) - 1
+    maximum = te.compute(outer, lambda *i: te.max(x.at([*i[:axis], k, *i[axis:]]), axis=k), name="maximum")
+
+    def exponent(*i: Any) -> tirx.Expr:
+        difference = maximum(*i[:axis], *i[axis + 1 :]).astype("int32") - x.at(i).astype("int32")
+        return table.at([tirx.Min(difference, immediate(last, "int32"))])
+
+    exponents = te.compute(shape, exponent, name="exponents")
+    k = te.reduce_axis((0, shape[axis]), "k")
+    total = te.compute(
+        outer, lambda *i: te.sum(exponents(*i[:axis], k, *i[axis:]).astype("int64"), axis=k), name="total"
+    )
+    zero_point, one = immediate(int(attrs["zero_point"]), "int64"), immediate(1, "int64")
+
+    def element(*i: Any) -> tirx.Expr:
+        p = exponents(*i).astype("int64") * immediate(multiplier, "int64")
+        q = total(*i[:axis], *i[axis + 1 :]) << immediate(shift, "int64")
+        quotient = tirx.truncdiv(p, q)
+        twice = immediate(2, "int64") * (p - quotient * q)
+        up = tirx.any(twice > q, tirx.all(twice.equal(q), (quotient & one).equal(one)))
+        rounded = quotient + up.astype("int64") + zero_point
+        return clamp(rounded, int(attrs["qmin"]), int(attrs["qmax"]), "int64").astype(str(attrs["out_dtype"]))
+
+    return te.compute(shape, element, name="softmax")

@@ -1,0 +1,244 @@
+"""The TE stage of hawq.requantize (A9): constants folded into one offset, one shift, the rounding by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import relax, te, tirx
+
+from hawq_tvm.core import arith, ops
+
+from .emit import Array, Emission, Operand, clamp, emitter, immediate, out_shape
+
+
+def shift_round(value: tirx.Expr, shift: tirx.Expr, shifts: Array, rounding: str) -> tirx.Expr:
+    """(A5)-(A7e) on int64; `shifts` are all the values that `shift` takes, known at compile time."""
+    if not shifts.any():
+        return value
+    one = immediate(1, "int64")
+    shift = shift.astype("int64")
+    if shifts.all():
+        half = one << (shift - one)
+    else:
+        half = tirx.Select(shift > 0, one << tirx.Max(shift - one, immediate(0, "int64")), immediate(0, "int64"))
+    if rounding == "half_up":
+        return (value + half) >> shift
+    if rounding == "half_even":
+        rounded = (value + (half - one) + ((value >> shift) & one)) >> shift
+    elif rounding in ("half_away", "half_toward_zero"):
+        toward_lower = value < 0 if rounding == "half_away" else value > 0
+        rounded = (value + half - toward_lower.astype("int64")) >> shift
+    elif rounding in arith.DIRECTED:
+        zero, most = immediate(0, "int64"), (one << shift) - one
+        added = {
+            "floor": zero, "ceil": most, "toward_zero": tirx.Select(value < zero, most, zero), "away": tirx.Select(value > zero, most, zero),
+        }  # fmt: skip
+        return (value + added[rounding]) >> shift
+    else:
+        raise ValueError(f"unknown rounding {rounding!r}")
+    return rounded if shifts.all() else tirx.Select(shift > 0, rounded, value)
+
+
+def double_round(value: tirx.Expr, multiplier: tirx.Expr, shift: tirx.Expr, shifts: Array) -> tirx.Expr:
+    """(A8) on int64."""
+    zero, bits = immediate(0, "int64"), immediate(31, "int64")
+    shift = shift.astype("int64")
+    product = (value << tirx.Max(bits - shift, zero)) * multiplier
+    nudge = tirx.Select(product >= zero, immediate(1 << 30, "int64"), immediate(1 - (1 << 30), "int64"))
+    total = product + nudge
+    high = tirx.Select(total >= zero, total >> bits, zero - ((zero - total) >> bits))
+    return shift_round(high, tirx.Max(shift - bits, zero), np.maximum(shifts - 31, 0), "half_away")
+
+
+@emitter("hawq.requantize")
+def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
+    """(A9) in the cheapest of the forms that are exact for it."""
+    attrs = call.attrs
+    shift, shifts = e.operand(call.args[3]), ops.const_value(call.args[3])
+    terms = _fold_constants(e, call)
+    low, high, zero_point = int(attrs["qmin"]), int(attrs["qmax"]), terms.zero_point
+    multipliers = [Operand(e, value=m.astype(np.int32)) for m in terms.multipliers]
+    shape, rounding = out_shape(call), str(attrs["rounding"])
+    # |total| < 2^63 (ARITHMETIC.md section 7), so a shift of 34 or more leaves less than 2^29 + 1.
+    narrow = bool(np.all(shifts >= 34)) and max(abs(low), abs(high), abs(zero_point)) < 1 << 29
+
+    if rounding == "half_up" and terms.folded:
+        rounded = _sums_of_halves(e, shape, terms, shifts) or (_high_half(e, shape, terms, shifts) if narrow else None)
+        if rounded is not None:
+            return _clamped(shape, lambda *i: rounded(*i) + zero_point, low, high, "int32", str(attrs["out_dtype"]))
+
+    offset, dtype = Operand(e, value=terms.offset), "int32" if narrow else "int64"
+
+    def element(*i: Any) -> tirx.Expr:
+        if rounding == "double":
+            value = terms.data[0].at(i).astype("int64")
+            rounded = double_round(value, multipliers[0].at(i).astype("int64"), shift.at(i), shifts)
+        else:
+            total = offset.at(i)
+            for x, m in zip(terms.data, multipliers, strict=True):
+                total = total + x.at(i).astype("int64") * m.at(i).astype("int64")
+            if terms.folded:
+                rounded = shift_after_half(total, shift.at(i), rounding)
+            else:
+                rounded = shift_round(total, shift.at(i), shifts, rounding)
+        return (rounded.astype("int32") if narrow else rounded) + immediate(zero_point, dtype)
+
+    return _clamped(shape, element, low, high, dtype, str(attrs["out_dtype"]))
+
+
+Element = Callable[..., tirx.Expr]
+
+
+def _clamped(shape: tuple[int, ...], value: Element, low: int, high: int, dtype: str, out: str) -> te.Tensor:
+    """Numbers of a type clamped and stored in another.
+
+    On the way from int32 to 8 bits there is a stage "unclamped", so that a schedule may spell out the clamp to all that fits in 8 bits. Other
+    bounds belong to that stage; the second clamp then changes nothing, and goes when the stage is inlined.
+    """
+    numbers, bounds = value, (low, high)
+    if dtype == "int32" and out in ("int8", "uint8"):
+        bounds = arith.RANGES[out]
+        clamps = (low, high) != bounds
+        numbers = te.compute(shape, lambda *i: clamp(value(*i), low, high, dtype) if clamps else value(*i), name="unclamped")
+    return te.compute(shape, lambda *i: clamp(numbers(*i), *bounds, dtype).astype(out), name="requantize")
+
+
+def _high_half(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array) -> Element | None:
+    """(x m + b) >> s as ((x m + b) >> 32) >> (s - 32).
+
+    The first is a stage of its own, called "high" where x is an anchor's "view", so that a schedule may spell it out.
+
+    One int32 operand; spelled out with constants that differ along the last dimension at most.
+    """
+    x, bits = terms.data[0].unfinished(), terms.data[0].bits
+    if max(abs(int(b)) for b in terms.offset.ravel()) >= 1 << (62 - bits):
+        return None
+    constants = [terms.multipliers[0], terms.offset << bits, shifts + bits]
+    if len(terms.data) != 1 or terms.data[0].dtype != "int32" or not shape:
+        return None
+    plain = all(_per_channel(c, shape) for c in constants)
+    arrays = [np.broadcast_to(c.ravel(), shape[-1:]) if plain else c for c in constants[:2]]
+    m, b = (Operand(e, tensor=e.argument(a.astype(t))) for a, t in zip(arrays, ("int32", "int64"), strict=True))
+
+    def total(*i: Any) -> tirx.Expr:
+        product = x.at(i).astype("int64") * m.at(i).astype("int64") + b.at(i)
+        return (product >> immediate(32, "int64")).astype("int32")
+
+    high = te.compute(shape, total, name="high" if plain and x.tensor.op.name == "view" else "total")
+    rest = Operand(e, value=constants[2] - 32)
+    return lambda *i: high(*i) >> rest.at(i)
+
+
+def _per_channel(constant: Array, shape: tuple[int, ...]) -> bool:
+    return constant.size == 1 or constant.size == constant.shape[-1] == shape[-1]
+
+
+def _loaded(e: Emission, constant: Array, shape: tuple[int, ...]) -> Operand:
+    """A constant as an argument, over the last dimension at least."""
+    return Operand(e, e.argument(np.broadcast_to(constant, np.broadcast_shapes(constant.shape, shape[-1:]))))
+
+
+def _sums_of_halves(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array) -> Element | None:
+    """(sum x m + b) >> s of operands of at most 16 bits in int32: with m = h 2^16 + l and b = p 2^16 + q, it is
+
+        (sum x h + p + ((sum x l + q) >> 16)) >> (s - 16)
+
+    exactly, and x h and x l are products of 16 bits, which CPUs do well.
+    """
+    data = [Operand(e, x.narrow) if x.narrow is not None else x for x in terms.data]
+    if any(x.dtype not in ("int8", "uint8", "int16") for x in data) or not np.all((shifts >= 16) & (shifts < 48)):
+        return None
+    low = [(m + 2**15) % 2**16 - 2**15 for m in terms.multipliers]
+    high = [(m - part) >> 16 for m, part in zip(terms.multipliers, low, strict=True)]
+    p, q = terms.offset >> 16, terms.offset & 0xFFFF
+    reach = 2**15 * sum(2**15 if x.dtype == "int16" else 2**8 for x in data) + 2**16
+    if max(int(np.abs(h).max(initial=0)) for h in high) >= 2**15 or int(np.abs(p).max(initial=0)) + reach + (reach >> 16) >= 2**31:
+        return None
+    highs, lows = ([Operand(e, value=m.astype(np.int16)) for m in part] for part in (high, low))
+    # As arguments: LLVM adds immediates last, but starts a chain of multiply-adds from a value that it loads.
+    first, second = (_loaded(e, constant.astype(np.int32), shape) for constant in (p, q))
+    rest = Operand(e, value=(shifts - 16).astype(np.int32))
+
+    def products(i: Sequence[Any], parts: list[Operand], constant: Operand) -> tirx.Expr:
+        total = constant.at(i)
+        for x, m in zip(data, parts, strict=True):
+            total = total + x.at(i).astype("int32") * m.at(i).astype("int32")
+        return total
+
+    return lambda *i: (products(i, highs, first) + (products(i, lows, second) >> 16)) >> rest.at(i)
+
+
+def shift_after_half(value: tirx.Expr, shift: tirx.Expr, rounding: str) -> tirx.Expr:
+    """(A5) or (A6) of v where value = v + 2^(shift-1) and shift > 0.
+
+    value >> shift is (A5). A tie is where the bits shifted out are all zero: there (A5) went up, and when that is
+    odd, (A6) is the even number below it.
+    """
+    one, shift = immediate(1, "int64"), shift.astype("int64")
+    rounded = value >> shift
+    if rounding == "half_up":
+        return rounded
+    tie = (value & ((one << shift) - one)).equal(immediate(0, "int64"))
+    return tirx.Select(tie, rounded & immediate(-2, "int64"), rounded)
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """sum data[k] multipliers[k] + offset, still to be shifted, and then zero_point to be added.
+
+    folded: 2^(shift-1) is in the offset.
+    """
+
+    data: list[Operand]
+    multipliers: list[Array]
+    offset: Array
+    zero_point: int
+    folded: bool
+
+
+def _fold_constants(e: Emission, call: relax.Call) -> Terms:
+    """The constants added to an operand (a bias), those times m in the offset; half of 2^shift and the zero point too.
+
+    (x + c) m + b = x m + (c m + b) exactly. Nothing is folded where a sum could then leave 64 bits, judged by the
+    types alone.
+    """
+    fields, rounding = e.tuple_fields(call.args[0]), str(call.attrs["rounding"])
+    multipliers = [ops.const_value(m).astype(np.int64) for m in e.tuple_fields(call.args[1])]
+    offset, shifts = (ops.const_value(a).astype(np.int64) for a in call.args[2:])
+    zero_point = int(call.attrs["zero_point"])
+    plain = Terms([e.operand(f) for f in fields], multipliers, offset, zero_point, False)
+    if rounding == "double":
+        return plain
+    data, total, reach = [], offset.astype(object), 0
+    for field, m in zip(fields, multipliers, strict=True):
+        operand, added = _without_bias(e, field)
+        data.append(operand)
+        low, high = arith.RANGES[operand.dtype]
+        reach += max(-low, high) * int(np.abs(m).max(initial=0))
+        total = total + added.astype(object) * m.astype(object)
+    folded = rounding in ("half_up", "half_even") and bool(np.all(shifts > 0))
+    if folded:
+        total = total + (2 ** (shifts.astype(object) - 1))
+
+    def fits(offset: Any) -> bool:
+        return reach + max(abs(int(v)) for v in np.ravel(offset)) < arith.INT64_LIMIT
+
+    if not fits(total):
+        return plain
+    if rounding == "half_up" and folded and fits(total + zero_point * 2 ** shifts.astype(object)):
+        total, zero_point = total + zero_point * 2 ** shifts.astype(object), 0
+    return Terms(data, multipliers, np.asarray(total).astype(np.int64), zero_point, folded)
+
+
+def _without_bias(e: Emission, expr: relax.Expr) -> tuple[Operand, Array]:
+    """x and c where an expression is x + c with a constant c that broadcasts into x."""
+    value, operand = e.layer.definition(expr), e.operand(expr)
+    added: Array = np.zeros((), np.int64)
+    if ops.op_name(value) == "relax.add" and ops.is_const(value.args[1]) and ops.shape_of(value.args[0]) == ops.shape_of(value):
+        operand, added = e.operand(value.args[0]), ops.const_value(value.args[1]).astype(np.int64)
+    if operand.addend is None or operand.addend.value is None:
+        return operand, added
+    return operand.without_addend(), added + operand.addend.value

@@ -1,0 +1,316 @@
+"""Convolutions and matrix products on NVIDIA's tensor cores: an implicit matrix product with its epilogue in registers.
+
+    for block of (group, pixels, channels):                        blockIdx
+      for warp, lane:                                              threadIdx
+        sums = 0                                                   registers
+        for step of K:                                             a pipeline of `stages` steps
+          a = data of the block's pixels, zeros at the border      shared memory, asynchronous copies of 16 bytes
+          b = weights, in the order of the fragments               shared memory
+          sums += a * b                                            `multiply_step`
+        tile = epilogue(sums)                                      registers
+        out = tile                                                 vectors of neighbouring channels
+    K may be cut into slices for as many groups of warps, whose sums are added through shared memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, s_tir, te, tirx
+
+from hawq_tvm.core import arith, ops
+from hawq_tvm.targets.gpu import architectures
+
+from schedules.cpu.contraction import not_a_contraction
+from schedules.emit.emit import Array, Emission, Operand, immediate, ints
+from schedules.emit.emit_movement import pair
+from schedules.emit.in_tiles import epilogue
+from schedules.layer import Layer
+from schedules.spelling.mma_intrinsics import Form, part_index, parts
+from .mma_model import cycles, gpu_of, ranked_tiles
+from .mma_schedule import Scheduling
+from .mma_tiles import CHUNK, Digits, MmaTile, Problem, pack_weights, packing, problem_of
+from schedules.rule import Kernel
+
+DATA = {"uint8": Form.U8S8, "int8": Form.S8S8}
+OPENED = {Form.U8S8: Form.U8S4, Form.S8S8: Form.S8S4}
+PACKED = {Form.U8S8: Form.U4S4, Form.S8S8: Form.S4S4}
+
+
+class Mma:
+    """8-bit and 4-bit contractions with constant weights and any element-wise epilogue.
+
+    threads: False writes every thread as steps of a loop and every intrinsic as its meaning, to run on a CPU.
+    """
+
+    name = "cuda.mma"
+
+    def __init__(self, threads: bool = True) -> None:
+        self.threads = threads
+
+    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
+        """One conv2d in NHWC or one product with a matrix of weights, of 8 bits each."""
+        if why := not_a_contraction(layer):
+            return why
+        call = layer.anchor_call
+        assert call is not None
+        x, w = call.args
+        if ops.dtype_of(x) not in DATA or ops.dtype_of(w) not in ("int8", "uint8") or ops.dtype_of(call) != "int32":
+            return "more than 8 bits of data or weights, or sums of more than 32."
+        if not layer.is_constant(w):
+            return "weights that are computed at run time."
+        if arith.RANGES["int8"][1] < int(layer.constant(w).max(initial=0)):
+            return "unsigned weights beyond 127."
+        if ops.op_name(call) == "relax.matmul":
+            if len(ops.shape_of(x)) < 2 or len(ops.shape_of(w)) != 2:
+                return "a product of vectors, or of many matrices of weights."
+        elif ops.shape_of(w)[2] == 1 and int(call.attrs.groups) > 1:
+            return "a depthwise convolution, which has one product per tap."
+        return layer.epilogue_moves_data(packs=True) or _constants_over_pixels(layer)
+
+    def tiles(self, layer: Layer, target: tvm.target.Target) -> list[MmaTile]:
+        """The best by the cost model first."""
+        return ranked_tiles(self.problem(layer), gpu_of(architectures(target)))
+
+    def possible(self, layer: Layer, target: tvm.target.Target) -> list[MmaTile]:
+        """Every tile, the best by the cost model first: what it ranks low today was ranked high by another, and measured."""
+        return ranked_tiles(self.problem(layer), gpu_of(architectures(target)), None)
+
+    def problem(self, layer: Layer) -> Problem:
+        """What a layer that this rule fits multiplies."""
+        return _source(layer).problem
+
+    def form(self, layer: Layer) -> str:
+        """The types of its products."""
+        return self.problem(layer).form.value
+
+    def estimate(self, layer: Layer, target: tvm.target.Target, tile: MmaTile) -> float:
+        """The cost model's cycles."""
+        return cycles(self.problem(layer), tile, gpu_of(architectures(target)))
+
+    def packing(self, layer: Layer, tile: MmaTile) -> dict[str, int]:
+        """How `mma_pack.pack` makes the kernel's first argument of the layer's weights."""
+        return packing(self.problem(layer), tile)
+
+    def weights(self, layer: Layer) -> Array:
+        """The layer's weights, [..., channels], all of which are int8."""
+        call = layer.anchor_call
+        assert call is not None
+        return layer.constant(call.args[1]).astype(np.int8)
+
+    def build(self, layer: Layer, target: tvm.target.Target, tile: MmaTile | None = None) -> Kernel:
+        """See the loops at the top of this file."""
+        tile = tile or self.tiles(layer, target)[0]
+        source = _source(layer)
+        digits = Digits(source.problem, tile, layer.packs_result)
+        inputs = {p: te.placeholder(ops.shape_of(p), ops.dtype_of(p), f"x{i}") for i, p in enumerate(layer.func.params)}
+        weights = pack_weights(self.weights(layer), source.problem, tile)
+        w = te.placeholder(weights.shape, str(weights.dtype), "weights")
+        after, read = epilogue(layer, digits.shape, digits.constant)
+        sums = _sums(digits, source.stages(layer, inputs, digits), w)
+        bits = 4 if source.problem.form.opens_weights else 0
+
+        def given(e: Emission) -> list[Operand]:
+            return [Operand(e, sums, bits=bits), *(Operand(e, _residual(layer, v, inputs, digits)) for v in read)]
+
+        emission = Emission(after, given=given)
+        (result,) = emission.results
+
+        def element(*d: Any) -> tirx.Expr:
+            return pair(result(*d[:-1], 2 * d[-1]), result(*d[:-1], 2 * d[-1] + 1)) if digits.packed else result(*d)
+
+        stored = te.compute(digits.stored, element, name="tile")
+        arguments = [(w, weights), *emission.arguments]
+        func = te.create_prim_func([*inputs.values(), *(t for t, _ in arguments), stored])
+        sch = s_tir.Schedule(_store(func, digits, ops.shape_of(layer.func.body.body), ops.dtype_of(layer.func.body.body)))
+        Scheduling(sch, digits, source.is_copied, self.threads).run()
+        return Kernel(sch.mod["main"], tuple(a for _, a in arguments), tile)
+
+
+def _constants_over_pixels(layer: Layer) -> str | None:
+    """A sentence where the epilogue has a constant that differs from pixel to pixel."""
+    for b in layer.epilogue:
+        if isinstance(b.value, relax.Call) and ops.op_name(b.value) != "hawq.lookup":
+            for arg in _flat(b.value.args):
+                if ops.is_const(arg) and ops.const_value(arg).size not in (1, *ops.shape_of(arg)[-1:]):
+                    return "a constant that differs from pixel to pixel."
+    return None
+
+
+def _flat(args: Sequence[relax.Expr]) -> list[relax.Expr]:
+    return [f for a in args for f in (_flat(a.fields) if isinstance(a, relax.Tuple) else [a])]
+
+
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """Where the data of a contraction comes from.
+
+    data: a parameter of the layer, or what the layer computes from its parameters.  is_copied: it is a parameter, with zeros
+    around it perhaps, whose bytes can be copied four or more at a time.
+    """
+
+    problem: Problem
+    data: relax.Expr
+    is_copied: bool
+
+    def stages(self, layer: Layer, inputs: dict[relax.Var, te.Tensor], digits: Digits) -> te.Tensor:
+        """The stage "a" of a block's data (and "mask", where it is copied), [group, block, slice, step, chunk, warp, row, g,
+        parts(16, vector)]."""
+        p, t = self.problem, digits.tile
+        steps, total = p.steps(t), p.bytes // p.vector
+        shape = (p.groups, p.blocks(t)[1], t.slices, steps, 2 * t.depth, t.warps[0], 2 * t.rows, 8, *parts(CHUNK, p.vector)[:-1])
+        vectors = 2 * t.depth * (CHUNK // p.vector)
+
+        def place(d: Sequence[Any]) -> tuple[list[Any], list[tirx.Expr]]:
+            pixel = digits.row(d[1], d[5], d[6], d[7])
+            vector = (d[2] * steps + d[3]) * vectors + (d[4] if p.vector == CHUNK else d[4] * (CHUNK // p.vector) + d[8])
+            tap, first = p.tap(vector)
+            index, inside = p.at(pixel, tap)
+            if p.pixels % t.pixels:
+                inside.append(pixel < p.pixels)
+            if total % (vectors * t.slices):
+                inside.append(vector < total)
+            return [*index, d[0] * p.run + first], inside
+
+        if self.is_copied:
+            x = inputs[self.data]
+            mask = te.compute(shape, lambda *d: tirx.all(*place(d)[1], tirx.const(True, "bool")).astype("int32"), name="mask")
+
+            def copied(*d: Any) -> tirx.Expr:
+                index, _ = place(d[:-1])
+                return tirx.if_then_else(mask(*d[:-1]) != 0, x(*index[:-1], index[-1] + d[-1]), immediate(0, x.dtype))
+
+            return te.compute((*shape, p.vector), copied, name="a")
+        made = _computed(layer, self.data, inputs)
+
+        def computed(*d: Any) -> tirx.Expr:
+            index, inside = place(d[:-1])
+            value = made(*index[:-1], index[-1] + d[-1])
+            return tirx.if_then_else(tirx.all(*inside), value, immediate(0, made.dtype)) if inside else value
+
+        return te.compute((*shape, p.vector), computed, name="a")
+
+
+def _source(layer: Layer) -> _Source:
+    call = layer.anchor_call
+    assert call is not None
+    x, w = call.args
+    value, before = layer.definition(x), (0, 0)
+    if ops.op_name(value) == "relax.nn.pad" and int(value.attrs.pad_value) == 0:
+        top, left, rest = (width := ints(value.attrs.pad_width))[2], width[4], width[:2] + width[6:]
+        if not any(rest) and min(width) >= 0:
+            value, before = layer.definition(value.args[0]), (top, left)
+    form = DATA[ops.dtype_of(x)]
+    if layer.is_four_bits(w) and ops.dtype_of(w) == "int8":
+        opened = ops.op_name(value) == "hawq.unpack_int4" and layer.is_parameter(value.args[0])
+        if opened and (ops.op_name(call) == "relax.matmul" or int(call.attrs.groups) == 1):
+            form, value = PACKED[form], layer.definition(value.args[0])
+        elif 16 * _reach(layer, call) <= arith.RANGES["int32"][1]:
+            form = OPENED[form]
+    if value in set(layer.func.params):
+        problem = problem_of(call, form, before, _size(value))
+        if problem.vector >= 4 or form.is_packed:
+            return _Source(problem, value, problem.vector >= 4)
+    return _Source(problem_of(call, form, (0, 0), _size(x)), x, False)
+
+
+def _size(data: relax.Expr) -> tuple[int, int]:
+    shape = ops.shape_of(data)
+    return (shape[1], shape[2]) if len(shape) == 4 else (1, 1)
+
+
+def _reach(layer: Layer, call: relax.Call) -> int:
+    """The largest magnitude of a partial sum of a contraction of 8-bit data."""
+    low, high = arith.RANGES[ops.dtype_of(call.args[0])]
+    weights = layer.constant(call.args[1])
+    columns = weights.reshape(-1, weights.shape[-1]).astype(np.int64)
+    return max(-low, high) * int(np.abs(columns).sum(0).max(initial=0))
+
+
+def _computed(layer: Layer, data: relax.Expr, inputs: dict[relax.Var, te.Tensor]) -> te.Tensor:
+    """The stages that compute something from before the anchor."""
+    builder = relax.BlockBuilder()
+    anchor = layer.anchor
+    assert anchor is not None
+    params = list(layer.func.params)
+    with builder.function("prologue", params):
+        with builder.dataflow():
+            for b in layer.bindings[: layer.bindings.index(anchor)]:
+                builder.emit_normalized(b)
+            result = builder.emit_output(data)
+        builder.emit_func_output(result)
+    emission = Emission(Layer(layer.name, builder.get()["prologue"]), given=lambda e: [Operand(e, inputs[p]) for p in params])
+    assert not emission.arguments, "a constant before the contraction"
+    return emission.results[0]
+
+
+def _sums(digits: Digits, a: te.Tensor, w: te.Tensor) -> te.Tensor:
+    """The stages "b", "sums" and, where K is sliced, "spilled": the sums over the digits of the output."""
+    p, t = digits.problem, digits.tile
+    form, steps = p.form, p.steps(t)
+    b = te.compute(w.shape, lambda *i: w(*i), name="b")
+    step, k, byte = (te.reduce_axis((0, n), name) for n, name in ((steps, "step"), (t.depth, "k"), (32, "byte")))
+
+    def accumulate(*d: Any) -> tirx.Expr:
+        group, pixels, channels, s, warp, across, g, lane, row, own = d
+        data = a(group, pixels, s, step, k * 2 + byte // CHUNK, warp, row, g, *part_index(CHUNK, p.vector, byte % CHUNK))
+        at = part_index(t.depth * form.width, CHUNK, k * form.width + form.at(byte))
+        weights = b(group, channels, s, step, across, own // 2, lane * 8 + own % 2 * 4 + byte % 16 // 4, *at)
+        return te.sum(form.product(data, weights, byte), axis=[step, k, byte])
+
+    sums = te.compute((*p.blocks(t), t.slices, *t.warps, 8, 4, 2 * t.rows, digits.own), accumulate, name="sums")
+    if t.slices == 1:
+        return te.compute(digits.shape, lambda *d: sums(*d[:3], 0, *d[3:]), name="whole")
+    # Lanes last, so that a warp writes and reads whole lines of shared memory.
+    spilled = te.compute(
+        (*p.blocks(t), t.slices, *t.warps, 2 * t.rows, digits.own, 8, 4), lambda *d: sums(*d[:6], *d[8:], *d[6:8]), name="spilled"
+    )
+
+    def whole(*d: Any) -> tirx.Expr:
+        total = spilled(*d[:3], 0, *d[3:5], *d[7:], *d[5:7])
+        for s in range(1, t.slices):
+            total = total + spilled(*d[:3], s, *d[3:5], *d[7:], *d[5:7])
+        return total
+
+    return te.compute(digits.shape, whole, name="whole")
+
+
+def _residual(layer: Layer, v: relax.Var, inputs: dict[relax.Var, te.Tensor], digits: Digits) -> te.Tensor:
+    """The stage "residual" of another operand of the epilogue, broadcast to the output; what is loaded as it is can be vectorised."""
+    x = inputs[v] if v in inputs else _computed(layer, v, inputs)
+    shape = [int(d) for d in x.shape]
+
+    def element(*d: Any) -> tirx.Expr:
+        index = digits.index(d, clamped=True)
+        return x(*(0 if n == 1 else i for n, i in zip(shape, index[len(index) - len(shape) :], strict=True)))
+
+    return te.compute(digits.shape, element, name="residual" if v in inputs and shape[-1] > 1 else "opened")
+
+
+def _store(func: tirx.PrimFunc, digits: Digits, shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
+    """A function whose last parameter is a tensor of digits, with that tensor inside and, as last parameter, the output that one
+    more block, "store", copies it to.
+
+    TE has no computation that chooses where it writes.
+    """
+    *params, tile = func.params
+    root = func.body.block
+    out = tirx.decl_buffer(shape, dtype, "out")
+    loops = [tirx.Var(f"d{i}", "int32") for i in range(len(digits.stored))]
+    axes = [tirx.IterVar(tvm.ir.Range(0, n), tirx.Var(f"v{i}", "int32"), tirx.IterVar.DataPar) for i, n in enumerate(digits.stored)]
+    d = [a.var for a in axes]
+    index = digits.place(d)
+    body = tirx.BufferStore(out, tirx.BufferLoad(tile, d), index)
+    if digits.exists(d):
+        body = tirx.IfThenElse(tirx.all(*digits.exists(d)), body, None)
+    reads, writes = (tirx.BufferRegion(b, [tvm.ir.Range.from_min_extent(i, 1) for i in at]) for b, at in ((tile, d), (out, index)))
+    stmt = s_tir.SBlockRealize(loops, True, s_tir.SBlock(axes, [reads], [writes], "store", body))
+    for var, extent in zip(reversed(loops), reversed(digits.stored), strict=True):
+        stmt = tirx.For(var, 0, extent, tirx.ForKind.SERIAL, stmt)
+    blocks = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
+    whole = s_tir.SBlock([], [], [], "root", tirx.SeqStmt([*blocks, stmt]), alloc_buffers=[*root.alloc_buffers, tile])
+    return tirx.PrimFunc([*params, out], s_tir.SBlockRealize([], True, whole), attrs=func.attrs)

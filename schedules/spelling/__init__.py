@@ -1,0 +1,1 @@
+"""Intrinsics: what each one means, as TIR, and how the target spells it."""
