@@ -7,22 +7,22 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := hawq_tvm relay_passes schedules deploy tests
-TYPED := hawq_tvm/arith.py hawq_tvm/cpu.py hawq_tvm/runtime.py hawq_tvm/package_commands.py deploy/archive.py deploy/graph.py deploy/package.py deploy/signature.py hawq_tvm/ops.py hawq_tvm/stages.py hawq_tvm/errors.py hawq_tvm/ranges.py hawq_tvm/thresholds.py hawq_tvm/bench/engine.py hawq_tvm/bench/packaged.py hawq_tvm/bench/gpu_entries.py hawq_tvm/bench/gpu_bundle.py hawq_tvm/bench/gpu_table.py hawq_tvm/bench/on_gpu.py deploy/gpu_runner hawq_tvm/frontend hawq_tvm/quantize hawq_tvm/cuda hawq_tvm/native hawq_tvm/remote hawq_tvm/manifest.py hawq_tvm/gputune relay_passes
+TYPED := hawq_tvm/core/arith.py hawq_tvm/targets/cpu.py hawq_tvm/package/runtime.py hawq_tvm/cli/packages.py deploy/archive.py deploy/graph.py deploy/package.py deploy/signature.py hawq_tvm/core/ops.py hawq_tvm/core/stages.py hawq_tvm/core/errors.py hawq_tvm/core/ranges.py hawq_tvm/core/thresholds.py hawq_tvm/bench/engine.py hawq_tvm/bench/packaged.py hawq_tvm/bench/gpu/gpu_entries.py hawq_tvm/bench/gpu/gpu_bundle.py hawq_tvm/studies/gpu_table.py hawq_tvm/bench/gpu/on_gpu.py deploy/gpu_runner hawq_tvm/frontend hawq_tvm/quantize hawq_tvm/cuda hawq_tvm/native hawq_tvm/remote hawq_tvm/package/manifest.py hawq_tvm/gputune relay_passes
 
 .PHONY: demo test bench check clean gpu-bundle gpu-check
 
 demo: $(VENV)/demo.stamp
-	$(PYTHON) -m hawq_tvm.demo
+	$(PYTHON) -m hawq_tvm.studies.demo
 
 test: $(VENV)/test.stamp
 	$(PYTHON) -m pytest -n 2 --dist worksteal
 
 # The zoo's networks come from PyTorch, hence two extras.
 bench: $(VENV)/bench,torch.stamp
-	$(PYTHON) -m hawq_tvm.bench.table $(OPTIONS)
+	$(PYTHON) -m hawq_tvm.studies.table $(OPTIONS)
 
 gpu-bundle: $(VENV)/bench,torch,cuda.stamp
-	$(PYTHON) -m hawq_tvm.bench.gpu_bundle $(OPTIONS)
+	$(PYTHON) -m hawq_tvm.bench.gpu.gpu_bundle $(OPTIONS)
 
 # No environment: the machine with the GPU has its own Python, NumPy and PyTorch, and no network.
 GPU_PYTHON := python3

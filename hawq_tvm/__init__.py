@@ -10,18 +10,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .core.version import __version__
+
 __all__ = ["HawqError", "Package", "__version__", "compile", "hawq_checkpoint", "inspect", "load", "tune"]
 
 if TYPE_CHECKING:
+    from hawq_tvm.compiler.inspection import inspect
     from hawq_tvm.core.errors import HawqError
     from hawq_tvm.frontend.hawq.source import hawq_checkpoint
-    from hawq_tvm.compiler.inspection import inspect
     from hawq_tvm.package.package import Package, compile, load
     from hawq_tvm.tuning.tuner import tune
 
 _HOMES = {
-    "Package": "package", "compile": "package", "load": "package", "HawqError": "errors", "inspect": "inspection", "tune": "tuner",
+    "Package": "package.package", "compile": "package.package", "load": "package.package", "HawqError": "core.errors", "inspect": "compiler.inspection", "tune": "tuning.tuner",
     "hawq_checkpoint": "frontend.hawq.source",
 }  # fmt: skip
 

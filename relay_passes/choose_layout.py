@@ -17,7 +17,6 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
-
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)

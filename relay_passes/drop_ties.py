@@ -21,7 +21,6 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops, ranges
-
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 Array = np.ndarray[Any, Any]

@@ -17,7 +17,6 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import ops, stages
-
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main, use_counts
 
 _OUTPUT_AXIS = {"relax.nn.conv2d": 0, "relax.nn.conv2d_transpose": 1}

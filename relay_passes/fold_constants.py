@@ -15,9 +15,8 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
-
-from relay_passes.integer.movement import MOVES
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main
+from relay_passes.integer.movement import MOVES
 
 _ELEMENTWISE: dict[str, Callable[..., Any]] = {
     "relax.add": np.add,

@@ -14,7 +14,6 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops, stages
-
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 

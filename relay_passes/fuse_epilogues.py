@@ -19,9 +19,9 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import ops, stages
+from hawq_tvm.core.rewriter import use_counts
 
 from .choose_layout import ELEMENTWISE
-from hawq_tvm.core.rewriter import use_counts
 
 ANCHORS = frozenset(
     {"hawq.sum_pool2d", "hawq.softmax", "relax.nn.conv2d", "relax.matmul", "relax.nn.max_pool2d"}
@@ -103,7 +103,7 @@ def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
 
 
 def _repeats(call: relax.Call, operand: relax.Var) -> int:
-    """How often an operand's expression stands in the expression of a call (`schedules/emit_requantize.py`)."""
+    """How often an operand's expression stands in the expression of a call (`schedules/emit/emit_requantize.py`)."""
     if ops.op_name(call) != "hawq.requantize":
         return 1
     rounding = str(call.attrs["rounding"])

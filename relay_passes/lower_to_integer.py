@@ -22,10 +22,24 @@ from tvm import relax
 from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.core.ranges import Interval
+from relay_passes.integer.rescale import Output, realize
+from relay_passes.integer.values import (  # fmt: skip
+    INSERT,
+    Constant,
+    Context,
+    Joined,
+    Moved,
+    NotLowered,
+    Real,
+    Softmax,
+    Term,
+    from_dequantize,
+    is_uniform,
+    single,
+    with_bias,
+)
 
 from .integer import handlers, movement
-from relay_passes.integer.rescale import Output, realize
-from relay_passes.integer.values import INSERT, Constant, Context, Joined, Moved, NotLowered, Real, Softmax, Term, from_dequantize, is_uniform, single, with_bias  # fmt: skip
 
 _FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 TAIL = "keep it outside the integer region with --allow-float-tail"

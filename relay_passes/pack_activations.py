@@ -13,7 +13,6 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops, ranges, stages
-
 from hawq_tvm.core.rewriter import Rebuild
 
 MULTIPLE = 8  # elements: four bytes, which kernels copy together

@@ -11,7 +11,6 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
-
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 SMALLEST = 64

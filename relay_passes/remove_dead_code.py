@@ -5,7 +5,6 @@ from __future__ import annotations
 import tvm
 
 from hawq_tvm.core import ops, stages
-
 from hawq_tvm.core.rewriter import rewrite_main
 
 

@@ -19,7 +19,6 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.core.errors import ModelError
-
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 Array = np.ndarray[Any, Any]

@@ -15,8 +15,8 @@ from typing import Any
 import tvm
 
 from hawq_tvm.core import stages
-from hawq_tvm.targets.gpu import architectures, is_cuda
 from hawq_tvm.core.errors import InputError, ScheduleError
+from hawq_tvm.targets.gpu import architectures, is_cuda
 
 from . import workload
 from .layer import Layer

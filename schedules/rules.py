@@ -6,22 +6,22 @@ import tvm
 
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.targets.target import architecture
-
 from schedules.cpu.arm_neon import Neon
 from schedules.cpu.cpu_contract import Contract
 from schedules.cpu.cpu_depthwise import Depthwise
 from schedules.cpu.cpu_elementwise import Elementwise
 from schedules.cpu.cpu_window import Window
+from schedules.cpu.generic import Generic
+from schedules.cpu.x86_amx import Amx
+from schedules.cpu.x86_vnni import Vnni
+from schedules.cpu.x86_vnni_depthwise import VnniDepthwise
 from schedules.gpu.cuda_depthwise import CudaDepthwise
 from schedules.gpu.cuda_elementwise import CudaElementwise
 from schedules.gpu.cuda_generic import CudaGeneric
 from schedules.gpu.cuda_mma import Mma
 from schedules.gpu.cuda_window import CudaWindow
-from schedules.cpu.generic import Generic
+
 from .rule import Rule
-from schedules.cpu.x86_amx import Amx
-from schedules.cpu.x86_vnni import Vnni
-from schedules.cpu.x86_vnni_depthwise import VnniDepthwise
 
 # Tried in order; a faster kernel for some CPU goes before the portable ones.
 _PORTABLE: tuple[Rule, ...] = (Contract(), Window(), Elementwise(), Generic())

@@ -12,8 +12,8 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm.core import ops, stages
 from hawq_tvm.compiler import pipeline
+from hawq_tvm.core import ops, stages
 from hawq_tvm.verify.reference import evaluate_call
 
 

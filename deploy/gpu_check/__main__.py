@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # in a bundle the folder `deploy` lies beside this file
 
-from gpu_runner import driver, peers, plan, timing, vm
-from gpu_runner.bundle import Bundle
-from gpu_runner.refusal import Refusal
+from deploy.gpu_check import layers, peers, plan, timing
+from deploy.gpu_check.bundle import Bundle
+from deploy.machine import driver, vm
+from deploy.machine.refusal import Refusal
 
 FORMAT = 1
 ALIKE = ("gpu", "driver_cuda", "cpu", "python", "torch")  # what must be the same of machines whose figures stand in one report
@@ -41,7 +42,7 @@ class Checker:
         """The result of a step."""
         try:
             if step.kind == "verify":
-                return vm.verify(self._machine(step.key), self.bundle.entry(step.key))
+                return layers.verify(self._machine(step.key), self.bundle.entry(step.key))
             assert self.stream is not None and self.cuda is not None
             if step.kind == "limits":
                 return peers.limits(self.stream)

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .noise import weights
 from deploy.machine.refusal import Refusal
+
+from .noise import weights
 
 FORMAT = 1
 MANIFEST = "manifest.json"

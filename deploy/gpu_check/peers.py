@@ -10,6 +10,7 @@ import numpy as np
 
 from deploy.machine.driver import Stream
 from deploy.machine.refusal import FAILURES, Refusal, sentence
+
 from .timing import measure, rotation
 
 PEERS = ("eager-fp32", "eager-fp16", "compile-fp16-channels-last")

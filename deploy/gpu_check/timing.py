@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from deploy.machine.driver import Graph, Stream, closing
-from .noise import image
 from deploy.machine.refusal import FAILURES, sentence
+
+from .noise import image
 
 CHUNK = 64  # launches queued at once
 MOST_INPUTS = 128

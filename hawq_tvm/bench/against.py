@@ -21,11 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hawq_tvm.core.errors import ModelError, UsageError
-from hawq_tvm.package.package import Package
-from . import agreement, peers
 from hawq_tvm.measure import limits, machine, pinning
-from .engine import CannotRun
 from hawq_tvm.measure.measure import BenchReport
+from hawq_tvm.package.package import Package
+
+from . import agreement, peers
+from .engine import CannotRun
 from .packaged import C, InC, Packaged, Rival, is_package
 
 Array = NDArray[Any]

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import tvm
-import tvm_ffi
 from numpy.typing import NDArray
 from tvm import relax
 
-from hawq_tvm import __version__
 from hawq_tvm.core import ops, stages
 from hawq_tvm.core.errors import ModelError
+from hawq_tvm.core.version import __version__
+from hawq_tvm.measure.measure import make_pool
 from hawq_tvm.package import direct
 from hawq_tvm.package.package import Package, load
-from hawq_tvm.measure.measure import make_pool
 
 Array = NDArray[Any]
 SUFFIX = ".hawq"
@@ -132,15 +131,6 @@ def check_inputs(package: Package, beside: Package, where: str) -> None:
     expected, found = (", ".join(f"{i['name']} {i['type']} {'x'.join(map(str, i['shape']))}" for i in p.inputs) for p in (beside, package))
     if expected != found:
         raise ModelError("takes other inputs than the package that is measured", where=where, expected=expected, found=found, remedy="compile both for the same inputs")
-
-
-def same_graph(a: tvm.IRModule, b: tvm.IRModule) -> bool:
-    """Whether two integer graphs (PACKED stage) compute the same: equal operators and constants; the tiles that records chose do not count."""
-    return bool(tvm_ffi.structural_equal(_without_records(a), _without_records(b), map_free_vars=True))
-
-
-def _without_records(module: tvm.IRModule) -> tvm.IRModule:
-    return tvm.IRModule({gv.name_hint: f.without_attr("hawq.record") for gv, f in module.functions_items()})
 
 
 def weights(graph: tvm.IRModule) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hawq_tvm.core.errors import UsageError
+
 from .engine import missing, refused
 from .packaged import C, is_package
 from .torch_peers import Torch, TorchBf16, TorchInt8, zoo_network

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hawq_tvm.core.errors import ModelError, UsageError
+
 from . import zoo
 from .engine import CannotRun, last_line, missing
 

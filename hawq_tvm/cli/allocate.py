@@ -11,6 +11,7 @@ from rich.console import Console
 
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes, write_text
+
 from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 
@@ -50,10 +51,20 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 
 def _allocate(args: argparse.Namespace) -> int:
-    from hawq_tvm.quantize.network.float_graph import load_float
-    from hawq_tvm.quantize.allocate.plan import Problem, bits_file, fronts_file, picture, problem, problem_of_table, read_latencies
-    from .show_quantize import measuring, show_allocation, show_fronts
+    from hawq_tvm.quantize.allocate.plan import (
+        Problem,
+        bits_file,
+        fronts_file,
+        picture,
+        problem,
+        problem_of_table,
+        read_latencies,
+    )
     from hawq_tvm.quantize.allocate.table import Budget
+    from hawq_tvm.quantize.network.load import load_float
+    from hawq_tvm.quantize.progress import measuring
+
+    from .show_quantize import show_allocation, show_fronts
 
     _check(args)
     budgets, fixed = [Budget.parse(b) for b in args.budget], _fixed(args.fix)
@@ -133,9 +144,11 @@ def _fixed(texts: list[str]) -> dict[str, str]:
 
 
 def _latency(args: argparse.Namespace) -> int:
-    from hawq_tvm.quantize.network.float_graph import load_float
     from hawq_tvm.quantize.allocate.latency import measure_latencies
-    from .show_quantize import measuring, show_latencies
+    from hawq_tvm.quantize.network.load import load_float
+    from hawq_tvm.quantize.progress import measuring
+
+    from .show_quantize import show_latencies
 
     check_output(Path(args.output))
     with measuring(ERR, args.quiet or args.json) as progress:

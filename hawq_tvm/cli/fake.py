@@ -13,9 +13,10 @@ from rich.table import Table as Grid
 
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes
+
 from .options import Command
-from .show import OUT, say
 from .picture_options import add_picture_options, read_preprocess
+from .show import OUT, say
 
 if TYPE_CHECKING:
     from hawq_tvm.quantize.judge.fake_comparison import Comparison, Spread
@@ -45,7 +46,7 @@ def _compare_fake(args: argparse.Namespace) -> int:
     check_figure(figure)
     check_output(figure)
     from hawq_tvm.quantize.judge.fake_comparison import compare_fake
-    from .show_quantize import measuring
+    from hawq_tvm.quantize.progress import measuring
 
     with measuring(ERR, args.quiet or args.json) as progress:
         found = [

@@ -12,10 +12,11 @@ from rich.table import Table as Grid
 
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output
+
 from .options import Command
-from .show import OUT, say
 from .picture_options import add_picture_options, read_preprocess
 from .quantize import ERR, add_recipe_options, read_recipe, written
+from .show import OUT, say
 
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -42,7 +43,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 
 def _finetune(args: argparse.Namespace) -> int:
-    from .show_quantize import measuring
+    from hawq_tvm.quantize.progress import measuring
     from hawq_tvm.quantize.qat.training import Training, finetune
 
     recipe = read_recipe(args)

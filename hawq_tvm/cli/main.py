@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from . import options, packages as package_commands, show
 from hawq_tvm.core.errors import HawqError, RemoteError, UsageError
+
 from . import allocate as allocate_commands
-from . import fake as fake_commands, finetune as finetune_commands, quantize as quantize_commands
+from . import fake as fake_commands
+from . import finetune as finetune_commands
+from . import options, show
+from . import packages as package_commands
+from . import quantize as quantize_commands
 from .show import OUT, say
 
 if TYPE_CHECKING:
@@ -114,7 +118,6 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _compile(args: argparse.Namespace) -> int:
     from deploy.package import check_destination
-
     from hawq_tvm.package.package import compile as compile_package
 
     shapes = options.parse_shapes(args.shape)
@@ -249,6 +252,7 @@ def _bench(args: argparse.Namespace) -> int:
     if args.model is not None and args.against is None:
         raise UsageError("--model is for --against", expected="bench PKG --against openvino,onnxruntime --model MODEL.onnx")
     from hawq_tvm.bench import against, peers
+
     from .show_bench import show as show_bench
 
     if args.json not in (None, "-"):
@@ -280,11 +284,12 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _profile(args: argparse.Namespace) -> int:
+    from hawq_tvm.core.files import check_output, load_npz, write_text
     from hawq_tvm.measure import limits
     from hawq_tvm.measure.measure import checked_threads
-    from .show_bench import show_profile
-    from hawq_tvm.core.files import check_output, load_npz, write_text
     from hawq_tvm.package.package import load
+
+    from .show_bench import show_profile
 
     if args.model and not args.overlay:
         raise UsageError("--model is for --overlay", remedy="add --overlay FILE")
@@ -315,6 +320,3 @@ COMMANDS: dict[str, options.Command] = {
     "profile": _profile, **{name: command for g in GROUPS for name, command in g.COMMANDS.items()},
 }  # fmt: skip
 
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from hawq_tvm import __version__
 from hawq_tvm.core.errors import UsageError
+from hawq_tvm.core.version import __version__
 
 if TYPE_CHECKING:
     from hawq_tvm.remote.tracker import Servers

@@ -46,7 +46,6 @@ def info(path: Path) -> dict[str, Any]:
     Raises PackageError when it is damaged: what is told was checked.
     """
     from deploy import package
-
     from hawq_tvm.targets import cpu
 
     manifest, files = package.read_files(path)
@@ -106,8 +105,8 @@ def _wrote(args: argparse.Namespace) -> int:
 
 def _sign(args: argparse.Namespace) -> int:
     from deploy import package, signature
-
     from hawq_tvm.core.files import write_bytes
+
     from .show import say
 
     path = Path(args.package)

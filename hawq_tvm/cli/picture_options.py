@@ -57,8 +57,8 @@ def _checked(made: Preprocess, std: str, resize: str) -> Preprocess:
 
 
 def _of_file(path: str) -> Preprocess:
-    from hawq_tvm.quantize.network.data import Preprocess
     from hawq_tvm.quantize.allocate.table import read_json
+    from hawq_tvm.quantize.network.data import Preprocess
 
     what = '{"mean": 127, "std": 128, "resize": 256, "resample": "bicubic", "bgr": false}, all but mean and std as you like'
     fields = read_json(path, what)

@@ -13,9 +13,10 @@ from rich.table import Table as Grid
 
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes
+
 from .options import Command
-from .show import OUT, say
 from .picture_options import add_picture_options, read_preprocess
+from .show import OUT, say
 
 if TYPE_CHECKING:
     from hawq_tvm.quantize.judge.evaluation import Evaluation
@@ -86,8 +87,8 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
 
 
 def _quantize(args: argparse.Namespace) -> int:
+    from hawq_tvm.quantize.progress import measuring
     from hawq_tvm.quantize.ptq.quantizer import post_training
-    from .show_quantize import measuring
 
     recipe = read_recipe(args)
     check_output(Path(args.output))
@@ -152,7 +153,7 @@ def show_quantized(found: Quantized) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from hawq_tvm.quantize.judge.evaluation import evaluate
-    from .show_quantize import measuring
+    from hawq_tvm.quantize.progress import measuring
 
     with measuring(ERR, args.quiet or args.json) as progress:
         found = evaluate(

@@ -12,13 +12,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
 if TYPE_CHECKING:
-    from hawq_tvm.tuning.gpu.export import ExportReport
     from hawq_tvm.compiler.inspection import InspectReport
     from hawq_tvm.package.package import Package
+    from hawq_tvm.package.together import JointReport
+    from hawq_tvm.tuning.gpu.export import ExportReport
     from hawq_tvm.tuning.tuner import TuneReport, TuneStep
     from hawq_tvm.verify.certificate import Certificate
     from hawq_tvm.verify.compare import VerifyReport
-    from hawq_tvm.package.together import JointReport
 
 OUT = Console(highlight=False, soft_wrap=True)
 

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table as Grid
 
-from .show import OUT, say
 from hawq_tvm.quantize.allocate.table import readable
+
+from .show import OUT, say
 
 if TYPE_CHECKING:
     from hawq_tvm.quantize.allocate.allocation import Allocation
     from hawq_tvm.quantize.allocate.latency import LatencyReport
-    from hawq_tvm.quantize.allocate.sensitivity import Step
-
-
-def rows(allocation: Allocation) -> list[dict[str, Any]]:
-    """Per layer its choice, sensitivity, costs and facts (traces among them), JSON-ready."""
-    found = []
-    for row in allocation.table.rows:
-        choice = allocation.assignment[row.name]
-        costs = {r: float(row.cost(r, choice)) for r in allocation.totals}
-        entry = {"layer": row.name, "choice": choice, "parameters": row.parameters, "macs": row.macs, "sensitivity": row.sensitivity[choice], **costs}
-        found.append({**entry, **({"tie": row.tie} if row.tie else {}), **({"fixed": row.fixed} if row.fixed else {}), **row.facts})
-    return found
 
 
 def show_allocation(allocation: Allocation, provenance: Mapping[str, Any]) -> None:
@@ -87,29 +74,3 @@ def _print(grid: Grid) -> None:
 
 def _short(value: Any) -> str:
     return "" if value is None else f"{value:.3g}"
-
-
-@contextmanager
-def measuring(console: Console, quiet: bool) -> Iterator[Callable[[Step], None] | None]:
-    """The progress of a measurement: a bar in a terminal, else a line at every tenth of a phase, or nothing."""
-    if quiet:
-        yield None
-    elif not console.is_terminal:
-        yield lambda step: console.print(f"  {_told(step)}", markup=False) if step.done * 10 // step.of != (step.done - 1) * 10 // step.of else None
-    else:
-        columns = (TextColumn("{task.fields[phase]}"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
-        # Twice a second: whoever draws takes time from what is measured.
-        with Progress(*columns, console=console, refresh_per_second=2, transient=True) as bar:
-            task = bar.add_task("", total=None, phase="")
-            yield lambda step: bar.update(task, total=step.of, completed=step.done, phase=step.phase, description=_detail(step))
-
-
-def _told(step: Step) -> str:
-    detail = _detail(step)
-    return f"{step.phase} {step.done} of {step.of}{', ' if detail else ''}{detail}"
-
-
-def _detail(step: Step) -> str:
-    worst = f"worst standard error {step.worst:.0%}" if step.worst is not None else ""
-    left = f"at most {step.seconds_left:.0f} s left" if step.seconds_left is not None else ""
-    return ", ".join(filter(None, (worst, left)))

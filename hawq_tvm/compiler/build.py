@@ -6,11 +6,11 @@ import tvm
 from tvm import relax
 from tvm.s_tir import dlight
 
+from hawq_tvm.targets import gpu as cuda
 from schedules.spelling.cuda_prelude import PRELUDE
 
 from . import tir_pipeline
 from .cuda import nvcc
-from hawq_tvm.targets import gpu as cuda
 
 # Not TVM's default pipeline: nothing here fuses, folds or reorders, so the library calls exactly what was verified.
 # LegalizeOps only meets the float operators of an allowed float head or tail.

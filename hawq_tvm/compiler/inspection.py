@@ -93,6 +93,8 @@ def inspect(
     """
     from tvm import relax
 
+    from hawq_tvm.core import ranges, stages
+    from hawq_tvm.frontend.formats import frontend_of
     from relay_passes.fold_batch_norm import fold_batch_norm
     from relay_passes.fold_constants import fold_constants
     from relay_passes.fold_input_clip import fold_input_clip
@@ -100,8 +102,6 @@ def inspect(
     from relay_passes.remove_dead_code import remove_dead_code
     from relay_passes.tabulate_unary import tabulate_unary
 
-    from hawq_tvm.core import ranges, stages
-    from hawq_tvm.frontend.formats import frontend_of
     from .pipeline import mark_float_tail
 
     source = Path(model) if isinstance(model, str) else model

@@ -14,6 +14,9 @@ import tvm
 from tvm import relax
 
 import schedules
+from hawq_tvm.core import ranges, stages
+from hawq_tvm.core.stages import Stage
+from hawq_tvm.targets.gpu import is_cuda
 from relay_passes.choose_layout import choose_layout
 from relay_passes.drop_ties import drop_ties
 from relay_passes.fold_batch_norm import fold_batch_norm
@@ -29,9 +32,6 @@ from relay_passes.remove_dead_code import remove_dead_code
 from relay_passes.tabulate_unary import tabulate_unary
 
 from . import build as build_module
-from hawq_tvm.core import ranges, stages
-from hawq_tvm.targets.gpu import is_cuda
-from hawq_tvm.core.stages import Stage
 
 Pass = Callable[[tvm.IRModule], tuple[tvm.IRModule, int]]
 

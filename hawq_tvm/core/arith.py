@@ -1,7 +1,7 @@
 """The project's one integer arithmetic, in NumPy int64; equations (A1) to (A22) are derived in ARITHMETIC.md.
 
 Passes use it to fold constants and to turn real scales into dyadic numbers. Kernels restate it in TIR
-(`schedules/emit.py`); `verify/reference.py` restates it a third time, on purpose sharing no code.
+(`schedules/emit/emit.py`); `verify/reference.py` restates it a third time, on purpose sharing no code.
 """
 
 from __future__ import annotations

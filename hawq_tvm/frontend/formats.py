@@ -13,7 +13,6 @@ from typing import Any
 import tvm
 
 from hawq_tvm.core.errors import ModelError, UsageError
-
 from hawq_tvm.frontend.hawq.source import Checkpoint
 
 Shapes = Mapping[str, Sequence[int]] | None

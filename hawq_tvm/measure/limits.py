@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import tvm
 
-from hawq_tvm.targets import target as targets
 from hawq_tvm.core.errors import UsageError
+from hawq_tvm.targets import target as targets
+
 from . import limit_kernels as kernels
 
 SECONDS = 0.001  # of one repetition: long against the clock's grain, short against the time slice of a busy machine's scheduler

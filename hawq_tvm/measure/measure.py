@@ -14,6 +14,7 @@ import numpy as np
 import tvm_ffi
 
 from hawq_tvm.core.errors import UsageError
+
 from . import machine
 
 T = TypeVar("T")

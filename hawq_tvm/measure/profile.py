@@ -24,12 +24,13 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from hawq_tvm.verify import instrument
 from hawq_tvm.core.errors import PackageError, UsageError
+from hawq_tvm.core.work import layer_products
+from hawq_tvm.verify import instrument
 from hawq_tvm.verify.compare import layer_calls
+
 from . import machine
 from .measure import checked_threads, with_pool
-from hawq_tvm.core.work import layer_products
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class ProfileReport:
 
     def svg(self) -> str:
         """A picture of where the time goes: one bar per kernel in network order."""
-        from hawq_tvm.cli.profile_svg import draw
+        from .profile_svg import draw
 
         return draw(self)
 

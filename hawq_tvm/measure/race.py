@@ -13,9 +13,9 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
+from hawq_tvm.compiler import tir_pipeline
 from schedules.rule import Kernel
 
-from hawq_tvm.compiler import tir_pipeline
 from .measure import with_pool
 
 # Seconds per kernel and heat, and the rounds that they are made of. A final heat between the fastest decides.

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hawq_tvm.compiler.native.toolchain import ABI_VERSION
 from hawq_tvm.core.errors import PackageError
 from hawq_tvm.verify.records import Record, Run
-from hawq_tvm.compiler.native.toolchain import ABI_VERSION
 
 Array = NDArray[Any]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.compiler.native import toolchain
+from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.verify.records import Run, read
 
 Array = NDArray[Any]

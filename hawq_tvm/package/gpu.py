@@ -10,8 +10,8 @@ from typing import Any
 
 import tvm
 
-from hawq_tvm.core.errors import PackageError
 from hawq_tvm.compiler.cuda import runtime
+from hawq_tvm.core.errors import PackageError
 from hawq_tvm.targets.gpu import number, runs_on
 
 NO_DEVICE = runtime.NO_DEVICE

@@ -8,13 +8,12 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from hawq_tvm import __version__
-from hawq_tvm.core import ops, stages
-from hawq_tvm.targets import target as targets
-from hawq_tvm.core import work
-from hawq_tvm.targets import gpu as cuda
 from hawq_tvm.compiler.native import toolchain
 from hawq_tvm.compiler.pipeline import Compiled
+from hawq_tvm.core import ops, stages, work
+from hawq_tvm.core.version import __version__
+from hawq_tvm.targets import gpu as cuda
+from hawq_tvm.targets import target as targets
 
 
 def describe(compiled: Compiled, name: str) -> dict[str, Any]:

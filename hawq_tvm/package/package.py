@@ -23,22 +23,21 @@ import schedules
 from deploy import graph as stored_graph
 from deploy import package as files_on_disk
 from deploy import signature
-
+from hawq_tvm.compiler.native import library as libraries
+from hawq_tvm.compiler.pipeline import Compiled, Progress, compile_model
 from hawq_tvm.core import arrays, stages
-from . import manifest as manifests
-from hawq_tvm.targets import target as targets
-from hawq_tvm.measure.measure import BenchReport, measure
-from hawq_tvm.measure.profile import ProfileReport, profile
-from . import gpu
 from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.frontend.hawq.source import Checkpoint
-from .interface import Interface
-from . import direct, emulated
-from hawq_tvm.compiler.native import library as libraries
-from hawq_tvm.verify.records import Run
-from hawq_tvm.compiler.pipeline import Compiled, Progress, compile_model
+from hawq_tvm.measure.measure import BenchReport, measure
+from hawq_tvm.measure.profile import ProfileReport, profile
+from hawq_tvm.targets import target as targets
 from hawq_tvm.verify.certificate import Certificate, certify
 from hawq_tvm.verify.compare import LayerRun, VerifyReport, layers_of, run_with_layers, verify_executable
+from hawq_tvm.verify.records import Run
+
+from . import direct, emulated, gpu
+from . import manifest as manifests
+from .interface import Interface
 
 Array = NDArray[Any]
 LIBRARY = "model.so"

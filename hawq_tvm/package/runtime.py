@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hawq_tvm.core import arrays
-from hawq_tvm.targets import cpu
 from hawq_tvm.core.errors import PackageError
+from hawq_tvm.targets import cpu
+
 from .interface import Interface
 
 if TYPE_CHECKING:
@@ -93,7 +94,6 @@ class Model(Interface):
         """
         from deploy.machine import driver, vm
         from deploy.machine.refusal import Refusal
-
         from hawq_tvm.measure import measure  # first: it tells TVM's thread pool how many processors there are
 
         del measure

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from hawq_tvm.core import arith, ops, stages
-from hawq_tvm.targets import target as targets
 from hawq_tvm.core.errors import PackageError, UsageError
+from hawq_tvm.targets import target as targets
 from hawq_tvm.verify.compare import Expected, LayerRun, RunLayers, Tally, VerifyReport, compare_run, expect, layer_calls
 
 if TYPE_CHECKING:

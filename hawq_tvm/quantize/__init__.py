@@ -20,22 +20,22 @@ __all__ = [
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from hawq_tvm.quantize.network.data import Preprocess, open_data
-    from hawq_tvm.quantize.judge.evaluation import evaluate
-    from hawq_tvm.quantize.judge.fake_comparison import compare_fake
-    from hawq_tvm.quantize.network.float_graph import load_float
     from hawq_tvm.quantize.allocate.latency import measure_latencies
     from hawq_tvm.quantize.allocate.measurement import measure
     from hawq_tvm.quantize.allocate.plan import problem, problem_of_table
-    from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
     from hawq_tvm.quantize.allocate.sensitivity import Settings
     from hawq_tvm.quantize.allocate.table import Budget
+    from hawq_tvm.quantize.judge.evaluation import evaluate
+    from hawq_tvm.quantize.judge.fake_comparison import compare_fake
+    from hawq_tvm.quantize.network.data import Preprocess, open_data
+    from hawq_tvm.quantize.network.load import load_float
+    from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
     from hawq_tvm.quantize.qat.training import Training, finetune
 
 _HOMES = {
-    "Budget": "table", "Settings": "sensitivity", "load_float": "float_graph", "measure": "measurement", "measure_latencies": "latency",
-    "open_data": "data", "problem": "plan", "problem_of_table": "plan", "Preprocess": "data", "evaluate": "evaluation", "Recipe": "quantizer",
-    "post_training": "quantizer", "Training": "training", "finetune": "training", "compare_fake": "fake_comparison",
+    "Budget": "allocate.table", "Settings": "allocate.sensitivity", "load_float": "network.load", "measure": "allocate.measurement", "measure_latencies": "allocate.latency",
+    "open_data": "network.data", "problem": "allocate.plan", "problem_of_table": "allocate.plan", "Preprocess": "network.data", "evaluate": "judge.evaluation", "Recipe": "ptq.quantizer",
+    "post_training": "ptq.quantizer", "Training": "qat.training", "finetune": "qat.training", "compare_fake": "judge.fake_comparison",
 }  # fmt: skip
 
 

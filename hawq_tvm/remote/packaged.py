@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from hawq_tvm.core import work
-from hawq_tvm.measure.measure import BenchReport, checked_threads
 from hawq_tvm.core.errors import UsageError
+from hawq_tvm.measure.measure import BenchReport, checked_threads
 from hawq_tvm.package.package import LIBRARY, Package
+
 from .session import Session, connect
 from .tracker import Servers, reach
 

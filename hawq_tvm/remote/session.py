@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from tvm import relax, rpc, tirx
 from tvm.script import tirx as T
 
-from hawq_tvm.targets import target as targets
 from hawq_tvm.core.errors import LostError, RemoteError
+from hawq_tvm.targets import target as targets
+
 from .tracker import START_SERVER, Found, Servers, Tracker
 
 Array = NDArray[Any]

@@ -24,9 +24,9 @@ from rich.table import Table
 from hawq_tvm import Package, load
 from hawq_tvm import compile as compile_package
 from hawq_tvm.bench import zoo
-from hawq_tvm.core.errors import HawqError, ModelError, UsageError
-from hawq_tvm.compiler.inspection import inspect
 from hawq_tvm.cli.show import show_proof
+from hawq_tvm.compiler.inspection import inspect
+from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 from hawq_tvm.package.together import JointReport, verify_packages
 
 SIZE = 224
@@ -178,7 +178,7 @@ def _table(tests: list[tuple[Path, int]], floats: list[Array], integers: list[Ar
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.demo", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(".demo"), help="where the files go (default: .demo)")
     args = parser.parse_args()
     try:

@@ -1,6 +1,6 @@
 """A figure on real data with a clean split: a small residual network trained on Fashion-MNIST here, then quantized after training, and fine-tuned.
 
-    python -m hawq_tvm.quantize.fashion --seeds 0,1,2
+    python -m hawq_tvm.studies.fashion --seeds 0,1,2
 
 The pictures are those of Debian's package dataset-fashion-mnist (MIT licence): 60,000 to train on, 10,000 to test on. Calibration and fine-tuning use
 training pictures alone. Every quantized network is compiled, and its package answers all test pictures; the float network runs in ONNX Runtime. Needs
@@ -193,7 +193,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.quantize.fashion", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.fashion", description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", metavar="TEXT", help="the quantized networks whose names hold this text, such as 'W4A4, ' (default: all)")
     return run(parser, show, lambda args, seed, say: measure(args.data, seed, [n for n in (*RECIPES, *FINETUNED) if args.only in n], say))
 

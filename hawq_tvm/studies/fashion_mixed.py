@@ -1,6 +1,6 @@
 """Bits by second-order sensitivity against bits by chance, at the same budgets, on the network and the pictures of `fashion.py`.
 
-    python -m hawq_tvm.quantize.fashion_mixed --seeds 0,1,2 --draws 8
+    python -m hawq_tvm.studies.fashion_mixed --seeds 0,1,2 --draws 8
 
 For every budget of bit operations one assignment of W8A8 and W4A4 is the allocation's (Hutchinson traces on the calibration pictures), and others are drawn:
 from W4A4 everywhere, layers become W8A8 in random order as long as the budget allows it, so that none wastes it. Ties and fixed ends are those of
@@ -22,11 +22,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table as Grid
 
-from .fashion import Files, Say, prepare, row, run, tuned
 from hawq_tvm.quantize.allocate.plan import problem
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
 from hawq_tvm.quantize.allocate.sensitivity import Settings
 from hawq_tvm.quantize.allocate.table import Table, widths
+from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+
+from .fashion import Files, Say, prepare, row, run, tuned
 
 BUDGETS = ("bops=0.75", "bops=0.5")
 CHOICES = ("W8A8", "W4A4")
@@ -101,7 +102,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.quantize.fashion_mixed", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.fashion_mixed", description=__doc__.splitlines()[0])
     parser.add_argument("--draws", type=int, default=8, metavar="N", help="assignments by chance for every budget and seed (default: 8)")
     return run(parser, show, lambda args, seed, say: measure(args.data, seed, args.draws, say))
 

@@ -1,7 +1,7 @@
 """The tables of what `make gpu-check` measured: a page for deploy/benchmarks and the short table of the README.
 
-    python -m hawq_tvm.bench.gpu_table gpu.json          writes deploy/benchmarks/GPU-DATE.md and .json, prints the README's table
-    python -m hawq_tvm.bench.gpu_table                   prints the README's table with nothing measured
+    python -m hawq_tvm.studies.gpu_table gpu.json          writes deploy/benchmarks/GPU-DATE.md and .json, prints the README's table
+    python -m hawq_tvm.studies.gpu_table                   prints the README's table with nothing measured
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hawq_tvm.core.errors import HawqError, InputError
+
 from .page import write_page
 
 NETS, PRECISIONS, BATCHES = ("resnet18", "resnet50", "mobilenetv2", "inceptionv3"), ("w8a8", "w4a8", "w4a4"), (1, 8, 32, 128)
@@ -141,7 +142,7 @@ def write(report: Mapping[str, Any], folder: Path) -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: write the page and print the README's table."""
-    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.bench.gpu_table", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.gpu_table", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("report", nargs="?", type=Path, metavar="gpu.json", help="what gpu-check wrote (default: nothing measured)")
     parser.add_argument("--output", type=Path, default=Path("deploy/benchmarks"), metavar="FOLDER")
     args = parser.parse_args(argv)

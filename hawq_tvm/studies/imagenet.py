@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 with its trained weights, quantized after training: its answers, beside the float network's and other tools' at 8 bits.
 
-    python -m hawq_tvm.quantize.imagenet --data PICTURES
+    python -m hawq_tvm.studies.imagenet --data PICTURES
 
 The pictures are labelled ones of yours, as `evaluate` takes them; some calibrate, the others are asked about. Networks answer in ONNX Runtime,
 ours with --packages as compiled libraries. NNCF is left out where it is not installed. A network that was measured stays measured: the same
@@ -30,15 +30,15 @@ from rich.console import Console
 
 from hawq_tvm.core.errors import HawqError, InputError, UsageError
 from hawq_tvm.core.files import check_folder, load_npz, save_npz, write_bytes, write_text
-from hawq_tvm.quantize.network.data import LABELS, Calibration, Preprocess
-from hawq_tvm.quantize.judge.evaluation import TOP, batch_size, labelled_files, open_images, open_runner, ranked
-from hawq_tvm.quantize.network.float_graph import load_float
 from hawq_tvm.quantize.allocate.plan import Problem, bits_file, problem
-from hawq_tvm.quantize.ptq.points import MOVES
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
-from hawq_tvm.cli.show_quantize import measuring
 from hawq_tvm.quantize.allocate.sensitivity import Settings, Step
 from hawq_tvm.quantize.allocate.table import read_json, widths
+from hawq_tvm.quantize.judge.evaluation import TOP, batch_size, labelled_files, open_images, open_runner, ranked
+from hawq_tvm.quantize.network.data import LABELS, Calibration, Preprocess
+from hawq_tvm.quantize.network.load import load_float
+from hawq_tvm.quantize.progress import measuring
+from hawq_tvm.quantize.ptq.points import MOVES
+from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
 
 Array = np.ndarray[Any, Any]
 ERR = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -282,7 +282,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.quantize.imagenet", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.imagenet", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="a folder per class, a folder with labels.txt, or a list of 'FILE CLASS' lines (.txt, .csv)")
     parser.add_argument("--labels", type=Path, help="'FILE CLASS' lines for a folder of images")
     parser.add_argument("--folder", type=Path, default=Path(".imagenet"), help="where files and rows are kept (default: .imagenet)")

@@ -1,6 +1,6 @@
 """The benchmark table: quantized networks of the zoo, ours beside OpenVINO and ONNX Runtime, written to deploy/benchmarks.
 
-    python -m hawq_tvm.bench.table --nets resnet18 --batches 1 --threads 1,2
+    python -m hawq_tvm.studies.table --nets resnet18 --batches 1 --threads 1,2
 
 Models are made once and kept in --work; packages are compiled anew. Needs the extras `bench` and `torch`.
 """
@@ -17,9 +17,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from hawq_tvm.bench import peers, zoo
 from hawq_tvm.core.errors import HawqError, UsageError
 from hawq_tvm.measure import machine
-from hawq_tvm.bench import peers, zoo
+
 from .page import write_page
 
 NETS = ("resnet18", "resnet50", "mobilenetv2", "inceptionv3")
@@ -125,7 +126,7 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.bench.table", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.table", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nets", type=_list(str), default=list(NETS), metavar="A,B", help=f"default: {','.join(NETS)}")
     parser.add_argument("--batches", type=_list(_positive), default=[1, 8], metavar="1,8")
     parser.add_argument("--threads", type=_list(_positive), default=None, metavar="1,2", help="default: 1, and 2 where there are two cores")

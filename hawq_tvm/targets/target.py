@@ -10,13 +10,14 @@ from typing import Any
 import tvm
 from tvm.target import codegen
 
+from hawq_tvm.compiler.cuda import nvcc
+from hawq_tvm.compiler.native import toolchain
+from hawq_tvm.core.errors import UsageError
+
+from . import gpu as cuda
 from .cpu import CPUINFO_NAMES, TILE_FEATURES, host_features, permit_tiles
 from .cpu import check_host as check_host
 from .cpu import runs_here as runs_here
-from hawq_tvm.compiler.cuda import nvcc
-from . import gpu as cuda
-from hawq_tvm.core.errors import UsageError
-from hawq_tvm.compiler.native import toolchain
 
 _X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
 _ARM = {"kind": "llvm", "mtriple": "aarch64-linux-gnu"}

@@ -15,14 +15,13 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
-from schedules.rule import Kernel
-
-from hawq_tvm.targets import target as targets
-from hawq_tvm.measure.race import Result, Run, judge, library
 from hawq_tvm.core.errors import LostError, RemoteError, UsageError
+from hawq_tvm.measure.race import Result, Run, judge, library
 from hawq_tvm.remote.packaged import opened
 from hawq_tvm.remote.session import Session, connect, exported
 from hawq_tvm.remote.tracker import Servers, reach
+from hawq_tvm.targets import target as targets
+from schedules.rule import Kernel
 
 Array = NDArray[Any]
 TIMED = 3  # calls of a kernel in one turn; another one before them is not timed

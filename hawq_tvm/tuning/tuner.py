@@ -22,23 +22,23 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
+from hawq_tvm.compiler import pipeline
+from hawq_tvm.core import arith, ops, ranges, stages
+from hawq_tvm.core.errors import OutputError, UsageError
+from hawq_tvm.core.files import check_output, write_text
+from hawq_tvm.core.version import __version__
+from hawq_tvm.core.work import layer_products
+from hawq_tvm.measure import machine
+from hawq_tvm.measure.measure import checked_threads
+from hawq_tvm.measure.race import Contender, Result, race
+from hawq_tvm.remote.tracker import Servers
+from hawq_tvm.targets import target as targets
 from schedules import lower, record, workload
 from schedules.layer import Layer
 from schedules.record import Record
 from schedules.rule import Kernel, Tile, Tiled, choose
 from schedules.rules import rules_for
 
-from hawq_tvm import __version__
-from hawq_tvm.core import arith, ops, ranges, stages
-from hawq_tvm.compiler import pipeline
-from hawq_tvm.targets import target as targets
-from hawq_tvm.measure import machine
-from hawq_tvm.measure.measure import checked_threads
-from hawq_tvm.measure.race import Contender, Result, race
-from hawq_tvm.core.work import layer_products
-from hawq_tvm.core.errors import OutputError, UsageError
-from hawq_tvm.core.files import check_output, write_text
-from hawq_tvm.remote.tracker import Servers
 from .crew import Crew, Job
 
 Array = NDArray[Any]

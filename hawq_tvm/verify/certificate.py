@@ -18,6 +18,7 @@ from tvm import relax, tirx
 
 from hawq_tvm.core import ops, ranges, stages
 from hawq_tvm.core.errors import StageError
+
 from .disassemble import inspect_library
 from .sass import inspect_device_code
 

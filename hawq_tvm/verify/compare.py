@@ -19,8 +19,9 @@ from tvm import relax
 
 from hawq_tvm.core import ops, stages
 from hawq_tvm.core.errors import HawqError
-from .instrument import watched
 from hawq_tvm.core.intervals import MOVING
+
+from .instrument import watched
 from .records import Record, Run
 from .reference import evaluate, evaluate_call
 

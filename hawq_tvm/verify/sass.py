@@ -21,6 +21,7 @@ from typing import Any
 from elftools.elf.elffile import ELFFile
 
 from hawq_tvm.core.errors import PackageError
+
 from .disassemble import FloatInstruction
 
 # What counts as computing with floating point numbers: arithmetic, comparison, rounding, conversion, matrix products. Each is

@@ -9,8 +9,8 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.core import ops
-
 from relay_passes.tabulate_unary import ELEMENTWISE
+
 from . import convolution, elementwise, movement, pooling
 from .values import INSERT, Constant, Context, Real, Value, is_uniform
 

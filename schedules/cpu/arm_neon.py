@@ -12,12 +12,12 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+from schedules.layer import Layer
+from schedules.spelling.neon_intrinsics import LANES, Inner, inner_product
 
 from .contract_tiles import Step
 from .contraction import reach_of, shape_of
 from .cpu_contract import Contract, Products
-from schedules.layer import Layer
-from schedules.spelling.neon_intrinsics import LANES, Inner, inner_product
 from .vector_unit import VectorUnit
 
 WASTE = 1.05  # so many more products are worth a fuller register of data

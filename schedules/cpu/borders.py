@@ -21,11 +21,11 @@ import tvm_ffi
 from tvm import relax, s_tir, tirx
 
 from hawq_tvm.core import ops
+from schedules.emit.emit import immediate, ints
+from schedules.layer import Layer
 
 from .contract_tiles import ContractTile, LoadedTile
 from .contraction import Shape
-from schedules.emit.emit import immediate, ints
-from schedules.layer import Layer
 
 # Bodies of the innermost loop at most, and steps of one at least: else the loops around them cost more than what is left out.
 BODIES, STEPS = 12, 16

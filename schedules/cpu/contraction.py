@@ -17,7 +17,6 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from hawq_tvm.core import ops
-
 from schedules.emit.emit import Array, Emission, Operand, immediate, ints
 from schedules.layer import Layer
 

@@ -21,16 +21,16 @@ import tvm
 from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import arith, ops
+from schedules.emit.emit import Emission, Operand, immediate
+from schedules.layer import Layer
+from schedules.rule import Kernel
+from schedules.spelling.intrinsics import multiply_add
 
 from .borders import Borders, Nest, without_borders
 from .contract_tiles import ContractTile, LoadedTile, Step, choose_tile, form_of, tiles_of
 from .contraction import Packing, Shape, contraction, not_a_contraction, without_offset
-from schedules.emit.emit import Emission, Operand, immediate
 from .epilogue import Epilogue
-from schedules.spelling.intrinsics import multiply_add
-from schedules.layer import Layer
 from .loops import inline_all, parallel_outer, vectorize_plain
-from schedules.rule import Kernel
 from .vector_unit import VectorUnit
 
 EPILOGUE = 16  # channels of an epilogue's vectors at most, where those of sums are shorter: a whole vector of bytes

@@ -19,12 +19,12 @@ import tvm
 from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import arith, ops
-
 from schedules.emit.emit import Emission, immediate, ints
-from .epilogue import Epilogue
 from schedules.layer import Layer
-from .loops import inline_all, parallel_outer
 from schedules.rule import Kernel
+
+from .epilogue import Epilogue
+from .loops import inline_all, parallel_outer
 from .vector_unit import VectorUnit
 
 

@@ -9,11 +9,11 @@ import tvm
 from tvm import s_tir
 
 from hawq_tvm.core import ops
-
 from schedules.emit.emit import Emission
 from schedules.layer import Layer
-from .loops import inline_all
 from schedules.rule import Kernel
+
+from .loops import inline_all
 from .vector_unit import VectorUnit
 
 # Below this many elements a second thread costs more than it brings.

@@ -15,6 +15,7 @@ from typing import Any
 from tvm import s_tir
 
 from schedules.spelling.intrinsics import multiply_high, narrow
+
 from .loops import extent
 
 UNROLLED = 32  # vectors of an epilogue that are spelled out: as many as there are registers, so that the sums need no memory

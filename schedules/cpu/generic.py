@@ -7,8 +7,9 @@ from tvm import s_tir
 
 from schedules.emit.emit import Emission
 from schedules.layer import Layer
-from .loops import inline_all
 from schedules.rule import Kernel
+
+from .loops import inline_all
 
 
 class Generic:

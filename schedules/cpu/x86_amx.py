@@ -22,18 +22,18 @@ import tvm
 from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import ops
-
+from schedules.emit.emit import Emission, Operand, immediate
+from schedules.layer import Layer
+from schedules.rule import Kernel
 from schedules.spelling import tile_intrinsics as tiles
+from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
+
 from .borders import Borders, Nest, axes_of, without_borders
 from .contract_tiles import TASKS
 from .contraction import Packing, Shape, contraction, shape_of
 from .cpu_contract import Contract, constant_int4, schedule_operands
-from schedules.emit.emit import Emission, Operand, immediate
 from .epilogue import Epilogue
-from schedules.layer import Layer
 from .loops import inline_all
-from schedules.rule import Kernel
-from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
 from .vector_unit import VectorUnit
 
 DEPTH = 4

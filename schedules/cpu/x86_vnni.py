@@ -6,12 +6,12 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+from schedules.layer import Layer
+from schedules.spelling.intrinsics import dot_u8s4, dot_u8s8
 
 from .contract_tiles import Step
 from .contraction import reach_of
 from .cpu_contract import Contract, Products
-from schedules.spelling.intrinsics import dot_u8s4, dot_u8s8
-from schedules.layer import Layer
 from .vector_unit import VectorUnit
 
 

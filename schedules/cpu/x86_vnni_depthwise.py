@@ -20,15 +20,15 @@ import tvm
 from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import ops
+from schedules.emit.emit import Emission, Operand, immediate, ints
+from schedules.layer import Layer
+from schedules.rule import Kernel
+from schedules.spelling.intrinsics import dot_quads
 
 from .contraction import without_offset
 from .cpu_depthwise import Depthwise, blocks_of_pixels
-from schedules.emit.emit import Emission, Operand, immediate, ints
 from .epilogue import Epilogue
-from schedules.spelling.intrinsics import dot_quads
-from schedules.layer import Layer
 from .loops import inline_all
-from schedules.rule import Kernel
 from .vector_unit import VectorUnit
 from .x86_vnni import shift_leaves_int32
 

@@ -10,7 +10,6 @@ from tvm import relax, te, tirx
 
 from hawq_tvm.core import ops
 from hawq_tvm.core.errors import StageError
-
 from schedules.layer import Layer
 
 Index = Sequence[Any]

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from tvm import relax
 
 from hawq_tvm.core import ops
+from schedules.layer import Layer
 
 from .emit import Array
-from schedules.layer import Layer
 
 
 def epilogue(layer: Layer, shape: tuple[int, ...], constant: Callable[[Array], Array]) -> tuple[Layer, list[relax.Var]]:

@@ -22,13 +22,13 @@ import tvm
 from tvm import relax, s_tir, te
 
 from hawq_tvm.core import ops
-
 from schedules.cpu.cpu_depthwise import Depthwise
-from .cuda_loops import MANY_THREADS, bind_grid, fuse_outer, start, vectorize_copy
-from schedules.spelling.dp4a_intrinsics import CHANNELS, windows
 from schedules.emit.emit import Emission, ints
 from schedules.layer import Layer
 from schedules.rule import Kernel
+from schedules.spelling.dp4a_intrinsics import CHANNELS, windows
+
+from .cuda_loops import MANY_THREADS, bind_grid, fuse_outer, start, vectorize_copy
 
 _UNROLLED = 32  # taps of a kernel, up to which every loop over them is unrolled
 

@@ -14,12 +14,12 @@ import tvm
 from tvm import s_tir
 
 from hawq_tvm.core import ops
-
 from schedules.cpu.cpu_elementwise import Elementwise, ElementwiseTile, boundaries
-from .cuda_loops import bind_grid, fuse_outer, lanes_for, start, vector_reads, vector_write
 from schedules.emit.emit import Emission
 from schedules.layer import Layer
 from schedules.rule import Kernel
+
+from .cuda_loops import bind_grid, fuse_outer, lanes_for, start, vector_reads, vector_write
 
 # Operators that only move data: nothing is computed on their elements.
 _MOVES = frozenset({f"relax.{n}" for n in ("concat", "nn.pad", "reshape", "flatten", "squeeze", "expand_dims", "split", "strided_slice")})

@@ -14,6 +14,12 @@ from math import prod
 import tvm
 from tvm import s_tir
 
+from schedules.cpu.generic import Generic
+from schedules.cpu.loops import extent
+from schedules.emit.emit import Emission
+from schedules.layer import Layer
+from schedules.rule import Kernel
+
 from .cuda_loops import (
     MANY_THREADS,
     THREADS,
@@ -25,11 +31,6 @@ from .cuda_loops import (
     spatial_and_reduction,
     start,
 )
-from schedules.emit.emit import Emission
-from schedules.cpu.generic import Generic
-from schedules.layer import Layer
-from schedules.cpu.loops import extent
-from schedules.rule import Kernel
 
 _SHARE_FROM = 64  # steps of a reduction
 

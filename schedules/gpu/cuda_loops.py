@@ -11,10 +11,9 @@ from tvm import ir, relax, s_tir, tirx
 
 from hawq_tvm.core import ops
 from hawq_tvm.core.errors import ScheduleError
-
+from schedules.cpu.loops import extent, inline_all
 from schedules.emit.emit import Emission
 from schedules.layer import Layer
-from schedules.cpu.loops import extent, inline_all
 
 THREADS = 256  # of a block, where nothing speaks for another number; no GPU allows more than 1024
 WARP = 32

@@ -24,17 +24,17 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.targets.gpu import architectures
-
 from schedules.cpu.contraction import not_a_contraction
 from schedules.emit.emit import Array, Emission, Operand, immediate, ints
 from schedules.emit.emit_movement import pair
 from schedules.emit.in_tiles import epilogue
 from schedules.layer import Layer
+from schedules.rule import Kernel
 from schedules.spelling.mma_intrinsics import Form, part_index, parts
+
 from .mma_model import cycles, gpu_of, ranked_tiles
 from .mma_schedule import Scheduling
 from .mma_tiles import CHUNK, Digits, MmaTile, Problem, pack_weights, packing, problem_of
-from schedules.rule import Kernel
 
 DATA = {"uint8": Form.U8S8, "int8": Form.S8S8}
 OPENED = {Form.U8S8: Form.U8S4, Form.S8S8: Form.S8S4}

@@ -21,8 +21,12 @@ import tvm
 from tvm import s_tir
 
 from hawq_tvm.core import ops
-
 from schedules.cpu.cpu_window import BLOCKS, keeps_last_axis
+from schedules.cpu.loops import extent
+from schedules.emit.emit import Emission
+from schedules.layer import Layer
+from schedules.rule import Kernel
+
 from .cuda_loops import (
     MANY_THREADS,
     WARP,
@@ -35,10 +39,6 @@ from .cuda_loops import (
     start,
     vectorize_copy,
 )
-from schedules.emit.emit import Emission
-from schedules.layer import Layer
-from schedules.cpu.loops import extent
-from schedules.rule import Kernel
 
 _PARTS = 8
 _SHARE_FROM = 32  # steps of a window

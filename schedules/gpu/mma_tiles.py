@@ -10,10 +10,10 @@ import numpy as np
 from tvm import relax, tirx
 
 from hawq_tvm.core import ops
-
 from schedules.emit.emit import Array, ints
 from schedules.emit.emit_movement import unravel
 from schedules.spelling.mma_intrinsics import Form, parts
+
 from .mma_pack import LANES, pack
 
 CHUNK = 16  # bytes of a row of data that are copied and read together

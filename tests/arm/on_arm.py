@@ -19,10 +19,10 @@ from elftools.elf.elffile import ELFFile
 from one_layer import Array, Body, layer_of, packed, zeros_for
 from tvm import tirx
 
-from hawq_tvm.targets import target
 from hawq_tvm.compiler import tir_pipeline
-from hawq_tvm.package import emulated
 from hawq_tvm.compiler.native import toolchain
+from hawq_tvm.package import emulated
+from hawq_tvm.targets import target
 from hawq_tvm.verify.reference import evaluate
 from schedules.layer import Layer
 from schedules.rule import Kernel, choose

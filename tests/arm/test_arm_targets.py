@@ -15,9 +15,9 @@ from tvm import relax
 from hawq_tvm.targets import target
 from schedules.cpu.arm_neon import DOTS, MATRICES, PAIRS, Neon
 from schedules.cpu.contract_tiles import LoadedTile
+from schedules.cpu.vector_unit import VectorUnit
 from schedules.layer import Layer
 from schedules.record import tile_of
-from schedules.cpu.vector_unit import VectorUnit
 
 
 def layer_of(c: Conv, w: np.ndarray, data: str = "uint8") -> Layer:

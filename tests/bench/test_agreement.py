@@ -12,9 +12,9 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.bench import agreement
-from hawq_tvm.measure import pinning
 from hawq_tvm.core import work
 from hawq_tvm.core.errors import UsageError
+from hawq_tvm.measure import pinning
 
 SPEC: dict[str, Any] = {"name": "y", "quantization": {"scale": [0.5], "zero_point": [0]}}
 LINUX = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads can be pinned on Linux only")

@@ -20,14 +20,14 @@ import onnx
 import pytest
 import tvm_ffi
 
-from deploy.machine import vm
 from deploy.gpu_check.bundle import MANIFEST, Bundle, packed
+from deploy.machine import vm
 from deploy.machine.refusal import Refusal
-from hawq_tvm.targets import target as targets
 from hawq_tvm.bench.gpu import gpu_bundle, gpu_cases, gpu_entries
 from hawq_tvm.compiler.cuda import runtime
-from hawq_tvm.core.errors import HawqError, OutputError, PackageError
 from hawq_tvm.compiler.pipeline import compile_model
+from hawq_tvm.core.errors import HawqError, OutputError, PackageError
+from hawq_tvm.targets import target as targets
 
 from ..models import Graph, float_output
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from deploy.gpu_check import compare, plan, timing
-from deploy.machine import driver
 from deploy.gpu_check.noise import image, noise, weights
+from deploy.machine import driver
 from deploy.machine.refusal import Refusal
 
 

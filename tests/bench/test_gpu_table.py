@@ -13,12 +13,12 @@ import tvm
 from rich.console import Console
 
 import hawq_tvm as ht
-from deploy.machine import driver
 from deploy.gpu_check import timing
-from hawq_tvm.cli import main as cli
-from hawq_tvm.studies import gpu_table
+from deploy.machine import driver
 from hawq_tvm.bench.gpu import on_gpu
+from hawq_tvm.cli import main as cli
 from hawq_tvm.cli.show_bench import show
+from hawq_tvm.studies import gpu_table
 
 from ..models import residual_net
 from .test_gpu_runner import Functions

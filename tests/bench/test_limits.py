@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tvm
 
-from hawq_tvm.targets import target
 from hawq_tvm.compiler import tir_pipeline
+from hawq_tvm.core.errors import UsageError
 from hawq_tvm.measure import limit_kernels as kernels
 from hawq_tvm.measure import limits
-from hawq_tvm.core.errors import UsageError
+from hawq_tvm.targets import target
 
 X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="the int8 limits are written for x86-64")
 HERE = [k for k in kernels.KINDS if platform.machine() == "x86_64" and set(k.features) <= target.host_features()]

@@ -13,9 +13,9 @@ import pytest
 
 import hawq_tvm as ht
 from hawq_tvm.bench import against, packaged
-from hawq_tvm.measure import limits
 from hawq_tvm.cli.main import main
 from hawq_tvm.core.errors import ModelError
+from hawq_tvm.measure import limits
 
 from ..models import Graph, residual_net
 

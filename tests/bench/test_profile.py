@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.verify import instrument
-from hawq_tvm.measure import profile
-from hawq_tvm.core import work
 from hawq_tvm.cli.main import main
+from hawq_tvm.core import work
 from hawq_tvm.core.errors import PackageError, UsageError
+from hawq_tvm.measure import profile
+from hawq_tvm.verify import instrument
 from hawq_tvm.verify.compare import layer_calls
 
 from ..models import Graph, float_output, residual_net

@@ -177,7 +177,7 @@ def test_a_result_that_cannot_be_written_is_refused_before_the_work(
         raise AssertionError("the work began")
 
     for name in ("load", "compile"):
-        monkeypatch.setattr(f"hawq_tvm.package.{name}", work)
+        monkeypatch.setattr(f"hawq_tvm.package.package.{name}", work)
     (tmp_path / "folder" / "kept").mkdir(parents=True)
     (tmp_path / "file").write_text("kept")
     before = sorted(tmp_path.rglob("*"))

@@ -18,9 +18,9 @@ from tvm import tirx
 from hawq_tvm.targets import gpu as cuda
 from hawq_tvm.verify.reference import evaluate
 from schedules.gpu.cuda_depthwise import CudaDepthwise
-from schedules.spelling.cuda_prelude import MEANINGS
 from schedules.rule import choose
 from schedules.rules import rules_for
+from schedules.spelling.cuda_prelude import MEANINGS
 
 TARGET = cuda.make(cuda.ARCHITECTURES)
 CPU = tvm.target.Target({"kind": "llvm"})

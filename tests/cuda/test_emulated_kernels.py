@@ -17,8 +17,8 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 from hawq_tvm.targets import gpu as cuda
 from schedules.gpu.cuda_mma import Mma
-from schedules.spelling.mma_intrinsics import Form
 from schedules.gpu.mma_tiles import MmaTile
+from schedules.spelling.mma_intrinsics import Form
 
 R = relax.op
 pytestmark = needs_gxx

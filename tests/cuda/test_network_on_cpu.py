@@ -18,8 +18,8 @@ from hawq_tvm.verify.compare import run_with_layers, verify_executable
 from schedules import lower
 from schedules.cpu.cpu_elementwise import Elementwise
 from schedules.cpu.cpu_window import Window
-from schedules.gpu.cuda_mma import Mma
 from schedules.cpu.generic import Generic
+from schedules.gpu.cuda_mma import Mma
 
 
 @pytest.mark.slow

@@ -17,11 +17,11 @@ from networks import every_rule
 
 import hawq_tvm as ht
 from hawq_tvm.cli import main as cli
-from hawq_tvm.targets import target
-from hawq_tvm.package import gpu as device
 from hawq_tvm.compiler.cuda import nvcc, runtime
-from hawq_tvm.targets import gpu as cuda
 from hawq_tvm.core.errors import HawqError, PackageError, UsageError
+from hawq_tvm.package import gpu as device
+from hawq_tvm.targets import gpu as cuda
+from hawq_tvm.targets import target
 
 TWO = json.dumps({"kind": "cuda", "architectures": ["sm_75", "sm_90"]})
 

@@ -11,14 +11,14 @@ from on_cpu import TARGET
 from one_layer import packed
 from tvm import relax
 
-from hawq_tvm.core import arith, ops
 from hawq_tvm.compiler.cuda import nvcc
+from hawq_tvm.core import arith, ops
 from hawq_tvm.targets.gpu import ARCHITECTURES
 from schedules.gpu.cuda_mma import Mma
-from schedules.spelling.cuda_prelude import PRELUDE
-from schedules.layer import Layer
 from schedules.gpu.mma_model import FRAGMENTS
 from schedules.gpu.mma_tiles import MmaTile
+from schedules.layer import Layer
+from schedules.spelling.cuda_prelude import PRELUDE
 
 
 def convolution(weight_bits: int) -> Layer:

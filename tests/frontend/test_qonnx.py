@@ -13,11 +13,11 @@ import pytest
 from onnx import TensorProto
 
 import hawq_tvm as ht
-from hawq_tvm.core import ops
 from hawq_tvm.compiler import pipeline
+from hawq_tvm.compiler.inspection import inspect
+from hawq_tvm.core import ops
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.onnx import import_onnx, known_operators
-from hawq_tvm.compiler.inspection import inspect
 from hawq_tvm.verify.reference import evaluate
 
 from ..models import Graph, float_output

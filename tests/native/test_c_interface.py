@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.targets import target
+from hawq_tvm.compiler.native import link, toolchain
 from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.package import direct
-from hawq_tvm.compiler.native import link, toolchain
+from hawq_tvm.targets import target
 
 from ..models import residual_net
 from .networks import FLOAT, NETWORKS

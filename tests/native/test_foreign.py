@@ -11,9 +11,9 @@ import pytest
 
 import hawq_tvm as ht
 from hawq_tvm.cli import main as cli
+from hawq_tvm.compiler.native import toolchain
 from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.package import emulated
-from hawq_tvm.compiler.native import toolchain
 
 from ..models import residual_net
 from .networks import FLOAT, NETWORKS

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from hawq_tvm.package import manifest
-from hawq_tvm.targets import target
 from hawq_tvm.compiler.native import header, link, plan, toolchain
 from hawq_tvm.compiler.pipeline import compile_model
+from hawq_tvm.package import manifest
+from hawq_tvm.targets import target
 
 from ..models import residual_net
 from .networks import FLOAT, NETWORKS

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.package import runtime
 from hawq_tvm.core.errors import PackageError
+from hawq_tvm.package import runtime
 
 from ..models import residual_net
 

@@ -15,8 +15,8 @@ from onnx import TensorProto
 import hawq_tvm as ht
 from deploy import graph
 from deploy import package as files
-from hawq_tvm.targets import target
 from hawq_tvm.core.errors import InputError, OutputError, PackageError, UsageError
+from hawq_tvm.targets import target
 
 from ..models import Graph, float_output, residual_net
 

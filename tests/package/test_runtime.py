@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.package import runtime
-from hawq_tvm.measure.machine import describe
 from hawq_tvm.core.errors import InputError, PackageError
+from hawq_tvm.measure.machine import describe
+from hawq_tvm.package import runtime
 
 # Not installed beside the runtime; of tvm only the libraries are.
 MISSING = ("onnx", "torch", "scipy", "capstone", "iced_x86", "elftools", "rich")

@@ -12,10 +12,10 @@ import pytest
 from tvm.target import codegen
 
 import hawq_tvm as ht
-from hawq_tvm.targets import cpu, target
-from hawq_tvm.core.errors import PackageError
 from hawq_tvm.compiler.native import link
 from hawq_tvm.compiler.pipeline import compile_model
+from hawq_tvm.core.errors import PackageError
+from hawq_tvm.targets import cpu, target
 from hawq_tvm.verify.certificate import certify
 from schedules import report, rules
 from schedules.cpu import x86_amx

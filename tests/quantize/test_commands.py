@@ -13,15 +13,15 @@ import onnx
 import pytest
 import torch
 
-from hawq_tvm.compiler import pipeline
 from hawq_tvm import quantize
-from hawq_tvm.core.work import products
 from hawq_tvm.cli.main import main
+from hawq_tvm.compiler import pipeline
+from hawq_tvm.core.work import products
 from hawq_tvm.quantize.allocate import latency as latencies
-from hawq_tvm.quantize.network.float_graph import load_float
 from hawq_tvm.quantize.allocate.latency import layer_model, measure_latencies
 from hawq_tvm.quantize.allocate.plan import read_latencies
 from hawq_tvm.quantize.allocate.table import CHOICES, read_bits
+from hawq_tvm.quantize.network.load import load_float
 
 from .networks import TorchNet, images, residual_net
 from .published import RESNET50, table

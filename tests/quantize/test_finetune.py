@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import hawq_tvm as ht
-from hawq_tvm.core import arith, thresholds
 from hawq_tvm.cli.main import main
+from hawq_tvm.core import arith, thresholds
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.quantize import Recipe, Training, finetune
-from hawq_tvm.quantize.qat.deployed import Deployed
-from hawq_tvm.quantize.network.float_graph import load_float
+from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.ptq.quantizer import draft
+from hawq_tvm.quantize.qat.deployed import Deployed
 from hawq_tvm.quantize.qat.straight import Numbers, Operand, dyadic_numbers, requantized, shifted
 
 from .networks import FloatNet, TorchNet, images, residual_net

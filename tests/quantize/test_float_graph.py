@@ -12,7 +12,7 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
-from hawq_tvm.quantize.network.float_graph import load_float
+from hawq_tvm.quantize.network.load import load_float
 
 from ..models import residual_net as quantized_net
 from .networks import FloatNet, TorchNet, images, residual_net

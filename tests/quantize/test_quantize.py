@@ -16,7 +16,7 @@ from onnx import TensorProto
 import hawq_tvm as ht
 from hawq_tvm.cli.main import main
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
-from hawq_tvm.quantize.network.float_graph import load_float
+from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.ptq.quantizer import Quantized, Recipe, post_training
 
 from .networks import FloatNet, TorchNet, images, residual_net
@@ -196,8 +196,8 @@ def test_adaround_is_reproducible(place: Path) -> None:
 
 
 def test_equalisation_changes_no_function(place: Path) -> None:
-    from hawq_tvm.quantize.ptq.equalize import equalize
     from hawq_tvm.quantize.network.prepare import prepare
+    from hawq_tvm.quantize.ptq.equalize import equalize
 
     g = FloatNet([1, 3, 8, 8])
     y = g.node("Relu", g.conv("x", 8, 3, 3, "a", group=1))

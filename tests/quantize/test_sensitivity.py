@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
-from hawq_tvm.quantize.network.data import open_data
-from hawq_tvm.quantize.network.float_graph import load_float
 from hawq_tvm.quantize.allocate.measurement import measure, rounded_activation, rounded_weight
 from hawq_tvm.quantize.allocate.sensitivity import METRICS, Settings, Step, end_layers
+from hawq_tvm.quantize.network.data import open_data
+from hawq_tvm.quantize.network.load import load_float
 
 from .networks import FloatNet, TorchNet, images, residual_net
 

@@ -21,12 +21,12 @@ import tvm
 import tvm.rpc
 
 import hawq_tvm as ht
-from hawq_tvm.targets import target
 from hawq_tvm.core.errors import InputError, LostError, RemoteError, UsageError
 from hawq_tvm.remote import packaged
 from hawq_tvm.remote.packaged import RemotePackage, opened
 from hawq_tvm.remote.session import Machine, Session, exported, permit_kernel
 from hawq_tvm.remote.tracker import Found, parse, reach
+from hawq_tvm.targets import target
 
 from .conftest import HOST, Cluster, free_port
 

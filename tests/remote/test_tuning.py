@@ -13,11 +13,11 @@ import onnx
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.targets import target
-from hawq_tvm.tuning import tuner
-from hawq_tvm.measure.race import Result
 from hawq_tvm.core.errors import LostError, RemoteError, UsageError
+from hawq_tvm.measure.race import Result
+from hawq_tvm.targets import target
 from hawq_tvm.tuning import crew as tuning
+from hawq_tvm.tuning import tuner
 from hawq_tvm.tuning.crew import Crew, Job
 from schedules import record
 
@@ -28,8 +28,8 @@ Command = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(autouse=True)
 def short_heats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hawq_tvm.bench.race.HEAT", 0.001)
-    monkeypatch.setattr("hawq_tvm.bench.race.FINAL", 0.002)
+    monkeypatch.setattr("hawq_tvm.measure.race.HEAT", 0.001)
+    monkeypatch.setattr("hawq_tvm.measure.race.FINAL", 0.002)
 
 
 def test_records_of_other_machines_are_those_of_this_one(cluster: Cluster, tmp_path: Path, command: Command) -> None:

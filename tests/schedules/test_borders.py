@@ -16,8 +16,8 @@ from test_cpu_contract import DOT, HOST, PORTABLE, Conv, accumulate, convolve, f
 from tvm import relax
 
 import schedules
-from hawq_tvm.core import arith, ops
 from hawq_tvm.compiler import build
+from hawq_tvm.core import arith, ops
 from schedules import rules
 from schedules.cpu.borders import Axis, Borders, Ranges
 from schedules.cpu.contract_tiles import Step, choose_tile, form_of

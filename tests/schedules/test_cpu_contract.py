@@ -13,19 +13,19 @@ from one_layer import layer_of, lower, packed, run
 from tvm import relax
 
 import schedules
-from hawq_tvm.core import arith, ops
 from hawq_tvm.compiler import build
-from hawq_tvm.targets import target
+from hawq_tvm.core import arith, ops
 from hawq_tvm.measure import race
-from schedules.cpu import cpu_contract
+from hawq_tvm.targets import target
 from schedules import rules
+from schedules.cpu import cpu_contract
 from schedules.cpu.contract_tiles import ContractTile, Step, choose_tile, form_of
 from schedules.cpu.contraction import Shape
 from schedules.cpu.cpu_contract import Contract, VectorUnit
 from schedules.cpu.generic import Generic
-from schedules.layer import Layer
 from schedules.cpu.x86_vnni import Vnni
 from schedules.cpu.x86_vnni_depthwise import VnniDepthwise
+from schedules.layer import Layer
 
 R = relax.op
 rng = np.random.default_rng(4)

@@ -11,18 +11,18 @@ from test_cpu_contract import Conv, accumulate, convolve, full, with_epilogue
 from tvm import relax
 
 import schedules
-from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.compiler import build
+from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.targets import gpu as cuda
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.pack_activations import pack_activations
 from schedules import lower
-from schedules.gpu.cuda_mma import Mma
 from schedules.cpu.generic import Generic
-from schedules.layer import Layer
-from schedules.spelling.mma_intrinsics import Form
+from schedules.gpu.cuda_mma import Mma
 from schedules.gpu.mma_model import GPUS, cycles, gpu_of, ranked_tiles
 from schedules.gpu.mma_tiles import MmaTile, Problem, pack_weights
+from schedules.layer import Layer
+from schedules.spelling.mma_intrinsics import Form
 
 R = relax.op
 TILES = [MmaTile((2, 1), 1, 2), MmaTile((1, 2), 2, 1, slices=2, depth=4), MmaTile((1, 1), 1, 4, slices=4)]

@@ -10,8 +10,8 @@ import tvm
 from tvm import s_tir
 from tvm.script import tirx as T
 
-from schedules.spelling import intrinsics
 from schedules.cpu.vector_unit import VectorUnit
+from schedules.spelling import intrinsics
 
 HOST = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
 UNIT = VectorUnit.of(HOST)

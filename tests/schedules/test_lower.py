@@ -9,8 +9,8 @@ from one_layer import TARGET, lower, packed, run
 from tvm import relax
 
 import schedules
-from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.compiler import build
+from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.core.errors import UsageError
 from schedules.cpu.cpu_depthwise import DepthwiseTile, tiles_of
 from schedules.cpu.vector_unit import VectorUnit

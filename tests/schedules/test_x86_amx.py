@@ -17,17 +17,17 @@ from test_cpu_contract import CONVS, HOST, Conv, accumulate, convolve, full
 from tvm import relax
 
 import schedules
-from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.compiler import build
+from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.targets import target as targets
 from hawq_tvm.verify.disassemble import inspect_library
 from schedules import rules
 from schedules.cpu import x86_amx
 from schedules.cpu.contraction import shape_of
 from schedules.cpu.generic import Generic
+from schedules.cpu.x86_amx import Amx, AmxTile
 from schedules.layer import Layer
 from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
-from schedules.cpu.x86_amx import Amx, AmxTile
 
 R = relax.op
 rng = np.random.default_rng(12)

@@ -14,13 +14,13 @@ import numpy as np
 import onnx
 import pytest
 
-from hawq_tvm.targets import target
 from hawq_tvm.cli.main import main
 from hawq_tvm.compiler.cuda import nvcc, runtime
 from hawq_tvm.core.errors import UsageError
+from hawq_tvm.targets import target
 from hawq_tvm.tuning.gpu import export as exporter
+from hawq_tvm.tuning.gpu import plan as plans
 from hawq_tvm.tuning.gpu.exported import gpu
-from hawq_tvm.tuning.gpu.exported import plan as plans
 from schedules.gpu import mma_pack
 from schedules.gpu.cuda_mma import Mma
 from schedules.gpu.mma_tiles import MmaTile

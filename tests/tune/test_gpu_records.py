@@ -12,10 +12,10 @@ import onnx
 import pytest
 
 import schedules
-from hawq_tvm.compiler import pipeline
-from hawq_tvm.targets import target
 from hawq_tvm.cli.main import main
+from hawq_tvm.compiler import pipeline
 from hawq_tvm.compiler.cuda import runtime
+from hawq_tvm.targets import target
 from hawq_tvm.tuning.gpu import export as exporter
 from hawq_tvm.tuning.gpu import times as importer
 from schedules import record

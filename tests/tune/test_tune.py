@@ -14,22 +14,22 @@ import pytest
 import tvm
 
 import hawq_tvm as ht
+from hawq_tvm.cli.main import main
 from hawq_tvm.compiler import pipeline
 from hawq_tvm.core import stages
+from hawq_tvm.core.errors import InputError, OutputError, ScheduleError, UsageError
+from hawq_tvm.measure import race as races
 from hawq_tvm.targets import target
 from hawq_tvm.tuning import tuner
-from hawq_tvm.measure import race as races
-from hawq_tvm.cli.main import main
-from hawq_tvm.core.errors import InputError, OutputError, ScheduleError, UsageError
 from schedules import record, workload
 from schedules.cpu.contract_tiles import TILES, Step, choose_tile, tiles_of
 from schedules.cpu.contraction import Shape
 from schedules.cpu.cpu_depthwise import blocks_of_pixels
+from schedules.cpu.vector_unit import VectorUnit
 from schedules.layer import Layer
 from schedules.record import Record
 from schedules.rule import Tiled, choose
 from schedules.rules import rules_for
-from schedules.cpu.vector_unit import VectorUnit
 
 from ..models import Graph, float_output, residual_net
 

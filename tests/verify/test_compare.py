@@ -11,8 +11,8 @@ import tvm
 from graphs_for_verify import INT8, Array, compiled, floats, graph, inputs, network
 from tvm import relax
 
-from hawq_tvm.core import ops, stages
 from hawq_tvm.compiler import pipeline
+from hawq_tvm.core import ops, stages
 from hawq_tvm.verify.compare import (
     LayerRow,
     LayerRun,

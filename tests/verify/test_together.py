@@ -20,12 +20,12 @@ from models import Graph, float_output
 import hawq_tvm as ht
 from hawq_tvm.cli import main as cli
 from hawq_tvm.compiler import pipeline
-from hawq_tvm.targets import target as targets
-from hawq_tvm.targets import gpu as cuda
 from hawq_tvm.core.errors import PackageError, UsageError
+from hawq_tvm.package.together import Library, verify_packages, verify_together
+from hawq_tvm.targets import gpu as cuda
+from hawq_tvm.targets import target as targets
 from hawq_tvm.verify.compare import LayerRun, layer_calls
 from hawq_tvm.verify.reference import evaluate
-from hawq_tvm.package.together import Library, verify_packages, verify_together
 
 X = {"x": np.linspace(-3, 3, 3 * 12 * 12, dtype=np.float32).reshape(1, 3, 12, 12)}
 

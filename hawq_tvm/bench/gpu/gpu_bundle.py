@@ -1,6 +1,6 @@
 """The GPU bundle: everything that a machine with a GPU, without TVM and without a network needs to check and time our packages.
 
-    python -m hawq_tvm.bench.gpu_bundle          (make gpu-bundle; then, on the other machine, make gpu-check)
+    python -m hawq_tvm.bench.gpu.gpu_bundle          (make gpu-bundle; then, on the other machine, make gpu-check)
 
 Libraries are compiled once and kept in --work until the compiler's source changes. All weights of the networks are random; in
 the networks that are verified all but one in 16 (of the largest layers: in 64) are zero, so that they compress; times are taken with dense random weights, which
@@ -28,15 +28,16 @@ import onnx
 import tvm
 import tvm_ffi
 
+import deploy
 from deploy.gpu_check.bundle import FORMAT, MANIFEST, packed
-
-from hawq_tvm import __version__
-from hawq_tvm.targets import target as targets
+from hawq_tvm.bench import zoo
+from hawq_tvm.compiler.pipeline import compile_model, import_annotated, to_packed
 from hawq_tvm.core.errors import HawqError, OutputError, UsageError
 from hawq_tvm.core.files import check_folder, write_bytes
-from hawq_tvm.compiler.pipeline import compile_model, import_annotated, to_packed
+from hawq_tvm.core.version import __version__
+from hawq_tvm.targets import target as targets
+
 from . import gpu_cases, gpu_entries
-from hawq_tvm.bench import zoo
 
 NETS = ("resnet50", "resnet18", "mobilenetv2", "inceptionv3")
 PRECISIONS = {"w8a8": (8, 8), "w4a8": (4, 8), "w4a4": (4, 4)}
@@ -46,7 +47,7 @@ KEEP = 1 / 16
 LIMIT_MB = 60
 PYTHON = "3.12"
 RUNTIME = ("libtvm_runtime.so", "libtvm_runtime_extra.so", "libtvm_runtime_cuda.so")
-ROOT = Path(__file__).parent.parent.parent
+DEPLOY = Path(deploy.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -143,11 +144,11 @@ def _shapes(wanted: Wanted, batch: int) -> dict[str, tuple[int, ...]]:
 
 def _sources() -> Iterator[Path]:
     for folder in ("hawq_tvm", "relay_passes", "schedules"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            if path.parent.name != "bench" or path.stem in ("gpu_cases", "gpu_entries", "zoo"):
+        for path in sorted((DEPLOY.parent / folder).rglob("*.py")):
+            if "bench" not in path.relative_to(DEPLOY.parent).parts or path.stem in ("gpu_cases", "gpu_entries", "zoo"):
                 yield path
-    yield ROOT / "deploy" / "gpu_runner" / "compare.py"
-    yield ROOT / "deploy" / "gpu_runner" / "noise.py"
+    yield DEPLOY / "gpu_check" / "compare.py"
+    yield DEPLOY / "gpu_check" / "noise.py"
 
 
 def _write(path: Path, data: Callable[[], bytes]) -> None:
@@ -228,8 +229,9 @@ def write(destination: Path, files: dict[str, Path], manifest: dict[str, Any]) -
     Raises OutputError when the destination is something else than a bundle.
     """
     _check(destination)
-    runner = {f"gpu_runner/{p.name}": p for p in sorted((ROOT / "deploy" / "gpu_runner").glob("*.py"))}
-    files = {"gpu_check.py": ROOT / "deploy" / "gpu_check.py", **runner, **files}
+    sources = [DEPLOY / "__init__.py", *(p for folder in ("gpu_check", "machine") for p in sorted((DEPLOY / folder).glob("*.py")))]
+    runner = {f"deploy/{p.relative_to(DEPLOY)}": p for p in sources}
+    files = {"gpu_check.py": DEPLOY / "gpu_check" / "__main__.py", **runner, **files}
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.resolve().parent) as staging:
         new = Path(staging) / "new"
         known: dict[str, dict[str, Any]] = {}
@@ -280,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
             raise argparse.ArgumentTypeError(f"{', '.join(sorted(odd))}: expected {', '.join(known)}")
         return parts
 
-    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.bench.gpu_bundle", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.bench.gpu.gpu_bundle", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nets", type=partial(names, NETS), default=list(NETS), metavar="A,B", help=f"default: {','.join(NETS)}")
     parser.add_argument("--precisions", type=partial(names, list(PRECISIONS)), default=list(PRECISIONS), metavar="A,B", help=f"default: {','.join(PRECISIONS)}")
     parser.add_argument("--batches", type=partial(names, [str(b) for b in BATCHES]), default=[str(b) for b in BATCHES], metavar="1,8", help="default: 1,8,32,128")

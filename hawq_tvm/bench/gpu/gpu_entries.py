@@ -18,13 +18,11 @@ from tvm import relax
 import schedules
 from deploy.gpu_check import compare
 from deploy.gpu_check.noise import image
-
-from hawq_tvm.core import ops, stages
-from hawq_tvm.core.errors import PackageError
 from hawq_tvm.compiler.pipeline import Compiled
+from hawq_tvm.core import ops, stages, work
+from hawq_tvm.core.errors import PackageError
 from hawq_tvm.verify.compare import layer_calls
 from hawq_tvm.verify.reference import evaluate
-from hawq_tvm.core import work
 
 Array = NDArray[Any]
 LEAST = 4096  # bytes from which a constant of weights lies outside the library
@@ -34,7 +32,7 @@ LEAST = 4096  # bytes from which a constant of weights lies outside the library
 class Entry:
     """A library and what must be known to check and time it.
 
-    library: with zeros in the place of `constants`, which are kept by their SHA-256.  fields: JSON-ready, see deploy/gpu_runner/bundle.py.
+    library: with zeros in the place of `constants`, which are kept by their SHA-256.  fields: JSON-ready, see deploy/gpu_check/bundle.py.
     """
 
     library: bytes
@@ -98,7 +96,7 @@ def _matrix(call: relax.Expr) -> list[int] | None:
 
 
 def expected_layers(graph: tvm.IRModule, seeds: Sequence[int], whole: bool) -> list[dict[str, Any]]:
-    """What the reference says every layer computes of images, in the form of deploy/gpu_runner/compare.py.
+    """What the reference says every layer computes of images, in the form of deploy/gpu_check/compare.py.
 
     graph: PACKED; its batch is 1 or the number of seeds.  whole: keep every element, else hashes of large results.
     """

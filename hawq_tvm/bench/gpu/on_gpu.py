@@ -10,15 +10,14 @@ import tvm
 import tvm_ffi
 from numpy.typing import NDArray
 
-from deploy.machine import driver
 from deploy.gpu_check import peers, timing
+from deploy.machine import driver
 from deploy.machine.refusal import Refusal
-
-from hawq_tvm.package import gpu
 from hawq_tvm.core.errors import PackageError
-from hawq_tvm.package.package import Package
 from hawq_tvm.measure import machine
 from hawq_tvm.measure.measure import checked_threads
+from hawq_tvm.package import gpu
+from hawq_tvm.package.package import Package
 
 Array = NDArray[Any]
 

@@ -18,6 +18,7 @@ import tvm
 import tvm_ffi
 
 from hawq_tvm.core.errors import HawqError, PackageError, UsageError
+
 from . import runtime
 
 # The border computes in float32 and must round every operation, as the CPU does: no fused multiply-add.

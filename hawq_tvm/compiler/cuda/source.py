@@ -12,6 +12,7 @@ from tvm import tirx
 from tvm.tirx.build import split_host_device_mods
 
 from hawq_tvm.core.errors import ScheduleError
+
 from . import nvcc
 
 DYNAMIC = "tirx.use_dyn_shared_memory"

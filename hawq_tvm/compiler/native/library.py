@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hawq_tvm.core.errors import PackageError
 from hawq_tvm.compiler.pipeline import Compiled
+from hawq_tvm.core.errors import PackageError
+
 from . import header, link, plan
 
 HEADER = "model.h"

@@ -11,6 +11,7 @@ from elftools.elf.elffile import ELFFile
 from tvm import relax
 
 from hawq_tvm.core.errors import PackageError
+
 from . import source, toolchain
 from .plan import Plan
 

@@ -11,8 +11,8 @@ import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
-from hawq_tvm.core import ops, stages
 from hawq_tvm.compiler.build import LOWERING
+from hawq_tvm.core import ops, stages
 from hawq_tvm.core.errors import StageError
 
 MAX_ARGUMENTS = 64  # as in deploy/native/plan.h

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import tvm_ffi
 
 from hawq_tvm.core.errors import PackageError
+
 from .plan import CONSTANT, Plan, Tensor
 
 # A tensor in a stream of TVM's (Tensor::Save): magic, reserved, device, rank, type, shape, bytes, data.

@@ -14,7 +14,6 @@ from pathlib import Path
 import tvm_ffi.libinfo
 
 import deploy
-
 from hawq_tvm.core.errors import PackageError, UsageError
 
 SOURCES = Path(deploy.__file__).parent / "native"

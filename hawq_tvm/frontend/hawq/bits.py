@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from hawq_tvm.core.errors import ModelError, UsageError
-
 from hawq_tvm.frontend.common.values import Array
+
 from .networks import Act, Network, Weighted
 from .schemes import four_bit_layers, schemes
 from .source import Bits

@@ -19,11 +19,11 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.errors import ModelError
-
 from hawq_tvm.frontend.common.inputs import Declared, fixed_inputs
 from hawq_tvm.frontend.common.text import first_line
 from hawq_tvm.frontend.common.values import Array, Tensor, Value
 from hawq_tvm.frontend.common.writer import TYPE_RULE_ERRORS, Env, Writer
+
 from .model import Layer, Model
 from .networks import Act, MaxPool, MeanPool, Step, Weighted
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from hawq_tvm.core.errors import ModelError, UsageError
-
 from hawq_tvm.frontend.common.values import Array
+
 from .bits import configuration
 from .networks import CONV, NAMES, Act, Network, Weighted, network
 from .reader import KINDS, WRITE, read_tensors

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from hawq_tvm.core.errors import ModelError
-
 from hawq_tvm.frontend.common.text import first_line
 from hawq_tvm.frontend.common.values import Array
 

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from tvm import relax
 
-from hawq_tvm.frontend.common.activation import exponential, hard_sigmoid_of, hard_swish_of, mish_of, sloped, softmax_over, times
+from hawq_tvm.frontend.common.activation import (
+    exponential,
+    hard_sigmoid_of,
+    hard_swish_of,
+    mish_of,
+    sloped,
+    softmax_over,
+    times,
+)
 from hawq_tvm.frontend.common.normalization import batch_normalized
+
 from .node import MICROSOFT, Node, handles, scalar
 from .values import Result
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm import relax
 
 from hawq_tvm.frontend.common.conv import check_channels, check_transposed, convolved, convolved_transposed
+
 from .node import Node, handles
 from .values import Value
 from .window import Window, auto_pad, explicit_pads, positive, read_window, split_padding

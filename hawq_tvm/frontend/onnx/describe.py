@@ -10,8 +10,8 @@ import onnx
 
 from hawq_tvm.core import arith
 from hawq_tvm.core.errors import ModelError
-
 from hawq_tvm.frontend.common.writer import Failure
+
 from . import fold
 from .graph import node_name
 from .importer import Importer, supported, unsupported_operator

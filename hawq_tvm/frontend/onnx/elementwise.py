@@ -10,8 +10,8 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
-
 from hawq_tvm.frontend.common.elementwise import check_broadcast, clipped
+
 from .node import Node, handles, scalar
 from .values import FLOAT_KINDS, Constant, Result, Tensor, Value, storage_of
 

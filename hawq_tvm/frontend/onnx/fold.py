@@ -10,8 +10,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from hawq_tvm.core.errors import ModelError
-
 from hawq_tvm.frontend.common.text import first_line
+
 from .node import Node
 from .values import ELEMENT_TYPES, Array, Constant
 

@@ -9,9 +9,9 @@ import onnx
 import tvm
 
 from hawq_tvm.core.errors import ModelError
-
 from hawq_tvm.frontend.common.text import first_line
 from hawq_tvm.frontend.common.writer import TYPE_RULE_ERRORS, Env, Failure, Writer
+
 from . import fold
 from .graph import check_names, in_order, node_name
 from .inputs import SUPPORTED, graph_inputs

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from hawq_tvm.core.errors import ModelError
-
 from hawq_tvm.frontend.common.inputs import MAX_ELEMENTS, SUPPORTED, Declared, Input, fixed_inputs
+
 from .fold import type_name
 from .values import ELEMENT_TYPES
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tvm import relax
 
 from hawq_tvm.frontend.common.matmul import check_product, gemm_of
+
 from .node import Node, expression, handles
 from .values import Constant, Value
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from tvm import relax
 
 from hawq_tvm.core import ops
-
 from hawq_tvm.frontend.common.activation import softmax_over
 from hawq_tvm.frontend.common.elementwise import check_broadcast
 from hawq_tvm.frontend.common.matmul import check_product, gemm_of
+
 from .matmul import transposed
 from .movement import concat_axis
 from .node import MICROSOFT, Handler, Node, expression, handles

@@ -9,6 +9,7 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.frontend.common.movement import joined, joint_axis, padded, parts, sliced, take
+
 from .node import Node, handles
 from .values import Result
 

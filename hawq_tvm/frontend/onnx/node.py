@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import onnx
 
 from hawq_tvm.frontend.common.node import Emit, Operation, expression, scalar
+
 from .values import Result
 
 MICROSOFT = "com.microsoft"

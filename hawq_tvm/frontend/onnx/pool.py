@@ -5,8 +5,8 @@ from __future__ import annotations
 from tvm import relax
 
 from hawq_tvm.core import ops
-
 from hawq_tvm.frontend.common.pool import check_rank, pooled
+
 from .node import Node, handles
 from .values import Result
 from .window import auto_pad, read_window

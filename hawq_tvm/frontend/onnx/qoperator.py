@@ -8,8 +8,8 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
-
 from hawq_tvm.frontend.common.matmul import check_product
+
 from .conv import convolve
 from .node import Node, expression, handles
 from .quant import (

@@ -9,8 +9,8 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
-
 from hawq_tvm.frontend.common.quant import Affine, dequantized, quantized
+
 from .fold import type_name
 from .node import MICROSOFT, Node, expression, handles
 from .values import ELEMENT_TYPES, FLOAT_KINDS, QUANTIZED, Array, Result, Tensor, storage_of

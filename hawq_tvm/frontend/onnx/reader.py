@@ -12,7 +12,6 @@ from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from hawq_tvm.core.errors import ModelError
-
 from hawq_tvm.frontend.common.text import first_line
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hawq_tvm.frontend.common.resize import Plans, interpolated
+
 from .node import Node, handles
 from .values import Array, Result
 

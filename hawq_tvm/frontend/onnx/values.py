@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from hawq_tvm.frontend.common.values import FLOAT_KINDS, NARROW, QUANTIZED, Array, Constant, Failed, Result, Tensor, Value, storage_of
+from hawq_tvm.frontend.common.values import (
+    FLOAT_KINDS,
+    NARROW,
+    QUANTIZED,
+    Array,
+    Constant,
+    Failed,
+    Result,
+    Tensor,
+    Value,
+    storage_of,
+)
 
 # ONNX element types by number, named as NumPy and ml_dtypes do; float8 to float4, complex and strings are left out.
 ELEMENT_TYPES: dict[int, str] = {

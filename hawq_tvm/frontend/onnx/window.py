@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hawq_tvm.frontend.common.window import Ints, Window, fitting, split_padding
+
 from .node import Node
 
 AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")

@@ -5,9 +5,17 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from hawq_tvm.frontend.common.activation import exponential, hard_sigmoid_of, hard_swish_of, mish_of, sloped, softmax_over
+from hawq_tvm.frontend.common.activation import (
+    exponential,
+    hard_sigmoid_of,
+    hard_swish_of,
+    mish_of,
+    sloped,
+    softmax_over,
+)
 from hawq_tvm.frontend.common.normalization import batch_normalized
 from hawq_tvm.frontend.common.values import Constant, Result, Tensor
+
 from .node import Node, handles, scalar
 
 # Klambauer et al., Self-Normalizing Neural Networks, 2017.

@@ -8,6 +8,7 @@ from tvm import relax
 
 from hawq_tvm.frontend.common.conv import check_channels, check_transposed, convolved, convolved_transposed
 from hawq_tvm.frontend.common.window import Ints, Window, fitting, split_padding
+
 from .node import Node, handles
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from hawq_tvm.core import arith
 from hawq_tvm.core.errors import ModelError
-
 from hawq_tvm.frontend.common.values import Constant
 from hawq_tvm.frontend.common.writer import Failure
+
 from .importer import Importer, supported, unsupported_operator
 from .program import QUANTIZATION, Call, Program, Ref
 from .reader import read_program

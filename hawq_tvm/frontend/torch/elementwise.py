@@ -9,6 +9,7 @@ from tvm import relax
 
 from hawq_tvm.frontend.common.activation import times
 from hawq_tvm.frontend.common.elementwise import check_broadcast, clipped
+
 from .node import Node, handles, scalar
 
 BINARY: dict[str, Callable[[relax.Expr, relax.Expr], relax.Expr]] = {

@@ -11,11 +11,11 @@ import numpy as np
 import tvm
 
 from hawq_tvm.core.errors import ModelError, UsageError
-
 from hawq_tvm.frontend.common.inputs import SUPPORTED, Declared, fixed_inputs
 from hawq_tvm.frontend.common.text import first_line
 from hawq_tvm.frontend.common.values import Constant, Failed, Tensor, Value
 from hawq_tvm.frontend.common.writer import TYPE_RULE_ERRORS, Env, Failure, Writer
+
 from .node import HANDLERS, Node
 from .program import QUANTIZATION, Call, Program, Ref
 

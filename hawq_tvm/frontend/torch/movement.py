@@ -6,6 +6,7 @@ from tvm import relax
 
 from hawq_tvm.frontend.common.movement import joined, padded, parts, sliced
 from hawq_tvm.frontend.common.values import Result
+
 from .node import Node, handles
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from tvm import relax
 
 from hawq_tvm.core import ops
-
 from hawq_tvm.frontend.common.pool import check_rank, pooled
 from hawq_tvm.frontend.common.values import Result
 from hawq_tvm.frontend.common.window import Window, fitting
+
 from .node import Node, handles
 
 

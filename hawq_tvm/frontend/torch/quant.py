@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from hawq_tvm.core import arith
-
 from hawq_tvm.frontend.common.quant import Affine, dequantized, quantized
 from hawq_tvm.frontend.common.values import QUANTIZED, Array, Constant, Result, Tensor
+
 from .node import Node, handles
 
 PER_TENSOR, PER_CHANNEL = "_per_tensor", "_per_channel"

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from hawq_tvm.core.errors import ModelError
-
 from hawq_tvm.frontend.common.inputs import Declared
 from hawq_tvm.frontend.common.text import first_line
 from hawq_tvm.frontend.common.values import Array
+
 from .layers import layer_names
 from .program import Call, Program, Ref
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from hawq_tvm.frontend.common.resize import Plans, interpolated
 from hawq_tvm.frontend.common.values import Array, Result
+
 from .node import Node, handles
 
 F = np.float32

@@ -7,6 +7,7 @@ import math
 from tvm import relax
 
 from hawq_tvm.frontend.common.values import Constant, Result
+
 from .node import Node, handles
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from hawq_tvm.core.errors import HawqError, UsageError
-from hawq_tvm.quantize.network.float_graph import need
+from hawq_tvm.core.need import need
+
 from .table import Budget, Row, Table, readable
 
 # The objective is scaled to this span: HiGHS stops at an absolute gap of 1e-6, so the sum is the least one to 1e-9 of the span.

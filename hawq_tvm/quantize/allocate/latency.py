@@ -17,12 +17,13 @@ import torch
 from onnx import TensorProto, helper
 
 from hawq_tvm.compiler import pipeline
-from hawq_tvm.tuning import tuner
+from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 from hawq_tvm.measure import machine
 from hawq_tvm.measure.measure import checked_threads
 from hawq_tvm.measure.race import time_each
-from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
+from hawq_tvm.tuning import tuner
+
 from .sensitivity import Progress, Step
 from .table import CHOICES, widths
 

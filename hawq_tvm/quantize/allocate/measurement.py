@@ -25,6 +25,7 @@ from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.core.files import check_output, load_npz, save_npz
 from hawq_tvm.quantize.network.data import Batch, Calibration
 from hawq_tvm.quantize.network.float_graph import FloatGraph
+
 from .sensitivity import Progress, Sensitivities, Settings, Step
 from .table import widths
 

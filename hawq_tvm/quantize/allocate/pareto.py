@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from hawq_tvm.core.errors import UsageError
-from hawq_tvm.quantize.network.float_graph import need
+from hawq_tvm.core.need import need
+
 from .table import RESOURCES, Table
 
 # A front of more points is not computed: memory grows with points times layers.

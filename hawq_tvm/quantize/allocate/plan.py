@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hawq_tvm import __version__
 from hawq_tvm.core.errors import InputError
+from hawq_tvm.core.version import __version__
+from hawq_tvm.quantize.network.data import Preprocess, open_data
+from hawq_tvm.quantize.network.load import load_float
+
 from .allocation import Allocation
 from .allocation import allocate as solve
-from hawq_tvm.quantize.network.data import Preprocess, open_data
-from hawq_tvm.quantize.network.float_graph import load_float
 from .pareto import Front, draw, front
 from .sensitivity import Progress, Sensitivities, Settings
 from .table import RESOURCES, Budget, Table, parse_table, read_json
@@ -88,7 +89,8 @@ def read_latencies(path: str | Path) -> dict[str, dict[str, float]]:
 
 def bits_file(allocation: Allocation, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What bits.json holds: `layers`, then everything about how they were chosen."""
-    from hawq_tvm.cli.show_quantize import rows
+    from hawq_tvm.quantize.allocate.rows import rows
+
     from .table import widths
 
     layers = {}

@@ -11,6 +11,7 @@ import numpy as np
 
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.quantize.network.float_graph import FloatGraph
+
 from .table import CHOICES, Row, Table
 
 Array = np.ndarray[Any, Any]

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
+from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 from hawq_tvm.quantize.network.data import LABELS, PICTURES, Batch, Calibration, Preprocess, open_data, read_labels
 from hawq_tvm.quantize.network.float_graph import Input
-from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 
 Array = np.ndarray[Any, Any]
 TOP = 5

@@ -21,20 +21,21 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from relay_passes.choose_layout import TO_FIRST, choose_layout
-
 from hawq_tvm.compiler import pipeline
 from hawq_tvm.core import stages
-from hawq_tvm.bench.packaged import same_graph
 from hawq_tvm.core.errors import ModelError, UsageError
+from hawq_tvm.core.same_graph import same_graph
 from hawq_tvm.package.package import Package, load
+from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
+from hawq_tvm.quantize.network.data import Preprocess, open_data
+from hawq_tvm.quantize.network.float_graph import FloatGraph, Input
+from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.verify.compare import layer_calls
 from hawq_tvm.verify.reference import evaluate
-from hawq_tvm.quantize.network.data import Preprocess, open_data
+from relay_passes.choose_layout import TO_FIRST, choose_layout
+
 from .fake_float import Simulated, run_annotated
 from .fake_structure import Array, Structure, Tensor
-from hawq_tvm.quantize.network.float_graph import FloatGraph, Input, load_float
-from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 
 
 @dataclass(frozen=True)

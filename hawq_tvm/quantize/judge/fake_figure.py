@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from hawq_tvm.core.errors import UsageError
+from hawq_tvm.core.need import need
+
 from .fake_comparison import Comparison, Row
-from hawq_tvm.quantize.network.float_graph import need
 
 WIDEST = 50  # characters of a label, of which two stand side by side
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")

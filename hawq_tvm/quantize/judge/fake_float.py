@@ -13,11 +13,12 @@ from tvm import relax
 
 from hawq_tvm.core import ops, stages
 from hawq_tvm.core.errors import ModelError
-from hawq_tvm.verify.compare import value_of
-from hawq_tvm.verify.reference import evaluate_call
-from .fake_structure import Array, Grid, Structure, Sum, Tensor, Weighted
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 from hawq_tvm.quantize.ptq.weights import nearest
+from hawq_tvm.verify.compare import value_of
+from hawq_tvm.verify.reference import evaluate_call
+
+from .fake_structure import Array, Grid, Structure, Sum, Tensor, Weighted
 
 # Below this mean cosine of their output channels two weight tensors are not one network's: rounded to 4 bits they keep about 0.99, unrelated ones have about 0.
 LEAST_LIKENESS = 0.5

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from hawq_tvm.core.errors import InputError, UsageError
 from hawq_tvm.core.files import UNREADABLE, load_npz
-from .float_graph import Input, need
+from hawq_tvm.core.need import need
+
+from .float_graph import Input
 
 Array = NDArray[Any]
 LABELS = "labels"

@@ -5,11 +5,8 @@ It is made of an ONNX model (`float_onnx.py`) or an exported program (`float_pro
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
@@ -163,32 +160,6 @@ def unknown_layer(name: str, known: Sequence[str], where: str = "") -> UsageErro
     )  # fmt: skip
 
 
-def load_float(model: Any) -> FloatGraph:
-    """The graph of a float network: an ONNX model (path, bytes or ModelProto), a .pt2 file, or an ExportedProgram.
-
-    Raises ModelError naming the node that is not known, quantized already, or in training mode.
-    """
-    need("torch")
-    if isinstance(model, FloatGraph):
-        return model
-    from_file = isinstance(model, str | os.PathLike) and Path(model).suffix == ".pt2"
-    if from_file or type(model).__name__ == "ExportedProgram":
-        from .float_program import from_program
-
-        return from_program(model)
-    from .float_onnx import from_onnx
-
-    return from_onnx(model)
-
-
-def need(module: str) -> None:
-    """Raise UsageError when a module of the extra `quantize` is not installed."""
-    try:
-        import_module(module)
-    except ImportError as e:
-        raise UsageError(f"this needs {module}", found=str(e), remedy="pip install 'hawq-tvm[quantize]'") from e
-
-
 def folded(nodes: Sequence[Node], parameters: dict[str, Tensor]) -> tuple[Node, ...]:
     """The nodes that depend on an input; the others are computed into `parameters` under the names of their outputs."""
     import torch
@@ -218,4 +189,4 @@ def named_once(layers: Sequence[Layer], where: str) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-__all__ = ["Feed", "FloatGraph", "Input", "Layer", "Node", "Record", "folded", "load_float", "named_once", "need", "unknown_layer"]
+__all__ = ["Feed", "FloatGraph", "Input", "Layer", "Node", "Record", "folded", "named_once", "unknown_layer"]

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.onnx.reader import Source, opset_of, read_model
+
 from .float_graph import FloatGraph, Input, Layer, Node, folded, named_once
 from .float_operators import OPERATORS, Attributes, as_tensor, padding_of, per_axis
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from onnx import helper, numpy_helper
 
 from hawq_tvm.core.errors import ModelError
+
 from .grouped import convolution
 
 Tensor = torch.Tensor

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from hawq_tvm.core.errors import ModelError
+
 from .float_graph import FloatGraph, Input, Layer, Node, folded, named_once
 from .grouped import convolution
 

@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper, version_converter
 
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.onnx.reader import Source, opset_of, read_model
+
 from .float_graph import FloatGraph
 from .float_onnx import from_onnx
 

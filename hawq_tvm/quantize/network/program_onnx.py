@@ -11,6 +11,7 @@ import onnx
 import torch
 
 from hawq_tvm.core.errors import ModelError
+
 from .float_onnx import from_onnx
 from .float_program import from_program
 

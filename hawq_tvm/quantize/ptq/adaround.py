@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from hawq_tvm.quantize.network.float_graph import Layer
+
 from .weights import Rounded, along
 
 Tensor = torch.Tensor

@@ -14,8 +14,9 @@ import onnx
 from onnx import helper
 
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer, Node
-from .points import clip_bounds
 from hawq_tvm.quantize.network.prepare import Array, constants, set_constant
+
+from .points import clip_bounds
 
 ROUNDS, CLOSE = 20, 1e-3
 

@@ -10,11 +10,12 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from hawq_tvm import __version__
+from hawq_tvm.core.version import __version__
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
+from hawq_tvm.quantize.network.prepare import names_of
+
 from .observers import Grid
 from .points import CLAMPS, Points, clip_bounds
-from hawq_tvm.quantize.network.prepare import names_of
 from .weights import Rounded
 
 Array = np.ndarray[Any, Any]

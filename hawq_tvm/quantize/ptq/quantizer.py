@@ -12,17 +12,18 @@ import onnx
 import torch
 
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
-from hawq_tvm.quantize.network.data import Calibration, Preprocess, open_data
-from .equalize import equalize
-from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
-from hawq_tvm.quantize.network.float_onnx import from_onnx
-from .observers import OBSERVERS, Grid, Histogram, grid
-from .points import Points, find_points
-from hawq_tvm.quantize.network.prepare import prepare
-from .qdq import kind_of, write
-from .reconstruct import Passing, reconstruct
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 from hawq_tvm.quantize.allocate.table import read_bits, widths
+from hawq_tvm.quantize.network.data import Calibration, Preprocess, open_data
+from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
+from hawq_tvm.quantize.network.float_onnx import from_onnx
+from hawq_tvm.quantize.network.prepare import prepare
+
+from .equalize import equalize
+from .observers import OBSERVERS, Grid, Histogram, grid
+from .points import Points, find_points
+from .qdq import kind_of, write
+from .reconstruct import Passing, reconstruct
 from .weights import Rounded, nearest
 
 SUPPORTED = (4, 8)

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from .adaround import can_learn, learn
+from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer, Node
+
+from .adaround import can_learn, learn
 from .observers import Grid
 from .points import Points, clip_bounds
-from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 from .weights import Rounded
 
 Tensor = torch.Tensor

@@ -21,8 +21,9 @@ from hawq_tvm.quantize.network.float_operators import Attributes, padding_of, pe
 from hawq_tvm.quantize.ptq.observers import Grid
 from hawq_tvm.quantize.ptq.points import CLAMPS, MOVES, clip_bounds
 from hawq_tvm.quantize.ptq.quantizer import Draft
-from .straight import EXACT_FLOAT32, EXACT_FLOAT64, Array, Operand, Tensor, requantized, rounded, straight
 from hawq_tvm.quantize.ptq.weights import Rounded, along
+
+from .straight import EXACT_FLOAT32, EXACT_FLOAT64, Array, Operand, Tensor, requantized, rounded, straight
 
 INFINITY = float("inf")
 INT32 = (-(2**31), 2**31 - 1)

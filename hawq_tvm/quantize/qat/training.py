@@ -16,12 +16,13 @@ import torch.nn.functional as F
 
 from hawq_tvm.core.errors import HawqError, InputError, UsageError
 from hawq_tvm.core.files import check_output, load_npz, save_npz
+from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 from hawq_tvm.quantize.network.data import Calibration, Preprocess, open_data
-from .deployed import Deployed, Tensor, check_operators
 from hawq_tvm.quantize.network.float_graph import FloatGraph
 from hawq_tvm.quantize.network.prepare import prepare
 from hawq_tvm.quantize.ptq.quantizer import Draft, Quantized, Recipe, as_onnx, draft
-from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
+
+from .deployed import Deployed, Tensor, check_operators
 
 Array = np.ndarray[Any, Any]
 # Scales move by this share of the rate: one scale moves every integer of its tensor.

@@ -23,23 +23,23 @@ import numpy as np
 import tvm
 from numpy.typing import NDArray
 
-from schedules.gpu import mma_pack
-from schedules import record
-from schedules.spelling.cuda_prelude import PRELUDE
-from schedules.rule import Kernel, Modelled, Tile
-
-from hawq_tvm import __version__
 from hawq_tvm.compiler import pipeline
-from hawq_tvm.targets import target as targets
 from hawq_tvm.compiler.cuda import nvcc, source
 from hawq_tvm.core.errors import OutputError, UsageError
 from hawq_tvm.core.files import check_folder
+from hawq_tvm.core.version import __version__
+from hawq_tvm.targets import target as targets
+from hawq_tvm.tuning.gpu import plan as plans
+from hawq_tvm.tuning.gpu.plan import FORMAT, identity
 from hawq_tvm.tuning.tuner import Workload, workloads
-from hawq_tvm.tuning.gpu.exported.plan import FORMAT, identity
+from schedules import record
+from schedules.gpu import mma_pack
+from schedules.rule import Kernel, Modelled, Tile
+from schedules.spelling.cuda_prelude import PRELUDE
 
 Array = NDArray[Any]
-HERE = Path(__file__).parent
-RUNNER = (HERE / "run.py", HERE / "gpu.py", HERE / "contest.py", HERE / "plan.py", Path(mma_pack.__file__))
+EXPORTED = Path(__file__).parent / "exported"  # programs that run elsewhere: copied, never imported here
+RUNNER = (*(EXPORTED / f"{name}.py" for name in ("run", "gpu", "contest")), Path(plans.__file__), Path(mma_pack.__file__))
 CANDIDATES = 24
 PER_SOURCE = 24  # kernels that one nvcc compiles, in some seconds
 

@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hawq_tvm.core.errors import InputError, UsageError
+from hawq_tvm.core.files import check_output, write_text
+from hawq_tvm.measure.race import MARGIN
+from hawq_tvm.targets.target import gpu_architectures
+from hawq_tvm.tuning.gpu.plan import TIMES, identity
+from hawq_tvm.tuning.tuner import Outcome, TuneReport, existing
 from schedules import record
 from schedules.record import Record
 
-from hawq_tvm.measure.race import MARGIN
-from hawq_tvm.core.errors import InputError, UsageError
-from hawq_tvm.core.files import check_output, write_text
-from hawq_tvm.targets.target import gpu_architectures
-from hawq_tvm.tuning.tuner import Outcome, TuneReport, existing
 from .export import gpu_target, model_workloads
-from hawq_tvm.tuning.gpu.exported.plan import TIMES, identity
 
 
 def import_times(

@@ -14,8 +14,8 @@ import tvm
 from tvm import relax
 
 import hawq_tvm as ht
-from hawq_tvm.core import ops, stages
 from hawq_tvm.bench import zoo
+from hawq_tvm.core import ops, stages
 from hawq_tvm.frontend.torch import import_exported, read_program
 from hawq_tvm.frontend.torch.reader import _functional
 
