@@ -35,6 +35,7 @@ from relay_passes.integer.values import (  # fmt: skip
     Term,
     from_dequantize,
     is_uniform,
+    rational,
     single,
     with_bias,
 )
@@ -277,7 +278,7 @@ class _Lowering:
         total = parts[0]
         steps = [partial(relax.op.add, x2=p) for p in parts[1:]]
         if value.clipped:
-            low, high = (float(np.clip(v, *_FLOAT32)) for v in (value.low, value.high))
+            low, high = (float(min(max(v, _FLOAT32[0]), _FLOAT32[1])) for v in (value.low, value.high))
             steps.append(partial(relax.op.clip, min=low, max=high))
         layer = self.ctx.layer
         self.ctx.layer = f"{layer}.float"
@@ -294,7 +295,7 @@ class _Lowering:
         scale, zero = ops.const_value(call.args[1]), ops.const_value(call.args[2])
         if ops.is_const(data):
             q = ops.const_value(data).astype(np.int64) - zero
-            return Constant(q, np.asarray(scale, np.float64))
+            return Constant(q, rational(scale))
         return from_dequantize(data, scale, zero, ops.shape_of(data))
 
     def quantize(self, call: relax.Call, values: list[Any]) -> Any:
@@ -352,8 +353,9 @@ def binding_is_output(lowering: _Lowering, call: relax.Call) -> bool:
 
 
 def _exact_float32(scale: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    narrow = scale.astype(np.float32)
-    return narrow if np.all(narrow.astype(np.float64) == scale) else scale
+    wide = scale.astype(np.float64)
+    narrow = wide.astype(np.float32)
+    return narrow if np.all(narrow.astype(np.float64) == wide) else wide
 
 
 def _is_plain(value: Any) -> bool:

@@ -122,8 +122,8 @@ def prove(rescale: Rescale, rounding: str, steps: tuple[int, int]) -> Proof:
 
 
 def _count_reachable(ratio: Fraction, c: Fraction, rounding: str, steps: tuple[int, int], low: int, high: int) -> int:
-    first = max(steps[0], _round_fraction(low * ratio + c, rounding) + 1)
-    last = min(steps[1], _round_fraction(high * ratio + c, rounding))
+    first = max(steps[0], round_exactly(low * ratio + c, rounding) + 1)
+    last = min(steps[1], round_exactly(high * ratio + c, rounding))
     return max(0, last - first + 1)
 
 
@@ -137,8 +137,8 @@ def _constant_proof(
     differing = 0
     for c, b in zip(real_part, integer_part, strict=True):
         for v in {low, high}:
-            wanted = _clip(_round_fraction(v * ratio + c, rounding), steps)
-            got = _clip(_round_fraction(Fraction(v * multiplier + b, 2**rescale.shift), rounding), steps)
+            wanted = _clip(round_exactly(v * ratio + c, rounding), steps)
+            got = _clip(round_exactly(Fraction(v * multiplier + b, 2**rescale.shift), rounding), steps)
             differing += wanted != got
     return Proof(2 * len(real_part), differing)
 
@@ -147,7 +147,8 @@ def _clip(value: int, steps: tuple[int, int]) -> int:
     return min(max(value, steps[0] - 1), steps[1])
 
 
-def _round_fraction(value: Fraction, rounding: str) -> int:
+def round_exactly(value: Fraction, rounding: str) -> int:
+    """An exact rational rounded to an integer by the named rule of section 3 ("double" has none)."""
     k = value.__floor__() + 1
     boundary = Fraction(_twice_boundary(k, rounding), 2)
     return k if value > boundary or (value == boundary and _inclusive(k, rounding)) else k - 1

@@ -24,6 +24,7 @@ from .values import (
     compress,
     integer_constant,
     is_uniform,
+    rational,
     single,
 )  # fmt: skip
 
@@ -54,7 +55,7 @@ def _activation(ctx: Context, x: Value, op: str) -> Term:
 def _unit_integers(ctx: Context, weight: Constant, op: str) -> tuple[Array, Array]:
     if weight.scale is None:
         raise ctx.fail(op, "its weight is float and not quantized", "quantize the weight of this node too")
-    return weight.values.astype(np.int64), np.asarray(weight.scale, np.float64)
+    return weight.values.astype(np.int64), rational(weight.scale)
 
 
 def conv2d(ctx: Context, call: relax.Call, x: Value, weight: Value) -> Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 from tvm import relax
@@ -18,8 +19,10 @@ from .values import (
     Real,
     Term,
     Value,
+    bound,
     broadcast_rank,
     is_uniform,
+    rational,
     settled,
     single,
 )  # fmt: skip
@@ -29,28 +32,36 @@ def _shape(a: Value, b: Value) -> tuple[int, ...]:
     return tuple(np.broadcast_shapes(a.shape, b.shape))
 
 
+def exact(ctx: Context, constant: Constant, op: str) -> Array:
+    """The values of a constant as Fractions.  Raises NotLowered where one is not finite."""
+    try:
+        return rational(constant.real)
+    except (OverflowError, ValueError):
+        raise ctx.fail(op, "it computes with a constant that is not a finite number", "correct the constant") from None
+
+
 def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Value:
     """a + sign * b: terms are collected, constants on the accumulator's grid join it, others the 64-bit offset (A9)."""
     if isinstance(a, Constant) and isinstance(b, Constant):
-        return Constant(a.real + sign * b.real)
+        return Constant(np.asarray(exact(ctx, a, op) + sign * exact(ctx, b, op), object))
     if isinstance(a, Constant):
         return add(ctx, negate(ctx, b, op) if sign < 0 else b, a, 1, op)
     left = settled(ctx, _real(ctx, a, op), op)
     if isinstance(b, Constant):
-        return _add_constant(left, b, sign, _shape(a, b))
+        return _add_constant(left, b, sign * exact(ctx, b, op), sign, _shape(a, b))
     right = settled(ctx, _real(ctx, b, op), op)
     terms = left.terms + tuple(replace(t, scale=sign * t.scale) for t in right.terms)
     return Real(_shape(a, b), terms, left.constant + sign * right.constant)
 
 
-def _add_constant(left: Real, b: Constant, sign: int, shape: tuple[int, ...]) -> Real:
+def _add_constant(left: Real, b: Constant, addend: Array, sign: int, shape: tuple[int, ...]) -> Real:
     term = left.terms[0] if len(left.terms) == 1 else None
     if term is not None and term.accumulator and not np.any(left.constant) and _on_grid(term, b):
         zero = term.zero - sign * b.values
         # Padding fills with the data's zero elsewhere: an accumulator's zero is only ever its negated bias.
         if np.max(np.abs(zero), initial=0) <= arith.RANGES["int32"][1]:
             return Real(shape, (replace(term, zero=zero.astype(np.int64)),))
-    return Real(shape, left.terms, left.constant + sign * b.real)
+    return Real(shape, left.terms, left.constant + addend)
 
 
 def _on_grid(term: Term, bias: Constant) -> bool:
@@ -77,11 +88,11 @@ def _real(ctx: Context, value: Value, op: str) -> Real:
 def multiply(ctx: Context, a: Value, b: Value, op: str = "multiply") -> Value:
     """a * b: by a constant it is a change of scale, by another tensor an integer product."""
     if isinstance(a, Constant) and isinstance(b, Constant):
-        return Constant(a.real * b.real)
+        return Constant(np.asarray(exact(ctx, a, op) * exact(ctx, b, op), object))
     if isinstance(a, Constant):
         a, b = b, a
     if isinstance(b, Constant):
-        return scale_by(ctx, a, b.real, op)
+        return scale_by(ctx, a, exact(ctx, b, op), op)
     x, y = single(ctx, a, op), single(ctx, b, op)
     left, right = centred(ctx, x, "int32", "a"), centred(ctx, y, "int32", "b")
     product = ctx.accumulate(lambda d: relax.op.multiply(_cast(left, d), _cast(right, d)), "product")
@@ -89,13 +100,10 @@ def multiply(ctx: Context, a: Value, b: Value, op: str = "multiply") -> Value:
 
 
 def scale_by(ctx: Context, a: Value, factor: Array, op: str) -> Value:
-    """a * factor for a constant factor."""
-    if not np.all(np.isfinite(factor)):
-        raise ctx.fail(op, "it multiplies by a number that is not finite", "correct the constant")
+    """a * factor for a constant factor of Fractions."""
     real = _real(ctx, a, op)
     if is_uniform(factor) and factor.flat[0] > 0:  # the bounds of a clip scale with it
-        f = float(factor.flat[0])
-        low, high = real.low * f, real.high * f
+        low, high = (bound(v * factor.flat[0]) for v in (real.low, real.high))
     else:
         real = settled(ctx, real, op)
         low, high = real.low, real.high
@@ -107,9 +115,12 @@ def divide(ctx: Context, a: Value, b: Value) -> Value:
     """a / b for a constant b."""
     if not isinstance(b, Constant):
         raise ctx.fail("divide", "it divides by a tensor", "express it by supported operators, or keep it in a float tail")
-    if np.any(b.real == 0):
+    divisor = exact(ctx, b, "divide")
+    if np.any(divisor == 0):
         raise ctx.fail("divide", "it divides by zero", "correct the constant")
-    return Constant(a.real / b.real) if isinstance(a, Constant) else scale_by(ctx, a, 1.0 / b.real, "divide")
+    if isinstance(a, Constant):
+        return Constant(np.asarray(exact(ctx, a, "divide") / divisor, object))
+    return scale_by(ctx, a, np.asarray(1 / divisor, object), "divide")
 
 
 def _cast(x: relax.Expr, dtype: str) -> relax.Expr:
@@ -127,15 +138,15 @@ def centred(ctx: Context, term: Term, dtype: str, suffix: str) -> relax.Expr:
     return data
 
 
-def clip(ctx: Context, a: Value, low: float, high: float) -> Value:
+def clip(ctx: Context, a: Value, low: Fraction | float, high: Fraction | float) -> Value:
     """min(max(a, low), high), kept symbolic until the quantize, where it is exact (A12)."""
     if isinstance(a, Constant):
-        return Constant(np.clip(a.real, low, high))
+        return Constant(np.minimum(np.maximum(exact(ctx, a, "clip"), bound(low)), bound(high)))  # type: ignore[arg-type]
     if isinstance(a, Joined):
         parts = tuple(clip(ctx, p, low, high) for p in a.parts)
         return replace(a, parts=parts)  # type: ignore[arg-type]
     real = _real(ctx, a, "clip")
-    new_low, new_high = (min(max(v, low), high) for v in (real.low, real.high))
+    new_low, new_high = (bound(min(max(v, low), high)) for v in (real.low, real.high))
     return replace(real, low=new_low, high=new_high)
 
 
@@ -143,8 +154,8 @@ def extremum(ctx: Context, a: Value, b: Value, op: str) -> Value:
     """maximum or minimum: against a uniform constant it is a clip, else both sides meet at the quantize."""
     for x, other in ((a, b), (b, a)):
         if isinstance(other, Constant) and is_uniform(other.real) and not isinstance(x, Constant):
-            bound = float(other.real.flat[0])
-            return clip(ctx, x, bound, np.inf) if op == "maximum" else clip(ctx, x, -np.inf, bound)
+            level = other.real.flat[0]
+            return clip(ctx, x, level, np.inf) if op == "maximum" else clip(ctx, x, -np.inf, level)
     if isinstance(a, Constant) and isinstance(b, Constant):
         return Constant(np.maximum(a.real, b.real) if op == "maximum" else np.minimum(a.real, b.real))
     function = relax.op.maximum if op == "maximum" else relax.op.minimum
@@ -155,9 +166,10 @@ def extremum(ctx: Context, a: Value, b: Value, op: str) -> Value:
 
 
 def leaky_relu(ctx: Context, a: Value, slope: Array, op: str) -> Value:
-    """max(a, 0) + slope * min(a, 0): two terms of which one is always zero, so that they round once."""
+    """max(a, 0) + slope * min(a, 0), of a slope of Fractions: two terms of which one is always zero, so that they round once."""
     if isinstance(a, Constant):
-        return Constant(np.where(a.real >= 0, a.real, a.real * slope))
+        values = exact(ctx, a, op)
+        return Constant(np.where(values >= 0, values, values * slope))
     term = single(ctx, a, op)
     if np.any(term.scale < 0):
         raise ctx.fail(op, "its input has a negative scale", INSERT)

@@ -12,7 +12,7 @@ from hawq_tvm.core import ops
 from relay_passes.tabulate_unary import ELEMENTWISE
 
 from . import convolution, elementwise, movement, pooling
-from .values import INSERT, Constant, Context, Real, Value, is_uniform
+from .values import INSERT, Constant, Context, Real, Value, is_uniform, rational
 
 BOTH_SIDES = "quantize its input and its result (quantize/dequantize pairs before and after this node)"
 
@@ -45,7 +45,7 @@ def _binary(function: Callable[..., Value]) -> Handler:
 def _prelu(ctx: Context, call: relax.Call, v: list[Any]) -> Any:
     if not isinstance(v[1], Constant):
         raise ctx.fail("prelu", "its slope is not constant", "make the slope an initializer")
-    slope, rank = v[1].real, len(v[0].shape)
+    slope, rank = elementwise.exact(ctx, v[1], "prelu"), len(v[0].shape)
     axis = int(call.attrs.axis) % rank
     if slope.ndim == 1 and slope.size > 1:
         slope = slope.reshape([-1 if i == axis else 1 for i in range(rank)])
@@ -71,9 +71,9 @@ HANDLERS: dict[str, Handler] = {
     "relax.minimum": lambda ctx, call, v: elementwise.extremum(ctx, v[0], v[1], "minimum"),
     "relax.nn.relu": lambda ctx, call, v: elementwise.clip(ctx, v[0], 0.0, np.inf),
     "relax.clip": _clip,
-    "relax.nn.leakyrelu": lambda ctx, call, v: elementwise.leaky_relu(ctx, v[0], np.asarray(call.attrs.alpha), "leaky_relu"),
+    "relax.nn.leakyrelu": lambda ctx, call, v: elementwise.leaky_relu(ctx, v[0], rational(float(call.attrs.alpha)), "leaky_relu"),
     "relax.nn.prelu": _prelu,
-    "relax.abs": lambda ctx, call, v: elementwise.leaky_relu(ctx, v[0], np.asarray(-1.0), "abs"),
+    "relax.abs": lambda ctx, call, v: elementwise.leaky_relu(ctx, v[0], rational(-1.0), "abs"),
     "relax.where": lambda ctx, call, v: elementwise.where(ctx, v[0], v[1], v[2]),
     "relax.nn.max_pool2d": lambda ctx, call, v: pooling.max_pool2d(ctx, call, v[0]),
     "relax.nn.avg_pool2d": lambda ctx, call, v: pooling.avg_pool2d(ctx, call, v[0]),

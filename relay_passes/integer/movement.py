@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -119,8 +120,8 @@ def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
     if len(real.terms) != 1 or np.any(real.constant) or not is_uniform(real.terms[0].zero):
         raise ctx.fail("pad", "its input is a sum that nothing quantizes", INSERT)
     term = real.terms[0]
-    levels = value / term.scale + term.zero
-    if not is_uniform(levels) or float(levels.flat[0]) != round(float(levels.flat[0])):
+    levels = np.asarray(Fraction(value) / term.scale + term.zero, object)
+    if not is_uniform(levels) or levels.flat[0].denominator != 1:
         raise ctx.fail("pad", f"its value {value:g} is not a multiple of the scale", "pad with 0")
     level = int(levels.flat[0])
     data = ctx.emit(relax.op.nn.pad(term.data, width, "constant", level), "pad")

@@ -68,7 +68,7 @@ def avg_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
     data = pad2d(ctx, term.data, pads, zero)
     acc = ctx.accumulate(lambda d: ops.sum_pool2d(data, kernel, strides, dilation, out_dtype=d), "acc")
     total = np.asarray(zero * kernel[0] * kernel[1], np.int64)
-    return Real(ops.shape_of(acc), (Term(acc, total, compress(term.scale / counts), accumulator=True),))
+    return Real(ops.shape_of(acc), (Term(acc, total, compress(np.asarray(term.scale / counts.astype(object), object)), accumulator=True),))
 
 
 def _kept(call: relax.Call, rank: int) -> tuple[list[int], bool]:
@@ -105,7 +105,7 @@ def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value
     fits = max(abs(int(np.min(low))), abs(int(np.max(high)))) * count < 2**31
     acc = ctx.emit(make("int32" if fits else "int64"), "acc")
     scale = scale / count if mean else scale
-    return Real(ops.shape_of(acc), (Term(acc, np.asarray(zero * count, np.int64), np.asarray(scale, np.float64), accumulator=True),))
+    return Real(ops.shape_of(acc), (Term(acc, np.asarray(zero * count, np.int64), scale, accumulator=True),))
 
 
 def reduce_extremum(ctx: Context, call: relax.Call, x: Value, op: str) -> Value:

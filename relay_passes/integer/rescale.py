@@ -12,7 +12,20 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops, thresholds
 
-from .values import INSERT, Array, Constant, Context, Joined, Real, Softmax, Term, Value, is_uniform, with_bias
+from .values import (
+    INSERT,
+    Array,
+    Constant,
+    Context,
+    Joined,
+    Real,
+    Softmax,
+    Term,
+    Value,
+    is_uniform,
+    rational,
+    with_bias,
+)
 
 
 @dataclass(frozen=True)
@@ -47,20 +60,19 @@ class Output:
             raise ctx.fail("hawq.quantize", "its zero points differ between channels", "use one zero point for the tensor")
         attrs = call.attrs
         qtype = arith.QType(int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"]))
-        scale = ops.const_value(call.args[1]).astype(np.float64)
-        return Output(scale, int(zero.flat[0]), qtype, str(attrs["rounding"]), str(attrs["form"]), str(attrs["branches"]))
+        return Output(rational(ops.const_value(call.args[1])), int(zero.flat[0]), qtype, str(attrs["rounding"]), str(attrs["form"]), str(attrs["branches"]))
 
-    def clipped(self, low: float, high: float) -> Output:
+    def clipped(self, low: Fraction | float, high: Fraction | float) -> Output:
         """(A12): the same output with its range narrowed to real low .. high."""
         if low == -np.inf and high == np.inf:
             return self
-        scale = float(self.scale.flat[0])
+        rounding = "half_away" if self.rounding == "double" else self.rounding  # (A8) rounds products, and not a real bound
 
-        def level(value: float, default: int) -> int:
-            if not np.isfinite(value):
+        def level(value: Fraction | float, default: int) -> int:
+            if abs(value) == np.inf:
                 return default
-            steps = float(arith.round_real(np.float64(value / scale + self.inside).reshape(1), self.rounding)[0])
-            return int(np.clip(steps + self.zero, self.qtype.qmin, self.qtype.qmax))
+            steps = thresholds.round_exactly(Fraction(value) / self.scale.flat[0] + self.inside, rounding)
+            return min(max(steps + self.zero, self.qtype.qmin), self.qtype.qmax)
 
         qtype = arith.QType(level(low, self.qtype.qmin), level(high, self.qtype.qmax), self.qtype.storage)
         return replace(self, qtype=qtype)
@@ -117,7 +129,7 @@ def _each_branch(ctx: Context, terms: Sequence[Term], constant: Array, out: Outp
     for i, term in enumerate(terms):
         last = i == len(terms) - 1
         own = Output(out.scale, out.inside if last else 0, wide, out.rounding, "affine")
-        rounded = ctx.emit(_requantize(ctx, [term], constant if last else np.zeros(()), own), f"branch{i}")
+        rounded = ctx.emit(_requantize(ctx, [term], constant if last else rational(0), own), f"branch{i}")
         total = rounded if total is None else ctx.emit(relax.op.add(total, rounded), "sum")
     one = ops.requantize([total], [1], 0, 0, qtype=out.qtype, zero_point=out.zero, rounding="half_up")
     return ctx.emit(one)
@@ -144,10 +156,10 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
     for i in range(size):
         key = (*(s[i] for s in scales), *(z[i] for z in zeros), constants[i], steps[i], *(b[i] for b in lows), *(b[i] for b in highs))
         if key not in known:
-            step = Fraction(steps[i])
-            ratios = tuple(Fraction(s[i]) / step for s in scales)
+            step = steps[i]
+            ratios = tuple(s[i] / step for s in scales)
             made = thresholds.dyadic_rescale(
-                ratios, [int(z[i]) for z in zeros], Fraction(constants[i]) / step + out.inside,
+                ratios, [int(z[i]) for z in zeros], constants[i] / step + out.inside,
                 tuple(int(b[i]) for b in lows), tuple(int(b[i]) for b in highs), out.rounding, ctx.layer,
             )  # fmt: skip
             known[key] = thresholds.corrected(made, out.rounding, (first, last)) if provable else made
@@ -192,7 +204,7 @@ def _softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
     low, high = ctx.bounds(value.term.data)
     levels = int(np.max(high)) - int(np.min(low)) + 1
     scale = float(value.term.scale.flat[0])
-    inverse = 1 / Fraction(float(out.scale.flat[0]))
+    inverse = 1 / out.scale.flat[0]
     if inverse >= 2**16:
         multiplier, shift = arith.round_fraction(inverse), 0
     else:

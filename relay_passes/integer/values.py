@@ -1,13 +1,15 @@
 """What the lowering knows about a float tensor: which integers stand for it, and with which real numbers.
 
 A `Real` is  sum_i (data_i - zero_i) * scale_i + constant,  clipped to low .. high, where data_i are integer tensors
-that exist in the new module. Scales, zeros and constants are NumPy arrays that broadcast against the tensor.
+that exist in the new module. Scales, zeros and constants are NumPy arrays that broadcast against the tensor; scales, constants
+and bounds are exact: Fractions of what the file holds, so that nothing is rounded before a requantize is proved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -32,9 +34,29 @@ class NotLowered(ModelError):
         self.op = op
 
 
+_fractions = np.frompyfunc(Fraction, 1, 1)
+_nearest = np.frompyfunc(round, 1, 1)
+_whole = np.frompyfunc(lambda x: x.denominator == 1, 1, 1)
+
+
+def rational(array: Any) -> Array:
+    """The numbers of an array as Fractions, exactly.  Raises ValueError or OverflowError for a number that is not finite."""
+    return np.asarray(_fractions(array), object)
+
+
+def nearest(array: Array) -> Array:
+    """Fractions rounded to the nearest integers, ties to even, as Python's integers."""
+    return np.asarray(_nearest(array), object)
+
+
+def bound(value: Fraction | float) -> Fraction | float:
+    """A bound of a clip: exact, or infinite."""
+    return value if abs(value) == INFINITY else Fraction(value)
+
+
 @dataclass(frozen=True, eq=False)
 class Term:
-    """(data - zero) * scale: one integer tensor and its real meaning.
+    """(data - zero) * scale: one integer tensor and its real meaning; the scale becomes Fractions whatever it is given as.
 
     accumulator: the data is the 32 or 64-bit sum of a convolution, product or pool, so an integer bias belongs to it.
     """
@@ -44,6 +66,9 @@ class Term:
     scale: Array
     accumulator: bool = False
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scale", rational(self.scale))
+
 
 @dataclass(frozen=True, eq=False)
 class Real:
@@ -52,8 +77,11 @@ class Real:
     shape: tuple[int, ...]
     terms: tuple[Term, ...]
     constant: Array = field(default_factory=lambda: np.zeros(()))
-    low: float = -INFINITY
-    high: float = INFINITY
+    low: Fraction | float = -INFINITY
+    high: Fraction | float = INFINITY
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "constant", rational(self.constant))
 
     @property
     def clipped(self) -> bool:
@@ -63,15 +91,15 @@ class Real:
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A constant float tensor: plain values, or integers (zero point taken away) times a scale."""
+    """A constant float tensor: plain values (floats, or Fractions), or integers (zero point taken away) times a scale."""
 
     values: Array
     scale: Array | None = None
 
     @property
     def real(self) -> Array:
-        """The float64 values."""
-        return self.values.astype(np.float64) * (1.0 if self.scale is None else self.scale)
+        """The values, exactly: floats as they are, else Fractions."""
+        return self.values if self.scale is None else np.asarray(self.values.astype(object) * rational(self.scale), object)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -221,17 +249,14 @@ def single(ctx: Context, value: Value, op: str) -> Term:
     if np.any(term.scale <= 0):
         raise ctx.fail(op, "its input is clipped after a negative scale", INSERT)
     data = term.data
-    for bound, clip, suffix in ((value.low, relax.op.maximum, "relu"), (value.high, relax.op.minimum, "clip")):
-        if abs(bound) == INFINITY:
+    for end, clip, suffix in ((value.low, relax.op.maximum, "relu"), (value.high, relax.op.minimum, "clip")):
+        if abs(end) == INFINITY:
             continue
-        steps = bound / term.scale
-        level = np.rint(steps) + term.zero
-        if np.any(np.rint(steps) != steps):
-            raise ctx.fail(op, f"its input is clipped at {bound:g}, which is not a multiple of its scale", INSERT)
+        steps = np.asarray(end / term.scale, object)
+        if not np.all(_whole(steps)):
+            raise ctx.fail(op, f"its input is clipped at {float(end):g}, which is not a multiple of its scale", INSERT)
         dtype = ops.dtype_of(data)
-        low, high = arith.RANGES[dtype]
-        if np.any(level < low) or np.any(level > high):
-            level = np.clip(level, low, high)
+        level = np.clip(nearest(steps) + term.zero, *arith.RANGES[dtype])
         data = ctx.emit(clip(data, ops.const(level, dtype)), suffix)
     return replace(term, data=data)
 
@@ -241,7 +266,7 @@ def with_integer_bias(value: Real) -> Real:
     term = value.terms[0] if len(value.terms) == 1 else None
     if term is None or not term.accumulator or not np.any(value.constant) or np.any(term.scale == 0):
         return value
-    zero = term.zero - np.rint(value.constant / term.scale)
+    zero = np.asarray(term.zero - nearest(value.constant / term.scale), object)
     if np.max(np.abs(zero)) > arith.RANGES["int32"][1]:
         return value
     return replace(value, terms=(replace(term, zero=zero.astype(np.int64)),), constant=np.zeros(()))
@@ -273,7 +298,7 @@ def _add(data: relax.Expr, bias: Array, dtype: str) -> relax.Expr:
 
 def from_dequantize(data: relax.Expr, scale: Array, zero: Array, shape: tuple[int, ...]) -> Real:
     """The Real of a dequantized integer tensor."""
-    return Real(shape, (Term(data, compress(zero).astype(np.int64), compress(scale).astype(np.float64)),))
+    return Real(shape, (Term(data, compress(zero).astype(np.int64), compress(scale)),))
 
 
 def integer_constant(values: Array) -> relax.Expr:
@@ -285,5 +310,6 @@ def integer_constant(values: Array) -> relax.Expr:
 
 __all__ = [
     "INSERT", "Array", "Constant", "Context", "Joined", "Moved", "NotLowered", "Real", "Softmax", "Term", "Value",
-    "broadcast_rank", "compress", "from_dequantize", "integer_constant", "is_uniform", "settled", "single", "tvm", "with_bias", "with_integer_bias",
+    "bound", "broadcast_rank", "compress", "from_dequantize", "integer_constant", "is_uniform", "nearest", "rational", "settled", "single", "tvm",
+    "with_bias", "with_integer_bias",
 ]  # fmt: skip
