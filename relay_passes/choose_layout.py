@@ -17,16 +17,11 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+from hawq_tvm.core.operators import Kind, kind_of
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 AXIS = {0: 0, 1: 3, 2: 1, 3: 2}  # where a logical (NCHW) axis is in NHWC
-
-ELEMENTWISE = frozenset(
-    {"hawq.requantize", "hawq.lookup"}
-    | {f"relax.{n}" for n in ("astype", "add", "subtract", "multiply", "maximum", "minimum", "clip", "where", "greater_equal")}
-)
-
 
 def _moves_nothing(shape: Sequence[int]) -> bool:
     return shape[1] == 1 or (shape[2] == 1 and shape[3] == 1)
@@ -79,7 +74,7 @@ def choose_layout(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     def visit(rebuild: Rebuild, binding: relax.VarBinding, value: relax.Expr) -> relax.Expr | None:
         old = binding.value
         rank4 = hasattr(binding.var.ty, "shape") and len(ops.shape_of(binding.var)) == 4
-        handler = _HANDLERS.get(ops.op_name(old)) if binding.var.name not in outside else None
+        handler = _handler(ops.op_name(old)) if binding.var.name not in outside else None
         made = handler(layout, rebuild, binding, old) if handler is not None else None
         if made is not None:
             layout.count += 1
@@ -252,5 +247,8 @@ _HANDLERS: dict[str, Handler] = {
     "relax.strided_slice": _strided_slice,
     "relax.take": _take,
     "relax.permute_dims": _permute_dims,
-    **{name: _elementwise for name in ELEMENTWISE},
 }
+
+
+def _handler(name: str) -> Handler | None:
+    return _elementwise if kind_of(name) is Kind.ELEMENTWISE else _HANDLERS.get(name)

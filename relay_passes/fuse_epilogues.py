@@ -19,19 +19,12 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import ops, stages
+from hawq_tvm.core.operators import OPERATORS, Kind, kind_of
 from hawq_tvm.core.rewriter import use_counts
 
-from .choose_layout import ELEMENTWISE
-
-ANCHORS = frozenset(
-    {"hawq.sum_pool2d", "hawq.softmax", "relax.nn.conv2d", "relax.matmul", "relax.nn.max_pool2d"}
-    | {f"relax.{n}" for n in ("sum", "max", "min", "argmax", "argmin")}
-)
-PROLOGUE = frozenset({"relax.nn.pad", "hawq.dilate2d", "hawq.unpack_int4", "relax.astype", "relax.subtract"})
 # A kernel writes a chain as one expression, in which a rounding repeats its operand: every requantize of a chain doubles or
 # triples it, and the compiler's time grows with its size. A convolution with its residual join has 10 to 30.
 MOST_NODES = 200
-MOVING = frozenset({"relax.take", "relax.strided_slice", "relax.permute_dims", "relax.broadcast_to", "relax.concat"})
 
 
 @dataclass(eq=False)
@@ -58,7 +51,7 @@ def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
     uses = use_counts(main)
     outside = stages.float_tail(main)
     # A cast that only an anchor reads belongs to that anchor: in the producer's group it would be stored, four bytes an element.
-    feeds_anchor = {v for b in stages.bindings(main) if ops.op_name(b.value) in ANCHORS for v in ops.variables(b.value) if uses[v] == 1}
+    feeds_anchor = {v for b in stages.bindings(main) if kind_of(ops.op_name(b.value)) is Kind.REDUCTION for v in ops.variables(b.value) if uses[v] == 1}
     group_of: dict[relax.Var, _Group] = {}
     nodes: dict[relax.Var, int] = {}  # of one element's expression, 1 where it is a load
 
@@ -77,13 +70,14 @@ def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
 
     for binding in stages.bindings(main):
         value, name = binding.value, ops.op_name(binding.value)
+        kind = kind_of(name)
         if not isinstance(value, relax.Call) or binding.var.name in outside:
             continue
-        group = _Group(anchored=name in ANCHORS, closed=name in stages.BORDER_OPS)
+        group = _Group(anchored=kind is Kind.REDUCTION, closed=kind is Kind.BORDER)
         taken: list[_Group] = []
-        if name in ANCHORS:
-            taken = [g for g in candidates(value) if all(ops.op_name(m.value) in PROLOGUE for m in g.members)]
-        elif name in ELEMENTWISE and not (name in PROLOGUE and binding.var in feeds_anchor):
+        if kind is Kind.REDUCTION:
+            taken = [g for g in candidates(value) if all(_feeds(m) for m in g.members)]
+        elif kind is Kind.ELEMENTWISE and not (_feeds(binding) and binding.var in feeds_anchor):
             same = [g for g in candidates(value) if ops.shape_of(g.output) == ops.shape_of(binding.var)]
             anchored = [g for g in same if g.anchored]
             # Of two anchors (a residual join of two convolutions) the later one takes the sum.
@@ -93,13 +87,18 @@ def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
             group.anchored = any(g.anchored for g in taken)
         elif name == "relax.concat":
             taken = [g for g in candidates(value) if not g.anchored and not _is_pad(g)]
-        nodes[binding.var] = written_out(value, taken) if name in ELEMENTWISE else 1
+        nodes[binding.var] = written_out(value, taken) if kind is Kind.ELEMENTWISE else 1
         members = [m for g in taken for m in g.members]
         order = {b.var: i for i, b in enumerate(stages.bindings(main))} if len(taken) > 1 else {}
         group.members = [*(sorted(members, key=lambda m: order[m.var]) if order else members), binding]
         for m in group.members:
             group_of[m.var] = group
     return group_of
+
+
+def _feeds(binding: relax.VarBinding) -> bool:
+    row = OPERATORS.get(ops.op_name(binding.value))
+    return row is not None and row.feeds
 
 
 def _repeats(call: relax.Call, operand: relax.Var) -> int:

@@ -21,6 +21,7 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.core.errors import ModelError
+from hawq_tvm.core.operators import is_border
 from hawq_tvm.core.ranges import Interval
 from relay_passes.integer.rescale import Output, realize
 from relay_passes.integer.values import (  # fmt: skip
@@ -196,7 +197,7 @@ class _Lowering:
     def _lower_call(self, binding: relax.VarBinding, call: relax.Call, values: list[Any], flat: list[Any]) -> Any:
         name = ops.op_name(call)
         # A float head ends in a quantize, which takes it like a graph input.
-        if name not in stages.BORDER_OPS and any(_is_float_expr(v) for v in flat):
+        if not is_border(name) and any(_is_float_expr(v) for v in flat):
             raise self.ctx.fail(name, "it computes in float on a tensor that is not quantized", INSERT)
         if name in HANDLERS:
             lowered = HANDLERS[name](self, call, values)

@@ -11,18 +11,7 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops, stages
-
-# Operators that reduce, and so decide the loop structure of a layer. A layer has at most one that matters.
-ANCHORS = frozenset(
-    {"relax.nn.conv2d", "relax.matmul", "relax.nn.max_pool2d", "hawq.sum_pool2d", "hawq.softmax"}
-    | {f"relax.{n}" for n in ("sum", "max", "min", "argmax", "argmin")}
-    | {"hawq.dynamic_quantize"}
-)
-
-ELEMENTWISE = frozenset(
-    {f"relax.{n}" for n in ("add", "subtract", "multiply", "maximum", "minimum", "clip", "astype", "where")}
-    | {"relax.greater_equal", "hawq.requantize", "hawq.lookup", "hawq.quantize", "hawq.dequantize"}
-)
+from hawq_tvm.core.operators import is_anchor, is_elementwise
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +39,7 @@ class Layer:
     @cached_property
     def anchors(self) -> tuple[relax.VarBinding, ...]:
         """The bindings whose operator reduces."""
-        return tuple(b for b in self.bindings if ops.op_name(b.value) in ANCHORS)
+        return tuple(b for b in self.bindings if is_anchor(ops.op_name(b.value)))
 
     @property
     def anchor(self) -> relax.VarBinding | None:
@@ -112,6 +101,6 @@ class Layer:
             name = ops.op_name(b.value)
             if packs and name == "hawq.pack_int4" and self.packs_result:
                 continue
-            if name and (name not in ELEMENTWISE or ops.shape_of(b.var) != ops.shape_of(anchor.var)):
+            if name and (not is_elementwise(name) or ops.shape_of(b.var) != ops.shape_of(anchor.var)):
                 return f"{name} after the {ops.op_name(anchor.value)} is not element-wise on its shape."
         return None

@@ -57,26 +57,6 @@ class Interval:
 Bounds = Interval | tuple[Any, ...]
 
 
-def interval_of(call: relax.Call, args: Sequence[Any]) -> Bounds:
-    """The interval of a call's result from those of its arguments (tuples for tuple arguments and tuple results).
-
-    Raises KeyError for an operator outside the integer grammar.
-    """
-    name = ops.op_name(call)
-    return _moved(call, args[0]) if name in MOVING else _RULES[name](call, *args)
-
-
-def partial_sums(call: relax.Call, args: Sequence[Any]) -> Bounds:
-    """The interval of an accumulator while it is being summed, in whatever order and from 0 on.
-
-    The partial sums of a sum of products lie between the sums of its negative and of its positive contributions: the
-    result's interval, were the first argument able to be 0 as well.
-    """
-    if ops.op_name(call) in SUMS:
-        return interval_of(call, [args[0].with_zero(), *args[1:]])
-    return interval_of(call, args)
-
-
 def constant(array: Array) -> Interval:
     """The interval of a constant: each element is its own bound."""
     values = array.astype(np.int64)
@@ -150,7 +130,7 @@ def _contributions(positive: Array, negative: Array, x_low: Array, x_high: Array
     return low, high
 
 
-def _conv2d(call: relax.Call, x: Interval, w: Interval) -> Interval:
+def conv2d(call: relax.Call, x: Interval, w: Interval) -> Interval:
     attrs = call.attrs
     layout, groups = str(attrs.data_layout), int(attrs.groups)
     shape, kernel_shape = ops.shape_of(call.args[0]), ops.shape_of(call.args[1])
@@ -170,7 +150,7 @@ def _conv2d(call: relax.Call, x: Interval, w: Interval) -> Interval:
     return Interval(low.reshape(result), high.reshape(result))
 
 
-def _matmul(call: relax.Call, a: Interval, b: Interval) -> Interval:
+def matmul(call: relax.Call, a: Interval, b: Interval) -> Interval:
     left, right = ops.shape_of(call.args[0]), ops.shape_of(call.args[1])
     values = _known(b, right)
     if values is None or len(right) < 2:
@@ -184,12 +164,12 @@ def _matmul(call: relax.Call, a: Interval, b: Interval) -> Interval:
     return _compact(low, high)
 
 
-def _sum_pool2d(call: relax.Call, x: Interval) -> Interval:
+def sum_pool2d(call: relax.Call, x: Interval) -> Interval:
     count = int(np.prod([int(k) for k in call.attrs["pool_size"]]))
-    return _scaled(_per_channel(call, x), count)
+    return _scaled(per_channel(call, x), count)
 
 
-def _sum(call: relax.Call, x: Interval) -> Interval:
+def sum_(call: relax.Call, x: Interval) -> Interval:
     before, after = (int(np.prod(ops.shape_of(e))) for e in (call.args[0], call))
     return _scaled(x.collapse(), before // max(after, 1))
 
@@ -197,8 +177,9 @@ def _sum(call: relax.Call, x: Interval) -> Interval:
 # -- element by element ------------------------------------------------------------------------------
 
 
-def _binary(function: Callable[[Any, Any], Any]) -> Callable[[relax.Call, Interval, Interval], Interval]:
-    """The extremes of a function monotone in each operand are at the ends of the operands."""
+def binary(name: str) -> Callable[[relax.Call, Interval, Interval], Interval]:
+    """The rule of a NumPy function of two operands, monotone in each: its extremes are at the ends of the operands."""
+    function = getattr(np, name)
 
     def rule(_: relax.Call, a: Interval, b: Interval) -> Interval:
         corners = [_exact(function, x, y) for x in (a.low, a.high) for y in (b.low, b.high)]
@@ -210,14 +191,14 @@ def _binary(function: Callable[[Any, Any], Any]) -> Callable[[relax.Call, Interv
     return rule
 
 
-def _requantize(call: relax.Call, data: Sequence[Interval], *_: Any) -> Interval:
+def requantize(call: relax.Call, data: Sequence[Interval], *_: Any) -> Interval:
     """(A9) is monotone in every operand, rising where its multiplier is positive: the ends go to the ends.
 
     Where the 64-bit sum itself could overflow, which `ranges.margins` reports, the declared range is all that is known.
     """
     attrs = call.attrs
     if requantize_worst(call, data) >= arith.INT64_LIMIT:
-        return _declared(call)
+        return declared(call)
     multipliers = [ops.const_value(m).astype(np.int64) for m in call.args[1].fields]
     offset, shift = (ops.const_value(a).astype(np.int64) for a in call.args[2:4])
     ends = []
@@ -262,11 +243,11 @@ def _times(a: Array, b: Array) -> Array:
     return a * b if np.size(a) * np.size(b) <= LARGEST_KEPT else np.array([np.max(a) * np.max(b)], object)
 
 
-def _declared(call: relax.Call, *_: Any) -> Interval:
+def declared(call: relax.Call, *_: Any) -> Interval:
     return Interval.of_range(int(call.attrs["qmin"]), int(call.attrs["qmax"]))
 
 
-def _lookup(call: relax.Call, x: Interval, *_: Any) -> Interval:
+def lookup(call: relax.Call, x: Interval, *_: Any) -> Interval:
     """The extremes of the part of the table that the operand can reach."""
     table = ops.const_value(call.args[1]).astype(np.int64)
     lowest = int(np.iinfo(ops.dtype_of(call.args[0])).min)
@@ -275,12 +256,12 @@ def _lookup(call: relax.Call, x: Interval, *_: Any) -> Interval:
     return Interval.of_range(int(reached.min()), int(reached.max()))
 
 
-def _where(_: relax.Call, condition: Any, a: Interval, b: Interval) -> Interval:
+def where(_: relax.Call, condition: Any, a: Interval, b: Interval) -> Interval:
     del condition
     return _compact(np.minimum(a.low, b.low), np.maximum(a.high, b.high))
 
 
-def _clip(call: relax.Call, x: Interval, *_: Any) -> Interval:
+def clip(call: relax.Call, x: Interval, *_: Any) -> Interval:
     low, high = (int(bound.value) for bound in call.args[1:3])
     return _compact(np.clip(x.low, low, high), np.clip(x.high, low, high))
 
@@ -288,92 +269,49 @@ def _clip(call: relax.Call, x: Interval, *_: Any) -> Interval:
 # -- tensors that change their shape -----------------------------------------------------------------
 
 
-def _per_channel(call: relax.Call, x: Interval) -> Interval:
+def per_channel(call: relax.Call, x: Interval) -> Interval:
     attrs = call.attrs
     layout = str(attrs["layout"] if ops.op_name(call).startswith("hawq.") else attrs.layout)
     return _kept(x, ops.shape_of(call.args[0]), [layout.index("C")])
 
 
-def _pad(call: relax.Call, x: Interval, *_: Any) -> Interval:
+def pad(call: relax.Call, x: Interval, *_: Any) -> Interval:
     width, value = [int(v) for v in call.attrs.pad_width], int(call.attrs.pad_value)
     shape = ops.shape_of(call.args[0])
     kept = _kept(x, shape, [i for i in range(len(shape)) if not any(width[2 * i : 2 * i + 2])])
     return _compact(np.minimum(kept.low, value), np.maximum(kept.high, value))
 
 
-def _dilate(call: relax.Call, x: Interval) -> Interval:
-    kept, fill = _per_channel(call, x), int(call.attrs["fill"])
+def dilate(call: relax.Call, x: Interval) -> Interval:
+    kept, fill = per_channel(call, x), int(call.attrs["fill"])
     return Interval(np.minimum(kept.low, fill), np.maximum(kept.high, fill))
 
 
-def _concat(_: relax.Call, parts: Sequence[Interval]) -> Interval:
+def concat(_: relax.Call, parts: Sequence[Interval]) -> Interval:
     ends = [p.scalar for p in parts]
     return Interval.of_range(min(e[0] for e in ends), max(e[1] for e in ends))
 
 
-def _argument(call: relax.Call, *_: Any) -> Interval:
+def argument(call: relax.Call, *_: Any) -> Interval:
     shape, axis = ops.shape_of(call.args[0]), call.attrs.axis
     return Interval.of_range(0, (int(np.prod(shape)) if axis is None else shape[int(axis)]) - 1)
 
 
-def _unpack(call: relax.Call, *_: Any) -> Interval:
+def unpack(call: relax.Call, *_: Any) -> Interval:
     shape, signed = tuple(int(d) for d in call.attrs["shape"]), bool(int(call.attrs["signed"]))
     if not ops.is_const(call.args[0]):
         return Interval.of_range(*arith.RANGES["int4" if signed else "uint4"])
     return constant(arith.unpack_int4(ops.const_value(call.args[0]), shape, signed))
 
 
-def _dynamic(*_: Any) -> tuple[Interval, ...]:
+def dynamic(*_: Any) -> tuple[Interval, ...]:
     return (Interval.of_range(0, 255),) * 3
 
 
-def _moved(call: relax.Call, x: Interval) -> Interval:
+def moved(call: relax.Call, x: Interval, *_: Any) -> Interval:
     """Elements that only change their place; a transpose takes the bounds along."""
     if ops.op_name(call) == "relax.permute_dims" and call.attrs.axes is not None:
         axes, rank = [int(a) for a in call.attrs.axes], len(ops.shape_of(call.args[0]))
         sides = (np.asarray(b).reshape((1,) * (rank - np.ndim(b)) + np.shape(b)).transpose(axes) for b in (x.low, x.high))
         return Interval(*sides)
     return x.collapse()
-
-
-MOVING = frozenset(
-    f"relax.{n}"
-    for n in (
-        "reshape", "flatten", "squeeze", "expand_dims", "permute_dims", "broadcast_to", "strided_slice", "take", "flip",
-        "tile", "repeat", "max", "min",
-    )
-)  # fmt: skip
-
-# Operators that sum many terms, in an order that is theirs to choose.
-SUMS = frozenset({"relax.nn.conv2d", "relax.matmul", "hawq.sum_pool2d", "relax.sum"})
-
-_RULES: dict[str, Callable[..., Any]] = {
-    "relax.nn.conv2d": _conv2d,
-    "relax.matmul": _matmul,
-    "hawq.sum_pool2d": _sum_pool2d,
-    "relax.sum": _sum,
-    "relax.add": _binary(np.add),
-    "relax.subtract": _binary(np.subtract),
-    "relax.multiply": _binary(np.multiply),
-    "relax.maximum": _binary(np.maximum),
-    "relax.minimum": _binary(np.minimum),
-    "relax.clip": _clip,
-    "relax.astype": lambda call, x: x,
-    "relax.where": _where,
-    "relax.greater_equal": lambda call, a, b: Interval.of_range(0, 1),
-    "relax.concat": _concat,
-    "relax.split": lambda call, x: tuple(x.collapse() for _ in call.ty.fields),
-    "relax.nn.pad": _pad,
-    "relax.nn.max_pool2d": _per_channel,
-    "relax.argmax": _argument,
-    "relax.argmin": _argument,
-    "hawq.dilate2d": _dilate,
-    "hawq.requantize": _requantize,
-    "hawq.quantize": _declared,
-    "hawq.dequantize": lambda call, *_: Interval.of_range(0, 0),
-    "hawq.dynamic_quantize": _dynamic,
-    "hawq.softmax": _declared,
-    "hawq.lookup": _lookup,
-    "hawq.unpack_int4": _unpack,
-    "hawq.pack_int4": lambda call, *_: Interval.of_range(0, 255),
-}

@@ -142,10 +142,16 @@ _TYPE_RULES: dict[str, Callable[[relax.Call, Any], Any]] = {
     "hawq.pack_int4": _infer_pack_int4,
 }
 
+
+def register(name: str, infer: Callable[[relax.Call, Any], Any]) -> None:
+    """Make an operator known to TVM; infer: the type of a call's result."""
+    _ir_ffi.RegisterOp(name, "See hawq_tvm/ARITHMETIC.md.")
+    tvm.ir.register_op_attr(name, "FInferType", infer)
+    tvm.ir.register_op_attr(name, "FPurity", True)
+
+
 for _name, _rule in _TYPE_RULES.items():
-    _ir_ffi.RegisterOp(_name, "See hawq_tvm/ARITHMETIC.md.")
-    tvm.ir.register_op_attr(_name, "FInferType", _rule)
-    tvm.ir.register_op_attr(_name, "FPurity", True)
+    register(_name, _rule)
 
 
 def _call(name: str, args: list[relax.Expr], **attrs: Any) -> relax.Call:

@@ -16,12 +16,11 @@ from tvm import relax
 
 from . import arith, ops, stages
 from .errors import ModelError, OverflowBoundError
-from .intervals import SUMS, Interval, constant, interval_of, partial_sums, requantize_worst
+from .intervals import Interval, constant, requantize_worst
+from .operators import OPERATORS, interval_of, partial_sums
 
 __all__ = ["Interval", "LayerMargin", "interval_of", "margins", "module_ranges", "partial_sums"]
 
-# The operators whose results can be larger than their operands; the others cannot overflow, astype is checked.
-_GROWING = SUMS | {"relax.add", "relax.subtract", "relax.multiply"}
 _NO_VALUE = Interval.of_range(0, 0)
 _REMEDIES = {kind: "quantize its operands to fewer bits" for kind in ("add", "subtract", "multiply", "astype")}
 
@@ -128,7 +127,7 @@ class _Walk:
             self._margin(LayerMargin(layer, "requantize", "int64", requantize_worst(call, args[0]), 2**63))
         elif name == "hawq.softmax":
             self._margin(LayerMargin(layer, "softmax", "int64", _softmax_worst(call), 2**63))
-        elif name in _GROWING or name == "relax.astype":
+        elif OPERATORS[name].grows or name == "relax.astype":
             bound = partial_sums(call, args)
             if isinstance(bound, Interval) and not stages.is_float(call):
                 self._fits(call, bound, name.split(".")[-1], layer)

@@ -16,6 +16,8 @@ from tvm import relax
 
 from . import ops
 from .errors import StageError
+from .operators import OPERATORS
+from .operators import is_border as is_border_operator
 
 
 class Stage(enum.IntEnum):
@@ -25,22 +27,6 @@ class Stage(enum.IntEnum):
     INTEGER = 1
     PACKED = 2
     TIR = 3
-
-
-BORDER_OPS = frozenset({"hawq.quantize", "hawq.dequantize", "hawq.dynamic_quantize"})
-
-INTEGER_OPS = frozenset(
-    {"hawq.requantize", "hawq.lookup", "hawq.sum_pool2d", "hawq.dilate2d", "hawq.softmax", "hawq.unpack_int4", "hawq.pack_int4"}
-    | {f"relax.nn.{n}" for n in ("conv2d", "max_pool2d", "pad")}
-    | {
-        f"relax.{n}"
-        for n in (
-            "matmul", "astype", "add", "subtract", "multiply", "maximum", "minimum", "clip", "sum", "max", "min",
-            "argmax", "argmin", "reshape", "permute_dims", "squeeze", "expand_dims", "flatten", "broadcast_to",
-            "concat", "split", "strided_slice", "take", "where", "flip", "tile", "repeat", "greater_equal",
-        )
-    }
-)  # fmt: skip
 
 
 def bindings(func: relax.Function) -> Iterator[relax.VarBinding]:
@@ -90,7 +76,7 @@ def is_float(expr: relax.Expr) -> bool:
 
 def is_border(binding: relax.VarBinding) -> bool:
     """Whether a binding is one of the operations that join the float and the integer world."""
-    return ops.op_name(binding.value) in BORDER_OPS
+    return is_border_operator(ops.op_name(binding.value))
 
 
 def verify(module: tvm.IRModule, stage: Stage) -> None:
@@ -110,7 +96,7 @@ def _fail(binding: relax.VarBinding, stage: Stage, why: str) -> None:
 def _verify_annotated(module: tvm.IRModule) -> None:
     for b in bindings(module["main"]):
         name = ops.op_name(b.value)
-        if name in ("hawq.requantize", "hawq.softmax", "hawq.unpack_int4", "hawq.pack_int4"):
+        if name in OPERATORS and not OPERATORS[name].before_lowering:
             _fail(b, Stage.ANNOTATED, "integer arithmetic before the lowering")
 
 
@@ -123,7 +109,7 @@ def _check_integer_function(func: relax.Function, stage: Stage, allow_calls: boo
     outside = float_tail(func)
     for b in bindings(func):
         value, name = b.value, ops.op_name(b.value)
-        if b.var.name in outside or name in BORDER_OPS or isinstance(value, relax.Var | relax.TupleGetItem | relax.Tuple):
+        if b.var.name in outside or is_border_operator(name) or isinstance(value, relax.Var | relax.TupleGetItem | relax.Tuple):
             continue
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
             if not allow_calls:
@@ -131,7 +117,7 @@ def _check_integer_function(func: relax.Function, stage: Stage, allow_calls: boo
             continue
         if ops.is_const(value) and not is_float(value):
             continue
-        if name not in INTEGER_OPS:
+        if name not in OPERATORS:
             _fail(b, stage, "not an integer operator")
         if is_float(b.var) or any(is_float(a) for a in value.args if hasattr(a, "ty")):
             _fail(b, stage, "a float tensor inside the integer region")

@@ -19,7 +19,7 @@ from tvm import relax
 
 from hawq_tvm.core import ops, stages
 from hawq_tvm.core.errors import HawqError
-from hawq_tvm.core.intervals import MOVING
+from hawq_tvm.core.operators import Kind, kind_of
 
 from .instrument import watched
 from .records import Record, Run
@@ -343,7 +343,7 @@ def _accumulator(
         if ops.op_name(b.value) == "hawq.requantize":
             same = ops.shape_of(b.var) == shape
             operands = [int(np.broadcast_to(x, shape)[index]) for x in args[0]] if same else []
-        elif ops.op_name(b.value) in MOVING or ops.op_name(b.value) == "relax.concat":
+        elif kind_of(ops.op_name(b.value)) in (Kind.MOVEMENT, Kind.REDUCTION):
             operands = []
         env[b.var] = evaluate_call(b.value, args)
     return operands

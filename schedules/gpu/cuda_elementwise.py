@@ -14,15 +14,13 @@ import tvm
 from tvm import s_tir
 
 from hawq_tvm.core import ops
+from hawq_tvm.core.operators import OPERATORS
 from schedules.cpu.cpu_elementwise import Elementwise, ElementwiseTile, boundaries
 from schedules.emit.emit import Emission
 from schedules.layer import Layer
 from schedules.rule import Kernel
 
 from .cuda_loops import bind_grid, fuse_outer, lanes_for, start, vector_reads, vector_write
-
-# Operators that only move data: nothing is computed on their elements.
-_MOVES = frozenset({f"relax.{n}" for n in ("concat", "nn.pad", "reshape", "flatten", "squeeze", "expand_dims", "split", "strided_slice")})
 
 
 class CudaElementwise(Elementwise):
@@ -35,7 +33,7 @@ class CudaElementwise(Elementwise):
         emission = Emission(layer)
         sch = start(layer, emission)
         bounds = boundaries(layer)
-        moves = all(ops.op_name(b.value) in _MOVES for b in layer.bindings if isinstance(b.value, tvm.relax.Call))
+        moves = all(_in_lines(ops.op_name(b.value)) for b in layer.bindings if isinstance(b.value, tvm.relax.Call))
         chosen = []
         for block, result in zip(sch.get_output_blocks(sch.get_sblock("root")), emission.results, strict=True):
             shape = [int(d) for d in result.shape]
@@ -43,6 +41,11 @@ class CudaElementwise(Elementwise):
             chosen.append(lanes)
             _schedule(sch, block, lanes, moves and bool(bounds))
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), ElementwiseTile(tuple(chosen)))
+
+
+def _in_lines(name: str) -> bool:
+    row = OPERATORS.get(name)
+    return row is not None and row.in_lines
 
 
 def _schedule(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, lanes: int, moves: bool) -> None:

@@ -15,7 +15,8 @@ from tvm import relax
 from hawq_tvm.core import arith, ops, ranges
 from hawq_tvm.core.arith import QType
 from hawq_tvm.core.errors import ModelError, OverflowBoundError
-from hawq_tvm.core.intervals import Interval, interval_of, partial_sums, requantize_worst
+from hawq_tvm.core.intervals import Interval, requantize_worst
+from hawq_tvm.core.operators import interval_of, partial_sums
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.choose_layout import choose_layout
 from relay_passes.fuse_epilogues import fuse_epilogues

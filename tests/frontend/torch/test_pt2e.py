@@ -106,7 +106,7 @@ def test_names_are_the_users() -> None:
 def test_four_bits_stay_four_bits() -> None:
     program = pt2e("xnnpack 4 bits", lively(Residual(), SHAPE), SHAPE)
     main = import_exported(program)["main"]
-    ranges = {(int(b.value.attrs["qmin"]), int(b.value.attrs["qmax"])) for b in stages.bindings(main) if ops.op_name(b.value) in stages.BORDER_OPS}
+    ranges = {(int(b.value.attrs["qmin"]), int(b.value.attrs["qmax"])) for b in stages.bindings(main) if stages.is_border(b)}
     assert ranges == {(-8, 7)}
 
 
