@@ -64,7 +64,7 @@ def test_no_import_runs_upward_and_none_in_a_circle() -> None:
         for module in _ours(path):
             target = _file(module)
             # `from package import name` reads the package's own file only where the name is no module.
-            if target is None or target.name == "__init__.py" and any(_file(m) for m in _ours(path) if m.startswith(f"{module}.")):
+            if target is None or (target.name == "__init__.py" and any(_file(m) for m in _ours(path) if m.startswith(f"{module}."))):
                 continue
             here, there = _room(path), _room(target)
             if here != there and floor_of[there] >= floor_of[here]:

@@ -7,15 +7,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes, write_text
 
 from .options import Command
 from .picture_options import add_picture_options, read_preprocess
-
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+from .terminal import ERR
 
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -91,7 +88,7 @@ def _allocate(args: argparse.Namespace) -> int:
                     latencies=latencies, state=state, progress=progress,
                 )  # fmt: skip
     except KeyboardInterrupt:
-        ERR.print("interrupted; what was measured is kept where --state or -o says, and the same command continues", markup=False)
+        ERR.print("interrupted; what was measured is kept where --state or -o says, and the same command continues")
         return 130
     provenance = {**found.provenance, **({"model": args.model} if args.model else {}), **({"latency": args.latency} if args.latency else {})}
     allocation = found.allocate(budgets) if budgets else None
@@ -112,7 +109,7 @@ def _allocate(args: argparse.Namespace) -> int:
     if fronts:
         show_fronts(points)
     for path in filter(None, (args.output if allocation else None, args.pareto, args.plot)):
-        ERR.print(f"wrote {path}", markup=False)
+        ERR.print(f"wrote {path}")
     return 0
 
 
@@ -159,7 +156,7 @@ def _latency(args: argparse.Namespace) -> int:
         print(text)
     else:
         show_latencies(report)
-        ERR.print(f"wrote {args.output}", markup=False)
+        ERR.print(f"wrote {args.output}")
     return 0
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table as Grid
 
 from hawq_tvm.quantize.allocate.table import readable
 
-from .show import OUT, say
+from .show import say
+from .terminal import OUT
 
 if TYPE_CHECKING:
     from hawq_tvm.quantize.allocate.allocation import Allocation
@@ -69,7 +69,7 @@ def show_latencies(report: LatencyReport) -> None:
 
 def _print(grid: Grid) -> None:
     """A table; one that goes to a file is not squeezed into 80 columns."""
-    (OUT if OUT.is_terminal else Console(width=200, highlight=False)).print(grid)
+    OUT.print(grid)
 
 
 def _short(value: Any) -> str:

@@ -27,6 +27,7 @@ from hawq_tvm.compiler.native import library as libraries
 from hawq_tvm.compiler.pipeline import Compiled, Progress, compile_model
 from hawq_tvm.core import arrays, stages
 from hawq_tvm.core.errors import PackageError, UsageError
+from hawq_tvm.core.printable import printable
 from hawq_tvm.frontend.hawq.source import Checkpoint
 from hawq_tvm.measure.measure import BenchReport, measure
 from hawq_tvm.measure.profile import ProfileReport, profile
@@ -118,7 +119,7 @@ class Package(Interface):
 
     def __repr__(self) -> str:
         target, floats = self.manifest["target"], self.manifest["float_tail"]
-        kept = f", float outside the integer region: {', '.join(floats)}" if floats else ""
+        kept = printable(f", float outside the integer region: {', '.join(floats)}") if floats else ""
         return f"<Package {self.name!r}: {self._sides()}; {targets.text(target)}{kept}>"
 
     @property

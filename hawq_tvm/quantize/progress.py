@@ -19,9 +19,9 @@ def measuring(console: Console, quiet: bool) -> Iterator[Callable[[Step], None] 
     if quiet:
         yield None
     elif not console.is_terminal:
-        yield lambda step: console.print(f"  {_told(step)}", markup=False) if step.done * 10 // step.of != (step.done - 1) * 10 // step.of else None
+        yield lambda step: console.print(f"  {_told(step)}") if step.done * 10 // step.of != (step.done - 1) * 10 // step.of else None
     else:
-        columns = (TextColumn("{task.fields[phase]}"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
+        columns = (TextColumn("{task.fields[phase]}"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
         # Twice a second: whoever draws takes time from what is measured.
         with Progress(*columns, console=console, refresh_per_second=2, transient=True) as bar:
             task = bar.add_task("", total=None, phase="")

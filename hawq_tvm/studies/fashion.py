@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table as Grid
 from torch import nn
 
+from hawq_tvm.cli.terminal import OUT
 from hawq_tvm.core.errors import HawqError, InputError
 from hawq_tvm.core.files import check_output, write_text
 from hawq_tvm.package.package import compile as compile_package
@@ -188,7 +188,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         own = [r for r in rows if r["network"] == name]
         top1, flips = [100 * r["top1"] for r in own], [r["flips"] for r in own]
         grid.add_row(name, f"{np.mean(top1):.2f} %", f"{min(top1):.2f} to {max(top1):.2f}", ", ".join(map(str, flips)), f"{own[0]['weight_bytes']:,}")
-    Console(width=160, highlight=False).print(grid)
+    OUT.print(grid)
 
 
 def main() -> int:

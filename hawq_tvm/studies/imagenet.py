@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from rich.console import Console
 
+from hawq_tvm.cli.terminal import ERR
 from hawq_tvm.core.errors import HawqError, InputError, UsageError
 from hawq_tvm.core.files import check_folder, load_npz, save_npz, write_bytes, write_text
 from hawq_tvm.quantize.allocate.plan import Problem, bits_file, problem
@@ -41,7 +41,6 @@ from hawq_tvm.quantize.ptq.points import MOVES
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
 
 Array = np.ndarray[Any, Any]
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 PIXELS = Preprocess((127.0,), (128.0,), 256)
 CALIBRATION, PROBES = 96, 16
 LEARNED = Recipe(adaround=200, correct_bias=True)
@@ -87,9 +86,9 @@ class Study:
             if name in kept:
                 continue
             if name == NNCF and find_spec("nncf") is None:
-                ERR.print("NNCF is not installed, and left out: pip install 'hawq-tvm[bench]'", markup=False)
+                ERR.print("NNCF is not installed, and left out: pip install 'hawq-tvm[bench]'")
             else:
-                ERR.print(name, markup=False)
+                ERR.print(name)
                 start = time.perf_counter()
                 kept[name] = {**self._row(name), "seconds": round(time.perf_counter() - start)}
                 self._keep(kept)
