@@ -18,12 +18,15 @@ FLOORS = (
     ("schedules", "deploy/gpu_check"),
     ("deploy",),
     ("hawq_tvm/compiler",),
-    ("hawq_tvm/verify", "hawq_tvm/measure"),
+    ("hawq_tvm/verify",),
+    ("hawq_tvm/measure",),
     ("hawq_tvm/package",),
-    ("hawq_tvm/remote", "hawq_tvm/tuning", "hawq_tvm/bench"),
+    ("hawq_tvm/remote", "hawq_tvm/bench"),
+    ("hawq_tvm/tuning",),
     ("hawq_tvm/quantize",),
     ("hawq_tvm",),  # the names that users import
-    ("hawq_tvm/cli", "hawq_tvm/studies"),
+    ("hawq_tvm/cli",),
+    ("hawq_tvm/studies",),
 )
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "Makefile", *FOLDERS, "tests", "docker"}
 
