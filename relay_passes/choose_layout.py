@@ -92,15 +92,7 @@ def choose_layout(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
 
 def _logical(layout: _Layout, rebuild: Rebuild, expr: relax.Expr) -> relax.Expr:
     """`expr` with every variable in its logical form."""
-    if isinstance(expr, relax.Var):
-        return layout.to_logical(rebuild, expr)
-    if isinstance(expr, relax.Tuple):
-        return relax.Tuple([_logical(layout, rebuild, f) for f in expr.fields])
-    if isinstance(expr, relax.TupleGetItem):
-        return relax.TupleGetItem(_logical(layout, rebuild, expr.tuple_value), expr.index)
-    if isinstance(expr, relax.Call):
-        return relax.Call(expr.op, [_logical(layout, rebuild, a) for a in expr.args], attrs=expr.attrs, ty_args=expr.ty_args)
-    return expr
+    return ops.replaced(expr, lambda e: layout.to_logical(rebuild, e) if isinstance(e, relax.Var) else e)
 
 
 Made = tuple[relax.Expr, bool] | None

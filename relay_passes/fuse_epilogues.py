@@ -130,17 +130,6 @@ def _outline(module: tvm.IRModule, group_of: dict[relax.Var, _Group]) -> tvm.IRM
     for group in dict.fromkeys(group_of.values()):
         functions[group] = _function(builder, group)
 
-    def mapped(expr: relax.Expr) -> relax.Expr:
-        if isinstance(expr, relax.Var):
-            return env[expr]
-        if isinstance(expr, relax.Tuple):
-            return relax.Tuple([mapped(f) for f in expr.fields])
-        if isinstance(expr, relax.TupleGetItem):
-            return relax.TupleGetItem(mapped(expr.tuple_value), expr.index)
-        if isinstance(expr, relax.Call):
-            return relax.Call(expr.op, [mapped(a) for a in expr.args], attrs=expr.attrs, ty_args=expr.ty_args)
-        return expr
-
     with builder.function("main", list(main.params)):
         with builder.dataflow():
             for binding in stages.bindings(main):
@@ -148,11 +137,11 @@ def _outline(module: tvm.IRModule, group_of: dict[relax.Var, _Group]) -> tvm.IRM
                     continue
                 home = group_of.get(binding.var)
                 if home is None:
-                    env[binding.var] = emit(mapped(binding.value), binding.var.name)
+                    env[binding.var] = emit(ops.renamed(binding.value, env), binding.var.name)
                 elif home.output.same_as(binding.var):
                     gv, outer = functions[home]
                     env[binding.var] = emit(relax.Call(gv, [env[v] for v in outer]), binding.var.name)
-            output = builder.emit_output(mapped(returned))
+            output = builder.emit_output(ops.renamed(returned, env))
         builder.emit_func_output(output)
     new = builder.get()
     func = new["main"]
@@ -171,20 +160,11 @@ def _function(builder: relax.BlockBuilder, group: _Group) -> tuple[tvm.ir.Global
     inner = relax.BlockBuilder()
     emit = ops.Emitter(inner)
 
-    def mapped(expr: relax.Expr) -> relax.Expr:
-        if isinstance(expr, relax.Var):
-            return env[expr]
-        if isinstance(expr, relax.Tuple):
-            return relax.Tuple([mapped(f) for f in expr.fields])
-        if isinstance(expr, relax.Call):
-            return relax.Call(expr.op, [mapped(a) for a in expr.args], attrs=expr.attrs, ty_args=expr.ty_args)
-        return expr
-
     with inner.function("layer", params, private=True):
         with inner.dataflow():
             for m in group.members[:-1]:
-                env[m.var] = emit(mapped(m.value), m.var.name)
-            last = inner.emit_output(mapped(group.members[-1].value))
+                env[m.var] = emit(ops.renamed(m.value, env), m.var.name)
+            last = inner.emit_output(ops.renamed(group.members[-1].value, env))
         inner.emit_func_output(last)
     func = inner.get()["layer"].with_attr("Primitive", 1).with_attr("hawq.layer", group.output.name)
     return builder.add_func(func, _function_name(group)), outer

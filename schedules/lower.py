@@ -56,38 +56,31 @@ def _call_kernels(
     callees = {name: builder.add_func(func, name) for name, func in functions.items()}
     renamed: dict[relax.Var, relax.Expr] = {}
 
-    def mapped(expr: relax.Expr) -> relax.Expr:
-        if isinstance(expr, relax.Var):
-            return renamed.get(expr, expr)
-        if isinstance(expr, relax.Tuple):
-            return relax.Tuple([mapped(f) for f in expr.fields])
-        if isinstance(expr, relax.TupleGetItem):
-            return relax.TupleGetItem(mapped(expr.tuple_value), expr.index)
-        if isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.GlobalVar):
-            name = expr.op.name_hint
-            constants = [relax.const(a, str(a.dtype)) for a in arguments[name]]
-            types = list(expr.ty.fields) if isinstance(expr.ty, relax.TupleType) else [expr.ty]
-            types = [relax.TensorType(tuple(int(d) for d in t.shape.values), str(t.dtype)) for t in types]
-            return relax.call_tir(
-                callees[name], [*(mapped(a) for a in expr.args), *constants],
-                types if isinstance(expr.ty, relax.TupleType) else types[0],
-            )  # fmt: skip
-        if isinstance(expr, relax.Call):
-            return relax.Call(expr.op, [mapped(a) for a in expr.args], attrs=expr.attrs, ty_args=expr.ty_args)
-        return expr
+    def called(expr: relax.Expr) -> relax.Expr:
+        """A layer's call as a call of its kernel, anything else with its variables renamed."""
+        if not isinstance(expr, relax.Call) or not isinstance(expr.op, tvm.ir.GlobalVar):
+            return ops.renamed(expr, renamed)
+        name = expr.op.name_hint
+        constants = [relax.const(a, str(a.dtype)) for a in arguments[name]]
+        types = list(expr.ty.fields) if isinstance(expr.ty, relax.TupleType) else [expr.ty]
+        types = [relax.TensorType(tuple(int(d) for d in t.shape.values), str(t.dtype)) for t in types]
+        return relax.call_tir(
+            callees[name], [*(ops.renamed(a, renamed) for a in expr.args), *constants],
+            types if isinstance(expr.ty, relax.TupleType) else types[0],
+        )  # fmt: skip
 
     emit = ops.Emitter(builder, [p.name for p in main.params])
     with builder.function("main", list(main.params), attrs=dict(main.attrs or {}), private=False):
         with builder.dataflow():
             result = main.body.body
             for b in stages.bindings(main):
-                value = mapped(b.value)
+                value = called(b.value)
                 if b.var.same_as(result):
                     renamed[b.var] = builder.emit_output(value, name_hint=b.var.name)
                 else:
                     is_alias = isinstance(value, relax.Var)
                     renamed[b.var] = value if is_alias else emit(value, b.var.name)
-            result = mapped(result) if isinstance(result, relax.Var) else builder.emit_output(mapped(result))
+            result = called(result) if isinstance(result, relax.Var) else builder.emit_output(called(result))
         builder.emit_func_output(result)
     return builder.get()
 

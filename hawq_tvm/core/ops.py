@@ -7,7 +7,7 @@ shifts broadcast against the data as NumPy arrays do, so no operator needs an ax
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,22 @@ def variables(expr: relax.Expr) -> list[relax.Var]:
     if isinstance(expr, relax.TupleGetItem):
         return variables(expr.tuple_value)
     return [v for a in expr.args for v in variables(a)] if isinstance(expr, relax.Call) else []
+
+
+def replaced(expr: relax.Expr, leaf: Callable[[relax.Expr], relax.Expr]) -> relax.Expr:
+    """`expr` with `leaf` of every variable, constant and shape in it; calls and tuples are made anew around them."""
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple([replaced(f, leaf) for f in expr.fields])
+    if isinstance(expr, relax.TupleGetItem):
+        return relax.TupleGetItem(replaced(expr.tuple_value, leaf), expr.index)
+    if isinstance(expr, relax.Call):
+        return relax.Call(expr.op, [replaced(a, leaf) for a in expr.args], attrs=expr.attrs, ty_args=expr.ty_args)
+    return leaf(expr)
+
+
+def renamed(expr: relax.Expr, names: Mapping[relax.Var, relax.Expr]) -> relax.Expr:
+    """`expr` with its variables replaced by what they are mapped to; a variable that is not mapped stays."""
+    return replaced(expr, lambda e: names.get(e, e) if isinstance(e, relax.Var) else e)
 
 
 class Emitter:

@@ -33,15 +33,7 @@ class Rebuild:
 
     def map(self, expr: relax.Expr) -> relax.Expr:
         """`expr` with every old variable replaced by its new expression (calls and tuples included)."""
-        if isinstance(expr, relax.Var):
-            return self.env.get(expr, expr)
-        if isinstance(expr, relax.Tuple):
-            return relax.Tuple([self.map(f) for f in expr.fields])
-        if isinstance(expr, relax.TupleGetItem):
-            return relax.TupleGetItem(self.map(expr.tuple_value), expr.index)
-        if isinstance(expr, relax.Call):
-            return relax.Call(expr.op, [self.map(a) for a in expr.args], attrs=expr.attrs, ty_args=expr.ty_args)
-        return expr
+        return ops.renamed(expr, self.env)
 
 
 def rewrite_main(
