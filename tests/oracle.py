@@ -15,16 +15,12 @@ from tvm import relax
 from hawq_tvm.compiler import pipeline
 from hawq_tvm.core import ops, stages
 from hawq_tvm.verify.reference import evaluate_call
+from relay_passes.choose_layout import choose_layout
 
 
 def integer_module(module: tvm.IRModule) -> tvm.IRModule:
     """The module after the passes that make its arithmetic, before those that change layouts."""
-    for function, stage in pipeline.PIPELINE:
-        if function.__name__ == "choose_layout":
-            return module
-        module, _ = function(module)
-        stages.verify(module, stage)
-    raise AssertionError("the pipeline has no choose_layout")
+    return pipeline.until(module, choose_layout)
 
 
 def explained(real_steps: np.ndarray, ours: np.ndarray, theirs: np.ndarray, more: Any = 0.0) -> np.ndarray:

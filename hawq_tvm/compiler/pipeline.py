@@ -118,15 +118,22 @@ class _Run:
         return result
 
 
-def to_packed(module: tvm.IRModule, progress: Progress | None = None, target: tvm.target.Target | None = None) -> tvm.IRModule:
-    """An ANNOTATED module taken through every pass of PIPELINE, and of GPU_PIPELINE for a GPU.
+def until(
+    module: tvm.IRModule, stop: Pass | None, progress: Progress | None = None, target: tvm.target.Target | None = None,
+    start: Pass | None = None,
+) -> tvm.IRModule:  # fmt: skip
+    """A module taken through the passes of PIPELINE, and of GPU_PIPELINE for a GPU, that come before the pass `stop` (None: all).
 
-    Raises ModelError (or OverflowBoundError) naming the first layer that cannot be integer or may overflow; a ModelError knows all layers.
+    start: the pass to begin with, for a module that has been through those before it; an ANNOTATED one begins with the first.
+    Raises ModelError naming the first layer that cannot be integer; it knows all of them.
     """
     run = _Run(progress)
-    stages.verify(module, Stage.ANNOTATED)
     passes = PIPELINE + (GPU_PIPELINE if target is not None and is_cuda(target) else ())
-    for function, stage in passes:
+    functions = [function for function, _ in passes]
+    first, last = functions.index(start) if start else 0, functions.index(stop) if stop else None
+    if start is None:
+        stages.verify(module, Stage.ANNOTATED)
+    for function, stage in passes[first:last]:
 
         def apply(function: Pass = function, stage: Stage = stage, module: tvm.IRModule = module) -> tuple[tvm.IRModule, int]:
             new, rewrites = function(module)
@@ -134,8 +141,17 @@ def to_packed(module: tvm.IRModule, progress: Progress | None = None, target: tv
             return new, rewrites
 
         module = run.step(function.__name__, apply)
-    ranges.margins(module)
     return module
+
+
+def to_packed(module: tvm.IRModule, progress: Progress | None = None, target: tvm.target.Target | None = None) -> tvm.IRModule:
+    """An ANNOTATED module taken through every pass.
+
+    Raises ModelError as `until` does, OverflowBoundError naming the first layer that may overflow.
+    """
+    packed = until(module, None, progress, target)
+    ranges.margins(packed)
+    return packed
 
 
 def to_tir(packed: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, int]:

@@ -189,13 +189,8 @@ def _lowered(model: str | Path, package: Package) -> tuple[tvm.IRModule, tvm.IRM
         annotated = pipeline.import_annotated(str(model), shapes=shapes, allow_float_tail=bool(package.manifest["float_tail"]))
     except UsageError as e:  # it has no inputs of these names or shapes
         raise foreign from e
-    module = logical = annotated
-    for function, stage in pipeline.PIPELINE:
-        if function is choose_layout:
-            logical = module
-        module, _ = function(module)
-        stages.verify(module, stage)
-    if not same_graph(module, package.graph):
+    logical = pipeline.until(annotated, choose_layout)
+    if not same_graph(pipeline.until(logical, None, start=choose_layout), package.graph):
         raise foreign
     return annotated, logical
 
