@@ -13,6 +13,7 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops, ranges, stages
+from hawq_tvm.core.attributes import Conv2d
 from hawq_tvm.core.rewriter import Rebuild
 
 MULTIPLE = 8  # elements: four bytes, which kernels copy together
@@ -79,7 +80,7 @@ def _contraction(func: relax.Function, param: relax.Var) -> bool | None:
                 return False
             data = border.args[0]
         if data.same_as(param):
-            grouped = ops.op_name(call) == "relax.nn.conv2d" and int(call.attrs.groups) > 1
+            grouped = ops.op_name(call) == "relax.nn.conv2d" and Conv2d.of(call).groups > 1
             if not isinstance(weights, relax.Call) or ops.op_name(weights) != "hawq.unpack_int4":
                 return False
             return int(weights.attrs["signed"]) == 1 and not grouped

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from . import arith, ops
+from .attributes import Conv2d, Pad, Pool2d
 
 Array = NDArray[Any]
 
@@ -131,10 +133,10 @@ def _contributions(positive: Array, negative: Array, x_low: Array, x_high: Array
 
 
 def conv2d(call: relax.Call, x: Interval, w: Interval) -> Interval:
-    attrs = call.attrs
-    layout, groups = str(attrs.data_layout), int(attrs.groups)
+    a = Conv2d.of(call)
+    layout, groups = a.data_layout, a.groups
     shape, kernel_shape = ops.shape_of(call.args[0]), ops.shape_of(call.args[1])
-    order = [str(attrs.kernel_layout).index(c) for c in "OIHW"]
+    order = [a.kernel_layout.index(c) for c in "OIHW"]
     outputs, inputs = kernel_shape[order[0]], kernel_shape[order[1]]
     values = _known(w, kernel_shape)
     if values is None:
@@ -165,7 +167,7 @@ def matmul(call: relax.Call, a: Interval, b: Interval) -> Interval:
 
 
 def sum_pool2d(call: relax.Call, x: Interval) -> Interval:
-    count = int(np.prod([int(k) for k in call.attrs["pool_size"]]))
+    count = prod(Pool2d.of(call).size)
     return _scaled(per_channel(call, x), count)
 
 
@@ -276,10 +278,9 @@ def per_channel(call: relax.Call, x: Interval) -> Interval:
 
 
 def pad(call: relax.Call, x: Interval, *_: Any) -> Interval:
-    width, value = [int(v) for v in call.attrs.pad_width], int(call.attrs.pad_value)
-    shape = ops.shape_of(call.args[0])
-    kept = _kept(x, shape, [i for i in range(len(shape)) if not any(width[2 * i : 2 * i + 2])])
-    return _compact(np.minimum(kept.low, value), np.maximum(kept.high, value))
+    a = Pad.of(call)
+    kept = _kept(x, ops.shape_of(call.args[0]), [i for i, n in enumerate(zip(a.before, a.after, strict=True)) if not any(n)])
+    return _compact(np.minimum(kept.low, a.value), np.maximum(kept.high, a.value))
 
 
 def dilate(call: relax.Call, x: Interval) -> Interval:

@@ -21,7 +21,8 @@ import tvm_ffi
 from tvm import relax, s_tir, tirx
 
 from hawq_tvm.core import ops
-from schedules.emit.emit import immediate, ints
+from hawq_tvm.core.attributes import Conv2d, Pad
+from schedules.emit.emit import immediate
 from schedules.layer import Layer
 
 from .contract_tiles import ContractTile, LoadedTile
@@ -134,14 +135,14 @@ class Borders:
 def axes_of(layer: Layer, call: relax.Call) -> tuple[Axis | None, Axis | None]:
     """The lines and the columns of a conv2d's data; None where there is no border, or one of other values than 0 or around channels or images."""
     pad = layer.definition(call.args[0])
-    if ops.op_name(call) != "relax.nn.conv2d" or ops.op_name(pad) != "relax.nn.pad" or int(pad.attrs.pad_value):
+    if ops.op_name(call) != "relax.nn.conv2d" or ops.op_name(pad) != "relax.nn.pad" or Pad.of(pad).value:
         return None, None
-    widths, strides, dilations = (ints(x) for x in (pad.attrs.pad_width, call.attrs.strides, call.attrs.dilation))
-    if any(widths[:2]) or any(widths[6:]):
+    border, conv, sizes = Pad.of(pad), Conv2d.of(call), ops.shape_of(pad.args[0])
+    if border.before[0] or border.after[0] or border.before[3] or border.after[3]:
         return None, None
-    sizes = ops.shape_of(pad.args[0])
     lines, columns = (
-        Axis(sizes[1 + a], widths[2 + 2 * a], strides[a], dilations[a]) if any(widths[2 + 2 * a : 4 + 2 * a]) else None for a in (0, 1)
+        Axis(sizes[d], border.before[d], conv.strides[d - 1], conv.dilation[d - 1]) if border.before[d] or border.after[d] else None
+        for d in (1, 2)
     )
     return lines, columns
 

@@ -17,7 +17,8 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from hawq_tvm.core import ops
-from schedules.emit.emit import Array, Emission, Operand, immediate, ints
+from hawq_tvm.core.attributes import Conv2d
+from schedules.emit.emit import Array, Emission, Operand, immediate
 from schedules.layer import Layer
 
 Index = Sequence[Any]
@@ -118,12 +119,14 @@ def shape_of(call: relax.Call, lanes: int) -> Shape:
     """The sizes of a conv2d (NHWC, HWIO) or of a matmul of matrices; `lanes` matters when a vector spans groups."""
     out = ops.shape_of(call)
     if ops.op_name(call) == "relax.matmul":
-        a = ops.shape_of(call.args[0])
-        depth = a[-1]
-        return Shape(out[:-2], out[-2], out[-1], (1, 1), depth, depth, 0, a[:-2], a[-2] * depth, 1, depth)
-    attrs = call.attrs
+        *lead, pixels, depth = ops.shape_of(call.args[0])
+        return Shape(
+            lead=out[:-2], pixels=out[-2], channels=out[-1], taps=(1, 1), run=depth, step=depth, hop=0, rows=tuple(lead),
+            row_length=pixels * depth, inputs=depth,
+        )  # fmt: skip
+    a = Conv2d.of(call)
     (n, h, w, c), (kh, kw, inputs, channels) = (ops.shape_of(x) for x in call.args)
-    stride, dilation, groups = ints(attrs.strides)[1], ints(attrs.dilation)[1], int(attrs.groups)
+    stride, dilation, groups = a.strides[1], a.dilation[1], a.groups
     taps, run, side_by_side = (kh, kw), c, 1
     if groups == 1 and (dilation == 1 or kw == 1):
         taps, run, side_by_side = (kh, 1), kw * c, kw
@@ -132,7 +135,10 @@ def shape_of(call: relax.Call, lanes: int) -> Shape:
         first = np.arange(0, channels, lanes)
         last = np.minimum(first + lanes, channels) - 1
         run = int((last // per_group - first // per_group + 1).max()) * inputs
-    return Shape(out[:2], out[2], channels, taps, run, stride * c, dilation * c, (n, h), w * c, groups, inputs, 0, side_by_side)
+    return Shape(
+        lead=out[:2], pixels=out[2], channels=channels, taps=taps, run=run, step=stride * c, hop=dilation * c, rows=(n, h),
+        row_length=w * c, groups=groups, inputs=inputs, side_by_side=side_by_side,
+    )  # fmt: skip
 
 
 def flat_shape_of(call: relax.Call) -> Shape | None:
@@ -142,11 +148,14 @@ def flat_shape_of(call: relax.Call) -> Shape | None:
     """
     if ops.op_name(call) != "relax.nn.conv2d":
         return None
-    attrs, out = call.attrs, ops.shape_of(call)
+    a, out = Conv2d.of(call), ops.shape_of(call)
     (n, h, w, c), (kh, kw, *_) = (ops.shape_of(x) for x in call.args)
-    if kw > 1 or ints(attrs.strides) != [1, 1] or int(attrs.groups) > 1 or out[1] == 1:
+    if kw > 1 or a.strides != (1, 1) or a.groups > 1 or out[1] == 1:
         return None
-    return Shape(out[:1], out[1] * w, out[3], (1, kh), c, c, ints(attrs.dilation)[0] * w * c, (n,), h * w * c, 1, c, width=w)
+    return Shape(
+        lead=out[:1], pixels=out[1] * w, channels=out[3], taps=(1, kh), run=c, step=c, hop=a.dilation[0] * w * c, rows=(n,),
+        row_length=h * w * c, inputs=c, width=w,
+    )  # fmt: skip
 
 
 def contraction(
@@ -173,7 +182,7 @@ def contraction(
 
         return Contraction(shape, dtype, lambda r, k: x.at([*r, k // shape.run, k % shape.run]), row, weights, lead)
 
-    stride, dilation = ints(call.attrs.strides)[0], ints(call.attrs.dilation)[0]
+    stride, dilation = Conv2d.of(call).strides[0], Conv2d.of(call).dilation[0]
     c, inputs = x.shape[3], w.shape[2]
     if w.value is not None:
         dense = w.value.reshape(*shape.taps, shape.run, shape.channels) if shape.groups == 1 else w.value

@@ -21,6 +21,7 @@ import tvm
 from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import arith, ops
+from hawq_tvm.core.attributes import Conv2d
 from schedules.emit.emit import Emission, Operand, immediate
 from schedules.layer import Layer
 from schedules.rule import Kernel
@@ -74,7 +75,7 @@ class Contract:
         if ops.op_name(call) == "relax.matmul":
             if len(ops.shape_of(x)) < 2 or len(ops.shape_of(w)) < 2:
                 return "a matrix times a vector, which has no pixels or no channels."
-        elif int(call.attrs.groups) > 1 and not layer.is_constant(w):
+        elif Conv2d.of(call).groups > 1 and not layer.is_constant(w):
             return "grouped weights that are computed at run time."
         return layer.epilogue_moves_data()
 

@@ -19,7 +19,8 @@ import tvm
 from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import arith, ops
-from schedules.emit.emit import Emission, immediate, ints
+from hawq_tvm.core.attributes import Conv2d
+from schedules.emit.emit import Emission, immediate
 from schedules.layer import Layer
 from schedules.rule import Kernel
 
@@ -64,9 +65,10 @@ def is_depthwise(layer: Layer) -> str | None:
     call = layer.anchor_call
     if call is None or ops.op_name(call) != "relax.nn.conv2d":
         return "not a convolution."
-    if str(call.attrs.data_layout) != "NHWC" or str(call.attrs.kernel_layout) != "HWIO":
-        return f"the layout is {call.attrs.data_layout}, {call.attrs.kernel_layout}, not NHWC, HWIO."
-    if int(call.attrs.groups) == 1 or int(call.attrs.groups) != ops.shape_of(call.args[0])[3]:
+    a = Conv2d.of(call)
+    if (a.data_layout, a.kernel_layout) != ("NHWC", "HWIO"):
+        return f"the layout is {a.data_layout}, {a.kernel_layout}, not NHWC, HWIO."
+    if a.groups == 1 or a.groups != ops.shape_of(call.args[0])[3]:
         return "a group has more than one input channel."
     if not layer.is_constant(call.args[1]):
         return "weights that are computed at run time."
@@ -112,7 +114,8 @@ def _emit(e: Emission, call: relax.Call, tile: DepthwiseTile) -> te.Tensor:
     x, w = e.operand(call.args[0]), e.operand(call.args[1])
     n, h, w_in, c_in = x.shape
     _, oh, ow, channels = ops.shape_of(call)
-    (sh, sw), (dh, dw) = ints(call.attrs.strides), ints(call.attrs.dilation)
+    a = Conv2d.of(call)
+    (sh, sw), (dh, dw) = a.strides, a.dilation
     kh_n, kw_n, times = w.shape[0], w.shape[1], channels // c_in
     wide = -(-channels // tile.lanes) * tile.lanes
     pixels = -(-ow // tile.pixels) * tile.pixels

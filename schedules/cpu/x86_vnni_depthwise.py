@@ -20,7 +20,8 @@ import tvm
 from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import ops
-from schedules.emit.emit import Emission, Operand, immediate, ints
+from hawq_tvm.core.attributes import Conv2d
+from schedules.emit.emit import Emission, Operand, immediate
 from schedules.layer import Layer
 from schedules.rule import Kernel
 from schedules.spelling.intrinsics import dot_quads
@@ -91,7 +92,8 @@ def _emit(e: Emission, call: relax.Call, tile: QuadsTile) -> Operand:
     x, w = e.operand(call.args[0]), e.layer.constant(call.args[1])
     n, _, w_in, channels = x.shape
     _, oh, ow, _ = ops.shape_of(call)
-    (sh, sw), (dh, dw) = ints(call.attrs.strides), ints(call.attrs.dilation)
+    a = Conv2d.of(call)
+    (sh, sw), (dh, dw) = a.strides, a.dilation
     kh, kw = w.shape[:2]
     words, vectors = -(-kh // 4), -(-channels // tile.lanes)
     pixels = -(-ow // tile.pixels) * tile.pixels

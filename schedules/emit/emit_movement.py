@@ -9,6 +9,7 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from hawq_tvm.core import ops
+from hawq_tvm.core.attributes import Pad
 
 from .emit import Emission, Index, Operand, emitter, immediate, ints, out_shape
 
@@ -157,9 +158,8 @@ def _repeat(e: Emission, call: relax.Call) -> te.Tensor:
 
 @emitter("relax.nn.pad")
 def _pad(e: Emission, call: relax.Call) -> te.Tensor:
-    x, width = e.operand(call.args[0]), ints(call.attrs.pad_width)
-    before, after = width[0::2], width[1::2]
-    fill = immediate(int(call.attrs.pad_value), x.dtype)
+    x, a = e.operand(call.args[0]), Pad.of(call)
+    before, after, fill = a.before, a.after, immediate(a.value, x.dtype)
 
     def element(*i: Any) -> tirx.Expr:
         inside = []

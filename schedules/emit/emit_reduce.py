@@ -10,8 +10,9 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from hawq_tvm.core import arith, ops
+from hawq_tvm.core.attributes import Conv2d, Pool2d
 
-from .emit import Emission, Operand, clamp, emitter, immediate, ints, out_shape
+from .emit import Emission, Operand, clamp, emitter, immediate, out_shape
 
 Reduce = Callable[..., tirx.Expr]
 
@@ -19,10 +20,10 @@ Reduce = Callable[..., tirx.Expr]
 @emitter("relax.nn.conv2d")
 def _conv2d(e: Emission, call: relax.Call) -> te.Tensor:
     """The plain sum (A10), in any layout; padding is already explicit."""
-    attrs = call.attrs
+    a = Conv2d.of(call)
     x, w = e.operand(call.args[0]), e.operand(call.args[1])
-    data, kernel = str(attrs.data_layout), str(attrs.kernel_layout)
-    (sh, sw), (dh, dw), groups = ints(attrs.strides), ints(attrs.dilation), int(attrs.groups)
+    data, kernel, groups = a.data_layout, a.kernel_layout, a.groups
+    (sh, sw), (dh, dw) = a.strides, a.dilation
     dims = dict(zip(kernel, w.shape, strict=True))
     dtype, shape = ops.dtype_of(call), out_shape(call)
     per_group = dims["O"] // groups
@@ -58,15 +59,15 @@ def _matmul(e: Emission, call: relax.Call) -> te.Tensor:
     return te.compute(shape, element, name="matmul")
 
 
-def _pool(x: Operand, call: relax.Call, attrs: dict[str, Any], reduce: Reduce, dtype: str, name: str) -> te.Tensor:
-    axes = ops.spatial_axes(str(attrs["layout"]))
-    window = [te.reduce_axis((0, n), f"k{d}") for n, d in zip(ints(attrs["pool_size"]), "hw", strict=True)]
-    strides, dilation = ints(attrs["strides"]), ints(attrs["dilation"])
+def _pool(x: Operand, call: relax.Call, reduce: Reduce, dtype: str, name: str) -> te.Tensor:
+    a = Pool2d.of(call)
+    axes = ops.spatial_axes(a.layout)
+    window = [te.reduce_axis((0, n), f"k{d}") for n, d in zip(a.size, "hw", strict=True)]
 
     def element(*i: Any) -> tirx.Expr:
         index = list(i)
         for n, axis in enumerate(axes):
-            index[axis] = index[axis] * strides[n] + window[n] * dilation[n]
+            index[axis] = index[axis] * a.strides[n] + window[n] * a.dilation[n]
         return reduce(x.at(index).astype(dtype), axis=window)
 
     return te.compute(out_shape(call), element, name=name)
@@ -74,20 +75,18 @@ def _pool(x: Operand, call: relax.Call, attrs: dict[str, Any], reduce: Reduce, d
 
 @emitter("relax.nn.max_pool2d")
 def _max_pool2d(e: Emission, call: relax.Call) -> te.Tensor:
-    x, a = e.operand(call.args[0]), call.attrs
-    attrs = {"layout": a.layout, "pool_size": a.pool_size, "strides": a.strides, "dilation": a.dilation}
-    return _pool(x, call, attrs, te.max, x.dtype, "max_pool2d")
+    x = e.operand(call.args[0])
+    return _pool(x, call, te.max, x.dtype, "max_pool2d")
 
 
 @emitter("hawq.sum_pool2d")
 def _sum_pool2d(e: Emission, call: relax.Call) -> Operand:
     """(A15), in 16 bits where the largest window fits."""
-    attrs = {k: call.attrs[k] for k in ("layout", "pool_size", "strides", "dilation")}
     x, dtype = e.operand(call.args[0]), ops.dtype_of(call)
     low, high = arith.RANGES[x.dtype]
-    if dtype != "int32" or max(-low, high) * prod(ints(attrs["pool_size"])) >= 2**15:
-        return Operand(e, _pool(x, call, attrs, te.sum, dtype, "sum_pool2d"))
-    narrow = _pool(x, call, attrs, te.sum, "int16", "sum_pool2d")
+    if dtype != "int32" or max(-low, high) * prod(Pool2d.of(call).size) >= 2**15:
+        return Operand(e, _pool(x, call, te.sum, dtype, "sum_pool2d"))
+    narrow = _pool(x, call, te.sum, "int16", "sum_pool2d")
     return Operand(e, te.compute(narrow.shape, lambda *i: narrow(*i).astype(dtype), name="wide"), narrow=narrow)
 
 

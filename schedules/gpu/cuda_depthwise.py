@@ -22,8 +22,9 @@ import tvm
 from tvm import relax, s_tir, te
 
 from hawq_tvm.core import ops
+from hawq_tvm.core.attributes import Conv2d
 from schedules.cpu.cpu_depthwise import Depthwise
-from schedules.emit.emit import Emission, ints
+from schedules.emit.emit import Emission
 from schedules.layer import Layer
 from schedules.rule import Kernel
 from schedules.spelling.dp4a_intrinsics import CHANNELS, windows
@@ -91,18 +92,19 @@ def _windows(layer: Layer, tile: CudaDepthwiseTile, spelled: bool) -> str:
     call = layer.anchor_call
     assert call is not None
     (data, weights), taps = (ops.dtype_of(a) for a in call.args), ops.shape_of(call.args[1])[1]
-    if tile.lanes != CHANNELS or min(tile.pixels, taps) == 1 or ops.shape_of(call)[2] % tile.pixels or ints(call.attrs.dilation)[1] > 1:
+    if tile.lanes != CHANNELS or min(tile.pixels, taps) == 1 or ops.shape_of(call)[2] % tile.pixels or Conv2d.of(call).dilation[1] > 1:
         return ""
     if data not in ("uint8", "int8") or weights != "int8":
         return ""
-    return windows(tile.pixels, taps, ints(call.attrs.strides)[1], data, spelled)
+    return windows(tile.pixels, taps, Conv2d.of(call).strides[1], data, spelled)
 
 
 def _emit(e: Emission, call: relax.Call) -> te.Tensor:
     x, kernel = e.operand(call.args[0]), e.layer.constant(call.args[1])
     n, h, w, c_in = x.shape
     shape = ops.shape_of(call)
-    (sh, sw), (dh, dw), times = ints(call.attrs.strides), ints(call.attrs.dilation), shape[3] // c_in
+    a, times = Conv2d.of(call), shape[3] // c_in
+    (sh, sw), (dh, dw) = a.strides, a.dilation
     # Weights stored in 4 bits are opened now: a depthwise kernel's are too few to be worth it at run time.
     weights = e.argument(np.ascontiguousarray(kernel.reshape(*kernel.shape[:2], shape[3])), "weights")
     rows = te.compute((n, h, w, c_in), lambda *i: x.at(i), name="rows")

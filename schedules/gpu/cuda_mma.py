@@ -23,9 +23,10 @@ import tvm
 from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import arith, ops
+from hawq_tvm.core.attributes import Conv2d, Pad
 from hawq_tvm.targets.gpu import architectures
 from schedules.cpu.contraction import not_a_contraction
-from schedules.emit.emit import Array, Emission, Operand, immediate, ints
+from schedules.emit.emit import Array, Emission, Operand, immediate
 from schedules.emit.emit_movement import pair
 from schedules.emit.in_tiles import epilogue
 from schedules.layer import Layer
@@ -68,7 +69,7 @@ class Mma:
         if ops.op_name(call) == "relax.matmul":
             if len(ops.shape_of(x)) < 2 or len(ops.shape_of(w)) != 2:
                 return "a product of vectors, or of many matrices of weights."
-        elif ops.shape_of(w)[2] == 1 and int(call.attrs.groups) > 1:
+        elif ops.shape_of(w)[2] == 1 and Conv2d.of(call).groups > 1:
             return "a depthwise convolution, which has one product per tap."
         return layer.epilogue_moves_data(packs=True) or _constants_over_pixels(layer)
 
@@ -200,14 +201,15 @@ def _source(layer: Layer) -> _Source:
     assert call is not None
     x, w = call.args
     value, before = layer.definition(x), (0, 0)
-    if ops.op_name(value) == "relax.nn.pad" and int(value.attrs.pad_value) == 0:
-        top, left, rest = (width := ints(value.attrs.pad_width))[2], width[4], width[:2] + width[6:]
-        if not any(rest) and min(width) >= 0:
-            value, before = layer.definition(value.args[0]), (top, left)
+    if ops.op_name(value) == "relax.nn.pad":
+        pad = Pad.of(value)
+        around = pad.before[0] or pad.after[0] or pad.before[3] or pad.after[3]
+        if pad.value == 0 and not around and min(*pad.before, *pad.after) >= 0:
+            value, before = layer.definition(value.args[0]), (pad.before[1], pad.before[2])
     form = DATA[ops.dtype_of(x)]
     if layer.is_four_bits(w) and ops.dtype_of(w) == "int8":
         opened = ops.op_name(value) == "hawq.unpack_int4" and layer.is_parameter(value.args[0])
-        if opened and (ops.op_name(call) == "relax.matmul" or int(call.attrs.groups) == 1):
+        if opened and (ops.op_name(call) == "relax.matmul" or Conv2d.of(call).groups == 1):
             form, value = PACKED[form], layer.definition(value.args[0])
         elif 16 * _reach(layer, call) <= arith.RANGES["int32"][1]:
             form = OPENED[form]

@@ -10,7 +10,8 @@ import numpy as np
 from tvm import relax, tirx
 
 from hawq_tvm.core import ops
-from schedules.emit.emit import Array, ints
+from hawq_tvm.core.attributes import Conv2d
+from schedules.emit.emit import Array
 from schedules.emit.emit_movement import unravel
 from schedules.spelling.mma_intrinsics import Form, parts
 
@@ -240,6 +241,5 @@ def problem_of(call: relax.Call, form: Form, before: tuple[int, int], size: tupl
     if ops.op_name(call) == "relax.matmul":
         return Problem(out[:-1], out[-1], 1, ops.shape_of(call.args[0])[-1] // per_byte, form)
     kh, kw, inputs, channels = ops.shape_of(call.args[1])
-    a, groups = call.attrs, int(call.attrs.groups)
-    strides, dilation = tuple(ints(a.strides)), tuple(ints(a.dilation))
-    return Problem(out[:3], channels // groups, groups, inputs // per_byte, form, (kh, kw), strides, dilation, before, size)  # type: ignore[arg-type]
+    a = Conv2d.of(call)
+    return Problem(out[:3], channels // a.groups, a.groups, inputs // per_byte, form, (kh, kw), a.strides, a.dilation, before, size)
