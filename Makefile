@@ -3,13 +3,14 @@
 # make bench  environment, install, and times beside OpenVINO and ONNX Runtime, written to deploy/benchmarks (OPTIONS="--nets resnet18")
 # make gpu-bundle  environment, install, and what a machine with a GPU needs to check and time our libraries, in gpu-bundle/ (OPTIONS="--nets resnet50")
 # make gpu-check   on that machine: every layer exactly, then times beside PyTorch's, written to OUT (OPTIONS="--resume")
-# make check  the fast inner loop: ruff, mypy, the tiny end-to-end test
+# make check  the fast inner loop: the formatter, ruff, mypy, the house, arithmetic, passes, importers, the tiny end-to-end test
+# make format what `make check` asks of the formatter
 VENV := .venv
 PYTHON := $(VENV)/bin/python
-SOURCES := hawq_tvm relay_passes schedules deploy tests
-TYPED := hawq_tvm/core/arith.py hawq_tvm/targets/cpu.py hawq_tvm/package/runtime.py hawq_tvm/cli/packages.py deploy/archive.py deploy/graph.py deploy/package.py deploy/signature.py hawq_tvm/core/ops.py hawq_tvm/core/stages.py hawq_tvm/core/errors.py hawq_tvm/core/ranges.py hawq_tvm/core/thresholds.py hawq_tvm/bench/engine.py hawq_tvm/bench/packaged.py hawq_tvm/bench/gpu/gpu_entries.py hawq_tvm/bench/gpu/gpu_bundle.py hawq_tvm/studies/gpu_table.py hawq_tvm/bench/gpu/on_gpu.py deploy/gpu_runner hawq_tvm/frontend hawq_tvm/quantize hawq_tvm/cuda hawq_tvm/native hawq_tvm/remote hawq_tvm/package/manifest.py hawq_tvm/gputune relay_passes
+PRODUCT := hawq_tvm relay_passes schedules deploy
+SOURCES := $(PRODUCT) tests
 
-.PHONY: demo test bench check clean gpu-bundle gpu-check
+.PHONY: demo test bench check format clean gpu-bundle gpu-check
 
 demo: $(VENV)/demo.stamp
 	$(PYTHON) -m hawq_tvm.studies.demo
@@ -32,9 +33,14 @@ gpu-check:
 	$(GPU_PYTHON) gpu-bundle/gpu_check.py --out $(OUT) $(OPTIONS)
 
 check: $(VENV)/test.stamp
-	$(VENV)/bin/ruff check $(SOURCES)
-	$(VENV)/bin/mypy $(TYPED)
-	$(PYTHON) -m pytest -q -m "not slow" tests/test_tiny.py tests/arith
+	$(VENV)/bin/ruff format --check --quiet $(SOURCES)
+	$(VENV)/bin/ruff check --quiet $(SOURCES)
+	$(VENV)/bin/mypy $(PRODUCT)
+	$(PYTHON) -m pytest -q -n 2 -m "not slow" tests/test_tiny.py tests/test_house.py tests/arith tests/passes tests/frontend
+
+format: $(VENV)/test.stamp
+	$(VENV)/bin/ruff check --fix --quiet $(SOURCES)
+	$(VENV)/bin/ruff format $(SOURCES)
 
 $(VENV)/%.stamp: pyproject.toml deploy/environment.sh
 	bash deploy/environment.sh $(VENV) $*
