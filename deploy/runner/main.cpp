@@ -122,8 +122,8 @@ std::vector<std::string> input_arrays(const Options& options, const Package& pac
   return arrays;
 }
 
-// A number as JSON prints it in four decimals.
-double rounded(double value) { return std::stod(std::to_string(value).substr(0, std::to_string(value).find('.') + 5)); }
+// A number rounded to four decimals.
+double rounded(double value) { return std::round(value * 1e4) / 1e4; }
 
 Object bench(Machine& machine, const Options& options) {
   const std::vector<double> times = measure([&] { machine.run_to_the_end(); }, options.warmup_ms, options.duration, options.iterations);

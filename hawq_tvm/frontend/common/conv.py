@@ -15,7 +15,7 @@ from .window import Ints, Window
 
 def channel_bias(node: Operation, bias: Value, channels: int) -> relax.Expr:
     """A bias of one value per channel as (1, C, 1, 1)."""
-    if tuple(bias.shape) not in ((channels,), (1,) if channels == 1 else (channels,)):
+    if tuple(bias.shape) != (channels,):
         raise node.fail("has a bias that does not fit", expected=f"shape [{channels}]", found=str(list(bias.shape)))
     shape = (1, channels, 1, 1)
     if isinstance(bias, Constant):

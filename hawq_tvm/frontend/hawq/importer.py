@@ -20,7 +20,7 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.common.inputs import Declared, fixed_inputs
-from hawq_tvm.frontend.common.text import first_line
+from hawq_tvm.frontend.common.text import last_line
 from hawq_tvm.frontend.common.values import Array, Tensor, Value
 from hawq_tvm.frontend.common.writer import TYPE_RULE_ERRORS, Env, Writer
 
@@ -96,7 +96,7 @@ class Importer(Writer):
         except TYPE_RULE_ERRORS as e:
             shape = "x".join(str(d) for d in self.inputs[0].shape)
             raise ModelError(
-                f"does not fit its operands: {first_line(e)}", where=step.layer, found=f"an input of {shape}",
+                f"does not fit its operands: {last_line(e)}", where=step.layer, found=f"an input of {shape}",
                 remedy=f"give a larger image: --shape {INPUT}=1x3x{self.model.net.pixels}x{self.model.net.pixels}",
             ) from None  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hawq_tvm.core.errors import ModelError
-from hawq_tvm.frontend.common.text import first_line
+from hawq_tvm.frontend.common.text import last_line
 from hawq_tvm.frontend.common.values import Array
 
 LOAD_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
@@ -51,7 +51,7 @@ def _load(file: str | Path | bytes, where: str) -> Any:
     try:
         import torch
     except ImportError as e:
-        raise ModelError("is a PyTorch file, which only PyTorch can read", where=where, found=first_line(e), remedy="pip install 'hawq-tvm[torch]'") from None
+        raise ModelError("is a PyTorch file, which only PyTorch can read", where=where, found=last_line(e), remedy="pip install 'hawq-tvm[torch]'") from None
     try:
         return torch.load(io.BytesIO(file) if isinstance(file, bytes) else Path(file), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
@@ -60,12 +60,12 @@ def _load(file: str | Path | bytes, where: str) -> Any:
             found=_stranger(e), remedy=f"save tensors alone (torch.save of dictionaries of tensors), or {WRITE}",
         ) from None  # fmt: skip
     except LOAD_ERRORS as e:
-        raise ModelError(f"cannot be loaded by torch.load: {first_line(e)}", where=where, found=f"torch {torch.__version__}", remedy=WRITE) from None
+        raise ModelError(f"cannot be loaded by torch.load: {last_line(e)}", where=where, found=f"torch {torch.__version__}", remedy=WRITE) from None
 
 
 def _stranger(error: BaseException) -> str:
     """What of PyTorch's page of advice names the cause."""
-    return next((line.strip() for line in _sentences(error) if "Unsupported" in line or "GLOBAL" in line), first_line(error))[:200]
+    return next((line.strip() for line in _sentences(error) if "Unsupported" in line or "GLOBAL" in line), last_line(error))[:200]
 
 
 def _sentences(error: BaseException) -> Iterator[str]:

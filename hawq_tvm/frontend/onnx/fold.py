@@ -10,7 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from hawq_tvm.core.errors import ModelError
-from hawq_tvm.frontend.common.text import first_line
+from hawq_tvm.frontend.common.text import last_line
 
 from .node import Node
 from .values import ELEMENT_TYPES, Array, Constant
@@ -109,7 +109,7 @@ def read_tensor(tensor: onnx.TensorProto, where: str) -> Array:
         array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError, RuntimeError, OverflowError, MemoryError) as e:
         raise ModelError(
-            f"has data that does not fit its shape: {first_line(e)}", where=where, found=f"{kind}{dims}"
+            f"has data that does not fit its shape: {last_line(e)}", where=where, found=f"{kind}{dims}"
         ) from None
     if list(array.shape) != dims:
         raise ModelError(
@@ -157,7 +157,7 @@ def fold(node: Node) -> list[Constant]:
     try:
         size = _result_size(node, list(arrays.values()))
     except (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError) as e:
-        raise node.fail(f"cannot be computed: {first_line(e)}", found=_operands(arrays)) from None
+        raise node.fail(f"cannot be computed: {last_line(e)}", found=_operands(arrays)) from None
     if size > max(LIMIT, given):
         raise node.fail("would make a very large constant", expected=f"at most {LIMIT} elements", found=str(size))
     try:
@@ -165,7 +165,7 @@ def fold(node: Node) -> list[Constant]:
             warnings.simplefilter("ignore")
             results = _evaluate(node, arrays)
     except REFERENCE_ERRORS as e:
-        raise node.fail(f"cannot be computed: {first_line(e)}", found=_operands(arrays)) from None
+        raise node.fail(f"cannot be computed: {last_line(e)}", found=_operands(arrays)) from None
     if len(results) != len(node.outputs) or not all(isinstance(r, np.ndarray | np.generic) for r in results):
         raise node.fail("did not give one array per output", expected=str(len(node.outputs)), found=str(len(results)))
     return [Constant(np.asarray(r)) for r in results]

@@ -9,7 +9,7 @@ import onnx
 import tvm
 
 from hawq_tvm.core.errors import ModelError
-from hawq_tvm.frontend.common.text import first_line
+from hawq_tvm.frontend.common.text import last_line
 from hawq_tvm.frontend.common.writer import TYPE_RULE_ERRORS, Env, Writer
 
 from . import fold
@@ -125,7 +125,7 @@ class Importer(Writer):
             return self.bind_results(node.name, results if isinstance(results, list) else [results])
         except TYPE_RULE_ERRORS as e:
             shapes = ", ".join(f"{v.kind}{list(v.shape)}" for v in node.inputs if v is not None)
-            raise node.fail(f"does not fit its operands: {first_line(e)}", found=shapes) from None
+            raise node.fail(f"does not fit its operands: {last_line(e)}", found=shapes) from None
 
     def entry(self, node: Node) -> Entry | None:
         """The handler of a node, None for an operator that is only folded.

@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from hawq_tvm.core.errors import ModelError
-from hawq_tvm.frontend.common.text import first_line
+from hawq_tvm.frontend.common.text import last_line
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 
@@ -116,7 +116,7 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
     try:
         load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, TypeError, MemoryError, onnx.checker.ValidationError) as e:
-        raise ModelError(f"has external data that cannot be read: {first_line(e)}", where=str(path)) from None
+        raise ModelError(f"has external data that cannot be read: {last_line(e)}", where=str(path)) from None
 
 
 def _check_text(model: onnx.ModelProto, where: str) -> None:
@@ -165,7 +165,7 @@ def _inline_functions(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     try:
         return inliner.inline_local_functions(model)
     except (RuntimeError, ValueError, TypeError, DecodeError, onnx.checker.ValidationError) as e:
-        raise ModelError(f"has functions that cannot be inlined: {first_line(e)}", where=where) from None
+        raise ModelError(f"has functions that cannot be inlined: {last_line(e)}", where=where) from None
 
 
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

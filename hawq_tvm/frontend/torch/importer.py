@@ -12,7 +12,7 @@ import tvm
 
 from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.frontend.common.inputs import SUPPORTED, Declared, fixed_inputs
-from hawq_tvm.frontend.common.text import first_line
+from hawq_tvm.frontend.common.text import last_line
 from hawq_tvm.frontend.common.values import Constant, Failed, Tensor, Value
 from hawq_tvm.frontend.common.writer import TYPE_RULE_ERRORS, Env, Writer
 
@@ -109,7 +109,7 @@ class Importer(Writer):
             bound = self.bind_results(node.name, results if isinstance(results, list) else [results])
         except TYPE_RULE_ERRORS as e:
             shapes = ", ".join(f"{v.kind}{list(v.shape)}" for v in tensors)
-            raise node.fail(f"does not fit its operands: {first_line(e)}", found=shapes) from None
+            raise node.fail(f"does not fit its operands: {last_line(e)}", found=shapes) from None
         return bound if isinstance(results, list) else bound[0]
 
     def _title(self, name: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.common.inputs import Declared
-from hawq_tvm.frontend.common.text import first_line
+from hawq_tvm.frontend.common.text import last_line
 from hawq_tvm.frontend.common.values import Array
 
 from .layers import layer_names
@@ -49,7 +49,7 @@ def _need_torch(where: str) -> None:
         import torch.ao.quantization.fx._decomposed
     except ImportError as e:
         raise ModelError(
-            "is a PyTorch program, which only PyTorch can read", where=where, found=first_line(e),
+            "is a PyTorch program, which only PyTorch can read", where=where, found=last_line(e),
             remedy="pip install 'hawq-tvm[torch]'",
         ) from None  # fmt: skip
     del torch
@@ -65,7 +65,7 @@ def _load(source: Any, where: str) -> Any:
             return torch.export.load(file)
     except LOAD_ERRORS as e:
         raise ModelError(
-            f"cannot be loaded by torch.export.load: {first_line(e)}", where=where, found=f"torch {torch.__version__}",
+            f"cannot be loaded by torch.export.load: {last_line(e)}", where=where, found=f"torch {torch.__version__}",
             remedy="export it again with this version of PyTorch; operators of other packages must be replaced first",
         ) from None  # fmt: skip
 
@@ -154,7 +154,7 @@ def _array(tensor: Any, title: str) -> Array:
     try:
         return np.ascontiguousarray(tensor.detach().cpu().numpy()).reshape(tuple(tensor.shape))
     except (TypeError, RuntimeError) as e:
-        raise ModelError(f"cannot be read: {first_line(e)}", where=title, found=_dtype(tensor.dtype)) from None
+        raise ModelError(f"cannot be read: {last_line(e)}", where=title, found=_dtype(tensor.dtype)) from None
 
 
 def _path(node: Any) -> str:
