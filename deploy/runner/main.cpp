@@ -5,6 +5,7 @@
 #include <tvm/ffi/extra/json.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
