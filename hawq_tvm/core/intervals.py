@@ -249,6 +249,14 @@ def declared(call: relax.Call, *_: Any) -> Interval:
     return Interval.of_range(int(call.attrs["qmin"]), int(call.attrs["qmax"]))
 
 
+def softmax(call: relax.Call, *_: Any) -> Interval:
+    """From 0 to 1 / s_y = M / 2^k, which the floor of the sum's leading bits lets (A17) exceed by 2^-30 of itself."""
+    attrs, (multiplier, shift, zero) = call.attrs, (int(call.attrs[n]) for n in ("multiplier", "shift", "zero_point"))
+    most = -(-(multiplier + (multiplier >> arith.SOFTMAX_BITS) + 1) >> shift)
+    low, high = (min(max(v + zero, int(attrs["qmin"])), int(attrs["qmax"])) for v in (0, most))
+    return Interval.of_range(low, high)
+
+
 def lookup(call: relax.Call, x: Interval, *_: Any) -> Interval:
     """The extremes of the part of the table that the operand can reach."""
     table = ops.const_value(call.args[1]).astype(np.int64)

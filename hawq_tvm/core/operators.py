@@ -146,7 +146,7 @@ _ROWS = (
     Operator("relax.min", _R, intervals.moved),
     Operator("relax.argmax", _R, intervals.argument),
     Operator("relax.argmin", _R, intervals.argument),
-    Operator("hawq.softmax", _R, intervals.declared, before_lowering=False),
+    Operator("hawq.softmax", _R, intervals.softmax, before_lowering=False),
     Operator("relax.reshape", _M, intervals.moved, in_lines=True),
     Operator("relax.flatten", _M, intervals.moved, in_lines=True),
     Operator("relax.squeeze", _M, intervals.moved, in_lines=True),

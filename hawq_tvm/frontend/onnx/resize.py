@@ -167,6 +167,8 @@ def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) 
     )
     plans: Plans = {}
     for axis, geometry in axes.items():
+        rounded: Array
+        part: Array
         numerators, whole = geometry.source(coordinates)
         if mode == "nearest":
             rounded, part = nearest(numerators, whole, rounding), np.zeros(geometry.output, object)
