@@ -8,15 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table as Grid
-
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes
 
 from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .show import say
-from .terminal import ERR, OUT
+from .terminal import ERR, OUT, Grid
 
 if TYPE_CHECKING:
     from hawq_tvm.quantize.judge.fake_comparison import Comparison, Spread

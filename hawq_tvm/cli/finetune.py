@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table as Grid
-
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output
 
@@ -16,7 +14,7 @@ from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .quantize import add_recipe_options, read_recipe, written
 from .show import say
-from .terminal import ERR, OUT
+from .terminal import ERR, OUT, Grid
 
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:

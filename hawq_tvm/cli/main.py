@@ -6,13 +6,16 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hawq_tvm.core import signals
 from hawq_tvm.core.errors import HawqError, RemoteError, UsageError
+from hawq_tvm.core.trust import trusting
 
 from . import allocate as allocate_commands
 from . import fake as fake_commands
@@ -29,11 +32,19 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    return signals.cleanly(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = options.parser(COMMANDS, *(g.add_verbs for g in GROUPS)).parse_args(argv)
+    debug = os.environ.get("HAWQ_TVM_DEBUG", "0") != "0"
     try:
-        return int(args.command(args))
+        with trusting(getattr(args, "trust", False)), warnings.catch_warnings():
+            if not debug and not sys.warnoptions:
+                warnings.simplefilter("ignore")  # libraries announce changes of their own, to whoever calls them
+            return int(args.command(args))
     except HawqError as e:
-        if os.environ.get("HAWQ_TVM_DEBUG", "0") != "0":
+        if debug:
             raise
         return _fail(args, str(e), e.to_dict(), e.exit_code)
     except KeyboardInterrupt:
@@ -43,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as e:  # the last resort: a user never sees a traceback unasked
-        if os.environ.get("HAWQ_TVM_DEBUG", "0") != "0":
+        if debug:
             raise
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         message = f"internal error ({type(e).__name__}): {first}; set HAWQ_TVM_DEBUG=1 for the traceback and report it"
@@ -155,8 +166,7 @@ def _tune(args: argparse.Namespace) -> int:
                 allow_float_tail=args.allow_float_tail, progress=progress, servers=servers,
             )  # fmt: skip
     except KeyboardInterrupt:
-        ERR.print(f"interrupted; what was measured before is in {records}, and the same command continues")
-        return 130
+        return show.interrupted(records)
     _print_json(report.to_dict()) if args.json else show.show_tuned(report)
     return RemoteError.exit_code if report.failed else 0
 

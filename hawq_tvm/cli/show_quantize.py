@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table as Grid
-
 from hawq_tvm.quantize.allocate.table import readable
 
 from .show import say
-from .terminal import OUT
+from .terminal import OUT, Grid
 
 if TYPE_CHECKING:
     from hawq_tvm.quantize.allocate.allocation import Allocation

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hawq_tvm.core.errors import HawqError, ModelError, UsageError
+from hawq_tvm.core.trust import trusting
 
 if TYPE_CHECKING:
     from hawq_tvm.frontend.formats import Frontend
@@ -88,22 +89,30 @@ def _counted(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def inspect(
-    model: Any, shapes: Mapping[str, Sequence[int]] | None = None, allow_float_tail: bool = False, target: str = "host"
+    model: Any, shapes: Mapping[str, Sequence[int]] | None = None, allow_float_tail: bool = False, target: str = "host", trust: bool = False
 ) -> InspectReport:
     """Look at a model: it goes through the compiler as far as `compile` could refuse it, to kernels that are not built.
 
-    model, shapes, allow_float_tail, target: as `compile` takes them.  Raises ModelError when the file itself cannot be
+    model, shapes, allow_float_tail, target, trust: as `compile` takes them.  Raises ModelError when the file itself cannot be
     read, UsageError for shapes that do not fit it.
     """
-    from hawq_tvm.core import stages
     from hawq_tvm.frontend.formats import frontend_of
     from hawq_tvm.targets import target as targets
 
-    from . import pipeline
-
     parsed = targets.parse(target)
     frontend = frontend_of(model)
-    source = frontend.load(model)
+    with trusting(trust):
+        source = frontend.load(model)
+        return _inspected(frontend, source, shapes, allow_float_tail, parsed)
+
+
+def _inspected(
+    frontend: Frontend, source: Any, shapes: Mapping[str, Sequence[int]] | None, allow_float_tail: bool, parsed: Any
+) -> InspectReport:
+    from hawq_tvm.core import stages
+
+    from . import pipeline
+
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
     missing: tuple[dict[str, str], ...] = ()
     floats: tuple[dict[str, str], ...] = ()

@@ -16,6 +16,7 @@ from tvm import relax
 import schedules
 from hawq_tvm.core import ranges, stages
 from hawq_tvm.core.errors import ModelError
+from hawq_tvm.core.files import write_text
 from hawq_tvm.core.stages import Stage
 from hawq_tvm.targets.gpu import is_cuda
 from relay_passes.choose_layout import choose_layout
@@ -95,7 +96,7 @@ def debug_level() -> int:
 def _dump(index: int, name: str, text: str) -> None:
     folder = Path(os.environ.get("HAWQ_TVM_DEBUG_DIR", "hawq_tvm_debug"))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{index:02d}_{name}.txt").write_text(text)
+    write_text(folder / f"{index:02d}_{name}.txt", text)
 
 
 class _Run:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import tempfile
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -28,6 +28,7 @@ from hawq_tvm.compiler.pipeline import Compiled, Progress, compile_model
 from hawq_tvm.core import arrays, stages
 from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.core.printable import printable
+from hawq_tvm.core.trust import trusting
 from hawq_tvm.frontend.hawq.source import Checkpoint
 from hawq_tvm.measure.measure import BenchReport, measure
 from hawq_tvm.measure.profile import ProfileReport, profile
@@ -36,7 +37,7 @@ from hawq_tvm.verify.certificate import Certificate, certify
 from hawq_tvm.verify.compare import LayerRun, VerifyReport, layers_of, run_with_layers, verify_executable
 from hawq_tvm.verify.records import Run
 
-from . import direct, emulated, gpu
+from . import direct, emulated, forks, gpu
 from . import manifest as manifests
 from .interface import Interface
 
@@ -46,7 +47,7 @@ LIBRARY = "model.so"
 
 def compile(
     model: Any, target: str = "host", *, shapes: Mapping[str, Sequence[int]] | None = None,
-    allow_float_tail: bool = False, progress: Progress | None = None, records: str | Path | None = None,
+    allow_float_tail: bool = False, progress: Progress | None = None, records: str | Path | None = None, trust: bool = False,
 ) -> Package:  # fmt: skip
     """Compile a quantized model into an integer-only package.
 
@@ -57,13 +58,15 @@ def compile(
     allow_float_tail: keep float operators before the first quantize or after the last dequantize.
     progress: called with (step, None) when a step starts and (step, StepReport) when it ends.
     records: a file of measured tiles that `tune` wrote; records that fit no layer are not used.
+    trust: read a PyTorch file in ways that can run code which it holds.
     Raises ModelError naming the layer, what was expected and found, and the remedy.
     """
     parsed = targets.parse(target)
     targets.check_compiler(parsed)
     measured = schedules.read_records(Path(records)) if records is not None else {}
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
-    compiled = compile_model(model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress, records=measured)
+    with trusting(trust):
+        compiled = compile_model(model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress, records=measured)
     name = Path(model).stem if isinstance(model, str | Path) else model.stem if isinstance(model, Checkpoint) else "model"
     return _from_compiled(compiled, name, progress)
 
@@ -112,9 +115,10 @@ class Package(Interface):
         self.manifest, self._files, self._emulator = manifest, files, emulator
         self.check_tvm(str(tvm.__version__), str(tvm_ffi.__version__), where)
         self._target, self.where = manifest["target"], where
-        self._lock = threading.RLock()
-        self._library: Path | None = None
+        self._lock = forks.RunLock()
+        self._library: tuple[int, Path] | None = None  # made by which process
         self._vm: relax.VirtualMachine | None = None
+        self._loaded_by = os.getpid()
         self._graph: tvm.IRModule | None = None
 
     def __repr__(self) -> str:
@@ -167,18 +171,20 @@ class Package(Interface):
         the same place would silently run the old code.
         """
         with self._lock:
-            if self._library is None:
+            if self._library is None or self._library[0] != os.getpid():
                 folder = tempfile.mkdtemp(prefix="hawq_tvm_")
-                weakref.finalize(self, shutil.rmtree, folder, True)
+                weakref.finalize(self, _remove, folder, os.getpid())
                 path = Path(folder) / LIBRARY
                 path.write_bytes(self._files[LIBRARY])
-                self._library = path
-            return self._library
+                self._library = os.getpid(), path
+            return self._library[1]
 
     @property
     def vm(self) -> relax.VirtualMachine:
         """TVM's virtual machine with the library loaded."""
         with self._lock:
+            if self._vm is not None and self.on_gpu:
+                forks.check_gpu(self._loaded_by, self.where)
             if self._vm is None:
                 device = self._device()
                 try:
@@ -190,6 +196,7 @@ class Package(Interface):
                     ) from e  # fmt: skip
                 with gpu.one_sentence(self.name):
                     self._vm = relax.VirtualMachine(module, device)
+                self._loaded_by = os.getpid()
             return self._vm
 
     def _device(self) -> tvm.runtime.Device:
@@ -227,8 +234,10 @@ class Package(Interface):
         if self.is_foreign:
             outputs = self._in_c(ready, layers=False).outputs
             return {o["name"]: value for o, value in zip(self.manifest["outputs"], outputs, strict=True)}
-        with self._lock, gpu.one_sentence(self.name):
-            main = self.vm["main"]
+        return self._lock.run(partial(self._run, self.vm["main"], ready))
+
+    def _run(self, main: Any, ready: Mapping[str, Array]) -> dict[str, Array]:
+        with gpu.one_sentence(self.name):
             result = main(*self._on_device(ready))
             return {o["name"]: result[i].numpy() for i, o in enumerate(self.manifest["outputs"])}
 
@@ -264,8 +273,8 @@ class Package(Interface):
             raise UsageError("layers cannot be run through this", where=self.where, found=str(through), expected=" or ".join(ways))
         if (through or ways[0]) == "c":
             return layers_of(self._in_c(inputs, layers=True), self.graph, kernels)
-        with self._lock, gpu.one_sentence(self.name):
-            return run_with_layers(self.vm, self.graph, inputs, kernels, self._array_device)
+        with gpu.one_sentence(self.name):
+            return self._lock.run(partial(run_with_layers, self.vm, self.graph, inputs, kernels, self._array_device))
 
     def _in_c(self, ready: Mapping[str, Array], *, layers: bool) -> Run:
         """One inference of prepared inputs through the C interface, under the emulator of a foreign library."""
@@ -275,8 +284,7 @@ class Package(Interface):
             words = emulated.command(architecture, self._emulator, self.where)
             return emulated.run(self.library, architecture, words, arrays_in_order, layers=layers)
         self.check_host()
-        with direct.Model(self.library) as model:
-            return model.watched(arrays_in_order)
+        return self._lock.run(partial(direct.watched, self.library, arrays_in_order))
 
     def verify(
         self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None, *, random: int | None = None, seed: int = 0,
@@ -367,6 +375,12 @@ class Package(Interface):
         destination = Path(path)
         files_on_disk.install(destination, self.manifest, self._files)
         return destination
+
+
+def _remove(folder: str, owner: int) -> None:
+    """Remove a folder, unless this process is a child of the one that made it: the parent may still use it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def targets_fields(stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from hawq_tvm import Package, load
 from hawq_tvm import compile as compile_package
 from hawq_tvm.bench import zoo
 from hawq_tvm.cli.show import show_proof
-from hawq_tvm.cli.terminal import OUT
+from hawq_tvm.cli.terminal import OUT, Grid
 from hawq_tvm.compiler.inspection import inspect
+from hawq_tvm.core import signals
 from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 from hawq_tvm.package.together import JointReport, verify_packages
 
@@ -163,7 +163,7 @@ def _elsewhere(model: Path, package: Package, images: list[Array]) -> JointRepor
 
 def _table(tests: list[tuple[Path, int]], floats: list[Array], integers: list[Array]) -> None:
     names = class_names()
-    table = Table("photograph", "label", "float top-5", "integer top-5")
+    table = Grid("photograph", "label", "float top-5", "integer top-5")
     agree = right_float = right_integer = 0
     for (path, label), f, q in zip(tests, floats, integers, strict=True):
         a, b = top5(f), top5(q)
@@ -188,4 +188,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.cleanly(main))

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.table import Table as Grid
 from torch import nn
 
-from hawq_tvm.cli.terminal import OUT
+from hawq_tvm.cli.terminal import OUT, Grid
+from hawq_tvm.core import signals
 from hawq_tvm.core.errors import HawqError, InputError
 from hawq_tvm.core.files import check_output, write_text
 from hawq_tvm.package.package import compile as compile_package
@@ -220,4 +220,4 @@ def run(parser: argparse.ArgumentParser, show: Callable[[Sequence[dict[str, Any]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.cleanly(main))

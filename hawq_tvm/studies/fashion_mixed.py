@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table as Grid
 
-from hawq_tvm.cli.terminal import OUT
+from hawq_tvm.cli.terminal import OUT, Grid
+from hawq_tvm.core import signals
 from hawq_tvm.quantize.allocate.plan import problem
 from hawq_tvm.quantize.allocate.sensitivity import Settings
 from hawq_tvm.quantize.allocate.table import Table, widths
@@ -108,4 +108,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.cleanly(main))

@@ -28,6 +28,7 @@ import onnx
 import torch
 
 from hawq_tvm.cli.terminal import ERR
+from hawq_tvm.core import signals
 from hawq_tvm.core.errors import HawqError, InputError, UsageError
 from hawq_tvm.core.files import check_folder, load_npz, save_npz, write_bytes, write_text
 from hawq_tvm.quantize.allocate.plan import Problem, bits_file, problem
@@ -319,4 +320,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.cleanly(main))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hawq_tvm.bench import peers, zoo
+from hawq_tvm.core import processes, signals
 from hawq_tvm.core.errors import HawqError, UsageError
 from hawq_tvm.measure import machine
 
@@ -54,8 +55,7 @@ def measure(model: Path, package: Path, threads: int, duration: float, against: 
 def _command(*arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "hawq_tvm.cli", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise HawqError("the command failed", where=f"hawq-tvm {' '.join(arguments)}", found=lines[-1] if lines else f"exit code {done.returncode}")
+        raise HawqError("the command failed", where=f"hawq-tvm {' '.join(arguments)}", **processes.failure(done, "run it alone"))
 
 
 def markdown(rows: Sequence[dict[str, Any]], date: str) -> str:
@@ -167,4 +167,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.cleanly(main))

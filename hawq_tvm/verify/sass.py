@@ -20,6 +20,7 @@ from typing import Any
 
 from elftools.elf.elffile import ELFFile
 
+from hawq_tvm.core import processes
 from hawq_tvm.core.errors import PackageError
 
 from .disassemble import FloatInstruction
@@ -69,12 +70,12 @@ def inspect_device_code(library: Path | bytes, kernels: Iterable[str], architect
     found: dict[str, dict[str, list[tuple[int, str]]]] = {}
     for arch, function, at, text in (line for image in images for line in listing(image, where)):
         found.setdefault(arch, {}).setdefault(function, []).append((at, text))
-    if set(found) != set(architectures):
+    names = list(kernels)
+    if set(found) != set(architectures) and (names or found):  # a graph without kernels needs no code
         raise PackageError(
             "holds GPU code for other architectures", where=where, expected=", ".join(architectures) or "none", found=", ".join(sorted(found)) or "none",
             remedy="compile the package again",
         )  # fmt: skip
-    names = list(kernels)
     outside = host_functions(data) - set(names)
     for arch, functions in found.items():
         missing = [k for k in names if not _owned(functions, [k])]
@@ -136,7 +137,7 @@ def _disassembled(image: bytes, where: str) -> list[str]:
         done = subprocess.run([str(cuobjdump), "-sass", str(file)], capture_output=True, text=True, env={"PATH": str(nvdisasm.parent)})
     lines = done.stdout.splitlines()
     if done.returncode or "code for" not in done.stdout:
-        raise PackageError("its GPU code cannot be disassembled", where=where, found=(done.stderr.strip().splitlines() or ["no code"])[0], remedy="compile the package again")
+        raise PackageError("its GPU code cannot be disassembled", where=where, **processes.failure(done, "compile the package again"))
     if any(line.startswith("Fatbin ptx code") for line in lines):
         raise PackageError("holds GPU code that a driver would still have to compile", where=where, found="PTX", remedy="compile the package again")
     return lines

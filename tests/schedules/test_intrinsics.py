@@ -10,10 +10,11 @@ import tvm
 from tvm import s_tir
 from tvm.script import tirx as T
 
+from hawq_tvm.targets import target as targets
 from schedules.cpu.vector_unit import VectorUnit
 from schedules.spelling import intrinsics
 
-HOST = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+HOST = targets.host()
 UNIT = VectorUnit.of(HOST)
 rng = np.random.default_rng(6)
 

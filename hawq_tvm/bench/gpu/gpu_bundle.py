@@ -32,6 +32,7 @@ import deploy
 from deploy.gpu_check.bundle import FORMAT, MANIFEST, packed
 from hawq_tvm.bench import zoo
 from hawq_tvm.compiler.pipeline import compile_model, import_annotated, to_packed
+from hawq_tvm.core import processes, signals
 from hawq_tvm.core.errors import HawqError, OutputError, UsageError
 from hawq_tvm.core.files import check_folder, write_bytes
 from hawq_tvm.core.version import __version__
@@ -211,8 +212,8 @@ def _download(folder: Path, version: str) -> Path:
     done = subprocess.run([*command, f"apache-tvm-ffi=={version}", "--dest", str(folder)], capture_output=True, text=True)
     found = sorted(folder.glob("apache_tvm_ffi-*.whl"))
     if done.returncode or not found:
-        lines = done.stderr.strip().splitlines() or ["no wheel"]
-        raise OutputError(f"the wheel of tvm-ffi for Python {PYTHON} cannot be downloaded", found=lines[-1], remedy="give it with --wheel FILE")
+        told = processes.failure(done, "give it with --wheel FILE")
+        raise OutputError(f"the wheel of tvm-ffi for Python {PYTHON} cannot be downloaded", **told)
     return found[0]
 
 
@@ -312,4 +313,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.cleanly(main))
