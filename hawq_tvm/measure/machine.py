@@ -17,7 +17,7 @@ def describe() -> dict[str, Any]:
     """CPU model, usable cores, operating system and the versions that matter; JSON-ready."""
     import numpy
 
-    from hawq_tvm.package.runtime import tvm_version
+    from hawq_tvm.targets.tvm_files import tvm_version
 
     return {
         "cpu": _cpu_model(), "cores": available_cores(),

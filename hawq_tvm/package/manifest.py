@@ -8,6 +8,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
+from hawq_tvm.compiler import compilers
 from hawq_tvm.compiler.native import toolchain
 from hawq_tvm.compiler.pipeline import Compiled
 from hawq_tvm.core import ops, stages, work
@@ -23,7 +24,7 @@ def describe(compiled: Compiled, name: str) -> dict[str, Any]:
         "name": name,
         "producer": {
             "hawq_tvm": __version__, "tvm": str(tvm.__version__), "tvm_ffi": str(tvm_ffi.__version__),
-            "llvm": int(tvm.target.codegen.llvm_version_major()), **targets.compiler_versions(target),
+            "llvm": int(tvm.target.codegen.llvm_version_major()), **compilers.compiler_versions(target),
         },
         "target": {
             **targets.describe(target), "architecture": targets.architecture(target), "cpu_features": targets.required_features(target),

@@ -23,6 +23,7 @@ import schedules
 from deploy import graph as stored_graph
 from deploy import package as files_on_disk
 from deploy import signature
+from hawq_tvm.compiler import compilers
 from hawq_tvm.compiler.native import library as libraries
 from hawq_tvm.compiler.pipeline import Compiled, Progress, compile_model
 from hawq_tvm.core import arrays, stages
@@ -62,7 +63,7 @@ def compile(
     Raises ModelError naming the layer, what was expected and found, and the remedy.
     """
     parsed = targets.parse(target)
-    targets.check_compiler(parsed)
+    compilers.check_compiler(parsed)
     measured = schedules.read_records(Path(records)) if records is not None else {}
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
     with trusting(trust):

@@ -10,10 +10,8 @@ Neither `tvm` nor ONNX is imported; deploy/README.md says how to install what is
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from hawq_tvm.core import arrays
 from hawq_tvm.core.errors import PackageError
 from hawq_tvm.targets import cpu
+from hawq_tvm.targets.tvm_files import tvm_folder, tvm_version
 
 from . import forks
 from .interface import Interface
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from hawq_tvm.measure.measure import BenchReport
 
 Array = NDArray[Any]
-INSTALL = "bash deploy/environment.sh VENV runtime, or pip install hawq-tvm"
 
 
 def load(path: str | Path, *, public_key: str | Path | None = None) -> Model:
@@ -116,27 +114,3 @@ class Model(Interface):
                 "the library cannot be loaded", where=where, found=str(e).splitlines()[0],
                 remedy="set TMPDIR to a folder from which programs may run, or compile again",
             ) from e  # fmt: skip
-
-
-def tvm_folder() -> Path:
-    """Where TVM's files are installed, found without importing it.
-
-    Raises PackageError when they are nowhere.
-    """
-    spec = find_spec("tvm")
-    for place in spec.submodule_search_locations or () if spec else ():
-        if (Path(place) / "lib" / "libtvm_runtime.so").is_file():
-            return Path(place)
-    raise PackageError("TVM's runtime libraries are not installed", expected="tvm/lib/libtvm_runtime.so among Python's packages", remedy=INSTALL)
-
-
-def tvm_version() -> str:
-    """The version of TVM that is installed, read without importing it.
-
-    Raises PackageError when there is none.
-    """
-    path = tvm_folder() / "_version.py"
-    found = re.search(r"^__version__ = (?:version = )?'([^']+)'", path.read_text(), re.MULTILINE) if path.is_file() else None
-    if found is None:
-        raise PackageError("TVM's version is not known", expected=f"a version in {path}", remedy=INSTALL)
-    return found.group(1)

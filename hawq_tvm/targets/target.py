@@ -13,8 +13,6 @@ from typing import Any
 import tvm
 from tvm.target import codegen
 
-from hawq_tvm.compiler.cuda import nvcc
-from hawq_tvm.compiler.native import toolchain
 from hawq_tvm.core.errors import UsageError
 
 from . import gpu as cuda
@@ -189,22 +187,6 @@ def architecture(target: tvm.target.Target) -> str:
 def gpu_architectures(target: tvm.target.Target) -> tuple[str, ...]:
     """The GPU architectures that a library for `target` holds code for; none for a CPU."""
     return cuda.architectures(target) if cuda.is_cuda(target) else ()
-
-
-def check_compiler(target: tvm.target.Target) -> None:
-    """Refuse a target that this machine cannot compile for.
-
-    Raises UsageError when nvcc, which CUDA targets need, is missing or does not know an architecture, or when a CPU's C compiler is missing.
-    """
-    if cuda.is_cuda(target):
-        nvcc.check(cuda.architectures(target))
-    else:
-        toolchain.compiler(architecture(target))
-
-
-def compiler_versions(target: tvm.target.Target) -> dict[str, str]:
-    """The versions of what compiles for `target`, beside TVM and its LLVM."""
-    return {"cuda": nvcc.release(nvcc.find())} if cuda.is_cuda(target) else {}
 
 
 def required_features(target: tvm.target.Target) -> list[str]:

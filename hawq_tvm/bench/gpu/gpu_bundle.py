@@ -31,6 +31,7 @@ import tvm_ffi
 import deploy
 from deploy.gpu_check.bundle import FORMAT, MANIFEST, packed
 from hawq_tvm.bench import zoo
+from hawq_tvm.compiler import compilers
 from hawq_tvm.compiler.pipeline import compile_model, import_annotated, to_packed
 from hawq_tvm.core import processes, signals
 from hawq_tvm.core.errors import HawqError, OutputError, UsageError
@@ -267,7 +268,7 @@ def make(
     files, without = choose(wanted, folders, work / "constants", int(limit - spare))
     manifest = {
         "made": datetime.datetime.now(datetime.timezone.utc).date().isoformat(), "target": target, "targets": targets.describe(targets.parse(target)),
-        "producer": {"hawq_tvm": __version__, "tvm": str(tvm.__version__), "tvm_ffi": str(tvm_ffi.__version__), **targets.compiler_versions(targets.parse(target))},
+        "producer": {"hawq_tvm": __version__, "tvm": str(tvm.__version__), "tvm_ffi": str(tvm_ffi.__version__), **compilers.compiler_versions(targets.parse(target))},
         "keep": KEEP, "entries": [{"name": w.name, "net": w.net, "precision": w.precision, "size": w.size, "batch": w.batch, "verifiable": w.name not in without} for w in wanted],
     }  # fmt: skip
     sizes = write(destination, {**runtime, **files}, manifest)
@@ -300,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     say = partial(print, file=sys.stderr, flush=True)
     try:
-        targets.check_compiler(targets.parse(args.target))
+        compilers.check_compiler(targets.parse(args.target))
         wanted = plan(args.nets, args.precisions, [int(b) for b in args.batches])
         sizes = make(args.output, args.work, wanted, args.target, wheel=args.wheel, limit=args.limit_mb * 1e6, say=say)
     except HawqError as e:
