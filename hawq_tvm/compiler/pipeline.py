@@ -14,7 +14,7 @@ import tvm
 from tvm import relax
 
 import schedules
-from hawq_tvm.core import ranges, stages
+from hawq_tvm.core import contract, ranges, stages
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.core.files import write_text
 from hawq_tvm.core.stages import Stage
@@ -134,11 +134,13 @@ def until(
     first, last = functions.index(start) if start else 0, functions.index(stop) if stop else None
     if start is None:
         stages.verify(module, Stage.ANNOTATED)
+    promised = contract.outputs(module)
     for function, stage in passes[first:last]:
 
         def apply(function: Pass = function, stage: Stage = stage, module: tvm.IRModule = module) -> tuple[tvm.IRModule, int]:
             new, rewrites = function(module)
             stages.verify(new, stage)
+            contract.check_step(promised, new, function.__name__)
             return new, rewrites
 
         module = run.step(function.__name__, apply)
@@ -159,6 +161,7 @@ def to_tir(packed: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModul
     """The TIR of a PACKED module, and the number of its kernels."""
     module, count = schedules.lower_to_tir(packed, target)
     stages.verify(module, Stage.TIR)
+    contract.check_step(contract.outputs(packed), module, "lower_to_tir")
     return module, count
 
 

@@ -27,14 +27,15 @@ if TYPE_CHECKING:
     from hawq_tvm.quantize.allocate.table import Budget
     from hawq_tvm.quantize.judge.evaluation import evaluate
     from hawq_tvm.quantize.judge.fake_comparison import compare_fake
-    from hawq_tvm.quantize.network.data import Preprocess, open_data
+    from hawq_tvm.quantize.network.data import open_data
     from hawq_tvm.quantize.network.load import load_float
+    from hawq_tvm.quantize.network.pictures import Preprocess
     from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
     from hawq_tvm.quantize.qat.training import Training, finetune
 
 _HOMES = {
     "Budget": "allocate.table", "Settings": "allocate.sensitivity", "load_float": "network.load", "measure": "allocate.measurement", "measure_latencies": "allocate.latency",
-    "open_data": "network.data", "problem": "allocate.plan", "problem_of_table": "allocate.plan", "Preprocess": "network.data", "evaluate": "judge.evaluation", "Recipe": "ptq.quantizer",
+    "open_data": "network.data", "problem": "allocate.plan", "problem_of_table": "allocate.plan", "Preprocess": "network.pictures", "evaluate": "judge.evaluation", "Recipe": "ptq.quantizer",
     "post_training": "ptq.quantizer", "Training": "qat.training", "finetune": "qat.training", "compare_fake": "judge.fake_comparison",
 }  # fmt: skip
 

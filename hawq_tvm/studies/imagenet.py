@@ -34,9 +34,11 @@ from hawq_tvm.core.files import check_folder, load_npz, save_npz, write_bytes, w
 from hawq_tvm.quantize.allocate.plan import Problem, bits_file, problem
 from hawq_tvm.quantize.allocate.sensitivity import Settings, Step
 from hawq_tvm.quantize.allocate.table import read_json, widths
-from hawq_tvm.quantize.judge.evaluation import TOP, batch_size, labelled_files, open_images, open_runner, ranked
-from hawq_tvm.quantize.network.data import LABELS, Calibration, Preprocess
+from hawq_tvm.quantize.judge.evaluation import TOP, batch_size, labelled_files, open_images, ranked
+from hawq_tvm.quantize.judge.runners import open_runner
+from hawq_tvm.quantize.network.data import LABELS, Calibration
 from hawq_tvm.quantize.network.load import load_float
+from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.progress import measuring
 from hawq_tvm.quantize.ptq.points import MOVES
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training

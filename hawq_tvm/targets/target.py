@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import tvm
 from tvm.target import codegen
 
 from hawq_tvm.core.errors import UsageError
+from hawq_tvm.core.json_files import parse_json
 
 from . import gpu as cuda
 from .cpu import CPUINFO_NAMES, TILE_FEATURES, UNREPORTED, host_features, permit_tiles
@@ -50,10 +50,7 @@ def parse(text: str) -> tvm.target.Target:
     if text in cuda.PRESETS:
         return cuda.make(cuda.PRESETS[text])
     if text.startswith("{"):
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as e:
-            raise UsageError("the target is not valid JSON", found=str(e)) from e
+        fields = parse_json(text, "the target", "a TVM target as JSON", UsageError)
         return cuda.parse(fields) if fields.get("kind") == "cuda" else _llvm(fields)
     kind, *options = text.split()
     if kind != "llvm":

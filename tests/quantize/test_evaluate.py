@@ -15,7 +15,7 @@ from PIL import Image
 import hawq_tvm as ht
 from hawq_tvm.cli.main import main
 from hawq_tvm.quantize.judge.evaluation import evaluate
-from hawq_tvm.quantize.network.data import Preprocess
+from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
 
 from .networks import images, residual_net
@@ -102,7 +102,7 @@ def test_preprocessing(place: Path, tmp_path: Path) -> None:
     for i in range(20):
         Image.fromarray(rng.integers(0, 256, (16, 24, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     (tmp_path / "p.json").write_text(json.dumps({"mean": [127, 126, 125], "std": 64, "resize": 12, "resample": "bicubic", "bgr": True}))
-    from hawq_tvm.quantize.judge.evaluation import open_runner
+    from hawq_tvm.quantize.judge.runners import open_runner
     from hawq_tvm.quantize.network.data import open_data
 
     inputs = open_runner(place / "net.onnx").inputs

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from hawq_tvm.core.errors import InputError, UsageError
-from hawq_tvm.quantize.network.data import Preprocess
+from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.ptq.quantizer import Recipe
 from hawq_tvm.studies import imagenet
 from hawq_tvm.studies.imagenet import FLOAT, ONNX_RUNTIME, Study, markdown, quantized_share

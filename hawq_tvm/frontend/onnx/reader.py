@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def opset_of(model: onnx.ModelProto, domain: str = "") -> int | None:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if os.path.exists(path) and not (path.is_file() or path.is_dir()):
             raise ModelError("is not a regular file", where=str(path), expected="an ONNX file")
         return path.read_bytes()
     except FileNotFoundError:
@@ -80,22 +81,34 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except DecodeError:
-        kind = FOREIGN.get(Path(where).suffix.lower(), "truncated, damaged or another format")
+        kind, remedy = _foreign(data, where)
         raise ModelError(
             "is not a readable ONNX model",
             where=where,
             expected="an ONNX protobuf",
             found=f"{len(data)} bytes: {kind}",
-            remedy="export or copy the model again",
+            remedy=remedy,
         ) from None
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise ModelError(
             "is not an ONNX model",
             where=where,
             expected="a ModelProto with a graph",
-            found=f"{len(data)} bytes without one",
+            found=f"{len(data)} bytes without one: {_foreign(data, where)[0]}",
+            remedy=_foreign(data, where)[1],
         )
     return model
+
+
+def _foreign(data: bytes, where: str) -> tuple[str, str]:
+    """What a file is that is not ONNX, and what can be done about it."""
+    suffix = ".tflite" if data[4:8] == b"TFL3" else Path(where).suffix.lower()
+    remedy = {
+        ".tflite": f"pip install tf2onnx tensorflow; python -m tf2onnx.convert --opset 18 --tflite {shlex.quote(where)} --output model.onnx",
+        ".pb": "pip install tf2onnx tensorflow; python -m tf2onnx.convert --opset 18 --saved-model FOLDER --output model.onnx, and hawq-tvm quantize it",
+        ".ort": "give the ONNX model that it was made of",
+    }.get(suffix, "export or copy the model again")
+    return FOREIGN.get(suffix, "truncated, damaged or another format"), remedy
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
@@ -109,7 +122,7 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
                 f"has an external data entry that is not valid: {e}", where=f"{path}: {tensor.name}"
             ) from None
         file = path.parent / name
-        if not file.is_file():
+        if not os.path.isfile(file):  # Path.is_file raises for names that no file can have
             raise ModelError(
                 f"needs external data {name!r} for initializer {tensor.name!r}, which is missing", where=str(path),
                 expected=str(file), remedy="keep the data file next to the model",

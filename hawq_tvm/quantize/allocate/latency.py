@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from hawq_tvm.compiler import pipeline
 from hawq_tvm.core.errors import HawqError, ModelError, UsageError
+from hawq_tvm.frontend.common.inputs import example
 from hawq_tvm.measure import machine
 from hawq_tvm.measure.measure import checked_threads
 from hawq_tvm.measure.race import time_each
@@ -97,7 +98,11 @@ def _shapes(graph: FloatGraph) -> tuple[dict[str, tuple[int, ...]], dict[str, in
     for one in graph.inputs:
         shape = tuple(d or (1 if i == 0 else 0) for i, d in enumerate(one.shape))
         if 0 in shape:
-            raise ModelError("leaves a dimension open besides the batch", where=one.name, expected="numbers", found="x".join(str(d or "?") for d in one.shape))
+            given: list[int | str] = ["?" if d is None else d for d in one.shape]
+            raise ModelError(
+                "leaves a dimension open besides the batch", where=one.name, expected="numbers",
+                found="x".join(map(str, given)), remedy=f"pass --shape {one.name}={example(given)}",
+            )  # fmt: skip
         inputs[one.name] = torch.zeros(shape, dtype=getattr(torch, one.dtype))
     nodes = {one.node: one for one in graph.layers}
     made = {one.output: one for one in graph.layers}

@@ -27,9 +27,10 @@ from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.core.same_graph import same_graph
 from hawq_tvm.package.package import Package, load
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
-from hawq_tvm.quantize.network.data import Preprocess, open_data
+from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Input
 from hawq_tvm.quantize.network.load import load_float
+from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.verify.compare import layer_calls
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.choose_layout import TO_FIRST, choose_layout

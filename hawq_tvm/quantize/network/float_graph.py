@@ -14,6 +14,8 @@ from hawq_tvm.core.errors import InputError, ModelError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from hawq_tvm.frontend.common.inputs import Declared
+
     Tensor = torch.Tensor
 
 # Called with a tensor's name and value when it has been computed, or with the reader's name, the operand's number and the value
@@ -70,6 +72,11 @@ class Input:
     shape: tuple[int | None, ...]
 
 
+def sizes_of(declared: Declared) -> tuple[int | None, ...]:
+    """A shape as `Input` has it: None for what stays open."""
+    return tuple(d if isinstance(d, int) else None for d in declared.dims or ())
+
+
 @dataclass
 class FloatGraph:
     """A float network.
@@ -89,7 +96,12 @@ class FloatGraph:
         self._last_use = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
 
     def run(
-        self, inputs: Mapping[str, Any], record: Record | None = None, *, feed: Feed | None = None, parameters: Mapping[str, Tensor] | None = None
+        self,
+        inputs: Mapping[str, Any],
+        record: Record | None = None,
+        *,
+        feed: Feed | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """One inference: outputs by name.
 
@@ -113,7 +125,7 @@ class FloatGraph:
             operands = [values[n] if n else None for n in node.inputs]
             if feed:
                 operands = [v if v is None else _replaced(feed(node.name, k, v), v) for k, v in enumerate(operands)]
-            results = node.compute(*operands)
+            results = self._computed(node, operands)
             for name, value in zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=False):
                 if name:
                     values[name] = _replaced(record(name, value), value) if record else value
@@ -122,6 +134,21 @@ class FloatGraph:
                 if self._last_use.get(name) == i and name not in keep:
                     values.pop(name, None)
         return {name: values[name] for name in self.outputs}
+
+    def _computed(self, node: Node, operands: Sequence[Any]) -> Any:
+        """A node's results.
+
+        Raises ModelError where the operands do not fit: a dimension that the model leaves open may have any size.
+        """
+        try:
+            return node.compute(*operands)
+        except (RuntimeError, ValueError, IndexError, TypeError) as e:
+            given = ", ".join("x".join(map(str, v.shape)) or "a scalar" for v in operands if hasattr(v, "shape"))
+            raise ModelError(
+                f"{node.op} cannot be computed on data of this shape", where=node.name, found=given,
+                expected=(str(e).strip().splitlines() or [type(e).__name__])[0],
+                remedy="give data of the size that the network was made for, or fix it with --shape",
+            ) from e  # fmt: skip
 
     def layer(self, name: str) -> Layer:
         """The weighted layer of that name.
@@ -184,9 +211,13 @@ def named_once(layers: Sequence[Layer], where: str) -> tuple[Layer, ...]:
     seen: set[str] = set()
     for layer in layers:
         if layer.name in seen:
-            raise ModelError(f"has two weighted layers called {layer.name!r}", where=where, remedy="give every node a name of its own")
+            raise ModelError(
+                f"has two weighted layers called {layer.name!r}",
+                where=where,
+                remedy="give every node a name of its own",
+            )
         seen.add(layer.name)
     return tuple(layers)
 
 
-__all__ = ["Feed", "FloatGraph", "Input", "Layer", "Node", "Record", "folded", "named_once", "unknown_layer"]
+__all__ = ["Feed", "FloatGraph", "Input", "Layer", "Node", "Record", "folded", "named_once", "sizes_of", "unknown_layer"]
