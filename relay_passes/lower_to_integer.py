@@ -44,6 +44,8 @@ from relay_passes.integer.values import (  # fmt: skip
 from .integer import border, handlers, movement
 
 _FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
+# Each part of what is joined before its quantize gets a requantize of its own.
+MOST_JOINED, DEEPEST_JOINED = 1 << 9, 64
 TAIL = "keep it outside the integer region with --allow-float-tail"
 
 
@@ -127,7 +129,7 @@ class _Lowering:
         if not isinstance(var.ty, relax.TensorType):
             return FAILED
         shape, dtype = ops.shape_of(var), "int8" if stages.is_float(var) else ops.dtype_of(var)
-        data = self.ctx.emit(relax.op.broadcast_to(ops.const(np.zeros(1), dtype), shape), "failed")
+        data = self.ctx.emit(relax.op.broadcast_to(ops.const(np.zeros([1] * len(shape)), dtype), shape), "failed")
         self.ctx.intervals[data] = Interval.of_range(*arith.RANGES.get(dtype, (0, 1)))
         return Real(shape, (Term(data, np.zeros((), np.int64), np.array(2.0**-20)),)) if stages.is_float(var) else data
 
@@ -201,8 +203,8 @@ class _Lowering:
         return lowered
 
     def _check_shape(self, var: relax.Var, lowered: Any) -> None:
-        """Compare what a layer became with the tensor it was, which no lowering may change."""
-        if isinstance(lowered, Real | Joined | Softmax | Constant | relax.Var):
+        """Compare what a layer became with the tensor it was, which no lowering may change; the several results of one layer are its own."""
+        if isinstance(var.ty, relax.TensorType) and isinstance(lowered, Real | Joined | Softmax | Constant | relax.Var):
             shape = ops.shape_of(lowered) if isinstance(lowered, relax.Var) else lowered.shape
             contract.check(stages.model_node(var.name, self.nodes), "", shape, [contract.Promise("the model, before it becomes integer", "", ops.shape_of(var))])
 
@@ -217,6 +219,9 @@ class _Lowering:
             lowered = handlers.HANDLERS[name](self.ctx, call, values)
         else:
             raise self.ctx.fail(name, *handlers.why_not(self.ctx, name, flat))
+        if isinstance(lowered, Joined) and (lowered.size > MOST_JOINED or lowered.depth > DEEPEST_JOINED):
+            found = f"{lowered.size} parts, {lowered.depth} within one another"
+            raise self.ctx.fail(name, f"it joins very many tensors of which none is quantized ({found})", INSERT)
         if self.allow_float and binding.var not in self.feeds_quantize and isinstance(lowered, Joined | Softmax):
             raise self.ctx.fail(name, "nothing quantizes its result, so its parts have no common scale", INSERT)
         return lowered
