@@ -14,7 +14,13 @@ import fastjsonschema  # the schema's library that needs no other: hawq_tvm.runt
 from hawq_tvm.core.errors import PackageError
 
 SCHEMA = Path(__file__).parent / "package.schema.json"
-ELEMENT_BYTES = {"bool": 1, "float16": 2, "float32": 4, "float64": 8, **{f"{u}int{b}": b // 8 for u in ("", "u") for b in (8, 16, 32, 64)}}
+ELEMENT_BYTES = {
+    "bool": 1,
+    "float16": 2,
+    "float32": 4,
+    "float64": 8,
+    **{f"{u}int{b}": b // 8 for u in ("", "u") for b in (8, 16, 32, 64)},
+}
 MOST_BYTES = 1 << 40  # of an input or output: more than a machine has
 REMEDY = "compile it again"
 
@@ -27,7 +33,9 @@ def read(data: bytes, what: str, where: str) -> Any:
     try:
         return json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError) as e:  # ValueError: no JSON, no UTF-8, or a number of absurd length
-        raise PackageError(f"is damaged: its {what} is no JSON", where=where, found=str(e).splitlines()[0], remedy=REMEDY) from e
+        raise PackageError(
+            f"is damaged: its {what} is no JSON", where=where, found=str(e).splitlines()[0], remedy=REMEDY
+        ) from e
 
 
 def checked(data: bytes, what: str, where: str) -> Any:
@@ -60,16 +68,22 @@ def _no_number(text: str) -> NoReturn:
 @lru_cache(maxsize=4)
 def _validator(what: str) -> Callable[[Any], Any]:
     schema = json.loads(SCHEMA.read_text())
-    made: Callable[[Any], Any] = fastjsonschema.compile({"$schema": schema["$schema"], "definitions": schema["definitions"], "$ref": f"#/definitions/{what}"})
+    made: Callable[[Any], Any] = fastjsonschema.compile(
+        {"$schema": schema["$schema"], "definitions": schema["definitions"], "$ref": f"#/definitions/{what}"}
+    )
     return made
 
 
 def _foreign(what: str, where: str, found: str) -> PackageError:
-    return PackageError(f"has a {what} that another tool wrote", where=where, expected=SCHEMA.name, found=found, remedy=REMEDY)
+    return PackageError(
+        f"has a {what} that another tool wrote", where=where, expected=SCHEMA.name, found=found, remedy=REMEDY
+    )
 
 
 def _check_interface(manifest: Mapping[str, Any], where: str) -> None:
-    """Names once each, arrays that memory can hold, types and quantizations that fit them; integers, not 2.0, which JSON calls one, too."""
+    """Names once each, arrays that memory can hold, types and quantizations that fit them; integers, not 2.0, which
+    JSON calls one, too.
+    """
     for side in ("inputs", "outputs"):
         names = [e["name"] for e in manifest[side]]
         if len(set(names)) < len(names):
@@ -84,7 +98,12 @@ def _problem(entry: Mapping[str, Any]) -> str | None:
     kind, dtype, shape = entry["type"], entry["dtype"], entry["shape"]
     if not all(type(d) is int for d in shape):
         return "a dimension is no integer"
-    if kind != dtype and (kind, dtype) not in (("int2", "int8"), ("int4", "int8"), ("uint2", "uint8"), ("uint4", "uint8")):
+    if kind != dtype and (kind, dtype) not in (
+        ("int2", "int8"),
+        ("int4", "int8"),
+        ("uint2", "uint8"),
+        ("uint4", "uint8"),
+    ):
         return f"the type {kind} in arrays of {dtype}"
     if math.prod(shape) * ELEMENT_BYTES[dtype] > MOST_BYTES:
         return f"an array of {math.prod(shape) * ELEMENT_BYTES[dtype]} bytes"

@@ -1,4 +1,6 @@
-"""Folders that are written and read as a whole: an exchange of names puts a new one in the place of an old one, and readers keep the one they opened."""
+"""Folders that are written and read as a whole: an exchange of names puts a new one in the place of an old one, and
+readers keep the one they opened.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ ATTEMPTS = 100  # of a writer or reader whom others overtake
 
 
 def replace(new: Path, old: Path, destination: Path) -> None:
-    """Give a folder the name of another, in one step where Linux exchanges names; what had that name, if anything, ends as `new` or beside `old`.
+    """Give a folder the name of another, in one step where Linux exchanges names; what had that name, if anything,
+    ends as `new` or beside `old`.
 
     Raises OSError when the destination cannot be replaced; it is then as it was.
     """
@@ -56,11 +59,14 @@ def _exchange(one: Path, other: Path) -> int:
     function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if function is None:
         return errno.ENOSYS
-    return 0 if function(_CURRENT, os.fsencode(one), _CURRENT, os.fsencode(other), _EXCHANGE) == 0 else ctypes.get_errno()
+    return (
+        0 if function(_CURRENT, os.fsencode(one), _CURRENT, os.fsencode(other), _EXCHANGE) == 0 else ctypes.get_errno()
+    )
 
 
 def reading(path: Path, read: Callable[[Folder], T]) -> T:
-    """What `read` makes of a folder; it begins again when another folder took the place meanwhile, for then it may have seen parts of one that was removed.
+    """What `read` makes of a folder; it begins again when another folder took the place meanwhile, for then it may
+    have seen parts of one that was removed.
 
     Raises what `read` raises, and OSError.
     """
@@ -105,7 +111,9 @@ class Folder:
         try:
             if not stat.S_ISREG(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode):
                 return None
-            descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._descriptor)
+            descriptor = os.open(
+                name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._descriptor
+            )
         except OSError as e:
             if e.errno == errno.ELOOP:  # it became a link
                 return None

@@ -1,4 +1,6 @@
-"""The integer graph as files of a package: graph.json, constants.npz, graph.txt; needs TVM, which the rest of a package does not."""
+"""The integer graph as files of a package: graph.json, constants.npz, graph.txt; needs TVM, which the rest of a
+package does not.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ def graph_files(module: tvm.IRModule) -> dict[str, bytes]:
                 node["data"] = {"header": base64.b64encode(header).decode(), "constant": name}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
-    return {"graph.json": dump_json(graph), "constants.npz": buffer.getvalue(), "graph.txt": (module.script() + "\n").encode()}
+    return {
+        "graph.json": dump_json(graph),
+        "constants.npz": buffer.getvalue(),
+        "graph.txt": (module.script() + "\n").encode(),
+    }
 
 
 def _split_tensor(raw: bytes) -> tuple[bytes, bytes]:

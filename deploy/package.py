@@ -1,4 +1,5 @@
-"""The package on disk: one folder NAME.hawq, or a single file (archive.py), with the library, the integer graph it was made from, and the proofs.
+"""The package on disk: one folder NAME.hawq, or a single file (archive.py), with the library, the integer graph it
+was made from, and the proofs.
 
     manifest.json     format version, interface, target, versions, and the SHA-256 of every other file
     model.so          the library: kernels, constants, what TVM's virtual machine needs, and for a CPU the C interface
@@ -8,9 +9,9 @@
     certificate.json  the integer-only certificate
     report.json       for every kernel: rule, tile, where the tile comes from, and why earlier rules refused
 
-The graph's three files may be left out (`stripped`), and a signature of the manifest, manifest.json.minisig, may be there.
-A package is written to a temporary folder beside its destination and renamed, and it is checked in full before any code in it
-is loaded. The same model compiled twice gives the same bytes.
+The graph's three files may be left out (`stripped`), and a signature of the manifest, manifest.json.minisig, may be
+there. A package is written to a temporary folder beside its destination and renamed, and it is checked in full
+before any code in it is loaded. The same model compiled twice gives the same bytes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def dump_json(value: Any) -> bytes:
 
 
 def install(destination: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """Write a package to the folder `destination` in one step; a package that is there is replaced, anything else refused.
+    """Write a package to the folder `destination` in one step; a package that is there is replaced, anything else
+    refused.
 
     Raises OutputError when the destination exists and is no package, or cannot be written.
     """
@@ -72,9 +74,18 @@ def check_destination(destination: Path) -> None:
     try:
         check_folder(destination)
         if destination.name in ("", ".."):
-            raise OutputError("cannot be written", where=str(destination), expected="the name of a folder to make", remedy="add a name, by habit NAME.hawq")
+            raise OutputError(
+                "cannot be written",
+                where=str(destination),
+                expected="the name of a folder to make",
+                remedy="add a name, by habit NAME.hawq",
+            )
         if destination.exists() and not _may_replace(destination):
-            raise OutputError("exists and is not a package's folder", where=str(destination), remedy="choose another name, or remove it")
+            raise OutputError(
+                "exists and is not a package's folder",
+                where=str(destination),
+                remedy="choose another name, or remove it",
+            )
         _staging(destination).rmdir()
     except OSError as e:
         raise _unwritable(destination, e) from e
@@ -85,7 +96,12 @@ def _staging(destination: Path) -> Path:
 
 
 def _unwritable(destination: Path, e: OSError) -> OutputError:
-    return OutputError("cannot be written", where=str(destination), found=e.strerror or str(e), remedy="check the path and its permissions")
+    return OutputError(
+        "cannot be written",
+        where=str(destination),
+        found=e.strerror or str(e),
+        remedy="check the path and its permissions",
+    )
 
 
 def _may_replace(destination: Path) -> bool:
@@ -104,24 +120,32 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def install_file(destination: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """Write a package as a single file, in one step; a single-file package that is there is replaced, anything else refused.
+    """Write a package as a single file, in one step; a single-file package that is there is replaced, anything else
+    refused.
 
     Raises OutputError when the destination exists and is no such file, or cannot be written, or 4 GiB would not do.
     """
     if destination.exists() and not archive.is_one(destination):
-        raise OutputError("exists and is not a single-file package", where=str(destination), remedy="choose another name, or remove it")
+        raise OutputError(
+            "exists and is not a single-file package",
+            where=str(destination),
+            remedy="choose another name, or remove it",
+        )
     write_bytes(destination, archive.pack({**files, MANIFEST: dump_json(manifest)}, str(destination)))
 
 
 def read_files(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The manifest and the other files of a package, a folder or a single file; every hash is checked before anything is used.
+    """The manifest and the other files of a package, a folder or a single file; every hash is checked before
+    anything is used.
 
     Raises PackageError for a missing, damaged, extra, unreadable or foreign file, or another format version.
     """
     try:
         return _read(path, str(path))
     except OSError as e:
-        raise PackageError("cannot be read", where=str(path), found=e.strerror or str(e), remedy="check the path and its permissions") from e
+        raise PackageError(
+            "cannot be read", where=str(path), found=e.strerror or str(e), remedy="check the path and its permissions"
+        ) from e
 
 
 def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -140,17 +164,34 @@ def _checked(names: set[str], read: Callable[[str], bytes], where: str) -> tuple
     files = {name: read(name) for name in (*hashes, *({SIGNATURE} & set(names)))}
     for name in hashes:
         if hashlib.sha256(files[name]).hexdigest() != hashes[name]:
-            raise PackageError("is damaged: a file does not match its checksum", where=where, found=name, remedy="compile or copy it again")
+            raise PackageError(
+                "is damaged: a file does not match its checksum",
+                where=where,
+                found=name,
+                remedy="compile or copy it again",
+            )
     return manifest, files
 
 
 def _check_names(required: set[str], listed: set[str], present: set[str], where: str) -> None:
-    """Whether the files are those of the manifest, and these what a package holds: the graph is there as a whole or not at all."""
+    """Whether the files are those of the manifest, and these what a package holds: the graph is there as a whole or
+    not at all.
+    """
     expected = required | (set(GRAPH) if listed & set(GRAPH) else set())
     if gone := (expected | listed) - (present & listed):
-        raise PackageError("is damaged: a file is missing", where=where, found=f"no {', '.join(sorted(gone))}", remedy="compile or copy it again")
+        raise PackageError(
+            "is damaged: a file is missing",
+            where=where,
+            found=f"no {', '.join(sorted(gone))}",
+            remedy="compile or copy it again",
+        )
     if extra := (present | listed) - expected:
-        raise PackageError("holds a file that does not belong there", where=where, found=", ".join(sorted(extra)), remedy="remove it, or compile again")
+        raise PackageError(
+            "holds a file that does not belong there",
+            where=where,
+            found=", ".join(sorted(extra)),
+            remedy="remove it, or compile again",
+        )
 
 
 def _folder(folder: folders.Folder, where: str) -> tuple[set[str], Callable[[str], bytes]]:
@@ -159,7 +200,9 @@ def _folder(folder: folders.Folder, where: str) -> tuple[set[str], Callable[[str
     def read(name: str) -> bytes:
         data = folder.read(name)
         if data is None:
-            raise PackageError("is damaged: a file is not a plain file", where=where, found=name, remedy="compile it again")
+            raise PackageError(
+                "is damaged: a file is not a plain file", where=where, found=name, remedy="compile it again"
+            )
         return data
 
     names = folder.names()
@@ -170,7 +213,12 @@ def _folder(folder: folders.Folder, where: str) -> tuple[set[str], Callable[[str
 
 def _single_file(path: Path, where: str) -> tuple[set[str], Callable[[str], bytes]]:
     if not archive.is_one(path):
-        raise PackageError("is not a package", where=where, expected="what `hawq-tvm compile` or `hawq-tvm pack` wrote", found="another file")
+        raise PackageError(
+            "is not a package",
+            where=where,
+            expected="what `hawq-tvm compile` or `hawq-tvm pack` wrote",
+            found="another file",
+        )
     contents = archive.unpack(path.read_bytes(), where)
     return set(contents), contents.__getitem__
 
@@ -182,13 +230,17 @@ def require_graph(manifest: Mapping[str, Any], where: str) -> None:
     """
     if not set(GRAPH) <= set(manifest["sha256"]):
         raise PackageError(
-            "was stripped of its integer graph, which verify, prove and profile work from", where=where, expected="the full package",
-            found=f"no {GRAPH[0]}", remedy=f"use the package it was made from (graph_sha256 {manifest.get('graph_sha256')}), or compile again",
-        )  # fmt: skip
+            "was stripped of its integer graph, which verify, prove and profile work from",
+            where=where,
+            expected="the full package",
+            found=f"no {GRAPH[0]}",
+            remedy=f"use the package it was made from (graph_sha256 {manifest.get('graph_sha256')}), or compile again",
+        )
 
 
 def stripped(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """A package without its integer graph: it runs and is timed, and keeps `graph_sha256`; the hashes of what was left out are in `stripped`.
+    """A package without its integer graph: it runs and is timed, and keeps `graph_sha256`; the hashes of what was
+    left out are in `stripped`.
 
     A signature is left out too: it is the full package's.
     """
@@ -203,9 +255,12 @@ def _checked_manifest(data: bytes, where: str) -> dict[str, Any]:
         raise PackageError("is damaged: its manifest has no format version", where=where, remedy="compile it again")
     if manifest["format"] != FORMAT_VERSION:
         raise PackageError(
-            "has another format version", where=where, expected=str(FORMAT_VERSION), found=str(manifest["format"]),
+            "has another format version",
+            where=where,
+            expected=str(FORMAT_VERSION),
+            found=str(manifest["format"]),
             remedy="use the hawq-tvm version that wrote it, or compile it again",
-        )  # fmt: skip
+        )
     if data != dump_json(manifest) or manifest.get("seal") != _seal(manifest):
         raise PackageError("is damaged: its manifest was changed", where=where, remedy="compile or copy it again")
     contents.fit(manifest, "manifest", where)
@@ -222,4 +277,3 @@ def sealed(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str,
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != SIGNATURE}
     full = {**manifest, "format": FORMAT_VERSION, "sha256": hashes}
     return {**full, "seal": _seal(full)}
-

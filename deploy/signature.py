@@ -1,6 +1,8 @@
-"""Signatures of packages, in minisign's format (Ed25519 over BLAKE2b): `minisign -Vm manifest.json -p KEY.pub` checks the same.
+"""Signatures of packages, in minisign's format (Ed25519 over BLAKE2b): `minisign -Vm manifest.json -p KEY.pub`
+checks the same.
 
-The manifest is signed; it holds the hash of every other file.  The library py-minisign (extra `sign`) is imported when it is needed only.
+The manifest is signed; it holds the hash of every other file.  The library py-minisign (extra `sign`) is imported
+when it is needed only.
 """
 
 from __future__ import annotations
@@ -33,28 +35,43 @@ def sign(manifest: Mapping[str, Any], key: str | Path, password: Callable[[], st
             comment = f"file:{MANIFEST}\tpackage:{_ascii(str(manifest['name']))}\thashed"
             return bytes(secret.sign(dump_json(manifest), trusted_comment=comment)) + b"\n"
     except minisign.Error as e:
-        raise InputError("the key cannot be used", where=str(key), found=str(e), remedy=f"give its password, by the prompt or as {PASSWORD}") from e
+        raise InputError(
+            "the key cannot be used",
+            where=str(key),
+            found=str(e),
+            remedy=f"give its password, by the prompt or as {PASSWORD}",
+        ) from e
 
 
 def verify(manifest: Mapping[str, Any], files: Mapping[str, bytes], key: str | Path, where: str) -> str:
     """Check a package's signature against a public key of minisign's; the signature's trusted comment.
 
-    Raises SignatureError when there is no signature, or not this key's for this manifest; InputError when the key cannot be read.
+    Raises SignatureError when there is no signature, or not this key's for this manifest; InputError when the key
+    cannot be read.
     """
     minisign = _library()
     public = _read(minisign.PublicKey.from_file, key, "a public key of `minisign -G`")
     if SIGNATURE not in files:
-        raise SignatureError("is not signed", where=where, expected=SIGNATURE, remedy="get a signed one from whom you trust")
+        raise SignatureError(
+            "is not signed", where=where, expected=SIGNATURE, remedy="get a signed one from whom you trust"
+        )
     try:
         found = minisign.Signature.from_bytes(files[SIGNATURE])
         public.verify(dump_json(manifest), found)
     except minisign.Error as e:
-        raise SignatureError("has a signature that is not valid for this key", where=where, expected=f"one by {key}", found=str(e), remedy="do not use it; get it again from whom you trust") from e
+        raise SignatureError(
+            "has a signature that is not valid for this key",
+            where=where,
+            expected=f"one by {key}",
+            found=str(e),
+            remedy="do not use it; get it again from whom you trust",
+        ) from e
     return str(found.trusted_comment)
 
 
 def read_files(path: Path, key: str | Path | None) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The manifest and the other files of a package, checked as `package.read_files` does; with a public key, its signature too.
+    """The manifest and the other files of a package, checked as `package.read_files` does; with a public key, its
+    signature too.
 
     Raises PackageError, and what `verify` raises.
     """
@@ -68,7 +85,9 @@ def _read(load: Callable[[Any], Any], key: str | Path, expected: str) -> Any:
     try:
         return load(str(key))
     except (OSError, ValueError) as e:  # minisign.Error is a ValueError
-        raise InputError("is no readable key", where=str(key), expected=expected, found=getattr(e, "strerror", None) or str(e)) from e
+        raise InputError(
+            "is no readable key", where=str(key), expected=expected, found=getattr(e, "strerror", None) or str(e)
+        ) from e
 
 
 def _ascii(text: str) -> str:

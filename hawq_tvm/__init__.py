@@ -1,9 +1,9 @@
 """hawq_tvm: quantized neural networks as integer-only libraries, compiled by Apache TVM and proved bit-exact.
 
-    import hawq_tvm as ht
-    pkg = ht.compile("model.onnx", target="host")
-    pkg.verify(random=4, seed=0).raise_if_mismatch()
-    pkg.save("model.hawq")
+import hawq_tvm as ht
+pkg = ht.compile("model.onnx", target="host")
+pkg.verify(random=4, seed=0).raise_if_mismatch()
+pkg.save("model.hawq")
 """
 
 from __future__ import annotations
@@ -12,20 +12,38 @@ from typing import TYPE_CHECKING, Any
 
 from .core.version import __version__
 
-__all__ = ["HawqError", "Package", "Quantization", "TensorSpec", "__version__", "compile", "hawq_checkpoint", "inspect", "load", "tune"]
+__all__ = [
+    "HawqError",
+    "Package",
+    "Quantization",
+    "TensorSpec",
+    "__version__",
+    "compile",
+    "hawq_checkpoint",
+    "inspect",
+    "load",
+    "tune",
+]
 
 if TYPE_CHECKING:
     from hawq_tvm.compiler.inspection import inspect
     from hawq_tvm.core.errors import HawqError
+    from hawq_tvm.core.tensors import Quantization, TensorSpec
     from hawq_tvm.frontend.hawq.source import hawq_checkpoint
-    from hawq_tvm.package.interface import Quantization, TensorSpec
     from hawq_tvm.package.package import Package, compile, load
     from hawq_tvm.tuning.tuner import tune
 
 _HOMES = {
-    "Package": "package.package", "compile": "package.package", "load": "package.package", "HawqError": "core.errors", "Quantization": "package.interface", "TensorSpec": "package.interface", "inspect": "compiler.inspection", "tune": "tuning.tuner",
+    "Package": "package.package",
+    "compile": "package.package",
+    "load": "package.package",
+    "HawqError": "core.errors",
+    "Quantization": "core.tensors",
+    "TensorSpec": "core.tensors",
+    "inspect": "compiler.inspection",
+    "tune": "tuning.tuner",
     "hawq_checkpoint": "frontend.hawq.source",
-}  # fmt: skip
+}
 
 
 def __getattr__(name: str) -> Any:

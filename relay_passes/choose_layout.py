@@ -1,12 +1,11 @@
 """Choose channels-last for the whole graph, once (INTEGER -> INTEGER).
 
-Every tensor has a logical form (as the model wrote it, NCHW) and, when it is of rank 4, may have a channels-last form; each is
-made at most once, by permute_dims, or by reshape when that moves nothing.
-1. conv2d, pools, dilate2d, pad of rank 4          -> channels-last form (weights OIHW -> HWIO at compile time)
-2. element-wise operators with a channels-last operand -> channels-last, their constants permuted
-3. concat, reductions, softmax, slices, take on a channels-last operand -> the same with the axis renamed
-4. permute_dims of a channels-last tensor         -> one composed permute_dims, or nothing
-5. everything else, and the outputs                -> logical form
+Every tensor has a logical form (as the model wrote it, NCHW) and, when it is of rank 4, may have a channels-last
+form; each is made at most once, by permute_dims, or by reshape when that moves nothing. 1. conv2d, pools, dilate2d,
+pad of rank 4          -> channels-last form (weights OIHW -> HWIO at compile time) 2. element-wise operators with a
+channels-last operand -> channels-last, their constants permuted 3. concat, reductions, softmax, slices, take on a
+channels-last operand -> the same with the axis renamed 4. permute_dims of a channels-last tensor         -> one
+composed permute_dims, or nothing 5. everything else, and the outputs                -> logical form
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
 AXIS = {0: 0, 1: 3, 2: 1, 3: 2}  # where a logical (NCHW) axis is in NHWC
+
 
 def _moves_nothing(shape: Sequence[int]) -> bool:
     return shape[1] == 1 or (shape[2] == 1 and shape[3] == 1)
@@ -48,7 +48,9 @@ class _Layout:
             self.logical[var] = self._convert(rebuild, self.last[var], TO_FIRST, ops.shape_of(var), f"{var.name}.nchw")
         return self.logical[var]
 
-    def _convert(self, rebuild: Rebuild, expr: relax.Expr, axes: Sequence[int], logical: Sequence[int], name: str) -> relax.Expr:
+    def _convert(
+        self, rebuild: Rebuild, expr: relax.Expr, axes: Sequence[int], logical: Sequence[int], name: str
+    ) -> relax.Expr:
         self.count += 1
         shape = ops.shape_of(expr)
         if _moves_nothing(logical):
@@ -104,19 +106,31 @@ def _conv2d(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: 
     if ops.is_const(weight):
         kernel = ops.const(ops.const_value(weight).transpose(2, 3, 1, 0), ops.dtype_of(weight))
     else:
-        kernel = rebuild.emit(relax.op.permute_dims(layout.to_logical(rebuild, weight), [2, 3, 1, 0]), f"{binding.var.name}.hwio")
+        kernel = rebuild.emit(
+            relax.op.permute_dims(layout.to_logical(rebuild, weight), [2, 3, 1, 0]), f"{binding.var.name}.hwio"
+        )
     attrs = call.attrs
     data = layout.to_last(rebuild, call.args[0])
     return relax.op.nn.conv2d(
-        data, kernel, strides=list(attrs.strides), padding=list(attrs.padding), dilation=list(attrs.dilation),
-        groups=int(attrs.groups), data_layout="NHWC", kernel_layout="HWIO", out_layout="NHWC", out_dtype=str(attrs.out_dtype),
-    ), True  # fmt: skip
+        data,
+        kernel,
+        strides=list(attrs.strides),
+        padding=list(attrs.padding),
+        dilation=list(attrs.dilation),
+        groups=int(attrs.groups),
+        data_layout="NHWC",
+        kernel_layout="HWIO",
+        out_layout="NHWC",
+        out_dtype=str(attrs.out_dtype),
+    ), True
 
 
 def _max_pool2d(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
     a = call.attrs
     data = layout.to_last(rebuild, call.args[0])
-    pool = relax.op.nn.max_pool2d(data, list(a.pool_size), list(a.strides), list(a.padding), list(a.dilation), bool(a.ceil_mode), layout="NHWC")
+    pool = relax.op.nn.max_pool2d(
+        data, list(a.pool_size), list(a.strides), list(a.padding), list(a.dilation), bool(a.ceil_mode), layout="NHWC"
+    )
     return pool, True
 
 
@@ -143,7 +157,9 @@ def _pad(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: rel
 
 def _elementwise(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
     name = ops.op_name(call)
-    tensors = list(call.args[0].fields) if name == "hawq.requantize" else [a for a in call.args if isinstance(a, relax.Var)]
+    tensors = (
+        list(call.args[0].fields) if name == "hawq.requantize" else [a for a in call.args if isinstance(a, relax.Var)]
+    )
     tensors = [t for t in tensors if isinstance(t, relax.Var)]
     if not any(layout.is_last(t) for t in tensors) or any(len(ops.shape_of(t)) not in (0, 4) for t in tensors):
         return None
@@ -195,9 +211,14 @@ def _softmax(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call:
     a = call.attrs
     qtype = arith.QType(int(a["qmin"]), int(a["qmax"]), str(a["out_dtype"]))
     return ops.softmax(
-        layout.last[call.args[0]], ops.const_value(call.args[1]), axis=AXIS[int(a["axis"]) % 4], multiplier=int(a["multiplier"]),
-        shift=int(a["shift"]), qtype=qtype, zero_point=int(a["zero_point"]),
-    ), True  # fmt: skip
+        layout.last[call.args[0]],
+        ops.const_value(call.args[1]),
+        axis=AXIS[int(a["axis"]) % 4],
+        multiplier=int(a["multiplier"]),
+        shift=int(a["shift"]),
+        qtype=qtype,
+        zero_point=int(a["zero_point"]),
+    ), True
 
 
 def _strided_slice(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:

@@ -1,12 +1,12 @@
 """Round half up wherever that gives the same integers, because it takes fewer instructions (INTEGER -> INTEGER).
 
-1. a rounding to nearest of one operand: x m + b = 2^(s-1) (mod 2^s) is solved for x and looked for in the interval of x
+1. a rounding to nearest of one operand: x m + b = 2^(s-1) (mod 2^s) is solved for x and looked for in its interval
 2. of two operands of at most 8 bits: every pair of values is tried
 3. floor and ceil are half_up with another constant (A7b, A7c)
-4. where nothing below the zero point is kept (unsigned after ReLU), only what positive numbers do counts: toward_zero is
-   floor, away is ceil, half_away is half_up, and half_toward_zero is half_up of one less
-Of 1 and 2, ties between two results that are clamped to the same integer do not count. If all others of a channel go down, half_up of one less
-takes them there. Whatever has ties in both directions, or too many, stays as it is.
+4. where nothing below the zero point is kept (unsigned after ReLU), only what positive numbers do counts: toward_zero
+   is floor, away is ceil, half_away is half_up, and half_toward_zero is half_up of one less
+Of 1 and 2, ties between two results that are clamped to the same integer do not count. If all others of a channel go
+down, half_up of one less takes them there. Whatever has ties in both directions, or too many, stays as it is.
 """
 
 from __future__ import annotations
@@ -49,17 +49,24 @@ def drop_ties(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
         count += 1
         attrs, (data, multipliers, offset, shift) = value.attrs, value.args
         return ops.requantize(
-            list(data.fields), [ops.const_value(m) for m in multipliers.fields], ops.const_value(offset) + change, ops.const_value(shift),
+            list(data.fields),
+            [ops.const_value(m) for m in multipliers.fields],
+            ops.const_value(offset) + change,
+            ops.const_value(shift),
             qtype=arith.QType(int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"])),
-            zero_point=int(attrs["zero_point"]), rounding="half_up",
-            thresholds=int(attrs["thresholds"]), differing=int(attrs["differing"]),
-        )  # fmt: skip
+            zero_point=int(attrs["zero_point"]),
+            rounding="half_up",
+            thresholds=int(attrs["thresholds"]),
+            differing=int(attrs["differing"]),
+        )
 
     return rewrite_main(module, visit), count
 
 
 def _change(call: relax.Call) -> Array | None:
-    """Cases 3 and 4: what to add to the offset so that half_up takes the place of a rounding; None where nothing does."""
+    """Cases 3 and 4: what to add to the offset so that half_up takes the place of a rounding; None where nothing
+    does.
+    """
     rounding, shift = str(call.attrs["rounding"]), ops.const_value(call.args[3]).astype(np.int64)
     if int(call.attrs["qmin"]) >= int(call.attrs["zero_point"]):
         rounding = {"toward_zero": "floor", "away": "ceil", "half_away": "half_up"}.get(rounding, rounding)
@@ -71,7 +78,9 @@ def _change(call: relax.Call) -> Array | None:
 
 
 def settle_ties(call: relax.Call, intervals: Sequence[ranges.Interval]) -> Array | None:
-    """Cases 1 and 2: what to add to the offset, 0 or -1, so that half_up gives what a rounding to nearest does; None where neither is known to."""
+    """Cases 1 and 2: what to add to the offset, 0 or -1, so that half_up gives what a rounding to nearest does; None
+    where neither is known to.
+    """
     multipliers = [ops.const_value(m).astype(np.int64) for m in call.args[1].fields]
     offset, shift = (ops.const_value(a).astype(np.int64) for a in call.args[2:4])
     rows = [*multipliers, offset, shift]
@@ -121,7 +130,9 @@ def _ties_of_two(a: Array, b: Array, m: int, n: int, offset: int, shift: int) ->
 
 
 def _ties_of_one(call: relax.Call, m: int, offset: int, shift: int, low: int, high: int) -> list[int] | None:
-    """The integers below the ties of x m + offset for x in low..high, those that matter at least; None if there are many."""
+    """The integers below the ties of x m + offset for x in low..high, those that matter at least; None if there are
+    many.
+    """
     if shift < 1:
         return []
     wanted = ((1 << (shift - 1)) - offset) % (1 << shift)

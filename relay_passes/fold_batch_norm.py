@@ -39,12 +39,18 @@ def fold_batch_norm(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
             if ops.op_name(norm) == "relax.nn.batch_norm" and int(value.index) == 0:
                 count += 1
                 return _replace(rebuild, binding.var.name, norm, producer, values)
-        return value if ops.op_name(value) != "relax.nn.batch_norm" else relax.Tuple([rebuild.map(a) for a in binding.value.args[:1]])
+        return (
+            value
+            if ops.op_name(value) != "relax.nn.batch_norm"
+            else relax.Tuple([rebuild.map(a) for a in binding.value.args[:1]])
+        )
 
     return rewrite_main(module, visit), count
 
 
-def _replace(rebuild: Rebuild, name: str, norm: relax.Call, producer: Any, values: dict[relax.Var, relax.Expr]) -> relax.Expr:
+def _replace(
+    rebuild: Rebuild, name: str, norm: relax.Call, producer: Any, values: dict[relax.Var, relax.Expr]
+) -> relax.Expr:
     gamma, beta, mean, var = (ops.const_value(a).astype(np.float64) for a in norm.args[1:])
     attrs = norm.attrs
     factor = (gamma if bool(attrs.scale) else 1.0) / np.sqrt(var + float(attrs.epsilon))
@@ -65,7 +71,12 @@ def _real(array: np.ndarray[Any, Any], shape: list[int]) -> relax.Expr:
 
 
 def _fold_into_weight(
-    rebuild: Rebuild, name: str, source: relax.Expr, producer: Any, values: dict[relax.Var, relax.Expr], factor: np.ndarray[Any, Any]
+    rebuild: Rebuild,
+    name: str,
+    source: relax.Expr,
+    producer: Any,
+    values: dict[relax.Var, relax.Expr],
+    factor: np.ndarray[Any, Any],
 ) -> tuple[relax.Expr, Any] | None:
     """Cases 1 and 2: the new convolution and the old bias per channel, or None when the structure is not there."""
     conv = producer(source)
@@ -85,7 +96,9 @@ def _fold_into_weight(
     groups = int(conv.attrs.groups)
     if integers is None or not ops.is_const(integers) or (axis == 1 and groups != 1):
         return None
-    scale = ops.const_value(weight.args[1]).astype(np.float64) * factor.reshape([-1 if i == axis else 1 for i in range(4)])
+    scale = ops.const_value(weight.args[1]).astype(np.float64) * factor.reshape(
+        [-1 if i == axis else 1 for i in range(4)]
+    )
     new = ops.dequantize(
         integers, scale, ops.const_value(weight.args[2]), qmin=int(weight.attrs["qmin"]), qmax=int(weight.attrs["qmax"])
     )

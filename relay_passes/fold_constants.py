@@ -78,13 +78,21 @@ def _fold(expr: relax.Expr, layer: str) -> relax.Expr | None:
         return _const(MOVES[name](expr, first))
     if name == "hawq.quantize" and first.dtype.kind == "f":
         if np.isnan(first).any():
-            raise ModelError("quantizes a constant that is not a number", where=layer, found="NaN", remedy="correct the constant")
+            raise ModelError(
+                "quantizes a constant that is not a number", where=layer, found="NaN", remedy="correct the constant"
+            )
         attrs = expr.attrs
         scale, zero = ops.const_value(expr.args[1]), ops.const_value(expr.args[2]).astype(np.int64)
         quantized = arith.quantize(
-            first, scale, zero, qmin=int(attrs["qmin"]), qmax=int(attrs["qmax"]), storage=str(attrs["out_dtype"]),
-            rounding=str(attrs["rounding"]), form=str(attrs["form"]),
-        )  # fmt: skip
+            first,
+            scale,
+            zero,
+            qmin=int(attrs["qmin"]),
+            qmax=int(attrs["qmax"]),
+            storage=str(attrs["out_dtype"]),
+            rounding=str(attrs["rounding"]),
+            form=str(attrs["form"]),
+        )
         return _const(quantized)
     if name in _ELEMENTWISE and all(ops.is_const(a) for a in expr.args):
         values = [ops.const_value(a) for a in expr.args]

@@ -1,8 +1,8 @@
 """Fold a ReLU or clip between a graph input and its quantize into the quantize's range (A12; ANNOTATED -> ANNOTATED).
 
 1. quantize(relu(input)), quantize(clip(input))  -> quantize(input) with a narrower range; also a chain of them
-Rounding and clamping are monotone in float32 too, so the integers stay the same. Bounds whose level differs between channels
-stay as they are. Inside the network the lowering does the same to integers.
+Rounding and clamping are monotone in float32 too, so the integers stay the same. Bounds whose level differs between
+channels stay as they are. Inside the network the lowering does the same to integers.
 """
 
 from __future__ import annotations
@@ -51,18 +51,33 @@ def _bounds(call: Any) -> tuple[float, float] | None:
 
 
 def _narrowed(call: relax.Call, low: float, high: float, source: relax.Expr) -> relax.Call | None:
-    """A quantize of `source` for the quantize of its clip, None where the bounds are not the same integer in every channel."""
+    """A quantize of `source` for the quantize of its clip, None where the bounds are not the same integer in every
+    channel.
+    """
     attrs, (scale, zero) = call.attrs, (ops.const_value(a) for a in call.args[1:])
     qmin, qmax, kind = int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"])
     rounding, form = str(attrs["rounding"]), str(attrs["form"])
     levels = []
     for bound in (low, high):
         level = arith.quantize(
-            np.full(scale.shape, bound, np.float32), scale, zero, qmin=qmin, qmax=qmax, storage=kind, rounding=rounding, form=form
+            np.full(scale.shape, bound, np.float32),
+            scale,
+            zero,
+            qmin=qmin,
+            qmax=qmax,
+            storage=kind,
+            rounding=rounding,
+            form=form,
         )
         if np.any(level != level.flat[0]):
             return None
         levels.append(int(level.flat[0]))
     return ops.quantize(
-        source, scale, zero, qtype=arith.QType(levels[0], levels[1], kind), rounding=rounding, form=form, branches=str(attrs["branches"])
+        source,
+        scale,
+        zero,
+        qtype=arith.QType(levels[0], levels[1], kind),
+        rounding=rounding,
+        form=form,
+        branches=str(attrs["branches"]),
     )

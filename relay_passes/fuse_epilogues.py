@@ -1,10 +1,10 @@
-"""Outline every layer as one function: an anchor, what feeds it alone, and the element-wise chain after it (INTEGER -> PACKED).
+"""Outline every layer as a function: an anchor, what feeds it alone, the element-wise chain after it (to PACKED).
 
 1. conv2d, matmul, pools, reductions, softmax start a group and take in the pad, dilate2d, unpack_int4 and casts that
    feed only them.
-2. An element-wise operator joins the group of an operand that nothing else reads and that has its shape; at most one such
-   group may have an anchor, groups that only move or map elements all join, as long as the written-out expression of one
-   element stays below MOST_NODES.
+2. An element-wise operator joins the group of an operand that nothing else reads and that has its shape; at most one
+   such group may have an anchor, groups that only move or map elements all join, as long as the written-out expression
+   of one element stays below MOST_NODES.
 3. concat takes in the element-wise groups that feed only it.
 4. Every other operator is a group of its own, border operators always; a float head or tail stays in main.
 A group is placed where its last member was, so everything it reads exists by then.
@@ -22,8 +22,8 @@ from hawq_tvm.core import ops, stages
 from hawq_tvm.core.operators import OPERATORS, Kind, kind_of
 from hawq_tvm.core.rewriter import use_counts
 
-# A kernel writes a chain as one expression, in which a rounding repeats its operand: every requantize of a chain doubles or
-# triples it, and the compiler's time grows with its size. A convolution with its residual join has 10 to 30.
+# A kernel writes a chain as one expression, in which a rounding repeats its operand: every requantize of a chain
+# doubles or triples it, and the compiler's time grows with its size. A convolution with its residual join has 10 to 30.
 MOST_NODES = 200
 
 
@@ -50,8 +50,15 @@ def fuse_epilogues(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
 def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
     uses = use_counts(main)
     outside = stages.float_tail(main)
-    # A cast that only an anchor reads belongs to that anchor: in the producer's group it would be stored, four bytes an element.
-    feeds_anchor = {v for b in stages.bindings(main) if kind_of(ops.op_name(b.value)) is Kind.REDUCTION for v in ops.variables(b.value) if uses[v] == 1}
+    # A cast that only an anchor reads belongs to that anchor: in the producer's group it would be stored, four bytes an
+    # element.
+    feeds_anchor = {
+        v
+        for b in stages.bindings(main)
+        if kind_of(ops.op_name(b.value)) is Kind.REDUCTION
+        for v in ops.variables(b.value)
+        if uses[v] == 1
+    }
     group_of: dict[relax.Var, _Group] = {}
     nodes: dict[relax.Var, int] = {}  # of one element's expression, 1 where it is a load
 
@@ -64,7 +71,13 @@ def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
         found = []
         for v in ops.variables(call):
             group = group_of.get(v)
-            if group is not None and uses[v] == 1 and group.output.same_as(v) and not group.closed and group not in found:
+            if (
+                group is not None
+                and uses[v] == 1
+                and group.output.same_as(v)
+                and not group.closed
+                and group not in found
+            ):
                 found.append(group)
         return found
 

@@ -1,10 +1,10 @@
 """Make one table of a chain of tables and integer arithmetic on one 8-bit tensor (INTEGER -> INTEGER).
 
-A tanh-GELU with every operator quantized is such a chain: a dozen operators, and two of them tables already. Its value for each
-of the 256 integers is computed here by (A9) and (A16), so the integers stay the same. A chain becomes a hawq.lookup when
-1. it has a table and at least one more table or requantize, element by element and with scalar constants,
-2. nothing else reads what lies inside it, and
-3. no requantize inside differs from its real formula anywhere: what the certificate counts is then not hidden in a table.
+A tanh-GELU with every operator quantized is such a chain: a dozen operators, and two of them tables already. Its
+value for each of the 256 integers is computed here by (A9) and (A16), so the integers stay the same. A chain becomes
+a hawq.lookup when 1. it has a table and at least one more table or requantize, element by element and with scalar
+constants, 2. nothing else reads what lies inside it, and 3. no requantize inside differs from its real formula
+anywhere: what the certificate counts is then not hidden in a table.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ _PLAIN: dict[str, Callable[..., Array]] = {
 
 @dataclass(frozen=True, eq=False)
 class _Chain:
-    """A tensor as a function of an 8-bit one: its value for every integer of `leaf`; inside: what lies between the two."""
+    """A tensor as a function of an 8-bit one: its value for every integer of `leaf`; inside: what lies between the
+    two.
+    """
 
     leaf: relax.Var
     values: Array
@@ -93,9 +95,12 @@ def _chain(binding: relax.VarBinding, chains: dict[relax.Var, _Chain]) -> _Chain
     if values is None:
         return None
     return _Chain(
-        leaf, values, frozenset().union(*(c.inside for c in found), (v for v in read if not v.same_as(leaf))),
-        max(c.tables for c in found) + (name == "hawq.lookup"), max(c.steps for c in found) + (name not in _PLAIN),
-    )  # fmt: skip
+        leaf,
+        values,
+        frozenset().union(*(c.inside for c in found), (v for v in read if not v.same_as(leaf))),
+        max(c.tables for c in found) + (name == "hawq.lookup"),
+        max(c.steps for c in found) + (name not in _PLAIN),
+    )
 
 
 def _leaf(var: relax.Var) -> _Chain | None:
@@ -122,9 +127,15 @@ def _evaluate(call: relax.Call, name: str, operands: list[Any]) -> Array | None:
         return None
     *multipliers, offset, shift = (_scalar(c) for c in constants)
     return arith.requantize(
-        values, multipliers, offset, shift, rounding=str(attrs["rounding"]), zero_point=int(attrs["zero_point"]),
-        qmin=int(attrs["qmin"]), qmax=int(attrs["qmax"]),
-    )  # fmt: skip
+        values,
+        multipliers,
+        offset,
+        shift,
+        rounding=str(attrs["rounding"]),
+        zero_point=int(attrs["zero_point"]),
+        qmin=int(attrs["qmin"]),
+        qmax=int(attrs["qmax"]),
+    )
 
 
 def _scalar(expr: relax.Expr) -> Array:

@@ -24,7 +24,7 @@ from hawq_tvm.core.errors import first_of, not_quantized
 from hawq_tvm.core.operators import Kind, is_border, kind_of
 from hawq_tvm.core.ranges import Interval
 from relay_passes.integer.rescale import Output, realize
-from relay_passes.integer.values import (  # fmt: skip
+from relay_passes.integer.values import (
     INSERT,
     Constant,
     Context,
@@ -52,7 +52,8 @@ TAIL = "keep it outside the integer region with --allow-float-tail"
 def lower_to_integer(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     """The module with integer arithmetic alone between its quantizes and dequantizes.
 
-    Raises ModelError naming the first layer that cannot be integer, and knowing all others; for a float model, that it is one.
+    Raises ModelError naming the first layer that cannot be integer, and knowing all others; for a float model, that
+    it is one.
     """
     lowering = _Lowering(module)
     lowered = lowering.run()
@@ -81,7 +82,9 @@ class _Lowering:
         self.rewrites = 0
         self.outside: list[str] = []
         self.made: dict[Real, str] = {}  # which operator made a value: the float tail computes it under that name
-        self.floats: dict[Real | Joined | Softmax, relax.Expr] = {}  # what an output and a float tail read is converted once
+        self.floats: dict[
+            Real | Joined | Softmax, relax.Expr
+        ] = {}  # what an output and a float tail read is converted once
         self.allow_float = bool((self.main.attrs or {}).get("hawq.allow_float_tail", 0))
         self.feeds_quantize = self._feeding_quantize()
         self.nodes = stages.model_nodes(self.main)
@@ -97,7 +100,11 @@ class _Lowering:
 
     def run(self) -> tvm.IRModule:
         params = list(self.main.params)
-        types = [str(t) for t in self.main.attrs["hawq.input_types"]] if "hawq.input_types" in (self.main.attrs or {}) else []
+        types = (
+            [str(t) for t in self.main.attrs["hawq.input_types"]]
+            if "hawq.input_types" in (self.main.attrs or {})
+            else []
+        )
         for i, p in enumerate(params):
             if stages.is_float(p):
                 self.env[p] = Moved(p)
@@ -117,7 +124,11 @@ class _Lowering:
                 result = self.builder.emit_output(self._outputs(returned))
             self.builder.emit_func_output(result)
         func = self.builder.get()["main"]
-        attrs = {k: v for k, v in (self.main.attrs or {}).items() if k not in ("global_symbol", "hawq.nodes", "hawq.allow_float_tail")}
+        attrs = {
+            k: v
+            for k, v in (self.main.attrs or {}).items()
+            if k not in ("global_symbol", "hawq.nodes", "hawq.allow_float_tail")
+        }
         if self.outside:
             attrs["hawq.float_tail"] = self.outside
         for key, value in attrs.items():
@@ -125,7 +136,9 @@ class _Lowering:
         return tvm.IRModule({"main": func})
 
     def _stand_in(self, var: relax.Var) -> Any:
-        """What the readers of a failed layer see, so that they fail for reasons of their own alone: any 8-bit tensor."""
+        """What the readers of a failed layer see, so that they fail for reasons of their own alone: any 8-bit
+        tensor.
+        """
         if not isinstance(var.ty, relax.TensorType):
             return FAILED
         shape, dtype = ops.shape_of(var), "int8" if stages.is_float(var) else ops.dtype_of(var)
@@ -157,7 +170,9 @@ class _Lowering:
         except NotLowered as failure:
             remedy = "quantize it (a quantize/dequantize pair before this output)"
             remedy = remedy if self.allow_float else f"{TAIL}, or {remedy}"
-            raise NotLowered(failure.where, "output", failure.message.replace("its input", "this output"), remedy) from None
+            raise NotLowered(
+                failure.where, "output", failure.message.replace("its input", "this output"), remedy
+            ) from None
 
     def _value(self, expr: relax.Expr) -> Any:
         if isinstance(expr, relax.Var):
@@ -185,7 +200,11 @@ class _Lowering:
             return binding.value, values[0]
         if _is_integer_call(flat, binding):
             if kind_of(name) in (None, Kind.BORDER):
-                raise self.ctx.fail(name, "no integer arithmetic is defined for it", "replace it by operators that have integer arithmetic")
+                raise self.ctx.fail(
+                    name,
+                    "no integer arithmetic is defined for it",
+                    "replace it by operators that have integer arithmetic",
+                )
             return self.ctx.emit(self._integer_call(expr, values))
         try:
             lowered = self._lower_call(binding, expr, values, flat)
@@ -203,10 +222,17 @@ class _Lowering:
         return lowered
 
     def _check_shape(self, var: relax.Var, lowered: Any) -> None:
-        """Compare what a layer became with the tensor it was, which no lowering may change; the several results of one layer are its own."""
+        """Compare what a layer became with the tensor it was, which no lowering may change; the several results of
+        one layer are its own.
+        """
         if isinstance(var.ty, relax.TensorType) and isinstance(lowered, Real | Joined | Softmax | Constant | relax.Var):
             shape = ops.shape_of(lowered) if isinstance(lowered, relax.Var) else lowered.shape
-            contract.check(stages.model_node(var.name, self.nodes), "", shape, [contract.Promise("the model, before it becomes integer", "", ops.shape_of(var))])
+            contract.check(
+                stages.model_node(var.name, self.nodes),
+                "",
+                shape,
+                [contract.Promise("the model, before it becomes integer", "", ops.shape_of(var))],
+            )
 
     def _lower_call(self, binding: relax.VarBinding, call: relax.Call, values: list[Any], flat: list[Any]) -> Any:
         name = ops.op_name(call)
@@ -282,7 +308,9 @@ class _Lowering:
         return self.floats[value]
 
     def _summed(self, value: Real) -> relax.Expr:
-        """A value that only a float tail stands for, under the name of the operator that made it: the sum of its terms, clipped."""
+        """A value that only a float tail stands for, under the name of the operator that made it: the sum of its
+        terms, clipped.
+        """
         asked, layer = self.ctx.layer, self.made.get(value, self.ctx.layer)
         parts = []
         for i, term in enumerate(value.terms):
@@ -326,28 +354,40 @@ class _Lowering:
             if is_uniform(ops.const_value(call.args[1])) and is_uniform(ops.const_value(call.args[2])):
                 moves = value.moves
             elif value.moves:
-                raise self.ctx.fail("hawq.quantize", "scales per channel after a movement of the input", "use one scale")
+                raise self.ctx.fail(
+                    "hawq.quantize", "scales per channel after a movement of the input", "use one scale"
+                )
         args = [source, *call.args[1:]]
         if moves:
             args = [source] + [ops.const(ops.const_value(a).reshape(-1)[0], ops.dtype_of(a)) for a in call.args[1:]]
         expr = self.ctx.emit(relax.Call(call.op, args, attrs=call.attrs), "q" if moves else "")
         for i, m in enumerate(moves):
-            expr = self.ctx.emit(relax.Call(m.op, [expr, *m.args[1:]], attrs=m.attrs), "" if i == len(moves) - 1 else f"move{i}")
+            expr = self.ctx.emit(
+                relax.Call(m.op, [expr, *m.args[1:]], attrs=m.attrs), "" if i == len(moves) - 1 else f"move{i}"
+            )
         return expr
 
     def dynamic_quantize(self, call: relax.Call, values: list[Any]) -> relax.Expr:
         value = values[0]
         if _is_float_expr(value) or (isinstance(value, Moved) and not value.moves):
-            return self.ctx.emit(relax.Call(call.op, [value.base if isinstance(value, Moved) else value], attrs=call.attrs))
+            return self.ctx.emit(
+                relax.Call(call.op, [value.base if isinstance(value, Moved) else value], attrs=call.attrs)
+            )
         raise self.ctx.fail(
-            "DynamicQuantizeLinear", "its scale is computed at run time", "quantize the model statically, with calibration data"
+            "DynamicQuantizeLinear",
+            "its scale is computed at run time",
+            "quantize the model statically, with calibration data",
         )
 
     def softmax(self, call: relax.Call, values: list[Any]) -> Any:
         term = single(self.ctx, values[0], "softmax")
         levels = np.max(self.ctx.bounds(term.data)[1]) - np.min(self.ctx.bounds(term.data)[0]) + 1
         if not is_uniform(term.scale) or levels > 1 << 16 or binding_is_output(self, call):
-            raise self.ctx.fail("softmax", "its input is not an 8 or 16-bit tensor, or nothing quantizes its output", handlers.BOTH_SIDES)
+            raise self.ctx.fail(
+                "softmax",
+                "its input is not an 8 or 16-bit tensor, or nothing quantizes its output",
+                handlers.BOTH_SIDES,
+            )
         return Softmax(tuple(values[0].shape), term, int(call.attrs.axis))
 
     def astype(self, call: relax.Call, values: list[Any]) -> Any:

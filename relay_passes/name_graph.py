@@ -1,7 +1,7 @@
 """Write the integer graph's own hash on its `main` (INTEGER -> INTEGER), before anything is chosen for a target.
 
-Packages for different targets that carry the same hash (manifest: `graph_sha256`) came from the same integers: the same model, the same
-arithmetic, the same version of TVM.  Layout, packing, tiles and fusion come later and differ.
+Packages for different targets that carry the same hash (manifest: `graph_sha256`) came from the same integers: the
+same model, the same arithmetic, the same version of TVM.  Layout, packing, tiles and fusion come later and differ.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ ATTRIBUTE = "hawq.graph_sha256"
 
 
 def name_graph(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
-    """The module with the SHA-256 of its serialized form, in hexadecimal, as an attribute of `main`; a hash that is there is replaced."""
+    """The module with the SHA-256 of its serialized form, in hexadecimal, as an attribute of `main`; a hash that is
+    there is replaced.
+    """
     bare = tvm.IRModule({gv.name_hint: f.without_attr(ATTRIBUTE) for gv, f in module.functions_items()})
     named = {gv.name_hint: f for gv, f in bare.functions_items()}
     named["main"] = named["main"].with_attr(ATTRIBUTE, hashlib.sha256(tvm.ir.save_json(bare).encode()).hexdigest())

@@ -1,10 +1,10 @@
-"""Pack 4-bit tensors between layers two to a byte (A20; PACKED -> PACKED), for targets whose kernels multiply or open nibbles.
+"""Pack 4-bit tensors between layers two to a byte (A20; PACKED -> PACKED), where kernels multiply or open nibbles.
 
-1. The result of a layer whose elements lie in -8..7 (int8) or 0..15 (uint8), with a last dimension that is a multiple of
-   MULTIPLE, and that some convolution or matrix product with 4-bit weights reads as its data -> packed; the layers that read it
-   begin with unpack_int4.
-2. Not packed: what the model returns, what other operations of main read, what a contraction with other weights reads as its
-   data, and data with a border of other values than 0.
+1. The result of a layer whose elements lie in -8..7 (int8) or 0..15 (uint8), with a last dimension that is a multiple
+   of MULTIPLE, and that some convolution or matrix product with 4-bit weights reads as its data -> packed; the layers
+   that read it begin with unpack_int4.
+2. Not packed: what the model returns, what other operations of main read, what a contraction with other weights reads
+   as its data, and data with a border of other values than 0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ CONTRACTIONS = frozenset({"relax.nn.conv2d", "relax.matmul"})
 
 def pack_activations(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     """The module with its 4-bit tensors between layers packed, and how many there were."""
-    calls = [b for b in stages.bindings(module["main"]) if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.GlobalVar)]
+    calls = [
+        b
+        for b in stages.bindings(module["main"])
+        if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.GlobalVar)
+    ]
     intervals = ranges.module_ranges(module)
     signs = {b.var: sign for b in calls if (sign := _sign(b.var, intervals)) is not None}
     readers = _readers(module, calls)
@@ -103,7 +107,9 @@ def _rewritten(module: tvm.IRModule, chosen: dict[relax.Var, bool]) -> tvm.IRMod
         with builder.dataflow():
             for b in stages.bindings(main):
                 if b.var in layers:
-                    rebuild.env[b.var] = rebuild.emit(relax.Call(layers[b.var], [rebuild.map(a) for a in b.value.args]), b.var.name)
+                    rebuild.env[b.var] = rebuild.emit(
+                        relax.Call(layers[b.var], [rebuild.map(a) for a in b.value.args]), b.var.name
+                    )
                 elif b.var not in aliases:
                     rebuild.env[b.var] = rebuild.emit(rebuild.map(b.value), b.var.name)
             output = builder.emit_output(rebuild.map(returned))
@@ -127,7 +133,9 @@ def _layer(module: tvm.IRModule, gv: tvm.ir.GlobalVar, signs: list[bool | None],
     with builder.function("layer", params, private=True):
         with builder.dataflow():
             for old, p, sign in zip(func.params, params, signs, strict=True):
-                rebuild.env[old] = p if sign is None else rebuild.emit(ops.unpack_int4(p, ops.shape_of(old), sign), f"{p.name}.opened")
+                rebuild.env[old] = (
+                    p if sign is None else rebuild.emit(ops.unpack_int4(p, ops.shape_of(old), sign), f"{p.name}.opened")
+                )
             for b in stages.bindings(func):
                 rebuild.env[b.var] = rebuild.emit(rebuild.map(b.value), b.var.name)
             result = rebuild.map(func.body.body)

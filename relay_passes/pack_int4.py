@@ -29,7 +29,12 @@ def pack_int4(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
         weight = ops.const_value(value.args[index])
         signed = str(weight.dtype) == "int8"
         low, high = arith.RANGES["int4" if signed else "uint4"]
-        if str(weight.dtype) not in ("int8", "uint8") or weight.size < SMALLEST or weight.min() < low or weight.max() > high:
+        if (
+            str(weight.dtype) not in ("int8", "uint8")
+            or weight.size < SMALLEST
+            or weight.min() < low
+            or weight.max() > high
+        ):
             return None
         count += 1
         unpacked = ops.unpack_int4(arith.pack_int4(weight), weight.shape, signed)

@@ -48,7 +48,9 @@ LINEAR: dict[str, Function] = {
     "relax.minimum": lambda c, a, b: np.minimum(a, b),
     "relax.nn.relu": lambda c, a: np.maximum(a, 0),
     "relax.clip": lambda c, a, low, high: np.clip(a, low, high),
-    "relax.nn.leakyrelu": lambda c, a: np.where(a >= 0, a, a * (Fraction if a.dtype == object else float)(float(c.attrs.alpha))),
+    "relax.nn.leakyrelu": lambda c, a: np.where(
+        a >= 0, a, a * (Fraction if a.dtype == object else float)(float(c.attrs.alpha))
+    ),
 }
 NONLINEAR: dict[str, Function] = {
     "relax.sigmoid": lambda c, a: _sigmoid(a),
@@ -67,7 +69,8 @@ NONLINEAR: dict[str, Function] = {
     },
 }
 ELEMENTWISE = LINEAR | NONLINEAR
-# Functions whose values for fractions are fractions: what they give can lie on a tie, where float64 falls to either side.
+# Functions whose values for fractions are fractions: what they give can lie on a tie, where float64 falls to either
+# side.
 RATIONAL = frozenset(LINEAR) | {"relax.square"}
 
 
@@ -96,7 +99,9 @@ class _Region:
                 # A product (or quotient) of two functions of the tensor is not linear in it.
                 product = name == "relax.square" or (name in ("relax.multiply", "relax.divide") and len(depends) == 2)
                 self.products += product
-                self.nonlinear |= product or name in NONLINEAR or (name == "relax.divide" and isinstance(call.args[1], relax.Var))
+                self.nonlinear |= (
+                    product or name in NONLINEAR or (name == "relax.divide" and isinstance(call.args[1], relax.Var))
+                )
                 waiting += depends
                 if not all(isinstance(a, relax.Var) or _is_scalar(a) for a in call.args):
                     return False
@@ -122,7 +127,8 @@ class _Region:
         """Two dequantizes of one tensor with one scale are the same leaf."""
         assert self.leaf is not None
         return call.args[0].same_as(self.leaf.args[0]) and all(
-            np.array_equal(ops.const_value(a), ops.const_value(b)) for a, b in zip(call.args[1:], self.leaf.args[1:], strict=True)
+            np.array_equal(ops.const_value(a), ops.const_value(b))
+            for a, b in zip(call.args[1:], self.leaf.args[1:], strict=True)
         )
 
     def evaluate(self, root: relax.Var, x: Array) -> Array:
@@ -137,7 +143,9 @@ class _Region:
             elif ops.is_const(call):
                 known[var] = _scalar(call, x)
             else:
-                known[var] = ELEMENTWISE[ops.op_name(call)](call, *(known[a] if isinstance(a, relax.Var) else _scalar(a, x) for a in call.args))
+                known[var] = ELEMENTWISE[ops.op_name(call)](
+                    call, *(known[a] if isinstance(a, relax.Var) else _scalar(a, x) for a in call.args)
+                )
                 for a in {a for a in call.args if isinstance(a, relax.Var) and last[a].same_as(var)}:
                     del known[a]
         return known[root]
@@ -193,12 +201,16 @@ def _table(region: _Region, call: relax.Call, layer: str) -> Array:
     if np.any(np.isnan(real)):
         at = float(((reachable - zero) * scale)[np.isnan(real)][0])
         raise ModelError(
-            "its function is not a number for some quantized inputs", where=layer, found=f"NaN at x = {at:g}",
+            "its function is not a number for some quantized inputs",
+            where=layer,
+            found=f"NaN at x = {at:g}",
             remedy="clip the input to where the function is defined",
-        )  # fmt: skip
+        )
     out_scale, out_zero = (ops.const_value(a).astype(np.float64).reshape(-1)[0] for a in call.args[1:])
     attrs = call.attrs
-    steps = np.clip(real * (1 / out_scale) if str(attrs["form"]) == "reciprocal" else real / out_scale, -(2.0**40), 2.0**40)
+    steps = np.clip(
+        real * (1 / out_scale) if str(attrs["form"]) == "reciprocal" else real / out_scale, -(2.0**40), 2.0**40
+    )
     inside = out_zero if str(attrs["form"]) == "affine" else 0.0
     rounding = str(attrs["rounding"])
     rounded = arith.round_real(steps + inside, rounding) + out_zero - inside

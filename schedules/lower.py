@@ -33,15 +33,22 @@ def lower_to_tir(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.I
         choice = choose(rules, layer, target)
         kernel, origin = build(choice.rule, layer, target)
         attrs = {
-            "tirx.noalias": True, "tirx.is_scheduled": True, "hawq.rule": choice.rule.name, "hawq.layer": layer.name,
-            "hawq.tile": str(kernel.tile), "hawq.tile_from": origin, "hawq.refused": choice.sentence(),
-        }  # fmt: skip
+            "tirx.noalias": True,
+            "tirx.is_scheduled": True,
+            "hawq.rule": choice.rule.name,
+            "hawq.layer": layer.name,
+            "hawq.tile": str(kernel.tile),
+            "hawq.tile_from": origin,
+            "hawq.refused": choice.sentence(),
+        }
         kernels[name], functions[name] = kernel, kernel.func.with_attr(attrs)
     return _call_kernels(module, functions, {n: k.arguments for n, k in kernels.items()}), len(functions)
 
 
 def build(rule: Rule, layer: Layer, target: tvm.target.Target) -> tuple[Kernel, str]:
-    """The kernel of a layer, and where its tile comes from: a record, the cost model, or the rule, which has no other."""
+    """The kernel of a layer, and where its tile comes from: a record, the cost model, or the rule, which has no
+    other.
+    """
     tile = recorded_tile(rule, layer, target)
     if not isinstance(rule, Tiled):
         return rule.build(layer, target), "rule"
@@ -65,9 +72,10 @@ def _call_kernels(
         types = list(expr.ty.fields) if isinstance(expr.ty, relax.TupleType) else [expr.ty]
         types = [relax.TensorType(tuple(int(d) for d in t.shape.values), str(t.dtype)) for t in types]
         return relax.call_tir(
-            callees[name], [*(ops.renamed(a, renamed) for a in expr.args), *constants],
+            callees[name],
+            [*(ops.renamed(a, renamed) for a in expr.args), *constants],
             types if isinstance(expr.ty, relax.TupleType) else types[0],
-        )  # fmt: skip
+        )
 
     emit = ops.Emitter(builder, [p.name for p in main.params])
     with builder.function("main", list(main.params), attrs=dict(main.attrs or {}), private=False):
@@ -83,5 +91,3 @@ def _call_kernels(
             result = called(result) if isinstance(result, relax.Var) else builder.emit_output(called(result))
         builder.emit_func_output(result)
     return builder.get()
-
-

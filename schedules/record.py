@@ -1,6 +1,7 @@
 """Records of measured tiles: JSON files, and the pass that writes a record's tile into every layer function it is for.
 
-A tile that was chosen by a record is an attribute of the function, so that a stored graph lowers to the same kernels again.
+A tile that was chosen by a record is an attribute of the function, so that a stored graph lowers to the same kernels
+again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ Fields = dict[str, int | str | list[int]]
 class Record:
     """The fastest tile of one workload.
 
-    tile: the fields of the rule's tile.  median_us, default_us: of this tile and of the cost model's, measured in turns.
+    tile: the fields of the rule's tile.  median_us, default_us: of this tile and of the cost model's, measured in
+    turns.
     layer: one layer that has this workload, for people.  candidates: how many tiles were measured.
     machine, load, versions, date: where and when, and the load average of the machine just before.
     On a GPU the machine is its name, and threads and load are 0.
@@ -61,7 +63,9 @@ def warn(text: str) -> None:
 
 
 def parse(data: bytes, where: str) -> dict[str, Record] | None:
-    """The records in a file's bytes; entries that are none are ignored with a warning, and so is a foreign file: None."""
+    """The records in a file's bytes; entries that are none are ignored with a warning, and so is a foreign file:
+    None.
+    """
     try:
         content = json.loads(data)
     except (ValueError, RecursionError) as e:  # ValueError: no JSON, no UTF-8, or a number of absurd length
@@ -89,14 +93,25 @@ def read(path: Path) -> dict[str, Record]:
     try:
         return parse(path.read_bytes(), str(path)) or {}
     except OSError as e:
-        raise InputError("cannot be read", where=str(path), expected="a file that `hawq-tvm tune` wrote", found=e.strerror or str(e)) from e
+        raise InputError(
+            "cannot be read", where=str(path), expected="a file that `hawq-tvm tune` wrote", found=e.strerror or str(e)
+        ) from e
 
 
 def _wrong(entry: Any) -> str | None:
     """Why an entry is no record, or None."""
     if not isinstance(entry, dict):
         return "it is no object"
-    kinds = {"rule": str, "tile": dict, "layer": str, "threads": int, "candidates": int, "machine": str, "versions": dict, "date": str}
+    kinds = {
+        "rule": str,
+        "tile": dict,
+        "layer": str,
+        "threads": int,
+        "candidates": int,
+        "machine": str,
+        "versions": dict,
+        "date": str,
+    }
     odd = sorted(set(entry) ^ {f.name for f in fields(Record) if f.default is MISSING})
     if odd:
         return f"it has other fields than a record ({', '.join(odd)})"
@@ -117,11 +132,16 @@ def _is_number(value: Any) -> bool:
 
 def dump(records: Records) -> str:
     """Records as the text of a file; equal records give equal text."""
-    return json.dumps({"format": FORMAT, "entries": {k: asdict(r) for k, r in records.items()}}, indent=1, sort_keys=True) + "\n"
+    return (
+        json.dumps({"format": FORMAT, "entries": {k: asdict(r) for k, r in records.items()}}, indent=1, sort_keys=True)
+        + "\n"
+    )
 
 
 def shipped(target: tvm.target.Target) -> dict[str, Record]:
-    """The records that come with this version for a target's CPU or GPU: records/MCPU.json or sm_90.json, if there is one."""
+    """The records that come with this version for a target's CPU or GPU: records/MCPU.json or sm_90.json, if there
+    is one.
+    """
     name = "-".join(architectures(target)) if is_cuda(target) else target.attrs.get("mcpu", "generic")
     path = SHIPPED / f"{name}.json"
     return (parse(path.read_bytes(), str(path)) or {}) if path.is_file() else {}
@@ -139,8 +159,12 @@ def tile_of(rule: Tiled, layer: Layer, target: tvm.target.Target, wanted: Mappin
     return next((t for t in tiles if fields_of(t) == wanted), None)
 
 
-def find(records: Records, possible: Iterable[str], rule: Tiled, layer: Layer, target: tvm.target.Target, told: set[str]) -> Record | None:
-    """The first record under one of the `possible` keys whose tile the layer has; others are ignored with one warning each."""
+def find(
+    records: Records, possible: Iterable[str], rule: Tiled, layer: Layer, target: tvm.target.Target, told: set[str]
+) -> Record | None:
+    """The first record under one of the `possible` keys whose tile the layer has; others are ignored with one
+    warning each.
+    """
     for key in dict.fromkeys(possible):
         record = records.get(key)
         if record is None:
@@ -149,7 +173,11 @@ def find(records: Records, possible: Iterable[str], rule: Tiled, layer: Layer, t
             return record
         if key not in told:
             told.add(key)
-            why = f"the layer's rule is {rule.name}, not {record.rule}" if record.rule != rule.name else f"{layer.name} has no such tile: {record.tile}"
+            why = (
+                f"the layer's rule is {rule.name}, not {record.rule}"
+                if record.rule != rule.name
+                else f"{layer.name} has no such tile: {record.tile}"
+            )
             warn(f"the record {key!r} is ignored: {why}")
     return None
 
@@ -196,10 +224,17 @@ def recorded_tile(rule: Rule, layer: Layer, target: tvm.target.Target) -> Tile |
     if ATTRIBUTE not in attrs:
         return None
     chosen = json.loads(str(attrs[ATTRIBUTE]))
-    tile = tile_of(rule, layer, target, chosen["tile"]) if isinstance(rule, Tiled) and rule.name == chosen["rule"] else None
+    tile = (
+        tile_of(rule, layer, target, chosen["tile"])
+        if isinstance(rule, Tiled) and rule.name == chosen["rule"]
+        else None
+    )
     if tile is None:
         raise ScheduleError(
-            "its recorded tile does not fit it", where=layer.name, expected=f"a tile of {rule.name}", found=str(attrs[ATTRIBUTE]),
+            "its recorded tile does not fit it",
+            where=layer.name,
+            expected=f"a tile of {rule.name}",
+            found=str(attrs[ATTRIBUTE]),
             remedy="compile the model again with this version",
-        )  # fmt: skip
+        )
     return tile

@@ -1,4 +1,6 @@
-"""The compile report: which rule made each kernel, with which tile and where that comes from, and why the others refused."""
+"""The compile report: which rule made each kernel, with which tile and where that comes from, and why the others
+refused.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,12 @@ USAGE = "hawq.usage"
 
 
 def report(module: tvm.IRModule) -> list[dict[str, Any]]:
-    """One entry per PrimFunc of a TIR module: function, layer, rule, tile, tile_from, refused (a sentence per earlier rule).
+    """One entry per PrimFunc of a TIR module: function, layer, rule, tile, tile_from, refused (a sentence per
+    earlier rule).
 
-    tile_from: "record" of a measurement, "cost model", or "rule" where a rule has a single tile.  usage: on a GPU, for each of
-    its kernels and architectures the registers of a thread, the bytes spilled and kept on its stack, and the shared memory of a block.
+    tile_from: "record" of a measurement, "cost model", or "rule" where a rule has a single tile.  usage: on a GPU,
+    for each of its kernels and architectures the registers of a thread, the bytes spilled and kept on its stack, and
+    the shared memory of a block.
     """
     entries = []
     for gv, func in sorted(module.functions_items(), key=lambda item: item[0].name_hint):

@@ -53,13 +53,17 @@ class Tiled(Rule, Protocol):
 
 @runtime_checkable
 class Modelled(Tiled, Protocol):
-    """A rule with more tiles than `tiles` lists, a cost model in figures, and weights that every tile orders in its own way."""
+    """A rule with more tiles than `tiles` lists, a cost model in figures, and weights that every tile orders in its
+    own way.
+    """
 
     def possible(self, layer: Layer, target: tvm.target.Target) -> Sequence[Tile]:
         """Every tile of a layer that a record may name; the first are those of `tiles`."""
 
     def form(self, layer: Layer) -> str:
-        """What a kernel's time depends on beside the layer's structure: how it multiplies, which the weights' values may decide."""
+        """What a kernel's time depends on beside the layer's structure: how it multiplies, which the weights' values
+        may decide.
+        """
 
     def estimate(self, layer: Layer, target: tvm.target.Target, tile: Any) -> float:
         """The cost model's cycles."""

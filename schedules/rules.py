@@ -40,6 +40,9 @@ def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:
     if str(target.kind.name) == "cuda":
         return CUDA_RULES
     raise UsageError(
-        "no kernels for this kind of target", where="--target", expected="an LLVM CPU target or a CUDA target",
-        found=str(target.kind.name), remedy="compile for a CPU, for example --target host",
-    )  # fmt: skip
+        "no kernels for this kind of target",
+        where="--target",
+        expected="an LLVM CPU target or a CUDA target",
+        found=str(target.kind.name),
+        remedy="compile for a CPU, for example --target host",
+    )

@@ -17,8 +17,11 @@ from .layer import Layer
 from .rule import Modelled, Tiled
 
 # Attributes that are values, as constants are: layers that differ in them alone run equally fast.
-VALUES = frozenset({"zero_point", "qmin", "qmax", "fill", "pad_value", "multiplier", "shift", "thresholds", "differing"})
-# The fields of a CPU's tiles that are searched; the others say how a rule multiplies, which may depend on the weights' values.
+VALUES = frozenset(
+    {"zero_point", "qmin", "qmax", "fill", "pad_value", "multiplier", "shift", "thresholds", "differing"}
+)
+# The fields of a CPU's tiles that are searched; the others say how a rule multiplies, which may depend on the weights'
+# values.
 SEARCHED = frozenset({"lines", "columns", "pixels", "vectors", "rows"})
 
 
@@ -39,7 +42,9 @@ def structure(layer: Layer) -> str:
     for i, b in enumerate(layer.bindings):
         names[b.var] = f"v{i}"
         if isinstance(b.value, relax.Call):
-            right = f"{ops.op_name(b.value)}({', '.join(operand(a) for a in b.value.args)}) {_attributes(b.value.attrs)}"
+            right = (
+                f"{ops.op_name(b.value)}({', '.join(operand(a) for a in b.value.args)}) {_attributes(b.value.attrs)}"
+            )
         else:
             right = operand(b.value)
         lines.append(f"v{i} = {right}: {_type(b.var)}")

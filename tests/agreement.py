@@ -40,7 +40,9 @@ def agreed(source: Any, **options: Any) -> HawqError | None:
     except HawqError as e:
         assert str(e) == str(error), f"two refusals\n  inspect: {e}\n  compile: {error or 'accepts it'}"
         return error
-    assert report.error == ("" if error is None else str(error)), f"two verdicts\n  inspect: {report.verdict}\n  compile: {error or 'accepts it'}"
+    assert report.error == ("" if error is None else str(error)), (
+        f"two verdicts\n  inspect: {report.verdict}\n  compile: {error or 'accepts it'}"
+    )
     return error
 
 

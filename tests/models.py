@@ -12,10 +12,14 @@ import pytest
 from onnx import TensorProto, helper
 
 TYPES = {
-    "uint8": (TensorProto.UINT8, 0, 255), "int8": (TensorProto.INT8, -128, 127), "uint4": (TensorProto.UINT4, 0, 15),
-    "int4": (TensorProto.INT4, -8, 7), "int16": (TensorProto.INT16, -32768, 32767), "uint16": (TensorProto.UINT16, 0, 65535),
+    "uint8": (TensorProto.UINT8, 0, 255),
+    "int8": (TensorProto.INT8, -128, 127),
+    "uint4": (TensorProto.UINT4, 0, 15),
+    "int4": (TensorProto.INT4, -8, 7),
+    "int16": (TensorProto.INT16, -32768, 32767),
+    "uint16": (TensorProto.UINT16, 0, 65535),
     "int32": (TensorProto.INT32, -(2**31), 2**31 - 1),
-}  # fmt: skip
+}
 
 
 def needs_time(usual: bool) -> None:
@@ -42,7 +46,9 @@ class Graph:
     def constant(self, values: Any, kind: int, shape: Sequence[int] | None = None) -> str:
         array = np.asarray(values)
         name = f"c{len(self.initializers)}"
-        self.initializers.append(helper.make_tensor(name, kind, array.shape if shape is None else shape, array.ravel().tolist()))
+        self.initializers.append(
+            helper.make_tensor(name, kind, array.shape if shape is None else shape, array.ravel().tolist())
+        )
         return name
 
     def node(self, op: str, inputs: Sequence[str], domain: str = "", outputs: int = 1, **attrs: Any) -> str:
@@ -53,16 +59,22 @@ class Graph:
 
     def q(self, x: str, scale: Any, zero: Any = 0, kind: str = "uint8", **attrs: Any) -> str:
         proto = TYPES[kind][0]
-        return self.node("QuantizeLinear", [x, self.constant(scale, TensorProto.FLOAT), self.constant(zero, proto)], **attrs)
+        return self.node(
+            "QuantizeLinear", [x, self.constant(scale, TensorProto.FLOAT), self.constant(zero, proto)], **attrs
+        )
 
     def dq(self, x: str, scale: Any, zero: Any = 0, kind: str = "uint8", **attrs: Any) -> str:
         proto = TYPES[kind][0]
-        return self.node("DequantizeLinear", [x, self.constant(scale, TensorProto.FLOAT), self.constant(zero, proto)], **attrs)
+        return self.node(
+            "DequantizeLinear", [x, self.constant(scale, TensorProto.FLOAT), self.constant(zero, proto)], **attrs
+        )
 
     def qdq(self, x: str, scale: Any, zero: Any = 0, kind: str = "uint8") -> str:
         return self.dq(self.q(x, scale, zero, kind), scale, zero, kind)
 
-    def weight(self, shape: Sequence[int], kind: str = "int8", axis: int | None = 0, zero: int = 0, scale: float = 0.01) -> str:
+    def weight(
+        self, shape: Sequence[int], kind: str = "int8", axis: int | None = 0, zero: int = 0, scale: float = 0.01
+    ) -> str:
         proto, low, high = TYPES[kind]
         values = self.rng.integers(low, high, size=shape, endpoint=True)
         flat = values.reshape(-1)
@@ -77,7 +89,12 @@ class Graph:
         return self.node("Conv", [x, w] + ([bias] if bias else []), **attrs)
 
     def model(self, outputs: Sequence[str | tuple[str, int]], ir_version: int = 10) -> onnx.ModelProto:
-        infos = [helper.make_empty_tensor_value_info(o) if isinstance(o, str) else helper.make_tensor_value_info(o[0], o[1], None) for o in outputs]
+        infos = [
+            helper.make_empty_tensor_value_info(o)
+            if isinstance(o, str)
+            else helper.make_tensor_value_info(o[0], o[1], None)
+            for o in outputs
+        ]
         graph = helper.make_graph(self.nodes, "g", self.inputs, infos, self.initializers)
         domains = {n.domain for n in self.nodes} - {""}
         opsets = [helper.make_opsetid("", self.opset), *(helper.make_opsetid(d, 1) for d in domains)]

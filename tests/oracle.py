@@ -1,7 +1,7 @@
 """Other runtimes as oracles: they compute in float32, so they may land on the other side of a rounding boundary.
 
-A difference counts as explained when it is one step and the exact real value lies within float32's reach of the boundary;
-anything else fails.
+A difference counts as explained when it is one step and the exact real value lies within float32's reach of the
+boundary; anything else fails.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def integer_module(module: tvm.IRModule) -> tvm.IRModule:
 def explained(real_steps: np.ndarray, ours: np.ndarray, theirs: np.ndarray, more: Any = 0.0) -> np.ndarray:
     """Where a one-step difference sits on a rounding boundary, as far as float32 can tell.
 
-    The reach: float32 holds 24 bits, an accumulation and three multiplications lose a few units of the last place of the
-    value, and of the sum's largest partial result, which a float path may keep 2^6 times larger.  more: steps that are known
-    to be lost besides.
+    The reach: float32 holds 24 bits, an accumulation and three multiplications lose a few units of the last place of
+    the value, and of the sum's largest partial result, which a float path may keep 2^6 times larger.  more: steps
+    that are known to be lost besides.
     """
     boundary = np.abs(real_steps - np.floor(real_steps) - 0.5)
     reach = 2.0**-24 * 64 * np.maximum(np.abs(real_steps), 1) + more

@@ -1,4 +1,6 @@
-"""The container images without an engine: linted, pinned, of a user without privileges, their scripts there and documented."""
+"""The container images without an engine: linted, pinned, of a user without privileges, their scripts there and
+documented.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def test_hadolint(path: Path) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.name)
 def test_bases_users_and_scripts(path: Path) -> None:
     text = path.read_text()
-    stages = dict(re.findall(r"^FROM (\S+) AS (\w+)$", text, re.MULTILINE)[i][::-1] for i in range(text.count("\nFROM ")))
+    stages = dict(
+        re.findall(r"^FROM (\S+) AS (\w+)$", text, re.MULTILINE)[i][::-1] for i in range(text.count("\nFROM "))
+    )
     assert {"compiler", "runtime"} <= set(stages)
     for base in stages.values():
         assert base in stages or re.search(r":\d+\.\d+\.\d+-", base), f"{base} is not pinned to an exact version"

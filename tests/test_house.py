@@ -67,11 +67,15 @@ def test_no_import_runs_upward_and_none_in_a_circle() -> None:
         for module in _ours(path):
             target = _file(module)
             # `from package import name` reads the package's own file only where the name is no module.
-            if target is None or (target.name == "__init__.py" and any(_file(m) for m in _ours(path) if m.startswith(f"{module}."))):
+            if target is None or (
+                target.name == "__init__.py" and any(_file(m) for m in _ours(path) if m.startswith(f"{module}."))
+            ):
                 continue
             here, there = _room(path), _room(target)
             if here != there and floor_of[there] >= floor_of[here]:
-                upward.append(f"{path.relative_to(ROOT)} imports {target.relative_to(ROOT)}, which lies above it or beside it")
+                upward.append(
+                    f"{path.relative_to(ROOT)} imports {target.relative_to(ROOT)}, which lies above it or beside it"
+                )
     assert not upward, "\n".join(upward)
 
 
@@ -88,7 +92,9 @@ def test_passes_and_schedules_do_not_know_each_other(folder: str, other: str) ->
 def test_the_reference_shares_no_arithmetic() -> None:
     for name in ("reference.py", "reference_float.py"):
         shared = {i for i in _ours(ROOT / "hawq_tvm/verify" / name) if not i.startswith("hawq_tvm.verify.reference")}
-        assert not any(i.startswith(("hawq_tvm.core", "schedules", "relay_passes")) and i != "hawq_tvm.core.errors" for i in shared), shared
+        assert not any(
+            i.startswith(("hawq_tvm.core", "schedules", "relay_passes")) and i != "hawq_tvm.core.errors" for i in shared
+        ), shared
 
 
 def test_only_the_pipeline_joins_passes_and_schedules() -> None:

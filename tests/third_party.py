@@ -1,4 +1,6 @@
-"""Every model that a test imports beside a third party's run of it: shapes and types exactly, values as exactly as float32 can tell."""
+"""Every model that a test imports beside a third party's run of it: shapes and types exactly, values as exactly as
+float32 can tell.
+"""
 
 from __future__ import annotations
 
@@ -50,17 +52,22 @@ def random_feed(module: tvm.IRModule, seed: int = 0) -> Arrays:
 
 def too_large(nodes: int, module: tvm.IRModule) -> bool:
     """Whether a model of so many nodes is left to the tests of whole networks, which compare every layer."""
-    sizes = [math.prod(ops.shape_of(b.var)) for b in stages.bindings(module["main"]) if isinstance(b.var.ty, relax.TensorType)]
+    sizes = [
+        math.prod(ops.shape_of(b.var))
+        for b in stages.bindings(module["main"])
+        if isinstance(b.var.ty, relax.TensorType)
+    ]
     large = nodes > MAX_NODES or max(sizes, default=0) > MAX_ELEMENTS
     compared["too large"] += large
     return large
 
 
 def check_onnx(model: onnx.ModelProto, module: tvm.IRModule) -> None:
-    """Compare the ANNOTATED module of an ONNX model, and its integer and packed form where it has one, with a run by somebody else.
+    """Compare the ANNOTATED module of an ONNX model, and its integer and packed form where it has one, with a run by
+    somebody else.
 
-    That is ONNX Runtime; where it does not know the model or says otherwise, ONNX's own reference, for QONNX its executor. Where
-    nobody runs it, ONNX's shape inference is left.
+    That is ONNX Runtime; where it does not know the model or says otherwise, ONNX's own reference, for QONNX its
+    executor. Where nobody runs it, ONNX's shape inference is left.
     """
     if too_large(len(model.graph.node), module):
         return
@@ -74,7 +81,13 @@ def check_onnx(model: onnx.ModelProto, module: tvm.IRModule) -> None:
                 continue
             quantizers = [n for n in model.graph.node if _quantizes(n) and n.output[0] in theirs]
             try:
-                compare(module, feed, {node_name(n): theirs[n.output[0]] for n in quantizers}, [theirs[o.name] for o in model.graph.output], by)
+                compare(
+                    module,
+                    feed,
+                    {node_name(n): theirs[n.output[0]] for n in quantizers},
+                    [theirs[o.name] for o in model.graph.output],
+                    by,
+                )
             except AssertionError as e:
                 differences.append(e)
                 continue
@@ -87,7 +100,9 @@ def check_onnx(model: onnx.ModelProto, module: tvm.IRModule) -> None:
 
 
 def compare(module: tvm.IRModule, feed: Arrays, layers: Arrays, outputs: Sequence[np.ndarray], by: str) -> None:
-    """An ANNOTATED module, its INTEGER and its PACKED form beside somebody else's integers by layer and outputs in order."""
+    """An ANNOTATED module, its INTEGER and its PACKED form beside somebody else's integers by layer and outputs in
+    order.
+    """
     names = [str(n) for n in module["main"].attrs["hawq.output_names"]]
     wanted = dict(zip(names, outputs, strict=True))
     interface = {k: (v.dtype.name, v.shape) for k, v in wanted.items()}
@@ -113,14 +128,18 @@ def compare(module: tvm.IRModule, feed: Arrays, layers: Arrays, outputs: Sequenc
 
 def _check_integers(oracle: Oracle, by: str) -> None:
     wrong = {layer: row for layer, row in oracle.rows.items() if row[2]}
-    assert not wrong, f"layers whose integers {by} does not give (elements, different, not at a rounding boundary): {wrong}"
+    assert not wrong, (
+        f"layers whose integers {by} does not give (elements, different, not at a rounding boundary): {wrong}"
+    )
 
 
 def _check_interface(module: tvm.IRModule, wanted: Mapping[str, tuple[str, tuple[int, ...]]], by: str) -> None:
     """Names, types and shapes of the outputs; some hold sub-byte types in 8 bits, as we do."""
     main = module["main"]
     returned, _ = stages.outputs(main)
-    for name, kind, field in zip(main.attrs["hawq.output_names"], main.attrs["hawq.output_types"], returned.fields, strict=True):
+    for name, kind, field in zip(
+        main.attrs["hawq.output_names"], main.attrs["hawq.output_types"], returned.fields, strict=True
+    ):
         if str(name) in wanted:
             dtype, shape = wanted[str(name)]
             same = dtype in (str(kind), ops.dtype_of(field)) and ops.shape_of(field) == tuple(shape)
@@ -131,10 +150,14 @@ def _check_values(name: str, ours: np.ndarray, theirs: np.ndarray, by: str) -> N
     if theirs.dtype.kind == "f":
         finite = np.isfinite(theirs)
         size = np.max(np.abs(theirs[finite]), initial=0)
-        np.testing.assert_allclose(ours[finite], theirs[finite], rtol=2e-4, atol=2e-5 * size + 1e-6, err_msg=f"output {name} beside {by}")
+        np.testing.assert_allclose(
+            ours[finite], theirs[finite], rtol=2e-4, atol=2e-5 * size + 1e-6, err_msg=f"output {name} beside {by}"
+        )
     else:
         off = np.abs(ours.astype(np.int64) - theirs.astype(np.int64))
-        assert off.max(initial=0) <= 1 and np.mean(off) <= 0.03, f"output {name}: {by} differs by up to {off.max()}, {np.mean(off):.1%}"
+        assert off.max(initial=0) <= 1 and np.mean(off) <= 0.03, (
+            f"output {name}: {by} differs by up to {off.max()}, {np.mean(off):.1%}"
+        )
 
 
 def _quantizes(node: onnx.NodeProto) -> bool:
@@ -164,9 +187,14 @@ def _onnxruntime(model: onnx.ModelProto, feed: Arrays) -> Arrays:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level, options.intra_op_num_threads = 4, 1
-    refusals = tuple(getattr(errors, n) for n in ("Fail", "InvalidGraph", "InvalidArgument", "NotImplemented", "RuntimeException", "InvalidProtobuf"))
+    refusals = tuple(
+        getattr(errors, n)
+        for n in ("Fail", "InvalidGraph", "InvalidArgument", "NotImplemented", "RuntimeException", "InvalidProtobuf")
+    )
     try:
-        session = ort.InferenceSession(_exposed(model, feed).SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            _exposed(model, feed).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
         read = {i.name for i in session.get_inputs()}
         results = session.run(None, {k: v for k, v in feed.items() if k in read})
     except (*refusals, RuntimeError) as e:
@@ -195,14 +223,18 @@ def _qonnx(model: onnx.ModelProto, feed: Arrays) -> Arrays:
         from qonnx.core.onnx_exec import execute_onnx
         from qonnx.transformation.infer_shapes import InferShapes
 
-        return execute_onnx(ModelWrapper(_exposed(model, feed)).transform(InferShapes()), feed, return_full_exec_context=True)
+        return execute_onnx(
+            ModelWrapper(_exposed(model, feed)).transform(InferShapes()), feed, return_full_exec_context=True
+        )
     except Exception as e:  # neither has it a contract
         raise NotRun(str(e)) from e
 
 
 PARTIES: dict[str, Callable[[onnx.ModelProto, Arrays], Arrays]] = {
-    "ONNX Runtime": _onnxruntime, "ONNX's reference": _reference, "QONNX's executor": _qonnx,
-}  # fmt: skip
+    "ONNX Runtime": _onnxruntime,
+    "ONNX's reference": _reference,
+    "QONNX's executor": _qonnx,
+}
 
 
 def _inferred(model: onnx.ModelProto) -> dict[str, tuple[str, tuple[int, ...]]]:

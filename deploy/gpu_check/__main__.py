@@ -2,8 +2,9 @@
 
     python3 gpu-bundle/gpu_check.py --out gpu.json          (make gpu-check OUT=gpu.json)
 
-Needs Python, NumPy and an NVIDIA driver; PyTorch for what stands beside. No TVM, no compiler of ours, no network. The same command with
---resume does what an earlier run left out. Exit codes: 0 exact, 1 a layer differs or a step failed, 2 wrong options, 3 it cannot run here.
+Needs Python, NumPy and an NVIDIA driver; PyTorch for what stands beside. No TVM, no compiler of ours, no network.
+The same command with --resume does what an earlier run left out. Exit codes: 0 exact, 1 a layer differs or a step
+failed, 2 wrong options, 3 it cannot run here.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ from deploy.machine import driver, vm
 from deploy.machine.refusal import Refusal
 
 FORMAT = 1
-ALIKE = ("gpu", "driver_cuda", "cpu", "python", "torch")  # what must be the same of machines whose figures stand in one report
+ALIKE = (
+    "gpu",
+    "driver_cuda",
+    "cpu",
+    "python",
+    "torch",
+)  # what must be the same of machines whose figures stand in one report
 
 
 class Checker:
@@ -76,11 +83,19 @@ class Checker:
 def describe(cuda: driver.Driver | None) -> dict[str, Any]:
     """The machine, JSON-ready."""
     info = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    models = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return {
-        **(driver.describe(cuda.gpu) if cuda else {}), "cpu": models[0] if models else platform.processor(), "cores": len(os.sched_getaffinity(0)),
-        "system": f"{platform.system()} {platform.release()}", "python": platform.python_version(), **(peers.versions() if cuda else {}),
-    }  # fmt: skip
+        **(driver.describe(cuda.gpu) if cuda else {}),
+        "cpu": models[0] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        **(peers.versions() if cuda else {}),
+    }
 
 
 def earlier(path: Path, bundle: Bundle, machine: dict[str, Any]) -> dict[str, Any]:
@@ -125,11 +140,20 @@ def check(args: argparse.Namespace) -> int:
         bundle.unpack_runtime(Path(folder))
         tvm_ffi = vm.prepare(Path(folder), cuda is not None)
         report = earlier(args.out, bundle, machine) if args.resume and args.out else {}
-        report |= {"format": FORMAT, "bundle": bundle.sha256, "date": datetime.date.today().isoformat(), "machine": machine}
+        report |= {
+            "format": FORMAT,
+            "bundle": bundle.sha256,
+            "date": datetime.date.today().isoformat(),
+            "machine": machine,
+        }
         report |= {k: bundle.manifest[k] for k in ("producer", "entries", "target", "keep")}
         without = peers.missing() if cuda else None
         report["without_peers"] = without
-        wanted = [s for s in plan.steps(bundle.manifest["entries"], peers.PEERS, cuda is not None) if args.only in s.name and not (without and s.kind in plan.OF_TORCH)]
+        wanted = [
+            s
+            for s in plan.steps(bundle.manifest["entries"], peers.PEERS, cuda is not None)
+            if args.only in s.name and not (without and s.kind in plan.OF_TORCH)
+        ]
         run = plan.Run(report, args.budget_s, lambda: keep(args.out, report), lambda text: print(text, flush=True))
         run.go(wanted, Checker(bundle, tvm_ffi, cuda).do)
     keep(args.out, report)
@@ -162,12 +186,34 @@ def conclude(report: dict[str, Any]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="gpu_check.py", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", type=Path, default=Path(__file__).resolve().parent, metavar="FOLDER", help="default: the folder of this file")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        default=Path(__file__).resolve().parent,
+        metavar="FOLDER",
+        help="default: the folder of this file",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where the results go")
-    parser.add_argument("--budget-s", type=float, default=500, metavar="SECONDS", help="begin nothing that would end later (default: 500)")
+    parser.add_argument(
+        "--budget-s",
+        type=float,
+        default=500,
+        metavar="SECONDS",
+        help="begin nothing that would end later (default: 500)",
+    )
     parser.add_argument("--resume", action="store_true", help="keep the results in --out and do what is missing")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only steps whose name contains TEXT, such as 'verify case' or 'resnet50'")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: for a bundle that was made for CPUs (default: cuda)")
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="only steps whose name contains TEXT, such as 'verify case' or 'resnet50'",
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="cpu: for a bundle that was made for CPUs (default: cuda)",
+    )
     args = parser.parse_args(argv)
     try:
         return check(args)

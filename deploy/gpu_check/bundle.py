@@ -1,11 +1,11 @@
-"""The bundle on disk: a manifest with the SHA-256 of every file, libraries whose constants lie elsewhere, and expected integers.
+"""The bundle on disk: a manifest with the SHA-256 of every file, libraries whose constants lie elsewhere, and
+expected integers.
 
-    manifest.json             what is in the bundle, and the hash of every file
-    runtime/*.xz, *.whl       TVM's runtime libraries and tvm-ffi
-    libraries/NAME.so.xz      a library with zeros in the place of its large constants ("holes")
-    entries/NAME.json.xz      its holes, inputs, layers and kernels, and the name of what is expected
-    expected/NAME.json.xz     the reference's integers of every layer, or their hashes, the same for every batch of a network
-    constants/SHA256.xz       the bytes of holes
+manifest.json             what is in the bundle, and the hash of every file runtime/*.xz, *.whl       TVM's runtime
+libraries and tvm-ffi libraries/NAME.so.xz      a library with zeros in the place of its large constants ("holes")
+entries/NAME.json.xz      its holes, inputs, layers and kernels, and the name of what is expected
+expected/NAME.json.xz     the reference's integers of every layer, or their hashes, the same for every batch of a
+network constants/SHA256.xz       the bytes of holes
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ class Bundle:
         """What an entry's library takes, does and must compute."""
         fields: dict[str, Any] = json.loads(self._unpacked(f"entries/{name}.json.xz"))
         wanted = json.loads(self._unpacked(f"expected/{fields['expected']}.json.xz"))
-        return {**fields, "layers": [{**layer, "results": results} for layer, results in zip(fields["layers"], wanted, strict=True)]}
+        return {
+            **fields,
+            "layers": [{**layer, "results": results} for layer, results in zip(fields["layers"], wanted, strict=True)],
+        }
 
     def library(self, name: str, dense: bool = False) -> bytes:
         """An entry's library with its constants; dense: with random weights in the place of large constants.

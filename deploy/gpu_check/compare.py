@@ -3,8 +3,8 @@
 An expected result is one of
     {"dtype", "shape", "values": base64 of all bytes}
     {"dtype", "shape", "sha256": one per sample, "rows": base64 of a CRC-32 for every row of every sample}
-where `shape` is that of one sample and the first axis of a layer counts samples. Sample i of a batch is compared with expected
-sample i modulo their number, so larger batches of the same images need nothing more.
+where `shape` is that of one sample and the first axis of a layer counts samples. Sample i of a batch is compared
+with expected sample i modulo their number, so larger batches of the same images need nothing more.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ def expected(samples: Sequence[Array], whole: bool) -> dict[str, Any]:
     if whole or first.nbytes <= SMALL:
         return {**fields, "values": _text(b"".join(np.ascontiguousarray(s).tobytes() for s in samples))}
     rows = np.array([[zlib.crc32(r) for r in _rows(s[0])] for s in samples], "<u4")
-    return {**fields, "sha256": [hashlib.sha256(np.ascontiguousarray(s).tobytes()).hexdigest() for s in samples], "rows": _text(rows.tobytes())}
+    return {
+        **fields,
+        "sha256": [hashlib.sha256(np.ascontiguousarray(s).tobytes()).hexdigest() for s in samples],
+        "rows": _text(rows.tobytes()),
+    }
 
 
 def difference(wanted: dict[str, Any], found: Array, samples: int) -> str | None:
@@ -44,7 +48,9 @@ def difference(wanted: dict[str, Any], found: Array, samples: int) -> str | None
     if str(found.dtype) != wanted["dtype"] or found.shape[1:] != shape:
         return f"expected {wanted['dtype']}{list(shape)} for every sample, found {found.dtype}{list(found.shape[1:])}"
     whole = "values" in wanted
-    values = np.frombuffer(base64.b64decode(wanted["values"]), wanted["dtype"]).reshape(samples, *shape) if whole else None
+    values = (
+        np.frombuffer(base64.b64decode(wanted["values"]), wanted["dtype"]).reshape(samples, *shape) if whole else None
+    )
     for i, sample in enumerate(found):
         k = i % samples
         text = _first_element(values[k], sample) if values is not None else _first_row(wanted, k, samples, sample)
@@ -55,13 +61,20 @@ def difference(wanted: dict[str, Any], found: Array, samples: int) -> str | None
 
 def _first_element(wanted: Array, found: Array) -> str | None:
     bits = f"u{wanted.dtype.itemsize}"
-    unequal = np.ascontiguousarray(wanted).view(bits) != np.ascontiguousarray(found).view(bits) if wanted.ndim else np.array(wanted != found)
+    unequal = (
+        np.ascontiguousarray(wanted).view(bits) != np.ascontiguousarray(found).view(bits)
+        if wanted.ndim
+        else np.array(wanted != found)
+    )
     if wanted.dtype.kind == "f":
         unequal &= ~(np.isnan(wanted) & np.isnan(found))
     if not unequal.any():
         return None
     index = tuple(int(i) for i in np.argwhere(unequal)[0])
-    return f"index {list(index)}: expected {wanted[index].item()}, found {found[index].item()} ({int(unequal.sum())} of {unequal.size} elements differ)"
+    return (
+        f"index {list(index)}: expected {wanted[index].item()}, found {found[index].item()} ({int(unequal.sum())} of"
+        f" {unequal.size} elements differ)"
+    )
 
 
 def _first_row(wanted: dict[str, Any], k: int, samples: int, found: Array) -> str | None:

@@ -26,7 +26,9 @@ def inputs(entry: Mapping[str, Any]) -> list[Array]:
 
 
 def verify(machine: Machine, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare every layer of one inference with the expected integers: {"ok", "layers", "elements", "first_difference"}."""
+    """Compare every layer of one inference with the expected integers: {"ok", "layers", "elements",
+    "first_difference"}.
+    """
     layers: Sequence[dict[str, Any]] = entry["layers"]
     kernels = {layer["kernel"] for layer in layers}
     seen = elements = different = 0
@@ -44,7 +46,11 @@ def verify(machine: Machine, entry: Mapping[str, Any]) -> dict[str, Any]:
         for wanted, tensor in zip(layer["results"], arguments[-len(layer["results"]) :], strict=True):
             found = machine.numpy(tensor)
             elements += found.size
-            text = f"the library calls {symbol}, expected {layer['kernel']}" if symbol != layer["kernel"] else difference(wanted, found, entry["samples"])
+            text = (
+                f"the library calls {symbol}, expected {layer['kernel']}"
+                if symbol != layer["kernel"]
+                else difference(wanted, found, entry["samples"])
+            )
             if text is not None:
                 different += 1
                 first = first or f"layer {layer['layer']} ({seen} of {len(layers)}): {text}"
@@ -52,4 +58,10 @@ def verify(machine: Machine, entry: Mapping[str, Any]) -> dict[str, Any]:
     machine.watch(observe, *(machine.tensor(a) for a in inputs(entry)))
     if seen != len(layers):
         first = first or f"the library ran {seen} layers, expected {len(layers)}"
-    return {"ok": first is None and elements > 0, "layers": seen, "elements": elements, "different_results": different, "first_difference": first}
+    return {
+        "ok": first is None and elements > 0,
+        "layers": seen,
+        "elements": elements,
+        "different_results": different,
+        "first_difference": first,
+    }

@@ -1,4 +1,6 @@
-"""Bytes that are the same on every machine and with every version of NumPy: inputs and constants that need not be carried."""
+"""Bytes that are the same on every machine and with every version of NumPy: inputs and constants that need not be
+carried.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ def image(seed: int, shape: tuple[int, ...]) -> Array:
 def weights(kind: str, seed: int, count: int) -> Array:
     """Bytes of dense weights, uint8: int8 between -16 and 15, or nibbles between -1 and 1.
 
-    So dense weights have sums about as large as those of weights of which one in 16 to 64 is not zero and may have any value.
+    So dense weights have sums about as large as those of weights of which one in 16 to 64 is not zero and may have
+    any value.
     kind: "int8" or "nibbles".
     """
     random = noise(seed, count)

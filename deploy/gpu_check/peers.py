@@ -15,9 +15,11 @@ from .timing import measure, rotation
 
 PEERS = ("eager-fp32", "eager-fp16", "compile-fp16-channels-last")
 _MODELS = {
-    "resnet18": ("resnet18", {}), "resnet50": ("resnet50", {}), "mobilenetv2": ("mobilenet_v2", {}),
+    "resnet18": ("resnet18", {}),
+    "resnet50": ("resnet50", {}),
+    "mobilenetv2": ("mobilenet_v2", {}),
     "inceptionv3": ("inception_v3", {"init_weights": False, "aux_logits": False}),
-}  # fmt: skip
+}
 LARGEST = 8192  # of the matrix product whose rate stands for the device's
 
 
@@ -44,7 +46,9 @@ def missing() -> str | None:
     return None
 
 
-def network(net: str, peer: str, shape: tuple[int, ...], stream: Stream, l2: int, seconds: float = 1.0) -> dict[str, Any]:
+def network(
+    net: str, peer: str, shape: tuple[int, ...], stream: Stream, l2: int, seconds: float = 1.0
+) -> dict[str, Any]:
     """The times of torchvision's float network: launched kernel by kernel, and as a CUDA graph, as ours.
 
     Raises Refusal when PyTorch or torchvision is missing.
@@ -66,7 +70,9 @@ def network(net: str, peer: str, shape: tuple[int, ...], stream: Stream, l2: int
     count = rotation((2 if half else 4) * int(np.prod(shape)), l2)
 
     def given(i: int) -> Any:
-        x = t.randn(shape, device="cuda", generator=t.Generator("cuda").manual_seed(i), dtype=t.float16 if half else t.float32)
+        x = t.randn(
+            shape, device="cuda", generator=t.Generator("cuda").manual_seed(i), dtype=t.float16 if half else t.float32
+        )
         return x.to(memory_format=t.channels_last) if last else x
 
     own = t.cuda.ExternalStream(stream.handle)
@@ -76,10 +82,14 @@ def network(net: str, peer: str, shape: tuple[int, ...], stream: Stream, l2: int
             model(inputs[0])
         own.synchronize()
         fields: dict[str, Any] = {
-            "model": f"torchvision.models.{name}", "torch": t.__version__, "torchvision": torchvision.__version__, "inputs_rotated": count,
-            "bytes_rotated": sum(x.numel() * x.element_size() for x in inputs), "cudnn_tf32": bool(t.backends.cudnn.allow_tf32),
+            "model": f"torchvision.models.{name}",
+            "torch": t.__version__,
+            "torchvision": torchvision.__version__,
+            "inputs_rotated": count,
+            "bytes_rotated": sum(x.numel() * x.element_size() for x in inputs),
+            "cudnn_tf32": bool(t.backends.cudnn.allow_tf32),
             "launched": measure(stream, [partial(model, x) for x in inputs], seconds),
-        }  # fmt: skip
+        }
         try:
             graphs, pool = [], t.cuda.graph_pool_handle()
             t.cuda.synchronize()
@@ -100,7 +110,9 @@ def network(net: str, peer: str, shape: tuple[int, ...], stream: Stream, l2: int
 
 
 def products(shapes: Iterable[tuple[int, int, int]], stream: Stream) -> dict[str, Any]:
-    """`torch._int_mm`, [m, k] times [k, n], for every (m, n, k): microseconds in a graph, or why it refuses the shape."""
+    """`torch._int_mm`, [m, k] times [k, n], for every (m, n, k): microseconds in a graph, or why it refuses the
+    shape.
+    """
     return {f"{m}x{n}x{k}": _product(m, n, k, stream) for m, n, k in shapes}
 
 
@@ -125,8 +137,12 @@ def _product(m: int, n: int, k: int, stream: Stream, repeats: int = 20) -> dict[
 
 
 def limits(stream: Stream) -> dict[str, Any]:
-    """What the device reaches: int8 operations (two per multiplication) in its library's largest product, bytes copied per second."""
-    fields: dict[str, Any] = {"int8": f"torch._int_mm of {LARGEST} x {LARGEST} x {LARGEST}, operands between -32 and 31"}
+    """What the device reaches: int8 operations (two per multiplication) in its library's largest product, bytes
+    copied per second.
+    """
+    fields: dict[str, Any] = {
+        "int8": f"torch._int_mm of {LARGEST} x {LARGEST} x {LARGEST}, operands between -32 and 31"
+    }
     best = _product(LARGEST, LARGEST, LARGEST, stream, repeats=4)
     fields |= {"int8_tops": best["tops"]} if "tops" in best else {"int8_tops": None, "int8_error": best["error"]}
     return {**fields, "memory": "a copy of 4 GiB, bytes read and written", "memory_gb_per_s": _copied(stream)}
@@ -154,4 +170,3 @@ def versions() -> dict[str, str]:
     except ImportError as e:
         return {"torch": f"not importable: {sentence(e)}"}
     return {"torch": str(found.__version__), "torch_cuda": str(found.version.cuda), "numpy": np.__version__}
-

@@ -19,7 +19,8 @@ OF_TORCH = ("limits", "peer", "products")  # kinds of steps that need PyTorch
 class Step:
     """One thing to do: where its result goes in the JSON, and about how many seconds it takes.
 
-    kind: "verify", "time", "layers", "peer", "products" or "limits".  key: an entry's name, a peer's NET-bBATCH/PEER, or the kind.
+    kind: "verify", "time", "layers", "peer", "products" or "limits".  key: an entry's name, a peer's
+    NET-bBATCH/PEER, or the kind.
     """
 
     kind: str
@@ -33,7 +34,8 @@ class Step:
 
 
 def steps(entries: Sequence[dict[str, Any]], peers: Sequence[str], timed: bool) -> list[Step]:
-    """The steps for a bundle's entries, most important first: exactness at batch 1 and odd shapes, ResNet-50 beside PyTorch, the rest.
+    """The steps for a bundle's entries, most important first: exactness at batch 1 and odd shapes, ResNet-50 beside
+    PyTorch, the rest.
 
     peers: the names of PyTorch's forms.  timed: whether there is a GPU to time on.
     """
@@ -48,7 +50,11 @@ def steps(entries: Sequence[dict[str, Any]], peers: Sequence[str], timed: bool) 
         made += [Step("time", e["name"], _cost(e, 5)) for e in group]
         made += [Step("layers", e["name"], _cost(e, 4)) for e in group if e["batch"] in DETAILED]
         if group[0]["precision"] == PRECISIONS[0]:
-            made += [Step("peer", f"{e['net']}-b{e['batch']}/{p}", 45 if p.startswith("compile") else 6) for p in reversed(peers) for e in group]
+            made += [
+                Step("peer", f"{e['net']}-b{e['batch']}/{p}", 45 if p.startswith("compile") else 6)
+                for p in reversed(peers)
+                for e in group
+            ]
             made += [Step("products", e["name"], 6) for e in group]
         made += [Step("verify", e["name"], _cost(e, 3)) for e in group if e in checked and e not in first]
     return made
@@ -81,7 +87,14 @@ class Run:
     seconds: the budget.  keep: called after every step, so that an interruption loses nothing.
     """
 
-    def __init__(self, report: dict[str, Any], seconds: float, keep: Callable[[], None], say: Callable[[str], None], clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        report: dict[str, Any],
+        seconds: float,
+        keep: Callable[[], None],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.report, self.seconds, self.keep, self.say, self.clock = report, seconds, keep, say, clock
         self.start = clock()
 
@@ -110,9 +123,17 @@ class Run:
 def summary(step: Step, result: Any) -> str:
     """A result in a few words."""
     if step.kind == "verify":
-        return f"exact, {result['layers']} layers, {result['elements']} elements" if result["ok"] else f"NOT EXACT: {result['first_difference']}"
+        return (
+            f"exact, {result['layers']} layers, {result['elements']} elements"
+            if result["ok"]
+            else f"NOT EXACT: {result['first_difference']}"
+        )
     if step.kind in ("time", "peer"):
-        graph = f"{result['graph']['median_ms']:.4f} ms as a graph" if result.get("graph") else f"no graph ({result.get('graph_error')})"
+        graph = (
+            f"{result['graph']['median_ms']:.4f} ms as a graph"
+            if result.get("graph")
+            else f"no graph ({result.get('graph_error')})"
+        )
         return f"{graph}, {result['launched']['median_ms']:.4f} ms launched"
     if step.kind == "layers":
         return f"{len(result)} kernels, {sum(r['us'] for r in result):.1f} us"

@@ -1,7 +1,9 @@
-"""One way to time everything on a GPU: events around launches that are queued ahead, inputs rotated past the second-level cache.
+"""One way to time everything on a GPU: events around launches that are queued ahead, inputs rotated past the
+second-level cache.
 
-A chunk of launches is put into a stream before the first is waited for, with an event between any two: so the GPU's time is measured, and the
-CPU's share only where the CPU is slower than the GPU (which is the case of short networks launched kernel by kernel; a graph has one launch).
+A chunk of launches is put into a stream before the first is waited for, with an event between any two: so the GPU's
+time is measured, and the CPU's share only where the CPU is slower than the GPU (which is the case of short networks
+launched kernel by kernel; a graph has one launch).
 """
 
 from __future__ import annotations
@@ -33,7 +35,14 @@ def statistics(times: list[float]) -> dict[str, Any]:
     return {"median_ms": median, "p10_ms": p10, "p90_ms": p90, "min_ms": round(min(times), 5), "iterations": len(times)}
 
 
-def measure(stream: Stream, launches: Sequence[Callable[[], Any]], seconds: float = 1.0, warmup: float = 0.3, least: int = 20, most: int = 4000) -> dict[str, Any]:
+def measure(
+    stream: Stream,
+    launches: Sequence[Callable[[], Any]],
+    seconds: float = 1.0,
+    warmup: float = 0.3,
+    least: int = 20,
+    most: int = 4000,
+) -> dict[str, Any]:
     """Time launches in turns: `warmup` seconds unmeasured, then at least `least` and `seconds`, at most `most`."""
     chunk = max(1, min(CHUNK, most))
 
@@ -51,7 +60,9 @@ def measure(stream: Stream, launches: Sequence[Callable[[], Any]], seconds: floa
 
 
 def rotation(size: int, l2: int) -> int:
-    """How many inputs of `size` bytes are rotated: enough to overrun the second-level cache, at least two and at most MOST_INPUTS."""
+    """How many inputs of `size` bytes are rotated: enough to overrun the second-level cache, at least two and at
+    most MOST_INPUTS.
+    """
     return min(MOST_INPUTS, max(2, ceil(BEYOND * l2 / size)))
 
 
@@ -62,18 +73,30 @@ def images(entry: Mapping[str, Any], l2: int) -> list[list[Any]]:
     return [[image(1000 + i, shape)] for i in range(count)]
 
 
-def ours(machine: Any, inputs: Sequence[Sequence[Any]], stream: Stream, seconds: float = 1.0, warmup: float = 0.3, least: int = 20) -> dict[str, Any]:
+def ours(
+    machine: Any,
+    inputs: Sequence[Sequence[Any]],
+    stream: Stream,
+    seconds: float = 1.0,
+    warmup: float = 0.3,
+    least: int = 20,
+) -> dict[str, Any]:
     """The times of a library: kernel by kernel as the virtual machine launches them, and as one graph.
 
-    inputs: arrays to be rotated.  The result: {"launched", "graph", "graph_equal"} or, where the graph cannot be had, {"launched", "graph": None,
-    "graph_error": why}.  graph_equal: whether a graph gives the same bits as the kernels launched one by one.
+    inputs: arrays to be rotated.  The result: {"launched", "graph", "graph_equal"} or, where the graph cannot be
+    had, {"launched", "graph": None, "graph_error": why}.  graph_equal: whether a graph gives the same bits as the
+    kernels launched one by one.
     """
     tensors = [[machine.tensor(a) for a in arrays] for arrays in inputs]
     calls = [partial(machine.main, *t) for t in tensors]
     size = sum(a.nbytes for arrays in inputs for a in arrays)
 
     with on(machine, stream):
-        fields: dict[str, Any] = {"inputs_rotated": len(inputs), "bytes_rotated": size, "launched": measure(stream, calls, seconds, warmup, least)}
+        fields: dict[str, Any] = {
+            "inputs_rotated": len(inputs),
+            "bytes_rotated": size,
+            "launched": measure(stream, calls, seconds, warmup, least),
+        }
         plain = machine.main(*tensors[0])
         stream.wait()
         wanted = [machine.numpy(t) for t in plain]
@@ -107,7 +130,14 @@ def layers(machine: Any, entry: Mapping[str, Any], stream: Stream) -> list[dict[
         with closing([graph]):
             times = stream.milliseconds([graph.launch] * 8)[2:]
         micros = round(1000 * float(np.median(times)) / REPEATS, 3)
-        rows.append({"layer": layer["layer"], "us": micros, "products": layer["products"], **{k: layer[k] for k in ("rule", "tile", "matrix") if k in layer}})
+        rows.append(
+            {
+                "layer": layer["layer"],
+                "us": micros,
+                "products": layer["products"],
+                **{k: layer[k] for k in ("rule", "tile", "matrix") if k in layer},
+            }
+        )
         return SKIP
 
     tensors = [machine.tensor(image(1, tuple(i["shape"]))) for i in entry["inputs"]]

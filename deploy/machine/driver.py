@@ -56,7 +56,10 @@ class Driver:
         if code == 0:
             code = int(self._functions.cuDeviceGetCount(ctypes.byref(count)))
         if code == NO_DEVICE or (code == 0 and count.value == 0):
-            raise Refusal("the NVIDIA driver finds no GPU: make one visible (nvidia-smi, CUDA_VISIBLE_DEVICES, docker run --gpus all)")
+            raise Refusal(
+                "the NVIDIA driver finds no GPU: make one visible (nvidia-smi, CUDA_VISIBLE_DEVICES, docker run --gpus"
+                " all)"
+            )
         if code:
             raise Refusal(f"the NVIDIA driver does not start (CUDA error {code}): see what nvidia-smi says")
         device = ctypes.c_int(0)
@@ -74,7 +77,9 @@ class Driver:
         """
         code = int(getattr(self._functions, name)(*arguments))
         if code:
-            raise Refusal("the GPU's memory is full" if code == 2 else f"the driver's {name} fails with CUDA error {code}")
+            raise Refusal(
+                "the GPU's memory is full" if code == 2 else f"the driver's {name} fails with CUDA error {code}"
+            )
 
     def _describe(self) -> Gpu:
         version, name = ctypes.c_int(0), ctypes.create_string_buffer(128)
@@ -189,17 +194,26 @@ def check(gpu: Gpu, architectures: list[str], toolkit: str) -> None:
     """
     major = int(toolkit.split(".")[0])
     if gpu.driver // 1000 < major:
-        raise Refusal(f"the NVIDIA driver is too old: expected one for CUDA {major}.0 or newer, found one for CUDA {gpu.driver // 1000}.{gpu.driver % 1000 // 10}")
+        raise Refusal(
+            f"the NVIDIA driver is too old: expected one for CUDA {major}.0 or newer, found one for CUDA"
+            f" {gpu.driver // 1000}.{gpu.driver % 1000 // 10}"
+        )
     numbers = [int(a.removeprefix("sm_")) for a in architectures]
     if not any(n // 10 == gpu.capability // 10 and n <= gpu.capability for n in numbers):
         older = all(n > gpu.capability for n in numbers)
         kind = "older than" if older else "of another generation than"
-        raise Refusal(f"the GPU is {kind} the libraries' code: expected {', '.join(architectures)}, found {gpu.name}, sm_{gpu.capability}")
+        raise Refusal(
+            f"the GPU is {kind} the libraries' code: expected {', '.join(architectures)}, found {gpu.name},"
+            f" sm_{gpu.capability}"
+        )
 
 
 def describe(gpu: Gpu) -> Mapping[str, Any]:
     """JSON-ready fields."""
     return {
-        "gpu": gpu.name, "capability": gpu.capability, "driver_cuda": f"{gpu.driver // 1000}.{gpu.driver % 1000 // 10}", "l2_bytes": gpu.l2,
+        "gpu": gpu.name,
+        "capability": gpu.capability,
+        "driver_cuda": f"{gpu.driver // 1000}.{gpu.driver % 1000 // 10}",
+        "l2_bytes": gpu.l2,
         "multiprocessors": gpu.processors,
-    }  # fmt: skip
+    }

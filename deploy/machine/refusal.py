@@ -12,7 +12,18 @@ class Refusal(Exception):
 
 
 # What a failing step of a measurement raises: by TVM, PyTorch, the driver (through `Refusal`), and NumPy.
-FAILURES = (Refusal, RuntimeError, OSError, ValueError, TypeError, AttributeError, MemoryError, ImportError, KeyError, IndexError)
+FAILURES = (
+    Refusal,
+    RuntimeError,
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    MemoryError,
+    ImportError,
+    KeyError,
+    IndexError,
+)
 
 
 def sentence(error: BaseException) -> str:

@@ -22,7 +22,8 @@ TOOLKIT = "libcudart.so.13"
 
 
 def prepare(folder: Path, on_gpu: bool) -> Any:
-    """Make tvm-ffi and TVM's runtime usable from a folder that `Bundle.unpack_runtime` filled; returns the module tvm_ffi.
+    """Make tvm-ffi and TVM's runtime usable from a folder that `Bundle.unpack_runtime` filled; returns the module
+    tvm_ffi.
 
     Raises Refusal when this Python or this machine cannot load them.
     """
@@ -40,7 +41,10 @@ def start(folder: Path, on_gpu: bool) -> Any:
     try:
         import tvm_ffi
     except ImportError as e:
-        raise Refusal(f"tvm-ffi cannot be loaded by Python {sys.version.split()[0]} ({sentence(e)}): it is missing, or for another Python") from e
+        raise Refusal(
+            f"tvm-ffi cannot be loaded by Python {sys.version.split()[0]} ({sentence(e)}): it is missing, or for"
+            " another Python"
+        ) from e
     tvm_ffi.registry._SKIP_UNKNOWN_OBJECTS = True
     tvm_ffi.register_global_func("hawq_tvm.no_instrument", lambda: None, override=True)
     try:
@@ -58,13 +62,19 @@ def _load_toolkit() -> None:
     """CUDA's runtime library: loaded already (by PyTorch), the system's, the toolkit's, or of a Python package."""
     packages = [p for root in sys.path for p in sorted(Path(root or ".").glob("nvidia/*/lib"))]
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    for name in (TOOLKIT, *(str(folder / TOOLKIT) for folder in (Path(home) / "lib64", Path("/usr/local/cuda-13/lib64"), *packages))):
+    for name in (
+        TOOLKIT,
+        *(str(folder / TOOLKIT) for folder in (Path(home) / "lib64", Path("/usr/local/cuda-13/lib64"), *packages)),
+    ):
         try:
             ctypes.CDLL(name, ctypes.RTLD_GLOBAL)
             return
         except OSError:
             continue
-    raise Refusal(f"CUDA's runtime library {TOOLKIT} is missing: set CUDA_HOME to a CUDA toolkit 13, or pip install nvidia-cuda-runtime==13.0.96")
+    raise Refusal(
+        f"CUDA's runtime library {TOOLKIT} is missing: set CUDA_HOME to a CUDA toolkit 13, or pip install"
+        " nvidia-cuda-runtime==13.0.96"
+    )
 
 
 class Machine:

@@ -1,9 +1,10 @@
-"""A package beside other runtimes and packages: one process, one run, turn by turn, the same inputs, threads and processors.
+"""A package beside other runtimes and packages: one process, one run, turn by turn, the same inputs, threads and
+processors.
 
-Times of two runs, minutes apart on a machine that others use too, cannot be compared. So the engines take turns of a fraction
-of a second; whatever slows the machine slows them all. A turn begins when the process rests, because the threads of a pool
-that has nothing to do wait busily for a while (TVM's for more than a tenth of a second) and would take the next engine's processors.
-Then come calls that are not timed, to warm the caches.
+Times of two runs, minutes apart on a machine that others use too, cannot be compared. So the engines take turns of a
+fraction of a second; whatever slows the machine slows them all. A turn begins when the process rests, because the
+threads of a pool that has nothing to do wait busily for a while (TVM's for more than a tenth of a second) and would
+take the next engine's processors. Then come calls that are not timed, to warm the caches.
 """
 
 from __future__ import annotations
@@ -77,16 +78,32 @@ class AgainstReport:
         rows = []
         for e in self.engines:
             fields = e.bench.to_dict()
-            rows.append({
-                "engine": e.name, "version": e.version, "what": e.what, **{k: fields[k] for k in ("iterations", "latency_ms", "throughput_per_s")},
-                "ratio_to_fastest": round(_median(e) / fastest, 3), "ratio_of_minima": round(_least(e) / least, 3), **speed(e.bench, e.products, self.limits),
-                "products": e.products, "agreement": [a.to_dict() for a in e.agreement], "agreement_text": [a.sentence() for a in e.agreement],
-            })  # fmt: skip
+            rows.append(
+                {
+                    "engine": e.name,
+                    "version": e.version,
+                    "what": e.what,
+                    **{k: fields[k] for k in ("iterations", "latency_ms", "throughput_per_s")},
+                    "ratio_to_fastest": round(_median(e) / fastest, 3),
+                    "ratio_of_minima": round(_least(e) / least, 3),
+                    **speed(e.bench, e.products, self.limits),
+                    "products": e.products,
+                    "agreement": [a.to_dict() for a in e.agreement],
+                    "agreement_text": [a.sentence() for a in e.agreement],
+                }
+            )
         return {
-            "name": self.name, "machine": self.machine, "threads": self.threads, "pinned_to": list(self.cores), "turns": self.turns,
-            "others_share": round(self.others, 3), "products": self.products, "limits": self.limits.to_dict(), "engines": rows,
+            "name": self.name,
+            "machine": self.machine,
+            "threads": self.threads,
+            "pinned_to": list(self.cores),
+            "turns": self.turns,
+            "others_share": round(self.others, 3),
+            "products": self.products,
+            "limits": self.limits.to_dict(),
+            "engines": rows,
             "excluded": [{"engine": name, "reason": reason} for name, reason in self.excluded],
-        }  # fmt: skip
+        }
 
 
 def _median(engine: EngineReport) -> float:
@@ -98,7 +115,8 @@ def _least(engine: EngineReport) -> float:
 
 
 def speed(bench: BenchReport, products: int, found: limits.Limits) -> dict[str, float | None]:
-    """10^12 operations per second (two per multiplication) at the median, and their share of the measured limit x threads.
+    """10^12 operations per second (two per multiplication) at the median, and their share of the measured limit x
+    threads.
 
     None for the share where no limit could be measured.
     """
@@ -120,19 +138,37 @@ def alone(package: Package, inputs: Mapping[str, Array] | None = None, **options
 
 
 def compare(
-    package: Package, model: str | Path | None, names: Sequence[str], inputs: Mapping[str, Array] | None = None, *,
-    warmup_ms: float = 200, duration: float = 3, iterations: int = 10, threads: int | None = None,
-) -> AgainstReport:  # fmt: skip
-    """Time a package beside the named peers: runtimes (see peers.PEERS) on the ONNX model that it was compiled from, and other packages.
+    package: Package,
+    model: str | Path | None,
+    names: Sequence[str],
+    inputs: Mapping[str, Array] | None = None,
+    *,
+    warmup_ms: float = 200,
+    duration: float = 3,
+    iterations: int = 10,
+    threads: int | None = None,
+) -> AgainstReport:
+    """Time a package beside the named peers: runtimes (see peers.PEERS) on the ONNX model that it was compiled from,
+    and other packages.
 
-    model: needed by runtimes only.  duration, iterations: at least so many seconds and calls are timed of each engine.  threads: of each
-    engine, each with a processor of its own (None: all).  An engine that cannot run here is left out and named in `excluded`.
+    model: needed by runtimes only.  duration, iterations: at least so many seconds and calls are timed of each
+    engine.  threads: of each engine, each with a processor of its own (None: all).  An engine that cannot run here
+    is left out and named in `excluded`.
     Raises UsageError, ModelError when a peer does not run the same network, CannotRun when no peer is left.
     """
     if not (0 <= warmup_ms < float("inf") and 0 <= duration < float("inf") and iterations >= 1):
-        raise UsageError("warm-up and duration must be finite and not negative, iterations at least 1", found=f"{warmup_ms}, {duration}, {iterations}")
+        raise UsageError(
+            "warm-up and duration must be finite and not negative, iterations at least 1",
+            found=f"{warmup_ms}, {duration}, {iterations}",
+        )
     if package.on_gpu:
-        raise UsageError("the other runtimes are timed on the CPU", where=package.name, expected="a package for a CPU", found="one for a GPU", remedy="bench it alone")
+        raise UsageError(
+            "the other runtimes are timed on the CPU",
+            where=package.name,
+            expected="a package for a CPU",
+            found="one for a GPU",
+            remedy="bench it alone",
+        )
     count = machine.available_cores() if threads is None else threads
     cores, path = pinning.choose_cores(count), None if model is None else Path(model)
     peers.check_needs(names, path)
@@ -151,15 +187,28 @@ def compare(
             with pinning.other_processes(cores) as others:
                 times, turns = _take_turns(engines, warmup_ms / 1000, duration, iterations, stop)
             if not pinning.pinned(cores):
-                raise UsageError("an engine moved its threads to other processors, so the times were not comparable", found=", ".join(names))
+                raise UsageError(
+                    "an engine moved its threads to other processors, so the times were not comparable",
+                    found=", ".join(names),
+                )
             products = engines[0].products
             reports = tuple(
-                EngineReport(e.name, e.version, e.what, BenchReport(e.name, described, count, warmup_ms, tuple(t)), getattr(e, "products", products), a)
+                EngineReport(
+                    e.name,
+                    e.version,
+                    e.what,
+                    BenchReport(e.name, described, count, warmup_ms, tuple(t)),
+                    getattr(e, "products", products),
+                    a,
+                )
                 for e, t, a in zip(engines, times, agreements, strict=True)
             )
-        return AgainstReport(package.name, described, count, tuple(cores), turns, others[0], products, found, reports, tuple(excluded))
+        return AgainstReport(
+            package.name, described, count, tuple(cores), turns, others[0], products, found, reports, tuple(excluded)
+        )
 
-    # A new thread, because TVM's pool belongs to the thread that first needs it: this one's has exactly `count` threads.
+    # A new thread, because TVM's pool belongs to the thread that first needs it: this one's has exactly `count`
+    # threads.
     with pinning.restored_affinity(), ThreadPoolExecutor(1) as thread:
         try:
             return thread.submit(run).result()
@@ -186,8 +235,12 @@ Agreements = tuple[agreement.OutputAgreement, ...]
 
 
 def _prepare(
-    wanted: Sequence[Any], model: Path | None, inputs: Mapping[str, Array], threads: int, specs: Sequence[Mapping[str, Any]]
-) -> tuple[list[Any], list[Agreements], list[tuple[str, str]]]:  # fmt: skip
+    wanted: Sequence[Any],
+    model: Path | None,
+    inputs: Mapping[str, Array],
+    threads: int,
+    specs: Sequence[Mapping[str, Any]],
+) -> tuple[list[Any], list[Agreements], list[tuple[str, str]]]:
     """Load every engine, run each once, and check the outputs before any time is spent on measuring.
 
     The result: the engines that run, their outputs beside the first's, and the engines that cannot, with the reason.
@@ -205,7 +258,9 @@ def _prepare(
         engines.append(engine)
         found.append(() if engine is wanted[0] else _agreement(wanted[0], engine, model, specs))
     if len(engines) < 2:
-        raise CannotRun("nothing is left to compare with", where="--against", found="; ".join(reason for _, reason in excluded))
+        raise CannotRun(
+            "nothing is left to compare with", where="--against", found="; ".join(reason for _, reason in excluded)
+        )
     return engines, found, excluded
 
 
@@ -219,28 +274,43 @@ def _agreement(ours: Packaged, engine: Any, model: Path | None, specs: Sequence[
     try:
         rows = agreement.compare(ours.outputs(), engine.outputs(), specs)
     except ValueError as e:
-        raise ModelError(f"{engine.name} did not run the network of the package: {e}", where=str(model), remedy="give the model that the package was compiled from") from e
+        raise ModelError(
+            f"{engine.name} did not run the network of the package: {e}",
+            where=str(model),
+            remedy="give the model that the package was compiled from",
+        ) from e
     for row in rows:
         if isinstance(engine, Rival | InC):
             if not row.equal:
-                raise ModelError("two libraries of one integer graph have different outputs", where=engine.name, expected="equal ones", found=row.sentence(), remedy="verify both")
+                raise ModelError(
+                    "two libraries of one integer graph have different outputs",
+                    where=engine.name,
+                    expected="equal ones",
+                    found=row.sentence(),
+                    remedy="verify both",
+                )
         elif not row.same_network:
             raise ModelError(
-                f"{engine.name} did not run the network of the package, or ran it wrongly", where=str(model), found=row.sentence(),
+                f"{engine.name} did not run the network of the package, or ran it wrongly",
+                where=str(model),
+                found=row.sentence(),
                 expected=f"a correlation of at least {agreement.LEAST_CORRELATION:g} ({agreement.WHY})",
                 remedy=f"give the model that the package was compiled from, or leave {engine.name} out",
-            )  # fmt: skip
+            )
     return tuple(rows)
 
 
-def _take_turns(engines: Sequence[Any], warmup: float, duration: float, iterations: int, stop: threading.Event) -> tuple[list[list[float]], int]:
+def _take_turns(
+    engines: Sequence[Any], warmup: float, duration: float, iterations: int, stop: threading.Event
+) -> tuple[list[list[float]], int]:
     """Milliseconds of every timed call of every engine, and the number of turns that each had; seconds otherwise."""
     for engine in engines:
         _until(engine.call, warmup, stop)
     times: list[list[float]] = [[] for _ in engines]
     turns, turn = 0, min(TURN, duration)
     while not stop.is_set() and any(len(t) < iterations or sum(t) < 1000 * duration for t in times):
-        # Everybody's turn also when some have enough: the same stretch of time for all. Each begins a round in its turn.
+        # Everybody's turn also when some have enough: the same stretch of time for all. Each begins a round in its
+        # turn.
         for i in range(len(engines)):
             k = (turns + i) % len(engines)
             _wait_for_rest(engines[k - 1].name)
@@ -261,7 +331,11 @@ def _wait_for_rest(before: str) -> None:
         time.sleep(REST)
         if time.process_time() - used < 0.1 * (time.perf_counter() - wall):
             return
-    raise UsageError("its threads go on working when it has nothing to do, so nothing can be timed beside it", where=f"--against {before}", found=f"busy for {PATIENCE} s")
+    raise UsageError(
+        "its threads go on working when it has nothing to do, so nothing can be timed beside it",
+        where=f"--against {before}",
+        found=f"busy for {PATIENCE} s",
+    )
 
 
 def _until(call: Callable[[], None], seconds: float, stop: threading.Event) -> None:
@@ -295,26 +369,54 @@ def check_model(model: Path, package: Package) -> None:
     try:
         graph = onnx.load(where, load_external_data=False).graph
     except DecodeError as e:
-        raise ModelError("cannot be read", where=where, expected="an ONNX model", found=str(e) or type(e).__name__) from e
+        raise ModelError(
+            "cannot be read", where=where, expected="an ONNX model", found=str(e) or type(e).__name__
+        ) from e
     stored = {i.name for i in graph.initializer}
     has = {i.name: i.type.tensor_type for i in graph.input if i.name not in stored}
     wanted = {i["name"]: i for i in package.manifest["inputs"]}
     remedy = "give the model that the package was compiled from"
     if set(has) != set(wanted):
-        raise ModelError("has other inputs than the package", where=where, expected=", ".join(wanted), found=", ".join(has) or "none", remedy=remedy)
+        raise ModelError(
+            "has other inputs than the package",
+            where=where,
+            expected=", ".join(wanted),
+            found=", ".join(has) or "none",
+            remedy=remedy,
+        )
     outputs, ours = [o.name for o in graph.output], [o["name"] for o in package.manifest["outputs"]]
     if outputs != ours:
-        raise ModelError("has other outputs than the package", where=where, expected=", ".join(ours), found=", ".join(outputs) or "none", remedy=remedy)
+        raise ModelError(
+            "has other outputs than the package",
+            where=where,
+            expected=", ".join(ours),
+            found=", ".join(outputs) or "none",
+            remedy=remedy,
+        )
     for name, spec in wanted.items():
         dims = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in has[name].shape.dim]
         text, expected = "x".join(map(str, dims)), "x".join(map(str, spec["shape"]))
         if not all(isinstance(d, int) and d > 0 for d in dims):
             raise ModelError(
-                f"the input {name} has a symbolic dimension, so not everybody would run the same shape", where=where, expected=expected, found=text,
-                remedy=f"fix it: python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {name} --input_shape {expected.replace('x', ',')} IN OUT",
-            )  # fmt: skip
+                f"the input {name} has a symbolic dimension, so not everybody would run the same shape",
+                where=where,
+                expected=expected,
+                found=text,
+                remedy=(
+                    f"fix it: python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name {name} --input_shape"
+                    f" {expected.replace('x', ',')} IN OUT"
+                ),
+            )
         if dims != list(spec["shape"]):
-            raise ModelError(f"the input {name} has another shape than the package's", where=where, expected=expected, found=text, remedy=remedy)
+            raise ModelError(
+                f"the input {name} has another shape than the package's",
+                where=where,
+                expected=expected,
+                found=text,
+                remedy=remedy,
+            )
         kind = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(has[name].elem_type)).name
         if kind != spec["dtype"]:
-            raise ModelError(f"the input {name} has a type that cannot be compared", where=where, expected=spec["dtype"], found=kind)
+            raise ModelError(
+                f"the input {name} has a type that cannot be compared", where=where, expected=spec["dtype"], found=kind
+            )

@@ -13,8 +13,8 @@ Array = NDArray[Any]
 
 LEAST_CORRELATION = 0.9
 WHY = (
-    f"the bound is {LEAST_CORRELATION:g} because runtimes that round differently still correlate above it, while a network of other weights "
-    "or other preprocessing correlates near 0"
+    f"the bound is {LEAST_CORRELATION:g} because runtimes that round differently still correlate above it, while a"
+    " network of other weights or other preprocessing correlates near 0"
 )
 
 
@@ -51,14 +51,19 @@ class OutputAgreement:
         unit = "output steps" if self.step else "(absolute)"
         related = "an output is constant" if self.correlation is None else f"correlation {self.correlation:.4f}"
         share = 100 * self.differing / self.elements if self.elements else 0.0
-        return f"{self.name}: {self.differing} of {self.elements} elements differ ({share:.2f} %), at most by {self.largest:.4g} {unit}, {related}"
+        return (
+            f"{self.name}: {self.differing} of {self.elements} elements differ ({share:.2f} %), at most by"
+            f" {self.largest:.4g} {unit}, {related}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
         return asdict(self)
 
 
-def compare(ours: Mapping[str, Array], theirs: Mapping[str, Array], specs: Sequence[Mapping[str, Any]]) -> list[OutputAgreement]:
+def compare(
+    ours: Mapping[str, Array], theirs: Mapping[str, Array], specs: Sequence[Mapping[str, Any]]
+) -> list[OutputAgreement]:
     """Every output of ours beside theirs.
 
     specs: the manifest's outputs.  Raises ValueError with a sentence when theirs lack one, or have another shape.

@@ -47,12 +47,19 @@ class CannotRun(HawqError):
 
 def missing(name: str, package: str, extra: str) -> UsageError:
     """The error for a peer whose package is not installed."""
-    return UsageError(f"the package {package} is not installed", where=f"--against {name}", remedy=f"pip install 'hawq-tvm[{extra}]'")
+    return UsageError(
+        f"the package {package} is not installed", where=f"--against {name}", remedy=f"pip install 'hawq-tvm[{extra}]'"
+    )
 
 
 def refused(name: str, model: Path, error: Exception) -> ModelError:
     """The error for a peer that does not load the model."""
-    return ModelError(f"{name} does not accept this model", where=str(model), found=last_line(error), remedy=f"leave {name} out of --against")
+    return ModelError(
+        f"{name} does not accept this model",
+        where=str(model),
+        found=last_line(error),
+        remedy=f"leave {name} out of --against",
+    )
 
 
 def last_line(error: Exception) -> str:

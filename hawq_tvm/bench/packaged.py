@@ -99,7 +99,8 @@ class InC(Packaged):
 class Rival(Packaged):
     """Another package of ours for the same inputs.
 
-    same: whether its integer graph is the measured package's, so that every output must be equal; else it is timed without comparing.
+    same: whether its integer graph is the measured package's, so that every output must be equal; else it is timed
+    without comparing.
     Raises ModelError when it takes other inputs.
     """
 
@@ -111,11 +112,16 @@ class Rival(Packaged):
         if self.same:
             self.what = f"another package of the same integer graph, for {cpu(self.package)}"
         elif stripped:
-            self.what = f"another integer graph, for {cpu(self.package)}: a different network, timed without comparing outputs"
+            self.what = (
+                f"another integer graph, for {cpu(self.package)}: a different network, timed without comparing outputs"
+            )
         else:
             mine, theirs = weights(self.package.graph), weights(beside.graph)
             difference = f"{mine}, beside {theirs} of ours" if mine != theirs else f"{mine} as ours has"
-            self.what = f"another integer graph ({difference}), for {cpu(self.package)}: a different network, timed without comparing outputs"
+            self.what = (
+                f"another integer graph ({difference}), for {cpu(self.package)}: a different network, timed without"
+                " comparing outputs"
+            )
 
 
 def is_package(name: str) -> bool:
@@ -128,9 +134,17 @@ def check_inputs(package: Package, beside: Package, where: str) -> None:
 
     Raises ModelError saying both.
     """
-    expected, found = (", ".join(f"{i.name} {i.type} {'x'.join(map(str, i.shape))}" for i in p.inputs) for p in (beside, package))
+    expected, found = (
+        ", ".join(f"{i.name} {i.type} {'x'.join(map(str, i.shape))}" for i in p.inputs) for p in (beside, package)
+    )
     if expected != found:
-        raise ModelError("takes other inputs than the package that is measured", where=where, expected=expected, found=found, remedy="compile both for the same inputs")
+        raise ModelError(
+            "takes other inputs than the package that is measured",
+            where=where,
+            expected=expected,
+            found=found,
+            remedy="compile both for the same inputs",
+        )
 
 
 def weights(graph: tvm.IRModule) -> str:

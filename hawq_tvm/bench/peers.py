@@ -42,7 +42,12 @@ class OpenVino:
 
         core = openvino.Core()
         # Pinning is done for every engine alike, from outside.
-        options = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+        options = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,
+        }
         try:
             compiled = core.compile_model(core.read_model(str(model)), "CPU", options)
         except RuntimeError as e:
@@ -62,7 +67,9 @@ class OpenVino:
 
     def outputs(self) -> dict[str, Array]:
         """The outputs of the last `call` by name; a tensor of several names comes under each."""
-        return {n: np.array(self._request.get_output_tensor(i).data) for i, names in enumerate(self._names) for n in names}
+        return {
+            n: np.array(self._request.get_output_tensor(i).data) for i, names in enumerate(self._names) for n in names
+        }
 
     def close(self) -> None:
         """Nothing: the threads end with the object."""
@@ -145,7 +152,12 @@ def check_needs(names: Sequence[str], model: Path | None) -> None:
     """
     runtimes = list(filterfalse(_is_ours, names))
     if runtimes and model is None:
-        raise UsageError(f"{', '.join(runtimes)} must be given the ONNX model", where="--against", expected="--model MODEL.onnx", remedy="add it, or name packages only")
+        raise UsageError(
+            f"{', '.join(runtimes)} must be given the ONNX model",
+            where="--against",
+            expected="--model MODEL.onnx",
+            remedy="add it, or name packages only",
+        )
     for name in runtimes:
         if model is not None and name in TORCH:
             zoo_network(model)

@@ -1,7 +1,8 @@
-"""PyTorch as a peer: it reads no ONNX, so it runs the float network that one of zoo.NETWORKS was made from, in three ways.
+"""PyTorch as a peer: it reads no ONNX, so it runs the float network that one of zoo.NETWORKS was made from, in three
+ways.
 
-torch: float32, eager.  torch-bf16: bfloat16 in channels-last order, compiled by Inductor.  torch-int8: quantized by PT2E with the x86
-quantizer's own settings, compiled by Inductor.
+torch: float32, eager.  torch-bf16: bfloat16 in channels-last order, compiled by Inductor.  torch-int8: quantized by
+PT2E with the x86 quantizer's own settings, compiled by Inductor.
 """
 
 from __future__ import annotations
@@ -48,7 +49,12 @@ class Torch:
 
         x = next(iter(inputs.values()))
         if len(inputs) != 1 or x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3] or x.dtype != np.float32:
-            raise ModelError("does not have the input of a network of the zoo", where=str(model), expected="float32 N x 3 x S x S", found=f"{x.dtype} {x.shape}")
+            raise ModelError(
+                "does not have the input of a network of the zoo",
+                where=str(model),
+                expected="float32 N x 3 x S x S",
+                found=f"{x.dtype} {x.shape}",
+            )
         self._before = torch.get_num_threads()
         torch.set_num_threads(threads)
         self._torch, self._x = torch, torch.from_numpy(x)
@@ -98,10 +104,15 @@ class TorchBf16(Torch):
 
 
 class TorchInt8(Torch):
-    """The network in channels-last order, quantized by PT2E as a user of PyTorch does it, compiled by Inductor with frozen weights."""
+    """The network in channels-last order, quantized by PT2E as a user of PyTorch does it, compiled by Inductor with
+    frozen weights.
+    """
 
     name, package = "torch-int8", "torchao"
-    what = "the network it was quantized from, quantized by PT2E (X86InductorQuantizer), channels last, compiled by Inductor"
+    what = (
+        "the network it was quantized from, quantized by PT2E (X86InductorQuantizer), channels last, compiled by"
+        " Inductor"
+    )
 
     def _made(self, net: Any, x: Any) -> Any:
         import torch
@@ -166,6 +177,9 @@ def zoo_network(model: Path) -> str:
         if model.stem == name or model.stem.startswith((f"{name}_", f"{name}-", f"{name}.")):
             return name
     raise UsageError(
-        "PyTorch reads no ONNX and runs only the float networks of hawq_tvm.bench.zoo, known by the model file's name", where="--against torch",
-        expected=f"{', '.join(f'{n}*.onnx' for n in sorted(zoo.NETWORKS))}", found=model.name, remedy="leave torch out for other models",
-    )  # fmt: skip
+        "PyTorch reads no ONNX and runs only the float networks of hawq_tvm.bench.zoo, known by the model file's name",
+        where="--against torch",
+        expected=f"{', '.join(f'{n}*.onnx' for n in sorted(zoo.NETWORKS))}",
+        found=model.name,
+        remedy="leave torch out for other models",
+    )

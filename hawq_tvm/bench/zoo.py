@@ -2,8 +2,8 @@
 
     python -m hawq_tvm.bench.zoo resnet50 -o resnet50.onnx
 
-The weights are random but the BatchNorm statistics are lively (random gamma and beta, running statistics from random batches), so
-that quantization has something to look at. Needs the extras `torch` and `bench`.
+The weights are random but the BatchNorm statistics are lively (random gamma and beta, running statistics from random
+batches), so that quantization has something to look at. Needs the extras `torch` and `bench`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ NETWORKS: dict[str, tuple[str, str, int]] = {
     "inceptionv3": ("inceptionv3", "inceptionv3", 299),
 }
 
-LARGE, LARGEST = 1 << 13, 1 << 18  # weights of a layer that `keep` thins out, and of one that it thins out four times as much
+LARGE, LARGEST = (
+    1 << 13,
+    1 << 18,
+)  # weights of a layer that `keep` thins out, and of one that it thins out four times as much
 
 
 def build(name: str, size: int, seed: int = 0, keep: float = 1) -> Any:
     """A torch module of one of NETWORKS in evaluation mode, with random weights and lively statistics.
 
-    keep: the part of the weights of every layer with LARGE of them that is not made zero; a quarter of it where there are LARGEST.
+    keep: the part of the weights of every layer with LARGE of them that is not made zero; a quarter of it where
+    there are LARGEST.
     """
     import importlib
 
@@ -42,7 +46,9 @@ def build(name: str, size: int, seed: int = 0, keep: float = 1) -> Any:
 
     torch.manual_seed(seed)
     module, function, _ = NETWORKS[name]
-    net = getattr(importlib.import_module(f"pytorchcv.models.{module}"), function)(pretrained=False, in_size=(size, size))
+    net = getattr(importlib.import_module(f"pytorchcv.models.{module}"), function)(
+        pretrained=False, in_size=(size, size)
+    )
     if size != NETWORKS[name][2]:
         net.features.final_pool = torch.nn.AdaptiveAvgPool2d(1)  # the definition's window fits its own image size only
     for layer in net.modules():
@@ -66,13 +72,30 @@ def export(net: Any, path: Path, batch: int, size: int, symbolic: bool = False) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter announces its own deprecation
         torch.onnx.export(
-            net, (torch.randn(batch, 3, size, size),), str(path), opset_version=17, dynamo=False,
-            input_names=["input"], output_names=["output"], dynamic_axes={n: {0: "batch"} for n in ("input", "output")} if symbolic else None,
-        )  # fmt: skip
+            net,
+            (torch.randn(batch, 3, size, size),),
+            str(path),
+            opset_version=17,
+            dynamo=False,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_axes={n: {0: "batch"} for n in ("input", "output")} if symbolic else None,
+        )
 
 
-def quantize(source: Path, target: Path, batches: list[dict[str, np.ndarray[Any, Any]]], *, qoperator: bool = False, weight_bits: int = 8, activation_bits: int = 8, **options: Any) -> None:
-    """Static quantization as a user of ONNX Runtime does it: per channel, unsigned activations, signed weights, of 4 or 8 bits."""
+def quantize(
+    source: Path,
+    target: Path,
+    batches: list[dict[str, np.ndarray[Any, Any]]],
+    *,
+    qoperator: bool = False,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    **options: Any,
+) -> None:
+    """Static quantization as a user of ONNX Runtime does it: per channel, unsigned activations, signed weights, of 4
+    or 8 bits.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -87,18 +110,38 @@ def quantize(source: Path, target: Path, batches: list[dict[str, np.ndarray[Any,
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(source), str(prepared))
         quantize_static(
-            str(prepared), str(target), Reader(), quant_format=QuantFormat.QOperator if qoperator else QuantFormat.QDQ,
-            per_channel=True, activation_type=QuantType.QUInt4 if activation_bits == 4 else QuantType.QUInt8, weight_type=QuantType.QInt4 if weight_bits == 4 else QuantType.QInt8, **options,
-        )  # fmt: skip
+            str(prepared),
+            str(target),
+            Reader(),
+            quant_format=QuantFormat.QOperator if qoperator else QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt4 if activation_bits == 4 else QuantType.QUInt8,
+            weight_type=QuantType.QInt4 if weight_bits == 4 else QuantType.QInt8,
+            **options,
+        )
 
 
 def calibration(batch: int, size: int) -> list[np.ndarray[Any, Any]]:
-    """The inputs that a network's ranges are measured on: float32 [batch, 3, size, size], normal, mean 0, deviation 1."""
+    """The inputs that a network's ranges are measured on: float32 [batch, 3, size, size], normal, mean 0, deviation
+    1.
+    """
     rng = np.random.default_rng(0)
     return [rng.standard_normal((batch, 3, size, size)).astype(np.float32) for _ in range(4)]
 
 
-def make(name: str, path: Path, *, size: int | None = None, batch: int = 1, qoperator: bool = False, weight_bits: int = 8, activation_bits: int = 8, keep: float = 1, symbolic: bool = False, say: Callable[[str], None] = lambda text: None) -> Path:
+def make(
+    name: str,
+    path: Path,
+    *,
+    size: int | None = None,
+    batch: int = 1,
+    qoperator: bool = False,
+    weight_bits: int = 8,
+    activation_bits: int = 8,
+    keep: float = 1,
+    symbolic: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
     """Write the quantized ONNX file of a network, complete or not at all; an existing file is kept.
 
     keep: see `build`.  symbolic: for any batch; its ranges are measured with `batch`.
@@ -111,7 +154,14 @@ def make(name: str, path: Path, *, size: int | None = None, batch: int = 1, qope
         exported, quantized = Path(folder) / "float.onnx", Path(folder) / "quantized.onnx"
         export(build(name, size, keep=keep), exported, batch, size, symbolic)
         say("calibrating and quantizing")
-        quantize(exported, quantized, [{"input": b} for b in calibration(batch, size)], qoperator=qoperator, weight_bits=weight_bits, activation_bits=activation_bits)
+        quantize(
+            exported,
+            quantized,
+            [{"input": b} for b in calibration(batch, size)],
+            qoperator=qoperator,
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+        )
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, quantized.read_bytes())
     return path
@@ -125,7 +175,9 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=None, help="image size (default: the network's own)")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--float", action="store_true", help="the float network, not quantized")
-    parser.add_argument("--qoperator", action="store_true", help="QLinear operators instead of quantize/dequantize pairs")
+    parser.add_argument(
+        "--qoperator", action="store_true", help="QLinear operators instead of quantize/dequantize pairs"
+    )
     parser.add_argument("--weight-bits", type=int, choices=(4, 8), default=8)
     parser.add_argument("--activation-bits", type=int, choices=(4, 8), default=8)
     args = parser.parse_args()
@@ -140,9 +192,15 @@ def main() -> int:
             write_bytes(args.output, exported.read_bytes())
         return 0
     make(
-        args.network, args.output, size=args.size, batch=args.batch, qoperator=args.qoperator, weight_bits=args.weight_bits,
-        activation_bits=args.activation_bits, say=lambda text: print(text, file=sys.stderr),
-    )  # fmt: skip
+        args.network,
+        args.output,
+        size=args.size,
+        batch=args.batch,
+        qoperator=args.qoperator,
+        weight_bits=args.weight_bits,
+        activation_bits=args.activation_bits,
+        say=lambda text: print(text, file=sys.stderr),
+    )
     return 0
 
 

@@ -18,34 +18,80 @@ from .terminal import ERR
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Add the options of both verbs; verb makes the parser of one."""
-    sub = verb("allocate", "choose 4 or 8 bits for every layer of a float model, by second-order sensitivity under budgets")
+    sub = verb(
+        "allocate", "choose 4 or 8 bits for every layer of a float model, by second-order sensitivity under budgets"
+    )
     sub.add_argument("model", nargs="?", help="a float .onnx or .pt2 file")
     add_shape(sub)
-    sub.add_argument("--table", metavar="TABLE.json", help="instead of a model: layers with parameters, macs, sensitivity, latency_us, tie")
+    sub.add_argument(
+        "--table",
+        metavar="TABLE.json",
+        help="instead of a model: layers with parameters, macs, sensitivity, latency_us, tie",
+    )
     sub.add_argument("--calib", metavar="DATA", help="an .npz file, or a folder of .npy, .npz or image files")
-    sub.add_argument("--budget", action="append", default=[], metavar="size=0.5", help="size, bops or latency: 0 is the least possible, 1 all W8A8; or 60%%, 6.7MB, 72G, 2.5ms; repeatable")
+    sub.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="size=0.5",
+        help="size, bops or latency: 0 is the least possible, 1 all W8A8; or 60%%, 6.7MB, 72G, 2.5ms; repeatable",
+    )
     sub.add_argument("-o", "--output", metavar="BITS.json")
     sub.add_argument("--fix", action="append", default=[], metavar="LAYER=W8A8", help="a layer's bits; repeatable")
     sub.add_argument("--free-ends", action="store_true", help="let the first and the last layer have fewer than 8 bits")
-    sub.add_argument("--no-ties", action="store_true", help="let layers that read one tensor (a shortcut and its block's first convolution) differ")
-    sub.add_argument("--metric", default="hessian", help="hessian, fisher or output; with commas: the first is minimized, the others are shown (default: hessian)")
-    sub.add_argument("--probes", type=int, default=64, metavar="N", help="at most N sets of random signs, two for each batch (default: 64)")
-    sub.add_argument("--tolerance", type=float, default=0.1, metavar="X", help="stop when every layer's relative standard error is below X (default: 0.1)")
-    sub.add_argument("--batch", type=int, default=None, metavar="N", help="images at a time where the model leaves that open (default: 4)")
+    sub.add_argument(
+        "--no-ties",
+        action="store_true",
+        help="let layers that read one tensor (a shortcut and its block's first convolution) differ",
+    )
+    sub.add_argument(
+        "--metric",
+        default="hessian",
+        help="hessian, fisher or output; with commas: the first is minimized, the others are shown (default: hessian)",
+    )
+    sub.add_argument(
+        "--probes",
+        type=int,
+        default=64,
+        metavar="N",
+        help="at most N sets of random signs, two for each batch (default: 64)",
+    )
+    sub.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.1,
+        metavar="X",
+        help="stop when every layer's relative standard error is below X (default: 0.1)",
+    )
+    sub.add_argument(
+        "--batch",
+        type=int,
+        default=None,
+        metavar="N",
+        help="images at a time where the model leaves that open (default: 4)",
+    )
     sub.add_argument("--seed", type=int, default=0)
-    sub.add_argument("--state", metavar="STATE.npz", help="keep what is measured, and continue from it (default: beside BITS.json)")
+    sub.add_argument(
+        "--state", metavar="STATE.npz", help="keep what is measured, and continue from it (default: beside BITS.json)"
+    )
     add_picture_options(sub)
-    sub.add_argument("--latency", metavar="TABLE.json", help="the table that `latency` wrote; else a latency budget measures here")
+    sub.add_argument(
+        "--latency", metavar="TABLE.json", help="the table that `latency` wrote; else a latency budget measures here"
+    )
     sub.add_argument("--target", default="host", help="for a latency budget: as for compile (default: host)")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="for measuring latency; default: all cores")
-    sub.add_argument("--pareto", metavar="FRONT.json", help="write the whole front of sensitivity against every resource")
+    sub.add_argument(
+        "--pareto", metavar="FRONT.json", help="write the whole front of sensitivity against every resource"
+    )
     sub.add_argument("--plot", metavar="FRONT.svg", help="draw the fronts, .svg or .png")
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
     sub = verb("latency", "measure every layer's kernel in every choice of bits, for allocate --latency")
     sub.add_argument("model", help="a float .onnx or .pt2 file")
     sub.add_argument("-o", "--output", required=True, metavar="TABLE.json")
     add_shape(sub)
-    sub.add_argument("--target", default="host", help="as for compile; this machine must be able to run it (default: host)")
+    sub.add_argument(
+        "--target", default="host", help="as for compile; this machine must be able to run it (default: host)"
+    )
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
 
@@ -88,12 +134,24 @@ def _allocate(args: argparse.Namespace) -> int:
 
                     latencies = measure_latencies(graph, args.target, threads=args.threads, progress=progress).latencies
                 found = problem(
-                    graph, args.calib, settings, preprocess=read_preprocess(args), tie=not args.no_ties, fix_ends=not args.free_ends, fixed=fixed,
-                    latencies=latencies, state=state, progress=progress,
-                )  # fmt: skip
+                    graph,
+                    args.calib,
+                    settings,
+                    preprocess=read_preprocess(args),
+                    tie=not args.no_ties,
+                    fix_ends=not args.free_ends,
+                    fixed=fixed,
+                    latencies=latencies,
+                    state=state,
+                    progress=progress,
+                )
     except KeyboardInterrupt:
         return interrupted(Path(state) if state else None)
-    provenance = {**found.provenance, **({"model": args.model} if args.model else {}), **({"latency": args.latency} if args.latency else {})}
+    provenance = {
+        **found.provenance,
+        **({"model": args.model} if args.model else {}),
+        **({"latency": args.latency} if args.latency else {}),
+    }
     allocation = found.allocate(budgets) if budgets else None
     fronts = found.fronts() if args.pareto or args.plot else []
     fields = bits_file(allocation, provenance) if allocation else {}
@@ -119,17 +177,28 @@ def _allocate(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Raise UsageError for options that do not go together."""
     if bool(args.model) == bool(args.table):
-        raise UsageError("takes a model or --table", where="allocate", expected="allocate MODEL --calib DATA, or allocate --table TABLE.json", found="both" if args.model else "neither")
+        raise UsageError(
+            "takes a model or --table",
+            where="allocate",
+            expected="allocate MODEL --calib DATA, or allocate --table TABLE.json",
+            found="both" if args.model else "neither",
+        )
     if args.shape and not args.model:
         raise UsageError("is for a model", where="--shape", remedy="leave it out")
     if args.model and not args.calib:
         raise UsageError("needs calibration data", where="allocate", expected="--calib DATA")
     if not args.budget and not (args.pareto or args.plot):
-        raise UsageError("there is nothing to allocate for", where="allocate", expected="--budget size=0.5 and the like, --pareto or --plot")
+        raise UsageError(
+            "there is nothing to allocate for",
+            where="allocate",
+            expected="--budget size=0.5 and the like, --pareto or --plot",
+        )
     if args.budget and not args.output and not args.json:
         raise UsageError("does not say where to write the bits", where="allocate", expected="-o BITS.json, or --json")
     if args.plot and Path(args.plot).suffix.lower() not in (".svg", ".png"):
-        raise UsageError("a picture is PNG or SVG", where=f"--plot {args.plot}", expected="a name that ends in .png or .svg")
+        raise UsageError(
+            "a picture is PNG or SVG", where=f"--plot {args.plot}", expected="a name that ends in .png or .svg"
+        )
 
 
 def _fixed(texts: list[str]) -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""The command line: it calls the library; options are read in `options.py`, results printed in `show.py`, decisions made elsewhere."""
+"""The command line: it calls the library; options are read in `options.py`, results printed in `show.py`, decisions
+made elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,12 @@ def _inspect(args: argparse.Namespace) -> int:
     from hawq_tvm.compiler.inspection import inspect, operators
 
     if args.operators == bool(args.model):
-        raise UsageError("takes a model or --operators", where="inspect", expected="inspect MODEL.onnx, or inspect --operators", found="both" if args.model else "neither")
+        raise UsageError(
+            "takes a model or --operators",
+            where="inspect",
+            expected="inspect MODEL.onnx, or inspect --operators",
+            found="both" if args.model else "neither",
+        )
     if args.operators:
         known = operators()
         _print_json(known) if args.json else show.show_operators(known)
@@ -131,19 +138,30 @@ def _compile(args: argparse.Namespace) -> int:
     shapes = options.parse_shapes(args.shape)
     check_destination(Path(args.output))
     package = compile_package(
-        _model(args), args.target, shapes=shapes, allow_float_tail=args.allow_float_tail, progress=None if args.json else _progress(args),
+        _model(args),
+        args.target,
+        shapes=shapes,
+        allow_float_tail=args.allow_float_tail,
+        progress=None if args.json else _progress(args),
         records=args.records,
-    )  # fmt: skip
+    )
     path = package.save(args.output)
     certificate = package.certificate()
     rules, tiles = (dict(Counter(row[k] for row in package.report())) for k in ("rule", "tile_from"))
     summary = {
-        "package": str(path), "bytes": sum(f.stat().st_size for f in path.iterdir()), "target": package.manifest["target"],
-        "inputs": package.manifest["inputs"], "outputs": package.manifest["outputs"], "kernels_by_rule": rules, "tiles_from": tiles,
+        "package": str(path),
+        "bytes": sum(f.stat().st_size for f in path.iterdir()),
+        "target": package.manifest["target"],
+        "inputs": package.manifest["inputs"],
+        "outputs": package.manifest["outputs"],
+        "kernels_by_rule": rules,
+        "tiles_from": tiles,
         "float_tail": package.manifest["float_tail"],
-        "integer_only": certificate["ok"], "least_margin": certificate["least_margin"],
-        "thresholds": certificate["thresholds"], "differing_thresholds": certificate["differing"],
-    }  # fmt: skip
+        "integer_only": certificate["ok"],
+        "least_margin": certificate["least_margin"],
+        "thresholds": certificate["thresholds"],
+        "differing_thresholds": certificate["differing"],
+    }
     _print_json(summary) if args.json else show.show_compiled(package, summary)
     return 0
 
@@ -162,9 +180,16 @@ def _tune(args: argparse.Namespace) -> int:
     try:
         with show.tuning(ERR, args.quiet or args.json) as progress:
             report = tune(
-                _model(args), records, args.target, trials=TRIALS if args.trials is None else args.trials, threads=args.threads, shapes=shapes,
-                allow_float_tail=args.allow_float_tail, progress=progress, servers=servers,
-            )  # fmt: skip
+                _model(args),
+                records,
+                args.target,
+                trials=TRIALS if args.trials is None else args.trials,
+                threads=args.threads,
+                shapes=shapes,
+                allow_float_tail=args.allow_float_tail,
+                progress=progress,
+                servers=servers,
+            )
     except KeyboardInterrupt:
         return show.interrupted(records)
     _print_json(report.to_dict()) if args.json else show.show_tuned(report)
@@ -176,9 +201,14 @@ def _tune_export(args: argparse.Namespace) -> int:
 
     with show.exporting(ERR, args.quiet or args.json) as progress:
         report = export(
-            _model(args), args.export, args.target, trials=CANDIDATES if args.trials is None else args.trials,
-            shapes=options.parse_shapes(args.shape), allow_float_tail=args.allow_float_tail, progress=progress,
-        )  # fmt: skip
+            _model(args),
+            args.export,
+            args.target,
+            trials=CANDIDATES if args.trials is None else args.trials,
+            shapes=options.parse_shapes(args.shape),
+            allow_float_tail=args.allow_float_tail,
+            progress=progress,
+        )
     _print_json(report.to_dict()) if args.json else show.show_exported(report)
     return 0
 
@@ -188,7 +218,14 @@ def _tune_import(args: argparse.Namespace) -> int:
 
     records = Path(args.output or f"{Path(args.model).stem}.records.json")
     target = None if args.target == "host" else args.target
-    report = import_times(args.times, records, _model(args), target, shapes=options.parse_shapes(args.shape), allow_float_tail=args.allow_float_tail)
+    report = import_times(
+        args.times,
+        records,
+        _model(args),
+        target,
+        shapes=options.parse_shapes(args.shape),
+        allow_float_tail=args.allow_float_tail,
+    )
     _print_json(report.to_dict()) if args.json else show.show_tuned(report)
     return 0
 
@@ -208,7 +245,12 @@ def _run(args: argparse.Namespace) -> int:
         outputs = run_there(package, given, servers)
     save_npz(path, outputs)
     if args.json:
-        _print_json({"output": str(path), "arrays": {k: {"dtype": str(v.dtype), "shape": list(v.shape)} for k, v in outputs.items()}})
+        _print_json(
+            {
+                "output": str(path),
+                "arrays": {k: {"dtype": str(v.dtype), "shape": list(v.shape)} for k, v in outputs.items()},
+            }
+        )
     else:
         for name, value in outputs.items():
             say(f"{name}: {value.dtype} {'x'.join(str(d) for d in value.shape)}")
@@ -257,7 +299,9 @@ def _bench(args: argparse.Namespace) -> int:
     from hawq_tvm.package.package import load
 
     if args.model is not None and args.against is None:
-        raise UsageError("--model is for --against", expected="bench PKG --against openvino,onnxruntime --model MODEL.onnx")
+        raise UsageError(
+            "--model is for --against", expected="bench PKG --against openvino,onnxruntime --model MODEL.onnx"
+        )
     from hawq_tvm.bench import against, peers
 
     from .show_bench import show as show_bench
@@ -266,12 +310,21 @@ def _bench(args: argparse.Namespace) -> int:
         check_output(Path(args.json))
     servers = options.servers(args)
     if servers is not None and args.against is not None:
-        raise UsageError("others are timed beside a package on this machine only", where="--against", remedy="leave out --rpc, or --against")
+        raise UsageError(
+            "others are timed beside a package on this machine only",
+            where="--against",
+            remedy="leave out --rpc, or --against",
+        )
     names = [] if args.against is None else peers.parse(args.against)
     peers.check_needs(names, Path(args.model) if args.model else None)
     package = load(args.package, here=servers is None)
     given = load_npz(args.inputs) if args.inputs else None
-    settings = {"warmup_ms": args.warmup_ms, "duration": args.duration, "iterations": args.iterations, "threads": args.threads}
+    settings = {
+        "warmup_ms": args.warmup_ms,
+        "duration": args.duration,
+        "iterations": args.iterations,
+        "threads": args.threads,
+    }
     with _working(args, "measuring"):
         if servers is not None:
             from hawq_tvm.remote.packaged import alone as alone_there
@@ -323,7 +376,13 @@ def _profile(args: argparse.Namespace) -> int:
 
 GROUPS = (package_commands, allocate_commands, quantize_commands, finetune_commands, fake_commands)
 COMMANDS: dict[str, options.Command] = {
-    "inspect": _inspect, "compile": _compile, "tune": _tune, "run": _run, "verify": _verify, "prove": _prove, "bench": _bench,
-    "profile": _profile, **{name: command for g in GROUPS for name, command in g.COMMANDS.items()},
-}  # fmt: skip
-
+    "inspect": _inspect,
+    "compile": _compile,
+    "tune": _tune,
+    "run": _run,
+    "verify": _verify,
+    "prove": _prove,
+    "bench": _bench,
+    "profile": _profile,
+    **{name: command for g in GROUPS for name, command in g.COMMANDS.items()},
+}

@@ -54,7 +54,19 @@ exit codes: 0 ok, 1 a check failed, 2 an option, an input array or an output pat
 
 
 READS_MODELS = frozenset(
-    {"inspect", "compile", "tune", "bench", "profile", "latency", "allocate", "quantize", "finetune", "evaluate", "compare-fake"}
+    {
+        "inspect",
+        "compile",
+        "tune",
+        "bench",
+        "profile",
+        "latency",
+        "allocate",
+        "quantize",
+        "finetune",
+        "evaluate",
+        "compare-fake",
+    }
 )
 
 
@@ -67,11 +79,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.ArgumentParser:
-    """The argument parser; commands: the function of every verb; groups: add the options of verbs that are read elsewhere."""
+    """The argument parser; commands: the function of every verb; groups: add the options of verbs that are read
+    elsewhere.
+    """
     made = Parser(
-        prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, tune, run, verify, prove, bench, profile, allocate, quantize, finetune, evaluate, compare-fake.",
-        epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+        prog="hawq-tvm",
+        description=(
+            "Integer-only inference of quantized networks: compile, tune, run, verify, prove, bench, profile, allocate,"
+            " quantize, finetune, evaluate, compare-fake."
+        ),
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     made.add_argument("--version", action="version", version=f"hawq-tvm {__version__}")
     verbs = made.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
@@ -80,55 +99,146 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
         sub.set_defaults(command=commands[name])
         sub.add_argument("--quiet", action="store_true", help="no progress on standard error")
         if name in READS_MODELS:
-            sub.add_argument("--trust", action="store_true", help="read PyTorch files in ways that can run code which they hold: only for files whose maker you trust")
+            sub.add_argument(
+                "--trust",
+                action="store_true",
+                help=(
+                    "read PyTorch files in ways that can run code which they hold: only for files whose maker you trust"
+                ),
+            )
         return sub
 
     def json_flag(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", help="print JSON on standard output")
 
     def float_tail(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--allow-float-tail", action="store_true", help="keep float operators before the first or after the last quantized layer")
+        sub.add_argument(
+            "--allow-float-tail",
+            action="store_true",
+            help="keep float operators before the first or after the last quantized layer",
+        )
 
     def emulator(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--emulator", metavar="COMMAND", help="what runs a package that this CPU cannot run (default, for another architecture: qemu-ARCHITECTURE -cpu max)")
+        sub.add_argument(
+            "--emulator",
+            metavar="COMMAND",
+            help=(
+                "what runs a package that this CPU cannot run (default, for another architecture: qemu-ARCHITECTURE"
+                " -cpu max)"
+            ),
+        )
 
     def remote(sub: argparse.ArgumentParser, what: str) -> None:
-        sub.add_argument("--rpc", metavar="HOST:PORT", help=f"{what}: the address of TVM's RPC tracker, or of one server")
-        sub.add_argument("--rpc-key", metavar="KEY", default=None, help="with --rpc: the key that the servers were started with")
-        sub.add_argument("--rpc-timeout", type=float, metavar="S", default=None, help="with --rpc: wait so many seconds for the tracker, for a free server and for each of its answers (default: 60)")
-        sub.add_argument("--rpc-unchecked", action="store_true", help="with --rpc: go on where a server cannot say which TVM and which CPU it has")
+        sub.add_argument(
+            "--rpc", metavar="HOST:PORT", help=f"{what}: the address of TVM's RPC tracker, or of one server"
+        )
+        sub.add_argument(
+            "--rpc-key", metavar="KEY", default=None, help="with --rpc: the key that the servers were started with"
+        )
+        sub.add_argument(
+            "--rpc-timeout",
+            type=float,
+            metavar="S",
+            default=None,
+            help=(
+                "with --rpc: wait so many seconds for the tracker, for a free server and for each of its answers"
+                " (default: 60)"
+            ),
+        )
+        sub.add_argument(
+            "--rpc-unchecked",
+            action="store_true",
+            help="with --rpc: go on where a server cannot say which TVM and which CPU it has",
+        )
 
     def checkpoint(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--network", metavar="NAME", help="of a HAWQ checkpoint, where its tensors fit several: resnet18, resnet50, resnet50b, resnet101, mobilenetv2_w1, inceptionv3")
-        sub.add_argument("--bits", metavar="FILE.json|NAME", help="of a HAWQ checkpoint: every layer's bits, or the name of HAWQ's scheme, such as uniform4 or bops_0.5 (default: told by the weights)")
+        sub.add_argument(
+            "--network",
+            metavar="NAME",
+            help=(
+                "of a HAWQ checkpoint, where its tensors fit several: resnet18, resnet50, resnet50b, resnet101,"
+                " mobilenetv2_w1, inceptionv3"
+            ),
+        )
+        sub.add_argument(
+            "--bits",
+            metavar="FILE.json|NAME",
+            help=(
+                "of a HAWQ checkpoint: every layer's bits, or the name of HAWQ's scheme, such as uniform4 or bops_0.5"
+                " (default: told by the weights)"
+            ),
+        )
 
     sub = verb("inspect", "what is in a model, and which operators cannot be integer, with reason and remedy")
     sub.add_argument("model", nargs="?")
-    sub.add_argument("--operators", action="store_true", help="print the operators that are known, instead of looking at a model")
+    sub.add_argument(
+        "--operators", action="store_true", help="print the operators that are known, instead of looking at a model"
+    )
     sub.add_argument("--target", default="host", help="as for compile (default: host)")
     checkpoint(sub)
     float_tail(sub)
     add_shape(sub)
     json_flag(sub)
 
-    sub = verb("compile", "compile a quantized model (ONNX, a PyTorch .pt2, a HAWQ checkpoint) into an integer-only package")
+    sub = verb(
+        "compile", "compile a quantized model (ONNX, a PyTorch .pt2, a HAWQ checkpoint) into an integer-only package"
+    )
     sub.add_argument("model")
     sub.add_argument("-o", "--output", required=True, metavar="PKG", help="the package's folder, by habit NAME.hawq")
-    sub.add_argument("--target", default="host", help="host, x86-amx, x86-vnni, x86-avxvnni, x86-avx2, x86-64-v2 to -v4, arm-i8mm, arm-dotprod, arm-neon, 'llvm -mcpu=NAME', cuda-sm75, cuda-sm80, cuda-sm86, cuda-sm89, cuda-sm90, or cuda for all of these GPUs (default: host)")
+    sub.add_argument(
+        "--target",
+        default="host",
+        help=(
+            "host, x86-amx, x86-vnni, x86-avxvnni, x86-avx2, x86-64-v2 to -v4, arm-i8mm, arm-dotprod, arm-neon, 'llvm"
+            " -mcpu=NAME', cuda-sm75, cuda-sm80, cuda-sm86, cuda-sm89, cuda-sm90, or cuda for all of these GPUs"
+            " (default: host)"
+        ),
+    )
     checkpoint(sub)
     float_tail(sub)
     sub.add_argument("--records", metavar="FILE", help="use the measured tiles that `tune` wrote to FILE")
     add_shape(sub)
     json_flag(sub)
 
-    sub = verb("tune", "measure on this machine which tiles make a model's kernels fast, for compile --records; or on another, with --export and --import")
+    sub = verb(
+        "tune",
+        "measure on this machine which tiles make a model's kernels fast, for compile --records; or on another, with"
+        " --export and --import",
+    )
     sub.add_argument("model", nargs="?")
-    sub.add_argument("--target", default="host", help="as for compile; this machine must be able to run it, unless --export is given (default: host)")
-    sub.add_argument("--trials", type=int, default=None, metavar="N", help="measure at most N tiles in all (default: 400); with --export, of each distinct layer (default: 24)")
+    sub.add_argument(
+        "--target",
+        default="host",
+        help="as for compile; this machine must be able to run it, unless --export is given (default: host)",
+    )
+    sub.add_argument(
+        "--trials",
+        type=int,
+        default=None,
+        metavar="N",
+        help="measure at most N tiles in all (default: 400); with --export, of each distinct layer (default: 24)",
+    )
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
-    sub.add_argument("-o", "--output", metavar="RECORDS.json", help="default: MODEL.records.json in this folder; what it holds is kept, not measured again")
-    sub.add_argument("--export", metavar="DIR", help="for a GPU: measure nothing, write the candidates as CUDA source with DIR/run.py, which measures them elsewhere")
-    sub.add_argument("--import", metavar="FILE", dest="times", help="make records of the times.json that run.py wrote; with MODEL, only if they are of this model")
+    sub.add_argument(
+        "-o",
+        "--output",
+        metavar="RECORDS.json",
+        help="default: MODEL.records.json in this folder; what it holds is kept, not measured again",
+    )
+    sub.add_argument(
+        "--export",
+        metavar="DIR",
+        help=(
+            "for a GPU: measure nothing, write the candidates as CUDA source with DIR/run.py, which measures them"
+            " elsewhere"
+        ),
+    )
+    sub.add_argument(
+        "--import",
+        metavar="FILE",
+        dest="times",
+        help="make records of the times.json that run.py wrote; with MODEL, only if they are of this model",
+    )
     remote(sub, "measure on other machines, all with the key at once")
     checkpoint(sub)
     float_tail(sub)
@@ -143,17 +253,33 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     remote(sub, "run on another machine")
     json_flag(sub)
 
-    sub = verb("verify", "compare every layer of a package, or of several for different targets, with the reference, exactly")
+    sub = verb(
+        "verify", "compare every layer of a package, or of several for different targets, with the reference, exactly"
+    )
     sub.add_argument("packages", nargs="+", metavar="PKG", help="packages of one model")
-    sub.add_argument("--where-possible", action="store_true", help="of several packages, accept that this machine cannot run all")
-    sub.add_argument("--through", choices=("vm", "c"), default=None, help="run it by TVM's virtual machine, or by the library's C interface (default: vm; for another architecture c, there is nothing else)")
+    sub.add_argument(
+        "--where-possible", action="store_true", help="of several packages, accept that this machine cannot run all"
+    )
+    sub.add_argument(
+        "--through",
+        choices=("vm", "c"),
+        default=None,
+        help=(
+            "run it by TVM's virtual machine, or by the library's C interface (default: vm; for another architecture c,"
+            " there is nothing else)"
+        ),
+    )
     emulator(sub)
     sub.add_argument("--inputs", metavar="IN.npz")
-    sub.add_argument("--random", type=int, default=None, metavar="N", help="random inputs (default: 1 when there is no --inputs)")
+    sub.add_argument(
+        "--random", type=int, default=None, metavar="N", help="random inputs (default: 1 when there is no --inputs)"
+    )
     sub.add_argument("--seed", type=int, default=0)
     json_flag(sub)
 
-    sub = verb("prove", "prove that nothing between quantize and dequantize computes in float, and that nothing overflows")
+    sub = verb(
+        "prove", "prove that nothing between quantize and dequantize computes in float, and that nothing overflows"
+    )
     sub.add_argument("package")
     json_flag(sub)
 
@@ -164,8 +290,19 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("--duration", type=float, default=3, metavar="SECONDS")
     sub.add_argument("--iterations", type=int, default=10, metavar="N", help="at least so many")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
-    sub.add_argument("--against", metavar="NAMES", help="time it in turns with others, several with commas: c (its C interface), openvino, onnxruntime, torch, torch-bf16, torch-int8, or another package's folder")
-    sub.add_argument("--model", metavar="MODEL.onnx", help="with --against, unless it names c or packages only: the model that the package was compiled from")
+    sub.add_argument(
+        "--against",
+        metavar="NAMES",
+        help=(
+            "time it in turns with others, several with commas: c (its C interface), openvino, onnxruntime, torch,"
+            " torch-bf16, torch-int8, or another package's folder"
+        ),
+    )
+    sub.add_argument(
+        "--model",
+        metavar="MODEL.onnx",
+        help="with --against, unless it names c or packages only: the model that the package was compiled from",
+    )
     remote(sub, "time it on another machine, by that machine's clock")
     sub.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON to FILE, or to standard output")
 
@@ -176,7 +313,9 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
     sub.add_argument("--svg", metavar="FILE", help="write a picture of where the time goes")
     sub.add_argument("--overlay", metavar="FILE", help="write the times as node data for Google's Model Explorer")
-    sub.add_argument("--model", metavar="MODEL", help="with --overlay: the ONNX model that was compiled, to find every kernel's node")
+    sub.add_argument(
+        "--model", metavar="MODEL", help="with --overlay: the ONNX model that was compiled, to find every kernel's node"
+    )
     json_flag(sub)
 
     for add in groups:
@@ -186,7 +325,9 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
 
 def add_shape(sub: argparse.ArgumentParser) -> None:
     """Add the option that fixes what a model leaves open; `parse_shapes` reads it."""
-    sub.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="fix an input's shape; repeatable")
+    sub.add_argument(
+        "--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="fix an input's shape; repeatable"
+    )
 
 
 def check_tune(args: argparse.Namespace) -> None:
@@ -195,16 +336,38 @@ def check_tune(args: argparse.Namespace) -> None:
     Raises UsageError.
     """
     if args.export and args.times:
-        raise UsageError("--export and --import are two steps", where="tune", remedy="give one of them; run DIR/run.py between the two")
+        raise UsageError(
+            "--export and --import are two steps",
+            where="tune",
+            remedy="give one of them; run DIR/run.py between the two",
+        )
     if args.model is None and not args.times:
-        raise UsageError("takes a model", where="tune", expected="tune MODEL, or tune --import times.json -o RECORDS.json")
+        raise UsageError(
+            "takes a model", where="tune", expected="tune MODEL, or tune --import times.json -o RECORDS.json"
+        )
     if args.times and args.model is None and not args.output:
-        raise UsageError("the records' file has no name", where="tune --import", expected="-o RECORDS.json, or the model")
-    given = [name for name, there in (("-o", args.export and args.output), ("--threads", (args.export or args.times) and args.threads is not None), ("--trials", args.times and args.trials is not None)) if there]
+        raise UsageError(
+            "the records' file has no name", where="tune --import", expected="-o RECORDS.json, or the model"
+        )
+    given = [
+        name
+        for name, there in (
+            ("-o", args.export and args.output),
+            ("--threads", (args.export or args.times) and args.threads is not None),
+            ("--trials", args.times and args.trials is not None),
+        )
+        if there
+    ]
     if args.rpc and (args.export or args.times):
-        raise UsageError("--rpc measures now", where="tune", remedy=f"leave out --rpc, or --{'export' if args.export else 'import'}")
+        raise UsageError(
+            "--rpc measures now", where="tune", remedy=f"leave out --rpc, or --{'export' if args.export else 'import'}"
+        )
     if given:
-        raise UsageError(f"{', '.join(given)} has no meaning with --{'export' if args.export else 'import'}", where="tune", remedy="leave it out")
+        raise UsageError(
+            f"{', '.join(given)} has no meaning with --{'export' if args.export else 'import'}",
+            where="tune",
+            remedy="leave it out",
+        )
 
 
 def servers(args: argparse.Namespace) -> Servers | None:
@@ -215,11 +378,21 @@ def servers(args: argparse.Namespace) -> Servers | None:
     from hawq_tvm.remote.tracker import TIMEOUT, parse
 
     if args.rpc is None:
-        alone = [name for name, there in (("--rpc-key", args.rpc_key is not None), ("--rpc-timeout", args.rpc_timeout is not None), ("--rpc-unchecked", args.rpc_unchecked)) if there]
+        alone = [
+            name
+            for name, there in (
+                ("--rpc-key", args.rpc_key is not None),
+                ("--rpc-timeout", args.rpc_timeout is not None),
+                ("--rpc-unchecked", args.rpc_unchecked),
+            )
+            if there
+        ]
         if alone:
             raise UsageError(f"{', '.join(alone)} has no meaning without --rpc", expected="--rpc HOST:PORT")
         return None
-    return parse(args.rpc, args.rpc_key or "", TIMEOUT if args.rpc_timeout is None else args.rpc_timeout, args.rpc_unchecked)
+    return parse(
+        args.rpc, args.rpc_key or "", TIMEOUT if args.rpc_timeout is None else args.rpc_timeout, args.rpc_unchecked
+    )
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -231,7 +404,11 @@ def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     for text in texts:
         name, equals, dims = text.rpartition("=")
         if not equals or not name or not re.fullmatch(r"\d+([x,]\d+)*", dims):
-            raise UsageError("a shape is not understood", found=text, expected="NAME=1x3x224x224, with the name of one of the model's inputs")
+            raise UsageError(
+                "a shape is not understood",
+                found=text,
+                expected="NAME=1x3x224x224, with the name of one of the model's inputs",
+            )
         if name in shapes:
             raise UsageError("a shape is given twice", where=f"--shape {name}", found=text)
         shapes[name] = tuple(int(d) for d in re.split("[x,]", dims))

@@ -29,10 +29,22 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     subs = [package("info", "print what a package holds, whatever machine it is for")]
     subs += [package("pack", "write a package as a single file")]
     output(subs[-1], "the file, by habit NAME.hawq; `unzip` makes the folder again")
-    subs += [package("strip", "write a package without its integer graph: smaller, it runs and is timed, and is verified only beside a full package of the same integer graph")]
+    subs += [
+        package(
+            "strip",
+            "write a package without its integer graph: smaller, it runs and is timed, and is verified only beside a"
+            " full package of the same integer graph",
+        )
+    ]
     output(subs[-1], "the folder, or with --single-file the file")
     subs[-1].add_argument("--single-file", action="store_true", help="write one file instead of a folder")
-    subs += [package("sign", "sign a package with a secret key of minisign's; its password is asked for, or read from HAWQ_TVM_KEY_PASSWORD")]
+    subs += [
+        package(
+            "sign",
+            "sign a package with a secret key of minisign's; its password is asked for, or read from"
+            " HAWQ_TVM_KEY_PASSWORD",
+        )
+    ]
     subs[-1].add_argument("--key", required=True, metavar="SECRET.key", help="made by `minisign -G`")
     subs += [package("verify-signature", "check a package's signature")]
     subs[-1].add_argument("--key", required=True, metavar="PUBLIC.pub", help="of whom you trust")
@@ -41,7 +53,8 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 
 def info(path: Path) -> dict[str, Any]:
-    """What a package holds, JSON-ready: its manifest, compile report, certificate, files and sizes, and whether this machine runs it.
+    """What a package holds, JSON-ready: its manifest, compile report, certificate, files and sizes, and whether this
+    machine runs it.
 
     Raises PackageError when it is damaged: what is told was checked.
     """
@@ -55,13 +68,24 @@ def info(path: Path) -> dict[str, Any]:
     except PackageError as e:
         cannot_run = str(e)
     report = contents.checked(files["report.json"], "report", str(path))
-    sizes = {**{name: len(data) for name, data in sorted(files.items())}, package.MANIFEST: len(package.dump_json(manifest))}
+    sizes = {
+        **{name: len(data) for name, data in sorted(files.items())},
+        package.MANIFEST: len(package.dump_json(manifest)),
+    }
     return {
-        **manifest, "report": report, "certificate": contents.checked(files["certificate.json"], "certificate", str(path)), "single_file": path.is_file(),
-        "files": sizes, "bytes": sum(sizes.values()), "checksums": "ok", "has_graph": set(package.GRAPH) <= set(files),
-        "signed": package.SIGNATURE in files, "runs_on_this_cpu": not cannot_run, "cannot_run": cannot_run,
+        **manifest,
+        "report": report,
+        "certificate": contents.checked(files["certificate.json"], "certificate", str(path)),
+        "single_file": path.is_file(),
+        "files": sizes,
+        "bytes": sum(sizes.values()),
+        "checksums": "ok",
+        "has_graph": set(package.GRAPH) <= set(files),
+        "signed": package.SIGNATURE in files,
+        "runs_on_this_cpu": not cannot_run,
+        "cannot_run": cannot_run,
         "kernels_by_rule": dict(Counter(row["rule"] for row in report)),
-    }  # fmt: skip
+    }
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -85,7 +109,11 @@ def _strip(args: argparse.Namespace) -> int:
 
     path, output = Path(args.package), Path(args.output)
     if output.resolve() == path.resolve():
-        raise UsageError("would replace the full package", where=str(output), remedy="choose another --output: the graph could not be brought back")
+        raise UsageError(
+            "would replace the full package",
+            where=str(output),
+            remedy="choose another --output: the graph could not be brought back",
+        )
     if not args.single_file:
         package.check_destination(output)
     manifest, files = package.read_files(path)
@@ -99,7 +127,11 @@ def _wrote(args: argparse.Namespace) -> int:
 
     output = Path(args.output)
     count = output.stat().st_size if output.is_file() else sum(f.stat().st_size for f in output.iterdir())
-    print(json.dumps({"package": str(output), "bytes": count})) if args.json else say(f"wrote {output} ({count / 1e6:.2f} MB)")
+    (
+        print(json.dumps({"package": str(output), "bytes": count}))
+        if args.json
+        else say(f"wrote {output} ({count / 1e6:.2f} MB)")
+    )
     return 0
 
 
@@ -111,12 +143,18 @@ def _sign(args: argparse.Namespace) -> int:
 
     path = Path(args.package)
     manifest, files = package.read_files(path)
-    made = signature.sign(manifest, args.key, _ask if signature.PASSWORD not in os.environ and sys.stdin.isatty() else None)
+    made = signature.sign(
+        manifest, args.key, _ask if signature.PASSWORD not in os.environ and sys.stdin.isatty() else None
+    )
     if path.is_dir():
         write_bytes(path / package.SIGNATURE, made)
     else:
         package.install_file(path, manifest, {**files, package.SIGNATURE: made})
-    print(json.dumps({"package": str(path), "signature": package.SIGNATURE})) if args.json else say(f"signed {path}: {package.SIGNATURE}")
+    (
+        print(json.dumps({"package": str(path), "signature": package.SIGNATURE}))
+        if args.json
+        else say(f"signed {path}: {package.SIGNATURE}")
+    )
     return 0
 
 
@@ -131,7 +169,11 @@ def _verify_signature(args: argparse.Namespace) -> int:
 
     manifest, files = package.read_files(Path(args.package))
     comment = signature.verify(manifest, files, args.key, args.package)
-    print(json.dumps({"ok": True, "trusted_comment": comment})) if args.json else say(f"signature valid; trusted comment: {comment}")
+    (
+        print(json.dumps({"ok": True, "trusted_comment": comment}))
+        if args.json
+        else say(f"signature valid; trusted comment: {comment}")
+    )
     return 0
 
 

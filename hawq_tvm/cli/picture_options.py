@@ -86,7 +86,10 @@ def _checked(made: Preprocess, mean: str, std: str, resize: str) -> Preprocess:
 def _of_file(path: str) -> Preprocess:
     from hawq_tvm.quantize.network.pictures import Preprocess
 
-    what = '{"mean": 127, "std": 128, "resize": 256, "resample": "bicubic", "bgr": false}, all but mean and std as you like'
+    what = (
+        '{"mean": 127, "std": 128, "resize": 256, "resample": "bicubic", "bgr": false}, all but mean and std as you'
+        " like"
+    )
     fields = read_json(path, what)
     known = {"mean", "std", "resize", "resample", "bgr"}
     if not isinstance(fields, dict) or not {"mean", "std"} <= set(fields) <= known:

@@ -30,24 +30,51 @@ then:
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Add the options of both verbs; verb makes the parser of one."""
-    sub = verb("quantize", "quantize a float model after training: ONNX with QuantizeLinear and DequantizeLinear, 4 and 8 bits, that compiles to integers")
+    sub = verb(
+        "quantize",
+        "quantize a float model after training: ONNX with QuantizeLinear and DequantizeLinear, 4 and 8 bits, that"
+        " compiles to integers",
+    )
     sub.epilog, sub.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
     sub.add_argument("model", help="a float .onnx or .pt2 file")
     sub.add_argument(
-        "--calib", required=True, metavar="DATA",
-        help="what a few dozen typical inputs are: an .npz file (arrays called as the model's inputs), or a folder of .npy, .npz or image files; images need --mean and --std",
-    )  # fmt: skip
+        "--calib",
+        required=True,
+        metavar="DATA",
+        help=(
+            "what a few dozen typical inputs are: an .npz file (arrays called as the model's inputs), or a folder of"
+            " .npy, .npz or image files; images need --mean and --std"
+        ),
+    )
     sub.add_argument("-o", "--output", required=True, metavar="Q.onnx", help="the quantized model")
     add_shape(sub)
     add_recipe_options(sub)
-    sub.add_argument("--batch", type=int, default=8, metavar="N", help="images at a time where the model leaves that open (default: 8)")
+    sub.add_argument(
+        "--batch",
+        type=int,
+        default=8,
+        metavar="N",
+        help="images at a time where the model leaves that open (default: 8)",
+    )
     sub.add_argument("--seed", type=int, default=0, help="of what adaround draws at random (default: 0)")
     add_picture_options(sub)
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
-    sub = verb("evaluate", "classify labelled images with a package or an ONNX model: top-1, top-5, and agreement with another model")
+    sub = verb(
+        "evaluate",
+        "classify labelled images with a package or an ONNX model: top-1, top-5, and agreement with another model",
+    )
     sub.add_argument("model", help="a package's folder or an ONNX file")
-    sub.add_argument("--data", required=True, metavar="DATA", help="a folder of images, of one folder per class, a list of 'FILE CLASS' lines (.txt, .csv), or an .npz file")
-    sub.add_argument("--labels", metavar="FILE", help="'FILE CLASS' lines, or FILE,CLASS in a .csv, for a folder of images (default: labels.txt in it)")
+    sub.add_argument(
+        "--data",
+        required=True,
+        metavar="DATA",
+        help="a folder of images, of one folder per class, a list of 'FILE CLASS' lines (.txt, .csv), or an .npz file",
+    )
+    sub.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="'FILE CLASS' lines, or FILE,CLASS in a .csv, for a folder of images (default: labels.txt in it)",
+    )
     sub.add_argument("--limit", type=int, default=None, metavar="N", help="N images, evenly spaced over the list")
     add_shape(sub)
     sub.add_argument("--against", metavar="MODEL", help="another package or ONNX model: count the answers that differ")
@@ -57,19 +84,69 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 def add_recipe_options(sub: argparse.ArgumentParser) -> None:
     """Add the options of post-training quantization, but for the batch and the seed."""
-    sub.add_argument("--bits", default="8", metavar="8|4|W4A8|BITS.json", help="8: weights and activations of 8 bits; 4: of 4; W4A8: weights of 4 and activations of 8; or, layer by layer, the file that `allocate` wrote (default: 8)")
-    sub.add_argument("--observer", choices=("minmax", "percentile", "mse", "entropy"), default="mse", help="chooses the ranges of activations (default: mse)")
-    sub.add_argument("--percentile", type=float, default=99.99, metavar="P", help="for --observer percentile (default: 99.99)")
+    sub.add_argument(
+        "--bits",
+        default="8",
+        metavar="8|4|W4A8|BITS.json",
+        help=(
+            "8: weights and activations of 8 bits; 4: of 4; W4A8: weights of 4 and activations of 8; or, layer by"
+            " layer, the file that `allocate` wrote (default: 8)"
+        ),
+    )
+    sub.add_argument(
+        "--observer",
+        choices=("minmax", "percentile", "mse", "entropy"),
+        default="mse",
+        help="chooses the ranges of activations (default: mse)",
+    )
+    sub.add_argument(
+        "--percentile", type=float, default=99.99, metavar="P", help="for --observer percentile (default: 99.99)"
+    )
     ends = sub.add_mutually_exclusive_group()
-    ends.add_argument("--keep-first-last", dest="keep", action="store_true", default=None, help="the first and the last layer have 8 bits (the default, but for a BITS.json)")
-    ends.add_argument("--no-keep-first-last", dest="keep", action="store_false", default=None, help="they have the bits of all others")
+    ends.add_argument(
+        "--keep-first-last",
+        dest="keep",
+        action="store_true",
+        default=None,
+        help="the first and the last layer have 8 bits (the default, but for a BITS.json)",
+    )
+    ends.add_argument(
+        "--no-keep-first-last", dest="keep", action="store_false", default=None, help="they have the bits of all others"
+    )
     sub.add_argument("--symmetric", action="store_true", help="zero point 0 for tensors with both signs, too")
-    sub.add_argument("--weight-range", choices=("minmax", "mse"), default=None, help="where weights are clipped (default: mse at 4 bits, minmax at 8)")
-    sub.add_argument("--rounding", choices=("nearest", "adaround"), default=None, help="of weights with fewer than 8 bits; adaround learns it layer by layer (default: nearest)")
-    sub.add_argument("--adaround", type=int, default=None, metavar="N", help=f"--rounding adaround with N steps per layer (without this option: {ADAROUND_STEPS})")
-    sub.add_argument("--bias-correction", action="store_true", help="correct biases for the mean error of every layer's output")
-    sub.add_argument("--equalize", choices=("relu", "relu6"), nargs="?", const="relu", default="off", help="scale channels between layers to like ranges; relu6: also across ReLU6, which becomes ReLU")
-    sub.add_argument("--images", type=int, default=64, metavar="N", help="images that adaround and bias correction use (default: 64)")
+    sub.add_argument(
+        "--weight-range",
+        choices=("minmax", "mse"),
+        default=None,
+        help="where weights are clipped (default: mse at 4 bits, minmax at 8)",
+    )
+    sub.add_argument(
+        "--rounding",
+        choices=("nearest", "adaround"),
+        default=None,
+        help="of weights with fewer than 8 bits; adaround learns it layer by layer (default: nearest)",
+    )
+    sub.add_argument(
+        "--adaround",
+        type=int,
+        default=None,
+        metavar="N",
+        help=f"--rounding adaround with N steps per layer (without this option: {ADAROUND_STEPS})",
+    )
+    sub.add_argument(
+        "--bias-correction", action="store_true", help="correct biases for the mean error of every layer's output"
+    )
+    sub.add_argument(
+        "--equalize",
+        choices=("relu", "relu6"),
+        nargs="?",
+        const="relu",
+        default="off",
+        help="scale channels between layers to like ranges; relu6: also across ReLU6, which becomes ReLU",
+    )
+    sub.add_argument(
+        "--images", type=int, default=64, metavar="N", help="images that adaround and bias correction use (default: 64)"
+    )
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
@@ -80,15 +157,24 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
     from hawq_tvm.quantize.ptq.quantizer import Recipe
 
     return Recipe(
-        args.bits, args.observer, args.percentile, _keeps(args), args.symmetric, None if args.weight_range is None else args.weight_range == "mse",
-        args.equalize, args.bias_correction, _steps(args), args.images, args.batch, args.seed,
-    )  # fmt: skip
+        args.bits,
+        args.observer,
+        args.percentile,
+        _keeps(args),
+        args.symmetric,
+        None if args.weight_range is None else args.weight_range == "mse",
+        args.equalize,
+        args.bias_correction,
+        _steps(args),
+        args.images,
+        args.batch,
+        args.seed,
+    )
 
 
 def _quantize(args: argparse.Namespace) -> int:
     from hawq_tvm.quantize.progress import measuring
     from hawq_tvm.quantize.ptq.quantizer import post_training
-
 
     recipe, shapes = read_recipe(args), parse_shapes(args.shape)
     check_output(Path(args.output))
@@ -118,7 +204,12 @@ def _keeps(args: argparse.Namespace) -> bool:
     Raises UsageError for an option beside a file that says it for every layer.
     """
     if args.keep is not None and Path(args.bits).suffix == ".json":
-        raise UsageError("is for one width for all layers", where="--keep-first-last", found=f"--bits {args.bits}", remedy="write the widths of both layers into that file")
+        raise UsageError(
+            "is for one width for all layers",
+            where="--keep-first-last",
+            found=f"--bits {args.bits}",
+            remedy="write the widths of both layers into that file",
+        )
     return args.keep is not False
 
 
@@ -128,7 +219,9 @@ def _steps(args: argparse.Namespace) -> int:
     Raises UsageError when the two options contradict each other.
     """
     if args.adaround is not None and (args.rounding == "nearest" or args.adaround < 1):
-        raise UsageError("takes no steps", where=f"--adaround {args.adaround}", expected="at least 1, and not --rounding nearest")
+        raise UsageError(
+            "takes no steps", where=f"--adaround {args.adaround}", expected="at least 1, and not --rounding nearest"
+        )
     return args.adaround or (ADAROUND_STEPS if args.rounding == "adaround" else 0)
 
 
@@ -136,12 +229,40 @@ def show_quantized(found: Quantized) -> None:
     """Every layer's bits, grid and errors, and the notes."""
     learned = any("adaround_mse" in row for row in found.layers)
     measured = any("output_error" in row for row in found.layers)
-    grid = Grid("layer", "bits", "input", "scale", "weight error", *(["adaround"] if learned else []), *(["output error"] if measured else []))
+    grid = Grid(
+        "layer",
+        "bits",
+        "input",
+        "scale",
+        "weight error",
+        *(["adaround"] if learned else []),
+        *(["output error"] if measured else []),
+    )
     for row in found.layers:
-        gained = [f"{row['adaround_mse'] / max(row['nearest_mse'], 1e-30):.0%} of nearest's error" if "adaround_mse" in row else ""] if learned else []
+        gained = (
+            [
+                (
+                    f"{row['adaround_mse'] / max(row['nearest_mse'], 1e-30):.0%} of nearest's error"
+                    if "adaround_mse" in row
+                    else ""
+                )
+            ]
+            if learned
+            else []
+        )
         error = [f"{row['output_error']:.2g}"] if measured else []
-        kind = row["activation_type"] + (f", zero point {row['activation_zero_point']}" if row["activation_zero_point"] else "")
-        grid.add_row(row["layer"], f"W{row['weight_bits']}A{row['activation_bits']}", kind, f"{row['activation_scale']:.4g}", f"{row['weight_error']:.2g}", *gained, *error)
+        kind = row["activation_type"] + (
+            f", zero point {row['activation_zero_point']}" if row["activation_zero_point"] else ""
+        )
+        grid.add_row(
+            row["layer"],
+            f"W{row['weight_bits']}A{row['activation_bits']}",
+            kind,
+            f"{row['activation_scale']:.4g}",
+            f"{row['weight_error']:.2g}",
+            *gained,
+            *error,
+        )
     OUT.print(grid)
     notes = found.notes
     say(f"{notes['observer']} on {notes['images']} images; errors are squared, as shares of the float values' squares")
@@ -149,7 +270,10 @@ def show_quantized(found: Quantized) -> None:
         replaced = f"; {len(notes['relu6_replaced'])} ReLU6 became ReLU" if notes["relu6_replaced"] else ""
         say(f"equalised the outputs of {len(notes['equalized'])} layers{replaced}")
     if not learned and any(row["weight_bits"] < 8 for row in found.layers):
-        say("weights of 4 bits were rounded to nearest; --rounding adaround --bias-correction takes minutes, and mobile networks need it")
+        say(
+            "weights of 4 bits were rounded to nearest; --rounding adaround --bias-correction takes minutes, and mobile"
+            " networks need it"
+        )
     say(f"{notes['parameters']:,} weights in {notes['weight_bytes']:,} bytes")
 
 
@@ -159,9 +283,15 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     with measuring(ERR, args.quiet or args.json) as progress:
         found = evaluate(
-            args.model, args.data, shapes=parse_shapes(args.shape), preprocess=read_preprocess(args), labels=args.labels,
-            limit=args.limit, against=args.against, progress=progress,
-        )  # fmt: skip
+            args.model,
+            args.data,
+            shapes=parse_shapes(args.shape),
+            preprocess=read_preprocess(args),
+            labels=args.labels,
+            limit=args.limit,
+            against=args.against,
+            progress=progress,
+        )
     print(json.dumps(found.to_dict(), indent=1)) if args.json else _show_evaluation(found)
     return 0
 
@@ -174,7 +304,14 @@ def _show_evaluation(found: Evaluation) -> None:
     OUT.print(grid)
     if found.flips is not None:
         text = f"{found.flips} of {found.images} first answers differ ({found.flips / found.images:.2%})"
-        say(text + (f"; right before and wrong now {found.lost}, wrong before and right now {found.gained}" if found.lost is not None else ""))
+        say(
+            text
+            + (
+                f"; right before and wrong now {found.lost}, wrong before and right now {found.gained}"
+                if found.lost is not None
+                else ""
+            )
+        )
 
 
 COMMANDS: dict[str, Command] = {"quantize": _quantize, "evaluate": _evaluate}

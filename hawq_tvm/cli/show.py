@@ -73,7 +73,10 @@ def show_compiled(package: Package, summary: Mapping[str, Any]) -> None:
             say(f"{side:<7} {shape_text(entry)}")
     say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(summary['kernels_by_rule'].items())) or 'none'}")
     tiles = summary["tiles_from"]
-    say(f"tiles   {tiles.get('record', 0)} from records, {tiles.get('cost model', 0)} by the cost model, {tiles.get('rule', 0)} without a choice")
+    say(
+        f"tiles   {tiles.get('record', 0)} from records, {tiles.get('cost model', 0)} by the cost model,"
+        f" {tiles.get('rule', 0)} without a choice"
+    )
     show_proof(package.certificate())
     say(f"wrote   {summary['package']} ({summary['bytes'] / 1e6:.1f} MB)")
 
@@ -83,8 +86,9 @@ def show_proof(c: Mapping[str, Any]) -> None:
     region = " between quantize and dequantize" if c["float_tail"] else ""
     verdict = f"{'integer-only' if c['ok'] else 'NOT integer-only'}{region}"
     say(
-        f"proof   {verdict}: {c['kernels']} kernels ({len(c['border'])} more at the border), {c['expressions']} TIR expressions, {c['instructions']} machine instructions, "
-        f"{len(c['tir_offenders']) + len(c['code_offenders'])} of them float"
+        f"proof   {verdict}: {c['kernels']} kernels ({len(c['border'])} more at the border), {c['expressions']} TIR"
+        f" expressions, {c['instructions']} machine instructions, {len(c['tir_offenders']) + len(c['code_offenders'])}"
+        " of them float"
     )
     if c.get("device_instructions"):
         counts = ", ".join(f"{n} for {arch}" for arch, n in sorted(c["device_instructions"].items()))
@@ -92,7 +96,10 @@ def show_proof(c: Mapping[str, Any]) -> None:
     show_float_tail(c["float_tail"])
     margin = c["least_margin"]
     if margin:
-        say(f"        least spare accumulator: {margin['spare_bits']} bits in {margin['layer']} ({margin['kind']}, {margin['dtype']})")
+        say(
+            f"        least spare accumulator: {margin['spare_bits']} bits in {margin['layer']} ({margin['kind']},"
+            f" {margin['dtype']})"
+        )
     say(f"        {c['differing']} of {c['thresholds']} requantize thresholds differ from the exact real formula")
     if c["not_enumerated"]:
         say(f"        thresholds not enumerated (too many operands): {', '.join(c['not_enumerated'])}")
@@ -125,7 +132,11 @@ def show_joint(report: JointReport) -> None:
     columns = [(n, v.report) for n, v in enumerate(report.verdicts, 1) if v.report is not None]
     table = Grid("layer", "elements", *(str(n) for n, _ in columns))
     for i, row in enumerate(columns[0][1].rows if columns else ()):
-        table.add_row(row.layer, str(row.elements), *("equal" if not (d := r.rows[i].different) else f"{d} different" for _, r in columns))
+        table.add_row(
+            row.layer,
+            str(row.elements),
+            *("equal" if not (d := r.rows[i].different) else f"{d} different" for _, r in columns),
+        )
     if columns:
         OUT.print(table)
     say(report.summary())
@@ -136,27 +147,49 @@ def show_info(fields: Mapping[str, Any]) -> None:
     from hawq_tvm.targets import target as targets
 
     target, producer = fields["target"], fields["producer"]
-    what = [f"a {'single file' if fields['single_file'] else 'folder'} of format {fields['format']}", f"{fields['bytes'] / 1e6:.2f} MB", f"checksums {fields['checksums']}"]
-    what += [f"{'a signature, which `verify-signature` checks' if fields['signed'] else 'not signed'}", *([] if fields["has_graph"] else ["stripped of its integer graph"])]
+    what = [
+        f"a {'single file' if fields['single_file'] else 'folder'} of format {fields['format']}",
+        f"{fields['bytes'] / 1e6:.2f} MB",
+        f"checksums {fields['checksums']}",
+    ]
+    what += [
+        f"{'a signature, which `verify-signature` checks' if fields['signed'] else 'not signed'}",
+        *([] if fields["has_graph"] else ["stripped of its integer graph"]),
+    ]
     say(f"{fields['name']}: {', '.join(what)}")
-    say(f"made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM {producer['llvm']}{', CUDA ' + producer['cuda'] if 'cuda' in producer else ''}; graph {fields['graph_sha256'][:16]}")
+    say(
+        f"made by hawq-tvm {producer['hawq_tvm']}, tvm {producer['tvm']}, LLVM"
+        f" {producer['llvm']}{', CUDA ' + producer['cuda'] if 'cuda' in producer else ''}; graph"
+        f" {fields['graph_sha256'][:16]}"
+    )
     say(f"target  {targets.text(target)}: {', '.join(target['cpu_features'])}")
-    say(f"        this machine's CPU {'runs it' if fields['runs_on_this_cpu'] else 'does not run it: ' + fields['cannot_run']}")
+    say(
+        "        this machine's CPU"
+        f" {'runs it' if fields['runs_on_this_cpu'] else 'does not run it: ' + fields['cannot_run']}"
+    )
     version = fields.get("c_interface")
-    say(f"C       {f'interface version {version}, declared in model.h' if version else 'no interface: a library for GPUs runs by TVM'}")
+    say(
+        "C      "
+        f" {f'interface version {version}, declared in model.h' if version else 'no interface: a library for GPUs runs by TVM'}"
+    )
     for side, entries in (("input", fields["inputs"]), ("output", fields["outputs"])):
         for entry in entries:
             q = entry.get("quantization")
             detail = f", scale {q['scale'][0]:g}, zero point {q['zero_point'][0]}" if q and len(q["scale"]) == 1 else ""
             say(f"{side:<7} {shape_text(entry)}{detail}")
-    say(f"files   {', '.join(f'{name} {size:,}' for name, size in fields['files'].items())} bytes, of them {fields['constants_bytes']:,} constants in the library")
+    say(
+        f"files   {', '.join(f'{name} {size:,}' for name, size in fields['files'].items())} bytes, of them"
+        f" {fields['constants_bytes']:,} constants in the library"
+    )
     say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(fields['kernels_by_rule'].items())) or 'none'}")
     show_proof(fields["certificate"])
     table = Grid("layer", "rule", "tile", "tile from")
     for row in fields["report"]:
         table.add_row(*(str(row.get(k, "")) for k in ("layer", "rule", "tile", "tile_from")))
     OUT.print(table)
-    for (rule, why), count in Counter((row["rule"], row["refused"]) for row in fields["report"] if row.get("refused")).most_common():
+    for (rule, why), count in Counter(
+        (row["rule"], row["refused"]) for row in fields["report"] if row.get("refused")
+    ).most_common():
         say(f"{count} by {rule}, because earlier rules said: {why}")
 
 
@@ -189,22 +222,39 @@ def exporting(console: Terminal, quiet: bool) -> Iterator[Callable[[int, int, st
     if quiet or not console.is_terminal:
         yield None
         return
-    with Progress(TextColumn("kernels of workload"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"), console=console, transient=True) as bar:
+    with Progress(
+        TextColumn("kernels of workload"),
+        MofNCompleteColumn(),
+        BarColumn(20),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+    ) as bar:
         task = bar.add_task("importing", total=None)
         yield lambda number, of, layer: bar.update(task, total=of, completed=number - 1, description=layer)
 
 
 def show_exported(report: ExportReport) -> None:
     """What was written, and what to do with it."""
-    say(f"{report.candidates} candidates of {report.workloads} workloads for {report.arch}, {report.bytes / 1e6:.1f} MB: {report.folder}")
-    say(f"carry it to a machine with nvcc and such a GPU, run `python run.py` in it, then here: hawq-tvm tune --import {report.folder}/times.json -o RECORDS.json")
+    say(
+        f"{report.candidates} candidates of {report.workloads} workloads for {report.arch}, {report.bytes / 1e6:.1f}"
+        f" MB: {report.folder}"
+    )
+    say(
+        "carry it to a machine with nvcc and such a GPU, run `python run.py` in it, then here: hawq-tvm tune --import"
+        f" {report.folder}/times.json -o RECORDS.json"
+    )
 
 
 def _raced(step: TuneStep) -> str:
     """The best tile of a measured workload against the cost model's."""
     o = step.outcome
     assert o is not None
-    gain = f"{o.default_us:.1f} -> {o.median_us:.1f} us" if o.tile != o.default else f"{o.median_us:.1f} us, the cost model's"
+    gain = (
+        f"{o.default_us:.1f} -> {o.median_us:.1f} us"
+        if o.tile != o.default
+        else f"{o.median_us:.1f} us, the cost model's"
+    )
     return f"{step.layer}: best of {o.candidates} is {o.tile} ({gain})"
 
 
@@ -212,13 +262,24 @@ def show_tuned(report: TuneReport) -> None:
     """What was measured, what it saves, and where the records are."""
     table = Grid("layer", "layers", "cost model's tile", "us", "fastest tile", "us", "ratio")
     for o in report.outcomes:
-        numbers = (f"{o.default_us:.1f}", o.tile if o.tile != o.default else "the same", f"{o.median_us:.1f}", f"{o.default_us / o.median_us:.3f}")
+        numbers = (
+            f"{o.default_us:.1f}",
+            o.tile if o.tile != o.default else "the same",
+            f"{o.median_us:.1f}",
+            f"{o.default_us / o.median_us:.3f}",
+        )
         table.add_row(o.layers[0], str(len(o.layers)), o.default, *numbers)
     if report.outcomes:
         OUT.print(table)
         default, tuned = report.saved_us()
-        say(f"these layers together: {default / 1e3:.3f} ms before, {tuned / 1e3:.3f} ms with the fastest tiles, on {f'{report.threads} threads' if report.threads else 'the GPU'}")
-    say(f"{report.trials} tiles measured; {report.kept} workloads had records, {report.left} were left out for want of trials")
+        say(
+            f"these layers together: {default / 1e3:.3f} ms before, {tuned / 1e3:.3f} ms with the fastest tiles, on"
+            f" {f'{report.threads} threads' if report.threads else 'the GPU'}"
+        )
+    say(
+        f"{report.trials} tiles measured; {report.kept} workloads had records, {report.left} were left out for want of"
+        " trials"
+    )
     if report.served:
         say("over RPC: " + ", ".join(f"{server} measured {n}" for server, n in sorted(report.served.items())))
     for note in report.notes:

@@ -1,4 +1,6 @@
-"""What an allocation and a table of latencies look like: as rows of JSON, and in a terminal; and the progress of measuring."""
+"""What an allocation and a table of latencies look like: as rows of JSON, and in a terminal; and the progress of
+measuring.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +24,34 @@ def show_allocation(allocation: Allocation, provenance: Mapping[str, Any]) -> No
     grid = Grid("layer", *(["trace", "+-"] if traced else []), "bits", *allocation.totals, "sensitivity", *rest, "why")
     for row in allocation.table.rows:
         choice, facts = allocation.assignment[row.name], row.facts
-        trace = [_short(facts.get("weight_trace", facts.get("trace"))), _short(facts.get("weight_error"))] if traced else []
+        trace = (
+            [_short(facts.get("weight_trace", facts.get("trace"))), _short(facts.get("weight_error"))] if traced else []
+        )
         costs = [readable(r, row.cost(r, choice)) for r in allocation.totals]
         why = f"fixed {row.fixed}" if row.fixed else f"reads {row.tie}" if row.tie else ""
-        grid.add_row(row.name, *trace, choice, *costs, _short(row.sensitivity[choice]), *(_short(facts[m][choice]) for m in rest), why)
+        grid.add_row(
+            row.name,
+            *trace,
+            choice,
+            *costs,
+            _short(row.sensitivity[choice]),
+            *(_short(facts[m][choice]) for m in rest),
+            why,
+        )
     _print(grid)
     for one in allocation.limits:
         resource = one.budget.resource
-        say(f"{one.budget.text:<14} {readable(resource, allocation.totals[resource])} of at most {readable(resource, one.limit)}")
+        say(
+            f"{one.budget.text:<14} {readable(resource, allocation.totals[resource])} of at most"
+            f" {readable(resource, one.limit)}"
+        )
     for resource, total in allocation.totals.items():
         if resource not in [one.budget.resource for one in allocation.limits]:
             say(f"{resource:<14} {readable(resource, total)}")
-    say(f"sum of sensitivities {allocation.sensitivity:.6g}, the least there is ({allocation.solver['name']}, {allocation.solver['seconds']} s)")
+    say(
+        f"sum of sensitivities {allocation.sensitivity:.6g}, the least there is ({allocation.solver['name']},"
+        f" {allocation.solver['seconds']} s)"
+    )
     if "loss" in provenance:
         show_provenance(provenance)
 
@@ -42,7 +60,11 @@ def show_provenance(facts: Mapping[str, Any]) -> None:
     """How sensitivities were measured."""
     text = f"measured by {facts['metric']} on {facts['images']} images, {facts['loss']}, seed {facts['seed']}"
     if "probes" in facts:
-        state = f"all standard errors within {facts['tolerance']:.0%}" if facts["converged"] else f"standard errors up to {facts['worst_error']:.0%}, NOT within {facts['tolerance']:.0%}"
+        state = (
+            f"all standard errors within {facts['tolerance']:.0%}"
+            if facts["converged"]
+            else f"standard errors up to {facts['worst_error']:.0%}, NOT within {facts['tolerance']:.0%}"
+        )
         text += f"; {facts['probes']} probes on {facts['probed_images']} of them, {state}"
         if facts["negative_traces"]:
             text += f"; {facts['negative_traces']} negative traces count as 0"

@@ -1,4 +1,6 @@
-"""TIR to an executable: the few Relax passes that turn `main` into virtual machine instructions, then LLVM, and nvcc for GPUs."""
+"""TIR to an executable: the few Relax passes that turn `main` into virtual machine instructions, then LLVM, and nvcc
+for GPUs.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,11 @@ LOWERING: tuple[tvm.transform.Pass, ...] = (
 
 
 # The kernels of a float head or tail have no schedule of ours, and a GPU runs none without one.
-ON_GPU: tuple[tvm.transform.Pass, ...] = (LOWERING[0], dlight.ApplyDefaultSchedule(dlight.gpu.Fallback()), *LOWERING[1:])
+ON_GPU: tuple[tvm.transform.Pass, ...] = (
+    LOWERING[0],
+    dlight.ApplyDefaultSchedule(dlight.gpu.Fallback()),
+    *LOWERING[1:],
+)
 
 
 def build(module: tvm.IRModule, target: tvm.target.Target, exec_mode: str = "bytecode") -> relax.VMExecutable:
@@ -41,7 +47,9 @@ def build(module: tvm.IRModule, target: tvm.target.Target, exec_mode: str = "byt
     return build_reported(module, target, exec_mode)[0]
 
 
-def build_reported(module: tvm.IRModule, target: tvm.target.Target, exec_mode: str = "bytecode") -> tuple[relax.VMExecutable, list[nvcc.Usage]]:
+def build_reported(
+    module: tvm.IRModule, target: tvm.target.Target, exec_mode: str = "bytecode"
+) -> tuple[relax.VMExecutable, list[nvcc.Usage]]:
     """The executable, and for a GPU the registers, spills and shared memory of every kernel.
 
     Raises UsageError when a GPU's code is wanted where nvcc is missing, PackageError when nvcc refuses a kernel.
@@ -52,13 +60,19 @@ def build_reported(module: tvm.IRModule, target: tvm.target.Target, exec_mode: s
         return _build(module, target, ON_GPU, "s_tir", exec_mode), job.usage
 
 
-def _build(module: tvm.IRModule, target: tvm.target.Target, passes: tuple[tvm.transform.Pass, ...], tir: str, exec_mode: str) -> relax.VMExecutable:
+def _build(
+    module: tvm.IRModule, target: tvm.target.Target, passes: tuple[tvm.transform.Pass, ...], tir: str, exec_mode: str
+) -> relax.VMExecutable:
     if not any(isinstance(f, tirx.PrimFunc) for _, f in module.functions_items()):
         # Inputs or constants alone are returned; but what holds no code is no library.
         module = tvm.IRModule({**dict(module.functions_items()), "nothing": _nothing()})
     return relax.build(
-        module, target=target, relax_pipeline=tvm.transform.Sequential(list(passes)), tir_pipeline=tir, exec_mode=exec_mode,
-    )  # fmt: skip
+        module,
+        target=target,
+        relax_pipeline=tvm.transform.Sequential(list(passes)),
+        tir_pipeline=tir,
+        exec_mode=exec_mode,
+    )
 
 
 def _nothing() -> tirx.PrimFunc:

@@ -13,7 +13,8 @@ from hawq_tvm.targets.target import architecture
 def check_compiler(target: tvm.target.Target) -> None:
     """Refuse a target that this machine cannot compile for.
 
-    Raises UsageError when nvcc, which CUDA targets need, is missing or does not know an architecture, or when a CPU's C compiler is missing.
+    Raises UsageError when nvcc, which CUDA targets need, is missing or does not know an architecture, or when a
+    CPU's C compiler is missing.
     """
     if cuda.is_cuda(target):
         nvcc.check(cuda.architectures(target))

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class InspectReport:
     """The findings; `compilable` says whether `compile` would accept the model.
 
-    unsupported, float_layers: everything that keeps it from being imported, and then from being integer.  integer_layers: how many kernels it
-    would have.  error: the sentence with which `compile` refuses it.  float_tail: the layers that stay float, where that is allowed.
+    unsupported, float_layers: everything that keeps it from being imported, and then from being integer.
+    integer_layers: how many kernels it would have.  error: the sentence with which `compile` refuses it.
+    float_tail: the layers that stay float, where that is allowed.
     """
 
     model: dict[str, Any]
@@ -51,10 +52,15 @@ class InspectReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
         return {
-            "model": self.model, "unsupported": list(self.unsupported), "float_layers": list(self.float_layers),
-            "integer_layers": self.integer_layers, "compilable": self.compilable, "verdict": self.verdict, "error": self.error,
+            "model": self.model,
+            "unsupported": list(self.unsupported),
+            "float_layers": list(self.float_layers),
+            "integer_layers": self.integer_layers,
+            "compilable": self.compilable,
+            "verdict": self.verdict,
+            "error": self.error,
             "float_tail": list(self.float_tail),
-        }  # fmt: skip
+        }
 
     def lines(self) -> Iterator[str]:
         """The description of the model for people: quantized tensors are counted by kind, `to_dict` lists them all."""
@@ -89,12 +95,16 @@ def _counted(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def inspect(
-    model: Any, shapes: Mapping[str, Sequence[int]] | None = None, allow_float_tail: bool = False, target: str = "host", trust: bool = False
+    model: Any,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    allow_float_tail: bool = False,
+    target: str = "host",
+    trust: bool = False,
 ) -> InspectReport:
     """Look at a model: it goes through the compiler as far as `compile` could refuse it, to kernels that are not built.
 
-    model, shapes, allow_float_tail, target, trust: as `compile` takes them.  Raises ModelError when the file itself cannot be
-    read, UsageError for shapes that do not fit it.
+    model, shapes, allow_float_tail, target, trust: as `compile` takes them.  Raises ModelError when the file itself
+    cannot be read, UsageError for shapes that do not fit it.
     """
     from hawq_tvm.frontend.formats import frontend_of
     from hawq_tvm.targets import target as targets
@@ -133,8 +143,12 @@ def _inspected(
     except HawqError as e:
         return InspectReport(_described(frontend, source), missing, floats, 0, str(e))
     outside, nodes = stages.float_tail(packed["main"]), stages.model_nodes(annotated["main"])
-    kept = dict.fromkeys(stages.model_node(b.var.name, nodes) for b in stages.bindings(packed["main"]) if b.var.name in outside)
-    return InspectReport(frontend.describe(source), (), (), len(stages.private_functions(packed)), float_tail=tuple(kept))
+    kept = dict.fromkeys(
+        stages.model_node(b.var.name, nodes) for b in stages.bindings(packed["main"]) if b.var.name in outside
+    )
+    return InspectReport(
+        frontend.describe(source), (), (), len(stages.private_functions(packed)), float_tail=tuple(kept)
+    )
 
 
 def _described(frontend: Frontend, source: Any) -> dict[str, Any]:

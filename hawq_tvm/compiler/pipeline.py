@@ -120,12 +120,17 @@ class _Run:
 
 
 def until(
-    module: tvm.IRModule, stop: Pass | None, progress: Progress | None = None, target: tvm.target.Target | None = None,
+    module: tvm.IRModule,
+    stop: Pass | None,
+    progress: Progress | None = None,
+    target: tvm.target.Target | None = None,
     start: Pass | None = None,
-) -> tvm.IRModule:  # fmt: skip
-    """A module taken through the passes of PIPELINE, and of GPU_PIPELINE for a GPU, that come before the pass `stop` (None: all).
+) -> tvm.IRModule:
+    """A module taken through the passes of PIPELINE, and of GPU_PIPELINE for a GPU, that come before the pass `stop`
+    (None: all).
 
-    start: the pass to begin with, for a module that has been through those before it; an ANNOTATED one begins with the first.
+    start: the pass to begin with, for a module that has been through those before it; an ANNOTATED one begins with
+    the first.
     Raises ModelError naming the first layer that cannot be integer; it knows all of them.
     """
     run = _Run(progress)
@@ -137,7 +142,9 @@ def until(
     promised = contract.outputs(module)
     for function, stage in passes[first:last]:
 
-        def apply(function: Pass = function, stage: Stage = stage, module: tvm.IRModule = module) -> tuple[tvm.IRModule, int]:
+        def apply(
+            function: Pass = function, stage: Stage = stage, module: tvm.IRModule = module
+        ) -> tuple[tvm.IRModule, int]:
             new, rewrites = function(module)
             stages.verify(new, stage)
             contract.check_step(promised, new, function.__name__)
@@ -147,7 +154,9 @@ def until(
     return module
 
 
-def to_packed(module: tvm.IRModule, progress: Progress | None = None, target: tvm.target.Target | None = None) -> tvm.IRModule:
+def to_packed(
+    module: tvm.IRModule, progress: Progress | None = None, target: tvm.target.Target | None = None
+) -> tvm.IRModule:
     """An ANNOTATED module taken through every pass.
 
     Raises ModelError as `until` does, OverflowBoundError naming the first layer that may overflow.
@@ -173,7 +182,9 @@ def compile_packed(
     run.index = len(PIPELINE)
 
     tir = run.step("lower_to_tir", lambda: to_tir(packed, target))
-    executable, usage = run.step("build", lambda: (build_module.build_reported(tir, target), len(tir.functions_items()) - 1))
+    executable, usage = run.step(
+        "build", lambda: (build_module.build_reported(tir, target), len(tir.functions_items()) - 1)
+    )
     if run.level >= 4:
         host = executable.mod.imports[0]
         _dump(run.index, "assembly", str(host.inspect_source("asm")))
@@ -185,7 +196,9 @@ def compile_packed(
 def with_records(
     packed: tvm.IRModule, target: tvm.target.Target, records: schedules.Records, progress: Progress | None = None
 ) -> tvm.IRModule:
-    """A PACKED module whose functions carry the measured tiles that `records`, or else the shipped records, have for them."""
+    """A PACKED module whose functions carry the measured tiles that `records`, or else the shipped records, have for
+    them.
+    """
     known = {**schedules.shipped_records(target), **records}
     if not known:
         return packed
@@ -193,7 +206,10 @@ def with_records(
 
 
 def compile_annotated(
-    annotated: tvm.IRModule, target: tvm.target.Target, progress: Progress | None = None, records: schedules.Records | None = None
+    annotated: tvm.IRModule,
+    target: tvm.target.Target,
+    progress: Progress | None = None,
+    records: schedules.Records | None = None,
 ) -> Compiled:
     """An ANNOTATED module, wherever it came from, compiled for `target`; records: measured tiles to use."""
     packed = with_records(to_packed(annotated, progress, target), target, records or {}, progress)
@@ -202,9 +218,14 @@ def compile_annotated(
 
 
 def compile_model(
-    source: Any, target: tvm.target.Target, *, shapes: dict[str, tuple[int, ...]] | None = None,
-    allow_float_tail: bool = False, progress: Progress | None = None, records: schedules.Records | None = None,
-) -> Compiled:  # fmt: skip
+    source: Any,
+    target: tvm.target.Target,
+    *,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    allow_float_tail: bool = False,
+    progress: Progress | None = None,
+    records: schedules.Records | None = None,
+) -> Compiled:
     """A model compiled for `target`; what it may be and the options are those of `import_annotated`.
 
     records: measured tiles to use, before those that are shipped.
@@ -214,9 +235,14 @@ def compile_model(
 
 
 def import_annotated(
-    source: Any, *, shapes: dict[str, tuple[int, ...]] | None = None, allow_float_tail: bool = False, progress: Progress | None = None
+    source: Any,
+    *,
+    shapes: dict[str, tuple[int, ...]] | None = None,
+    allow_float_tail: bool = False,
+    progress: Progress | None = None,
 ) -> tvm.IRModule:
-    """The ANNOTATED module of a model: ONNX (path, bytes or ModelProto), PyTorch (.pt2 path, bytes or ExportedProgram) or a HAWQ checkpoint.
+    """The ANNOTATED module of a model: ONNX (path, bytes or ModelProto), PyTorch (.pt2 path, bytes or
+    ExportedProgram) or a HAWQ checkpoint.
 
     shapes: fixes symbolic dimensions by input name.  allow_float_tail: keep float operators before the first
     quantize or after the last dequantize, outside the integer region, instead of refusing them.
@@ -226,7 +252,9 @@ def import_annotated(
     return _Run(progress).step("import", lambda: (import_by(frontend_of(source), source, shapes, allow_float_tail), 0))
 
 
-def import_by(frontend: Frontend, source: Any, shapes: Mapping[str, tuple[int, ...]] | None, allow_float_tail: bool) -> tvm.IRModule:
+def import_by(
+    frontend: Frontend, source: Any, shapes: Mapping[str, tuple[int, ...]] | None, allow_float_tail: bool
+) -> tvm.IRModule:
     """What `import_annotated` gives, by a frontend that is known already."""
     try:
         module = frontend.run(source, shapes)

@@ -1,7 +1,7 @@
 """From scheduled TIR to what LLVM compiles: TVM's passes for PrimFuncs, and registers that stay registers.
 
-TVM takes a buffer in scope "local" from the heap at run time, where LLVM must store whatever is written to it: sums of a
-block when they are cleared, and again when they are complete. On the stack LLVM keeps them in registers.
+TVM takes a buffer in scope "local" from the heap at run time, where LLVM must store whatever is written to it: sums
+of a block when they are cleared, and again when they are complete. On the stack LLVM keeps them in registers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ CPU = "hawq_tvm.cpu"  # the pipeline's name, for `tvm.tirx.build` and `relax.bui
 def _on_stack(buffer: tirx.AllocBuffer) -> tirx.AllocBuffer:
     if buffer.buffer.scope() != "local":
         return buffer
-    return tirx.AllocBuffer(buffer.buffer, {**buffer.annotations, "disable_lower_builtin": tirx.const(1, "int32")}, buffer.span)
+    return tirx.AllocBuffer(
+        buffer.buffer, {**buffer.annotations, "disable_lower_builtin": tirx.const(1, "int32")}, buffer.span
+    )
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="KeepRegisters")

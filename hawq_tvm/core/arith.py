@@ -124,7 +124,9 @@ def shift_round(value: Int, shift: Any, rounding: str) -> Int:
 
 
 def rounding_room(shift: Any, rounding: str) -> Any:
-    """The most that a rounding but "double" adds to the magnitude of a sum before it shifts (section 7), of one shift or an array of Python integers."""
+    """The most that a rounding but "double" adds to the magnitude of a sum before it shifts (section 7), of one
+    shift or an array of Python integers.
+    """
     return 1 << shift if rounding in DIRECTED else 1 << shift >> 1
 
 
@@ -141,9 +143,16 @@ def double_round(value: Int, multiplier: Any, shift: Any) -> Int:
 
 
 def requantize(
-    operands: list[Int], multipliers: list[Any], offset: Any, shift: Any, *,
-    rounding: str, zero_point: int, qmin: int, qmax: int,
-) -> Int:  # fmt: skip
+    operands: list[Int],
+    multipliers: list[Any],
+    offset: Any,
+    shift: Any,
+    *,
+    rounding: str,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+) -> Int:
     """(A9): clamp(round((sum x_i m_i + offset) / 2^shift) + zero_point, qmin, qmax), all broadcasting."""
     if rounding == "double":
         (value,), (multiplier,) = operands, multipliers
@@ -157,13 +166,17 @@ def requantize(
 
 
 _REAL_ROUNDINGS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    "half_even": np.rint, "floor": np.floor, "ceil": np.ceil, "toward_zero": np.trunc,
+    "half_even": np.rint,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "toward_zero": np.trunc,
     "away": lambda value: np.where(value < 0, np.floor(value), np.ceil(value)),
-}  # fmt: skip
+}
 
 
 def round_real(value: NDArray[Any], rounding: str) -> NDArray[Any]:
-    """A real array rounded to integers by the named rule ("double" has no real counterpart), without an error of its own.
+    """A real array rounded to integers by the named rule ("double" has no real counterpart), without an error of its
+    own.
 
     The rest after truncation is exact; value + 1/2 is not: the float just below 1/2 would become 1.
     """
@@ -180,12 +193,20 @@ def round_real(value: NDArray[Any], rounding: str) -> NDArray[Any]:
 
 
 def quantize(
-    x: NDArray[Any], scale: NDArray[Any], zero_point: NDArray[Any], *,
-    qmin: int, qmax: int, storage: str, rounding: str = "half_even", form: str = "divide",
-) -> NDArray[Any]:  # fmt: skip
+    x: NDArray[Any],
+    scale: NDArray[Any],
+    zero_point: NDArray[Any],
+    *,
+    qmin: int,
+    qmax: int,
+    storage: str,
+    rounding: str = "half_even",
+    form: str = "divide",
+) -> NDArray[Any]:
     """(A2): clamp(round(x / scale), qmin - z, qmax - z) + z in the float type of x (float64 for int32).
 
-    form: "divide" as ONNX writes it, "reciprocal" for x * (1 / scale) as PyTorch computes it, "affine" for (A2a) as QONNX does.
+    form: "divide" as ONNX writes it, "reciprocal" for x * (1 / scale) as PyTorch computes it, "affine" for (A2a) as
+    QONNX does.
     """
     real = np.float64 if storage == "int32" else np.float32
     x, scale = x.astype(real), scale.astype(real)
@@ -226,15 +247,20 @@ def softmax_table(scale: Fraction, levels: int) -> NDArray[np.int32]:
 
 
 def softmax_dyadic(inverse: Fraction, count: int) -> tuple[int, int]:
-    """(A17): M and k with M / 2^k nearest to 1 / s_y, of 31 bits, or of as many as k + bits(sum) <= 62 leaves rows of `count`.
+    """(A17): M and k with M / 2^k nearest to 1 / s_y, of 31 bits, or of as many as k + bits(sum) <= 62 leaves rows
+    of `count`.
 
     Raises OverflowError when `inverse` is 2^31 or more.
     """
     return dyadic(inverse, max_shift=MAX_SHIFT - (count << SOFTMAX_BITS).bit_length())
 
 
-def softmax(x: Int, table: Int, axis: int, multiplier: int, shift: int, *, zero_point: int, qmin: int, qmax: int) -> Int:
-    """(A17): the exponents from the table, one reciprocal of their sum in each row, one rounded product for each element."""
+def softmax(
+    x: Int, table: Int, axis: int, multiplier: int, shift: int, *, zero_point: int, qmin: int, qmax: int
+) -> Int:
+    """(A17): the exponents from the table, one reciprocal of their sum in each row, one rounded product for each
+    element.
+    """
     x = np.asarray(x, np.int64)
     e = np.asarray(table, np.int64)[x.max(axis=axis, keepdims=True) - x]
     total = e.sum(axis=axis, keepdims=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hawq_tvm.package.interface import TensorSpec
+from hawq_tvm.core.tensors import TensorSpec
 
 from .arith import RANGES
 from .errors import InputError
@@ -19,16 +19,26 @@ Array = NDArray[Any]
 def checked(inputs: Any, specs: Sequence[TensorSpec], where: str) -> dict[str, Array]:
     """The inputs as the library takes them: contiguous, sub-byte types widened to 8 bits.
 
-    specs: a package's inputs.  where: how errors call the package.  Raises InputError naming the input that does not fit.
+    specs: a package's inputs.  where: how errors call the package.  Raises InputError naming the input that does not
+    fit.
     """
     wanted = {i.name: i for i in specs}
     if not isinstance(inputs, Mapping):
         raise InputError(
-            "the inputs have no names", where=where, expected=f"a dictionary with {', '.join(wanted)}", found=type(inputs).__name__,
+            "the inputs have no names",
+            where=where,
+            expected=f"a dictionary with {', '.join(wanted)}",
+            found=type(inputs).__name__,
             remedy=f"give {{{', '.join(f'{name!r}: array' for name in wanted)}}}",
-        )  # fmt: skip
+        )
     if set(inputs) != set(wanted):
-        raise InputError("the inputs have other names", where=where, expected=", ".join(wanted), found=", ".join(map(str, inputs)) or "none", remedy="rename them")
+        raise InputError(
+            "the inputs have other names",
+            where=where,
+            expected=", ".join(wanted),
+            found=", ".join(map(str, inputs)) or "none",
+            remedy="rename them",
+        )
     return {name: _checked(name, inputs[name], spec) for name, spec in wanted.items()}
 
 
@@ -36,22 +46,35 @@ def _checked(name: str, given: Any, spec: TensorSpec) -> Array:
     where, shape = f"input {name}", spec.shape
     try:
         array = np.asarray(given)
-    except (ValueError, TypeError, RuntimeError) as e:  # lists of different lengths, tensors of a GPU or with a gradient
+    except (
+        ValueError,
+        TypeError,
+        RuntimeError,
+    ) as e:  # lists of different lengths, tensors of a GPU or with a gradient
         found = str(e).splitlines()[0] if str(e) else type(given).__name__
-        raise InputError("is no array", where=where, expected=f"an array of shape {shape}", found=found, remedy="give a NumPy array") from e
+        raise InputError(
+            "is no array", where=where, expected=f"an array of shape {shape}", found=found, remedy="give a NumPy array"
+        ) from e
     if array.shape != shape:
         raise InputError("has another shape", where=where, expected=str(shape), found=str(array.shape))
     kind, dtype = spec.type, spec.dtype
     if array.dtype.name == kind and kind != dtype:
         array = array.astype(dtype)  # ml_dtypes' int4 and the like
     if array.dtype.name != dtype:
-        raise InputError("has another type", where=where, expected=dtype, found=str(array.dtype), remedy=_conversion(array, dtype))
+        raise InputError(
+            "has another type", where=where, expected=dtype, found=str(array.dtype), remedy=_conversion(array, dtype)
+        )
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise InputError("contains NaN, which no integer stands for", where=where, remedy="clean the input")
     if kind in RANGES and kind != dtype and array.size:
         low, high = RANGES[kind]
         if array.min() < low or array.max() > high:
-            raise InputError(f"leaves the range of {kind}", where=where, expected=f"{low}..{high}", found=f"{array.min()}..{array.max()}")
+            raise InputError(
+                f"leaves the range of {kind}",
+                where=where,
+                expected=f"{low}..{high}",
+                found=f"{array.min()}..{array.max()}",
+            )
     return np.ascontiguousarray(array, np.dtype(dtype)).reshape(shape)  # in this machine's order of bytes
 
 
@@ -61,7 +84,11 @@ def _conversion(array: Array, dtype: str) -> str:
         return f"give array.astype('{dtype}')"
     if array.dtype.kind in "iub":
         return f"give array.astype('{dtype}') if its values fit"
-    return "give the quantized integers: divide by the scale, round, add the zero point and clip" if array.dtype.kind == "f" else ""
+    return (
+        "give the quantized integers: divide by the scale, round, add the zero point and clip"
+        if array.dtype.kind == "f"
+        else ""
+    )
 
 
 def random(rng: np.random.Generator, spec: TensorSpec) -> Array:

@@ -31,8 +31,13 @@ class Conv2d:
         """Read a call."""
         a = call.attrs
         return Conv2d(
-            _pair(a.strides), _pair(a.dilation), tuple(int(p) for p in a.padding), int(a.groups), str(a.data_layout), str(a.kernel_layout)
-        )  # fmt: skip
+            _pair(a.strides),
+            _pair(a.dilation),
+            tuple(int(p) for p in a.padding),
+            int(a.groups),
+            str(a.data_layout),
+            str(a.kernel_layout),
+        )
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,9 @@ class Pool2d:
         """Read a call."""
         a = call.attrs
         ours = call.op.name.startswith("hawq.")
-        size, strides, dilation, layout = (a[k] if ours else getattr(a, k) for k in ("pool_size", "strides", "dilation", "layout"))
+        size, strides, dilation, layout = (
+            a[k] if ours else getattr(a, k) for k in ("pool_size", "strides", "dilation", "layout")
+        )
         return Pool2d(_pair(size), _pair(strides), _pair(dilation), str(layout))
 
 

@@ -1,4 +1,6 @@
-"""The shapes and types that are promised: by the model's own declarations, by ONNX's or PyTorch's inference, and by every pass to the next."""
+"""The shapes and types that are promised: by the model's own declarations, by ONNX's or PyTorch's inference, and by
+every pass to the next.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ CORRECT = "correct the shape or type that the model declares"
 class Promise:
     """What somebody says about a tensor.
 
-    by: who, in words.  kind: the element type, empty where nothing is said.  dims: sizes, None for each that is not known; None for no shape.
+    by: who, in words.  kind: the element type, empty where nothing is said.  dims: sizes, None for each that is not
+    known; None for no shape.
     """
 
     by: str
@@ -31,7 +34,9 @@ class Promise:
         """Whether a tensor of this type (empty: not compared) and shape is what was said."""
         if kind and self.kind and kind != self.kind:
             return False
-        return self.dims is None or (len(self.dims) == len(shape) and all(d in (None, n) for d, n in zip(self.dims, shape, strict=True)))
+        return self.dims is None or (
+            len(self.dims) == len(shape) and all(d in (None, n) for d, n in zip(self.dims, shape, strict=True))
+        )
 
 
 def check(where: str, kind: str, shape: Sequence[int], promises: Iterable[Promise]) -> None:
@@ -43,9 +48,12 @@ def check(where: str, kind: str, shape: Sequence[int], promises: Iterable[Promis
         if not p.holds(kind, shape):
             dims = "" if p.dims is None else str(["?" if d is None else d for d in p.dims]).replace("'", "")
             raise ModelError(
-                "would have another shape or type than promised", where=where, expected=f"{p.kind}{dims} ({p.by})",
-                found=f"{kind}{list(shape)}", remedy=p.remedy,
-            )  # fmt: skip
+                "would have another shape or type than promised",
+                where=where,
+                expected=f"{p.kind}{dims} ({p.by})",
+                found=f"{kind}{list(shape)}",
+                remedy=p.remedy,
+            )
 
 
 def outputs(module: tvm.IRModule) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -53,7 +61,9 @@ def outputs(module: tvm.IRModule) -> list[tuple[str, str, tuple[int, ...]]]:
     main = module["main"]
     returned, _ = stages.outputs(main)
     fields = list(returned.fields) if isinstance(returned, relax.Tuple) else [returned]
-    names = [str(n) for n in (main.attrs or {}).get("hawq.output_names", [])] or [f"output{i}" for i in range(len(fields))]
+    names = [str(n) for n in (main.attrs or {}).get("hawq.output_names", [])] or [
+        f"output{i}" for i in range(len(fields))
+    ]
     return [(name, ops.dtype_of(f), ops.shape_of(f)) for name, f in zip(names, fields, strict=True)]
 
 

@@ -21,8 +21,8 @@ class HawqError(Exception):
 
     where: the layer, file or option in the user's own terms.  expected, found: the two facts that
     disagree.  remedy: what the user can do about it.  Any field may be empty.
-    exit_code: 1 a check failed, 2 what the user asked for or gave is wrong, 3 a model or package is not supported or not readable,
-    4 another machine cannot be reached, was lost, or does not suit.
+    exit_code: 1 a check failed, 2 what the user asked for or gave is wrong, 3 a model or package is not supported or
+    not readable, 4 another machine cannot be reached, was lost, or does not suit.
     """
 
     exit_code = 3
@@ -58,13 +58,26 @@ class ModelError(HawqError):
 
     def __str__(self) -> str:
         count = len(self.others)
-        more = f"; and {count} more {'problem' if count == 1 else 'problems'}, which `hawq-tvm inspect` lists" if count else ""
+        more = (
+            f"; and {count} more {'problem' if count == 1 else 'problems'}, which `hawq-tvm inspect` lists"
+            if count
+            else ""
+        )
         return super().__str__() + more
 
     def problems(self) -> list[dict[str, str]]:
-        """Everything that is wrong, JSON-ready: layer (an operator, input or output), op, reason, expected, found and remedy."""
+        """Everything that is wrong, JSON-ready: layer (an operator, input or output), op, reason, expected, found
+        and remedy.
+        """
         return [
-            {"layer": e.where, "op": e.op, "reason": e.message, "expected": e.expected, "found": e.found, "remedy": e.remedy}
+            {
+                "layer": e.where,
+                "op": e.op,
+                "reason": e.message,
+                "expected": e.expected,
+                "found": e.found,
+                "remedy": e.remedy,
+            }
             for e in (self, *self.others)
         ]
 
@@ -72,9 +85,12 @@ class ModelError(HawqError):
 def not_quantized() -> ModelError:
     """The error for a float model."""
     return ModelError(
-        "is not quantized", where="model", expected="operators that quantize and dequantize", found="a float model",
+        "is not quantized",
+        where="model",
+        expected="operators that quantize and dequantize",
+        found="a float model",
         remedy="hawq-tvm quantize MODEL --calib DATA -o QUANTIZED.onnx, and give that",
-    )  # fmt: skip
+    )
 
 
 def first_of(errors: Sequence[ModelError]) -> ModelError:

@@ -27,18 +27,28 @@ def load_npz(path: str) -> dict[str, Any]:
     Raises InputError when it is missing or no such file.
     """
     if not Path(path).is_file():
-        raise InputError("is a folder" if Path(path).is_dir() else "does not exist", where=path, expected=KIND, remedy="check the path")
+        raise InputError(
+            "is a folder" if Path(path).is_dir() else "does not exist",
+            where=path,
+            expected=KIND,
+            remedy="check the path",
+        )
     try:
         data = np.load(path, allow_pickle=False)
         if isinstance(data, np.ndarray):
             raise InputError(
-                "holds one array without a name", where=path, expected=KIND, found="an .npy file",
+                "holds one array without a name",
+                where=path,
+                expected=KIND,
+                found="an .npy file",
                 remedy="write it again with numpy.savez(PATH, NAME=array)",
-            )  # fmt: skip
+            )
         with data:
             arrays = {name: data[name] for name in data.files}
     except UNREADABLE as e:
-        raise InputError("cannot be read", where=path, expected=KIND, found=str(e).splitlines()[0] if str(e) else type(e).__name__) from e
+        raise InputError(
+            "cannot be read", where=path, expected=KIND, found=str(e).splitlines()[0] if str(e) else type(e).__name__
+        ) from e
     for name, value in arrays.items():
         if not isinstance(value, np.ndarray):
             raise InputError("holds something that is no array", where=path, expected=KIND, found=name)
@@ -48,7 +58,8 @@ def load_npz(path: str) -> dict[str, Any]:
 def check_output(path: Path) -> None:
     """Whether a file can be written, found out before the work whose result it is for; nothing is left behind.
 
-    Raises OutputError when its folder does not exist or does not take files, or when the path is something else than a file.
+    Raises OutputError when its folder does not exist or does not take files, or when the path is something else than
+    a file.
     """
     _write(path, None)
 
@@ -78,12 +89,18 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Whether the folder that `path` is to be made in exists: none is made on the way, a mistyped path would go unnoticed.
+    """Whether the folder that `path` is to be made in exists: none is made on the way, a mistyped path would go
+    unnoticed.
 
     Raises OutputError when it does not.
     """
     if not path.parent.is_dir():
-        raise OutputError("cannot be written", where=str(path), found=f"no folder {path.parent}", remedy="make the folder first, or check the path")
+        raise OutputError(
+            "cannot be written",
+            where=str(path),
+            found=f"no folder {path.parent}",
+            remedy="make the folder first, or check the path",
+        )
 
 
 def _write(path: Path, fill: Callable[[IO[bytes]], Any] | None) -> None:
@@ -108,11 +125,18 @@ def _write(path: Path, fill: Callable[[IO[bytes]], Any] | None) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as e:
-        raise OutputError("cannot be written", where=str(path), found=e.strerror or str(e), remedy="check the path and its permissions") from e
+        raise OutputError(
+            "cannot be written",
+            where=str(path),
+            found=e.strerror or str(e),
+            remedy="check the path and its permissions",
+        ) from e
 
 
 def _fresh(beside: Path) -> tuple[Path, int]:
-    """A new file beside another, open for writing, with a name that nobody knew; it follows no link and has the user's usual permissions."""
+    """A new file beside another, open for writing, with a name that nobody knew; it follows no link and has the
+    user's usual permissions.
+    """
     while True:
         path = beside.with_name(f".{beside.name[:40]}.{secrets.token_hex(8)}.tmp")
         with contextlib.suppress(FileExistsError):

@@ -1,8 +1,8 @@
 """The interval of one integer operator's result from the intervals of its arguments: one rule per operator (A21).
 
-Bounds are kept per channel where an operator keeps channels apart, else one pair stands for the tensor. They are worked
-out from the real weights and hold for every input whatever. Arithmetic on bounds is exact: it moves from int64 to Python's
-integers where int64 could overflow, so that a bound too large for any type is still seen as that.
+Bounds are kept per channel where an operator keeps channels apart, else one pair stands for the tensor. They are
+worked out from the real weights and hold for every input whatever. Arithmetic on bounds is exact: it moves from
+int64 to Python's integers where int64 could overflow, so that a bound too large for any type is still seen as that.
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ def _scalar(value: int) -> Any:
 
 
 def _object(array: Any) -> Array:
-    """Python's integers, in one dimension at least: NumPy turns what it computes without any into fixed-size integers."""
+    """Python's integers, in one dimension at least: NumPy turns what it computes without any into fixed-size
+    integers.
+    """
     return np.atleast_1d(np.asarray(array).astype(object))
 
 
@@ -145,7 +147,9 @@ def conv2d(call: relax.Call, x: Interval, w: Interval) -> Interval:
     positive, negative = np.maximum(flat, 0).sum(axis=-1), np.minimum(flat, 0).sum(axis=-1)
     channel = _kept(x, shape, [layout.index("C")])
     # (group, output, input): every group of outputs reads its own inputs, each with its own bounds.
-    x_low, x_high = (np.broadcast_to(np.ravel(b), groups * inputs).reshape(groups, 1, inputs) for b in (channel.low, channel.high))
+    x_low, x_high = (
+        np.broadcast_to(np.ravel(b), groups * inputs).reshape(groups, 1, inputs) for b in (channel.low, channel.high)
+    )
     low, high = _contributions(positive, negative, x_low, x_high)
     result = [1] * 4
     result[layout.index("C")] = outputs
@@ -160,7 +164,9 @@ def matmul(call: relax.Call, a: Interval, b: Interval) -> Interval:
     # Per column: (..., K, N) transposed to (..., N, K) against the bounds of a's last axis.
     columns = np.swapaxes(values, -1, -2)
     inner = _kept(a, left, [len(left) - 1])
-    low, high = _contributions(np.maximum(columns, 0), np.minimum(columns, 0), np.ravel(inner.low), np.ravel(inner.high))
+    low, high = _contributions(
+        np.maximum(columns, 0), np.minimum(columns, 0), np.ravel(inner.low), np.ravel(inner.high)
+    )
     if len(left) > 1:
         low, high = low[..., None, :], high[..., None, :]
     return _compact(low, high)
@@ -207,9 +213,15 @@ def requantize(call: relax.Call, data: Sequence[Interval], *_: Any) -> Interval:
     for near, far in (("low", "high"), ("high", "low")):
         operands = [np.where(m >= 0, getattr(x, near), getattr(x, far)) for x, m in zip(data, multipliers, strict=True)]
         end = arith.requantize(
-            operands, list(multipliers), offset, shift, rounding=str(attrs["rounding"]),
-            zero_point=int(attrs["zero_point"]), qmin=int(attrs["qmin"]), qmax=int(attrs["qmax"]),
-        )  # fmt: skip
+            operands,
+            list(multipliers),
+            offset,
+            shift,
+            rounding=str(attrs["rounding"]),
+            zero_point=int(attrs["zero_point"]),
+            qmin=int(attrs["qmin"]),
+            qmax=int(attrs["qmax"]),
+        )
         ends.append(end)
     return _compact(*ends)
 
@@ -217,7 +229,8 @@ def requantize(call: relax.Call, data: Sequence[Interval], *_: Any) -> Interval:
 def requantize_worst(call: relax.Call, data: Sequence[Interval]) -> int:
     """The largest magnitude inside a requantize, over all channels, in Python's integers.
 
-    sum |x_i| |m_i| + |b| + 2^(s-1) (2^s if directed) of section 7, or (|x| << max(0, 31 - s)) |m| + 2^30 for the rounding "double" (A8).
+    sum |x_i| |m_i| + |b| + 2^(s-1) (2^s if directed) of section 7, or (|x| << max(0, 31 - s)) |m| + 2^30 for the
+    rounding "double" (A8).
     """
     magnitudes = [_magnitude(np.maximum(-_object(x.low), _object(x.high))) for x in data]
     multipliers = [_magnitude(_object(ops.const_value(m))) for m in call.args[1].fields]
@@ -287,7 +300,9 @@ def per_channel(call: relax.Call, x: Interval) -> Interval:
 
 def pad(call: relax.Call, x: Interval, *_: Any) -> Interval:
     a = Pad.of(call)
-    kept = _kept(x, ops.shape_of(call.args[0]), [i for i, n in enumerate(zip(a.before, a.after, strict=True)) if not any(n)])
+    kept = _kept(
+        x, ops.shape_of(call.args[0]), [i for i, n in enumerate(zip(a.before, a.after, strict=True)) if not any(n)]
+    )
     return _compact(np.minimum(kept.low, a.value), np.maximum(kept.high, a.value))
 
 
@@ -321,6 +336,8 @@ def moved(call: relax.Call, x: Interval, *_: Any) -> Interval:
     """Elements that only change their place; a transpose takes the bounds along."""
     if ops.op_name(call) == "relax.permute_dims" and call.attrs.axes is not None:
         axes, rank = [int(a) for a in call.attrs.axes], len(ops.shape_of(call.args[0]))
-        sides = (np.asarray(b).reshape((1,) * (rank - np.ndim(b)) + np.shape(b)).transpose(axes) for b in (x.low, x.high))
+        sides = (
+            np.asarray(b).reshape((1,) * (rank - np.ndim(b)) + np.shape(b)).transpose(axes) for b in (x.low, x.high)
+        )
         return Interval(*sides)
     return x.collapse()

@@ -1,7 +1,8 @@
 """One row per integer operator: what the stages, intervals, layout, fusion and schedules need to know of it.
 
-Its arithmetic stands in three other places, each once: the reference (`verify/reference.py`), the emitter (`schedules/emit/`), and
-`ops.py` for the type of its result and its constructor. Adding an operator means a row here, a function there, an emitter.
+Its arithmetic stands in three other places, each once: the reference (`verify/reference.py`), the emitter
+(`schedules/emit/`), and `ops.py` for the type of its result and its constructor. Adding an operator means a row
+here, a function there, an emitter.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ class Kind(enum.Enum):
 class Operator:
     """Facts about one operator.
 
-    interval: of a call's result from those of its arguments (tuples for tuples).  elementwise: may end a layer element by element
-    (a border operator too).  reduces: is an anchor for the schedules (a border operator too).  sums: adds many terms in an order of
-    its own, so partial sums count.  grows: its result can leave the type of its operands.  feeds: may be computed inside the layer
-    that alone reads it.  in_lines: neighbours along the last axis stay neighbours.  before_lowering: may stand in an ANNOTATED module.
+    interval: of a call's result from those of its arguments (tuples for tuples).  elementwise: may end a layer
+    element by element (a border operator too).  reduces: is an anchor for the schedules (a border operator too).
+    sums: adds many terms in an order of its own, so partial sums count.  grows: its result can leave the type of its
+    operands.  feeds: may be computed inside the layer that alone reads it.  in_lines: neighbours along the last axis
+    stay neighbours.  before_lowering: may stand in an ANNOTATED module.
     """
 
     name: str

@@ -73,8 +73,12 @@ def replaced(expr: relax.Expr, leaf: Callable[[relax.Expr], relax.Expr]) -> rela
 def renamed(expr: relax.Expr, names: Mapping[relax.Var, relax.Expr]) -> relax.Expr:
     """`expr` with its variables replaced by what they are mapped to; a variable that is not mapped stays."""
     return replaced(expr, lambda e: names.get(e, e) if isinstance(e, relax.Var) else e)
+
+
 class Builder(relax.BlockBuilder):
-    """TVM's BlockBuilder, whose functions may be left by an error: its own then warns on standard error of the block that was left open."""
+    """TVM's BlockBuilder, whose functions may be left by an error: its own then warns on standard error of the block
+    that was left open.
+    """
 
     def _exit_function_scope(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
         if exc_type is not None:
@@ -94,7 +98,8 @@ class Emitter:
     def __call__(self, expr: relax.Expr, name: str) -> relax.Var:
         """A variable bound to `expr`; variables are returned as they are.
 
-        Raises ModelError naming the layer when the result would have no element or more than MAX_ELEMENTS: nothing has been computed then.
+        Raises ModelError naming the layer when the result would have no element or more than MAX_ELEMENTS: nothing
+        has been computed then.
         """
         if isinstance(expr, relax.Var):
             return expr
@@ -111,7 +116,11 @@ class Emitter:
 
 def _check_size(kind: Any, name: str) -> None:
     for field in getattr(kind, "fields", None) or [kind]:
-        shape = [int(d) for d in field.shape.values] if isinstance(field, relax.TensorType) and field.shape is not None else []
+        shape = (
+            [int(d) for d in field.shape.values]
+            if isinstance(field, relax.TensorType) and field.shape is not None
+            else []
+        )
         if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
             expected = f"sizes of at least 1, at most {MAX_ELEMENTS} elements"
             raise ModelError("gives a tensor of impossible shape", where=name, expected=expected, found=str(shape))
@@ -125,7 +134,9 @@ def _fitting(call: relax.Call, shape: Sequence[int], constants: Iterable[relax.E
     """The type of a result whose shape the data alone decide: a constant that would enlarge it raises ValueError."""
     for c in constants:
         if np.broadcast_shapes(shape_of(c), tuple(shape)) != tuple(shape):
-            raise ValueError(f"{call.op.name}: a constant of shape {list(shape_of(c))} does not fit data of shape {list(shape)}")
+            raise ValueError(
+                f"{call.op.name}: a constant of shape {list(shape_of(c))} does not fit data of shape {list(shape)}"
+            )
     return _tensor(shape, call.attrs["out_dtype"])
 
 
@@ -135,7 +146,9 @@ def _same_shape_as_first(call: relax.Call, _: Any) -> relax.TensorType:
 
 def _infer_requantize(call: relax.Call, _: Any) -> relax.TensorType:
     data, multipliers, offset, shift = call.args
-    return _fitting(call, np.broadcast_shapes(*(shape_of(a) for a in data.fields)), [*multipliers.fields, offset, shift])
+    return _fitting(
+        call, np.broadcast_shapes(*(shape_of(a) for a in data.fields)), [*multipliers.fields, offset, shift]
+    )
 
 
 def _infer_lookup(call: relax.Call, _: Any) -> relax.TensorType:
@@ -211,18 +224,30 @@ def const(value: Any, dtype: str) -> relax.Expr:
 
 
 def quantize(
-    x: relax.Expr, scale: Any, zero_point: Any, *, qtype: arith.QType,
-    rounding: str = "half_even", form: str = "divide", branches: str = "common",
-) -> relax.Call:  # fmt: skip
+    x: relax.Expr,
+    scale: Any,
+    zero_point: Any,
+    *,
+    qtype: arith.QType,
+    rounding: str = "half_even",
+    form: str = "divide",
+    branches: str = "common",
+) -> relax.Call:
     """(A2) float tensor to integers of `qtype`; scale and zero_point are arrays that broadcast against x.
 
-    form: "divide" (ONNX), "reciprocal" (PyTorch) or "affine" (QONNX, A2a).  branches: how an addition just before is rounded,
-    "common" once on the sum (A13) or "each" branch on its own (A14, as HAWQ does).
+    form: "divide" (ONNX), "reciprocal" (PyTorch) or "affine" (QONNX, A2a).  branches: how an addition just before is
+    rounded, "common" once on the sum (A13) or "each" branch on its own (A14, as HAWQ does).
     """
     return _call(
-        "hawq.quantize", [x, const(scale, "float32"), const(zero_point, "int32")], qmin=qtype.qmin, qmax=qtype.qmax,
-        out_dtype=qtype.storage, rounding=rounding, form=form, branches=branches,
-    )  # fmt: skip
+        "hawq.quantize",
+        [x, const(scale, "float32"), const(zero_point, "int32")],
+        qmin=qtype.qmin,
+        qmax=qtype.qmax,
+        out_dtype=qtype.storage,
+        rounding=rounding,
+        form=form,
+        branches=branches,
+    )
 
 
 def dequantize(x: relax.Expr, scale: Any, zero_point: Any, *, qmin: int, qmax: int) -> relax.Call:
@@ -242,9 +267,17 @@ def dynamic_quantize(x: relax.Expr) -> relax.Call:
 
 
 def requantize(
-    data: Sequence[relax.Expr], multipliers: Sequence[Any], offset: Any, shift: Any, *,
-    qtype: arith.QType, zero_point: int, rounding: str, thresholds: int = 0, differing: int = 0,
-) -> relax.Call:  # fmt: skip
+    data: Sequence[relax.Expr],
+    multipliers: Sequence[Any],
+    offset: Any,
+    shift: Any,
+    *,
+    qtype: arith.QType,
+    zero_point: int,
+    rounding: str,
+    thresholds: int = 0,
+    differing: int = 0,
+) -> relax.Call:
     """(A9) clamp(round((sum x_i m_i + offset) / 2^shift) + zero_point) to `qtype`; one to many operands.
 
     multipliers int32, offset int64, shift int32 constants.  thresholds, differing: the proof (A22) of this
@@ -254,10 +287,16 @@ def requantize(
         raise ValueError(f"unknown rounding {rounding!r}: one of {', '.join(arith.ROUNDINGS)}")
     fields = relax.Tuple([const(m, "int32") for m in multipliers])
     return _call(
-        "hawq.requantize", [relax.Tuple(list(data)), fields, const(offset, "int64"), const(shift, "int32")],
-        qmin=qtype.qmin, qmax=qtype.qmax, out_dtype=qtype.storage, zero_point=int(zero_point), rounding=rounding,
-        thresholds=thresholds, differing=differing,
-    )  # fmt: skip
+        "hawq.requantize",
+        [relax.Tuple(list(data)), fields, const(offset, "int64"), const(shift, "int32")],
+        qmin=qtype.qmin,
+        qmax=qtype.qmax,
+        out_dtype=qtype.storage,
+        zero_point=int(zero_point),
+        rounding=rounding,
+        thresholds=thresholds,
+        differing=differing,
+    )
 
 
 def lookup(x: relax.Expr, table: np.ndarray[Any, Any]) -> relax.Call:
@@ -266,14 +305,24 @@ def lookup(x: relax.Expr, table: np.ndarray[Any, Any]) -> relax.Call:
 
 
 def sum_pool2d(
-    x: relax.Expr, pool_size: Sequence[int], strides: Sequence[int], dilation: Sequence[int] = (1, 1), *,
-    layout: str = "NCHW", out_dtype: str = "int32",
-) -> relax.Call:  # fmt: skip
+    x: relax.Expr,
+    pool_size: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int] = (1, 1),
+    *,
+    layout: str = "NCHW",
+    out_dtype: str = "int32",
+) -> relax.Call:
     """(A15) the sum over each window, in out_dtype; windows never leave the tensor: pad first."""
     return _call(
-        "hawq.sum_pool2d", [x], pool_size=list(pool_size), strides=list(strides), dilation=list(dilation),
-        layout=layout, out_dtype=out_dtype,
-    )  # fmt: skip
+        "hawq.sum_pool2d",
+        [x],
+        pool_size=list(pool_size),
+        strides=list(strides),
+        dilation=list(dilation),
+        layout=layout,
+        out_dtype=out_dtype,
+    )
 
 
 def dilate2d(x: relax.Expr, strides: Sequence[int], fill: int, *, layout: str = "NCHW") -> relax.Call:
@@ -282,14 +331,27 @@ def dilate2d(x: relax.Expr, strides: Sequence[int], fill: int, *, layout: str = 
 
 
 def softmax(
-    x: relax.Expr, table: np.ndarray[Any, Any], *, axis: int, multiplier: int, shift: int,
-    qtype: arith.QType, zero_point: int,
-) -> relax.Call:  # fmt: skip
+    x: relax.Expr,
+    table: np.ndarray[Any, Any],
+    *,
+    axis: int,
+    multiplier: int,
+    shift: int,
+    qtype: arith.QType,
+    zero_point: int,
+) -> relax.Call:
     """(A17) softmax along `axis` by a table of exponents, whose first is 2^30, and one reciprocal in each row."""
     return _call(
-        "hawq.softmax", [x, const(table, "int32")], axis=axis, multiplier=multiplier, shift=shift,
-        qmin=qtype.qmin, qmax=qtype.qmax, out_dtype=qtype.storage, zero_point=int(zero_point),
-    )  # fmt: skip
+        "hawq.softmax",
+        [x, const(table, "int32")],
+        axis=axis,
+        multiplier=multiplier,
+        shift=shift,
+        qmin=qtype.qmin,
+        qmax=qtype.qmax,
+        out_dtype=qtype.storage,
+        zero_point=int(zero_point),
+    )
 
 
 def unpack_int4(packed: np.ndarray[Any, Any] | relax.Expr, shape: Sequence[int], signed: bool) -> relax.Call:
@@ -299,5 +361,7 @@ def unpack_int4(packed: np.ndarray[Any, Any] | relax.Expr, shape: Sequence[int],
 
 
 def pack_int4(x: relax.Expr) -> relax.Call:
-    """(A20) 8-bit elements in -8..7 or 0..15, two to a byte; the last dimension is even and half as long in the result."""
+    """(A20) 8-bit elements in -8..7 or 0..15, two to a byte; the last dimension is even and half as long in the
+    result.
+    """
     return _call("hawq.pack_int4", [x])

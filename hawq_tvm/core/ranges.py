@@ -29,7 +29,8 @@ _REMEDIES = {kind: "quantize its operands to fewer bits" for kind in ("add", "su
 class LayerMargin:
     """The room one accumulator leaves.
 
-    layer: the user's layer.  kind: the operator.  dtype: the accumulator's type ("int64" for the sum inside a requantize).
+    layer: the user's layer.  kind: the operator.  dtype: the accumulator's type ("int64" for the sum inside a
+    requantize).
     worst: the largest magnitude that can occur, one less on the negative side.  limit: worst must be below it.
     """
 
@@ -87,7 +88,12 @@ class _Walk:
         self._function(main, env, self.named.__setitem__, "", stages.float_tail(main))
 
     def _function(
-        self, func: relax.Function, env: dict[relax.Var, Any], record: Callable[[str, Any], None], layer: str, outside: set[str]
+        self,
+        func: relax.Function,
+        env: dict[relax.Var, Any],
+        record: Callable[[str, Any], None],
+        layer: str,
+        outside: set[str],
     ) -> Any:
         for b in stages.bindings(func):
             is_float = stages.is_float(b.var) and not isinstance(b.var.ty, relax.TupleType)
@@ -144,10 +150,12 @@ class _Walk:
         self.margins.append(margin)
         if margin.worst >= margin.limit:
             raise OverflowBoundError(
-                f"the result of its {margin.kind} can leave {margin.dtype}", where=margin.layer,
-                expected=f"a worst case below {margin.limit}", found=str(margin.worst),
+                f"the result of its {margin.kind} can leave {margin.dtype}",
+                where=margin.layer,
+                expected=f"a worst case below {margin.limit}",
+                found=str(margin.worst),
                 remedy=_REMEDIES.get(margin.kind, "use fewer bits, a shorter sum, or smaller weights in this layer"),
-            )  # fmt: skip
+            )
 
 
 def _bounds(dtype: str) -> tuple[int, int]:
@@ -159,7 +167,12 @@ def _of_type(name: str, where: str) -> Interval:
     if name.startswith(("float", "bfloat")):
         return _NO_VALUE
     if name != "bool" and name not in arith.RANGES:
-        raise ModelError("has a type that no integer kernel takes", where=f"input {where}", expected="int2 to int64, bool or float", found=name)
+        raise ModelError(
+            "has a type that no integer kernel takes",
+            where=f"input {where}",
+            expected="int2 to int64, bool or float",
+            found=name,
+        )
     return Interval.of_range(*_bounds(name))
 
 

@@ -37,9 +37,11 @@ class Rebuild:
 
 
 def rewrite_main(
-    module: tvm.IRModule, visit: Visit, result: Callable[[Rebuild, relax.Expr], relax.Expr] | None = None,
+    module: tvm.IRModule,
+    visit: Visit,
+    result: Callable[[Rebuild, relax.Expr], relax.Expr] | None = None,
     drop: Collection[relax.Var] = (),
-) -> tvm.IRModule:  # fmt: skip
+) -> tvm.IRModule:
     """`module` with every binding of `main` passed through `visit`; the other functions are kept.
 
     result: maps the old result expression; by default its variables are replaced by what `visit` made of them.

@@ -7,7 +7,9 @@ import tvm_ffi
 
 
 def same_graph(a: tvm.IRModule, b: tvm.IRModule) -> bool:
-    """Whether two integer graphs (PACKED stage) compute the same: equal operators and constants; the tiles that records chose do not count."""
+    """Whether two integer graphs (PACKED stage) compute the same: equal operators and constants; the tiles that
+    records chose do not count.
+    """
     return bool(tvm_ffi.structural_equal(_without_records(a), _without_records(b), map_free_vars=True))
 
 

@@ -19,7 +19,9 @@ class Told(BaseException):
 
 
 def cleanly(work: Callable[[], int]) -> int:
-    """What `work`, a program's whole, returns; or 143 and the like after a signal, when everything on the way has cleaned up."""
+    """What `work`, a program's whole, returns; or 143 and the like after a signal, when everything on the way has
+    cleaned up.
+    """
     if threading.current_thread() is not threading.main_thread():
         return work()
     # Who started the program with a signal ignored (nohup) means it.

@@ -90,7 +90,9 @@ def verify(module: tvm.IRModule, stage: Stage) -> None:
 
 def _fail(binding: relax.VarBinding, stage: Stage, why: str) -> None:
     found = ops.op_name(binding.value) or type(binding.value).__name__
-    raise StageError(f"breaks the {stage.name} grammar: {why}", where=binding.var.name, found=f"{found} : {binding.var.ty}")
+    raise StageError(
+        f"breaks the {stage.name} grammar: {why}", where=binding.var.name, found=f"{found} : {binding.var.ty}"
+    )
 
 
 def _verify_annotated(module: tvm.IRModule) -> None:
@@ -109,7 +111,11 @@ def _check_integer_function(func: relax.Function, stage: Stage, allow_calls: boo
     outside = float_tail(func)
     for b in bindings(func):
         value, name = b.value, ops.op_name(b.value)
-        if b.var.name in outside or is_border_operator(name) or isinstance(value, relax.Var | relax.TupleGetItem | relax.Tuple):
+        if (
+            b.var.name in outside
+            or is_border_operator(name)
+            or isinstance(value, relax.Var | relax.TupleGetItem | relax.Tuple)
+        ):
             continue
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.GlobalVar):
             if not allow_calls:

@@ -1,8 +1,9 @@
-"""Where two formulas for the same result step: the thresholds of (A22), compared side by side for all channels of a layer.
+"""Where two formulas for the same result step: the thresholds of (A22), compared side by side for all channels of a
+layer.
 
-Both formulas are lines in the operand that is searched, so how far their thresholds can lie apart is known beforehand, and float64's
-own error is bounded: where no integer lies within that reach of the real threshold, both step at the same integer. The few
-thresholds left, ties among them, are decided by exact integers.
+Both formulas are lines in the operand that is searched, so how far their thresholds can lie apart is known
+beforehand, and float64's own error is bounded: where no integer lies within that reach of the real threshold, both
+step at the same integer. The few thresholds left, ties among them, are decided by exact integers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from . import arith
 
 Array = NDArray[Any]
 
-# Beyond this many that only Python's integers can decide, they are not enumerated either: such a threshold takes a microsecond or two.
+# Beyond this many that only Python's integers can decide, they are not enumerated either: such a threshold takes a
+# microsecond or two.
 MAX_EXACT = 1 << 21
 
 # Thresholds that are compared at once: their arrays fit a cache.
@@ -38,7 +40,9 @@ def round_exactly(value: Fraction, rounding: str) -> int:
 
 
 def _twice_boundary(k: Any, rounding: str) -> Any:
-    """Twice the number at which the result steps from k - 1 to k: k - 1/2, or k or k - 1 when the rounding is directed."""
+    """Twice the number at which the result steps from k - 1 to k: k - 1/2, or k or k - 1 when the rounding is
+    directed.
+    """
     return 2 * k - 1 if rounding not in arith.DIRECTED else 2 * k - 2 + 2 * _inclusive(k, rounding)
 
 
@@ -61,7 +65,9 @@ class Steps:
         self.boundary = self.twice / 2
 
     def exact(self, at: Array, first: Array, rest: Array, denominator: Array) -> Array:
-        """The least integers v with (v first + rest) / denominator at or beyond the boundaries `at`; arrays of Python's integers, first > 0."""
+        """The least integers v with (v first + rest) / denominator at or beyond the boundaries `at`; arrays of
+        Python's integers, first > 0.
+        """
         distance = self.twice[at].astype(object) * denominator - 2 * rest
         return np.where(self.inclusive[at], -(-distance // (2 * first)), distance // (2 * first) + 1)
 
@@ -86,7 +92,8 @@ class Line:
 class Search:
     """One box of one rescale: v, an operand times its sign, is searched in low .. high; the others take every value.
 
-    real, dyadic: the two formulas, their factor of v first and above 0.  others: the least value of each other operand and its number of values.
+    real, dyadic: the two formulas, their factor of v first and above 0.  others: the least value of each other
+    operand and its number of values.
     """
 
     owner: int
@@ -127,7 +134,9 @@ def search_of(owner: int, lines: tuple[Line, Line], box: Sequence[tuple[int, int
 
 
 class Table:
-    """Searches side by side: of each formula v = boundary * slope - (constant + sum x_i factor_i), in float64 and in integers."""
+    """Searches side by side: of each formula v = boundary * slope - (constant + sum x_i factor_i), in float64 and in
+    integers.
+    """
 
     def __init__(self, searches: Sequence[Search], steps: Steps) -> None:
         self.searches, self.steps = searches, steps
@@ -152,10 +161,13 @@ class Table:
         self.exact = 0
 
     def _reach(self, s: Search) -> tuple[float, float]:
-        """How far the two thresholds of one boundary can lie apart, and by how much a threshold in float64 can be off."""
+        """How far the two thresholds of one boundary can lie apart, and by how much a threshold in float64 can be
+        off.
+        """
         f, g = s.real, s.dyadic
         most = [max(abs(low), abs(low + n - 1)) for low, n in s.others]
-        # threshold = boundary * denominator / first - (constant + sum x_i factor_i) / first, of both formulas over one denominator
+        # threshold = boundary * denominator / first - (constant + sum x_i factor_i) / first, of both formulas over one
+        # denominator
         furthest = int(max(abs(self.steps.twice[0]), abs(self.steps.twice[-1])) + 1) // 2
         gap = abs(f.denominator * g.factors[0] - g.denominator * f.factors[0]) * furthest
         gap += abs(f.constant * g.factors[0] - g.constant * f.factors[0])
@@ -169,12 +181,15 @@ class Table:
             / line.factors[0]
             for line in (f, g)
         )
-        # Each of its operations is off by 2^-53 of its result: a product of two rounded numbers for each operand, their sum, a difference.
+        # Each of its operations is off by 2^-53 of its result: a product of two rounded numbers for each operand, their
+        # sum, a difference.
         size = max(abs(s.low), abs(s.high)) + 3 + apart + 2 * rest
         return apart, (len(f.factors) + 9) * 2.0**-52 * size
 
     def thresholds(self) -> Array:
-        """The real formula's thresholds of the one search, whose other operands are constants; exact inside its interval."""
+        """The real formula's thresholds of the one search, whose other operands are constants; exact inside its
+        interval.
+        """
         (s,), at = self.searches, np.arange(self.steps.k.size)
         values = self.least.astype(object)
         real = self.steps.boundary * self.numbers[0][0, 0] - (
@@ -188,7 +203,9 @@ class Table:
         return result
 
     def compare(self) -> tuple[Array, Array] | None:
-        """For every search the number of thresholds inside its interval, and how many of them differ; None when that would take too long."""
+        """For every search the number of thresholds inside its interval, and how many of them differ; None when that
+        would take too long.
+        """
         inside, differing = np.zeros((2, len(self.searches)), np.int64)
         rows = max(1, _AT_ONCE // self.steps.k.size)
         for start in range(0, int(self.ends[-1]), rows):
@@ -222,7 +239,9 @@ class Table:
             np.add.at(differing, box[row], wrong)
 
     def _decide(self, box: Array, at: Array, offsets: Array, real: Array, dyadic: Array) -> tuple[Array, Array]:
-        """Whether thresholds are inside, and whether they differ: by float64 where it is sure of both, else by integers."""
+        """Whether thresholds are inside, and whether they differ: by float64 where it is sure of both, else by
+        integers.
+        """
         error = self.error[box]
         sure = (np.abs(real - np.rint(real)) > error) & (np.abs(dyadic - np.rint(dyadic)) > error)
         low, high = self.low[box], self.high[box]

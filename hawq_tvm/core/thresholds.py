@@ -22,7 +22,8 @@ from .errors import ModelError
 
 Array = NDArray[Any]
 
-# Beyond this many thresholds in a layer (steps, times the combinations of the other operands) they are not enumerated: seconds.
+# Beyond this many thresholds in a layer (steps, times the combinations of the other operands) they are not enumerated:
+# seconds.
 MAX_ENUMERATED = 1 << 27
 
 # How far a correction may move a multiplier from the one nearest to its ratio.
@@ -71,9 +72,15 @@ class Proof:
 
 
 def dyadic_rescale(
-    ratios: tuple[Fraction, ...], zeros: Sequence[int], constant: Fraction, lows: tuple[int, ...], highs: tuple[int, ...], rounding: str, where: str,
+    ratios: tuple[Fraction, ...],
+    zeros: Sequence[int],
+    constant: Fraction,
+    lows: tuple[int, ...],
+    highs: tuple[int, ...],
+    rounding: str,
+    where: str,
     apart: tuple[tuple[int, int], ...] = (),
-) -> Rescale:  # fmt: skip
+) -> Rescale:
     """(A3), (A4): the widest multipliers for sum (x_i - zero_i) ratio_i + constant that cannot overflow 64 bits.
 
     lows, highs: the least and greatest x_i.  where: the layer, for errors.  apart: see Rescale.
@@ -85,9 +92,11 @@ def dyadic_rescale(
             multipliers, shift = arith.common_dyadic(ratios, max_shift=max_shift)
         except OverflowError as e:
             raise ModelError(
-                "a requantize has a scale ratio that no dyadic number holds", where=where, found=str(e),
+                "a requantize has a scale ratio that no dyadic number holds",
+                where=where,
+                found=str(e),
                 remedy="check the scales of this layer's inputs and output",
-            ) from e  # fmt: skip
+            ) from e
         addend = arith.scaled(constant, shift)
         offset = addend - sum(z * m for z, m in zip(zeros, multipliers, strict=True))
         worst = (
@@ -99,9 +108,11 @@ def dyadic_rescale(
             real = constant - sum((z * r for z, r in zip(zeros, ratios, strict=True) if z), Fraction(0))
             return Rescale(ratios, real, tuple(multipliers), offset, shift, lows, highs, apart)
     raise ModelError(
-        "a requantize overflows 64 bits at every precision", where=where, found=f"operands up to {max(reach)}",
+        "a requantize overflows 64 bits at every precision",
+        where=where,
+        found=f"operands up to {max(reach)}",
         remedy="use fewer bits or fewer terms in this layer",
-    )  # fmt: skip
+    )
 
 
 def _double_fits(reach: int, shift: int) -> bool:
@@ -139,7 +150,8 @@ def prove_all(rescales: Sequence[Rescale], rounding: str, steps: tuple[int, int]
 def settle(
     rescales: Sequence[Rescale], counts: Sequence[int], rounding: str, steps: tuple[int, int]
 ) -> tuple[list[Rescale], Proof]:
-    """(A23) and (A22): the rescales of a layer, corrected where thresholds differ and a correction exists, and their proof.
+    """(A23) and (A22): the rescales of a layer, corrected where thresholds differ and a correction exists, and their
+    proof.
 
     counts: how many channels each rescale stands for.
     """
@@ -156,7 +168,9 @@ def settle(
 
 
 def corrected(rescale: Rescale, rounding: str, steps: tuple[int, int]) -> Rescale:
-    """`settle` for one rescale: itself when no correction exists, at ties of a ratio that is rational but not dyadic for one."""
+    """`settle` for one rescale: itself when no correction exists, at ties of a ratio that is rational but not dyadic
+    for one.
+    """
     return settle([rescale], [1], rounding, steps)[0][0]
 
 
@@ -197,7 +211,9 @@ def _proofs(rescales: Sequence[Rescale], rounding: str, steps: tuple[int, int]) 
 def _constant_proof(
     lines: tuple[Line, Line], box: Sequence[tuple[int, int]], rounding: str, steps: tuple[int, int]
 ) -> Proof:
-    """No operand moves the dyadic formula: the real one, which rises with every operand or falls, must give the same at both its ends."""
+    """No operand moves the dyadic formula: the real one, which rises with every operand or falls, must give the same
+    at both its ends.
+    """
     rising = [f >= 0 for f in lines[0].factors]
     corners = {tuple(b[up == top] for b, up in zip(box, rising, strict=True)) for top in (False, True)}
     results = [[_clip(round_exactly(line.at(v), rounding), steps) for line in lines] for v in corners]
@@ -239,7 +255,8 @@ def _bisected(function: Callable[[Array], Array], ks: Array, low: int, high: int
 
 
 def _moved(r: Rescale, rounding: str, steps: tuple[int, int]) -> Rescale | None:
-    """(A23): the rescale with an offset, and if need be neighbouring multipliers, that put every reachable threshold right.
+    """(A23): the rescale with an offset, and if need be neighbouring multipliers, that put every reachable threshold
+    right.
 
     Only where each of its boxes moves along one operand; None when there is none.
     """
@@ -263,7 +280,9 @@ def _moved(r: Rescale, rounding: str, steps: tuple[int, int]) -> Rescale | None:
 
 
 def _choice(r: Rescale, choices: Sequence[tuple[int, list[int], list[int]]], rounding: str) -> Rescale | None:
-    """The rescale with the nearest multipliers whose least and greatest offsets leave room; choices: (operand, least, greatest) by neighbour."""
+    """The rescale with the nearest multipliers whose least and greatest offsets leave room; choices: (operand,
+    least, greatest) by neighbour.
+    """
     for changes in sorted(product(range(len(NEIGHBOURS)), repeat=len(choices)), key=sum):
         least = max(lows[c] for c, (_, lows, _) in zip(changes, choices, strict=True))
         most = min(highs[c] for c, (_, _, highs) in zip(changes, choices, strict=True))
@@ -283,7 +302,9 @@ def _choice(r: Rescale, choices: Sequence[tuple[int, list[int], list[int]]], rou
 
 
 def _offsets(s: Search, shift: int, rounding: str, steps: tuple[int, int], stride: int) -> tuple[list[int], list[int]]:
-    """(A23): the least and the greatest offset that put every stride-th threshold of a search right, for each of NEIGHBOURS."""
+    """(A23): the least and the greatest offset that put every stride-th threshold of a search right, for each of
+    NEIGHBOURS.
+    """
     # Beyond the results at both ends no threshold is inside: the first such step on each side says it for all.
     ends = [round_exactly(s.real.at((v, *(0 for _ in s.others))), rounding) for v in (s.low, s.high)]
     every = Steps((max(steps[0], ends[0]), min(steps[1], ends[1] + 1)), rounding, stride)
@@ -292,7 +313,8 @@ def _offsets(s: Search, shift: int, rounding: str, steps: tuple[int, int], strid
     threshold = Table([s], every).thresholds()
     reached, missed = threshold <= s.high, threshold > s.low
     at_least, at_most = np.maximum(threshold, s.low)[reached], np.minimum(threshold - 1, s.high)[missed]
-    # An offset of b reaches k at v when v m + b >= edge. What 64 bits lose on the way comes back: the differences are offsets, which fit.
+    # An offset of b reaches k at v when v m + b >= edge. What 64 bits lose on the way comes back: the differences are
+    # offsets, which fit.
     edge = (every.twice << shift - 1) + ~every.inclusive
     least, most = [], []
     for change in NEIGHBOURS:

@@ -1,4 +1,6 @@
-"""Whether the user vouches for the files that a command reads: pickles of PyTorch can hold code, which runs as they are read."""
+"""Whether the user vouches for the files that a command reads: pickles of PyTorch can hold code, which runs as they
+are read.
+"""
 
 from __future__ import annotations
 

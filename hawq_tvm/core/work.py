@@ -16,7 +16,9 @@ def products(graph: tvm.IRModule) -> int:
     What the network's definition asks for: padding of channels to vectors, and zeros between groups, do not count.
     """
     calls = [b.value for b in stages.bindings(graph["main"])]
-    return sum(layer_products(graph[c.op]) for c in calls if isinstance(c, relax.Call) and isinstance(c.op, tvm.ir.GlobalVar))
+    return sum(
+        layer_products(graph[c.op]) for c in calls if isinstance(c, relax.Call) and isinstance(c.op, tvm.ir.GlobalVar)
+    )
 
 
 def layer_products(function: relax.Function) -> int:

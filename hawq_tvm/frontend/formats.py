@@ -41,9 +41,12 @@ def frontend_of(source: Any) -> Frontend:
     content = _content(source.path if isinstance(source, Checkpoint) else source)
     if isinstance(source, Checkpoint) and content != "checkpoint":
         raise UsageError(
-            "--network and --bits are for HAWQ checkpoints, which this is not", where=source.where, expected="a file of torch.save, as HAWQ writes it",
-            found=content or "another format, or no file", remedy="leave them out, or give the checkpoint",
-        )  # fmt: skip
+            "--network and --bits are for HAWQ checkpoints, which this is not",
+            where=source.where,
+            expected="a file of torch.save, as HAWQ writes it",
+            found=content or "another format, or no file",
+            remedy="leave them out, or give the checkpoint",
+        )
     if content == "checkpoint":
         from . import hawq
 
@@ -54,9 +57,11 @@ def frontend_of(source: Any) -> Frontend:
         return Frontend(torch.read_program, torch.import_exported, torch.describe_exported)
     if _is(source, "torch.nn", "Module"):
         raise ModelError(
-            "is a module, not an exported program", where=type(source).__name__, expected="a torch.export.ExportedProgram",
+            "is a module, not an exported program",
+            where=type(source).__name__,
+            expected="a torch.export.ExportedProgram",
             remedy="pass torch.export.export(module, example_inputs), after convert_pt2e",
-        )  # fmt: skip
+        )
     from . import onnx
 
     return Frontend(onnx.read_model, onnx.import_onnx, onnx.describe_onnx)
@@ -68,7 +73,8 @@ def _is(source: Any, package: str, name: str) -> bool:
 
 
 def _content(source: Any) -> str:
-    """What PyTorch wrote into a file or bytes: "program" for an exported program, "checkpoint" for torch.save, else nothing.
+    """What PyTorch wrote into a file or bytes: "program" for an exported program, "checkpoint" for torch.save, else
+    nothing.
 
     Raises ModelError for an archive of PyTorch that holds something else.
     """
@@ -86,14 +92,17 @@ def _content(source: Any) -> str:
             names = [n.rpartition("/")[2] if n.count("/") < 2 else n.partition("/")[2] for n in archive.namelist()]
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return "checkpoint" if _start(source) == OLD_CHECKPOINT else ""
-    if "serialized_exported_program.json" in names or any(n.startswith("models/") and n.endswith(".json") for n in names):
+    if "serialized_exported_program.json" in names or any(
+        n.startswith("models/") and n.endswith(".json") for n in names
+    ):
         return "program"
     if "constants.pkl" in names:
         raise ModelError(
-            "is a TorchScript archive", where=str(source) if isinstance(source, str | os.PathLike) else "model",
+            "is a TorchScript archive",
+            where=str(source) if isinstance(source, str | os.PathLike) else "model",
             expected="an ONNX model, or a .pt2 file of torch.export.save",
             remedy="quantize the model with prepare_pt2e and convert_pt2e, and save what torch.export.export gives",
-        )  # fmt: skip
+        )
     return "checkpoint" if "data.pkl" in names else ""
 
 

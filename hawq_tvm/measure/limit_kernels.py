@@ -1,4 +1,6 @@
-"""The kernels behind `limits`: many independent sums, so that an instruction's throughput and not its latency is seen."""
+"""The kernels behind `limits`: many independent sums, so that an instruction's throughput and not its latency is
+seen.
+"""
 
 # No postponed annotations here: TVMScript reads the buffer types from them, which mypy cannot.
 # mypy: disable-error-code="valid-type"
@@ -15,7 +17,8 @@ from hawq_tvm.compiler import tir_pipeline
 
 Array = np.ndarray[Any, Any]
 
-DEPTH = 64  # steps before the operands repeat: too many to unroll, few enough that the operands stay in the first-level cache
+# Steps before the operands repeat: too many to unroll, few enough that the operands stay in the first-level cache.
+DEPTH = 64
 READ_LANES = 16  # int32 numbers of one read
 READS = 8  # sums of one block, each its own chain of additions
 BLOCK_BYTES = 4 * READ_LANES * READS
@@ -71,7 +74,9 @@ class Kind:
 
 @dataclass(frozen=True)
 class TileKind(Kind):
-    """AMX: `rows` x `columns` tiles of 16 x 16 sums; a step multiplies 16 x 64 data with 64 x 16 weights, four by four."""
+    """AMX: `rows` x `columns` tiles of 16 x 16 sums; a step multiplies 16 x 64 data with 64 x 16 weights, four by
+    four.
+    """
 
     @property
     def products(self) -> int:
@@ -172,13 +177,41 @@ def _tiles(kind: Kind) -> tirx.PrimFunc:
         for _r in T.serial(repeats):
             for s in T.serial(DEPTH):
                 for v in T.unroll(columns):
-                    T.evaluate(T.call_llvm_intrin("void", "llvm.x86.tileloadd64", T.Cast("int8", count + rows + v), W.access_ptr("r", offset=(s * columns + v) * 1024), T.int64(64)))
+                    T.evaluate(
+                        T.call_llvm_intrin(
+                            "void",
+                            "llvm.x86.tileloadd64",
+                            T.Cast("int8", count + rows + v),
+                            W.access_ptr("r", offset=(s * columns + v) * 1024),
+                            T.int64(64),
+                        )
+                    )
                 for p in T.unroll(rows):
-                    T.evaluate(T.call_llvm_intrin("void", "llvm.x86.tileloadd64", T.Cast("int8", count + p), A.access_ptr("r", offset=(s * rows + p) * 1024), T.int64(64)))
+                    T.evaluate(
+                        T.call_llvm_intrin(
+                            "void",
+                            "llvm.x86.tileloadd64",
+                            T.Cast("int8", count + p),
+                            A.access_ptr("r", offset=(s * rows + p) * 1024),
+                            T.int64(64),
+                        )
+                    )
                     for v in T.unroll(columns):
-                        T.evaluate(T.call_llvm_intrin("void", "llvm.x86.tdpbusd", T.Cast("int8", p * columns + v), T.Cast("int8", count + p), T.Cast("int8", count + rows + v)))
+                        T.evaluate(
+                            T.call_llvm_intrin(
+                                "void",
+                                "llvm.x86.tdpbusd",
+                                T.Cast("int8", p * columns + v),
+                                T.Cast("int8", count + p),
+                                T.Cast("int8", count + rows + v),
+                            )
+                        )
         for i in T.unroll(count):
-            T.evaluate(T.call_llvm_intrin("void", "llvm.x86.tilestored64", T.Cast("int8", i), C.access_ptr("w", offset=i * 256), T.int64(64)))
+            T.evaluate(
+                T.call_llvm_intrin(
+                    "void", "llvm.x86.tilestored64", T.Cast("int8", i), C.access_ptr("w", offset=i * 256), T.int64(64)
+                )
+            )
         T.evaluate(T.call_llvm_intrin("void", "llvm.x86.tilerelease"))
 
     return main

@@ -1,7 +1,7 @@
 """What one core of this machine can do: products of 8-bit integers per second, and bytes read per second.
 
-Small kernels, made by the same compiler as the networks', and timed; nothing here is taken from a data sheet. A core's peak
-is the best of several repetitions, because everything else on a machine can only slow a repetition down.
+Small kernels, made by the same compiler as the networks', and timed; nothing here is taken from a data sheet. A
+core's peak is the best of several repetitions, because everything else on a machine can only slow a repetition down.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from hawq_tvm.targets import target as targets
 
 from . import limit_kernels as kernels
 
-SECONDS = 0.001  # of one repetition: long against the clock's grain, short against the time slice of a busy machine's scheduler
+# Of one repetition: long against the clock's grain, short against the time slice of a busy machine's scheduler.
+SECONDS = 0.001
 BUDGET = 0.25  # seconds of repetitions, of which there are at least LEAST
 LEAST = 5
 MEMORY_BYTES = 256 << 20  # far beyond any share of a last-level cache that one virtual machine gets
@@ -59,8 +60,10 @@ class Limits:
         """JSON-ready fields; per core and second."""
         return {
             "int8_tops_per_core": {p.instruction: round(2e-12 * p.products, 4) for p in self.peaks},
-            "memory_read_gb_per_s": round(self.memory / 1e9, 2), "l2_read_gb_per_s": round(self.l2 / 1e9, 2), "l2_buffer_bytes": self.l2_bytes,
-        }  # fmt: skip
+            "memory_read_gb_per_s": round(self.memory / 1e9, 2),
+            "l2_read_gb_per_s": round(self.l2 / 1e9, 2),
+            "l2_buffer_bytes": self.l2_bytes,
+        }
 
 
 def instructions() -> dict[str, str | None]:
@@ -82,7 +85,11 @@ def peak(instruction: str) -> Peak:
     """
     known = instructions()
     if instruction not in known:
-        raise UsageError("no such instruction is measured on this architecture", found=instruction, expected=", ".join(known) or "none")
+        raise UsageError(
+            "no such instruction is measured on this architecture",
+            found=instruction,
+            expected=", ".join(known) or "none",
+        )
     if known[instruction]:
         raise UsageError("cannot be measured", where=instruction, found=str(known[instruction]))
     kind = next(k for k in kernels.KINDS if k.name == instruction)
@@ -119,7 +126,13 @@ def measure() -> Limits:
 
 def _target(features: tuple[str, ...]) -> tvm.target.Target:
     """Code for exactly the vectors that an instruction needs, so that LLVM chooses no wider one."""
-    return tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v4" if "avx512f" in features else "x86-64-v3", "mattr": [f"+{f}" for f in features]})
+    return tvm.target.Target(
+        {
+            "kind": "llvm",
+            "mcpu": "x86-64-v4" if "avx512f" in features else "x86-64-v3",
+            "mattr": [f"+{f}" for f in features],
+        }
+    )
 
 
 def _best(run: Callable[[int], Any]) -> float:

@@ -20,10 +20,14 @@ def describe() -> dict[str, Any]:
     from hawq_tvm.targets.tvm_files import tvm_version
 
     return {
-        "cpu": _cpu_model(), "cores": available_cores(),
-        "architecture": platform.machine(), "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(), "tvm": tvm_version(), "numpy": numpy.__version__,
-    }  # fmt: skip
+        "cpu": _cpu_model(),
+        "cores": available_cores(),
+        "architecture": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "tvm": tvm_version(),
+        "numpy": numpy.__version__,
+    }
 
 
 def _cpu_model() -> str:

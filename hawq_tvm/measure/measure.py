@@ -19,8 +19,9 @@ from . import machine
 
 T = TypeVar("T")
 
-# TVM's thread pool takes half of the processors for hyper-threads unless told, and binds the calling thread to processor 0
-# even where taskset or a container allows others only. It asks when a thread makes its pool, at its first parallel loop.
+# TVM's thread pool takes half of the processors for hyper-threads unless told, and binds the calling thread to
+# processor 0 even where taskset or a container allows others only. It asks when a thread makes its pool, at its first
+# parallel loop.
 os.environ.setdefault("TVM_NUM_THREADS", str(machine.available_cores()))
 os.environ.setdefault("TVM_BIND_THREADS", "0")
 
@@ -54,18 +55,31 @@ class BenchReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
         latency = {
-            "min": min(self.times_ms), "median": self.median_ms, "mean": float(np.mean(self.times_ms)),
-            **{f"p{p}": self._percentile(p) for p in (90, 95, 99)}, "max": max(self.times_ms),
-        }  # fmt: skip
+            "min": min(self.times_ms),
+            "median": self.median_ms,
+            "mean": float(np.mean(self.times_ms)),
+            **{f"p{p}": self._percentile(p) for p in (90, 95, 99)},
+            "max": max(self.times_ms),
+        }
         return {
-            "name": self.name, "machine": self.machine, "threads": self.threads, "warmup_ms": self.warmup_ms,
-            "iterations": len(self.times_ms), "latency_ms": {k: round(v, 4) for k, v in latency.items()},
+            "name": self.name,
+            "machine": self.machine,
+            "threads": self.threads,
+            "warmup_ms": self.warmup_ms,
+            "iterations": len(self.times_ms),
+            "latency_ms": {k: round(v, 4) for k, v in latency.items()},
             "throughput_per_s": round(self.throughput, 2),
-        }  # fmt: skip
+        }
 
 
 def measure(
-    call: Callable[[], Any], name: str, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10, threads: int | None = None
+    call: Callable[[], Any],
+    name: str,
+    *,
+    warmup_ms: float = 200,
+    duration: float = 3,
+    iterations: int = 10,
+    threads: int | None = None,
 ) -> BenchReport:
     """Time `call`: at least `warmup_ms` unmeasured, then at least `iterations` calls and `duration` seconds.
 
@@ -96,7 +110,10 @@ def checked_threads(warmup_ms: float, duration: float, iterations: int, threads:
     Raises UsageError for numbers that make no sense.
     """
     if not (0 <= warmup_ms < float("inf") and 0 <= duration < float("inf") and iterations >= 1):
-        raise UsageError("warm-up and duration must be finite and not negative, iterations at least 1", found=f"{warmup_ms}, {duration}, {iterations}")
+        raise UsageError(
+            "warm-up and duration must be finite and not negative, iterations at least 1",
+            found=f"{warmup_ms}, {duration}, {iterations}",
+        )
     if threads is not None and threads < 1:
         raise UsageError("the number of threads must be at least 1", found=str(threads))
     return threads or machine.available_cores()

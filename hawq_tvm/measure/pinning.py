@@ -19,10 +19,17 @@ def choose_cores(count: int) -> list[int]:
     Raises UsageError when there are not so many, or when this system cannot pin threads.
     """
     if not hasattr(os, "sched_setaffinity") or not TASKS.is_dir():
-        raise UsageError("threads cannot be pinned to processors on this system, so a comparison would not be fair", expected="Linux")
+        raise UsageError(
+            "threads cannot be pinned to processors on this system, so a comparison would not be fair", expected="Linux"
+        )
     allowed = sorted(os.sched_getaffinity(0))
     if not 1 <= count <= len(allowed):
-        raise UsageError("every thread needs a processor of its own in a comparison", where="--threads", expected=f"1 to {len(allowed)}", found=str(count))
+        raise UsageError(
+            "every thread needs a processor of its own in a comparison",
+            where="--threads",
+            expected=f"1 to {len(allowed)}",
+            found=str(count),
+        )
     return sorted(sorted(allowed, key=lambda core: (_rank(core, allowed), core))[:count])
 
 

@@ -1,13 +1,14 @@
 """Where the time of one inference goes: every kernel timed inside the real sequence.
 
-The kernels' times come from inferences in which TVM's virtual machine hands each kernel call to an instrument, which makes
-the call itself and times it: same order, same buffers, same thread pool. What the call costs when it is made from Python
-(converting the arguments, reading the clock) is measured beside every kernel, by calling a function that does nothing with the same arguments,
-and its median is subtracted. Inferences without an instrument alternate with these; their median is the latency. What an
-inference without instrument takes longer than the kernels of its neighbour with one, in the median, is spent outside
-kernels. The rest of the latency is disturbance: a program that takes the processor away for a moment lengthens one kernel of
-many inferences, and so the latency, but no kernel's median. Between two kernels the instrument runs some
-Python, which may push a little of the kernels' data out of the innermost cache; nothing corrects for that.
+The kernels' times come from inferences in which TVM's virtual machine hands each kernel call to an instrument, which
+makes the call itself and times it: same order, same buffers, same thread pool. What the call costs when it is made
+from Python (converting the arguments, reading the clock) is measured beside every kernel, by calling a function that
+does nothing with the same arguments, and its median is subtracted. Inferences without an instrument alternate with
+these; their median is the latency. What an inference without instrument takes longer than the kernels of its
+neighbour with one, in the median, is spent outside kernels. The rest of the latency is disturbance: a program that
+takes the processor away for a moment lengthens one kernel of many inferences, and so the latency, but no kernel's
+median. Between two kernels the instrument runs some Python, which may push a little of the kernels' data out of the
+innermost cache; nothing corrects for that.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class KernelRow:
 
     @property
     def tops(self) -> float | None:
-        """Trillions of operations per second; None for a kernel without products, or too short to be told from nothing."""
+        """Trillions of operations per second; None for a kernel without products, or too short to be told from
+        nothing.
+        """
         return self.gop / self.median_ms if self.products and self.median_ms > 0 else None
 
     @property
@@ -71,18 +74,28 @@ class KernelRow:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
         return {
-            "layer": self.layer, "function": self.function, "rule": self.rule, "tile": self.tile, "order": self.order,
-            "median_ms": round(self.median_ms, 6), "share": round(self.share, 6), "products": self.products, "gop": self.gop,
-            "tops": _rounded(self.tops), "share_of_limit": _rounded(self.share_of_limit), "bytes": self.bytes,
-        }  # fmt: skip
+            "layer": self.layer,
+            "function": self.function,
+            "rule": self.rule,
+            "tile": self.tile,
+            "order": self.order,
+            "median_ms": round(self.median_ms, 6),
+            "share": round(self.share, 6),
+            "products": self.products,
+            "gop": self.gop,
+            "tops": _rounded(self.tops),
+            "share_of_limit": _rounded(self.share_of_limit),
+            "bytes": self.bytes,
+        }
 
 
 @dataclass(frozen=True)
 class ProfileReport:
     """The kernels in network order, the latency without an instrument (median, milliseconds), and the machine.
 
-    outside_ms: what of the latency is spent outside kernels: the virtual machine, its memory, a float head or tail; noise and
-    the Python between kernels can make it negative.  instrument_us: the median cost of the instrument per kernel call in microseconds, kept out of the kernels' times.
+    outside_ms: what of the latency is spent outside kernels: the virtual machine, its memory, a float head or tail;
+    noise and the Python between kernels can make it negative.  instrument_us: the median cost of the instrument per
+    kernel call in microseconds, kept out of the kernels' times.
     limit_tops: the operations per second that the machine can reach at most, in trillions, where somebody said so.
     """
 
@@ -113,7 +126,9 @@ class ProfileReport:
         return self.latency_ms - self.kernels_ms - self.outside_ms
 
     def parts(self) -> list[tuple[str, float, int]]:
-        """What the latency is made of: (name, milliseconds, kernels), the rules first and the one with most time ahead."""
+        """What the latency is made of: (name, milliseconds, kernels), the rules first and the one with most time
+        ahead.
+        """
         rules = [(rule, ms, count) for rule, (count, ms) in self.rules().items()]
         return [*rules, ("outside kernels", self.outside_ms, 0), ("disturbance", self.disturbance_ms, 0)]
 
@@ -138,22 +153,31 @@ class ProfileReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields; kernels slowest first."""
         return {
-            "name": self.name, "machine": self.machine, "threads": self.threads, "warmup_ms": self.warmup_ms,
-            "iterations": self.iterations, "latency_ms": round(self.latency_ms, 6), "kernels_ms": round(self.kernels_ms, 6),
-            "outside_kernels_ms": round(self.outside_ms, 6), "disturbance_ms": round(self.disturbance_ms, 6),
+            "name": self.name,
+            "machine": self.machine,
+            "threads": self.threads,
+            "warmup_ms": self.warmup_ms,
+            "iterations": self.iterations,
+            "latency_ms": round(self.latency_ms, 6),
+            "kernels_ms": round(self.kernels_ms, 6),
+            "outside_kernels_ms": round(self.outside_ms, 6),
+            "disturbance_ms": round(self.disturbance_ms, 6),
             "instrument_us": round(self.instrument_us, 4),
-            "gop": self.gop, "tops": _rounded(self.tops), "limit_tops": self.limit_tops,
+            "gop": self.gop,
+            "tops": _rounded(self.tops),
+            "limit_tops": self.limit_tops,
             "rules": {rule: {"kernels": n, "ms": round(ms, 6)} for rule, (n, ms) in self.rules().items()},
             "kernels": [r.to_dict() for r in self.by_time],
-        }  # fmt: skip
+        }
 
     def overlay(self, model: Any = None) -> dict[str, Any]:
         """Node data for Google's Model Explorer: milliseconds by ONNX node name.
 
-        A kernel computes several ONNX nodes; its time stands at the last of them, the kernel's layer name.  model: the ONNX
-        model that was compiled (path, bytes or ModelProto). With it, kernels that have names of our own (a change of layout, a branch of a
-        concat) count for the node that they were made for, and the data says for which graph it is; without it, they keep
-        their names, which match no node, and Model Explorer lays the data over the graph it shows.
+        A kernel computes several ONNX nodes; its time stands at the last of them, the kernel's layer name.  model:
+        the ONNX model that was compiled (path, bytes or ModelProto). With it, kernels that have names of our own (a
+        change of layout, a branch of a concat) count for the node that they were made for, and the data says for
+        which graph it is; without it, they keep their names, which match no node, and Model Explorer lays the data
+        over the graph it shows.
         Raises ModelError when the model cannot be read.
         """
         graph, nodes = _nodes(model) if model is not None else ("", {})
@@ -188,7 +212,9 @@ def _nodes(model: Any) -> tuple[str, dict[str, str]]:
 
 
 def _node_of(layer: str, nodes: Mapping[str, str]) -> str:
-    """The node that a layer was made for: we name what we add after it, with a dot and a word; the layer when none is known."""
+    """The node that a layer was made for: we name what we add after it, with a dot and a word; the layer when none
+    is known.
+    """
     name = layer
     while name not in nodes and "." in name:
         name = name.rpartition(".")[0]
@@ -196,20 +222,34 @@ def _node_of(layer: str, nodes: Mapping[str, str]) -> str:
 
 
 def profile(
-    vm: relax.VirtualMachine, graph: tvm.IRModule, kernels: Sequence[Mapping[str, Any]], call: Callable[[], Any], name: str, *,
-    warmup_ms: float = 200, duration: float = 3, iterations: int = 10, threads: int | None = None, limit_tops: float | None = None,
+    vm: relax.VirtualMachine,
+    graph: tvm.IRModule,
+    kernels: Sequence[Mapping[str, Any]],
+    call: Callable[[], Any],
+    name: str,
+    *,
+    warmup_ms: float = 200,
+    duration: float = 3,
+    iterations: int = 10,
+    threads: int | None = None,
+    limit_tops: float | None = None,
     finish: Callable[[], None] | None = None,
-) -> ProfileReport:  # fmt: skip
+) -> ProfileReport:
     """Time every kernel that `call`, one inference of `vm`, runs.
 
-    graph: the PACKED module.  kernels: the compile report.  duration: of all timed inferences together, half of them with
-    the instrument.  iterations: at least so many of each.  threads: the size of TVM's thread pool (None: one per usable core).
-    finish: waits until the device has done what it was told, where kernels only start (a GPU); a kernel's time then has its launch in it.
-    Raises UsageError for numbers that make no sense, PackageError when the library runs other kernels than the graph has.
+    graph: the PACKED module.  kernels: the compile report.  duration: of all timed inferences together, half of them
+    with the instrument.  iterations: at least so many of each.  threads: the size of TVM's thread pool (None: one
+    per usable core).
+    finish: waits until the device has done what it was told, where kernels only start (a GPU); a kernel's time then
+    has its launch in it.
+    Raises UsageError for numbers that make no sense, PackageError when the library runs other kernels than the graph
+    has.
     """
     count = checked_threads(warmup_ms, duration, iterations, threads)
     if limit_tops is not None and not 0 < limit_tops < float("inf"):
-        raise UsageError("the limit must be a positive number of trillions of operations per second", found=str(limit_tops))
+        raise UsageError(
+            "the limit must be a positive number of trillions of operations per second", found=str(limit_tops)
+        )
     calls = layer_calls(graph)
     stopwatch = _Stopwatch({b.value.op.name_hint for b in calls}, len(calls), finish or _nothing)
     latencies = with_pool(count, partial(_alternate, vm, call, stopwatch, warmup_ms, duration, iterations))
@@ -224,12 +264,31 @@ def profile(
     rows = []
     for i, binding in enumerate(calls):
         function = binding.value.op.name_hint
-        rows.append(KernelRow(
-            binding.var.name, function, facts[function]["rule"], facts[function]["tile"], i, float(times[i]),
-            layer_products(graph[function]), stopwatch.bytes[i], float(times[i]) / latency, limit_tops,
-        ))  # fmt: skip
+        rows.append(
+            KernelRow(
+                binding.var.name,
+                function,
+                facts[function]["rule"],
+                facts[function]["tile"],
+                i,
+                float(times[i]),
+                layer_products(graph[function]),
+                stopwatch.bytes[i],
+                float(times[i]) / latency,
+                limit_tops,
+            )
+        )
     return ProfileReport(
-        name, machine.describe(), count, warmup_ms, len(latencies), latency, outside, float(np.median(costs)) / 1e3 if calls else 0.0, tuple(rows), limit_tops
+        name,
+        machine.describe(),
+        count,
+        warmup_ms,
+        len(latencies),
+        latency,
+        outside,
+        float(np.median(costs)) / 1e3 if calls else 0.0,
+        tuple(rows),
+        limit_tops,
     )
 
 
@@ -258,9 +317,11 @@ class _Stopwatch:
         call()
         if self.position != self.count:
             raise PackageError(
-                "the library runs other kernels than its graph has", expected=f"{self.count} kernel calls",
-                found=str(self.position), remedy="compile it again",
-            )  # fmt: skip
+                "the library runs other kernels than its graph has",
+                expected=f"{self.count} kernel calls",
+                found=str(self.position),
+                remedy="compile it again",
+            )
 
     def __call__(self, func: Callable[..., Any], symbol: str, before: bool, ret: Any, *args: Any) -> int:
         del ret
@@ -287,10 +348,17 @@ class _Stopwatch:
 
 
 def _alternate(
-    vm: relax.VirtualMachine, call: Callable[[], Any], stopwatch: _Stopwatch, warmup_ms: float, duration: float, iterations: int,
+    vm: relax.VirtualMachine,
+    call: Callable[[], Any],
+    stopwatch: _Stopwatch,
+    warmup_ms: float,
+    duration: float,
+    iterations: int,
     stop: threading.Event,
-) -> list[float]:  # fmt: skip
-    """Inferences without and with the instrument by turns, so that both meet the same machine; the latencies without, in ms."""
+) -> list[float]:
+    """Inferences without and with the instrument by turns, so that both meet the same machine; the latencies
+    without, in ms.
+    """
     latencies: list[float] = []
 
     def plain() -> None:

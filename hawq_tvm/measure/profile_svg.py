@@ -1,4 +1,6 @@
-"""A profile as an SVG picture: one horizontal bar per kernel in network order, as long as its time, coloured by its rule."""
+"""A profile as an SVG picture: one horizontal bar per kernel in network order, as long as its time, coloured by its
+rule.
+"""
 
 from __future__ import annotations
 
@@ -42,15 +44,21 @@ def draw(report: ProfileReport) -> str:
     end = step * max(1, math.ceil(longest / step))
     colours = _colours(report)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
-        'font-family="DejaVu Sans Mono, Menlo, Consolas, monospace">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>', *_title(report),
-    ]  # fmt: skip
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
+            'font-family="DejaVu Sans Mono, Menlo, Consolas, monospace">'
+        ),
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+        *_title(report),
+    ]
     for i, (rule, text) in enumerate(legend):
         y = MARGIN + HEAD + ROW * i
         parts.append(f'<rect x="{MARGIN}" y="{y}" width="{BAR}" height="{BAR}" fill="{colours[rule]}"/>')
         parts.append(_text(MARGIN + BAR + 8, y + BAR - 2, text))
-    parts += [f'<rect x="{MARGIN}" y="{top + ROW * i - 2}" width="{width - 2 * MARGIN}" height="{ROW}" fill="{STRIPE}"/>' for i in range(1, len(names), 2)]
+    parts += [
+        f'<rect x="{MARGIN}" y="{top + ROW * i - 2}" width="{width - 2 * MARGIN}" height="{ROW}" fill="{STRIPE}"/>'
+        for i in range(1, len(names), 2)
+    ]
     parts += _axis(left, top, bottom, end, step)
     for i, row in enumerate(report.rows):
         parts += _bar(left, top + ROW * i, names[i], BARS * row.median_ms / end, colours[row.rule], _tooltip(row))
@@ -67,16 +75,25 @@ def _title(report: ProfileReport) -> list[str]:
     threads = f"{report.threads} thread{'s' * (report.threads != 1)}"
     heading = f"{report.name}: {report.latency_ms:.3f} ms per inference, {report.gop:.3g} GOP, {report.tops:.3g} TOPS"
     return [
-        f"<title>{escape(_printable(heading))}</title>", _text(MARGIN, MARGIN + 14, heading, size=16, weight="bold"),
-        _text(MARGIN, MARGIN + 32, f"{m['cpu']}, {threads} of {m['cores']} cores, {m['system']}, tvm {m['tvm']}", fill=FAINT),
+        f"<title>{escape(_printable(heading))}</title>",
+        _text(MARGIN, MARGIN + 14, heading, size=16, weight="bold"),
+        _text(
+            MARGIN,
+            MARGIN + 32,
+            f"{m['cpu']}, {threads} of {m['cores']} cores, {m['system']}, tvm {m['tvm']}",
+            fill=FAINT,
+        ),
         _text(MARGIN, MARGIN + 48, f"medians of {report.iterations} inferences; kernels in network order", fill=FAINT),
-    ]  # fmt: skip
+    ]
 
 
 def _legend(report: ProfileReport) -> list[tuple[str, str]]:
     rules = [part for part in report.parts() if part[2]]
     widest = max((len(rule) for rule, _, _ in rules), default=0)
-    return [(rule, f"{rule:<{widest}} {_ms(ms)} {ms / report.latency_ms:6.1%}  {count} kernel{'s' * (count != 1)}") for rule, ms, count in rules]
+    return [
+        (rule, f"{rule:<{widest}} {_ms(ms)} {ms / report.latency_ms:6.1%}  {count} kernel{'s' * (count != 1)}")
+        for rule, ms, count in rules
+    ]
 
 
 def _colours(report: ProfileReport) -> dict[str, str]:
@@ -88,14 +105,19 @@ def _axis(left: int, top: int, bottom: int, end: float, step: float) -> Iterator
     for i in range(round(end / step) + 1):
         x = left + BARS * i * step / end
         yield f'<line x1="{x:.1f}" y1="{top - 4}" x2="{x:.1f}" y2="{bottom}" stroke="{LINE}"/>'
-        yield _text(x, top - 8, f"{i * step:g}" + (" ms" if i == round(end / step) else ""), fill=FAINT, anchor="middle")
+        yield _text(
+            x, top - 8, f"{i * step:g}" + (" ms" if i == round(end / step) else ""), fill=FAINT, anchor="middle"
+        )
 
 
 def _bar(left: int, y: int, name: str, length: float, colour: str, tooltip: str) -> list[str]:
     return [
-        "<g>", f"<title>{escape(_printable(tooltip))}</title>", _text(left - 8, y + BAR - 1, name, anchor="end"),
-        f'<rect x="{left}" y="{y}" width="{max(length, 0):.2f}" height="{BAR}" fill="{colour}"/>', "</g>",
-    ]  # fmt: skip
+        "<g>",
+        f"<title>{escape(_printable(tooltip))}</title>",
+        _text(left - 8, y + BAR - 1, name, anchor="end"),
+        f'<rect x="{left}" y="{y}" width="{max(length, 0):.2f}" height="{BAR}" fill="{colour}"/>',
+        "</g>",
+    ]
 
 
 def _note(row: KernelRow) -> str:
@@ -112,10 +134,12 @@ def _ms(value: float) -> str:
     return f"{value:8.4f} ms"
 
 
-def _text(x: float, y: float, text: str, *, size: int = FONT, fill: str = INK, anchor: str = "start", weight: str = "normal") -> str:
+def _text(
+    x: float, y: float, text: str, *, size: int = FONT, fill: str = INK, anchor: str = "start", weight: str = "normal"
+) -> str:
     return (
-        f'<text x="{x:.1f}" y="{y}" font-size="{size}" fill="{fill}" text-anchor="{anchor}" font-weight={quoteattr(weight)} '
-        f'xml:space="preserve">{escape(_printable(text))}</text>'
+        f'<text x="{x:.1f}" y="{y}" font-size="{size}" fill="{fill}" text-anchor="{anchor}"'
+        f' font-weight={quoteattr(weight)} xml:space="preserve">{escape(_printable(text))}</text>'
     )
 
 

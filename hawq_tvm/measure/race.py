@@ -28,7 +28,9 @@ MARGIN = 0.02
 
 @dataclass(frozen=True)
 class Result:
-    """The kernel that won, its median and the first kernel's in microseconds, and the kernels that compute something else."""
+    """The kernel that won, its median and the first kernel's in microseconds, and the kernels that compute something
+    else.
+    """
 
     winner: int
     median_us: float
@@ -37,7 +39,11 @@ class Result:
 
 
 def race(
-    kernels: Sequence[Kernel], inputs: Sequence[NDArray[Any]], outputs: Sequence[tuple[tuple[int, ...], str]], target: tvm.target.Target, threads: int
+    kernels: Sequence[Kernel],
+    inputs: Sequence[NDArray[Any]],
+    outputs: Sequence[tuple[tuple[int, ...], str]],
+    target: tvm.target.Target,
+    threads: int,
 ) -> Result:
     """The fastest of several kernels of one layer; the first is what it is unless another is clearly faster.
 
@@ -56,7 +62,9 @@ class Contender:
     outputs: Sequence[tuple[tuple[int, ...], str]]
 
 
-def time_each(contenders: Sequence[Contender], target: tvm.target.Target, threads: int, seconds: float = FINAL) -> list[float]:
+def time_each(
+    contenders: Sequence[Contender], target: tvm.target.Target, threads: int, seconds: float = FINAL
+) -> list[float]:
     """The median microseconds of kernels that compute different things, called in turns for about `seconds` each."""
     runs = [_runs([c.kernel], c.inputs, c.outputs, target)[0] for c in contenders]
 
@@ -84,12 +92,17 @@ class Run:
 def library(kernels: Sequence[Kernel], target: tvm.target.Target) -> tuple[tvm.runtime.Module, list[str]]:
     """The kernels in one library, and the name of each."""
     names = [f"kernel{i}" for i in range(len(kernels))]
-    module = tvm.IRModule({n: k.func.with_attr({"global_symbol": n, "tirx.noalias": True}) for n, k in zip(names, kernels, strict=True)})
+    module = tvm.IRModule(
+        {n: k.func.with_attr({"global_symbol": n, "tirx.noalias": True}) for n, k in zip(names, kernels, strict=True)}
+    )
     return tvm.tirx.build(module, target=target, pipeline=tir_pipeline.CPU), names
 
 
 def _runs(
-    kernels: Sequence[Kernel], inputs: Sequence[NDArray[Any]], outputs: Sequence[tuple[tuple[int, ...], str]], target: tvm.target.Target
+    kernels: Sequence[Kernel],
+    inputs: Sequence[NDArray[Any]],
+    outputs: Sequence[tuple[tuple[int, ...], str]],
+    target: tvm.target.Target,
 ) -> list[Run]:
     built, names = library(kernels, target)
     data = [tvm.runtime.tensor(x) for x in inputs]
@@ -113,7 +126,11 @@ def judge(runs: Sequence[Run], stop: threading.Event) -> Result:
     for run in runs:
         run.call()
     expected = [r.numpy() for r in runs[0].results]
-    wrong = tuple(i for i, run in enumerate(runs) if any((r.numpy() != e).any() for r, e in zip(run.results, expected, strict=True)))
+    wrong = tuple(
+        i
+        for i, run in enumerate(runs)
+        if any((r.numpy() != e).any() for r, e in zip(run.results, expected, strict=True))
+    )
     right = [i for i in range(len(runs)) if i not in wrong]
     medians = _heat(runs, right, HEAT, stop)
     finalists = sorted({0, *sorted(right, key=lambda i: medians[i])[:FINALISTS]})

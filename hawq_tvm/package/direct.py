@@ -19,9 +19,12 @@ Array = NDArray[Any]
 
 class _Tensor(ctypes.Structure):
     _fields_ = (
-        ("data", ctypes.c_void_p), ("bytes", ctypes.c_size_t), ("dtype", ctypes.c_char_p), ("rank", ctypes.c_int),
+        ("data", ctypes.c_void_p),
+        ("bytes", ctypes.c_size_t),
+        ("dtype", ctypes.c_char_p),
+        ("rank", ctypes.c_int),
         ("shape", ctypes.POINTER(ctypes.c_int64)),
-    )  # fmt: skip
+    )
 
 
 class _Options(ctypes.Structure):
@@ -30,7 +33,7 @@ class _Options(ctypes.Structure):
 
 _OBSERVER = ctypes.CFUNCTYPE(
     None, ctypes.c_void_p, ctypes.c_char_p, ctypes.POINTER(_Tensor), ctypes.c_int, ctypes.POINTER(_Tensor), ctypes.c_int
-)  # fmt: skip
+)
 
 
 class Model:
@@ -43,7 +46,12 @@ class Model:
     def __init__(self, library: Path, threads: int = 0) -> None:
         self._library = _declared(ctypes.CDLL(str(library)))
         if self._library.hawq_abi_version() != ABI_VERSION:
-            raise PackageError("has another C interface", where=str(library), expected=str(ABI_VERSION), found=str(self._library.hawq_abi_version()))
+            raise PackageError(
+                "has another C interface",
+                where=str(library),
+                expected=str(ABI_VERSION),
+                found=str(self._library.hawq_abi_version()),
+            )
         self._model = self._library.hawq_model_create(ctypes.byref(_Options(threads)))
         if not self._model:
             raise self._error("the model cannot be created")
@@ -56,14 +64,23 @@ class Model:
 
         Raises PackageError where the library takes others than the package says.
         """
-        wanted = [self._library.hawq_model_input_tensor(self._model, i)[0] for i in range(self._library.hawq_model_inputs(self._model))]
+        wanted = [
+            self._library.hawq_model_input_tensor(self._model, i)[0]
+            for i in range(self._library.hawq_model_inputs(self._model))
+        ]
         ready = [np.ascontiguousarray(a).reshape(a.shape) for a in arrays]
-        expected, found = ([f"{kind}{list(shape)}" for kind, shape, _ in side] for side in (map(_kind, wanted), ((a.dtype.name, a.shape, a.nbytes) for a in ready)))
+        expected, found = (
+            [f"{kind}{list(shape)}" for kind, shape, _ in side]
+            for side in (map(_kind, wanted), ((a.dtype.name, a.shape, a.nbytes) for a in ready))
+        )
         if expected != found or [t.bytes for t in wanted] != [a.nbytes for a in ready]:
             raise PackageError(
-                "the library takes other inputs than the manifest says", where="the C interface", expected=", ".join(expected), found=", ".join(found),
+                "the library takes other inputs than the manifest says",
+                where="the C interface",
+                expected=", ".join(expected),
+                found=", ".join(found),
                 remedy="do not use it; get it again from whom you trust, or compile again",
-            )  # fmt: skip
+            )
         for i, array in enumerate(ready):
             ctypes.memmove(self._library.hawq_model_input(self._model, i), array.ctypes.data, array.nbytes)
 
@@ -77,7 +94,10 @@ class Model:
 
     def outputs(self) -> tuple[Array, ...]:
         """Copies of the outputs."""
-        return tuple(_array(self._library.hawq_model_output_tensor(self._model, i)[0]) for i in range(self._library.hawq_model_outputs(self._model)))
+        return tuple(
+            _array(self._library.hawq_model_output_tensor(self._model, i)[0])
+            for i in range(self._library.hawq_model_outputs(self._model))
+        )
 
     def watched(self, arrays: Sequence[Array]) -> Run:
         """One inference of given inputs, with what every kernel read and wrote."""
@@ -85,7 +105,9 @@ class Model:
 
         @_OBSERVER
         def observe(_: Any, kernel: bytes, read: Any, reads: int, written: Any, writes: int) -> None:
-            records.append(Record(kernel.decode(), tuple(map(_array, read[:reads])), tuple(map(_array, written[:writes]))))
+            records.append(
+                Record(kernel.decode(), tuple(map(_array, read[:reads])), tuple(map(_array, written[:writes])))
+            )
 
         self.set_inputs(arrays)
         self._library.hawq_model_observe(self._model, observe, None)
@@ -109,7 +131,9 @@ class Model:
 
 
 def watched(library: Path, arrays: Sequence[Array]) -> Run:
-    """One inference of given inputs in a model of its own, with what every kernel read and wrote; see `Model.watched`."""
+    """One inference of given inputs in a model of its own, with what every kernel read and wrote; see
+    `Model.watched`.
+    """
     with Model(library) as model:
         return model.watched(arrays)
 
@@ -128,13 +152,21 @@ def _declared(library: Any) -> Any:
     """The functions of deploy/native/abi.h with their types."""
     model, number, tensor = ctypes.c_void_p, ctypes.c_int, ctypes.POINTER(_Tensor)
     for name, result, arguments in (
-        ("hawq_abi_version", number, []), ("hawq_version", ctypes.c_char_p, []), ("hawq_error", ctypes.c_char_p, []),
-        ("hawq_model_create", model, [ctypes.POINTER(_Options)]), ("hawq_model_destroy", None, [model]),
-        ("hawq_model_inputs", number, [model]), ("hawq_model_outputs", number, [model]), ("hawq_model_threads", number, [model]),
-        ("hawq_model_input", ctypes.c_void_p, [model, number]), ("hawq_model_output", ctypes.c_void_p, [model, number]),
-        ("hawq_model_input_tensor", tensor, [model, number]), ("hawq_model_output_tensor", tensor, [model, number]),
-        ("hawq_model_run", number, [model]), ("hawq_model_observe", number, [model, _OBSERVER, ctypes.c_void_p]),
-    ):  # fmt: skip
+        ("hawq_abi_version", number, []),
+        ("hawq_version", ctypes.c_char_p, []),
+        ("hawq_error", ctypes.c_char_p, []),
+        ("hawq_model_create", model, [ctypes.POINTER(_Options)]),
+        ("hawq_model_destroy", None, [model]),
+        ("hawq_model_inputs", number, [model]),
+        ("hawq_model_outputs", number, [model]),
+        ("hawq_model_threads", number, [model]),
+        ("hawq_model_input", ctypes.c_void_p, [model, number]),
+        ("hawq_model_output", ctypes.c_void_p, [model, number]),
+        ("hawq_model_input_tensor", tensor, [model, number]),
+        ("hawq_model_output_tensor", tensor, [model, number]),
+        ("hawq_model_run", number, [model]),
+        ("hawq_model_observe", number, [model, _OBSERVER, ctypes.c_void_p]),
+    ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library

@@ -1,8 +1,9 @@
 """Runs in a process that forks: no fork happens inside a run, and no thread that forks has workers of TVM's.
 
-A child has its parent's memory and one thread.  A lock that another thread held stays locked there, who waits for a worker of TVM's
-pool waits for ever, and a pool whose workers are gone ends the process when it is destroyed.  TVM gives every thread that runs a
-kernel a pool that lasts as long as the thread; so kernels run in a thread beside the caller's, which children do without and make anew.
+A child has its parent's memory and one thread.  A lock that another thread held stays locked there, who waits for a
+worker of TVM's pool waits for ever, and a pool whose workers are gone ends the process when it is destroyed.  TVM
+gives every thread that runs a kernel a pool that lasts as long as the thread; so kernels run in a thread beside the
+caller's, which children do without and make anew.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class RunLock:
         self.acquire()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.release()
 
 
@@ -70,9 +73,10 @@ def check_gpu(pid: int, where: str) -> None:
     """
     if pid != os.getpid():
         raise PackageError(
-            "was loaded on a GPU before this process was forked, and CUDA does not outlive a fork", where=where,
+            "was loaded on a GPU before this process was forked, and CUDA does not outlive a fork",
+            where=where,
             remedy="start children with multiprocessing's method spawn, and load the package in each",
-        )  # fmt: skip
+        )
 
 
 class _Worker:
@@ -89,7 +93,9 @@ class _Worker:
         self._tasks.put(task)
         try:
             task.done.acquire()
-        except BaseException:  # a signal's: a kernel cannot be interrupted, and must have ended before the lock is given back
+        except (
+            BaseException
+        ):  # a signal's: a kernel cannot be interrupted, and must have ended before the lock is given back
             task.done.acquire()
             raise
         if task.error is not None:
@@ -112,7 +118,9 @@ class _Task:
     def __enter__(self) -> _Task:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> Literal[True]:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> Literal[True]:
         self.error = value
         self.done.release()
         return True

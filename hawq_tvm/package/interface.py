@@ -4,55 +4,19 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
 from hawq_tvm.core.errors import HawqError, PackageError
 from hawq_tvm.core.printable import printable
+from hawq_tvm.core.tensors import TensorSpec
 
 Array = NDArray[Any]
 # What TVM raises, by the kind of error that its C++ code names.
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, MemoryError)
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """real = scale (integer - zero_point), each one for all or one by channel; integers from qmin to qmax; rounding: of an input's quantize, else "none"."""
-
-    scale: tuple[float, ...]
-    zero_point: tuple[int, ...]
-    qmin: int
-    qmax: int
-    rounding: str
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """An input or output of a package.
-
-    type: in the model ("int4", say).  dtype: of its arrays ("int8").  quantization: None where the model's own border is not float.
-    """
-
-    name: str
-    type: str
-    dtype: str
-    shape: tuple[int, ...]
-    quantization: Quantization | None = None
-
-    @staticmethod
-    def of(entry: Mapping[str, Any]) -> TensorSpec:
-        """From an entry of a manifest."""
-        q = entry.get("quantization")
-        made = None if q is None else Quantization(tuple(map(float, q["scale"])), tuple(q["zero_point"]), q["qmin"], q["qmax"], q["rounding"])
-        return TensorSpec(entry["name"], entry["type"], entry["dtype"], tuple(entry["shape"]), made)
-
-    def text(self) -> str:
-        """Type and shape of its arrays in a few words."""
-        return f"{self.dtype}{list(self.shape)}"
 
 
 class Interface:
@@ -86,9 +50,12 @@ class Interface:
         said, found = ([s.text() for s in self.outputs], [f"{v.dtype}{list(v.shape)}" for v in values])
         if said != found:
             raise PackageError(
-                "the library gives other outputs than the manifest says", where=self.name, expected=", ".join(said), found=", ".join(found),
+                "the library gives other outputs than the manifest says",
+                where=self.name,
+                expected=", ".join(said),
+                found=", ".join(found),
                 remedy="do not use it; get it again from whom you trust, or compile again",
-            )  # fmt: skip
+            )
         return {s.name: v for s, v in zip(self.outputs, values, strict=True)}
 
     def _sides(self) -> str:
@@ -104,21 +71,31 @@ class Interface:
         producer = self.manifest["producer"]
         if (producer["tvm"], producer["tvm_ffi"]) != (tvm, tvm_ffi):
             raise PackageError(
-                "was made with another version of TVM", where=where, expected=f"tvm {tvm}, tvm-ffi {tvm_ffi}",
-                found=f"tvm {producer['tvm']}, tvm-ffi {producer['tvm_ffi']}", remedy="install that version, or compile again",
-            )  # fmt: skip
+                "was made with another version of TVM",
+                where=where,
+                expected=f"tvm {tvm}, tvm-ffi {tvm_ffi}",
+                found=f"tvm {producer['tvm']}, tvm-ffi {producer['tvm_ffi']}",
+                remedy="install that version, or compile again",
+            )
 
 
 @contextmanager
 def one_sentence(where: str) -> Iterator[None]:
-    """Turn what TVM raises in a run whose inputs were checked, as for a library that takes other ones than its manifest says, into a PackageError."""
+    """Turn what TVM raises in a run whose inputs were checked, as for a library that takes other ones than its
+    manifest says, into a PackageError.
+    """
     try:
         yield
     except HawqError:
         raise
     except FAILURES as e:
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-        raise PackageError("the library fails", where=where, found=lines[0] if lines else type(e).__name__, remedy="compile or copy it again") from e
+        raise PackageError(
+            "the library fails",
+            where=where,
+            found=lines[0] if lines else type(e).__name__,
+            remedy="compile or copy it again",
+        ) from e
 
 
 @contextmanager
@@ -131,4 +108,6 @@ def readable(what: str, where: str) -> Iterator[None]:
     except (*FAILURES, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
         found = lines[0] if lines else type(e).__name__
-        raise PackageError(f"has a {what} that another tool wrote", where=where, found=found, remedy="compile it again") from e
+        raise PackageError(
+            f"has a {what} that another tool wrote", where=where, found=found, remedy="compile it again"
+        ) from e

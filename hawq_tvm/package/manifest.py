@@ -24,11 +24,16 @@ def describe(compiled: Compiled, name: str) -> dict[str, Any]:
     return {
         "name": name,
         "producer": {
-            "hawq_tvm": __version__, "tvm": str(tvm.__version__), "tvm_ffi": str(tvm_ffi.__version__),
-            "llvm": int(tvm.target.codegen.llvm_version_major()), **compilers.compiler_versions(target),
+            "hawq_tvm": __version__,
+            "tvm": str(tvm.__version__),
+            "tvm_ffi": str(tvm_ffi.__version__),
+            "llvm": int(tvm.target.codegen.llvm_version_major()),
+            **compilers.compiler_versions(target),
         },
         "target": {
-            **targets.describe(target), "architecture": targets.architecture(target), "cpu_features": targets.required_features(target),
+            **targets.describe(target),
+            "architecture": targets.architecture(target),
+            "cpu_features": targets.required_features(target),
             "cpuinfo_flags": targets.required_flags(target),
         },
         "c_interface": None if cuda.is_cuda(target) else toolchain.ABI_VERSION,
@@ -38,12 +43,16 @@ def describe(compiled: Compiled, name: str) -> dict[str, Any]:
         "constants_bytes": _constants_bytes(compiled.tir),
         "products": work.products(compiled.packed),
         "graph_sha256": str(compiled.packed["main"].attrs["hawq.graph_sha256"]),
-    }  # fmt: skip
+    }
 
 
 def fits(packed: tvm.IRModule, manifest: Mapping[str, Any]) -> bool:
     """Whether a stored graph (PACKED stage) is the one that a manifest describes."""
-    found = {"inputs": _interface(packed, "inputs"), "outputs": _interface(packed, "outputs"), "graph_sha256": str(packed["main"].attrs["hawq.graph_sha256"])}
+    found = {
+        "inputs": _interface(packed, "inputs"),
+        "outputs": _interface(packed, "outputs"),
+        "graph_sha256": str(packed["main"].attrs["hawq.graph_sha256"]),
+    }
     return all(manifest[key] == value for key, value in found.items())
 
 
@@ -68,15 +77,22 @@ def _interface(packed: tvm.IRModule, side: str) -> list[dict[str, Any]]:
     types = [str(t) for t in attrs[key]] if key in attrs else [ops.dtype_of(v) for v in values]
     described = []
     for value, name, kind in zip(values, names, types, strict=True):
-        entry: dict[str, Any] = {"name": name, "type": kind, "dtype": ops.dtype_of(value), "shape": list(ops.shape_of(value))}
+        entry: dict[str, Any] = {
+            "name": name,
+            "type": kind,
+            "dtype": ops.dtype_of(value),
+            "shape": list(ops.shape_of(value)),
+        }
         border = _border_call(packed, value, side)
         if border is not None:
             scale, zero = (ops.const_value(a).reshape(-1) for a in border.args[1:3])
             entry["quantization"] = {
-                "scale": [float(s) for s in scale], "zero_point": [int(z) for z in zero],
-                "qmin": int(border.attrs["qmin"]), "qmax": int(border.attrs["qmax"]),
+                "scale": [float(s) for s in scale],
+                "zero_point": [int(z) for z in zero],
+                "qmin": int(border.attrs["qmin"]),
+                "qmax": int(border.attrs["qmax"]),
                 "rounding": str(border.attrs["rounding"]) if side == "inputs" else "none",
-            }  # fmt: skip
+            }
         described.append(entry)
     return described
 

@@ -47,15 +47,22 @@ LIBRARY = "model.so"
 
 
 def compile(
-    model: Any, target: str = "host", *, shapes: Mapping[str, Sequence[int]] | None = None,
-    allow_float_tail: bool = False, progress: Progress | None = None, records: str | Path | None = None, trust: bool = False,
-) -> Package:  # fmt: skip
+    model: Any,
+    target: str = "host",
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    allow_float_tail: bool = False,
+    progress: Progress | None = None,
+    records: str | Path | None = None,
+    trust: bool = False,
+) -> Package:
     """Compile a quantized model into an integer-only package.
 
-    model: ONNX (a path, bytes or ModelProto), PyTorch after PT2E quantization (a .pt2 path, bytes or ExportedProgram), or a checkpoint of
-    HAWQ (a .pth.tar path, bytes, or what `hawq_checkpoint` gives).
+    model: ONNX (a path, bytes or ModelProto), PyTorch after PT2E quantization (a .pt2 path, bytes or
+    ExportedProgram), or a checkpoint of HAWQ (a .pth.tar path, bytes, or what `hawq_checkpoint` gives).
 
-    target: "host", "x86-64-v3" and the like, an LLVM target, "cuda-sm80" and the like, or "cuda".  shapes: fixes symbolic dimensions by input name.
+    target: "host", "x86-64-v3" and the like, an LLVM target, "cuda-sm80" and the like, or "cuda".  shapes: fixes
+    symbolic dimensions by input name.
     allow_float_tail: keep float operators before the first quantize or after the last dequantize.
     progress: called with (step, None) when a step starts and (step, StepReport) when it ends.
     records: a file of measured tiles that `tune` wrote; records that fit no layer are not used.
@@ -67,20 +74,27 @@ def compile(
     measured = schedules.read_records(Path(records)) if records is not None else {}
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
     with trusting(trust):
-        compiled = compile_model(model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress, records=measured)
-    name = Path(model).stem if isinstance(model, str | Path) else model.stem if isinstance(model, Checkpoint) else "model"
+        compiled = compile_model(
+            model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress, records=measured
+        )
+    name = (
+        Path(model).stem if isinstance(model, str | Path) else model.stem if isinstance(model, Checkpoint) else "model"
+    )
     return _from_compiled(compiled, name, progress)
 
 
-def load(path: str | Path, *, emulator: str | None = None, public_key: str | Path | None = None, here: bool = True) -> Package:
+def load(
+    path: str | Path, *, emulator: str | None = None, public_key: str | Path | None = None, here: bool = True
+) -> Package:
     """Open a package written by `save` or `hawq-tvm compile`, or its single file written by `hawq-tvm pack`.
 
-    emulator: a command that runs programs for the package's CPU, used where this CPU cannot: for another architecture instead of
-    QEMU, and for instructions that this CPU lacks. Only `run`, `run_layers` and `verify` work emulated.
+    emulator: a command that runs programs for the package's CPU, used where this CPU cannot: for another
+    architecture instead of QEMU, and for instructions that this CPU lacks. Only `run`, `run_layers` and `verify`
+    work emulated.
     public_key: a file of minisign's; the package must be signed with its secret key.
     here: False for one that another machine is to run.
-    Raises PackageError when it is damaged, of another version, not signed so, or made for another CPU of this architecture; no code is
-    loaded before that.
+    Raises PackageError when it is damaged, of another version, not signed so, or made for another CPU of this
+    architecture; no code is loaded before that.
     """
     manifest, files = signature.read_files(Path(path), public_key)
     package = Package(manifest, files, str(path), emulator=emulator)
@@ -98,10 +112,12 @@ def _from_compiled(compiled: Compiled, name: str, progress: Progress | None = No
         header = libraries.export(compiled, made, library)
         certificate = certify(compiled.packed, compiled.tir, library, targets.gpu_architectures(compiled.target))
         files = {
-            LIBRARY: library.read_bytes(), **header, **stored_graph.graph_files(compiled.packed),
+            LIBRARY: library.read_bytes(),
+            **header,
+            **stored_graph.graph_files(compiled.packed),
             "certificate.json": files_on_disk.dump_json(certificate.to_dict()),
             "report.json": files_on_disk.dump_json(schedules.report(compiled.tir)),
-        }  # fmt: skip
+        }
     return Package(files_on_disk.sealed(made, files), files, name)
 
 
@@ -112,7 +128,9 @@ class Package(Interface):
     from disk.  where: how errors call the package.  emulator: see `load`.  Thread-safe: one run at a time, others wait.
     """
 
-    def __init__(self, manifest: dict[str, Any], files: dict[str, bytes], where: str, *, emulator: str | None = None) -> None:
+    def __init__(
+        self, manifest: dict[str, Any], files: dict[str, bytes], where: str, *, emulator: str | None = None
+    ) -> None:
         self.manifest, self._files, self._emulator = manifest, files, emulator
         self.check_tvm(str(tvm.__version__), str(tvm_ffi.__version__), where)
         self._target, self.where = manifest["target"], where
@@ -139,7 +157,9 @@ class Package(Interface):
 
     @property
     def is_foreign(self) -> bool:
-        """Whether a process under an emulator runs the library: this CPU cannot, and there is an emulator, or one was named."""
+        """Whether a process under an emulator runs the library: this CPU cannot, and there is an emulator, or one
+        was named.
+        """
         architecture = self._target["architecture"]
         if self.on_gpu:
             return False
@@ -156,7 +176,12 @@ class Package(Interface):
                 graph = stored_graph.load_graph(self._files)
                 fits = manifests.fits(graph, self.manifest)
             if not fits:
-                raise PackageError("has a graph that is not its manifest's", where=self.where, found="other inputs or outputs, or another hash", remedy="compile it again")
+                raise PackageError(
+                    "has a graph that is not its manifest's",
+                    where=self.where,
+                    found="other inputs or outputs, or another hash",
+                    remedy="compile it again",
+                )
             self._graph = graph
         return self._graph
 
@@ -166,7 +191,9 @@ class Package(Interface):
         return bool(self.manifest.get("stripped"))
 
     def lend_graph(self, graph: tvm.IRModule) -> None:
-        """Verify a stripped package by the graph of a full one with the same `graph_sha256`, for the same kind of processor."""
+        """Verify a stripped package by the graph of a full one with the same `graph_sha256`, for the same kind of
+        processor.
+        """
         self._graph = graph
 
     @property
@@ -197,9 +224,11 @@ class Package(Interface):
                     module = tvm.runtime.load_module(str(self.library))
                 except RuntimeError as e:
                     raise PackageError(
-                        "the library cannot be loaded", where=self.name, found=str(e).splitlines()[0],
+                        "the library cannot be loaded",
+                        where=self.name,
+                        found=str(e).splitlines()[0],
                         remedy="set TMPDIR to a folder from which programs may run, or compile again",
-                    ) from e  # fmt: skip
+                    ) from e
                 with gpu.one_sentence(self.name):
                     self._vm = relax.VirtualMachine(module, device)
                 self._loaded_by = os.getpid()
@@ -268,13 +297,17 @@ class Package(Interface):
     def run_layers(self, inputs: Mapping[str, Array], through: str | None = None) -> LayerRun:
         """One inference: outputs by name, and what every kernel wrote, in order.
 
-        through: "vm", TVM's virtual machine, or "c", the library's C interface; None: "c" for a foreign library, else "vm".
-        Raises UsageError for what there is not: the virtual machine for a foreign library, or a C interface for a GPU's.
+        through: "vm", TVM's virtual machine, or "c", the library's C interface; None: "c" for a foreign library,
+        else "vm".
+        Raises UsageError for what there is not: the virtual machine for a foreign library, or a C interface for a
+        GPU's.
         """
         kernels = set(stages.private_functions(self.graph))
         ways = ("vm",) if self.on_gpu else ("c",) if self.is_foreign else ("vm", "c")
         if through not in (None, *ways):
-            raise UsageError("layers cannot be run through this", where=self.where, found=str(through), expected=" or ".join(ways))
+            raise UsageError(
+                "layers cannot be run through this", where=self.where, found=str(through), expected=" or ".join(ways)
+            )
         if (through or ways[0]) == "c":
             return layers_of(self._in_c(inputs, layers=True), self.graph, kernels)
         with one_sentence(self.name), gpu.one_sentence(self.name):
@@ -291,22 +324,36 @@ class Package(Interface):
         return self._lock.run(partial(direct.watched, self.library, arrays_in_order))
 
     def verify(
-        self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None, *, random: int | None = None, seed: int = 0,
+        self,
+        inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None,
+        *,
+        random: int | None = None,
+        seed: int = 0,
         through: str | None = None,
-    ) -> VerifyReport:  # fmt: skip
+    ) -> VerifyReport:
         """Compare every layer of the library with the reference, exactly, on given and on `random` made-up inputs.
 
-        random: None makes up one where none are given.  through: see `run_layers`.  Raises UsageError when there would be nothing to compare.
+        random: None makes up one where none are given.  through: see `run_layers`.  Raises UsageError when there
+        would be nothing to compare.
         """
-        return verify_executable(self.graph, partial(self.run_layers, through=through), self.batches(inputs, random, seed))
+        return verify_executable(
+            self.graph, partial(self.run_layers, through=through), self.batches(inputs, random, seed)
+        )
 
-    def batches(self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None, random: int | None, seed: int) -> list[dict[str, Array]]:
+    def batches(
+        self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None, random: int | None, seed: int
+    ) -> list[dict[str, Array]]:
         """Inputs to verify with, as `prepare` makes them: those given and `random` made-up ones, see `verify`."""
         several = isinstance(inputs, Iterable) and not isinstance(inputs, Mapping | np.ndarray | str)
         given: list[Any] = [] if inputs is None else list(inputs) if several else [inputs]
         made = self.random_inputs(int(inputs is None) if random is None else random, seed)
         if not given and not made:
-            raise UsageError("there is nothing to verify", where=self.name, found="no inputs, and no random ones", remedy="give inputs, or ask for at least 1 random one")
+            raise UsageError(
+                "there is nothing to verify",
+                where=self.name,
+                found="no inputs, and no random ones",
+                remedy="give inputs, or ask for at least 1 random one",
+            )
         return [self.prepare(b) for b in given] + made
 
     def way(self, through: str | None = None) -> str:
@@ -317,25 +364,45 @@ class Package(Interface):
         return "its C interface" if through == "c" and not self.on_gpu else "TVM's virtual machine"
 
     def prove(self) -> Certificate:
-        """Certify again, from the stored graph and the stored library, that between quantize and dequantize all is integer."""
+        """Certify again, from the stored graph and the stored library, that between quantize and dequantize all is
+        integer.
+        """
         target = targets.parse(json.dumps(targets_fields(self.manifest["target"])))
         tir, _ = schedules.lower_to_tir(self.graph, target)
         return certify(self.graph, tir, self.library, targets.gpu_architectures(target))
 
     def bench(
-        self, inputs: Mapping[str, Array] | None = None, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10,
+        self,
+        inputs: Mapping[str, Array] | None = None,
+        *,
+        warmup_ms: float = 200,
+        duration: float = 3,
+        iterations: int = 10,
         threads: int | None = None,
-    ) -> BenchReport:  # fmt: skip
+    ) -> BenchReport:
         """Time inferences of random (or given) inputs; see `BenchReport`."""
         with self._lock, gpu.one_sentence(self.name):
             main = self.vm["main"]
             tensors = self._tensors(inputs)
-            return measure(self._finished(lambda: main(*tensors)), self.name, warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads)
+            return measure(
+                self._finished(lambda: main(*tensors)),
+                self.name,
+                warmup_ms=warmup_ms,
+                duration=duration,
+                iterations=iterations,
+                threads=threads,
+            )
 
     def profile(
-        self, inputs: Mapping[str, Array] | None = None, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10,
-        threads: int | None = None, limit_tops: float | None = None,
-    ) -> ProfileReport:  # fmt: skip
+        self,
+        inputs: Mapping[str, Array] | None = None,
+        *,
+        warmup_ms: float = 200,
+        duration: float = 3,
+        iterations: int = 10,
+        threads: int | None = None,
+        limit_tops: float | None = None,
+    ) -> ProfileReport:
         """Time every kernel inside inferences of random (or given) inputs; see `ProfileReport`.
 
         limit_tops: what the machine can reach at most, in trillions of operations per second, to compare with.
@@ -344,10 +411,18 @@ class Package(Interface):
             main = self.vm["main"]
             tensors = self._tensors(inputs)
             return profile(
-                self.vm, self.graph, self.report(), self._finished(lambda: main(*tensors)), self.name,
-                warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads, limit_tops=limit_tops,
+                self.vm,
+                self.graph,
+                self.report(),
+                self._finished(lambda: main(*tensors)),
+                self.name,
+                warmup_ms=warmup_ms,
+                duration=duration,
+                iterations=iterations,
+                threads=threads,
+                limit_tops=limit_tops,
                 finish=self._array_device.sync if self.on_gpu else None,
-            )  # fmt: skip
+            )
 
     def _tensors(self, inputs: Mapping[str, Array] | None) -> list[tvm.runtime.Tensor]:
         """The arguments of `main` for given or random inputs."""
@@ -364,7 +439,9 @@ class Package(Interface):
         return finished if self.on_gpu else call
 
     def report(self) -> list[dict[str, Any]]:
-        """The compile report: for every kernel its layer, rule, tile and where that comes from, and why earlier rules refused."""
+        """The compile report: for every kernel its layer, rule, tile and where that comes from, and why earlier
+        rules refused.
+        """
         return contents.checked(self._files["report.json"], "report", self.where)
 
     def certificate(self) -> dict[str, Any]:

@@ -4,7 +4,8 @@
     model = runtime.load("model.hawq")
     outputs = model.run({"input": x})
 
-Neither `tvm` nor ONNX is imported; deploy/README.md says how to install what is left.  `verify` and `prove` need the compiler's `hawq_tvm.load`.
+Neither `tvm` nor ONNX is imported; deploy/README.md says how to install what is left.  `verify` and `prove` need the
+compiler's `hawq_tvm.load`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 
 from hawq_tvm.core import arrays
 from hawq_tvm.core.errors import PackageError
+from hawq_tvm.core.tensors import Quantization, TensorSpec
 from hawq_tvm.targets import cpu
 from hawq_tvm.targets.tvm_files import tvm_folder, tvm_version
 
 from . import forks
-from .interface import Interface, Quantization, TensorSpec, one_sentence
+from .interface import Interface, one_sentence
 
 if TYPE_CHECKING:
     from hawq_tvm.measure.measure import BenchReport
@@ -37,7 +39,8 @@ def load(path: str | Path, *, public_key: str | Path | None = None) -> Model:
     """Open a package, a folder or a single file, stripped or not.
 
     public_key: a file of minisign's; the package must be signed with its secret key.
-    Raises PackageError when it is damaged, of another version, not signed so, or made for another machine; no code is loaded before that.
+    Raises PackageError when it is damaged, of another version, not signed so, or made for another machine; no code
+    is loaded before that.
     """
     from deploy import signature
 
@@ -74,18 +77,34 @@ class Model(Interface):
             return self._named([self._machine.numpy(value) for value in self._machine.main(*self._tensors(ready))])
 
     def bench(
-        self, inputs: Mapping[str, Array] | None = None, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10,
+        self,
+        inputs: Mapping[str, Array] | None = None,
+        *,
+        warmup_ms: float = 200,
+        duration: float = 3,
+        iterations: int = 10,
         threads: int | None = None,
-    ) -> BenchReport:  # fmt: skip
+    ) -> BenchReport:
         """Time inferences of random (or given) inputs; see `BenchReport`."""
         from hawq_tvm.measure.measure import measure
 
         rng = np.random.default_rng(0)
         specs = self.inputs
-        ready = {i.name: arrays.random(rng, i) for i in specs} if inputs is None else arrays.checked(inputs, specs, self.name)
+        ready = (
+            {i.name: arrays.random(rng, i) for i in specs}
+            if inputs is None
+            else arrays.checked(inputs, specs, self.name)
+        )
         with self._lock:
             tensors = self._tensors(ready)
-            return measure(lambda: self._machine.finished(*tensors), self.name, warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads)
+            return measure(
+                lambda: self._machine.finished(*tensors),
+                self.name,
+                warmup_ms=warmup_ms,
+                duration=duration,
+                iterations=iterations,
+                threads=threads,
+            )
 
     def _tensors(self, ready: Mapping[str, Array]) -> list[Any]:
         if self._on_gpu:
@@ -95,7 +114,8 @@ class Model(Interface):
     def _start(self, library: bytes, where: str) -> Any:
         """The library in TVM's virtual machine.
 
-        Raises PackageError when TVM's runtime is missing or of another version, the GPU does not fit, or the library cannot be loaded.
+        Raises PackageError when TVM's runtime is missing or of another version, the GPU does not fit, or the library
+        cannot be loaded.
         """
         from deploy.machine import driver, vm
         from deploy.machine.refusal import Refusal
@@ -104,7 +124,9 @@ class Model(Interface):
         del measure
         try:
             if self._on_gpu:
-                driver.check(driver.Driver().gpu, self.manifest["target"]["architectures"], self.manifest["producer"]["cuda"])
+                driver.check(
+                    driver.Driver().gpu, self.manifest["target"]["architectures"], self.manifest["producer"]["cuda"]
+                )
             tvm_ffi = vm.start(tvm_folder() / "lib", self._on_gpu)
             self.check_tvm(tvm_version(), str(tvm_ffi.__version__), where)
             return vm.Machine(tvm_ffi, library, self._on_gpu)
@@ -112,6 +134,8 @@ class Model(Interface):
             raise PackageError("cannot be run here", where=where, found=str(e)) from e
         except RuntimeError as e:
             raise PackageError(
-                "the library cannot be loaded", where=where, found=str(e).splitlines()[0],
+                "the library cannot be loaded",
+                where=where,
+                found=str(e).splitlines()[0],
                 remedy="set TMPDIR to a folder from which programs may run, or compile again",
-            ) from e  # fmt: skip
+            ) from e

@@ -1,7 +1,9 @@
-"""Several libraries of one model on the same inputs: every layer of every library against one evaluation of the reference.
+"""Several libraries of one model on the same inputs: every layer of every library against one evaluation of the
+reference.
 
-Equal to the reference in every element is equal to each other. Libraries for different targets come from graphs that differ at
-most in how layers lie in memory: 4-bit results that a GPU's library keeps two to a byte (A20) are opened before they are compared.
+Equal to the reference in every element is equal to each other. Libraries for different targets come from graphs that
+differ at most in how layers lie in memory: 4-bit results that a GPU's library keeps two to a byte (A20) are opened
+before they are compared.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Library:
-    """A library to compare: how it is called, what it was compiled for and how it is run, its graph (PACKED), and how it is run once.
+    """A library to compare: how it is called, what it was compiled for and how it is run, its graph (PACKED), and
+    how it is run once.
 
     run_layers raises PackageError when this machine cannot run it.
     """
@@ -89,47 +92,73 @@ class JointReport:
             report = self.ran[0].report
             assert report is not None
             of = "" if self.ok else f" of {len(self.verdicts)}"
-            lines.append(f"identical: {len(report.rows)} layers, {report.elements} elements over {self.inputs} inputs, in {len(self.ran)}{of} packages and the reference")
-        lines += [f"not run: {v.name}: {v.not_run.removeprefix(f'{v.name}: ')}" for v in self.verdicts if v.report is None]
+            lines.append(
+                f"identical: {len(report.rows)} layers, {report.elements} elements over {self.inputs} inputs, in"
+                f" {len(self.ran)}{of} packages and the reference"
+            )
+        lines += [
+            f"not run: {v.name}: {v.not_run.removeprefix(f'{v.name}: ')}" for v in self.verdicts if v.report is None
+        ]
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
         return {
-            "ok": self.ok, "identical": self.identical, "summary": self.summary(), "inputs": self.inputs,
+            "ok": self.ok,
+            "identical": self.identical,
+            "summary": self.summary(),
+            "inputs": self.inputs,
             "packages": [v.to_dict() for v in self.verdicts],
-        }  # fmt: skip
+        }
 
 
 def verify_packages(
-    packages: Sequence[Package], inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None, *,
-    random: int | None = None, seed: int = 0, through: str | None = None, progress: Callable[[str], None] = lambda name: None,
-) -> JointReport:  # fmt: skip
-    """Every layer of several packages of one model, for whatever targets, against one evaluation of the reference, exactly.
+    packages: Sequence[Package],
+    inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None,
+    *,
+    random: int | None = None,
+    seed: int = 0,
+    through: str | None = None,
+    progress: Callable[[str], None] = lambda name: None,
+) -> JointReport:
+    """Every layer of several packages of one model, for whatever targets, against one evaluation of the reference,
+    exactly.
 
-    inputs, random, seed: as for `Package.verify`, the same for all.  through: how this CPU's packages are run, see `Package.run_layers`.  progress: called with a package's path before it runs.
-    A stripped package is verified by the graph of a full one beside it.
+    inputs, random, seed: as for `Package.verify`, the same for all.  through: how this CPU's packages are run, see
+    `Package.run_layers`.  progress: called with a package's path before it runs. A stripped package is verified by
+    the graph of a full one beside it.
     Raises UsageError when they are of different integer graphs, PackageError when there is no full one to go by.
     """
     first = packages[0]
     for p in packages:
         if p.manifest["graph_sha256"] != first.manifest["graph_sha256"]:
             raise UsageError(
-                f"is no package of the same integer graph as {first.where}", where=p.where, expected=first.manifest["graph_sha256"][:12],
-                found=p.manifest["graph_sha256"][:12], remedy="compile both from one model, with one version of hawq-tvm",
-            )  # fmt: skip
+                f"is no package of the same integer graph as {first.where}",
+                where=p.where,
+                expected=first.manifest["graph_sha256"][:12],
+                found=p.manifest["graph_sha256"][:12],
+                remedy="compile both from one model, with one version of hawq-tvm",
+            )
         full = next((q for q in packages if not q.is_stripped and q.on_gpu == p.on_gpu), None)
         if p.is_stripped and full is not None:
             p.lend_graph(full.graph)
     ways = {id(p): None if p.on_gpu or p.is_foreign else through for p in packages}
     libraries = [
-        Library(p.where, f"{targets.text(p.manifest['target'])}, run by {p.way(ways[id(p)])}", p.graph, partial(p.run_layers, through=ways[id(p)])) for p in packages
+        Library(
+            p.where,
+            f"{targets.text(p.manifest['target'])}, run by {p.way(ways[id(p)])}",
+            p.graph,
+            partial(p.run_layers, through=ways[id(p)]),
+        )
+        for p in packages
     ]
     return verify_together(libraries, packages[0].batches(inputs, random, seed), progress)
 
 
 def verify_together(
-    libraries: Sequence[Library], batches: Sequence[Mapping[str, Array]], progress: Callable[[str], None] = lambda name: None
+    libraries: Sequence[Library],
+    batches: Sequence[Mapping[str, Array]],
+    progress: Callable[[str], None] = lambda name: None,
 ) -> JointReport:
     """Run every library, all of one integer graph, on every input and compare each of its layers with the reference.
 
@@ -149,7 +178,9 @@ def verify_together(
                 return Verdict(library.name, library.target, None, str(e))
             if i not in expected:
                 expected[i], heads[i] = expect(first.graph, inputs, run.head), run.head
-            for name, value in heads[i].items():  # a float head is no part of the integer graph: each library has its own functions
+            for name, value in heads[
+                i
+            ].items():  # a float head is no part of the integer graph: each library has its own functions
                 tally.compare(f"float head {name}", value, run.head[name], lambda _: [])
             compare_run(expected[i], _opened(run, library.graph, expected[i]), tally)
         return Verdict(library.name, library.target, tally.report(len(batches)))
@@ -176,8 +207,11 @@ def _opened(run: LayerRun, graph: tvm.IRModule, expected: Expected) -> LayerRun:
         return run
     wanted = {b.var.name: expected.known[b.var] for b in layer_calls(expected.module)}
     layers = [
-        arith.unpack_int4(np.asarray(value), wanted[b.var.name].shape, wanted[b.var.name].dtype == np.int8) if b.var.name in packed else value
+        (
+            arith.unpack_int4(np.asarray(value), wanted[b.var.name].shape, wanted[b.var.name].dtype == np.int8)
+            if b.var.name in packed
+            else value
+        )
         for b, value in zip(layer_calls(graph), run.layers, strict=True)
     ]
     return replace(run, layers=layers)
-

@@ -1,13 +1,14 @@
-"""From a float network to bits per layer and to a quantized model: its graph in torch, calibration data, sensitivities, latencies, budgets, rounding.
+"""From a float network to bits per layer and to a quantized model: its graph in torch, calibration data,
+sensitivities, latencies, budgets, rounding.
 
-    from hawq_tvm import quantize
-    problem = quantize.problem(exported_program, "calibration.npz", quantize.Settings(probes=64))
-    allocation = problem.allocate(["bops=0.5", "size=6.7MB"])      # allocation.assignment: layer -> "W4A8"
-    found = quantize.post_training("float.onnx", "calibration.npz", quantize.Recipe("bits.json", adaround=500, correct_bias=True))
-    onnx.save(found.model, "quantized.onnx")                       # found.layers: how every layer was quantized
-    found = quantize.finetune("float.onnx", "train.npz", quantize.Recipe("W4A4"), quantize.Training(epochs=2))
-    quantize.evaluate("quantized.onnx", "pictures", preprocess=quantize.Preprocess((127.0,), (128.0,)), against="float.onnx")
-    quantize.compare_fake("quantized.onnx", "quantized.hawq", "pictures.npz", real="float.onnx").to_dict()
+from hawq_tvm import quantize problem = quantize.problem(exported_program, "calibration.npz",
+quantize.Settings(probes=64)) allocation = problem.allocate(["bops=0.5", "size=6.7MB"])      # allocation.assignment:
+layer -> "W4A8" found = quantize.post_training("float.onnx", "calibration.npz", quantize.Recipe("bits.json",
+adaround=500, correct_bias=True)) onnx.save(found.model, "quantized.onnx")                       # found.layers: how
+every layer was quantized found = quantize.finetune("float.onnx", "train.npz", quantize.Recipe("W4A4"),
+quantize.Training(epochs=2)) quantize.evaluate("quantized.onnx", "pictures", preprocess=quantize.Preprocess((127.0,),
+(128.0,)), against="float.onnx") quantize.compare_fake("quantized.onnx", "quantized.hawq", "pictures.npz",
+real="float.onnx").to_dict()
 """
 
 from __future__ import annotations
@@ -15,9 +16,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
-    "Budget", "Preprocess", "Recipe", "Settings", "Training", "compare_fake", "evaluate", "finetune", "load_float", "measure", "measure_latencies", "open_data", "post_training", "problem",
+    "Budget",
+    "Preprocess",
+    "Recipe",
+    "Settings",
+    "Training",
+    "compare_fake",
+    "evaluate",
+    "finetune",
+    "load_float",
+    "measure",
+    "measure_latencies",
+    "open_data",
+    "post_training",
+    "problem",
     "problem_of_table",
-]  # fmt: skip
+]
 
 if TYPE_CHECKING:
     from hawq_tvm.quantize.allocate.latency import measure_latencies
@@ -34,10 +48,22 @@ if TYPE_CHECKING:
     from hawq_tvm.quantize.qat.training import Training, finetune
 
 _HOMES = {
-    "Budget": "allocate.table", "Settings": "allocate.sensitivity", "load_float": "network.load", "measure": "allocate.measurement", "measure_latencies": "allocate.latency",
-    "open_data": "network.data", "problem": "allocate.plan", "problem_of_table": "allocate.plan", "Preprocess": "network.pictures", "evaluate": "judge.evaluation", "Recipe": "ptq.quantizer",
-    "post_training": "ptq.quantizer", "Training": "qat.training", "finetune": "qat.training", "compare_fake": "judge.fake_comparison",
-}  # fmt: skip
+    "Budget": "allocate.table",
+    "Settings": "allocate.sensitivity",
+    "load_float": "network.load",
+    "measure": "allocate.measurement",
+    "measure_latencies": "allocate.latency",
+    "open_data": "network.data",
+    "problem": "allocate.plan",
+    "problem_of_table": "allocate.plan",
+    "Preprocess": "network.pictures",
+    "evaluate": "judge.evaluation",
+    "Recipe": "ptq.quantizer",
+    "post_training": "ptq.quantizer",
+    "Training": "qat.training",
+    "finetune": "qat.training",
+    "compare_fake": "judge.fake_comparison",
+}
 
 
 def __getattr__(name: str) -> Any:

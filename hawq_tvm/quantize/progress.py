@@ -19,13 +19,26 @@ def measuring(console: Console, quiet: bool) -> Iterator[Callable[[Step], None] 
     if quiet:
         yield None
     elif not console.is_terminal:
-        yield lambda step: console.print(f"  {_told(step)}") if step.done * 10 // step.of != (step.done - 1) * 10 // step.of else None
+        yield (
+            lambda step: (
+                console.print(f"  {_told(step)}")
+                if step.done * 10 // step.of != (step.done - 1) * 10 // step.of
+                else None
+            )
+        )
     else:
-        columns = (TextColumn("{task.fields[phase]}"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
+        columns = (
+            TextColumn("{task.fields[phase]}"),
+            MofNCompleteColumn(),
+            BarColumn(20),
+            TextColumn("{task.description}"),
+        )
         # Twice a second: whoever draws takes time from what is measured.
         with Progress(*columns, console=console, refresh_per_second=2, transient=True) as bar:
             task = bar.add_task("", total=None, phase="")
-            yield lambda step: bar.update(task, total=step.of, completed=step.done, phase=step.phase, description=_detail(step))
+            yield lambda step: bar.update(
+                task, total=step.of, completed=step.done, phase=step.phase, description=_detail(step)
+            )
 
 
 def _told(step: Step) -> str:

@@ -1,1 +1,3 @@
-"""Other machines by TVM's own RPC: a tracker or a server, sessions on it, packages that run there, tiles that are measured there."""
+"""Other machines by TVM's own RPC: a tracker or a server, sessions on it, packages that run there, tiles that are
+measured there.
+"""

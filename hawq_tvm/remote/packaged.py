@@ -31,7 +31,13 @@ class RemotePackage:
 
     def __init__(self, package: Package, session: Session, threads: int | None = None) -> None:
         if package.on_gpu:
-            raise UsageError("packages for a GPU are not run over RPC", where="--rpc", expected="a package for a CPU", found=package.name, remedy="run it on a machine with the GPU")
+            raise UsageError(
+                "packages for a GPU are not run over RPC",
+                where="--rpc",
+                expected="a package for a CPU",
+                found=package.name,
+                remedy="run it on a machine with the GPU",
+            )
         target, producer = package.manifest["target"], package.manifest["producer"]
         session.check(target["architecture"], target["cpu_features"], producer["tvm"], package.name)
         self.package, self._session = package, session
@@ -59,13 +65,17 @@ class RemotePackage:
             return self.package._named([result[i].numpy() for i in range(len(self.package.outputs))])
 
     def times_ms(self, count: int) -> list[float]:
-        """The milliseconds of `count` inferences, one by one, of the inputs that were given, after one that is not timed."""
+        """The milliseconds of `count` inferences, one by one, of the inputs that were given, after one that is not
+        timed.
+        """
         with self._session.talking("timing inferences"):
             timed = self._vm.time_evaluator("invoke_stateful", self._session.device, number=1, repeat=count)("main")
         return [1000 * float(t) for t in timed.results]
 
     def measure(self, warmup_ms: float, duration: float, iterations: int) -> tuple[float, ...]:
-        """The milliseconds of at least `iterations` inferences and `duration` seconds of them, after `warmup_ms` of others."""
+        """The milliseconds of at least `iterations` inferences and `duration` seconds of them, after `warmup_ms` of
+        others.
+        """
         first = max(self.times_ms(1)[0], 1e-3)
         part = 1000 * min(PART, self._session.servers.timeout / 4)
         count = max(1, min(MOST, int(part / first)))
@@ -105,10 +115,17 @@ def run(package: Package, inputs: Mapping[str, Array], servers: Servers) -> dict
 
 
 def alone(
-    package: Package, servers: Servers, inputs: Mapping[str, Array] | None = None, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10,
+    package: Package,
+    servers: Servers,
+    inputs: Mapping[str, Array] | None = None,
+    *,
+    warmup_ms: float = 200,
+    duration: float = 3,
+    iterations: int = 10,
     threads: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """A package's times on another machine by its clock, so that no network is in them, JSON-ready: the fields of a measurement here and `rpc`.
+) -> dict[str, Any]:
+    """A package's times on another machine by its clock, so that no network is in them, JSON-ready: the fields of a
+    measurement here and `rpc`.
 
     threads: None leaves it to TVM there.  What that machine could do at most is not measured: `limits` is None.
     Raises RemoteError, UsageError for numbers that make no sense.
@@ -124,9 +141,13 @@ def alone(
         report = BenchReport(package.name, described, there.threads, warmup_ms, times)
     products = work.products(package.graph)
     return {
-        **report.to_dict(), "rpc": {"address": f"{servers.host}:{servers.port}", "key": servers.key, "server": session.address},
-        "products": products, "tops": round(2e-9 * products / float(np.median(times)), 5), "share_of_limit": None, "limits": None,
-    }  # fmt: skip
+        **report.to_dict(),
+        "rpc": {"address": f"{servers.host}:{servers.port}", "key": servers.key, "server": session.address},
+        "products": products,
+        "tops": round(2e-9 * products / float(np.median(times)), 5),
+        "share_of_limit": None,
+        "limits": None,
+    }
 
 
 __all__ = ["RemotePackage", "alone", "opened", "run"]

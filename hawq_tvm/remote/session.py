@@ -1,4 +1,6 @@
-"""One session on another machine: what that machine is, whether it suits, libraries and arrays on it, and what went wrong."""
+"""One session on another machine: what that machine is, whether it suits, libraries and arrays on it, and what went
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ Array = NDArray[Any]
 class Machine:
     """What a server says about itself; None for what it cannot say.
 
-    cpu: LLVM's name of it.  features: LLVM's names of the extensions that the CPU has and its operating system lets programs use.
+    cpu: LLVM's name of it.  features: LLVM's names of the extensions that the CPU has and its operating system lets
+    programs use.
     """
 
     architecture: str | None
@@ -49,7 +52,8 @@ class Machine:
 
 
 def connect(servers: Servers, tracker: Tracker | None, stop: threading.Event | None = None) -> Session | None:
-    """A session on the next free server of a tracker, or on the server that is there itself; None when `stop` was set before.
+    """A session on the next free server of a tracker, or on the server that is there itself; None when `stop` was
+    set before.
 
     Raises RemoteError when there is none, LostError when the server that a tracker named does not answer.
     """
@@ -63,7 +67,8 @@ def connect(servers: Servers, tracker: Tracker | None, stop: threading.Event | N
 class Session:
     """A session with a server, and what is said to it.
 
-    Every wait for an answer ends after `servers.timeout` seconds; afterwards the session is over, and so it is for all that lies there.
+    Every wait for an answer ends after `servers.timeout` seconds; afterwards the session is over, and so it is for
+    all that lies there.
     Raises RemoteError when the server refuses.
     """
 
@@ -93,13 +98,24 @@ class Session:
             self.close()
             if os.strerror(errno.EAGAIN) in str(e):  # what the limit of `_limited` ends in
                 found = f"no answer within {self.servers.timeout:g} s while {what}"
-                raise LostError("does not answer any more", where=self.name, found=found, remedy="see what the server printed, or give a longer --rpc-timeout") from e
-            raise LostError("was lost", where=self.name, found=f"the connection ended while {what}", remedy="see what the server printed, start it again, and repeat the command") from e
+                raise LostError(
+                    "does not answer any more",
+                    where=self.name,
+                    found=found,
+                    remedy="see what the server printed, or give a longer --rpc-timeout",
+                ) from e
+            raise LostError(
+                "was lost",
+                where=self.name,
+                found=f"the connection ended while {what}",
+                remedy="see what the server printed, start it again, and repeat the command",
+            ) from e
 
     def close(self) -> None:
         """End the session.
 
-        Objects that lie there are freed by messages; through a closed connection these fail at once instead of waiting each.
+        Objects that lie there are freed by messages; through a closed connection these fail at once instead of
+        waiting each.
         """
         while self._sockets:
             one = self._sockets.pop()
@@ -123,7 +139,12 @@ class Session:
     # -- the machine -----------------------------------------------------------------------------------------
 
     def _describe(self) -> Machine:
-        wanted = ("target.llvm_get_system_triple", "target.llvm_get_system_cpu", "tvm.codegen.llvm.GetHostCPUFeatures", "ffi.ToJSONGraphString")
+        wanted = (
+            "target.llvm_get_system_triple",
+            "target.llvm_get_system_cpu",
+            "tvm.codegen.llvm.GetHostCPUFeatures",
+            "ffi.ToJSONGraphString",
+        )
         triple, cpu, features, as_json = (self._function(name) for name in wanted)
         have = None
         if features is not None and as_json is not None:
@@ -137,7 +158,9 @@ class Session:
         return Machine(architecture, str(cpu()) if cpu else None, have, self._tvm_version())
 
     def _reported(self, architecture: str) -> frozenset[str] | None:
-        """The extensions that the kernel there reports; None where nothing for it can be linked here, or there is no such file."""
+        """The extensions that the kernel there reports; None where nothing for it can be linked here, or there is no
+        such file.
+        """
         try:
             text = self.read_file("/proc/cpuinfo", architecture)
         except RemoteError:
@@ -150,7 +173,10 @@ class Session:
         Raises RemoteError when no linker for the architecture is here, or nothing can be read.
         """
         library = self._helper(read_kernel(), architecture, "read_file")
-        name, data = self.tensor(np.frombuffer(path.encode().ljust(PATH_BYTES, b"\0"), np.uint8)), self.tensor(np.zeros(READ_BYTES, np.uint8))
+        name, data = (
+            self.tensor(np.frombuffer(path.encode().ljust(PATH_BYTES, b"\0"), np.uint8)),
+            self.tensor(np.zeros(READ_BYTES, np.uint8)),
+        )
         found = b""
         with self.talking(f"reading {path}"):
             while True:
@@ -166,7 +192,9 @@ class Session:
     def _helper(self, kernel: tirx.PrimFunc, architecture: str, name: str) -> tvm.runtime.Module:
         """A function of ours, compiled for the least processor of an architecture and loaded there."""
         target = tvm.target.Target({"kind": "llvm", "mtriple": f"{architecture}-linux-gnu"})
-        return self.load(exported(tvm.tirx.build(tvm.IRModule({name: kernel}), target=target), architecture), f"{name}.so")
+        return self.load(
+            exported(tvm.tirx.build(tvm.IRModule({name: kernel}), target=target), architecture), f"{name}.so"
+        )
 
     def _tvm_version(self) -> str | None:
         """The server's version of TVM, which no function returns; but what it prints of a constant names it."""
@@ -183,26 +211,60 @@ class Session:
         return found.group(1) if found else None
 
     def check(self, architecture: str, features: Sequence[str], version: str, where: str) -> None:
-        """Refuse code that this server's machine cannot run: an unknown instruction would end the server, not just the session.
+        """Refuse code that this server's machine cannot run: an unknown instruction would end the server, not just
+        the session.
 
-        Asks for the tile registers there when the code needs them.  Raises RemoteError naming what does not suit, or what the server cannot say.
+        Asks for the tile registers there when the code needs them.  Raises RemoteError naming what does not suit, or
+        what the server cannot say.
         """
         m = self.machine
-        unknown = [what for what, known in (("version of TVM", m.tvm), ("architecture", m.architecture), ("CPU features", m.features)) if known is None]
+        unknown = [
+            what
+            for what, known in (
+                ("version of TVM", m.tvm),
+                ("architecture", m.architecture),
+                ("CPU features", m.features),
+            )
+            if known is None
+        ]
         if unknown and not self.servers.unchecked:
             raise RemoteError(
-                f"does not say its {' and '.join(unknown)}, so whether {where} can run there is not known", where=self.name,
+                f"does not say its {' and '.join(unknown)}, so whether {where} can run there is not known",
+                where=self.name,
                 remedy="start the server from a whole TVM, or give --rpc-unchecked if you know that it can",
-            )  # fmt: skip
+            )
         if m.tvm is not None and m.tvm != version:
-            raise RemoteError("has another version of TVM", where=self.name, expected=f"tvm {version}, which made {where}", found=f"tvm {m.tvm}", remedy=f"install apache-tvm=={version} there, or compile with its version")
+            raise RemoteError(
+                "has another version of TVM",
+                where=self.name,
+                expected=f"tvm {version}, which made {where}",
+                found=f"tvm {m.tvm}",
+                remedy=f"install apache-tvm=={version} there, or compile with its version",
+            )
         if m.architecture is not None and m.architecture != architecture:
-            raise RemoteError(f"has another architecture than {where}", where=self.name, expected=architecture, found=m.architecture, remedy="compile for it, or choose another --rpc-key")
+            raise RemoteError(
+                f"has another architecture than {where}",
+                where=self.name,
+                expected=architecture,
+                found=m.architecture,
+                remedy="compile for it, or choose another --rpc-key",
+            )
         missing = sorted(set(features) - m.features) if m.features is not None else []
         if missing:
-            raise RemoteError(f"lacks CPU features that {where} needs", where=self.name, found=f"missing {', '.join(missing)}", remedy=f"compile for it (its CPU is {m.cpu}), or choose another --rpc-key")
+            raise RemoteError(
+                f"lacks CPU features that {where} needs",
+                where=self.name,
+                found=f"missing {', '.join(missing)}",
+                remedy=f"compile for it (its CPU is {m.cpu}), or choose another --rpc-key",
+            )
         if targets.TILE_FEATURES & set(features) and not self.permit_tiles():
-            raise RemoteError(f"does not get the tile registers of AMX, which {where} needs", where=self.name, remedy="allow them there (Linux 5.16 or newer, no seccomp filter on arch_prctl), or compile without AMX")
+            raise RemoteError(
+                f"does not get the tile registers of AMX, which {where} needs",
+                where=self.name,
+                remedy=(
+                    "allow them there (Linux 5.16 or newer, no seccomp filter on arch_prctl), or compile without AMX"
+                ),
+            )
 
     def permit_tiles(self) -> bool:
         """Ask Linux there for the tile registers of AMX, for the process of this session: whether they were granted."""
@@ -215,14 +277,21 @@ class Session:
             return int(answer.numpy()[0]) == 0
 
     def threads(self, count: int | None) -> int:
-        """Give TVM there a pool of `count` threads (None: as many as it takes by itself), once per session, before anything runs; how many it has."""
+        """Give TVM there a pool of `count` threads (None: as many as it takes by itself), once per session, before
+        anything runs; how many it has.
+        """
         wanted = ("runtime.config_threadpool", "runtime.NumThreads", "ffi.Array")
         with self.talking("setting the number of threads"):
             configure, number, array = (self._function(name) for name in wanted)
             if configure is None or number is None or array is None:
-                raise RemoteError("its TVM cannot tell how many threads it has", where=self.name, remedy=f"start a server from a whole TVM: {START_SERVER}")
+                raise RemoteError(
+                    "its TVM cannot tell how many threads it has",
+                    where=self.name,
+                    remedy=f"start a server from a whole TVM: {START_SERVER}",
+                )
             if count is not None:
-                # The pool never grows beyond its first size; as many names of processors make that `count`, in mode 1 they bind nothing.
+                # The pool never grows beyond its first size; as many names of processors make that `count`, in mode 1
+                # they bind nothing.
                 configure(1, count, array(*(str(i) for i in range(count))))
             return int(number())
 
@@ -260,10 +329,16 @@ PATH_BYTES, READ_BYTES = 64, 1 << 16
 
 
 def read_kernel() -> tirx.PrimFunc:
-    """read_file(path, data, place): from byte place[0] on, as many bytes as place[1] says afterwards; less than 0 where there are none."""
+    """read_file(path, data, place): from byte place[0] on, as many bytes as place[1] says afterwards; less than 0
+    where there are none.
+    """
 
     @T.prim_func
-    def read_file(path: T.Buffer((PATH_BYTES,), "uint8"), data: T.Buffer((READ_BYTES,), "uint8"), place: T.Buffer((2,), "int64")) -> None:  # type: ignore[valid-type]
+    def read_file(
+        path: T.Buffer((PATH_BYTES,), "uint8"),  # type: ignore[valid-type]
+        data: T.Buffer((READ_BYTES,), "uint8"),  # type: ignore[valid-type]
+        place: T.Buffer((2,), "int64"),  # type: ignore[valid-type]
+    ) -> None:
         T.func_attr({"global_symbol": "read_file"})
         file: T.int32 = T.call_extern("int32", "open", path.access_ptr("r"), T.int32(0))
         place[1] = T.call_extern("int64", "pread", file, data.access_ptr("w"), T.int64(READ_BYTES), place[0])
@@ -288,8 +363,11 @@ def exported(module: tvm.runtime.Module, architecture: str) -> bytes:
                 module.export_library(str(path), fcompile=cc.cross_compiler(f"{architecture}-linux-gnu-gcc"))
         except (RuntimeError, FileNotFoundError) as e:
             raise RemoteError(
-                "a library for another machine could not be linked", where=architecture, found=str(e).splitlines()[0], remedy=f"install a linker for it (apt-get install gcc-{architecture.replace('_', '-')}-linux-gnu)",
-            ) from e  # fmt: skip
+                "a library for another machine could not be linked",
+                where=architecture,
+                found=str(e).splitlines()[0],
+                remedy=f"install a linker for it (apt-get install gcc-{architecture.replace('_', '-')}-linux-gnu)",
+            ) from e
         return path.read_bytes()
 
 
@@ -300,12 +378,16 @@ def _architecture(triple: str) -> str:
 
 def _told(error: BaseException) -> str:
     """What an error of the other side says, without the words around it and the stack."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "Error caught from RPC call" not in line]
+    lines = [
+        line.strip() for line in str(error).splitlines() if line.strip() and "Error caught from RPC call" not in line
+    ]
     return lines[0] if lines else type(error).__name__
 
 
 def _connected(servers: Servers, found: Found, name: str) -> rpc.RPCSession:
-    """A session, or an error when that takes too long: the time that the operating system gives a connection cannot be set from here."""
+    """A session, or an error when that takes too long: the time that the operating system gives a connection cannot
+    be set from here.
+    """
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def call() -> None:
@@ -318,17 +400,43 @@ def _connected(servers: Servers, found: Found, name: str) -> rpc.RPCSession:
     try:
         answer = answers.get(timeout=servers.timeout)
     except queue.Empty as e:
-        raise LostError(f"does not answer within {servers.timeout:g} s", where=name, remedy="see what the server printed, or give a longer --rpc-timeout") from e
+        raise LostError(
+            f"does not answer within {servers.timeout:g} s",
+            where=name,
+            remedy="see what the server printed, or give a longer --rpc-timeout",
+        ) from e
     if not isinstance(answer, RuntimeError):
         return answer
     text = str(answer)
     if "protocol" in text:
-        raise RemoteError("speaks another version of TVM's RPC", where=name, found=_told(answer), remedy=f"install apache-tvm=={tvm.__version__} there") from answer
+        raise RemoteError(
+            "speaks another version of TVM's RPC",
+            where=name,
+            found=_told(answer),
+            remedy=f"install apache-tvm=={tvm.__version__} there",
+        ) from answer
     if "cannot find server that matches" in text:
-        raise RemoteError("the server there has another key", where=name, found=f"--rpc-key {servers.key}" if servers.key else "no --rpc-key", remedy="give the --key that the server was started with") from answer
+        raise RemoteError(
+            "the server there has another key",
+            where=name,
+            found=f"--rpc-key {servers.key}" if servers.key else "no --rpc-key",
+            remedy="give the --key that the server was started with",
+        ) from answer
     if "failed" in text and "Connect" in text:
-        raise LostError("the server cannot be reached", where=name, remedy="see whether it runs, and start it again; behind a tracker, whether its address can be reached from here (--custom-addr)") from answer
-    raise LostError("is neither a tracker nor a server of TVM's, or ended the connection", where=name, found=_told(answer), remedy=f"check the address; a server starts with: {START_SERVER}") from answer
+        raise LostError(
+            "the server cannot be reached",
+            where=name,
+            remedy=(
+                "see whether it runs, and start it again; behind a tracker, whether its address can be reached from"
+                " here (--custom-addr)"
+            ),
+        ) from answer
+    raise LostError(
+        "is neither a tracker nor a server of TVM's, or ended the connection",
+        where=name,
+        found=_told(answer),
+        remedy=f"check the address; a server starts with: {START_SERVER}",
+    ) from answer
 
 
 def _limited(found: Found, timeout: float) -> list[socket.socket]:
@@ -356,5 +464,9 @@ def _limited(found: Found, timeout: float) -> list[socket.socket]:
             pass
         one.close()
     if not sockets:
-        raise RemoteError("the connection is not among this process's, so no wait for an answer could be limited", where=f"{found.host}:{found.port}", expected="Linux or macOS")
+        raise RemoteError(
+            "the connection is not among this process's, so no wait for an answer could be limited",
+            where=f"{found.host}:{found.port}",
+            expected="Linux or macOS",
+        )
     return sockets

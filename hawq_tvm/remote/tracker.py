@@ -1,6 +1,7 @@
 """TVM's RPC tracker: which servers it knows, and the next one that is free.
 
-TVM's own client of it waits a minute for a tracker that does not run, and for ever for a key that nobody has; the messages are the same.
+TVM's own client of it waits a minute for a tracker that does not run, and for ever for a key that nobody has; the
+messages are the same.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def parse(text: str, key: str = "", timeout: float = TIMEOUT, unchecked: bool = 
     """
     host, colon, port = text.rpartition(":")
     if not colon or not host or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
-        raise UsageError("an address is not understood", where="--rpc", expected="HOST:PORT of a tracker or of a server", found=text)
+        raise UsageError(
+            "an address is not understood", where="--rpc", expected="HOST:PORT of a tracker or of a server", found=text
+        )
     if not 0 < timeout < float("inf"):
         raise UsageError("must be more than 0 seconds", where="--rpc-timeout", found=f"{timeout:g}")
     if any(c.isspace() for c in key):
@@ -90,17 +93,23 @@ class Tracker:
             base.sendjson(self._connection, [base.TrackerCode.SUMMARY])
             code, summary = base.recvjson(self._connection)
         except (OSError, ValueError) as e:
-            raise RemoteError("the tracker went away", where=where, found=str(e), remedy="see what it printed, and start it again") from e
+            raise RemoteError(
+                "the tracker went away", where=where, found=str(e), remedy="see what it printed, and start it again"
+            ) from e
         if code != base.TrackerCode.SUCCESS:
             raise RemoteError("the tracker does not tell which servers it has", where=where, found=str(code))
         known = Counter(str(s["key"]).removeprefix("server:") for s in summary["server_info"])
         if key not in known:
             listed = ", ".join(f"{k} ({n} server{'s' * (n > 1)})" for k, n in sorted(known.items()))
             raise RemoteError(
-                "the tracker knows no server with this key" if key else "the tracker needs to know which servers are meant", where=where,
-                expected=f"--rpc-key, one of {listed}" if known else "", found=key or "no --rpc-key",
+                "the tracker knows no server with this key"
+                if key
+                else "the tracker needs to know which servers are meant",
+                where=where,
+                expected=f"--rpc-key, one of {listed}" if known else "",
+                found=key or "no --rpc-key",
                 remedy="" if known else f"start one on the machine to measure: {START_SERVER}",
-            )  # fmt: skip
+            )
         return known[key]
 
     def next_free(self, stop: threading.Event | None = None) -> Found | None:
@@ -115,10 +124,20 @@ class Tracker:
                 if stop is not None and stop.is_set():
                     return None
                 if time.monotonic() > end:
-                    raise RemoteError(f"no server became free within {servers.timeout:g} s", where=servers.where, found=f"every server with the key {servers.key} is in use", remedy="wait, or give a longer --rpc-timeout")
+                    raise RemoteError(
+                        f"no server became free within {servers.timeout:g} s",
+                        where=servers.where,
+                        found=f"every server with the key {servers.key} is in use",
+                        remedy="wait, or give a longer --rpc-timeout",
+                    )
             _, (host, port, key) = base.recvjson(self._connection)
         except (OSError, ValueError) as e:
-            raise RemoteError("the tracker went away", where=servers.where, found=str(e), remedy="see what it printed, and start it again") from e
+            raise RemoteError(
+                "the tracker went away",
+                where=servers.where,
+                found=str(e),
+                remedy="see what it printed, and start it again",
+            ) from e
         return Found(str(host), int(port), str(key))
 
 
@@ -131,15 +150,28 @@ def reach(servers: Servers) -> Tracker | None:
     try:
         connection = socket.create_connection((servers.host, servers.port), servers.timeout)
     except TimeoutError as e:
-        raise RemoteError(f"nothing answers within {servers.timeout:g} s", where=where, remedy="check the address and what lies between the machines") from e
+        raise RemoteError(
+            f"nothing answers within {servers.timeout:g} s",
+            where=where,
+            remedy="check the address and what lies between the machines",
+        ) from e
     except OSError as e:
-        raise RemoteError("cannot be reached", where=where, found=e.strerror or str(e), remedy=f"check the address; a tracker starts with: {START_TRACKER}") from e
+        raise RemoteError(
+            "cannot be reached",
+            where=where,
+            found=e.strerror or str(e),
+            remedy=f"check the address; a tracker starts with: {START_TRACKER}",
+        ) from e
     try:
         connection.sendall(struct.pack("<i", base.RPC_TRACKER_MAGIC))
         answer = connection.recv(4)
     except TimeoutError as e:
         connection.close()
-        raise RemoteError(f"takes connections, but answers nothing within {servers.timeout:g} s", where=where, remedy="a server without a tracker serves one session at a time: wait; else check the address") from e
+        raise RemoteError(
+            f"takes connections, but answers nothing within {servers.timeout:g} s",
+            where=where,
+            remedy="a server without a tracker serves one session at a time: wait; else check the address",
+        ) from e
     except OSError:
         answer = b""
     if answer == struct.pack("<i", base.RPC_TRACKER_MAGIC):

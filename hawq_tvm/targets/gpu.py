@@ -1,4 +1,6 @@
-"""Targets of kind cuda: the GPU architectures that one library holds code for, and the CPU that launches its kernels."""
+"""Targets of kind cuda: the GPU architectures that one library holds code for, and the CPU that launches its
+kernels.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from hawq_tvm.core.errors import UsageError
 
 # T4; A100; A10 and RTX 30; L4 and RTX 40; H100 and H200.
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90")
-PRESETS: dict[str, tuple[str, ...]] = {"cuda": ARCHITECTURES, **{f"cuda-{a.replace('_', '')}": (a,) for a in ARCHITECTURES}}
+PRESETS: dict[str, tuple[str, ...]] = {
+    "cuda": ARCHITECTURES,
+    **{f"cuda-{a.replace('_', '')}": (a,) for a in ARCHITECTURES},
+}
 # Any x86-64 CPU of a machine with such a GPU: it only launches kernels.
 HOST = {"kind": "llvm", "mtriple": "x86_64-linux-gnu", "mcpu": "x86-64-v2"}
 
@@ -24,7 +29,9 @@ def make(archs: Sequence[str], host: Mapping[str, Any] = HOST) -> tvm.target.Tar
     """
     odd = sorted(set(archs) - set(ARCHITECTURES))
     if odd or not archs:
-        raise UsageError("no kernels for this GPU architecture", found=", ".join(odd) or "none", expected=", ".join(ARCHITECTURES))
+        raise UsageError(
+            "no kernels for this GPU architecture", found=", ".join(odd) or "none", expected=", ".join(ARCHITECTURES)
+        )
     wanted = [a for a in ARCHITECTURES if a in archs]
     return tvm.target.Target({"kind": "cuda", "arch": wanted[0], "keys": ["cuda", "gpu", *wanted]}, host=dict(host))
 
@@ -36,7 +43,9 @@ def is_cuda(target: tvm.target.Target) -> bool:
 
 def architectures(target: tvm.target.Target) -> tuple[str, ...]:
     """The architectures, oldest first, that code for `target` is made for."""
-    return tuple(sorted((str(k) for k in target.keys if re.fullmatch(r"sm_\d+", str(k))), key=number)) or (str(target.attrs["arch"]),)
+    return tuple(sorted((str(k) for k in target.keys if re.fullmatch(r"sm_\d+", str(k))), key=number)) or (
+        str(target.attrs["arch"]),
+    )
 
 
 def number(arch: str) -> int:
@@ -51,7 +60,11 @@ def runs_on(arch: str, capability: int) -> bool:
 
 def describe(target: tvm.target.Target) -> dict[str, Any]:
     """JSON-ready description, from which `parse` makes the same target again."""
-    return {"kind": "cuda", "architectures": list(architectures(target)), **{k: str(target.host.attrs[k]) for k in ("mtriple", "mcpu")}}
+    return {
+        "kind": "cuda",
+        "architectures": list(architectures(target)),
+        **{k: str(target.host.attrs[k]) for k in ("mtriple", "mcpu")},
+    }
 
 
 def parse(fields: Mapping[str, Any]) -> tvm.target.Target:
@@ -60,6 +73,14 @@ def parse(fields: Mapping[str, Any]) -> tvm.target.Target:
     Raises UsageError for anything that `describe` does not write.
     """
     archs = fields.get("architectures", ())
-    if not isinstance(archs, list) or not all(isinstance(a, str) for a in archs) or set(fields) - {"kind", "architectures", "mtriple", "mcpu"}:
-        raise UsageError("a CUDA target is not understood", found=str(dict(fields)), expected='{"kind": "cuda", "architectures": ["sm_80", ...]}, mtriple and mcpu at will')
+    if (
+        not isinstance(archs, list)
+        or not all(isinstance(a, str) for a in archs)
+        or set(fields) - {"kind", "architectures", "mtriple", "mcpu"}
+    ):
+        raise UsageError(
+            "a CUDA target is not understood",
+            found=str(dict(fields)),
+            expected='{"kind": "cuda", "architectures": ["sm_80", ...]}, mtriple and mcpu at will',
+        )
     return make(archs, {**HOST, **{k: str(v) for k, v in fields.items() if k in ("mtriple", "mcpu")}})

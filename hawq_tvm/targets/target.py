@@ -1,4 +1,6 @@
-"""What to compile for: "host", a named x86-64 level, an LLVM target, or GPUs of NVIDIA's; and which CPU features the result needs."""
+"""What to compile for: "host", a named x86-64 level, an LLVM target, or GPUs of NVIDIA's; and which CPU features the
+result needs.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "x86-avxvnni": {**_X86, "mcpu": "x86-64-v3", "mattr": ["+avxvnni"]},
     "x86-vnni": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni"]},
     "x86-amx": {**_X86, "mcpu": "x86-64-v4", "mattr": ["+avx512vnni", "+amx-tile", "+amx-int8"]},
-    # Armv8-A; Neoverse N1, Cortex-A76 (Raspberry Pi 5) and later; Neoverse V1 and N2, Apple M2 and later. None uses SVE.
+    # Armv8-A; Neoverse N1, Cortex-A76 (Raspberry Pi 5) and later; Neoverse V1 and N2, Apple M2 and later. None uses
+    # SVE.
     "arm-neon": {**_ARM, "mcpu": "generic", "mattr": ["+neon"]},
     "arm-dotprod": {**_ARM, "mcpu": "neoverse-n1", "mattr": ["+neon", "+dotprod"]},
     "arm-i8mm": {**_ARM, "mcpu": "neoverse-n1", "mattr": ["+neon", "+dotprod", "+i8mm"]},
@@ -38,7 +41,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def parse(text: str) -> tvm.target.Target:
-    """The target called `text`: "host", a preset (x86-vnni, x86-64-v3, cuda-sm80, cuda, ...), "llvm -mcpu=NAME ...", or JSON.
+    """The target called `text`: "host", a preset (x86-vnni, x86-64-v3, cuda-sm80, cuda, ...), "llvm -mcpu=NAME ...",
+    or JSON.
 
     Raises UsageError for anything else.
     """
@@ -56,8 +60,11 @@ def parse(text: str) -> tvm.target.Target:
     if kind != "llvm":
         near = difflib.get_close_matches(text, ["host", *PRESETS, *cuda.PRESETS], 1)
         raise UsageError(
-            "unknown target", found=text, expected=f"host, {', '.join([*PRESETS, *cuda.PRESETS])}, or llvm -mcpu=NAME", remedy=f"did you mean {near[0]}?" if near else "",
-        )  # fmt: skip
+            "unknown target",
+            found=text,
+            expected=f"host, {', '.join([*PRESETS, *cuda.PRESETS])}, or llvm -mcpu=NAME",
+            remedy=f"did you mean {near[0]}?" if near else "",
+        )
     fields = {"kind": "llvm"}
     for option in options:
         key, equals, value = option.lstrip("-").partition("=")
@@ -84,18 +91,37 @@ def _llvm(fields: dict[str, Any]) -> tvm.target.Target:
 
 
 def _check_features(target: tvm.target.Target, asked: Sequence[str]) -> None:
-    """Refuse +FEATURE and -FEATURE that LLVM would ignore with a line on standard error for each kernel, or that no package may need."""
+    """Refuse +FEATURE and -FEATURE that LLVM would ignore with a line on standard error for each kernel, or that no
+    package may need.
+    """
     plain = {k: target.attrs[k] for k in ("mcpu", "mtriple") if target.attrs.get(k, None)}
     for one in asked:
         sign, name = one[:1], one[1:]
         with _silence():  # the only way to ask LLVM whether it knows a name
-            known = sign in ("+", "-") and name in codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", **plain, "mattr": [f"+{name}"]}))
+            known = sign in ("+", "-") and name in codegen.llvm_get_cpu_features(
+                tvm.target.Target({"kind": "llvm", **plain, "mattr": [f"+{name}"]})
+            )
         if not known:
-            every = {f for cpu in codegen.llvm_get_cpu_archlist(target) for f in codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", **plain, "mcpu": cpu}))}
+            every = {
+                f
+                for cpu in codegen.llvm_get_cpu_archlist(target)
+                for f in codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", **plain, "mcpu": cpu}))
+            }
             near = difflib.get_close_matches(name or one, sorted(every), 1)
-            raise UsageError("LLVM knows no such feature", where="-mattr", found=one, expected="+NAME or -NAME", remedy=f"did you mean {sign if sign in '+-' else '+'}{near[0]}?" if near else "see `llc -mattr=help`")
+            raise UsageError(
+                "LLVM knows no such feature",
+                where="-mattr",
+                found=one,
+                expected="+NAME or -NAME",
+                remedy=f"did you mean {sign if sign in '+-' else '+'}{near[0]}?" if near else "see `llc -mattr=help`",
+            )
         if sign == "+" and name in UNREPORTED:
-            raise UsageError("Linux does not tell whether a processor has this, so no package may need it", where="-mattr", found=name, remedy="leave it out")
+            raise UsageError(
+                "Linux does not tell whether a processor has this, so no package may need it",
+                where="-mattr",
+                found=name,
+                remedy="leave it out",
+            )
 
 
 @contextmanager
@@ -113,12 +139,15 @@ def _silence() -> Iterator[None]:
 
 
 def host() -> tvm.target.Target:
-    """This machine: exactly the features that its kernel reports and grants, and the CPU's name that is nearest to them."""
+    """This machine: exactly the features that its kernel reports and grants, and the CPU's name that is nearest to
+    them.
+    """
     return of_cpu(codegen.llvm_get_system_cpu(), host_features(), lambda: permit_tiles() is None)
 
 
 def of_cpu(mcpu: str, features: Iterable[str], tiles: Callable[[], bool], mtriple: str = "") -> tvm.target.Target:
-    """A machine that has `features` and whose CPU LLVM calls `mcpu`, which tells how to tune code for it and may be an older CPU's.
+    """A machine that has `features` and whose CPU LLVM calls `mcpu`, which tells how to tune code for it and may be
+    an older CPU's.
 
     tiles: asks for AMX's tile registers, whether they are granted.  mtriple: where it is another machine than this one.
     """
@@ -136,13 +165,31 @@ def of_cpu(mcpu: str, features: Iterable[str], tiles: Callable[[], bool], mtripl
     return tvm.target.Target({**fields, "mattr": changes} if changes else fields)
 
 
-# CPUs from which the nearest to a machine is taken, by maker, in order of age; the levels of the ABI where the maker is not known.
+# CPUs from which the nearest to a machine is taken, by maker, in order of age; the levels of the ABI where the maker is
+# not known.
 _FAMILIES = (
-    ("nehalem", "sandybridge", "ivybridge", "haswell", "broadwell", "skylake", "skylake-avx512", "cascadelake", "cooperlake", "cannonlake",
-     "icelake-client", "icelake-server", "tigerlake", "rocketlake", "alderlake", "sapphirerapids", "graniterapids"),
+    (
+        "nehalem",
+        "sandybridge",
+        "ivybridge",
+        "haswell",
+        "broadwell",
+        "skylake",
+        "skylake-avx512",
+        "cascadelake",
+        "cooperlake",
+        "cannonlake",
+        "icelake-client",
+        "icelake-server",
+        "tigerlake",
+        "rocketlake",
+        "alderlake",
+        "sapphirerapids",
+        "graniterapids",
+    ),
     ("znver1", "znver2", "znver3", "znver4", "znver5"),
     ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4"),
-)  # fmt: skip
+)
 
 
 def _nearest(fields: Mapping[str, Any], have: set[str]) -> str:
@@ -158,7 +205,9 @@ def _nearest(fields: Mapping[str, Any], have: set[str]) -> str:
     if architecture(tvm.target.Target(dict(fields))) != "x86_64" or ("64bit" in named(mcpu) and have <= named(mcpu)):
         return mcpu
     levels = _FAMILIES[-1]
-    family = next((f for f in _FAMILIES if mcpu in f), (mcpu,) if "64bit" in named(mcpu) and mcpu != "generic" else levels)
+    family = next(
+        (f for f in _FAMILIES if mcpu in f), (mcpu,) if "64bit" in named(mcpu) and mcpu != "generic" else levels
+    )
     return min(family, key=lambda name: (len(named(name) & known ^ have), name != mcpu))
 
 
@@ -215,4 +264,6 @@ def text(stored: Mapping[str, Any]) -> str:
     if stored["kind"] == "cuda":
         return f"cuda {', '.join(stored['architectures'])}, launched by {stored['architecture']} {stored['mcpu']}"
     same = [name for name, p in PRESETS.items() if all(p.get(k) == stored.get(k) for k in ("mcpu", "mattr", "mtriple"))]
-    return f"{stored['architecture']} {stored.get('mcpu', '')}" + (f" ({same[0]})" if same and same[0] != stored.get("mcpu") else "")
+    return f"{stored['architecture']} {stored.get('mcpu', '')}" + (
+        f" ({same[0]})" if same and same[0] != stored.get("mcpu") else ""
+    )

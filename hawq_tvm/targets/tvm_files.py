@@ -20,7 +20,11 @@ def tvm_folder() -> Path:
     for place in spec.submodule_search_locations or () if spec else ():
         if (Path(place) / "lib" / "libtvm_runtime.so").is_file():
             return Path(place)
-    raise PackageError("TVM's runtime libraries are not installed", expected="tvm/lib/libtvm_runtime.so among Python's packages", remedy=INSTALL)
+    raise PackageError(
+        "TVM's runtime libraries are not installed",
+        expected="tvm/lib/libtvm_runtime.so among Python's packages",
+        remedy=INSTALL,
+    )
 
 
 def tvm_version() -> str:
@@ -29,7 +33,11 @@ def tvm_version() -> str:
     Raises PackageError when there is none.
     """
     path = tvm_folder() / "_version.py"
-    found = re.search(r"^__version__ = (?:version = )?'([^']+)'", path.read_text(), re.MULTILINE) if path.is_file() else None
+    found = (
+        re.search(r"^__version__ = (?:version = )?'([^']+)'", path.read_text(), re.MULTILINE)
+        if path.is_file()
+        else None
+    )
     if found is None:
         raise PackageError("TVM's version is not known", expected=f"a version in {path}", remedy=INSTALL)
     return found.group(1)

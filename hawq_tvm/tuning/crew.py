@@ -1,4 +1,6 @@
-"""Tiles raced on other machines: every server of a key measures workloads of its own; what a lost one had begun is measured elsewhere."""
+"""Tiles raced on other machines: every server of a key measures workloads of its own; what a lost one had begun is
+measured elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ ATTEMPTS = 2  # servers that may be lost while they measure one workload: perhap
 class Job:
     """One workload to be raced.
 
-    what: its first layer.  kernels: builds them.  outputs: shape and dtype of each.  losses: servers that were lost while they measured it.
+    what: its first layer.  kernels: builds them.  outputs: shape and dtype of each.  losses: servers that were lost
+    while they measured it.
     """
 
     number: int
@@ -76,8 +79,10 @@ class _Board:
 class Crew:
     """The servers with one key, as a place where tiles are raced.
 
-    target: what to build for; "host" means the servers' own CPU.  threads: of TVM's pool there (None: as many as it takes by itself).
-    served: the workloads that each server measured.  notes: what went wrong with servers, in sentences.  failed: workloads that were given up.
+    target: what to build for; "host" means the servers' own CPU.  threads: of TVM's pool there (None: as many as it
+    takes by itself).
+    served: the workloads that each server measured.  notes: what went wrong with servers, in sentences.  failed:
+    workloads that were given up.
     Raises RemoteError when there is no server that suits, UsageError for a target of another kind.
     """
 
@@ -94,8 +99,19 @@ class Crew:
 
     def _suits(self, session: Session) -> None:
         if (session.machine.cpu or "unknown") != self.cpu:
-            raise RemoteError("is another machine than the first server of this key, so their times cannot be compared", where=session.name, expected=self.cpu, found=session.machine.cpu or "unknown", remedy="give each kind of machine a key of its own")
-        session.check(targets.architecture(self.target), targets.required_features(self.target), str(tvm.__version__), "what is tuned")
+            raise RemoteError(
+                "is another machine than the first server of this key, so their times cannot be compared",
+                where=session.name,
+                expected=self.cpu,
+                found=session.machine.cpu or "unknown",
+                remedy="give each kind of machine a key of its own",
+            )
+        session.check(
+            targets.architecture(self.target),
+            targets.required_features(self.target),
+            str(tvm.__version__),
+            "what is tuned",
+        )
 
     def measure(self, jobs: Sequence[Job], begins: Callable[[Job], None]) -> Generator[tuple[Job, Result], None, None]:
         """Every job's result as it comes; `begins` is called when a server takes a job.
@@ -119,7 +135,8 @@ class Crew:
                     else:
                         yield job, result
             finally:
-                # Workers end after their kernel's turn: a server whose client goes away before it is answered serves nobody any more.
+                # Workers end after their kernel's turn: a server whose client goes away before it is answered serves
+                # nobody any more.
                 board.stop.set()
 
     def _count(self) -> int:
@@ -134,7 +151,12 @@ class Crew:
             if worker.done():
                 worker.result()  # what it raised
         if board.unfinished and all(w.done() for w in workers):
-            raise RemoteError("no server is left", where=self._servers.where, found="; ".join(self.notes), remedy="what was measured is kept: start the servers again, and repeat the command")
+            raise RemoteError(
+                "no server is left",
+                where=self._servers.where,
+                found="; ".join(self.notes),
+                remedy="what was measured is kept: start the servers again, and repeat the command",
+            )
 
     # -- a worker --------------------------------------------------------------------------------------------
 
@@ -161,15 +183,23 @@ class Crew:
             return
         job.losses += 1
         if job.losses < ATTEMPTS:
-            self.notes.append(f"{error.where} {error.message} while it measured {job.what}, which is to be measured again elsewhere ({error.found})")
+            self.notes.append(
+                f"{error.where} {error.message} while it measured {job.what}, which is to be measured again elsewhere"
+                f" ({error.found})"
+            )
             board.again(job)
         else:
-            self.notes.append(f"{error.where} {error.message} while it measured {job.what}, the second server: the workload was given up ({error.found})")
+            self.notes.append(
+                f"{error.where} {error.message} while it measured {job.what}, the second server: the workload was given"
+                f" up ({error.found})"
+            )
             self.failed += 1
             board.done()
 
     def _session(self, board: _Board) -> Session | None:
-        """A session that suits; None when nothing is left to do, or no server is left for this worker, which is noted."""
+        """A session that suits; None when nothing is left to do, or no server is left for this worker, which is
+        noted.
+        """
         for attempt in range(ATTEMPTS):
             if not board.unfinished or board.stop.is_set():
                 return None
@@ -193,7 +223,9 @@ class Crew:
         try:
             self._suits(session)
             if (number := session.threads(self.threads)) != self.threads:
-                raise RemoteError("has another number of threads", where=session.name, expected=str(self.threads), found=str(number))
+                raise RemoteError(
+                    "has another number of threads", where=session.name, expected=str(self.threads), found=str(number)
+                )
         except RemoteError:
             session.close()
             raise
@@ -213,26 +245,56 @@ class Crew:
         module = session.load(code, "workload.so")
         with session.talking(f"measuring {job.what}"):
             inputs = [tvm.runtime.tensor(np.asarray(x, order="C"), session.device) for x in job.inputs]
-            runs = [_run(session, module, name, [*inputs, *(tvm.runtime.tensor(a, session.device) for a in kernel.arguments)], job.outputs) for name, kernel in zip(names, kernels, strict=True)]
+            runs = [
+                _run(
+                    session,
+                    module,
+                    name,
+                    [*inputs, *(tvm.runtime.tensor(a, session.device) for a in kernel.arguments)],
+                    job.outputs,
+                )
+                for name, kernel in zip(names, kernels, strict=True)
+            ]
             return judge(runs, stop)
 
 
-def _run(session: Session, module: tvm.runtime.Module, name: str, arguments: Sequence[tvm.runtime.Tensor], outputs: Sequence[tuple[tuple[int, ...], str]]) -> Run:
+def _run(
+    session: Session,
+    module: tvm.runtime.Module,
+    name: str,
+    arguments: Sequence[tvm.runtime.Tensor],
+    outputs: Sequence[tuple[tuple[int, ...], str]],
+) -> Run:
     """A kernel there, timed by the clock there."""
     results = [tvm.runtime.tensor(np.zeros(shape, dtype), session.device) for shape, dtype in outputs]
     evaluator = module.time_evaluator(name, session.device, number=1, repeat=TIMED)
-    return Run(partial(module[name], *arguments, *results), results, lambda: [1e9 * t for t in evaluator(*arguments, *results).results])
+    return Run(
+        partial(module[name], *arguments, *results),
+        results,
+        lambda: [1e9 * t for t in evaluator(*arguments, *results).results],
+    )
 
 
 def _target(text: str, session: Session) -> tvm.target.Target:
     if text != "host":
         parsed = targets.parse(text)
         if targets.gpu_architectures(parsed):
-            raise UsageError("tiles for a GPU are not measured over RPC", where=f"--target {text}", expected="a CPU", found="a GPU", remedy="use --export DIR and run DIR/run.py on the machine with the GPU")
+            raise UsageError(
+                "tiles for a GPU are not measured over RPC",
+                where=f"--target {text}",
+                expected="a CPU",
+                found="a GPU",
+                remedy="use --export DIR and run DIR/run.py on the machine with the GPU",
+            )
         return parsed
     m = session.machine
     if m.cpu is None or m.features is None or m.architecture is None:
-        raise UsageError("the server does not say which CPU it has", where="--target host", found=session.name, remedy="name the --target")
+        raise UsageError(
+            "the server does not say which CPU it has",
+            where="--target host",
+            found=session.name,
+            remedy="name the --target",
+        )
     here = targets.architecture(tvm.target.Target({"kind": "llvm"})) == m.architecture
     return targets.of_cpu(m.cpu, m.features, session.permit_tiles, "" if here else f"{m.architecture}-linux-gnu")
 

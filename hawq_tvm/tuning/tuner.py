@@ -1,7 +1,8 @@
 """Tuning: the tile that makes each kernel of a model fastest on this machine, measured kernel by kernel.
 
-Layers of one structure are one workload. Every workload's candidates are built, compared with each other element by element and
-timed in turns; its record is on disk before the next one begins, so that an interrupted run is continued by the next.
+Layers of one structure are one workload. Every workload's candidates are built, compared with each other element by
+element and timed in turns; its record is on disk before the next one begins, so that an interrupted run is continued
+by the next.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class TuneReport:
     """A finished run.
 
     kept: workloads that had a record already.  left: those that the trials did not suffice for.
-    served: over RPC, the workloads that each server measured.  notes: what went wrong there.  failed: workloads that were given up.
+    served: over RPC, the workloads that each server measured.  notes: what went wrong there.  failed: workloads that
+    were given up.
     """
 
     records: Path
@@ -105,22 +107,36 @@ class TuneReport:
 
     def saved_us(self) -> tuple[float, float]:
         """The time of all layers measured now, with the cost model's tiles and with the fastest."""
-        return sum(len(o.layers) * o.default_us for o in self.outcomes), sum(len(o.layers) * o.median_us for o in self.outcomes)
+        return sum(len(o.layers) * o.default_us for o in self.outcomes), sum(
+            len(o.layers) * o.median_us for o in self.outcomes
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
         default, tuned = self.saved_us()
-        there = {"rpc": {"servers": dict(self.served), "notes": list(self.notes), "failed": self.failed}} if self.served or self.notes else {}
+        there = (
+            {"rpc": {"servers": dict(self.served), "notes": list(self.notes), "failed": self.failed}}
+            if self.served or self.notes
+            else {}
+        )
         return {
-            "records": str(self.records), "threads": self.threads, "trials": self.trials, "kept": self.kept, "left": self.left,
-            "default_us": round(default, 2), "tuned_us": round(tuned, 2), "workloads": [o.to_dict() for o in self.outcomes],
+            "records": str(self.records),
+            "threads": self.threads,
+            "trials": self.trials,
+            "kept": self.kept,
+            "left": self.left,
+            "default_us": round(default, 2),
+            "tuned_us": round(tuned, 2),
+            "workloads": [o.to_dict() for o in self.outcomes],
             **there,
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True)
 class TuneStep:
-    """Where a run is: workload `number` of `of` begins, or is done when it has an outcome; seconds_left: an estimate, if there is one."""
+    """Where a run is: workload `number` of `of` begins, or is done when it has an outcome; seconds_left: an
+    estimate, if there is one.
+    """
 
     number: int
     of: int
@@ -137,10 +153,17 @@ class Here:
     """
 
     def __init__(self, target: str, threads: int | None) -> None:
-        self.target, self.threads, self.cpu = runnable(target), checked_threads(0, 0, 1, threads), str(machine.describe()["cpu"])
+        self.target, self.threads, self.cpu = (
+            runnable(target),
+            checked_threads(0, 0, 1, threads),
+            str(machine.describe()["cpu"]),
+        )
         self.served, self.notes, self.failed = dict[str, int](), list[str](), 0
         if os.getloadavg()[0] > BUSY * machine.available_cores():
-            record.warn(f"other programs keep this machine busy (load average {os.getloadavg()[0]:.1f}): what is measured now may mislead")
+            record.warn(
+                f"other programs keep this machine busy (load average {os.getloadavg()[0]:.1f}): what is measured now"
+                " may mislead"
+            )
 
     def measure(self, jobs: Sequence[Job], begins: Callable[[Job], None]) -> Generator[tuple[Job, Result], None, None]:
         """Every job's result, one after the other."""
@@ -150,17 +173,27 @@ class Here:
 
 
 def tune(
-    model: Any, records: str | Path, target: str = "host", *, trials: int = TRIALS, threads: int | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None, allow_float_tail: bool = False, progress: Callable[[TuneStep], None] | None = None,
+    model: Any,
+    records: str | Path,
+    target: str = "host",
+    *,
+    trials: int = TRIALS,
+    threads: int | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    allow_float_tail: bool = False,
+    progress: Callable[[TuneStep], None] | None = None,
     servers: Servers | None = None,
-) -> TuneReport:  # fmt: skip
-    """Measure the tiles of a model's kernels on this machine and write the fastest to the file `records`, for `compile`.
+) -> TuneReport:
+    """Measure the tiles of a model's kernels on this machine and write the fastest to the file `records`, for
+    `compile`.
 
     What the file holds already is kept and not measured again.  trials: measure at most so many tiles in all.
-    threads: the size of TVM's thread pool (None: one per usable core).  progress: called when a workload begins and ends.
-    servers: measure on these machines instead, on all at once; "host" means their CPU, and threads None what TVM takes there.
-    Raises ModelError as `compile` does, UsageError for a target that this machine cannot run, OutputError when `records` cannot be written,
-    RemoteError when no server can measure.
+    threads: the size of TVM's thread pool (None: one per usable core).  progress: called when a workload begins and
+    ends.
+    servers: measure on these machines instead, on all at once; "host" means their CPU, and threads None what TVM
+    takes there.
+    Raises ModelError as `compile` does, UsageError for a target that this machine cannot run, OutputError when
+    `records` cannot be written, RemoteError when no server can measure.
     """
     if trials < 2:
         raise UsageError("at least 2 trials are needed to compare anything", where="--trials", found=str(trials))
@@ -177,13 +210,20 @@ def tune(
     missing = [w for w in found if record.find(usable, [w.key], w.rule, w.layer, place.target, told) is None]
     shares = _shares([len(w.tiles) for w in missing], trials)
     planned = [(w, n) for w, n in zip(missing, shares, strict=True) if n]
-    jobs = [Job(i, w.layers[0], partial(_kernels, w, n, place.target), w.inputs, _outputs(w.layer)) for i, (w, n) in enumerate(planned)]
+    jobs = [
+        Job(i, w.layers[0], partial(_kernels, w, n, place.target), w.inputs, _outputs(w.layer))
+        for i, (w, n) in enumerate(planned)
+    ]
     tell, start, outcomes = progress or (lambda step: None), time.monotonic(), list[Outcome]()
 
     def step(job: Job, outcome: Outcome | None) -> None:
         done = sum(o.candidates for o in outcomes)
         seconds = (time.monotonic() - start) / done * (sum(n for _, n in planned) - done) if done else None
-        tell(TuneStep(len(outcomes) + (outcome is None), len(planned), job.what, planned[job.number][1], outcome, seconds))
+        tell(
+            TuneStep(
+                len(outcomes) + (outcome is None), len(planned), job.what, planned[job.number][1], outcome, seconds
+            )
+        )
 
     with closing(place.measure(jobs, lambda job: step(job, None))) as results:
         for job, result in results:
@@ -194,7 +234,16 @@ def tune(
             outcomes.append(outcome)
             step(job, outcome)
     left = len(missing) - len(planned)
-    return TuneReport(path, place.threads, tuple(outcomes), len(found) - len(missing), left, place.served, tuple(place.notes), place.failed)
+    return TuneReport(
+        path,
+        place.threads,
+        tuple(outcomes),
+        len(found) - len(missing),
+        left,
+        place.served,
+        tuple(place.notes),
+        place.failed,
+    )
 
 
 def runnable(text: str) -> tvm.target.Target:
@@ -204,13 +253,22 @@ def runnable(text: str) -> tvm.target.Target:
     """
     parsed = targets.parse(text)
     if targets.gpu_architectures(parsed):
-        raise UsageError("tiles are measured on this machine's CPU", where=f"--target {text}", expected="a CPU", found="a GPU", remedy="add --export DIR and measure on a machine with such a GPU")
+        raise UsageError(
+            "tiles are measured on this machine's CPU",
+            where=f"--target {text}",
+            expected="a CPU",
+            found="a GPU",
+            remedy="add --export DIR and measure on a machine with such a GPU",
+        )
     refused = targets.prepare(targets.architecture(parsed), targets.required_features(parsed))
     if refused is not None:
         raise UsageError(
-            "this machine cannot run what it should measure", where=f"--target {text}", expected=refused.expected, found=refused.found,
+            "this machine cannot run what it should measure",
+            where=f"--target {text}",
+            expected=refused.expected,
+            found=refused.found,
             remedy=refused.remedy or "measure on such a machine",
-        )  # fmt: skip
+        )
     return parsed
 
 
@@ -223,7 +281,9 @@ def existing(path: Path) -> dict[str, Record]:
         return {}
     found = record.parse(path.read_bytes(), str(path))
     if found is None:
-        raise OutputError("exists and is no file of records", where=str(path), remedy="choose another name, or remove it")
+        raise OutputError(
+            "exists and is no file of records", where=str(path), remedy="choose another name, or remove it"
+        )
     return found
 
 
@@ -245,17 +305,26 @@ def workloads(packed: tvm.IRModule, target: tvm.target.Target, threads: int) -> 
         inputs = tuple(_random(rng, a, bounds[a]) for a in call.args)
         work = len(members) * layer_products(layer.func)
         limits = tuple(bounds[a] for a in call.args)
-        made.append(Workload(key, tuple(one.name for one, _ in members), layer, rule, rule.tiles(layer, target), inputs, limits, work))
+        made.append(
+            Workload(
+                key, tuple(one.name for one, _ in members), layer, rule, rule.tiles(layer, target), inputs, limits, work
+            )
+        )
     return sorted(made, key=lambda w: -w.work)
 
 
 def main_kernel(packed: tvm.IRModule, target: tvm.target.Target) -> tuple[Contender, str]:
-    """The kernel that multiplies most in a PACKED module, as `compile` makes it for `target`, fed with random values; and its rule's name.
+    """The kernel that multiplies most in a PACKED module, as `compile` makes it for `target`, fed with random
+    values; and its rule's name.
 
     Raises UsageError when nothing in it multiplies.
     """
     packed = pipeline.with_records(packed, target, {})
-    calls = [b.value for b in stages.bindings(packed["main"]) if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.GlobalVar)]
+    calls = [
+        b.value
+        for b in stages.bindings(packed["main"])
+        if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.GlobalVar)
+    ]
     call = max(calls, key=lambda c: layer_products(packed[c.op]), default=None)
     if call is None or not layer_products(packed[call.op]):
         raise UsageError("there is no kernel with products in it")
@@ -274,7 +343,9 @@ def _outputs(layer: Layer) -> list[tuple[tuple[int, ...], str]]:
 
 
 def _bounds(packed: tvm.IRModule) -> dict[relax.Var, tuple[int, int]]:
-    """The least and the largest value that every tensor of `main` can have; floats, which have none, are left at 0, 0."""
+    """The least and the largest value that every tensor of `main` can have; floats, which have none, are left at 0,
+    0.
+    """
     main, named = packed["main"], ranges.module_ranges(packed)
     types = [str(t) for t in (main.attrs or {}).get("hawq.input_types", [])]
     bounds = {b.var: named[b.var.name].scalar if b.var.name in named else (0, 0) for b in stages.bindings(main)}
@@ -312,12 +383,31 @@ def _kernels(one: Workload, share: int, target: tvm.target.Target) -> list[Kerne
 def _recorded(one: Workload, share: int, place: Here | Crew, result: Result) -> tuple[Record, Outcome]:
     """The record of a workload whose first `share` tiles were raced; the load of another machine is not known, 0."""
     for i in result.wrong:
-        record.warn(f"{one.layers[0]}: the tile {one.tiles[i]} computes something else than {one.tiles[0]} and was left out; this is a bug, report it")
+        record.warn(
+            f"{one.layers[0]}: the tile {one.tiles[i]} computes something else than {one.tiles[0]} and was left out;"
+            " this is a bug, report it"
+        )
     tile, median, default = one.tiles[result.winner], round(result.median_us, 3), round(result.first_us, 3)
-    versions = {"hawq_tvm": __version__, "tvm": str(tvm.__version__), "llvm": str(tvm.target.codegen.llvm_version_major())}
+    versions = {
+        "hawq_tvm": __version__,
+        "tvm": str(tvm.__version__),
+        "llvm": str(tvm.target.codegen.llvm_version_major()),
+    }
     load = round(os.getloadavg()[0], 2) if isinstance(place, Here) else 0.0
     now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    entry = Record(one.rule.name, record.fields_of(tile), median, default, one.layers[0], place.threads, share, place.cpu, load, versions, now)
+    entry = Record(
+        one.rule.name,
+        record.fields_of(tile),
+        median,
+        default,
+        one.layers[0],
+        place.threads,
+        share,
+        place.cpu,
+        load,
+        versions,
+        now,
+    )
     return entry, Outcome(one.key, one.layers, one.rule.name, str(one.tiles[0]), str(tile), default, median, share)
 
 

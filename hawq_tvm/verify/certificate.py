@@ -1,7 +1,8 @@
 """The integer-only certificate: a walk over every lowered kernel, and over the machine code made from it.
 
-The border (hawq.quantize, hawq.dequantize, hawq.dynamic_quantize) and an allowed float head or tail are excluded by what they
-are in the PACKED module, never by name; everything between must be integer in TIR and free of floating point instructions.
+The border (hawq.quantize, hawq.dequantize, hawq.dynamic_quantize) and an allowed float head or tail are excluded by
+what they are in the PACKED module, never by name; everything between must be integer in TIR and free of floating
+point instructions.
 """
 
 from __future__ import annotations
@@ -76,12 +77,14 @@ class Certificate:
         return Certificate(**values)
 
 
-def certify(packed: tvm.IRModule, tir: tvm.IRModule, library: Path | bytes, architectures: Sequence[str] = ()) -> Certificate:
+def certify(
+    packed: tvm.IRModule, tir: tvm.IRModule, library: Path | bytes, architectures: Sequence[str] = ()
+) -> Certificate:
     """Certify a compiled model from its PACKED module, its TIR module and its built library.
 
     architectures: of GPUs, for which the library must hold code.
-    Raises StageError when a layer has no kernel, PackageError when the library cannot be disassembled or lacks a kernel,
-    OverflowBoundError when an accumulator can overflow.
+    Raises StageError when a layer has no kernel, PackageError when the library cannot be disassembled or lacks a
+    kernel, OverflowBoundError when an accumulator can overflow.
     """
     border = {name for name, f in stages.private_functions(packed).items() if _is_border(f)}
     # What the compiler adds for a float tail has no counterpart in the PACKED module.
@@ -102,16 +105,26 @@ def certify(packed: tvm.IRModule, tir: tvm.IRModule, library: Path | bytes, arch
     for layer, _, d in proofs:
         differing[layer] += max(d, 0)
     return Certificate(
-        kernels=len(kernels), border=tuple(sorted(border)), float_tail=tuple(sorted(stages.float_tail(packed["main"]))),
-        buffers=walk.buffers, expressions=walk.expressions, tir_offenders=tuple(walk.offenders),
-        code_functions=code.functions, instructions=code.instructions,
-        code_offenders=tuple(f"{o.function}+{o.address:#x}: {o.instruction}" for o in (*code.offenders, *device.offenders)),
-        device_functions=device.functions, device_instructions=device.instructions,
-        thresholds=sum(t for _, t, _ in proofs if t >= 0), differing=differing.total(),
+        kernels=len(kernels),
+        border=tuple(sorted(border)),
+        float_tail=tuple(sorted(stages.float_tail(packed["main"]))),
+        buffers=walk.buffers,
+        expressions=walk.expressions,
+        tir_offenders=tuple(walk.offenders),
+        code_functions=code.functions,
+        instructions=code.instructions,
+        code_offenders=tuple(
+            f"{o.function}+{o.address:#x}: {o.instruction}" for o in (*code.offenders, *device.offenders)
+        ),
+        device_functions=device.functions,
+        device_instructions=device.instructions,
+        thresholds=sum(t for _, t, _ in proofs if t >= 0),
+        differing=differing.total(),
         not_enumerated=tuple(layer for layer, t, _ in proofs if t < 0),
-        differing_layers={layer: d for layer, d in differing.items() if d}, roundings=dict(roundings),
+        differing_layers={layer: d for layer, d in differing.items() if d},
+        roundings=dict(roundings),
         margins=tuple(m.to_dict() for m in ranges.margins(packed)),
-    )  # fmt: skip
+    )
 
 
 def _is_border(func: relax.Function) -> bool:

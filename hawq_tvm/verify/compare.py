@@ -1,8 +1,9 @@
 """Exact comparison of a compiled library with the reference, layer by layer; the first difference is explained.
 
-A float head or tail, where a user allowed one, computes in float32 with the library's own functions and is no part of the
-comparison: what the head feeds into the integer region is taken from the library, and what the tail makes of it is listed
-as not compared.
+A float head or tail, where a user allowed one, computes in float32 with the library's own functions and is no part
+of the
+comparison: what the head feeds into the integer region is taken from the library, and what the tail makes of it is
+listed as not compared.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class MismatchError(HawqError):
 class LayerRun:
     """One run of a compiled library.
 
-    outputs: the graph's outputs by name.  layers: what each layer function wrote, in order.  head: what a float head fed to
-    them, by variable name.
+    outputs: the graph's outputs by name.  layers: what each layer function wrote, in order.  head: what a float head
+    fed to them, by variable name.
     """
 
     outputs: dict[str, Array]
@@ -114,11 +115,18 @@ class VerifyReport:
     def summary(self) -> str:
         """The verdict in one line."""
         if self.first is None and not self.ok:
-            return f"NOT verified: nothing was compared ({len(self.rows)} layers over {self.inputs} inputs){self._aside()}"
+            return (
+                f"NOT verified: nothing was compared ({len(self.rows)} layers over {self.inputs} inputs){self._aside()}"
+            )
         if self.first is None:
-            text = f"bit-exact: {len(self.rows)} layers, {self.elements} elements over {self.inputs} inputs, 0 different"
+            text = (
+                f"bit-exact: {len(self.rows)} layers, {self.elements} elements over {self.inputs} inputs, 0 different"
+            )
             return text + self._aside()
-        return f"NOT bit-exact: {sum(r.different for r in self.rows)} of {self.elements} elements differ; first: {self.first}"
+        return (
+            f"NOT bit-exact: {sum(r.different for r in self.rows)} of {self.elements} elements differ; first:"
+            f" {self.first}"
+        )
 
     def _aside(self) -> str:
         return f"; float tail not compared: {', '.join(self.not_compared)}" if self.not_compared else ""
@@ -131,15 +139,25 @@ class VerifyReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
         return {
-            "ok": self.ok, "summary": self.summary(), "inputs": self.inputs, "elements": self.elements,
-            "layers": [r.to_dict() for r in self.rows], "not_compared": list(self.not_compared),
+            "ok": self.ok,
+            "summary": self.summary(),
+            "inputs": self.inputs,
+            "elements": self.elements,
+            "layers": [r.to_dict() for r in self.rows],
+            "not_compared": list(self.not_compared),
             "first_difference": None if self.first is None else self.first.to_dict(),
-        }  # fmt: skip
+        }
 
 
 def layer_calls(module: tvm.IRModule) -> list[relax.VarBinding]:
-    """The bindings of a PACKED main that call a layer function, in order: the compiled library calls one kernel each."""
-    return [b for b in stages.bindings(module["main"]) if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.GlobalVar)]
+    """The bindings of a PACKED main that call a layer function, in order: the compiled library calls one kernel
+    each.
+    """
+    return [
+        b
+        for b in stages.bindings(module["main"])
+        if isinstance(b.value, relax.Call) and isinstance(b.value.op, tvm.ir.GlobalVar)
+    ]
 
 
 def _float_variables(main: relax.Function) -> set[relax.Var]:
@@ -155,7 +173,8 @@ def _float_variables(main: relax.Function) -> set[relax.Var]:
 class _Layers:
     """Gathers the layers of a run, kernel by kernel.
 
-    module: the PACKED module that the library was made from.  kernels: the names of the kernels, one for each private function.
+    module: the PACKED module that the library was made from.  kernels: the names of the kernels, one for each
+    private function.
     """
 
     def __init__(self, module: tvm.IRModule, kernels: set[str]) -> None:
@@ -166,7 +185,9 @@ class _Layers:
         self.seen = 0
 
     def add(self, kernel: str, buffers: Callable[[relax.Call, int], tuple[list[Array], list[Array]]]) -> None:
-        """A kernel that ran; buffers(call, n): what it read, constants left out, and its n results, of the layer's call in `main`."""
+        """A kernel that ran; buffers(call, n): what it read, constants left out, and its n results, of the layer's
+        call in `main`.
+        """
         if kernel not in self.kernels:
             return
         self.seen += 1
@@ -188,12 +209,18 @@ class _Layers:
         """
         if self.seen != len(self.calls):
             raise MismatchError(f"the library ran {self.seen} layers where the graph has {len(self.calls)}")
-        names = [str(n) for n in (self.main.attrs or {}).get("hawq.output_names", [])] or [f"output{i}" for i in range(len(outputs))]
+        names = [str(n) for n in (self.main.attrs or {}).get("hawq.output_names", [])] or [
+            f"output{i}" for i in range(len(outputs))
+        ]
         return LayerRun(dict(zip(names, outputs, strict=True)), self.layers, self.head)
 
 
 def run_with_layers(
-    vm: relax.VirtualMachine, module: tvm.IRModule, inputs: Mapping[str, Array], kernels: set[str], device: tvm.runtime.Device | None = None
+    vm: relax.VirtualMachine,
+    module: tvm.IRModule,
+    inputs: Mapping[str, Array],
+    kernels: set[str],
+    device: tvm.runtime.Device | None = None,
 ) -> LayerRun:
     """Run a virtual machine once and copy what each kernel wrote.
 
@@ -209,7 +236,9 @@ def run_with_layers(
 
         def buffers(call: relax.Call, results: int) -> tuple[list[Array], list[Array]]:
             # A kernel takes its inputs first, then constants of its own, and its results last.
-            return [t.numpy() for a, t in zip(call.args, args, strict=False) if not ops.is_const(a)], [t.numpy() for t in args[-results:]]
+            return [t.numpy() for a, t in zip(call.args, args, strict=False) if not ops.is_const(a)], [
+                t.numpy() for t in args[-results:]
+            ]
 
         if not before:
             gathered.add(symbol, buffers)
@@ -220,7 +249,9 @@ def run_with_layers(
 
 
 def layers_of(run: Run, module: tvm.IRModule, kernels: set[str]) -> LayerRun:
-    """A run through the C interface as layers of the PACKED module; kernels as for `run_with_layers`, and so are the errors."""
+    """A run through the C interface as layers of the PACKED module; kernels as for `run_with_layers`, and so are the
+    errors.
+    """
     gathered = _Layers(module, kernels)
 
     def buffers(record: Record, _: relax.Call, results: int) -> tuple[list[Array], list[Array]]:
@@ -247,7 +278,9 @@ def verify_executable(
 
 @dataclass(frozen=True)
 class Expected:
-    """What the reference says of one input to `module` (PACKED): every variable of its main, and the outputs by name."""
+    """What the reference says of one input to `module` (PACKED): every variable of its main, and the outputs by
+    name.
+    """
 
     module: tvm.IRModule
     known: dict[relax.Var, Any]
@@ -328,9 +361,15 @@ def _unequal(want: Array, got: Array) -> Array:
 
 
 def _accumulator(
-    module: tvm.IRModule, call: relax.Call, known: Mapping[relax.Var, Any], shape: tuple[int, ...], index: tuple[int, ...]
+    module: tvm.IRModule,
+    call: relax.Call,
+    known: Mapping[relax.Var, Any],
+    shape: tuple[int, ...],
+    index: tuple[int, ...],
 ) -> list[int]:
-    """The operands of the layer's last requantize at `index` of its result, from the reference; empty where there is none."""
+    """The operands of the layer's last requantize at `index` of its result, from the reference; empty where there is
+    none.
+    """
     func = module[call.op]
     env: dict[relax.Var, Any] = {p: value_of(a, known) for p, a in zip(func.params, call.args, strict=True)}
     operands: list[int] = []

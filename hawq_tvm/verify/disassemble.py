@@ -1,7 +1,7 @@
 """Disassembly of a built library: which machine instructions the integer kernels consist of.
 
-Every function in the library is inspected, except what only the other exported functions (the border kernels, a float tail)
-reach. So a reference that this file fails to see leads to more being inspected, never to less.
+Every function in the library is inspected, except what only the other exported functions (the border kernels, a
+float tail) reach. So a reference that this file fails to see leads to more being inspected, never to less.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from elftools.elf.relocation import RelocationSection
 
 from hawq_tvm.core.errors import PackageError
 
-# What counts as computing with floating point numbers: arithmetic, comparison, rounding and conversion. What does not, on
-# purpose: moves, loads, shuffles, blends, broadcasts, masks and bitwise logic (movaps, shufps, vblendvps, vbroadcastss,
-# vpermilps, unpcklps, xorps, vmovmskps, vtestps; fmov, fcsel on Arm), which compilers use on integer data because they carry
-# bits unchanged. Each line is matched against the whole mnemonic.
+# What counts as computing with floating point numbers: arithmetic, comparison, rounding and conversion. What does not,
+# on purpose: moves, loads, shuffles, blends, broadcasts, masks and bitwise logic (movaps, shufps, vblendvps,
+# vbroadcastss, vpermilps, unpcklps, xorps, vmovmskps, vtestps; fmov, fcsel on Arm), which compilers use on integer data
+# because they carry bits unchanged. Each line is matched against the whole mnemonic.
 _X86_FLOAT = (
     # SSE to AVX-512, FP16 and BF16: packed or scalar.
     r"v?(add|sub|mul|div|sqrt|rsqrt|rsqrt14|rsqrt28|rcp|rcp14|rcp28|max|min|minmax|round|rndscale|hadd|hsub|addsub|fixupimm|"
@@ -48,8 +48,11 @@ _FLOAT = {
     "aarch64": re.compile("|".join(f"(?:{p})$" for p in _ARM_FLOAT)),
 }
 
-# What a kernel may refer to outside its library: memory functions that LLVM makes of loops, and TVM's runtime interface.
-_ALLOWED_OUTSIDE = re.compile(r"(mem(set|cpy|move|cmp)|bcmp|bzero|TVM\w+|__TVM\w+|__tvm\w+|__cxa_finalize|__gmon_start__|_ITM_\w+)?$")
+# What a kernel may refer to outside its library: memory functions that LLVM makes of loops, and TVM's runtime
+# interface.
+_ALLOWED_OUTSIDE = re.compile(
+    r"(mem(set|cpy|move|cmp)|bcmp|bzero|TVM\w+|__TVM\w+|__tvm\w+|__cxa_finalize|__gmon_start__|_ITM_\w+)?$"
+)
 
 _PADDING = frozenset({"nop", "int3", "udf"})
 _ADDRESS = re.compile(r"#?0x([0-9a-f]+)$")
@@ -86,13 +89,15 @@ def is_float_instruction(mnemonic: str, machine: str) -> bool:
 def inspect_library(library: Path | bytes, kernels: Iterable[str]) -> CodeReport:
     """Disassemble the code of `kernels` in a shared library, helpers and bodies of parallel loops included.
 
-    Raises PackageError when it is no ELF library for x86-64 or AArch64, a kernel's code is not in it, or a byte of it cannot
-    be decoded.
+    Raises PackageError when it is no ELF library for x86-64 or AArch64, a kernel's code is not in it, or a byte of
+    it cannot be decoded.
     """
     data = library if isinstance(library, bytes) else library.read_bytes()
     where = "the library" if isinstance(library, bytes) else str(library)
     if not data.startswith(b"\x7fELF"):
-        raise PackageError("cannot be disassembled", where=where, expected="an ELF shared library", found=repr(data[:4]))
+        raise PackageError(
+            "cannot be disassembled", where=where, expected="an ELF shared library", found=repr(data[:4])
+        )
     try:
         image = _Image(ELFFile(io.BytesIO(data)), where)
     except ELFError as e:
@@ -141,20 +146,35 @@ class _Image:
     def __init__(self, elf: Any, where: str) -> None:
         machine = {"x64": "x86_64", "AArch64": "aarch64"}.get(elf.get_machine_arch())
         if machine is None:
-            raise PackageError("cannot be disassembled", where=where, expected="x86-64 or AArch64", found=elf.get_machine_arch())
+            raise PackageError(
+                "cannot be disassembled", where=where, expected="x86-64 or AArch64", found=elf.get_machine_arch()
+            )
         if elf["e_type"] != "ET_DYN":
-            raise PackageError("cannot be disassembled before it is linked", where=where, expected="a shared library", found=str(elf["e_type"]))
+            raise PackageError(
+                "cannot be disassembled before it is linked",
+                where=where,
+                expected="a shared library",
+                found=str(elf["e_type"]),
+            )
         self.machine, self.where = machine, where
         symtab = elf.get_section_by_name(".symtab")
         if symtab is None:
-            raise PackageError("has no symbol table", where=where, remedy="compile the package again and do not strip it")
+            raise PackageError(
+                "has no symbol table", where=where, remedy="compile the package again and do not strip it"
+            )
         executable = [s for s in elf.iter_sections() if int(s["sh_flags"]) & 4]  # SHF_EXECINSTR
         self.code = {int(s["sh_addr"]): s.data() for s in executable}
-        self.stubs = [(int(s["sh_addr"]), int(s["sh_addr"] + s["sh_size"])) for s in executable if s.name.startswith(".plt")]
+        self.stubs = [
+            (int(s["sh_addr"]), int(s["sh_addr"] + s["sh_size"])) for s in executable if s.name.startswith(".plt")
+        ]
         self.imports = _imports(elf)
-        self.decode: Callable[[bytes, int], Iterator[_Instruction]] = _decode_x86 if machine == "x86_64" else _decode_arm
+        self.decode: Callable[[bytes, int], Iterator[_Instruction]] = (
+            _decode_x86 if machine == "x86_64" else _decode_arm
+        )
         named = {
-            int(s["st_value"]): self._decoded(s.name, int(s["st_value"]), int(s["st_value"] + s["st_size"]), s["st_info"]["bind"] != "STB_LOCAL")
+            int(s["st_value"]): self._decoded(
+                s.name, int(s["st_value"]), int(s["st_value"] + s["st_size"]), s["st_info"]["bind"] != "STB_LOCAL"
+            )
             for s in symtab.iter_symbols()
             if s["st_info"]["type"] == "STT_FUNC" and s["st_size"] > 0
         }
@@ -166,11 +186,18 @@ class _Image:
         by_name = {f.name: f.start for f in self.functions.values()}
         missing = [e for e in entries if e not in by_name]
         if missing:
-            raise PackageError("a kernel's code is missing", where=self.where, expected=f"function {missing[0]}", remedy="compile the package again")
+            raise PackageError(
+                "a kernel's code is missing",
+                where=self.where,
+                expected=f"function {missing[0]}",
+                remedy="compile the package again",
+            )
         kernels = self._reached([by_name[e] for e in entries])
         outside = self._reached([f.start for f in self.functions.values() if f.exported and f.name not in entries])
         inspected = [f for a, f in sorted(self.functions.items()) if a in kernels or a not in outside]
-        offenders = [FloatInstruction(f.name, line.at, line.offence) for f in inspected for line in f.lines if line.offence]
+        offenders = [
+            FloatInstruction(f.name, line.at, line.offence) for f in inspected for line in f.lines if line.offence
+        ]
         return CodeReport(len(inspected), sum(len(f.instructions) for f in inspected), tuple(offenders))
 
     def _reached(self, roots: list[int]) -> set[int]:
@@ -194,15 +221,21 @@ class _Image:
                 continue
             instructions.append(i.at)
             outward = [n for n in map(self._imported, i.references) if n is not None and not _ALLOWED_OUTSIDE.match(n)]
-            offence = i.text() + "".join(f"  ({n})" for n in outward) if outward or is_float_instruction(i.mnemonic, self.machine) else ""
+            offence = (
+                i.text() + "".join(f"  ({n})" for n in outward)
+                if outward or is_float_instruction(i.mnemonic, self.machine)
+                else ""
+            )
             if i.references or offence:
                 lines.append(_Line(i.at, i.references, i.is_jump, offence))
         # Zeros at the end are padding, not code.
         if not code or any(code[decoded:]):
             raise PackageError(
-                "contains bytes that are no known instruction", where=self.where, found=f"{name} at {start + decoded:#x}",
+                "contains bytes that are no known instruction",
+                where=self.where,
+                found=f"{name} at {start + decoded:#x}",
                 remedy="install a newer disassembler (iced-x86, capstone)",
-            )  # fmt: skip
+            )
         return _Function(name, start, end, exported, tuple(instructions), tuple(lines))
 
     def _bytes(self, address: int, size: int) -> bytes:
@@ -212,7 +245,9 @@ class _Image:
         return b""
 
     def _imported(self, address: int) -> str | None:
-        """The outside name that a relocated slot, or a stub in .plt, stands for; None for an address inside the library."""
+        """The outside name that a relocated slot, or a stub in .plt, stands for; None for an address inside the
+        library.
+        """
         if address in self.imports:
             return self.imports[address]
         if not any(base <= address < end for base, end in self.stubs):
@@ -222,7 +257,9 @@ class _Image:
 
 
 def _imports(elf: Any) -> dict[int, str]:
-    """The slots that the loader fills, by address, with the symbol that each will point to ("" for the library's own)."""
+    """The slots that the loader fills, by address, with the symbol that each will point to ("" for the library's
+    own).
+    """
     slots = {}
     for section in elf.iter_sections():
         if isinstance(section, RelocationSection):
@@ -245,7 +282,9 @@ def _gaps(sections: list[tuple[int, int]], functions: list[_Function]) -> Iterat
 
 
 def _split(gaps: list[_Function], named: list[_Function]) -> Iterator[_Function]:
-    """Nameless code cut where calls, address computations, or jumps from elsewhere refer to: functions without a symbol."""
+    """Nameless code cut where calls, address computations, or jumps from elsewhere refer to: functions without a
+    symbol.
+    """
     callers: dict[int, str] = {}
     for f in [*named, *gaps]:
         for line in f.lines:
@@ -287,11 +326,15 @@ def _decode_x86(code: bytes, start: int) -> Iterator[_Instruction]:
 
 
 def _decode_arm(code: bytes, start: int) -> Iterator[_Instruction]:
-    """Refers to: targets of branches, and addresses made of a page (adrp) and an offset in it (add, ldr), until its register is written."""
+    """Refers to: targets of branches, and addresses made of a page (adrp) and an offset in it (add, ldr), until its
+    register is written.
+    """
     import capstone
 
     decoded = list(capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM).disasm_lite(code, start))
-    targets = {int(m[1], 16) for *_, name, operands in decoded if _ARM_BRANCH.match(name) and (m := _ADDRESS.search(operands))}
+    targets = {
+        int(m[1], 16) for *_, name, operands in decoded if _ARM_BRANCH.match(name) and (m := _ADDRESS.search(operands))
+    }
     pages: dict[str, int] = {}
     constants: set[str] = set()
     for at, length, mnemonic, operands in decoded:
@@ -316,13 +359,19 @@ def _decode_arm(code: bytes, start: int) -> Iterator[_Instruction]:
 def _constant_or_not(mnemonic: str, operands: str, constants: set[str]) -> str:
     """The mnemonic, but fneg as "fneg-constant" where its operand is a constant of the straight-line code before it.
 
-    LLVM makes constants such as 2^31 in 64-bit lanes of two instructions: movi, and fneg to flip the highest bits. Nothing is computed
-    at run time. constants: the vector registers that hold one, kept up to date.
+    LLVM makes constants such as 2^31 in 64-bit lanes of two instructions: movi, and fneg to flip the highest bits.
+    Nothing is computed at run time. constants: the vector registers that hold one, kept up to date.
     """
     if mnemonic == "fneg" and (m := _ARM_VECTOR.findall(operands)) and m[1:] and m[1] in constants:
         constants.add(m[0])
         return "fneg-constant"
-    written = operands.split("[")[0] if mnemonic.startswith("ld") else "" if mnemonic.startswith("st") else operands.split(",")[0]
+    written = (
+        operands.split("[")[0]
+        if mnemonic.startswith("ld")
+        else ""
+        if mnemonic.startswith("st")
+        else operands.split(",")[0]
+    )
     registers = _ARM_VECTOR.findall(written)
     constants.difference_update(registers)
     if mnemonic in ("movi", "mvni"):

@@ -21,8 +21,8 @@ def _no_instrument() -> None:
 def clear(vm: relax.VirtualMachine) -> None:
     """Take the instrument away.
 
-    `set_instrument` refuses None, and an empty function in its place would make Python objects of the arguments of every
-    later call; the name of a factory that returns None does take it away.
+    `set_instrument` refuses None, and an empty function in its place would make Python objects of the arguments of
+    every later call; the name of a factory that returns None does take it away.
     """
     vm.set_instrument("hawq_tvm.no_instrument")
 

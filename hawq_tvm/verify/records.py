@@ -1,4 +1,6 @@
-"""What one run through the C interface leaves: every kernel's name and buffers, and the outputs; read from hawq-layers' file."""
+"""What one run through the C interface leaves: every kernel's name and buffers, and the outputs; read from
+hawq-layers' file.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def read(data: bytes) -> Run:
     records = []
     while stream.at < len(data):
         name, reads, writes = stream.text(), stream.number(), stream.number()
-        records.append(Record(name, tuple(stream.tensor() for _ in range(reads)), tuple(stream.tensor() for _ in range(writes))))
+        records.append(
+            Record(name, tuple(stream.tensor() for _ in range(reads)), tuple(stream.tensor() for _ in range(writes)))
+        )
     if not records or records[-1].kernel:
         raise PackageError("the run of the library ended early", found=f"{len(records)} kernels and no outputs")
     return Run(tuple(records[:-1]), records[-1].written)
@@ -54,7 +58,9 @@ def written(arrays: Sequence[Array]) -> bytes:
 
 def _tensor(a: Array) -> bytes:
     kind = a.dtype.name.encode()
-    return struct.pack("<q", len(kind)) + kind + struct.pack(f"<{a.ndim + 2}q", a.ndim, *a.shape, a.nbytes) + a.tobytes()
+    return (
+        struct.pack("<q", len(kind)) + kind + struct.pack(f"<{a.ndim + 2}q", a.ndim, *a.shape, a.nbytes) + a.tobytes()
+    )
 
 
 class _Stream:
@@ -64,7 +70,9 @@ class _Stream:
     def take(self, count: int) -> bytes:
         taken = self.data[self.at : self.at + count]
         if count < 0 or len(taken) != count:
-            raise PackageError("the run of the library ended early", expected=f"{count} bytes more", found=str(len(taken)))
+            raise PackageError(
+                "the run of the library ended early", expected=f"{count} bytes more", found=str(len(taken))
+            )
         self.at += count
         return taken
 

@@ -28,14 +28,17 @@ class ReferenceOverflow(ArithmeticError):
 
 
 def evaluate(
-    module: tvm.IRModule, inputs: Mapping[str, Array], on_layer: OnLayer | None = None,
+    module: tvm.IRModule,
+    inputs: Mapping[str, Array],
+    on_layer: OnLayer | None = None,
     given: Mapping[str, Array] | None = None,
-) -> dict[str, Array]:  # fmt: skip
+) -> dict[str, Array]:
     """The outputs of `main` by name, for inputs by name.
 
-    on_layer: called with (name, value) of every binding of main, in order.  given: values taken instead of evaluating the
-    bindings of these names, a float head's results for example.  Raises ValueError for inputs of another type or shape,
-    ReferenceOverflow when an integer leaves its declared type, NotImplementedError for an operator the reference does not know.
+    on_layer: called with (name, value) of every binding of main, in order.  given: values taken instead of
+    evaluating the bindings of these names, a float head's results for example.  Raises ValueError for inputs of
+    another type or shape, ReferenceOverflow when an integer leaves its declared type, NotImplementedError for an
+    operator the reference does not know.
     """
     main = module["main"]
     env = {p: _input(p, np.asarray(inputs[p.name])) for p in main.params}
@@ -148,12 +151,19 @@ def _multiply(call: relax.Call, a: Array, b: Array) -> Array:
 
 
 def _goes_up(rounding: str, rest: Array, above: Array, tie: Array, positive: Array, odd: Array) -> Array:
-    """Whether a number is rounded to the integer above its floor: rest, above and tie compare its fraction with 0 and 1/2."""
+    """Whether a number is rounded to the integer above its floor: rest, above and tie compare its fraction with 0
+    and 1/2.
+    """
     rules = {
-        "floor": rest & False, "ceil": rest, "toward_zero": rest & ~positive, "away": rest & positive,
-        "half_up": above | tie, "half_even": above | (tie & odd), "half_away": above | (tie & positive),
+        "floor": rest & False,
+        "ceil": rest,
+        "toward_zero": rest & ~positive,
+        "away": rest & positive,
+        "half_up": above | tie,
+        "half_even": above | (tie & odd),
+        "half_away": above | (tie & positive),
         "half_toward_zero": above | (tie & ~positive),
-    }  # fmt: skip
+    }
     return rules[rounding]
 
 
@@ -223,7 +233,9 @@ def _gemmlowp(x: Array, m: Array, s: Array) -> Array:
     return _divide_by_power(high, np.maximum(s - 31, 0), "half_away")
 
 
-def _requantize(call: relax.Call, data: tuple[Array, ...], multipliers: tuple[Array, ...], offset: Array, shift: Array) -> Array:
+def _requantize(
+    call: relax.Call, data: tuple[Array, ...], multipliers: tuple[Array, ...], offset: Array, shift: Array
+) -> Array:
     """(A9)"""
     attrs = call.attrs
     rounding, s = str(attrs["rounding"]), _i64(shift)
@@ -237,7 +249,9 @@ def _requantize(call: relax.Call, data: tuple[Array, ...], multipliers: tuple[Ar
 
 def _weighted_sum(data: tuple[Array, ...], multipliers: tuple[Array, ...], offset: Array, half: int) -> Array:
     """sum x_i m_i + b in int64, checked to have room for the rounding's half (section 7)."""
-    worst = sum(_magnitude(x) * _magnitude(m) for x, m in zip(data, multipliers, strict=True)) + _magnitude(offset) + half
+    worst = (
+        sum(_magnitude(x) * _magnitude(m) for x, m in zip(data, multipliers, strict=True)) + _magnitude(offset) + half
+    )
     (total,) = _exactly(worst, offset)
     for x, m in zip(data, multipliers, strict=True):
         x, m = _exactly(worst, x, m)
@@ -286,7 +300,9 @@ def _conv2d(call: relax.Call, x: Array, w: Array) -> Array:
     taps, per_group = inputs * kernel[0] * kernel[1], outputs // groups
     parts = []
     for g in range(groups):
-        patch = windows[:, g * inputs : (g + 1) * inputs].transpose(0, 2, 3, 1, 4, 5).reshape(batch * height * width, taps)
+        patch = (
+            windows[:, g * inputs : (g + 1) * inputs].transpose(0, 2, 3, 1, 4, 5).reshape(batch * height * width, taps)
+        )
         kernels = w[g * per_group : (g + 1) * per_group].reshape(per_group, taps)
         parts.append(_exact_product(patch, kernels.T))
     y = np.concatenate(parts, axis=1).reshape(batch, height, width, outputs).transpose(0, 3, 1, 2)
@@ -301,7 +317,9 @@ def _max_pool2d(call: relax.Call, x: Array) -> Array:
     attrs = call.attrs
     if any(int(p) for p in attrs.padding) or bool(attrs.ceil_mode):
         raise NotImplementedError("an integer pool is padded explicitly")
-    windows = _windows(_to_nchw(x, str(attrs.layout)), _pair(attrs.pool_size), _pair(attrs.strides), _pair(attrs.dilation))
+    windows = _windows(
+        _to_nchw(x, str(attrs.layout)), _pair(attrs.pool_size), _pair(attrs.strides), _pair(attrs.dilation)
+    )
     return _from_nchw(windows.max(axis=(4, 5)), str(attrs.layout))
 
 
@@ -309,7 +327,9 @@ def _sum_pool2d(call: relax.Call, x: Array) -> Array:
     """(A15)"""
     attrs = call.attrs
     layout = str(attrs["layout"])
-    windows = _windows(_to_nchw(_i64(x), layout), _pair(attrs["pool_size"]), _pair(attrs["strides"]), _pair(attrs["dilation"]))
+    windows = _windows(
+        _to_nchw(_i64(x), layout), _pair(attrs["pool_size"]), _pair(attrs["strides"]), _pair(attrs["dilation"])
+    )
     return _from_nchw(windows.sum(axis=(4, 5)), layout)
 
 
@@ -410,7 +430,9 @@ _INTEGER: dict[str, Callable[..., Any]] = {
     "relax.greater_equal": lambda call, a, b: np.greater_equal(a, b),
     "relax.clip": _clip,
     "relax.where": lambda call, c, a, b: np.where(c, _i64(a), _i64(b)),
-    "relax.sum": lambda call, x: _exactly(_magnitude(x) * x.size, x)[0].sum(axis=_axes(call), keepdims=bool(call.attrs.keepdims)),
+    "relax.sum": lambda call, x: _exactly(_magnitude(x) * x.size, x)[0].sum(
+        axis=_axes(call), keepdims=bool(call.attrs.keepdims)
+    ),
     "relax.max": lambda call, x: x.max(axis=_axes(call), keepdims=bool(call.attrs.keepdims)),
     "relax.min": lambda call, x: x.min(axis=_axes(call), keepdims=bool(call.attrs.keepdims)),
     "relax.argmax": _argument(np.argmax),

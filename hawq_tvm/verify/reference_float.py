@@ -1,7 +1,7 @@
 """Float and element-moving operators of the reference, in float64, so that a model can be evaluated before lowering.
 
-Float tensors stay float64 from one operator to the next although the module declares float32: the real formula is what the
-integers are compared with, not one float32 rounding of it.
+Float tensors stay float64 from one operator to the next although the module declares float32: the real formula is
+what the integers are compared with, not one float32 rounding of it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,11 @@ def _padded(call: relax.Call, x: Array, kernel: Any, value: float) -> Array:
     attrs = call.attrs
     top, left, bottom, right = _ints(attrs.padding)
     for axis, begin in ((0, top), (1, left)):
-        reach = (_shape(call)[2 + axis] - 1) * int(attrs.strides[axis]) + (int(kernel[axis]) - 1) * int(attrs.dilation[axis]) + 1
+        reach = (
+            (_shape(call)[2 + axis] - 1) * int(attrs.strides[axis])
+            + (int(kernel[axis]) - 1) * int(attrs.dilation[axis])
+            + 1
+        )
         extra = reach - x.shape[2 + axis] - begin
         if axis == 0:
             bottom = max(bottom, extra)
@@ -87,13 +91,20 @@ def _conv2d_transpose(call: relax.Call, x: Array, w: Array) -> Array:
     n, inputs, h, width = x.shape
     _, per_group, kh, kw = w.shape
     eh, ew = _pair(attrs.output_padding)
-    full = np.zeros((n, per_group * groups, (h - 1) * sh + (kh - 1) * dh + 1 + eh, (width - 1) * sw + (kw - 1) * dw + 1 + ew))
+    full = np.zeros(
+        (n, per_group * groups, (h - 1) * sh + (kh - 1) * dh + 1 + eh, (width - 1) * sw + (kw - 1) * dw + 1 + ew)
+    )
     each = inputs // groups
     for g in range(groups):
         for i in range(kh):
             for j in range(kw):
-                part = np.einsum("nchw,co->nohw", x[:, g * each : (g + 1) * each], w[g * each : (g + 1) * each, :, i, j])
-                rows, columns = slice(i * dh, i * dh + (h - 1) * sh + 1, sh), slice(j * dw, j * dw + (width - 1) * sw + 1, sw)
+                part = np.einsum(
+                    "nchw,co->nohw", x[:, g * each : (g + 1) * each], w[g * each : (g + 1) * each, :, i, j]
+                )
+                rows, columns = (
+                    slice(i * dh, i * dh + (h - 1) * sh + 1, sh),
+                    slice(j * dw, j * dw + (width - 1) * sw + 1, sw),
+                )
                 full[:, g * per_group : (g + 1) * per_group, rows, columns] += part
     top, left, bottom, right = _ints(attrs.padding)
     return full[:, :, top : full.shape[2] - bottom, left : full.shape[3] - right]
@@ -107,7 +118,9 @@ def _max_pool2d(call: relax.Call, x: Array) -> Array:
 
 def _avg_pool2d(call: relax.Call, x: Array) -> Array:
     attrs = call.attrs
-    sums = _windows(_padded(call, x, attrs.pool_size, 0.0), attrs.pool_size, attrs.strides, attrs.dilation).sum(axis=(4, 5))
+    sums = _windows(_padded(call, x, attrs.pool_size, 0.0), attrs.pool_size, attrs.strides, attrs.dilation).sum(
+        axis=(4, 5)
+    )
     ones = np.ones((1, 1, *x.shape[2:]))
     if bool(attrs.count_include_pad):
         top, left, bottom, right = _ints(attrs.padding)
@@ -122,7 +135,9 @@ def _avg_pool2d(call: relax.Call, x: Array) -> Array:
     return sums[:, :, :height, :width] / counts[:, :, :height, :width]
 
 
-def _batch_norm(call: relax.Call, x: Array, gamma: Array, beta: Array, mean: Array, var: Array) -> tuple[Array, Array, Array]:
+def _batch_norm(
+    call: relax.Call, x: Array, gamma: Array, beta: Array, mean: Array, var: Array
+) -> tuple[Array, Array, Array]:
     axis = int(call.attrs.axis)
     shape = [-1 if i == axis else 1 for i in range(x.ndim)]
     y = (x - mean.reshape(shape)) / np.sqrt(var.reshape(shape) + float(call.attrs.epsilon))
@@ -148,7 +163,9 @@ def _group_norm(call: relax.Call, x: Array, gamma: Array, beta: Array) -> Array:
 
 def _prelu(call: relax.Call, x: Array, slope: Array) -> Array:
     axis = int(call.attrs.axis) % x.ndim
-    slope = slope.reshape([-1 if i == axis else 1 for i in range(x.ndim)]) if slope.ndim == 1 and slope.size > 1 else slope
+    slope = (
+        slope.reshape([-1 if i == axis else 1 for i in range(x.ndim)]) if slope.ndim == 1 and slope.size > 1 else slope
+    )
     return np.where(x >= 0, x, x * slope)
 
 
@@ -227,7 +244,10 @@ _FLOAT: dict[str, Callable[..., Any]] = {
     "relax.min": _reduce(np.min),
     "relax.where": lambda call, c, a, b: np.where(c != 0, a, b),
     "relax.astype": lambda call, x: x.astype(str(call.attrs.dtype)) if "float" not in str(call.attrs.dtype) else x,
-    **{f"relax.{n}": _simple(getattr(np, n)) for n in ("tanh", "exp", "log", "sqrt", "abs", "floor", "ceil", "sin", "cos")},
+    **{
+        f"relax.{n}": _simple(getattr(np, n))
+        for n in ("tanh", "exp", "log", "sqrt", "abs", "floor", "ceil", "sin", "cos")
+    },
 }
 
 
@@ -271,5 +291,7 @@ _MOVING: dict[str, Callable[..., Any]] = {
     "relax.take": _take,
     "relax.flip": lambda call, x: np.flip(x, int(call.attrs.axis)),
     "relax.tile": lambda call, x: np.tile(x, _ints(call.attrs.repeats)),
-    "relax.repeat": lambda call, x: np.repeat(x, int(call.attrs.repeats), None if call.attrs.axis is None else int(call.attrs.axis)),
+    "relax.repeat": lambda call, x: np.repeat(
+        x, int(call.attrs.repeats), None if call.attrs.axis is None else int(call.attrs.axis)
+    ),
 }

@@ -1,7 +1,8 @@
-"""Disassembly of the GPU code in a built library: which instructions the integer kernels consist of, on every architecture.
+"""Disassembly of the GPU code in a built library: which instructions the integer kernels consist of, on every
+architecture.
 
-Every device function is inspected, except those of host functions that are no integer kernel (the border, a float tail). So a
-function whose owner this file fails to see leads to more being inspected, never to less.
+Every device function is inspected, except those of host functions that are no integer kernel (the border, a float
+tail). So a function whose owner this file fails to see leads to more being inspected, never to less.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from hawq_tvm.core.errors import PackageError
 
 from .disassemble import FloatInstruction
 
-# What counts as computing with floating point numbers: arithmetic, comparison, rounding, conversion, matrix products. Each is
-# matched against the whole operation, the mnemonic up to its first dot. I2I and I2IP convert between integers.
+# What counts as computing with floating point numbers: arithmetic, comparison, rounding, conversion, matrix products.
+# Each is matched against the whole operation, the mnemonic up to its first dot. I2I and I2IP convert between integers.
 _FLOAT = re.compile(
     r"U?F(ADD|MUL|FMA|CMP|CHK|MNMX|SET|SETP|SWZADD|SEL|RND|ABS|NEG)\d*(_?32I)?"
     r"|D(ADD|MUL|FMA|MNMX|SET|SETP|MMA)"
@@ -46,7 +47,9 @@ _MAGIC = (0xBA55ED50).to_bytes(4, "little")
 
 @dataclass(frozen=True)
 class DeviceReport:
-    """What was inspected: instructions by architecture, functions on all of them, and the floating point instructions among them."""
+    """What was inspected: instructions by architecture, functions on all of them, and the floating point
+    instructions among them.
+    """
 
     functions: int
     instructions: dict[str, int]
@@ -54,15 +57,19 @@ class DeviceReport:
 
 
 def is_float_instruction(text: str) -> bool:
-    """Whether an instruction as the disassembler writes it, without its predicate, computes with floating point numbers."""
+    """Whether an instruction as the disassembler writes it, without its predicate, computes with floating point
+    numbers.
+    """
     return _FLOAT.fullmatch(re.split(r"[.\s]", text, maxsplit=1)[0]) is not None and _CONSTANT.match(text) is None
 
 
 def inspect_device_code(library: Path | bytes, kernels: Iterable[str], architectures: Sequence[str]) -> DeviceReport:
     """Disassemble the GPU code of a library.
 
-    kernels: the host functions whose device functions must all be integer.  architectures: for which there must be code, and no other.
-    Raises PackageError when a tool is missing, the code cannot be read, is not for these architectures, or lacks a kernel.
+    kernels: the host functions whose device functions must all be integer.  architectures: for which there must be
+    code, and no other.
+    Raises PackageError when a tool is missing, the code cannot be read, is not for these architectures, or lacks a
+    kernel.
     """
     data = library if isinstance(library, bytes) else library.read_bytes()
     where = "the library" if isinstance(library, bytes) else str(library)
@@ -73,14 +80,22 @@ def inspect_device_code(library: Path | bytes, kernels: Iterable[str], architect
     names = list(kernels)
     if set(found) != set(architectures) and (names or found):  # a graph without kernels needs no code
         raise PackageError(
-            "holds GPU code for other architectures", where=where, expected=", ".join(architectures) or "none", found=", ".join(sorted(found)) or "none",
+            "holds GPU code for other architectures",
+            where=where,
+            expected=", ".join(architectures) or "none",
+            found=", ".join(sorted(found)) or "none",
             remedy="compile the package again",
-        )  # fmt: skip
+        )
     outside = host_functions(data) - set(names)
     for arch, functions in found.items():
         missing = [k for k in names if not _owned(functions, [k])]
         if missing:
-            raise PackageError("a kernel's GPU code is missing", where=where, expected=f"{missing[0]} for {arch}", remedy="compile the package again")
+            raise PackageError(
+                "a kernel's GPU code is missing",
+                where=where,
+                expected=f"{missing[0]} for {arch}",
+                remedy="compile the package again",
+            )
     counts = dict.fromkeys(architectures, 0)
     offenders: list[FloatInstruction] = []
     inspected = 0
@@ -89,7 +104,11 @@ def inspect_device_code(library: Path | bytes, kernels: Iterable[str], architect
         for function in sorted(set(functions) - excluded):
             inspected += 1
             counts[arch] += len(functions[function])
-            offenders += [FloatInstruction(f"{arch} {function}", at, text) for at, text in functions[function] if is_float_instruction(text)]
+            offenders += [
+                FloatInstruction(f"{arch} {function}", at, text)
+                for at, text in functions[function]
+                if is_float_instruction(text)
+            ]
     return DeviceReport(inspected, counts, tuple(offenders))
 
 
@@ -134,12 +153,21 @@ def _disassembled(image: bytes, where: str) -> list[str]:
         file = Path(folder) / "image.fatbin"
         file.write_bytes(image)
         # It calls nvdisasm by its name.
-        done = subprocess.run([str(cuobjdump), "-sass", str(file)], capture_output=True, text=True, env={"PATH": str(nvdisasm.parent)})
+        done = subprocess.run(
+            [str(cuobjdump), "-sass", str(file)], capture_output=True, text=True, env={"PATH": str(nvdisasm.parent)}
+        )
     lines = done.stdout.splitlines()
     if done.returncode or "code for" not in done.stdout:
-        raise PackageError("its GPU code cannot be disassembled", where=where, **processes.failure(done, "compile the package again"))
+        raise PackageError(
+            "its GPU code cannot be disassembled", where=where, **processes.failure(done, "compile the package again")
+        )
     if any(line.startswith("Fatbin ptx code") for line in lines):
-        raise PackageError("holds GPU code that a driver would still have to compile", where=where, found="PTX", remedy="compile the package again")
+        raise PackageError(
+            "holds GPU code that a driver would still have to compile",
+            where=where,
+            found="PTX",
+            remedy="compile the package again",
+        )
     return lines
 
 
@@ -154,7 +182,11 @@ def tool(name: str) -> Path:
     beside = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     for path in [*packaged, *([Path(beside)] if beside else [])]:
         return path
-    raise PackageError("GPU code cannot be certified without its disassembler", expected=name, remedy="pip install 'hawq-tvm[cuda]', or install the CUDA toolkit")
+    raise PackageError(
+        "GPU code cannot be certified without its disassembler",
+        expected=name,
+        remedy="pip install 'hawq-tvm[cuda]', or install the CUDA toolkit",
+    )
 
 
 def _parse(lines: Iterable[str]) -> Iterator[tuple[str, str, int, str]]:

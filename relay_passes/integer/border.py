@@ -1,4 +1,6 @@
-"""Where the integer region ends: one integer tensor becomes float32 (A1), a constant beside it included to its last bits (A1a)."""
+"""Where the integer region ends: one integer tensor becomes float32 (A1), a constant beside it included to its last
+bits (A1a).
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def _emit(ctx: Context, term: Term, scale: Array) -> relax.Expr:
 
 
 def _with_fraction(ctx: Context, value: Real) -> Real | None:
-    """(A1a): the value on a grid 2^k times finer, which holds the constant; None where there is none, or the grid itself holds it.
+    """(A1a): the value on a grid 2^k times finer, which holds the constant; None where there is none, or the grid
+    itself holds it.
 
     k is the most that keeps every integer below 2^53.
     """
@@ -67,4 +70,3 @@ def _with_fraction(ctx: Context, value: Real) -> Real | None:
     data = ctx.emit(relax.op.subtract(data, ops.const(nearest(zero * (1 << bits)), "int64")), "fraction")
     finer = Term(data, np.zeros((), np.int64), np.asarray(term.scale / (1 << bits), object))
     return replace(value, terms=(finer,), constant=np.zeros(()))
-

@@ -26,7 +26,7 @@ from .values import (
     is_uniform,
     rational,
     single,
-)  # fmt: skip
+)
 
 
 def pad2d(ctx: Context, data: relax.Expr, pads: Sequence[int], value: int) -> relax.Expr:
@@ -67,9 +67,15 @@ def conv2d(ctx: Context, call: relax.Call, x: Value, weight: Value) -> Value:
 
 
 def convolve(
-    ctx: Context, x: Value, weight: Value, pads: Sequence[int], strides: Sequence[int],
-    dilation: Sequence[int], groups: int, op: str,
-) -> Value:  # fmt: skip
+    ctx: Context,
+    x: Value,
+    weight: Value,
+    pads: Sequence[int],
+    strides: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    op: str,
+) -> Value:
     """The accumulator of a convolution, its zero point correction kept as the term's zero."""
     term = _activation(ctx, x, op)
     zero = int(term.zero.flat[0])
@@ -80,14 +86,19 @@ def convolve(
                 data, kernel, strides=list(strides), padding=0, dilation=list(dilation), groups=groups, out_dtype=dtype
             ),
             "acc",
-        )  # fmt: skip
+        )
 
     if isinstance(weight, Constant):
         values, scale = _unit_integers(ctx, weight, op)
         channel = broadcast_rank(scale, 4)
         if any(n != 1 for n in channel.shape[1:]):
-            raise ctx.fail(op, "its weight scales vary inside an output channel", "quantize the weight per tensor or per output channel")
-        # A scale below zero (a negative BatchNorm gamma) moves into the weights, so that ReLU and pooling stay monotone.
+            raise ctx.fail(
+                op,
+                "its weight scales vary inside an output channel",
+                "quantize the weight per tensor or per output channel",
+            )
+        # A scale below zero (a negative BatchNorm gamma) moves into the weights, so that ReLU and pooling stay
+        # monotone.
         values = np.where(channel < 0, -values, values)
         scale = np.abs(channel).reshape(1, -1, 1, 1) * term.scale
         acc = make(pad2d(ctx, term.data, pads, zero), integer_constant(values))
@@ -114,9 +125,15 @@ def conv2d_transpose(ctx: Context, call: relax.Call, x: Value, weight: Value) ->
     flipped = split.transpose(0, 2, 1, 3, 4).reshape(groups * outputs, inputs // groups, *kernel)
     channel = broadcast_rank(scale, 4)
     if channel.shape[0] != 1 or any(n != 1 for n in channel.shape[2:]):
-        raise ctx.fail(op, "its weight scales vary inside an output channel", "quantize the weight per tensor or per output channel")
+        raise ctx.fail(
+            op,
+            "its weight scales vary inside an output channel",
+            "quantize the weight per tensor or per output channel",
+        )
     per_output = np.broadcast_to(channel.reshape(-1), (outputs,)) if channel.size > 1 else channel.reshape(1)
-    flat_scale = np.tile(per_output, groups).reshape(-1, 1, 1, 1) if per_output.size > 1 else per_output.reshape(1, 1, 1, 1)
+    flat_scale = (
+        np.tile(per_output, groups).reshape(-1, 1, 1, 1) if per_output.size > 1 else per_output.reshape(1, 1, 1, 1)
+    )
     pads, extra = [int(p) for p in attrs.padding], [int(p) for p in attrs.output_padding]
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     new_pads = [reach[0] - pads[0], reach[1] - pads[1], reach[0] - pads[2] + extra[0], reach[1] - pads[3] + extra[1]]
@@ -145,14 +162,18 @@ def matmul(ctx: Context, a: Value, b: Value) -> Value:
 def _row_scale(ctx: Context, term: Term, rank: int) -> Array:
     scale = broadcast_rank(term.scale, max(rank, 2)) if np.ndim(term.scale) else term.scale
     if np.ndim(scale) and scale.shape[-1] != 1:
-        raise ctx.fail("matmul", "the scales of its left side vary along the summed axis", "quantize it per tensor or per row")
+        raise ctx.fail(
+            "matmul", "the scales of its left side vary along the summed axis", "quantize it per tensor or per row"
+        )
     return scale
 
 
 def _column_scale(ctx: Context, term: Term, rank: int) -> Array:
     scale = broadcast_rank(term.scale, max(rank, 2)) if np.ndim(term.scale) else term.scale
     if np.ndim(scale) and scale.shape[-2] != 1:
-        raise ctx.fail("matmul", "the scales of its right side vary along the summed axis", "quantize it per tensor or per column")
+        raise ctx.fail(
+            "matmul", "the scales of its right side vary along the summed axis", "quantize it per tensor or per column"
+        )
     return scale
 
 
@@ -169,7 +190,9 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Real:
     scale = broadcast_rank(scale, values.ndim)
     full = np.broadcast_to(scale, values.shape)
     rows = [i for i in range(scale.ndim) if i != scale.ndim - 2]
-    changes = np.any(scale[..., 1:, :] != scale[..., :-1, :], axis=tuple(rows))  # none at all where one row serves for all
+    changes = np.any(
+        scale[..., 1:, :] != scale[..., :-1, :], axis=tuple(rows)
+    )  # none at all where one row serves for all
     edges = [0, *(np.flatnonzero(changes) + 1).tolist(), depth]
     terms = []
     for start, end in pairwise(edges):
@@ -196,7 +219,8 @@ def _column(ctx: Context, product: Real) -> Real:
         return array if array.ndim == 0 else array[..., 0]
 
     terms = tuple(
-        Term(ctx.emit(relax.op.squeeze(t.data, [-1]), "column"), numbers(t.zero), numbers(t.scale), accumulator=True) for t in product.terms
+        Term(ctx.emit(relax.op.squeeze(t.data, [-1]), "column"), numbers(t.zero), numbers(t.scale), accumulator=True)
+        for t in product.terms
     )
     return Real(product.shape[:-1], terms)
 

@@ -1,4 +1,6 @@
-"""Element-wise float operators on Reals: sums stay symbolic, products and piecewise-linear functions become integers."""
+"""Element-wise float operators on Reals: sums stay symbolic, products and piecewise-linear functions become
+integers.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ from .values import (
     single,
     whole,
     widened,
-)  # fmt: skip
+)
 
 
 def _shape(a: Value, b: Value) -> tuple[int, ...]:
@@ -40,7 +42,9 @@ def exact(ctx: Context, constant: Constant, op: str) -> Array:
     """The values of a constant as Fractions.  Raises NotLowered where one is not finite."""
     size = constant.values.size
     if size > LARGEST:
-        raise ctx.fail(op, f"it computes with a constant of {size} numbers", "use scales and constants per tensor or per channel")
+        raise ctx.fail(
+            op, f"it computes with a constant of {size} numbers", "use scales and constants per tensor or per channel"
+        )
     try:
         return rational(constant.real)
     except (OverflowError, ValueError):
@@ -67,7 +71,9 @@ def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Val
 
 
 def _collected(terms: Sequence[Term]) -> tuple[Term, ...]:
-    """Terms of the same integers and zero as one, those that cancel as none: a chain of additions has as many as it has tensors."""
+    """Terms of the same integers and zero as one, those that cancel as none: a chain of additions has as many as it
+    has tensors.
+    """
     kept: dict[relax.Expr, list[Term]] = {}
     for term in terms:
         same = kept.setdefault(term.data, [])
@@ -134,13 +140,17 @@ def scale_by(ctx: Context, a: Value, factor: Array, op: str) -> Value:
         real = settled(ctx, real, op)
         low, high = real.low, real.high
     real = widened(ctx, real, tuple(np.broadcast_shapes(real.shape, factor.shape)))
-    return Real(real.shape, tuple(replace(t, scale=t.scale * factor) for t in real.terms), real.constant * factor, low, high)
+    return Real(
+        real.shape, tuple(replace(t, scale=t.scale * factor) for t in real.terms), real.constant * factor, low, high
+    )
 
 
 def divide(ctx: Context, a: Value, b: Value) -> Value:
     """a / b for a constant b."""
     if not isinstance(b, Constant):
-        raise ctx.fail("divide", "it divides by a tensor", "express it by supported operators, or keep it in a float tail")
+        raise ctx.fail(
+            "divide", "it divides by a tensor", "express it by supported operators, or keep it in a float tail"
+        )
     divisor = exact(ctx, b, "divide")
     if np.any(divisor == 0):
         raise ctx.fail("divide", "it divides by zero", "correct the constant")
@@ -195,7 +205,9 @@ def extremum(ctx: Context, a: Value, b: Value, op: str) -> Value:
 
 
 def leaky_relu(ctx: Context, a: Value, slope: Array, op: str) -> Value:
-    """max(a, 0) + slope * min(a, 0), of a slope of Fractions: two terms of which one is always zero, so that they round once."""
+    """max(a, 0) + slope * min(a, 0), of a slope of Fractions: two terms of which one is always zero, so that they
+    round once.
+    """
     if isinstance(a, Constant):
         values = exact(ctx, a, op)
         return Constant(np.where(values >= 0, values, values * slope))
@@ -209,7 +221,10 @@ def leaky_relu(ctx: Context, a: Value, slope: Array, op: str) -> Value:
     negative = ctx.emit(relax.op.minimum(data, zero), "negative")
     slope = broadcast_rank(slope, len(a.shape)) if np.ndim(slope) else slope
     mark = object()
-    halves = (Term(positive, nothing, term.scale, half=(mark, 1)), Term(negative, nothing, term.scale * slope, half=(mark, -1)))
+    halves = (
+        Term(positive, nothing, term.scale, half=(mark, 1)),
+        Term(negative, nothing, term.scale * slope, half=(mark, -1)),
+    )
     return Real(a.shape, halves)
 
 

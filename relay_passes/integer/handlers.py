@@ -35,7 +35,11 @@ def _tabulable(value: Any) -> bool:
     if len(value.terms) != 1 or np.any(value.constant):
         return False
     (term,) = value.terms
-    return not term.accumulator and ops.dtype_of(term.data) in ("int8", "uint8", "int16", "uint16") and is_uniform(term.scale)
+    return (
+        not term.accumulator
+        and ops.dtype_of(term.data) in ("int8", "uint8", "int16", "uint16")
+        and is_uniform(term.scale)
+    )
 
 
 def _binary(function: Callable[..., Value]) -> Handler:
@@ -71,7 +75,9 @@ HANDLERS: dict[str, Handler] = {
     "relax.minimum": lambda ctx, call, v: elementwise.extremum(ctx, v[0], v[1], "minimum"),
     "relax.nn.relu": lambda ctx, call, v: elementwise.clip(ctx, v[0], 0.0, np.inf),
     "relax.clip": _clip,
-    "relax.nn.leakyrelu": lambda ctx, call, v: elementwise.leaky_relu(ctx, v[0], rational(float(call.attrs.alpha)), "leaky_relu"),
+    "relax.nn.leakyrelu": lambda ctx, call, v: elementwise.leaky_relu(
+        ctx, v[0], rational(float(call.attrs.alpha)), "leaky_relu"
+    ),
     "relax.nn.prelu": _prelu,
     "relax.abs": lambda ctx, call, v: elementwise.leaky_relu(ctx, v[0], rational(-1.0), "abs"),
     "relax.where": lambda ctx, call, v: elementwise.where(ctx, v[0], v[1], v[2]),

@@ -71,7 +71,9 @@ MOVES: dict[str, Callable[[relax.Call, Array], Array]] = {
     "relax.take": _take,
     "relax.flip": lambda c, a: np.flip(a, int(c.attrs.axis)),
     "relax.tile": lambda c, a: np.tile(a, _ints(c.attrs.repeats)),
-    "relax.repeat": lambda c, a: np.repeat(a, int(c.attrs.repeats), None if c.attrs.axis is None else int(c.attrs.axis)),
+    "relax.repeat": lambda c, a: np.repeat(
+        a, int(c.attrs.repeats), None if c.attrs.axis is None else int(c.attrs.axis)
+    ),
 }
 
 
@@ -101,22 +103,28 @@ def move(ctx: Context, call: relax.Call, x: Value) -> Value:
         moved = {t.half[0]: object() for t in x.terms if t.half is not None}
         terms = tuple(
             replace(
-                t, data=ctx.emit(again(whole(ctx, t, x.shape).data), op), zero=numbers(t.zero, x.shape), scale=numbers(t.scale, x.shape),
+                t,
+                data=ctx.emit(again(whole(ctx, t, x.shape).data), op),
+                zero=numbers(t.zero, x.shape),
+                scale=numbers(t.scale, x.shape),
                 half=t.half and (moved[t.half[0]], t.half[1]),
             )
             for t in x.terms
-        )  # fmt: skip
+        )
         return Real(_out_shape(call), terms, numbers(x.constant, x.shape), x.low, x.high)
     if isinstance(x, Joined):
         # Joined first, then moved: both at the quantize, whose one scale no movement changes.
-        return replace(x, shape=_out_shape(call), join=lambda parts: again(ctx.emit(x.join(parts), "joined")), moved=True)
+        return replace(
+            x, shape=_out_shape(call), join=lambda parts: again(ctx.emit(x.join(parts), "joined")), moved=True
+        )
     raise ctx.fail(op, "its input has no quantize of its own", INSERT)
 
 
 def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
     """relax.nn.pad with a constant.
 
-    On the integer grid the value is a level, of a wider type where the data's does not hold it; elsewhere it is quantized beside the data.
+    On the integer grid the value is a level, of a wider type where the data's does not hold it; elsewhere it is
+    quantized beside the data.
     """
     width, value = _ints(call.attrs.pad_width), float(call.attrs.pad_value)
     if isinstance(x, Constant):
@@ -135,7 +143,9 @@ def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
         return _padded_later(call, x, width, value)
     real = with_integer_bias(settled(ctx, x, "pad"))
     term, data = real.terms[0], real.terms[0].data
-    kind = next((d for d in (ops.dtype_of(data), "int16", "int32") if arith.RANGES[d][0] <= level <= arith.RANGES[d][1]), "")
+    kind = next(
+        (d for d in (ops.dtype_of(data), "int16", "int32") if arith.RANGES[d][0] <= level <= arith.RANGES[d][1]), ""
+    )
     if not kind:
         return _padded_later(call, x, width, value)
     if kind != ops.dtype_of(data):
@@ -145,7 +155,9 @@ def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
 
 
 def _level(x: Real, value: float) -> int | None:
-    """The integer that stands for `value` in the data of `x`; None where there is none, or not the same in every channel."""
+    """The integer that stands for `value` in the data of `x`; None where there is none, or not the same in every
+    channel.
+    """
     real = with_integer_bias(x)
     if len(real.terms) != 1 or np.any(real.constant) or not is_uniform(real.terms[0].zero):
         return None
@@ -191,9 +203,10 @@ def _common_term(parts: list[Value]) -> Term | None:
         if first is None:
             first = term
         elif (
-            term.scale.flat[0] != first.scale.flat[0] or term.zero.flat[0] != first.zero.flat[0]
+            term.scale.flat[0] != first.scale.flat[0]
+            or term.zero.flat[0] != first.zero.flat[0]
             or ops.dtype_of(term.data) != ops.dtype_of(first.data)
-        ):  # fmt: skip
+        ):
             return None
     return first
 
@@ -206,7 +219,9 @@ def split(ctx: Context, call: relax.Call, index: int, x: Value) -> Value:
     shape = tuple(int(d) for d in call.ty.fields[index].shape.values)
     if isinstance(x, relax.Expr) and not isinstance(x, relax.Tuple):
         return ctx.emit(relax.op.strided_slice(x, [axis], [begin], [begin + sizes[index]]))
-    template = relax.op.strided_slice(relax.Var("x", relax.TensorType(tuple(x.shape), "float32")), [axis], [begin], [begin + sizes[index]])
+    template = relax.op.strided_slice(
+        relax.Var("x", relax.TensorType(tuple(x.shape), "float32")), [axis], [begin], [begin + sizes[index]]
+    )
     normalized = ctx.builder.normalize(template)
     value = move(ctx, normalized, x)
     assert not hasattr(value, "shape") or tuple(value.shape) == shape or isinstance(value, relax.Expr)

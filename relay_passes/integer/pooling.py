@@ -53,10 +53,13 @@ def _real(ctx: Context, value: Value, op: str) -> Real:
     return value if isinstance(value, Real) else Real((), (single(ctx, value, op),))
 
 
-def _apart(ctx: Context, value: Value, op: str, axes: Sequence[int], *, apart: bool, keepdims: bool = True) -> tuple[Term, _Rest]:
+def _apart(
+    ctx: Context, value: Value, op: str, axes: Sequence[int], *, apart: bool, keepdims: bool = True
+) -> tuple[Term, _Rest]:
     """The integers that are summed or compared along `axes`, whose scale and zero must not vary there, and the rest.
 
-    apart: a constant that is the same along the axes is added after them, and so keeps its fraction; a clip goes with it.
+    apart: a constant that is the same along the axes is added after them, and so keeps its fraction; a clip goes
+    with it.
     """
     value = _real(ctx, value, op)
     rest, rank = _Rest(np.zeros(()), -INFINITY, INFINITY), len(value.shape)
@@ -145,7 +148,9 @@ def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value
     count = int(np.prod([x.shape[a] for a in axes]))
 
     def make(dtype: str) -> relax.Expr:
-        wide = ctx.builder.normalize(relax.op.astype(term.data, dtype)) if ops.dtype_of(term.data) != dtype else term.data
+        wide = (
+            ctx.builder.normalize(relax.op.astype(term.data, dtype)) if ops.dtype_of(term.data) != dtype else term.data
+        )
         return relax.op.sum(ctx.emit(wide, "cast"), axes, keepdims)
 
     low, high = ctx.bounds(term.data)

@@ -1,7 +1,9 @@
-"""What is tried for a requantize whose thresholds differ from the real formula's, or are too many to be compared (A23a)-(A23c).
+"""What is tried for a requantize whose thresholds differ from the real formula's, or are too many to be compared
+(A23a)-(A23c).
 
-Each channel's operands are joined into one where their ratios have a common measure; then one corrected requantize, and if ties are
-in its way two of them, must be proved to step where the real formula does. Else the requantize stays as it is, and is reported.
+Each channel's operands are joined into one where their ratios have a common measure; then one corrected requantize,
+and if ties are in its way two of them, must be proved to step where the real formula does. Else the requantize stays
+as it is, and is reported.
 """
 
 from __future__ import annotations
@@ -23,24 +25,40 @@ Rescales = Sequence[thresholds.Rescale]
 
 
 def dyadic_call(
-    data: list[relax.Expr], rescales: Rescales, counts: Sequence[tuple[int, ...]], which: Array,
-    qtype: arith.QType, zero: int, rounding: str, proof: thresholds.Proof,
-) -> relax.Call:  # fmt: skip
-    """The hawq.requantize by `rescales`; counts: of its joined operand, or (), for each.  which: the number of every element's rescale."""
+    data: list[relax.Expr],
+    rescales: Rescales,
+    counts: Sequence[tuple[int, ...]],
+    which: Array,
+    qtype: arith.QType,
+    zero: int,
+    rounding: str,
+    proof: thresholds.Proof,
+) -> relax.Call:
+    """The hawq.requantize by `rescales`; counts: of its joined operand, or (), for each.  which: the number of every
+    element's rescale.
+    """
 
     def back(values: list[int]) -> Array:
         return np.array(values, np.int64)[which] if len(set(values)) > 1 else np.array(values[0], np.int64)
 
     each = [[c * r.multipliers[0] for c in n] if n else r.multipliers for r, n in zip(rescales, counts, strict=True)]
     return ops.requantize(
-        data, [back([m[j] for m in each]) for j in range(len(data))],
-        back([r.offset for r in rescales]), back([r.shift for r in rescales]), qtype=qtype, zero_point=zero, rounding=rounding,
-        thresholds=proof.thresholds if proof.enumerated else -1, differing=proof.differing if proof.enumerated else -1,
-    )  # fmt: skip
+        data,
+        [back([m[j] for m in each]) for j in range(len(data))],
+        back([r.offset for r in rescales]),
+        back([r.shift for r in rescales]),
+        qtype=qtype,
+        zero_point=zero,
+        rounding=rounding,
+        thresholds=proof.thresholds if proof.enumerated else -1,
+        differing=proof.differing if proof.enumerated else -1,
+    )
 
 
 def put_right(ctx: Context, data: list[relax.Expr], rescales: Rescales, which: Array, out: Output) -> relax.Call | None:
-    """One or two requantizes that step where the real formulas do, None where 31 bits are too few for that; see `dyadic_call`."""
+    """One or two requantizes that step where the real formulas do, None where 31 bits are too few for that; see
+    `dyadic_call`.
+    """
     steps = out.qtype.qmin - out.zero + 1, out.qtype.qmax - out.zero
     exact = two_steps.exactly(rescales, np.bincount(which.ravel()).tolist(), out.rounding, steps, ctx.layer)
     if exact is None:

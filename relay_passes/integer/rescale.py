@@ -34,7 +34,8 @@ from .values import (
 class Output:
     """What a hawq.quantize asks for: (A2) with scale, zero point, type and rounding; how branches are rounded (A14).
 
-    form: "affine" where the zero point is added before the rounding (A2a); else how constants are divided by the scale (A2).
+    form: "affine" where the zero point is added before the rounding (A2a); else how constants are divided by the
+    scale (A2).
     """
 
     scale: Array
@@ -59,16 +60,27 @@ class Output:
         """Read a hawq.quantize call."""
         zero = ops.const_value(call.args[2])
         if not is_uniform(zero):
-            raise ctx.fail("hawq.quantize", "its zero points differ between channels", "use one zero point for the tensor")
+            raise ctx.fail(
+                "hawq.quantize", "its zero points differ between channels", "use one zero point for the tensor"
+            )
         attrs = call.attrs
         qtype = arith.QType(int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"]))
-        return Output(rational(ops.const_value(call.args[1])), int(zero.flat[0]), qtype, str(attrs["rounding"]), str(attrs["form"]), str(attrs["branches"]))
+        return Output(
+            rational(ops.const_value(call.args[1])),
+            int(zero.flat[0]),
+            qtype,
+            str(attrs["rounding"]),
+            str(attrs["form"]),
+            str(attrs["branches"]),
+        )
 
     def clipped(self, low: Fraction | float, high: Fraction | float) -> Output:
         """(A12): the same output with its range narrowed to real low .. high."""
         if low == -np.inf and high == np.inf:
             return self
-        rounding = "half_away" if self.rounding == "double" else self.rounding  # (A8) rounds products, and not a real bound
+        rounding = (
+            "half_away" if self.rounding == "double" else self.rounding
+        )  # (A8) rounds products, and not a real bound
 
         def level(value: Fraction | float, default: int) -> int:
             if abs(value) == np.inf:
@@ -87,13 +99,23 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
             raise ctx.fail("hawq.quantize", "it quantizes a constant that is not a number", "correct the constant")
         scale = out.scale.astype(np.float32)
         q = arith.quantize(
-            value.real.astype(np.float32), scale, np.asarray(out.level), qmin=out.qtype.qmin, qmax=out.qtype.qmax,
-            storage=out.qtype.storage, rounding=out.rounding, form=out.form,
-        )  # fmt: skip
+            value.real.astype(np.float32),
+            scale,
+            np.asarray(out.level),
+            qmin=out.qtype.qmin,
+            qmax=out.qtype.qmax,
+            storage=out.qtype.storage,
+            rounding=out.rounding,
+            form=out.form,
+        )
         return ops.const(np.broadcast_to(q, value.shape), out.qtype.storage)
     if isinstance(value, Joined):
         if value.moved and not is_uniform(out.scale):
-            raise ctx.fail("hawq.quantize", "its scales differ between channels of a moved concatenation", "use one scale for the tensor")
+            raise ctx.fail(
+                "hawq.quantize",
+                "its scales differ between channels of a moved concatenation",
+                "use one scale for the tensor",
+            )
         layer = ctx.layer
         parts = []
         for i, part in enumerate(value.parts):
@@ -106,7 +128,9 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
     if not isinstance(value, Real):
         raise ctx.fail("hawq.quantize", "its input is computed in float", INSERT)
     if value.clipped and not is_uniform(out.scale):
-        raise ctx.fail("hawq.quantize", "it clips before scales that differ between channels", "use one scale for the tensor")
+        raise ctx.fail(
+            "hawq.quantize", "it clips before scales that differ between channels", "use one scale for the tensor"
+        )
     out = out.clipped(value.low, value.high)
     terms = tuple(with_bias(ctx, t) for t in value.terms)
     if not terms:
@@ -145,7 +169,9 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
     shape = np.broadcast_shapes(*(np.shape(a) for a in arrays))
     size = int(np.prod(shape))
     if size > LARGEST:
-        raise ctx.fail("hawq.quantize", f"its scales take {size} different values", "use scales per tensor or per channel")
+        raise ctx.fail(
+            "hawq.quantize", f"its scales take {size} different values", "use scales per tensor or per channel"
+        )
     bounds = [b for t in terms for b in _bounds(ctx, t.data, shape)]
     rows, which = _distinct([*arrays, *bounds], shape)
     first, last = out.qtype.qmin - out.zero + 1, out.qtype.qmax - out.zero
@@ -171,28 +197,53 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
     rescales = [replace(r, multipliers=tuple(r.multipliers[j] for j in kept)) for r in rescales]
     if not kept:
         return _constant_result(ctx, terms, proof, rescales, which, out)
-    return dyadic_call([data[j] for j in kept], rescales, [()] * len(rescales), which, out.qtype, out.zero, out.rounding, proof)
+    return dyadic_call(
+        [data[j] for j in kept], rescales, [()] * len(rescales), which, out.qtype, out.zero, out.rounding, proof
+    )
 
 
 def _within_reach(
-    constant: Fraction, ratios: Sequence[Fraction], zeros: Sequence[int], lows: Sequence[int], highs: Sequence[int], steps: tuple[int, int]
-) -> Fraction:  # fmt: skip
-    """`constant`, or a nearer one that saturates every sum on the same side; steps: the first and the last threshold."""
+    constant: Fraction,
+    ratios: Sequence[Fraction],
+    zeros: Sequence[int],
+    lows: Sequence[int],
+    highs: Sequence[int],
+    steps: tuple[int, int],
+) -> Fraction:
+    """`constant`, or a nearer one that saturates every sum on the same side; steps: the first and the last
+    threshold.
+    """
     ends = [sorted((r * (low - z), r * (high - z))) for r, z, low, high in zip(ratios, zeros, lows, highs, strict=True)]
     least, most = (sum((e[side] for e in ends), Fraction(0)) for side in (0, 1))
     return max(min(constant, steps[1] + 2 - least), steps[0] - 3 - most)
 
 
 def _constant_result(
-    ctx: Context, terms: Sequence[Term], proof: thresholds.Proof, rescales: Sequence[thresholds.Rescale], which: Array, out: Output
-) -> relax.Call:  # fmt: skip
+    ctx: Context,
+    terms: Sequence[Term],
+    proof: thresholds.Proof,
+    rescales: Sequence[thresholds.Rescale],
+    which: Array,
+    out: Output,
+) -> relax.Call:
     """(A9) without operands: the same integers whatever comes in."""
     if proof.differing:
-        raise ctx.fail("hawq.quantize", "its scale is so large that every input gives the same integer, or the next", "check the scales of this layer")
+        raise ctx.fail(
+            "hawq.quantize",
+            "its scale is so large that every input gives the same integer, or the next",
+            "check the scales of this layer",
+        )
     offset, shift = (np.array(v, np.int64)[which] for v in ([r.offset for r in rescales], [r.shift for r in rescales]))
     rounded = arith.requantize(
-        [np.zeros((), np.int64)], [0], offset, shift, zero_point=out.zero, qmin=out.qtype.qmin, qmax=out.qtype.qmax, rounding=out.rounding,
-    )  # fmt: skip
+        [np.zeros((), np.int64)],
+        [0],
+        offset,
+        shift,
+        zero_point=out.zero,
+        qmin=out.qtype.qmin,
+        qmax=out.qtype.qmax,
+        rounding=out.rounding,
+    )
     full = np.broadcast_shapes(rounded.shape, *(ops.shape_of(t.data) for t in terms))
     return relax.op.broadcast_to(ops.const(rounded, out.qtype.storage), full)
 
@@ -244,15 +295,27 @@ def _leading_ones(array: Array, rank: int) -> bool:
 def _softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
     """(A17); the table covers every difference the input's range allows."""
     if out.rounding != "half_even" or out.inside:
-        raise ctx.fail("softmax", "its quantize rounds in another way than half to even", "quantize its result with rounding to nearest, ties to even")
+        raise ctx.fail(
+            "softmax",
+            "its quantize rounds in another way than half to even",
+            "quantize its result with rounding to nearest, ties to even",
+        )
     low, high = ctx.bounds(value.term.data)
     levels = int(np.max(high)) - int(np.min(low)) + 1
     inverse = 1 / out.scale.flat[0]
     if inverse >= 2**31:
-        raise ctx.fail("softmax", "the scale of its result is 2^-31 or less", "quantize it with a larger scale, such as 1/256")
+        raise ctx.fail(
+            "softmax", "the scale of its result is 2^-31 or less", "quantize it with a larger scale, such as 1/256"
+        )
     multiplier, shift = arith.softmax_dyadic(inverse, value.shape[value.axis])
     table = arith.softmax_table(value.term.scale.flat[0], levels)
     made = ops.softmax(
-        value.term.data, table, axis=value.axis, multiplier=multiplier, shift=shift, qtype=out.qtype, zero_point=out.zero
+        value.term.data,
+        table,
+        axis=value.axis,
+        multiplier=multiplier,
+        shift=shift,
+        qtype=out.qtype,
+        zero_point=out.zero,
     )
     return ctx.emit(made)

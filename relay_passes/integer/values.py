@@ -1,8 +1,9 @@
 """What the lowering knows about a float tensor: which integers stand for it, and with which real numbers.
 
 A `Real` is  sum_i (data_i - zero_i) * scale_i + constant,  clipped to low .. high, where data_i are integer tensors
-that exist in the new module. Scales, zeros and constants are NumPy arrays that broadcast against the tensor; scales, constants
-and bounds are exact: Fractions of what the file holds, so that nothing is rounded before a requantize is proved.
+that exist in the new module. Scales, zeros and constants are NumPy arrays that broadcast against the tensor; scales,
+constants and bounds are exact: Fractions of what the file holds, so that nothing is rounded before a requantize is
+proved.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ _whole = np.frompyfunc(lambda x: x.denominator == 1, 1, 1)
 
 
 def rational(array: Any) -> Array:
-    """The numbers of an array as Fractions, exactly.  Raises ValueError or OverflowError for a number that is not finite."""
+    """The numbers of an array as Fractions, exactly.  Raises ValueError or OverflowError for a number that is not
+    finite.
+    """
     return np.asarray(_fractions(array), object)
 
 
@@ -62,7 +65,8 @@ def bound(value: Fraction | float) -> Fraction | float:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """(data - zero) * scale: one integer tensor and its real meaning; the scale becomes Fractions whatever it is given as.
+    """(data - zero) * scale: one integer tensor and its real meaning; the scale becomes Fractions whatever it is
+    given as.
 
     accumulator: the data is the 32 or 64-bit sum of a convolution, product or pool, so an integer bias belongs to it.
     half: of the positive (1) or negative part (-1) of a tensor, that tensor's mark and which part; elsewhere it is 0.
@@ -95,7 +99,9 @@ class Real:
         """
         shapes = [ops.shape_of(t.data) for t in self.terms]
         if shapes and np.broadcast_shapes(*shapes) != tuple(self.shape):
-            raise StageError("has integers of another shape than its tensor", expected=str(list(self.shape)), found=str(shapes))
+            raise StageError(
+                "has integers of another shape than its tensor", expected=str(list(self.shape)), found=str(shapes)
+            )
         object.__setattr__(self, "terms", tuple(_fitted_term(t, tuple(self.shape)) for t in self.terms))
         object.__setattr__(self, "constant", fitted(rational(self.constant), self.shape))
 
@@ -107,7 +113,9 @@ class Real:
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A constant float tensor: plain values (floats, or Fractions), or integers (zero point taken away) times a scale."""
+    """A constant float tensor: plain values (floats, or Fractions), or integers (zero point taken away) times a
+    scale.
+    """
 
     values: Array
     scale: Array | None = None
@@ -115,7 +123,9 @@ class Constant:
     @property
     def real(self) -> Array:
         """The values, exactly: floats as they are, else Fractions."""
-        return self.values if self.scale is None else np.asarray(self.values.astype(object) * rational(self.scale), object)
+        return (
+            self.values if self.scale is None else np.asarray(self.values.astype(object) * rational(self.scale), object)
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -127,8 +137,8 @@ class Constant:
 class Joined:
     """Several Reals whose integers can be joined only once they share a scale, that is at their quantize.
 
-    join: makes the integer result from the parts' integers.  moved: whether it moves them too.  size: how many parts are joined in
-    all, a part that is joined twice counting twice.  depth: how many joins lie within one another.
+    join: makes the integer result from the parts' integers.  moved: whether it moves them too.  size: how many parts
+    are joined in all, a part that is joined twice counting twice.  depth: how many joins lie within one another.
     """
 
     shape: tuple[int, ...]
@@ -193,7 +203,9 @@ class Context:
         """A call whose own calls (casts of its operands) are bound, so that they have an interval."""
         if not isinstance(expr, relax.Call) or not any(isinstance(a, relax.Call) for a in expr.args):
             return expr
-        args = [self.emit(a, f"{suffix}.cast" if suffix else "cast") if isinstance(a, relax.Call) else a for a in expr.args]
+        args = [
+            self.emit(a, f"{suffix}.cast" if suffix else "cast") if isinstance(a, relax.Call) else a for a in expr.args
+        ]
         return relax.Call(expr.op, args, attrs=expr.attrs, ty_args=expr.ty_args)
 
     def emit_float(self, expr: relax.Expr) -> relax.Var:
@@ -243,13 +255,21 @@ def fitted(array: Array, shape: tuple[int, ...]) -> Array:
     extra = max(0, array.ndim - len(shape))
     inner = array.reshape(array.shape[extra:]) if all(n == 1 for n in array.shape[:extra]) else array
     if inner.ndim > len(shape) or np.broadcast_shapes(inner.shape, shape) != tuple(shape):
-        raise StageError("has a constant that does not fit its tensor", expected=f"a shape that broadcasts to {list(shape)}", found=str(list(array.shape)))
+        raise StageError(
+            "has a constant that does not fit its tensor",
+            expected=f"a shape that broadcasts to {list(shape)}",
+            found=str(list(array.shape)),
+        )
     return inner
 
 
 def _fitted_term(term: Term, shape: tuple[int, ...]) -> Term:
     zero, scale = fitted(term.zero, shape), fitted(term.scale, shape)
-    return term if (np.shape(zero), np.shape(scale)) == (np.shape(term.zero), np.shape(term.scale)) else replace(term, zero=zero, scale=scale)
+    return (
+        term
+        if (np.shape(zero), np.shape(scale)) == (np.shape(term.zero), np.shape(term.scale))
+        else replace(term, zero=zero, scale=scale)
+    )
 
 
 INSERT = "quantize this tensor too (a quantize/dequantize pair before this node)"
@@ -291,7 +311,9 @@ def widened(ctx: Context, value: Widened, shape: tuple[int, ...]) -> Widened:
         first, *others = value.terms
         return replace(value, shape=shape, terms=(whole(ctx, first, shape), *others))  # type: ignore[call-arg]
     join = value.join
-    return replace(value, shape=shape, join=lambda parts: relax.op.broadcast_to(ctx.emit(join(parts), "joined"), shape), moved=True)
+    return replace(
+        value, shape=shape, join=lambda parts: relax.op.broadcast_to(ctx.emit(join(parts), "joined"), shape), moved=True
+    )
 
 
 def single(ctx: Context, value: Value, op: str) -> Term:
@@ -305,7 +327,11 @@ def single(ctx: Context, value: Value, op: str) -> Term:
         raise ctx.fail(op, "its input is float and not quantized", INSERT)
     value = with_integer_bias(value)
     if len(value.terms) != 1 or np.any(value.constant != 0):
-        raise ctx.fail(op, "its input has several scales (a sum of tensors, an added constant or a slope) that nothing quantizes", INSERT)
+        raise ctx.fail(
+            op,
+            "its input has several scales (a sum of tensors, an added constant or a slope) that nothing quantizes",
+            INSERT,
+        )
     term = value.terms[0]
     if not value.clipped:
         return term
@@ -325,7 +351,9 @@ def single(ctx: Context, value: Value, op: str) -> Term:
 
 
 def with_integer_bias(value: Real) -> Real:
-    """(A11): the constant added to an accumulator rounded to its grid, for operators that read the integers; others unchanged."""
+    """(A11): the constant added to an accumulator rounded to its grid, for operators that read the integers; others
+    unchanged.
+    """
     term = value.terms[0] if len(value.terms) == 1 else None
     if term is None or not term.accumulator or not np.any(value.constant) or np.any(term.scale == 0):
         return value
@@ -367,12 +395,38 @@ def from_dequantize(data: relax.Expr, scale: Array, zero: Array, shape: tuple[in
 def integer_constant(values: Array) -> relax.Expr:
     """A constant of the narrowest signed type (int8, int16, int32) that holds the values, uint8 if they are u8."""
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    dtype = next(d for d in ("int8", "int16", "int32", "int64") if arith.RANGES[d][0] <= low and high <= arith.RANGES[d][1])
+    dtype = next(
+        d for d in ("int8", "int16", "int32", "int64") if arith.RANGES[d][0] <= low and high <= arith.RANGES[d][1]
+    )
     return ops.const(values, dtype)
 
 
 __all__ = [
-    "INSERT", "LARGEST", "Array", "Constant", "Context", "Joined", "Moved", "NotLowered", "Real", "Softmax", "Term", "Value",
-    "bound", "broadcast_rank", "compress", "from_dequantize", "integer_constant", "is_uniform", "nearest", "rational", "settled", "single", "tvm",
-    "whole", "widened", "with_bias", "with_integer_bias",
-]  # fmt: skip
+    "INSERT",
+    "LARGEST",
+    "Array",
+    "Constant",
+    "Context",
+    "Joined",
+    "Moved",
+    "NotLowered",
+    "Real",
+    "Softmax",
+    "Term",
+    "Value",
+    "bound",
+    "broadcast_rank",
+    "compress",
+    "from_dequantize",
+    "integer_constant",
+    "is_uniform",
+    "nearest",
+    "rational",
+    "settled",
+    "single",
+    "tvm",
+    "whole",
+    "widened",
+    "with_bias",
+    "with_integer_bias",
+]

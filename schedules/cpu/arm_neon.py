@@ -1,7 +1,8 @@
-"""Convolutions and matrix products on Arm: registers of 16 bytes of data, a lane of which multiplies four channels at a time.
+"""Convolutions and matrix products on Arm: registers of 16 bytes of data, a lane of which multiplies four channels
+at a time.
 
-A family of instructions is one instance of the rule: smmla (two pixels x two channels x 8 products), sdot (four channels x 4 products), or
-smlal (four channels x 1 product of 16 bits). All are exact for every operand.
+A family of instructions is one instance of the rule: smmla (two pixels x two channels x 8 products), sdot (four
+channels x 4 products), or smlal (four channels x 1 product of 16 bits). All are exact for every operand.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Multiplier:
 class Family:
     """Instructions of one shape, by the types of data and of weights.
 
-    depth, together: as in Inner.  inners: how many a register of data may serve, the most first.  weights: registers for them.
+    depth, together: as in Inner.  inners: how many a register of data may serve, the most first.  weights: registers
+    for them.
     """
 
     depth: int
@@ -56,14 +58,27 @@ _SAME = {("int8", "int8"): "s", ("uint8", "uint8"): "u"}
 _MIXED = ("uint8", "int8")
 MATRICES = Family(8, 2, (2, 1), {t: Multiplier(f"{s}mmla", t[0]) for t, s in [*_SAME.items(), (_MIXED, "us")]})
 # Unsigned data and signed weights without usdot: data less 128 are signed.
-DOTS = Family(4, 1, (4, 2, 1), {**{t: Multiplier(f"{s}dot", t[0]) for t, s in _SAME.items()}, _MIXED: Multiplier("sdot", "int8", -128)})
+DOTS = Family(
+    4,
+    1,
+    (4, 2, 1),
+    {**{t: Multiplier(f"{s}dot", t[0]) for t, s in _SAME.items()}, _MIXED: Multiplier("sdot", "int8", -128)},
+)
 MIXED_DOTS = Family(4, 1, (4, 2, 1), {**DOTS.multipliers, _MIXED: Multiplier("usdot", "uint8")})
-# LLVM widens the weights of two vectors of channels ahead: with fewer registers for them, sums go to memory and back in the innermost loop.
-PAIRS = Family(2, 1, (4, 2, 1), {(x, w): Multiplier("smlal", "int16") for x in ("int8", "uint8", "int16") for w in ("int8", "uint8")}, weights=16)
+# LLVM widens the weights of two vectors of channels ahead: with fewer registers for them, sums go to memory and back in
+# the innermost loop.
+PAIRS = Family(
+    2,
+    1,
+    (4, 2, 1),
+    {(x, w): Multiplier("smlal", "int16") for x in ("int8", "uint8", "int16") for w in ("int8", "uint8")},
+    weights=16,
+)
 
 
 class Neon(Contract):
-    """u8 or s8 data and 8-bit or 4-bit weights with int32 sums, up to 16 bits with smlal; 4-bit weights are opened in registers.
+    """u8 or s8 data and 8-bit or 4-bit weights with int32 sums, up to 16 bits with smlal; 4-bit weights are opened
+    in registers.
 
     extension: "i8mm", "dotprod" or "neon", as LLVM calls it.
     """
@@ -115,11 +130,15 @@ class Neon(Contract):
         nibbles = signed_nibbles and 16 * reach_of(layer.constant(w), _largest(m)) <= INT32_MAX
 
         def intrinsic(data: str, weight: str) -> str:
-            return inner_product(Inner(m.name, data, "uint8" if nibbles else weight, family.depth, inner, family.together, nibbles))
+            return inner_product(
+                Inner(m.name, data, "uint8" if nibbles else weight, family.depth, inner, family.together, nibbles)
+            )
 
         stored = m.registers if m.offset else ops.dtype_of(x)
         step = Step(family.depth, inner, family.together, loaded=True, weights=family.weights)
-        return Products(step, stored, intrinsic, m.offset, in_place=True, bits=4 if nibbles else 0, registers=m.registers)
+        return Products(
+            step, stored, intrinsic, m.offset, in_place=True, bits=4 if nibbles else 0, registers=m.registers
+        )
 
 
 def weight_type(layer: Layer, weights: relax.Expr) -> str:

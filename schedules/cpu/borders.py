@@ -1,4 +1,5 @@
-"""Products with a border of zeros are left out: a scheduled contraction skips the taps and pixels that lie beside its data.
+"""Products with a border of zeros are left out: a scheduled contraction skips the taps and pixels that lie beside
+its data.
 
     for kh where the data has a line:                           instead of all
       for t:                                                    a tap
@@ -28,14 +29,17 @@ from schedules.layer import Layer
 from .contract_tiles import ContractTile, LoadedTile
 from .contraction import Shape
 
-# Bodies of the innermost loop at most, and steps of one at least: else the loops around them cost more than what is left out.
+# Bodies of the innermost loop at most, and steps of one at least: else the loops around them cost more than what is
+# left out.
 BODIES, STEPS = 12, 16
 SAVED = 0.01  # the share of products that is worth leaving out for itself
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a contraction's data: output o reads o * stride + tap * dilation - before, which is a zero outside of 0 ..< size."""
+    """One axis of a contraction's data: output o reads o * stride + tap * dilation - before, which is a zero outside
+    of 0 ..< size.
+    """
 
     size: int
     before: int
@@ -47,7 +51,9 @@ class Axis:
         return output * self.stride + tap * self.dilation - self.before
 
     def outputs(self, tap: Any) -> tuple[Any, Any]:
-        """The first output for which a tap reads data, and the one after the last; either may lie beside the outputs."""
+        """The first output for which a tap reads data, and the one after the last; either may lie beside the
+        outputs.
+        """
         first = self.before - tap * self.dilation + self.stride - 1
         return first // self.stride, (first + self.size) // self.stride
 
@@ -56,7 +62,8 @@ class Axis:
 class Ranges:
     """Which pixels of a block need a tap: `first ..< last`, which depends on the block's first pixel and the tap.
 
-    axis: along a row, where it has zeros beside it.  scale: the pixels of one output of the axis.  pixels, block, taps: how many there are.
+    axis: along a row, where it has zeros beside it.  scale: the pixels of one output of the axis.  pixels, block,
+    taps: how many there are.
     """
 
     axis: Axis | None
@@ -81,7 +88,9 @@ class Ranges:
         return 1 - sum(max(last - first, 0) for first, last in self.all) / (self.block * len(self.all))
 
     def _of(self, base: Any, tap: Any, least: Callable[..., Any], most: Callable[..., Any]) -> tuple[Any, Any]:
-        first, last = (edge * self.scale - base for edge in self.axis.outputs(tap)) if self.axis else (-base, self.pixels - base)
+        first, last = (
+            (edge * self.scale - base for edge in self.axis.outputs(tap)) if self.axis else (-base, self.pixels - base)
+        )
         return most(first, 0), least(least(last, self.pixels - base), self.block)
 
     def choose(self, base: tirx.Expr, tap: tirx.Expr, body: Callable[[int, int], tirx.Stmt]) -> tirx.Stmt:
@@ -99,9 +108,9 @@ class Ranges:
 class Borders:
     """What a contraction leaves out.
 
-    lines: where kernel lines above and below the data are skipped.  ranges: where pixels are skipped.  beside: the taps that the loop over a
-    line's steps is to be split into for that.  unpadded: the data without their border, where no zero of it is read.  origin: the lines above
-    and the columns before them.
+    lines: where kernel lines above and below the data are skipped.  ranges: where pixels are skipped.  beside: the
+    taps that the loop over a line's steps is to be split into for that.  unpadded: the data without their border,
+    where no zero of it is read.  origin: the lines above and the columns before them.
     """
 
     lines: Axis | None = None
@@ -120,8 +129,12 @@ class Borders:
         along, across = (lines, columns) if shape.width else (columns, lines)
         single = shape.run // shape.side_by_side % tile.length == 0  # a step lies within one tap
         beside = shape.side_by_side if single else 1
-        ranges = Ranges(along if single else None, max(shape.width, 1), shape.pixels, tile.pixels, shape.taps[1] * beside)
-        loaded = isinstance(tile, LoadedTile)  # which loads the data of a block's pixels for all of its taps, and multiplies neighbours at once
+        ranges = Ranges(
+            along if single else None, max(shape.width, 1), shape.pixels, tile.pixels, shape.taps[1] * beside
+        )
+        loaded = isinstance(
+            tile, LoadedTile
+        )  # which loads the data of a block's pixels for all of its taps, and multiplies neighbours at once
         worth = ranges.saved >= SAVED or ranges.axis is not None
         skips = worth and 0 < len(ranges.needed) <= BODIES and shape.run // beside // tile.length >= STEPS
         zeros = bool(along and (loaded or not (skips and single))) or bool(across and shape.width)
@@ -129,11 +142,15 @@ class Borders:
         kept = Borders(None if shape.width else lines, *((ranges, beside) if skips else (None, 1)))
         if not in_place or not (lines or columns) or zeros or not layer.is_parameter(pad.args[0]):
             return kept
-        return replace(kept, unpadded=pad.args[0], origin=(lines.before if lines else 0, columns.before if columns else 0))
+        return replace(
+            kept, unpadded=pad.args[0], origin=(lines.before if lines else 0, columns.before if columns else 0)
+        )
 
 
 def axes_of(layer: Layer, call: relax.Call) -> tuple[Axis | None, Axis | None]:
-    """The lines and the columns of a conv2d's data; None where there is no border, or one of other values than 0 or around channels or images."""
+    """The lines and the columns of a conv2d's data; None where there is no border, or one of other values than 0 or
+    around channels or images.
+    """
     pad = layer.definition(call.args[0])
     if ops.op_name(call) != "relax.nn.conv2d" or ops.op_name(pad) != "relax.nn.pad" or Pad.of(pad).value:
         return None, None
@@ -141,7 +158,9 @@ def axes_of(layer: Layer, call: relax.Call) -> tuple[Axis | None, Axis | None]:
     if border.before[0] or border.after[0] or border.before[3] or border.after[3]:
         return None, None
     lines, columns = (
-        Axis(sizes[d], border.before[d], conv.strides[d - 1], conv.dilation[d - 1]) if border.before[d] or border.after[d] else None
+        Axis(sizes[d], border.before[d], conv.strides[d - 1], conv.dilation[d - 1])
+        if border.before[d] or border.after[d]
+        else None
         for d in (1, 2)
     )
     return lines, columns
@@ -149,7 +168,8 @@ def axes_of(layer: Layer, call: relax.Call) -> tuple[Axis | None, Axis | None]:
 
 @dataclass(frozen=True)
 class Nest:
-    """The loops of a contraction's products, scheduled: kernel lines, the taps of one, and a block's pixels, `together` in each step.
+    """The loops of a contraction's products, scheduled: kernel lines, the taps of one, and a block's pixels,
+    `together` in each step.
 
     pixels is any loop around nothing but a block's products.  height: the output lines of a block.
     """
@@ -178,7 +198,12 @@ def without_borders(sch: s_tir.Schedule, shape: Shape, borders: Borders, nest: N
             output = _at_start(places[len(shape.lead) - 1], loop.body)
             first, last = (borders.lines.data(output + i, loop.loop_var) for i in (0, nest.height - 1))
             # A condition, because loops from 0 on are what TVM's simplifier understands.
-            return _looped(loop, loop.min, loop.extent, tirx.IfThenElse((last >= 0) & (first < borders.lines.size), loop.body, None))
+            return _looped(
+                loop,
+                loop.min,
+                loop.extent,
+                tirx.IfThenElse((last >= 0) & (first < borders.lines.size), loop.body, None),
+            )
         return loop
 
     return tvm_ffi.structural_map(sch.mod["main"], [(tirx.For, leave_out)])
@@ -205,24 +230,36 @@ def _iterators(loop: tirx.For) -> list[tirx.Expr]:
 def _at_start(expr: tirx.Expr, body: tirx.Stmt) -> tirx.Expr:
     """An expression where all loops of a body begin."""
     inside = [loop.loop_var for loop in _nodes(tirx.For, body)]
-    return tvm_ffi.structural_map(expr, [(tirx.Var, lambda v: immediate(0, "int32") if any(v.same_as(i) for i in inside) else v)])
+    return tvm_ffi.structural_map(
+        expr, [(tirx.Var, lambda v: immediate(0, "int32") if any(v.same_as(i) for i in inside) else v)]
+    )
 
 
 def _only(body: tirx.Stmt, var: tirx.Var, first: int, last: int) -> tirx.Stmt:
-    """A copy of a body in which the loop of `var` runs over first ..< last; its variables and views are its own, as TVM wants of a function."""
+    """A copy of a body in which the loop of `var` runs over first ..< last; its variables and views are its own, as
+    TVM wants of a function.
+    """
     own: dict[tirx.Var, tirx.Var] = {}
 
     def shorter(loop: tirx.For) -> tirx.For:
-        return _looped(loop, immediate(first, "int32"), immediate(last - first, "int32"), loop.body) if loop.loop_var.same_as(var) else loop
+        return (
+            _looped(loop, immediate(first, "int32"), immediate(last - first, "int32"), loop.body)
+            if loop.loop_var.same_as(var)
+            else loop
+        )
 
     def renamed(v: tirx.Var, defines: int) -> tirx.Var:
         if defines and isinstance(v.ty, tvm.ir.PrimType):
             own[v] = tirx.Var(v.name, v.ty)
         elif defines:
-            own[v] = tirx.decl_buffer(v.shape, v.dtype, v.name, scope=v.scope(), offset_factor=v.offset_factor, layout=None)
+            own[v] = tirx.decl_buffer(
+                v.shape, v.dtype, v.name, scope=v.scope(), offset_factor=v.offset_factor, layout=None
+            )
         return own.get(v, v)
 
-    return tvm_ffi.structural_map(tvm_ffi.structural_map(body, [(tirx.For, shorter)]), [], with_def_region_kind=[(tirx.Var, renamed)])
+    return tvm_ffi.structural_map(
+        tvm_ffi.structural_map(body, [(tirx.For, shorter)]), [], with_def_region_kind=[(tirx.Var, renamed)]
+    )
 
 
 def _looped(loop: tirx.For, first: tirx.Expr, extent: tirx.Expr, body: tirx.Stmt) -> tirx.For:

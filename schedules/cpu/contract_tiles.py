@@ -1,4 +1,6 @@
-"""Blocks of accumulators for convolutions and matrix products on a CPU: which there are, and which a cost model prefers."""
+"""Blocks of accumulators for convolutions and matrix products on a CPU: which there are, and which a cost model
+prefers.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from .vector_unit import VectorUnit
 ALIKE, ENOUGH = 1.05, 14
 L2_BYTES = 256 * 1024
 TASKS = 8
-JOIN = 0.98  # lines are joined where that leaves so much of the estimated work at most: less than a measurement can tell apart is no reason
+# Lines are joined where that leaves so much of the estimated work at most: less than a measurement can tell apart is no
+# reason.
+JOIN = 0.98
 # The space of tiles: blocks whose estimated work is at most so many times the least, so many at most; tiles in all.
 WORTH_TRYING, BLOCKS, TILES = 1.4, 10, 24
 
@@ -49,8 +53,8 @@ class Step:
 class ContractTile:
     """Accumulators of `pixels` x `vectors` registers of `lanes` int32 each.
 
-    depth: products per lane and step (2 or 4 where an instruction adds so many, 8 for two such instructions).  rows: output rows per task,
-    or blocks of pixels per task where all lines of an image are one row.
+    depth: products per lane and step (2 or 4 where an instruction adds so many, 8 for two such instructions).  rows:
+    output rows per task, or blocks of pixels per task where all lines of an image are one row.
     """
 
     pixels: int
@@ -77,7 +81,9 @@ class ContractTile:
 
 @dataclass(frozen=True)
 class LoadedTile(ContractTile):
-    """A block whose steps load vectors of data first: `inner` instructions per vector, for `together` pixels at once."""
+    """A block whose steps load vectors of data first: `inner` instructions per vector, for `together` pixels at
+    once.
+    """
 
     inner: int = 1  # type: ignore[misc]
     together: int = 1  # type: ignore[misc]
@@ -92,7 +98,9 @@ class LoadedTile(ContractTile):
 
 
 def choose_tile(shape: Shape, unit: VectorUnit, step: Step) -> ContractTile:
-    """The block of accumulators with the least estimated work for a shape, and the rows that suit the second level cache."""
+    """The block of accumulators with the least estimated work for a shape, and the rows that suit the second level
+    cache.
+    """
     return tiles_of(shape, unit, step)[0]
 
 
@@ -115,15 +123,17 @@ def _blocks(shape: Shape, unit: VectorUnit, step: Step) -> list[tuple[float, int
     Work per step and block: one multiply-add per accumulator (at least eight to hide its latency), one load per
     pixel and one and a half per vector of weights; blocks that stick out of the tensor count in full. Whole vectors
     of channels make whole blocks, so that their epilogue can be spelled out. Where estimates hardly differ, fewer
-    accumulators go first, as long as they hide the latency: a shorter epilogue at a time disturbs the caches less. A prime
-    number of blocks in a joined row makes tasks of a single block or one of all, neither of which is good.
+    accumulators go first, as long as they hide the latency: a shorter epilogue at a time disturbs the caches less. A
+    prime number of blocks in a joined row makes tasks of a single block or one of all, neither of which is good.
     Loaded steps keep a vector of data per pixel and their weights, and load both once.
     """
     found = []
     # Weights of one step, data, and for nibbles their mask.
     wanted, held = -(-shape.channels // unit.lanes), 2 if step.depth == 8 and not step.loaded else 1
     for vectors in range(1, 9):
-        if (shape.channels % unit.lanes == 0 and wanted % vectors) or (step.loaded and vectors > 1 and shape.groups > 1):
+        if (shape.channels % unit.lanes == 0 and wanted % vectors) or (
+            step.loaded and vectors > 1 and shape.groups > 1
+        ):
             continue
         for pixels in range(step.together, 15, step.together):
             live = pixels + step.weights if step.loaded else held * vectors + 1 + held
@@ -131,7 +141,10 @@ def _blocks(shape: Shape, unit: VectorUnit, step: Step) -> list[tuple[float, int
                 continue
             blocks = -(-shape.pixels // pixels) * -(-wanted // vectors)
             if step.loaded:
-                work = blocks * (2 * step.inner * max(pixels * vectors, 4) + 1.5 * (pixels * step.together + step.inner * step.together * vectors))
+                work = blocks * (
+                    2 * step.inner * max(pixels * vectors, 4)
+                    + 1.5 * (pixels * step.together + step.inner * step.together * vectors)
+                )
             else:
                 work = blocks * (max(2 * pixels * vectors, 8) + pixels + 1.5 * vectors)
             found.append((work, pixels, vectors))
@@ -139,7 +152,12 @@ def _blocks(shape: Shape, unit: VectorUnit, step: Step) -> list[tuple[float, int
 
     def rank(block: tuple[float, int, int]) -> tuple[int, float]:
         work, pixels, vectors = block
-        alike = unit.quads and work <= ALIKE * least and pixels * vectors >= ENOUGH and not (shape.width and is_prime(-(-shape.pixels // pixels)))
+        alike = (
+            unit.quads
+            and work <= ALIKE * least
+            and pixels * vectors >= ENOUGH
+            and not (shape.width and is_prime(-(-shape.pixels // pixels)))
+        )
         return (0, pixels * vectors) if alike else (1, work)
 
     return sorted(found, key=rank)
@@ -151,7 +169,8 @@ def is_prime(n: int) -> bool:
 
 
 def _rows(shape: Shape, tile: ContractTile) -> list[int]:
-    """Rows per task: as many as keep their data in the second level cache while the vectors of channels change, in TASKS or more.
+    """Rows per task: as many as keep their data in the second level cache while the vectors of channels change, in
+    TASKS or more.
 
     Then what else is worth trying: the next divisors below and above, a single row, and all.
     """
@@ -166,7 +185,9 @@ def _rows(shape: Shape, tile: ContractTile) -> list[int]:
 
 
 def form_of(call: relax.Call, unit: VectorUnit, step: Step) -> Shape:
-    """The sizes of a contraction: with the lines of an image joined to one row where blocks of pixels stick out of a line and then waste less."""
+    """The sizes of a contraction: with the lines of an image joined to one row where blocks of pixels stick out of a
+    line and then waste less.
+    """
     plain, flat = shape_of(call, unit.lanes), flat_shape_of(call)
     if flat is None or plain.pixels % choose_tile(plain, unit, step).pixels == 0:
         return plain

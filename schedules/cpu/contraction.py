@@ -80,9 +80,11 @@ class Contraction:
 
 @dataclass(frozen=True)
 class Packing:
-    """Weights as [.., block, kh, t, step, vector, inner, L, depth], zeros at the ends, so that one block is read in sequence.
+    """Weights as [.., block, kh, t, step, vector, inner, L, depth], zeros at the ends, so that one block is read in
+    sequence.
 
-    blocks: of `vectors` vectors of `lanes` channels.  A step is r / (depth inner); depth and inner are left out where they are 1.
+    blocks: of `vectors` vectors of `lanes` channels.  A step is r / (depth inner); depth and inner are left out
+    where they are 1.
     whole: the number of steps is a multiple of it.  nibbles: 4-bit weights stay so, to be opened in registers.
     """
 
@@ -111,7 +113,11 @@ def not_a_contraction(layer: Layer) -> str | None:
         return "not a convolution or a matrix product."
     if isinstance(layer.func.body.ty, relax.TupleType):
         return "several results."
-    layouts = (str(call.attrs.data_layout), str(call.attrs.kernel_layout)) if ops.op_name(call) == "relax.nn.conv2d" else ("NHWC", "HWIO")
+    layouts = (
+        (str(call.attrs.data_layout), str(call.attrs.kernel_layout))
+        if ops.op_name(call) == "relax.nn.conv2d"
+        else ("NHWC", "HWIO")
+    )
     return None if layouts == ("NHWC", "HWIO") else f"the layout is {', '.join(layouts)}, not NHWC, HWIO."
 
 
@@ -121,9 +127,17 @@ def shape_of(call: relax.Call, lanes: int) -> Shape:
     if ops.op_name(call) == "relax.matmul":
         *lead, pixels, depth = ops.shape_of(call.args[0])
         return Shape(
-            lead=out[:-2], pixels=out[-2], channels=out[-1], taps=(1, 1), run=depth, step=depth, hop=0, rows=tuple(lead),
-            row_length=pixels * depth, inputs=depth,
-        )  # fmt: skip
+            lead=out[:-2],
+            pixels=out[-2],
+            channels=out[-1],
+            taps=(1, 1),
+            run=depth,
+            step=depth,
+            hop=0,
+            rows=tuple(lead),
+            row_length=pixels * depth,
+            inputs=depth,
+        )
     a = Conv2d.of(call)
     (n, h, w, c), (kh, kw, inputs, channels) = (ops.shape_of(x) for x in call.args)
     stride, dilation, groups = a.strides[1], a.dilation[1], a.groups
@@ -136,9 +150,19 @@ def shape_of(call: relax.Call, lanes: int) -> Shape:
         last = np.minimum(first + lanes, channels) - 1
         run = int((last // per_group - first // per_group + 1).max()) * inputs
     return Shape(
-        lead=out[:2], pixels=out[2], channels=channels, taps=taps, run=run, step=stride * c, hop=dilation * c, rows=(n, h),
-        row_length=w * c, groups=groups, inputs=inputs, side_by_side=side_by_side,
-    )  # fmt: skip
+        lead=out[:2],
+        pixels=out[2],
+        channels=channels,
+        taps=taps,
+        run=run,
+        step=stride * c,
+        hop=dilation * c,
+        rows=(n, h),
+        row_length=w * c,
+        groups=groups,
+        inputs=inputs,
+        side_by_side=side_by_side,
+    )
 
 
 def flat_shape_of(call: relax.Call) -> Shape | None:
@@ -153,14 +177,28 @@ def flat_shape_of(call: relax.Call) -> Shape | None:
     if kw > 1 or a.strides != (1, 1) or a.groups > 1 or out[1] == 1:
         return None
     return Shape(
-        lead=out[:1], pixels=out[1] * w, channels=out[3], taps=(1, kh), run=c, step=c, hop=a.dilation[0] * w * c, rows=(n,),
-        row_length=h * w * c, inputs=c, width=w,
-    )  # fmt: skip
+        lead=out[:1],
+        pixels=out[1] * w,
+        channels=out[3],
+        taps=(1, kh),
+        run=c,
+        step=c,
+        hop=a.dilation[0] * w * c,
+        rows=(n,),
+        row_length=h * w * c,
+        inputs=c,
+        width=w,
+    )
 
 
 def contraction(
-    e: Emission, call: relax.Call, form: Packing, flat: Shape | None = None, data: relax.Expr | None = None, origin: tuple[int, int] = (0, 0)
-) -> Contraction:  # fmt: skip
+    e: Emission,
+    call: relax.Call,
+    form: Packing,
+    flat: Shape | None = None,
+    data: relax.Expr | None = None,
+    origin: tuple[int, int] = (0, 0),
+) -> Contraction:
     """The operands of an anchor in the common form; flat: what `flat_shape_of` says, to use that form.
 
     data: where a convolution's data really are, whose first line and column those of `origin` are.
@@ -192,9 +230,7 @@ def contraction(
     elif shape.taps == w.shape[:2]:
         weights = _stage((), shape, form, w.dtype, lambda _, kh, t, r, o: w.at([kh, t, r, o]))
     else:
-        weights = _stage(
-            (), shape, form, w.dtype, lambda _, kh, t, r, o: w.at([kh, r // inputs, r % inputs, o])
-        )
+        weights = _stage((), shape, form, w.dtype, lambda _, kh, t, r, o: w.at([kh, r // inputs, r % inputs, o]))
     width, (top, left) = ops.shape_of(call.args[0])[2], origin
 
     def at(*place: Any) -> tirx.Expr:
@@ -203,11 +239,16 @@ def contraction(
 
     if flat:
         return Contraction(
-            shape, dtype, lambda r, k: at(*r, k // (width * c), k % (width * c)), lambda i, _: [i[0]], weights, lambda _: []
-        )  # fmt: skip
+            shape,
+            dtype,
+            lambda r, k: at(*r, k // (width * c), k % (width * c)),
+            lambda i, _: [i[0]],
+            weights,
+            lambda _: [],
+        )
     return Contraction(
         shape, dtype, lambda r, k: at(*r, k), lambda i, kh: [i[0], i[1] * stride + kh * dilation], weights, lambda _: []
-    )  # fmt: skip
+    )
 
 
 def without_offset(e: Emission, call: relax.Call, view: te.Tensor, offset: int, bits: int = 0) -> Operand:
@@ -223,7 +264,9 @@ def without_offset(e: Emission, call: relax.Call, view: te.Tensor, offset: int, 
 
 
 def reach_of(weights: Array, largest: int) -> int:
-    """The largest magnitude of a partial sum of data of at most `largest` times the weights of one output (the last axis)."""
+    """The largest magnitude of a partial sum of data of at most `largest` times the weights of one output (the last
+    axis).
+    """
     columns = weights.reshape(-1, weights.shape[-1]).astype(np.int64)
     return largest * int(np.abs(columns).sum(0).max(initial=0))
 
@@ -243,9 +286,13 @@ def pack(weights: Array, shape: Shape, form: Packing) -> Array:
             vector, lane = divmod(o, lanes)
             begin = o // per_group * shape.inputs - int(shape.start(vector, lanes))
             dense[vector, :, :, begin : begin + shape.inputs, lane] = weights[..., o]
-    dense = np.pad(dense, [(0, 0)] * (dense.ndim - 2) + [(0, form.steps(shape.run) * depth * form.inner - shape.run), (0, 0)])
+    dense = np.pad(
+        dense, [(0, 0)] * (dense.ndim - 2) + [(0, form.steps(shape.run) * depth * form.inner - shape.run), (0, 0)]
+    )
     *lead, _, kh, t, padded, _ = dense.shape
-    steps = dense.reshape(*lead, form.blocks, form.vectors, kh, t, padded // (depth * form.inner), form.inner, depth, lanes)
+    steps = dense.reshape(
+        *lead, form.blocks, form.vectors, kh, t, padded // (depth * form.inner), form.inner, depth, lanes
+    )
     steps = np.swapaxes(np.moveaxis(steps, -7, -4), -1, -2)
     return np.ascontiguousarray(steps.reshape(*steps.shape[:-3], *form.last))
 
@@ -253,12 +300,14 @@ def pack(weights: Array, shape: Shape, form: Packing) -> Array:
 def _constant(e: Emission, w: Operand, dense: Array, shape: Shape, form: Packing) -> te.Tensor:
     """Constant weights as an argument; 4-bit ones keep two to a byte.
 
-    Opened in registers they are 16 times their values: no shift can lose a nibble's sign that way. Else a stage of their own opens them.
+    Opened in registers they are 16 times their values: no shift can lose a nibble's sign that way. Else a stage of
+    their own opens them.
     """
     packed = pack(dense, shape, form)
     if not w.four_bits or len(form.last) == 1:
         return e.argument(packed, "weights")
-    # Which half of this dimension a value is in decides which half of a byte: that of several instructions, or of pairs of lanes.
+    # Which half of this dimension a value is in decides which half of a byte: that of several instructions, or of pairs
+    # of lanes.
     axis = -2 if not form.nibbles else -1 if form.inner == 1 else -len(form.last)
     low, high = np.split(packed.astype(np.int64) & 15, 2, axis)
     half, bytes_ = low.shape[axis], e.argument((low | (high << 4)).astype(np.uint8), "weights")
@@ -275,7 +324,9 @@ def _constant(e: Emission, w: Operand, dense: Array, shape: Shape, form: Packing
     def element(*i: Any) -> tirx.Expr:
         byte = byte_of(i)
         nibble = (byte >> (i[axis] // half * 4).astype("uint8")) & immediate(15, "uint8")
-        return (nibble ^ immediate(8, "uint8")).astype("int8") - immediate(8, "int8") if signed else nibble.astype("int8")
+        return (
+            (nibble ^ immediate(8, "uint8")).astype("int8") - immediate(8, "int8") if signed else nibble.astype("int8")
+        )
 
     return te.compute(packed.shape, element, name="unpacked")
 
@@ -285,9 +336,7 @@ def nibble_times_16(byte: tirx.Expr, low: tirx.Expr) -> tirx.Expr:
     return tirx.Select(low, byte << immediate(4, "uint8"), byte & immediate(0xF0, "uint8")).astype("int8")
 
 
-def _stage(
-    lead: tuple[int, ...], shape: Shape, form: Packing, dtype: str, at: Callable[..., tirx.Expr]
-) -> te.Tensor:
+def _stage(lead: tuple[int, ...], shape: Shape, form: Packing, dtype: str, at: Callable[..., tirx.Expr]) -> te.Tensor:
     """The packing of weights that are computed at run time; one group only."""
     steps = form.steps(shape.run)
 

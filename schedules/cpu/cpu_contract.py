@@ -7,7 +7,8 @@
           acc[p][v] += data[p] * weights[v]                     unrolled over p and v
         out = epilogue(acc)                                     vectors of L channels
 
-Where a lane of a register can multiply (NEON), every step first loads registers of data, data[p] of several products each.
+Where a lane of a register can multiply (NEON), every step first loads registers of data, data[p] of several products
+each.
 """
 
 from __future__ import annotations
@@ -36,13 +37,15 @@ from .vector_unit import VectorUnit
 
 EPILOGUE = 16  # channels of an epilogue's vectors at most, where those of sums are shorter: a whole vector of bytes
 
+
 @dataclass(frozen=True)
 class Products:
     """How a kernel multiplies: the steps of its innermost loop, of data stored as `stored` after adding `offset`.
 
     intrinsic: its name, for types of data and weights.  in_place: data that needs no border is read where it lies.
     What the offset adds, its product with the sum of an output's weights, is taken off at the end.  bits: the sums
-    are 2^bits times too large, which the epilogue's shift makes up for.  registers: the type of loaded data as it is multiplied.
+    are 2^bits times too large, which the epilogue's shift makes up for.  registers: the type of loaded data as it is
+    multiplied.
     """
 
     step: Step
@@ -114,8 +117,9 @@ class Contract:
             in_place = in_place and layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
         products = replace(products, in_place=in_place)
         overrides = {
-            ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders), "hawq.unpack_int4": constant_int4,
-        }  # fmt: skip
+            ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders),
+            "hawq.unpack_int4": constant_int4,
+        }
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
         opened = tile.length > 1 and layer.is_four_bits(call.args[1])
@@ -180,7 +184,9 @@ def _emit(e: Emission, call: relax.Call, s: Shape, tile: ContractTile, products:
         weight = c.weights(*c.weight_lead(lead), block, kh, t, j, own, *q, lane, *p)
         return te.sum(x.astype(c.dtype) * weight.astype(c.dtype), axis=[kh, t, j, *q, *p])
 
-    acc = te.compute((*s.lead, pixels // tile.together, blocks * tile.vectors, tile.lanes * tile.together), accumulate, name="acc")
+    acc = te.compute(
+        (*s.lead, pixels // tile.together, blocks * tile.vectors, tile.lanes * tile.together), accumulate, name="acc"
+    )
 
     def element_of(*i: Any) -> tirx.Expr:
         *first, w, channel = [i[0], i[1] * s.width + i[2], i[3]] if s.width else i
@@ -190,8 +196,12 @@ def _emit(e: Emission, call: relax.Call, s: Shape, tile: ContractTile, products:
     return without_offset(e, call, view, products.offset, products.bits)
 
 
-def _loaded(s: Shape, products: Products, blocks: int, steps: int, pixels: int, at: Callable[..., tirx.Expr]) -> Callable[..., tirx.Expr]:
-    """The stage of data in registers: a vector per pixel of every step; where there are groups, of every vector of channels too."""
+def _loaded(
+    s: Shape, products: Products, blocks: int, steps: int, pixels: int, at: Callable[..., tirx.Expr]
+) -> Callable[..., tirx.Expr]:
+    """The stage of data in registers: a vector per pixel of every step; where there are groups, of every vector of
+    channels too.
+    """
     own = (blocks,) if s.groups > 1 else ()
 
     def element(*i: Any) -> tirx.Expr:
@@ -203,7 +213,8 @@ def _loaded(s: Shape, products: Products, blocks: int, steps: int, pixels: int, 
     return lambda *i: data(*i[:-6], *(i[-6:-5] if own else ()), *i[-5:])
 
 
-# A register of sums of two pixels at once holds two channels of each: channels 0 and 1, 2 and 3 of a vector make two registers.
+# A register of sums of two pixels at once holds two channels of each: channels 0 and 1, 2 and 3 of a vector make two
+# registers.
 def _of_register(tile: ContractTile, w: Any, lane: Any) -> tuple[Any, Any]:
     """The pixel and the channel of a vector that a lane of the sums of neighbouring pixels belongs to."""
     return (w, lane) if tile.together == 1 else (w * 2 + lane // 2 % 2, lane // 4 * 2 + lane % 2)
@@ -227,7 +238,9 @@ def _fits_in_place(s: Shape, tile: ContractTile) -> bool:
     return _rounded_up(s, tile)[1] == s.row_length or (s.width > 0 and s.taps == (1, 1))
 
 
-def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str, epilogue: Epilogue, borders: Borders) -> Nest:
+def _schedule(
+    sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str, epilogue: Epilogue, borders: Borders
+) -> Nest:
     loaded = isinstance(tile, LoadedTile)
     inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", *epilogue.kept))
     acc = sch.get_sblock("acc")
@@ -283,7 +296,9 @@ def _schedule(sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: 
     return Nest(kh, taps[-1], w_inner, tile.together)
 
 
-def _schedule_data(sch: s_tir.Schedule, acc: s_tir.schedule.SBlockRV, step: s_tir.schedule.LoopRV) -> list[s_tir.schedule.SBlockRV]:
+def _schedule_data(
+    sch: s_tir.Schedule, acc: s_tir.schedule.SBlockRV, step: s_tir.schedule.LoopRV
+) -> list[s_tir.schedule.SBlockRV]:
     """Load a step's data into registers: the producers that are left."""
     data = sch.get_sblock("data")
     others = [b for b in sch.get_producers(acc) if sch.get(b).name_hint != "data"]
@@ -297,7 +312,12 @@ def _schedule_data(sch: s_tir.Schedule, acc: s_tir.schedule.SBlockRV, step: s_ti
 
 
 def schedule_operands(
-    sch: s_tir.Schedule, producers: Sequence[s_tir.schedule.SBlockRV], shape: Shape, task: s_tir.schedule.LoopRV, lanes: int, depth: int
+    sch: s_tir.Schedule,
+    producers: Sequence[s_tir.schedule.SBlockRV],
+    shape: Shape,
+    task: s_tir.schedule.LoopRV,
+    lanes: int,
+    depth: int,
 ) -> None:
     """The stages that prepare a contraction's operands: 4-bit weights opened, run-time weights packed, rows copied."""
     for producer in producers:

@@ -1,11 +1,11 @@
 """Depthwise convolutions on any CPU: vectors of channels, a few pixels at a time, the taps of a line unrolled.
 
-    rows[n, h, w, c] = the padded data in 16 bits, each input channel repeated for its outputs
-    for (n, row) in parallel:
-      for block of pixels, for vector of channels:
-        acc[pixels] = 0                                         registers
-        for kh: for kw, pixel (unrolled): acc[p] += rows[p + kw] * weights[kh, kw]
-        out = epilogue(acc)
+rows[n, h, w, c] = the padded data in 16 bits, each input channel repeated for its outputs
+for (n, row) in parallel:
+  for block of pixels, for vector of channels:
+    acc[pixels] = 0                                         registers
+    for kh: for kw, pixel (unrolled): acc[p] += rows[p + kw] * weights[kh, kw]
+    out = epilogue(acc)
 """
 
 from __future__ import annotations
@@ -55,13 +55,17 @@ def blocks_of_pixels(pixels: int, most: int) -> list[int]:
 
 
 def tiles_of(pixels: int, channels: int, unit: VectorUnit, product: str) -> list[DepthwiseTile]:
-    """Two registers of sums per pixel where there are enough channels; the pixels that waste least first, at most eight."""
+    """Two registers of sums per pixel where there are enough channels; the pixels that waste least first, at most
+    eight.
+    """
     lanes = 2 * unit.lanes if channels > unit.lanes else unit.lanes
     return [DepthwiseTile(p, lanes, product) for p in blocks_of_pixels(pixels, 8 if unit.registers > 16 else 4)]
 
 
 def is_depthwise(layer: Layer) -> str | None:
-    """None for a depthwise convolution of constant weights whose sums of at most 16 bits each fit in int32, else a sentence."""
+    """None for a depthwise convolution of constant weights whose sums of at most 16 bits each fit in int32, else a
+    sentence.
+    """
     call = layer.anchor_call
     if call is None or ops.op_name(call) != "relax.nn.conv2d":
         return "not a convolution."

@@ -18,7 +18,8 @@ from .vector_unit import VectorUnit
 
 # Below this many elements a second thread costs more than it brings.
 WORTH_A_THREAD = 1 << 14
-# A shorter last axis is left to LLVM, which makes vectors of the last two together, where the others are enough tasks for any machine.
+# A shorter last axis is left to LLVM, which makes vectors of the last two together, where the others are enough tasks
+# for any machine.
 SHORT, ENOUGH = 8, 64
 
 

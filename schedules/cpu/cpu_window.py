@@ -1,9 +1,9 @@
 """Pools and reductions that keep the last axis, on any CPU: one vector of channels reduced over its window.
 
-    for (outer dimensions) in parallel: for vector of channels:
-        acc = identity                                          registers
-        for window: acc = reduce(acc, x)
-        out = epilogue(acc)
+for (outer dimensions) in parallel: for vector of channels:
+    acc = identity                                          registers
+    for window: acc = reduce(acc, x)
+    out = epilogue(acc)
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from .loops import inline_all
 from .vector_unit import VectorUnit
 
 BLOCKS = {
-    "relax.nn.max_pool2d": "max_pool2d", "hawq.sum_pool2d": "sum_pool2d", "relax.sum": "sum", "relax.max": "max",
+    "relax.nn.max_pool2d": "max_pool2d",
+    "hawq.sum_pool2d": "sum_pool2d",
+    "relax.sum": "sum",
+    "relax.max": "max",
     "relax.min": "min",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -100,5 +103,3 @@ class Window:
             sch.parallel(sch.fuse(*outer))
         sch.decompose_reduction(acc, window[0])
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
-
-

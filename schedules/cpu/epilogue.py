@@ -18,22 +18,33 @@ from schedules.spelling.intrinsics import multiply_high, narrow
 
 from .loops import extent
 
-UNROLLED = 32  # vectors of an epilogue that are spelled out: as many as there are registers, so that the sums need no memory
+UNROLLED = (
+    32  # vectors of an epilogue that are spelled out: as many as there are registers, so that the sums need no memory
+)
 TOGETHER = (4, 2)  # vectors that are clamped at once
 
 
 class Epilogue:
     """The stages after the sums in a schedule that inlines nothing yet, of `channels` in vectors of `lanes`.
 
-    vectors: of a block.  neon: Arm's instructions.  packs: the lanes of registers that the CPU narrows with `narrow`, at most.
+    vectors: of a block.  neon: Arm's instructions.  packs: the lanes of registers that the CPU narrows with
+    `narrow`, at most.
     """
 
-    def __init__(self, sch: s_tir.Schedule, channels: int, lanes: int, vectors: int = 1, packs: int = 0, neon: bool = False) -> None:
+    def __init__(
+        self, sch: s_tir.Schedule, channels: int, lanes: int, vectors: int = 1, packs: int = 0, neon: bool = False
+    ) -> None:
         self._sch, self._lanes, self._neon = sch, lanes, neon
         (self._out,) = sch.get_output_blocks(sch.get_sblock("root"))
-        self._together = next((n for n in TOGETHER if vectors % n == 0 and _spelled(channels, n * lanes)), 0) if 8 <= lanes <= packs else 0
+        self._together = (
+            next((n for n in TOGETHER if vectors % n == 0 and _spelled(channels, n * lanes)), 0)
+            if 8 <= lanes <= packs
+            else 0
+        )
         names = {_name(sch, b) for b in sch.get_child_blocks(sch.get_sblock("root"))}
-        unclamped = [name for name in (_name(sch, b) for b in sch.get_producers(self._out)) if name.startswith("unclamped")]
+        unclamped = [
+            name for name in (_name(sch, b) for b in sch.get_producers(self._out)) if name.startswith("unclamped")
+        ]
         self._high = "high" if "high" in names and (lanes >= 8 or neon) and _spelled(channels, lanes) else ""
         self._unclamped = unclamped[0] if unclamped and self._together else ""
 
@@ -45,8 +56,8 @@ class Epilogue:
     def join_lines(self, width: int) -> None:
         """Run over [image, pixel, channel], where the sums were of [image, line, column, channel].
 
-        The stages between are stored so too: their regions could not be found from a pixel otherwise. Addresses of the results stay what
-        they are.
+        The stages between are stored so too: their regions could not be found from a pixel otherwise. Addresses of
+        the results stay what they are.
         """
 
         def joined(n: Any, h: Any, w: Any, c: Any) -> tuple[Any, ...]:
@@ -59,10 +70,14 @@ class Epilogue:
         self._sch.transform_block_layout(self._out, joined)
 
     def spell(self) -> None:
-        """Spell the stages that are instructions. To be called while nothing is computed at anything: `tensorize` takes no block with a condition."""
+        """Spell the stages that are instructions. To be called while nothing is computed at anything: `tensorize`
+        takes no block with a condition.
+        """
         sch = self._sch
         if self._high:
-            self._high = self._tensorized(sch.get_sblock(self._high), self._lanes, multiply_high(self._lanes, self._neon))
+            self._high = self._tensorized(
+                sch.get_sblock(self._high), self._lanes, multiply_high(self._lanes, self._neon)
+            )
         if self._unclamped:
             dtype, size = str(sch.get(self._out).writes[0].source.dtype), self._together * self._lanes
             self._out = sch.get_sblock(self._tensorized(self._out, size, narrow(self._lanes, self._together, dtype)))
@@ -105,5 +120,7 @@ def _name(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> str:
 
 
 def _spelled(channels: int, size: int) -> bool:
-    """Whether channels are several whole vectors: a single one leaves a loop of one step, which `reverse_compute_at` does not follow."""
+    """Whether channels are several whole vectors: a single one leaves a loop of one step, which `reverse_compute_at`
+    does not follow.
+    """
     return channels > size and channels % size == 0

@@ -12,7 +12,9 @@ ONCE_A_ROW = ("row_shift", "row_reciprocal")
 
 
 def inline_all(sch: s_tir.Schedule, keep: Collection[str] = ()) -> None:
-    """Inline every block into its consumers where the schedule allows it, except those named and what is computed once a row."""
+    """Inline every block into its consumers where the schedule allows it, except those named and what is computed
+    once a row.
+    """
     for block in sch.get_child_blocks(sch.get_sblock("root")):
         if sch.get(block).name_hint in (*keep, *ONCE_A_ROW):
             continue

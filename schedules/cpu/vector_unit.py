@@ -13,8 +13,9 @@ NEON = ("neon", "dotprod", "i8mm")
 class VectorUnit:
     """lanes: int32 lanes of a register.  registers: how many.
 
-    pairs: it multiplies and adds pairs of 16 bits.  quads: it multiplies and adds four u8 with four s8 (VNNI).  tiles: it has
-    matrix registers for bytes (AMX).  neon: Arm's instructions for vectors: "neon", and of "dotprod" and "i8mm" what it has.
+    pairs: it multiplies and adds pairs of 16 bits.  quads: it multiplies and adds four u8 with four s8 (VNNI).
+    tiles: it has matrix registers for bytes (AMX).  neon: Arm's instructions for vectors: "neon", and of "dotprod"
+    and "i8mm" what it has.
     """
 
     lanes: int
@@ -26,7 +27,9 @@ class VectorUnit:
 
     @property
     def packs(self) -> int:
-        """The lanes of the widest registers of int32 that x86 packs to bytes (AVX2, AVX512-BW); 0 where there are none."""
+        """The lanes of the widest registers of int32 that x86 packs to bytes (AVX2, AVX512-BW); 0 where there are
+        none.
+        """
         return self.lanes if self.lanes >= 8 and not self.neon else 0
 
     @staticmethod

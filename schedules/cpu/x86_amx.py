@@ -40,8 +40,8 @@ DEPTH = 4
 MOST_PADDING = 2  # bytes multiplied per byte of data, at most: beyond, vectors are faster than tiles
 FEWEST_CHANNELS = LANES
 ROWS = 3  # numbers of rows that are worth a measurement
-# Of the data of a task's rows, with as much again for its results: half of the second cache that a core with AMX has. What a task begins with, tiles to configure and
-# memory to take for its sums, is worth several steps of products.
+# Of the data of a task's rows, with as much again for its results: half of the second cache that a core with AMX has.
+# What a task begins with, tiles to configure and memory to take for its sums, is worth several steps of products.
 TASK_BYTES = 1 << 20
 
 
@@ -73,7 +73,9 @@ class AmxTile:
         return LANES * self.vectors
 
     def __str__(self) -> str:
-        return f"{self.lines}x{self.columns} groups of {self.pixels} pixels x {self.vectors} tiles of 16, {self.rows} rows"
+        return (
+            f"{self.lines}x{self.columns} groups of {self.pixels} pixels x {self.vectors} tiles of 16, {self.rows} rows"
+        )
 
 
 def vectors_of(call: relax.Call) -> int:
@@ -166,7 +168,9 @@ class Amx(Contract):
         sch = s_tir.Schedule(emission.prim_func())
         weight = "int8" if layer.is_four_bits(call.args[1]) else ops.dtype_of(call.args[1])
         epilogue = Epilogue(sch, shape.channels, LANES, tile.vectors, VectorUnit.of(target).packs)
-        nest = _schedule(sch, shape, tile, tile.tiles(self.emulated), in_place, ops.dtype_of(call.args[0]), weight, epilogue)
+        nest = _schedule(
+            sch, shape, tile, tile.tiles(self.emulated), in_place, ops.dtype_of(call.args[0]), weight, epilogue
+        )
         func = without_borders(sch, shape, Borders(axes_of(layer, call)[0]), nest)
         return Kernel(func, tuple(a for _, a in emission.arguments), tile)
 
@@ -185,8 +189,8 @@ def _fits_in_place(s: Shape, tile: AmxTile) -> bool:
 
 
 def _emit(e: Emission, call: relax.Call, tile: AmxTile, in_place: bool) -> Operand:
-    """Stages: rows (the padded data; none in place), data and weights (one tile per step and group or vector), acc (rounded
-    up to whole blocks), and the view of it the layer sees."""
+    """Stages: rows (the padded data; none in place), data and weights (one tile per step and group or vector), acc
+    (rounded up to whole blocks), and the view of it the layer sees."""
     sizes = shape_of(call, tile.channels)
     blocks = -(-sizes.channels // tile.channels)
     c = contraction(e, call, Packing(blocks, 1, tile.channels, DEPTH, BYTES // DEPTH))
@@ -224,7 +228,8 @@ def _emit(e: Emission, call: relax.Call, tile: AmxTile, in_place: bool) -> Opera
     own = tuple(int(d) for d in c.weights.shape[:-4])
     weights = te.compute((*own, steps, LANES, tile.channels, DEPTH), weight_at, name="tile_weights")
     kh, t, j, q, p = (
-        te.reduce_axis((0, n), name) for n, name in zip((*s.taps, steps, LANES, DEPTH), ("kh", "t", "j", "q", "p"), strict=True)
+        te.reduce_axis((0, n), name)
+        for n, name in zip((*s.taps, steps, LANES, DEPTH), ("kh", "t", "j", "q", "p"), strict=True)
     )
 
     def accumulate(*i: Any) -> tirx.Expr:
@@ -242,7 +247,14 @@ def _emit(e: Emission, call: relax.Call, tile: AmxTile, in_place: bool) -> Opera
 
 
 def _schedule(
-    sch: s_tir.Schedule, shape: Shape, tile: AmxTile, form: Tiles, in_place: bool, data_type: str, weight_type: str, epilogue: Epilogue
+    sch: s_tir.Schedule,
+    shape: Shape,
+    tile: AmxTile,
+    form: Tiles,
+    in_place: bool,
+    data_type: str,
+    weight_type: str,
+    epilogue: Epilogue,
 ) -> Nest:
     inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", "tile_weights", *epilogue.kept))
     acc, data, weights = (sch.get_sblock(name) for name in ("acc", "data", "tile_weights"))
@@ -286,7 +298,9 @@ def _schedule(
     return Nest(kh, t, vector, height=tile.lines)
 
 
-def _spell(sch: s_tir.Schedule, unrolled: list[s_tir.schedule.LoopRV], loop: s_tir.schedule.LoopRV, intrinsic: str) -> None:
+def _spell(
+    sch: s_tir.Schedule, unrolled: list[s_tir.schedule.LoopRV], loop: s_tir.schedule.LoopRV, intrinsic: str
+) -> None:
     """One tile instruction for the loops from `loop` on; the tiles' numbers are constants once `unrolled` are."""
     for each in unrolled:
         sch.unroll(each)

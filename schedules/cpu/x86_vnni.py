@@ -16,7 +16,9 @@ from .vector_unit import VectorUnit
 
 
 class Vnni(Contract):
-    """u8 or s8 data and s8 weights on AVX512-VNNI or AVX-VNNI; s8 data is shifted by 128 and the shift taken off again."""
+    """u8 or s8 data and s8 weights on AVX512-VNNI or AVX-VNNI; s8 data is shifted by 128 and the shift taken off
+    again.
+    """
 
     name = "x86.vnni"
 
@@ -44,8 +46,14 @@ class Vnni(Contract):
         call = layer.anchor_call
         assert call is not None
         w, offset = call.args[1], 128 if ops.dtype_of(call.args[0]) == "int8" else 0
-        if layer.is_four_bits(w) and ops.dtype_of(w) == "int8" and 16 * reach_of(layer.constant(w), 255) <= arith.RANGES["int32"][1]:
-            return Products(Step(8), "uint8", lambda data, weight: dot_u8s4(unit.lanes, data), offset, in_place=True, bits=4)
+        if (
+            layer.is_four_bits(w)
+            and ops.dtype_of(w) == "int8"
+            and 16 * reach_of(layer.constant(w), 255) <= arith.RANGES["int32"][1]
+        ):
+            return Products(
+                Step(8), "uint8", lambda data, weight: dot_u8s4(unit.lanes, data), offset, in_place=True, bits=4
+            )
         return Products(Step(4), "uint8", lambda data, weight: dot_u8s8(unit.lanes, data), offset, in_place=True)
 
 

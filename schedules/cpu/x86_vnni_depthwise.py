@@ -50,7 +50,9 @@ class QuadsTile:
 
 
 def tiles_of(pixels: int, unit: VectorUnit) -> list[QuadsTile]:
-    """The blocks of pixels that waste least, and of those the largest first, that leave registers for data and constants."""
+    """The blocks of pixels that waste least, and of those the largest first, that leave registers for data and
+    constants.
+    """
     return [QuadsTile(p, unit.lanes) for p in blocks_of_pixels(pixels, 14 if unit.registers > 16 else 6)]
 
 
@@ -122,7 +124,9 @@ def _emit(e: Emission, call: relax.Call, tile: QuadsTile) -> Operand:
         return te.sum(((quad >> (k * 8)) & 255) * kernel(g, t, v, lane, k).astype("int32"), axis=[g, t, k])
 
     acc = te.compute((n, oh, pixels, vectors, tile.lanes), accumulate, name="acc")
-    view = te.compute((n, oh, ow, channels), lambda *i: acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes), name="view")
+    view = te.compute(
+        (n, oh, ow, channels), lambda *i: acc(*i[:-1], i[-1] // tile.lanes, i[-1] % tile.lanes), name="view"
+    )
     return without_offset(e, call, view, offset)
 
 

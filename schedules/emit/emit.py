@@ -26,9 +26,15 @@ class Operand:
     """
 
     def __init__(
-        self, scope: Emission, tensor: te.Tensor | None = None, value: Array | None = None, four_bits: bool = False,
-        addend: Operand | None = None, bits: int = 0, narrow: te.Tensor | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        scope: Emission,
+        tensor: te.Tensor | None = None,
+        value: Array | None = None,
+        four_bits: bool = False,
+        addend: Operand | None = None,
+        bits: int = 0,
+        narrow: te.Tensor | None = None,
+    ) -> None:
         self.scope, self._tensor, self.value, self.four_bits = scope, tensor, value, four_bits
         self.addend, self.bits, self.narrow = addend, bits, narrow
         self.uniform = value is not None and value.size > 0 and bool(np.all(value == value.flat[0]))
@@ -102,7 +108,10 @@ class Emission:
     """
 
     def __init__(
-        self, layer: Layer, overrides: Mapping[str, Emitter] | None = None, given: Callable[[Emission], Sequence[Operand]] = lambda _: ()
+        self,
+        layer: Layer,
+        overrides: Mapping[str, Emitter] | None = None,
+        given: Callable[[Emission], Sequence[Operand]] = lambda _: (),
     ) -> None:
         self.layer, self.overrides = layer, overrides or {}
         self.arguments: list[tuple[te.Tensor, Array]] = []
@@ -269,9 +278,11 @@ def fence(value: tirx.Expr) -> tirx.Expr:
 
 
 _REAL_ROUNDINGS: dict[str, Callable[[tirx.Expr], tirx.Expr]] = {
-    "floor": tirx.floor, "ceil": tirx.ceil, "toward_zero": tirx.trunc,
+    "floor": tirx.floor,
+    "ceil": tirx.ceil,
+    "toward_zero": tirx.trunc,
     "away": lambda value: tirx.Select(value < immediate(0, str(value.ty.dtype)), tirx.floor(value), tirx.ceil(value)),
-}  # fmt: skip
+}
 
 
 def round_real(value: tirx.Expr, dtype: str, rounding: str) -> tirx.Expr:
@@ -294,9 +305,15 @@ def round_real(value: tirx.Expr, dtype: str, rounding: str) -> tirx.Expr:
 
 
 def quantize_element(
-    x: tirx.Expr, scale: tirx.Expr, zero_point: tirx.Expr, low: int, high: int, storage: str,
-    rounding: str = "half_even", form: str = "divide",
-) -> tirx.Expr:  # fmt: skip
+    x: tirx.Expr,
+    scale: tirx.Expr,
+    zero_point: tirx.Expr,
+    low: int,
+    high: int,
+    storage: str,
+    rounding: str = "half_even",
+    form: str = "divide",
+) -> tirx.Expr:
     """(A2) or (A2a) for one element in the type of `scale`, which is its reciprocal in the form of that name."""
     real = str(scale.ty.dtype)
     integer = "int64" if storage == "int32" else "int32"

@@ -206,7 +206,9 @@ def _unpack_int4(e: Emission, call: relax.Call) -> te.Tensor:
 def _pack_int4(e: Emission, call: relax.Call) -> te.Tensor:
     """(A20)"""
     x = e.operand(call.args[0])
-    return te.compute(out_shape(call), lambda *i: pair(x.at([*i[:-1], 2 * i[-1]]), x.at([*i[:-1], 2 * i[-1] + 1])), name="pack")
+    return te.compute(
+        out_shape(call), lambda *i: pair(x.at([*i[:-1], 2 * i[-1]]), x.at([*i[:-1], 2 * i[-1] + 1])), name="pack"
+    )
 
 
 def pair(low: tirx.Expr, high: tirx.Expr) -> tirx.Expr:

@@ -155,7 +155,9 @@ def _arg_extremum(e: Emission, call: relax.Call) -> te.Tensor:
 
 @emitter("hawq.softmax")
 def _softmax(e: Emission, call: relax.Call) -> te.Tensor:
-    """(A17): maximum, exponents from the table, their sum, its bits and reciprocal once a row, one rounded product an element."""
+    """(A17): maximum, exponents from the table, their sum, its bits and reciprocal once a row, one rounded product
+    an element.
+    """
     attrs = call.attrs
     x, table = e.operand(call.args[0]), e.operand(call.args[1])
     axis, shape = int(attrs["axis"]) % len(x.shape), x.shape
@@ -183,13 +185,17 @@ def _softmax(e: Emission, call: relax.Call) -> te.Tensor:
 
     shift = te.compute(outer, bits, name=ONCE_A_ROW[0])
     dividend = immediate(int(attrs["multiplier"]) << 31, "int64")
-    reciprocal = te.compute(outer, lambda *i: tirx.truncdiv(dividend, total(*i) >> (shift(*i) - start)), name=ONCE_A_ROW[1])
+    reciprocal = te.compute(
+        outer, lambda *i: tirx.truncdiv(dividend, total(*i) >> (shift(*i) - start)), name=ONCE_A_ROW[1]
+    )
     zero_point, one = immediate(int(attrs["zero_point"]), "int64"), immediate(1, "int64")
 
     def element(*i: Any) -> tirx.Expr:
         row = (*i[:axis], *i[axis + 1 :])
         product, by = exponents(*i).astype("int64") * reciprocal(*row), shift(*row)
         rounded = (product + ((one << (by - one)) - one) + ((product >> by) & one)) >> by
-        return clamp(rounded + zero_point, int(attrs["qmin"]), int(attrs["qmax"]), "int64").astype(str(attrs["out_dtype"]))
+        return clamp(rounded + zero_point, int(attrs["qmin"]), int(attrs["qmax"]), "int64").astype(
+            str(attrs["out_dtype"])
+        )
 
     return te.compute(shape, element, name="softmax")

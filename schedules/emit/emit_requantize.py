@@ -34,8 +34,11 @@ def shift_round(value: tirx.Expr, shift: tirx.Expr, shifts: Array, rounding: str
     elif rounding in arith.DIRECTED:
         zero, most = immediate(0, "int64"), (one << shift) - one
         added = {
-            "floor": zero, "ceil": most, "toward_zero": tirx.Select(value < zero, most, zero), "away": tirx.Select(value > zero, most, zero),
-        }  # fmt: skip
+            "floor": zero,
+            "ceil": most,
+            "toward_zero": tirx.Select(value < zero, most, zero),
+            "away": tirx.Select(value > zero, most, zero),
+        }
         return (value + added[rounding]) >> shift
     else:
         raise ValueError(f"unknown rounding {rounding!r}")
@@ -95,14 +98,17 @@ Element = Callable[..., tirx.Expr]
 def _clamped(shape: tuple[int, ...], value: Element, low: int, high: int, dtype: str, out: str) -> te.Tensor:
     """Numbers of a type clamped and stored in another.
 
-    On the way from int32 to 8 bits there is a stage "unclamped", so that a schedule may spell out the clamp to all that fits in 8 bits. Other
-    bounds belong to that stage; the second clamp then changes nothing, and goes when the stage is inlined.
+    On the way from int32 to 8 bits there is a stage "unclamped", so that a schedule may spell out the clamp to all
+    that fits in 8 bits. Other bounds belong to that stage; the second clamp then changes nothing, and goes when the
+    stage is inlined.
     """
     numbers, bounds = value, (low, high)
     if dtype == "int32" and out in ("int8", "uint8"):
         bounds = arith.RANGES[out]
         clamps = (low, high) != bounds
-        numbers = te.compute(shape, lambda *i: clamp(value(*i), low, high, dtype) if clamps else value(*i), name="unclamped")
+        numbers = te.compute(
+            shape, lambda *i: clamp(value(*i), low, high, dtype) if clamps else value(*i), name="unclamped"
+        )
     return te.compute(shape, lambda *i: clamp(numbers(*i), *bounds, dtype).astype(out), name="requantize")
 
 
@@ -155,7 +161,10 @@ def _sums_of_halves(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: A
     high = [(m - part) >> 16 for m, part in zip(terms.multipliers, low, strict=True)]
     p, q = terms.offset >> 16, terms.offset & 0xFFFF
     reach = 2**15 * sum(2**15 if x.dtype == "int16" else 2**8 for x in data) + 2**16
-    if max(int(np.abs(h).max(initial=0)) for h in high) >= 2**15 or int(np.abs(p).max(initial=0)) + reach + (reach >> 16) >= 2**31:
+    if (
+        max(int(np.abs(h).max(initial=0)) for h in high) >= 2**15
+        or int(np.abs(p).max(initial=0)) + reach + (reach >> 16) >= 2**31
+    ):
         return None
     highs, lows = ([Operand(e, value=m.astype(np.int16)) for m in part] for part in (high, low))
     # As arguments: LLVM adds immediates last, but starts a chain of multiply-adds from a value that it loads.
@@ -237,7 +246,11 @@ def _without_bias(e: Emission, expr: relax.Expr) -> tuple[Operand, Array]:
     """x and c where an expression is x + c with a constant c that broadcasts into x."""
     value, operand = e.layer.definition(expr), e.operand(expr)
     added: Array = np.zeros((), np.int64)
-    if ops.op_name(value) == "relax.add" and ops.is_const(value.args[1]) and ops.shape_of(value.args[0]) == ops.shape_of(value):
+    if (
+        ops.op_name(value) == "relax.add"
+        and ops.is_const(value.args[1])
+        and ops.shape_of(value.args[0]) == ops.shape_of(value)
+    ):
         operand, added = e.operand(value.args[0]), ops.const_value(value.args[1]).astype(np.int64)
     if operand.addend is None or operand.addend.value is None:
         return operand, added

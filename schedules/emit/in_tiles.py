@@ -1,4 +1,6 @@
-"""What follows a contraction, element by element, in another index: the same operators on the digits of a tiled output."""
+"""What follows a contraction, element by element, in another index: the same operators on the digits of a tiled
+output.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,11 @@ from .emit import Array
 
 
 def epilogue(layer: Layer, shape: tuple[int, ...], constant: Callable[[Array], Array]) -> tuple[Layer, list[relax.Var]]:
-    """The layer's bindings after its anchor as a layer of their own, whose tensors all have `shape`, and the variables from before
-    the anchor that it reads.
+    """The layer's bindings after its anchor as a layer of their own, whose tensors all have `shape`, and the
+    variables from before the anchor that it reads.
 
-    Its parameters are the anchor's result, then those. A last pack_int4 is left out.  constant: a constant of the old layer,
-    which varies over the last dimension at most, as one that broadcasts into `shape`.
+    Its parameters are the anchor's result, then those. A last pack_int4 is left out.  constant: a constant of the
+    old layer, which varies over the last dimension at most, as one that broadcasts into `shape`.
     """
     anchor = layer.anchor
     assert anchor is not None
@@ -36,7 +38,11 @@ def epilogue(layer: Layer, shape: tuple[int, ...], constant: Callable[[Array], A
             return ops.const(constant(ops.const_value(expr)), ops.dtype_of(expr))
         if isinstance(expr, relax.Call):
             # A table is indexed by values, not by places.
-            args = [mapped(expr.args[0]), *expr.args[1:]] if ops.op_name(expr) == "hawq.lookup" else [mapped(a) for a in expr.args]
+            args = (
+                [mapped(expr.args[0]), *expr.args[1:]]
+                if ops.op_name(expr) == "hawq.lookup"
+                else [mapped(a) for a in expr.args]
+            )
             return relax.Call(expr.op, args, attrs=expr.attrs, ty_args=expr.ty_args)
         return expr
 
@@ -49,4 +55,3 @@ def epilogue(layer: Layer, shape: tuple[int, ...], constant: Callable[[Array], A
             result = builder.emit_output(last)
         builder.emit_func_output(result)
     return Layer(layer.name, builder.get()["epilogue"]), read
-

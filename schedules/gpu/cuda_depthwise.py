@@ -1,4 +1,5 @@
-"""Depthwise convolutions on a GPU: a thread computes a few pixels of a line, of four channels, whatever kernel, stride and dilation.
+"""Depthwise convolutions on a GPU: a thread computes a few pixels of a line, of four channels, whatever kernel,
+stride and dilation.
 
     for (n, line, block of pixels, four channels) in parallel:
         acc[pixels][4] = 0                                      registers
@@ -7,8 +8,8 @@
             for kw, pixel, channel (unrolled): acc += row * taps    `windows`: four products of bytes at once (dp4a)
         out = epilogue(acc), stored in words of four channels
 
-Where dp4a does not fit (a dilated line, a single tap or pixel, pixels that do not divide a line, more than 8 bits, unsigned weights, other
-numbers of channels), a number is opened to 32 bits once and serves every tap of its line.
+Where dp4a does not fit (a dilated line, a single tap or pixel, pixels that do not divide a line, more than 8 bits,
+unsigned weights, other numbers of channels), a number is opened to 32 bits once and serves every tap of its line.
 """
 
 from __future__ import annotations
@@ -92,7 +93,12 @@ def _windows(layer: Layer, tile: CudaDepthwiseTile, spelled: bool) -> str:
     call = layer.anchor_call
     assert call is not None
     (data, weights), taps = (ops.dtype_of(a) for a in call.args), ops.shape_of(call.args[1])[1]
-    if tile.lanes != CHANNELS or min(tile.pixels, taps) == 1 or ops.shape_of(call)[2] % tile.pixels or Conv2d.of(call).dilation[1] > 1:
+    if (
+        tile.lanes != CHANNELS
+        or min(tile.pixels, taps) == 1
+        or ops.shape_of(call)[2] % tile.pixels
+        or Conv2d.of(call).dilation[1] > 1
+    ):
         return ""
     if data not in ("uint8", "int8") or weights != "int8":
         return ""
@@ -151,7 +157,8 @@ def _schedule(sch: s_tir.Schedule, tile: CudaDepthwiseTile, unrolled: bool, intr
         bind_grid(sch, element)
         sch.decompose_reduction(acc, kh)
         return
-    # Spelled before it is dealt out, because `tensorize` takes no block with a condition, in a block that still clears its sums.
+    # Spelled before it is dealt out, because `tensorize` takes no block with a condition, in a block that still clears
+    # its sums.
     products = sch.blockize(kw)
     sch.tensorize(sch.get_loops(acc)[-3], intrinsic)
     bind_grid(sch, element)
@@ -163,5 +170,3 @@ def _schedule(sch: s_tir.Schedule, tile: CudaDepthwiseTile, unrolled: bool, intr
 def _reads(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, name: str) -> int:
     """Which of the buffers that a stage reads has a name."""
     return next(k for k, region in enumerate(sch.get(block).reads) if str(region.source.name) == name)
-
-

@@ -1,9 +1,9 @@
 """Layers that compute element by element or move data, on a GPU: a thread takes a vector of channels.
 
-    for (outer dimensions, vectors of channels) in parallel:
-        load a vector of every operand of the same shape
-        for lane (unrolled): compute
-        store a vector
+for (outer dimensions, vectors of channels) in parallel:
+    load a vector of every operand of the same shape
+    for lane (unrolled): compute
+    store a vector
 """
 
 from __future__ import annotations

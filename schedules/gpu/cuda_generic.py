@@ -52,12 +52,15 @@ class CudaGeneric(Generic):
 
 
 def _grid(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> set[str]:
-    """Make a stage a grid, and what follows it element by element a part of it; the names of the stages that then run."""
+    """Make a stage a grid, and what follows it element by element a part of it; the names of the stages that then
+    run.
+    """
     names = {str(sch.get(block).name_hint)}
     spatial, reduction = spatial_and_reduction(sch, block)
     sch.reorder(*spatial, *reduction)
     steps, elements = (prod(extent(sch, lp) for lp in loops) for loops in (reduction, spatial))
-    # Values of 32 bits and more are shuffled; narrower ones TVM would pass through shared memory with no barrier between.
+    # Values of 32 bits and more are shuffled; narrower ones TVM would pass through shared memory with no barrier
+    # between.
     wide = int(tvm.DataType(str(sch.get(block).writes[0].source.dtype)).bits) >= 32
     shared = bool(reduction) and wide and steps >= _SHARE_FROM and elements < MANY_THREADS
     consumer = _only_consumer(sch, block) if reduction else None

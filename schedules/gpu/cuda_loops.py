@@ -26,10 +26,19 @@ def start(layer: Layer, emission: Emission, keep: tuple[str, ...] = ()) -> s_tir
 
     Raises ScheduleError when a tensor is too large for 32-bit positions.
     """
-    sizes = [prod(int(d) for d in t.shape) for t in [*emission.inputs, *emission.results, *(t for t, _ in emission.arguments)]]
+    sizes = [
+        prod(int(d) for d in t.shape)
+        for t in [*emission.inputs, *emission.results, *(t for t, _ in emission.arguments)]
+    ]
     sizes += [prod(ops.shape_of(b.var)) for b in layer.anchors if not isinstance(b.var.ty, relax.TupleType)]
     if max(sizes, default=0) >= MOST:
-        raise ScheduleError("a tensor is too large for a GPU kernel", where=layer.name, expected=f"less than {MOST} elements", found=str(max(sizes)), remedy="use a smaller batch")
+        raise ScheduleError(
+            "a tensor is too large for a GPU kernel",
+            where=layer.name,
+            expected=f"less than {MOST} elements",
+            found=str(max(sizes)),
+            remedy="use a smaller batch",
+        )
     sch = s_tir.Schedule(for_gpu(emission.prim_func()))
     inline_all(sch, keep)
     return sch
@@ -38,8 +47,9 @@ def start(layer: Layer, emission: Emission, keep: tuple[str, ...] = ()) -> s_tir
 def for_gpu(func: tirx.PrimFunc) -> tirx.PrimFunc:
     """The function without what is for CPUs only.
 
-    `emit.fence` is an intrinsic of LLVM: nvcc is told by an option to fuse no product with a sum. Division by a number that is not
-    known before the kernel runs becomes a call of `hawq_divide`, because a GPU divides in floating point.
+    `emit.fence` is an intrinsic of LLVM: nvcc is told by an option to fuse no product with a sum. Division by a
+    number that is not known before the kernel runs becomes a call of `hawq_divide`, because a GPU divides in
+    floating point.
     """
 
     def call(node: ir.Call) -> Any:
@@ -60,7 +70,9 @@ def blocks(sch: s_tir.Schedule) -> list[s_tir.schedule.SBlockRV]:
     return list(sch.get_child_blocks(sch.get_sblock("root")))
 
 
-def spatial_and_reduction(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> tuple[list[s_tir.schedule.LoopRV], list[s_tir.schedule.LoopRV]]:
+def spatial_and_reduction(
+    sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV
+) -> tuple[list[s_tir.schedule.LoopRV], list[s_tir.schedule.LoopRV]]:
     """The loops of a stage over its result, and those that reduce."""
     kinds = [int(v.iter_type) for v in sch.get(block).iter_vars]
     loops = sch.get_loops(block)
@@ -68,22 +80,32 @@ def spatial_and_reduction(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -
 
 
 def threads_for(work: int, most: int = THREADS) -> int:
-    """Threads of a block for so much work: whole warps, at least half of `most`, that divide it if any do; else `most`, or fewer where
-    there is less work."""
+    """Threads of a block for so much work: whole warps, at least half of `most`, that divide it if any do; else
+    `most`, or fewer where there is less work."""
     even = [t for t in range(most, most // 2 - 1, -WARP) if t and work % t == 0]
     return even[0] if even else min(most, -(-work // WARP) * WARP)
 
 
-def fuse_outer(sch: s_tir.Schedule, loops: list[s_tir.schedule.LoopRV], block: s_tir.schedule.SBlockRV) -> s_tir.schedule.LoopRV:
+def fuse_outer(
+    sch: s_tir.Schedule, loops: list[s_tir.schedule.LoopRV], block: s_tir.schedule.SBlockRV
+) -> s_tir.schedule.LoopRV:
     """Some outermost loops (perhaps none) of a stage as one, whose steps will be threads."""
     return sch.fuse(*loops) if loops else sch.add_unit_loop((sch.get_loops(block) or [block])[0])
 
 
-def bind_grid(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV, most: int = THREADS, exact: bool = False, axis: str = "threadIdx.x") -> None:
+def bind_grid(
+    sch: s_tir.Schedule,
+    loop: s_tir.schedule.LoopRV,
+    most: int = THREADS,
+    exact: bool = False,
+    axis: str = "threadIdx.x",
+) -> None:
     """One thread per step of an outermost loop; to be called when everything that belongs into it is there.
 
-    `split` guards what the loop holds where blocks of threads do not divide it. A stage that is computed at a loop later gets no
-    guard: its indices only look larger, and it writes beyond its buffer.  exact: threads of a block divide the steps.  axis: of these threads.
+    `split` guards what the loop holds where blocks of threads do not divide it. A stage that is computed at a loop
+    later gets no
+    guard: its indices only look larger, and it writes beyond its buffer.  exact: threads of a block divide the
+    steps.  axis: of these threads.
     """
     steps = extent(sch, loop)
     threads = next(t for t in range(min(most, steps), 0, -1) if steps % t == 0) if exact else threads_for(steps, most)
@@ -98,7 +120,8 @@ def share_reduction(sch: s_tir.Schedule, loops: list[s_tir.schedule.LoopRV], thr
 
 
 def lanes_for(channels: int, elements: int, *bounds: int) -> int:
-    """Channels that a thread computes: up to 16 bytes of 8-bit data, but rather fewer than too few threads to hide memory behind.
+    """Channels that a thread computes: up to 16 bytes of 8-bit data, but rather fewer than too few threads to hide
+    memory behind.
 
     bounds: where a vector may not reach across.
     """
@@ -114,7 +137,11 @@ def vector_reads(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, loop: s_ti
     own = [v.var for v in found.iter_vars]
     for k, region in enumerate(found.reads):
         at = [r.min for r in region.region]
-        whole = len(at) == len(own) and all(a.same_as(v) for a, v in zip(at, own)) and all(int(r.extent) == 1 for r in region.region)
+        whole = (
+            len(at) == len(own)
+            and all(a.same_as(v) for a, v in zip(at, own))
+            and all(int(r.extent) == 1 for r in region.region)
+        )
         if whole:
             copy = sch.cache_read(block, k, "local")
             sch.compute_at(copy, loop, preserve_unit_loops=True)
@@ -129,7 +156,9 @@ def vector_write(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV, loop: s_ti
 
 
 def vectorize_copy(sch: s_tir.Schedule, copy: s_tir.schedule.SBlockRV) -> None:
-    """Copy vectors of at most 16 bytes, what a GPU loads and stores at once; the last loop has a power of two of steps."""
+    """Copy vectors of at most 16 bytes, what a GPU loads and stores at once; the last loop has a power of two of
+    steps.
+    """
     loop = sch.get_loops(copy)[-1]
     bits = int(tvm.DataType(str(sch.get(copy).writes[0].source.dtype)).bits)
     width = min(extent(sch, loop), 128 // max(bits, 8))

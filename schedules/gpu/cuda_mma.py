@@ -1,15 +1,15 @@
 """Convolutions and matrix products on NVIDIA's tensor cores: an implicit matrix product with its epilogue in registers.
 
-    for block of (group, pixels, channels):                        blockIdx
-      for warp, lane:                                              threadIdx
-        sums = 0                                                   registers
-        for step of K:                                             a pipeline of `stages` steps
-          a = data of the block's pixels, zeros at the border      shared memory, asynchronous copies of 16 bytes
-          b = weights, in the order of the fragments               shared memory
-          sums += a * b                                            `multiply_step`
-        tile = epilogue(sums)                                      registers
-        out = tile                                                 vectors of neighbouring channels
-    K may be cut into slices for as many groups of warps, whose sums are added through shared memory.
+for block of (group, pixels, channels):                        blockIdx
+  for warp, lane:                                              threadIdx
+    sums = 0                                                   registers
+    for step of K:                                             a pipeline of `stages` steps
+      a = data of the block's pixels, zeros at the border      shared memory, asynchronous copies of 16 bytes
+      b = weights, in the order of the fragments               shared memory
+      sums += a * b                                            `multiply_step`
+    tile = epilogue(sums)                                      registers
+    out = tile                                                 vectors of neighbouring channels
+K may be cut into slices for as many groups of warps, whose sums are added through shared memory.
 """
 
 from __future__ import annotations
@@ -78,7 +78,9 @@ class Mma:
         return ranked_tiles(self.problem(layer), gpu_of(architectures(target)))
 
     def possible(self, layer: Layer, target: tvm.target.Target) -> list[MmaTile]:
-        """Every tile, the best by the cost model first: what it ranks low today was ranked high by another, and measured."""
+        """Every tile, the best by the cost model first: what it ranks low today was ranked high by another, and
+        measured.
+        """
         return ranked_tiles(self.problem(layer), gpu_of(architectures(target)), None)
 
     def problem(self, layer: Layer) -> Problem:
@@ -127,7 +129,9 @@ class Mma:
         stored = te.compute(digits.stored, element, name="tile")
         arguments = [(w, weights), *emission.arguments]
         func = te.create_prim_func([*inputs.values(), *(t for t, _ in arguments), stored])
-        sch = s_tir.Schedule(_store(func, digits, ops.shape_of(layer.func.body.body), ops.dtype_of(layer.func.body.body)))
+        sch = s_tir.Schedule(
+            _store(func, digits, ops.shape_of(layer.func.body.body), ops.dtype_of(layer.func.body.body))
+        )
         Scheduling(sch, digits, source.is_copied, self.threads).run()
         return Kernel(sch.mod["main"], tuple(a for _, a in arguments), tile)
 
@@ -150,8 +154,8 @@ def _flat(args: Sequence[relax.Expr]) -> list[relax.Expr]:
 class _Source:
     """Where the data of a contraction comes from.
 
-    data: a parameter of the layer, or what the layer computes from its parameters.  is_copied: it is a parameter, with zeros
-    around it perhaps, whose bytes can be copied four or more at a time.
+    data: a parameter of the layer, or what the layer computes from its parameters.  is_copied: it is a parameter,
+    with zeros around it perhaps, whose bytes can be copied four or more at a time.
     """
 
     problem: Problem
@@ -159,16 +163,28 @@ class _Source:
     is_copied: bool
 
     def stages(self, layer: Layer, inputs: dict[relax.Var, te.Tensor], digits: Digits) -> te.Tensor:
-        """The stage "a" of a block's data (and "mask", where it is copied), [group, block, slice, step, chunk, warp, row, g,
-        parts(16, vector)]."""
+        """The stage "a" of a block's data (and "mask", where it is copied), [group, block, slice, step, chunk, warp,
+        row, g, parts(16, vector)]."""
         p, t = self.problem, digits.tile
         steps, total = p.steps(t), p.bytes // p.vector
-        shape = (p.groups, p.blocks(t)[1], t.slices, steps, 2 * t.depth, t.warps[0], 2 * t.rows, 8, *parts(CHUNK, p.vector)[:-1])
+        shape = (
+            p.groups,
+            p.blocks(t)[1],
+            t.slices,
+            steps,
+            2 * t.depth,
+            t.warps[0],
+            2 * t.rows,
+            8,
+            *parts(CHUNK, p.vector)[:-1],
+        )
         vectors = 2 * t.depth * (CHUNK // p.vector)
 
         def place(d: Sequence[Any]) -> tuple[list[Any], list[tirx.Expr]]:
             pixel = digits.row(d[1], d[5], d[6], d[7])
-            vector = (d[2] * steps + d[3]) * vectors + (d[4] if p.vector == CHUNK else d[4] * (CHUNK // p.vector) + d[8])
+            vector = (d[2] * steps + d[3]) * vectors + (
+                d[4] if p.vector == CHUNK else d[4] * (CHUNK // p.vector) + d[8]
+            )
             tap, first = p.tap(vector)
             index, inside = p.at(pixel, tap)
             if p.pixels % t.pixels:
@@ -179,7 +195,9 @@ class _Source:
 
         if self.is_copied:
             x = inputs[self.data]
-            mask = te.compute(shape, lambda *d: tirx.all(*place(d)[1], tirx.const(True, "bool")).astype("int32"), name="mask")
+            mask = te.compute(
+                shape, lambda *d: tirx.all(*place(d)[1], tirx.const(True, "bool")).astype("int32"), name="mask"
+            )
 
             def copied(*d: Any) -> tirx.Expr:
                 index, _ = place(d[:-1])
@@ -245,7 +263,9 @@ def _computed(layer: Layer, data: relax.Expr, inputs: dict[relax.Var, te.Tensor]
                 builder.emit_normalized(b)
             result = builder.emit_output(data)
         builder.emit_func_output(result)
-    emission = Emission(Layer(layer.name, builder.get()["prologue"]), given=lambda e: [Operand(e, inputs[p]) for p in params])
+    emission = Emission(
+        Layer(layer.name, builder.get()["prologue"]), given=lambda e: [Operand(e, inputs[p]) for p in params]
+    )
     assert not emission.arguments, "a constant before the contraction"
     return emission.results[0]
 
@@ -259,7 +279,9 @@ def _sums(digits: Digits, a: te.Tensor, w: te.Tensor) -> te.Tensor:
 
     def accumulate(*d: Any) -> tirx.Expr:
         group, pixels, channels, s, warp, across, g, lane, row, own = d
-        data = a(group, pixels, s, step, k * 2 + byte // CHUNK, warp, row, g, *part_index(CHUNK, p.vector, byte % CHUNK))
+        data = a(
+            group, pixels, s, step, k * 2 + byte // CHUNK, warp, row, g, *part_index(CHUNK, p.vector, byte % CHUNK)
+        )
         at = part_index(t.depth * form.width, CHUNK, k * form.width + form.at(byte))
         weights = b(group, channels, s, step, across, own // 2, lane * 8 + own % 2 * 4 + byte % 16 // 4, *at)
         return te.sum(form.product(data, weights, byte), axis=[step, k, byte])
@@ -269,7 +291,9 @@ def _sums(digits: Digits, a: te.Tensor, w: te.Tensor) -> te.Tensor:
         return te.compute(digits.shape, lambda *d: sums(*d[:3], 0, *d[3:]), name="whole")
     # Lanes last, so that a warp writes and reads whole lines of shared memory.
     spilled = te.compute(
-        (*p.blocks(t), t.slices, *t.warps, 2 * t.rows, digits.own, 8, 4), lambda *d: sums(*d[:6], *d[8:], *d[6:8]), name="spilled"
+        (*p.blocks(t), t.slices, *t.warps, 2 * t.rows, digits.own, 8, 4),
+        lambda *d: sums(*d[:6], *d[8:], *d[6:8]),
+        name="spilled",
     )
 
     def whole(*d: Any) -> tirx.Expr:
@@ -282,7 +306,9 @@ def _sums(digits: Digits, a: te.Tensor, w: te.Tensor) -> te.Tensor:
 
 
 def _residual(layer: Layer, v: relax.Var, inputs: dict[relax.Var, te.Tensor], digits: Digits) -> te.Tensor:
-    """The stage "residual" of another operand of the epilogue, broadcast to the output; what is loaded as it is can be vectorised."""
+    """The stage "residual" of another operand of the epilogue, broadcast to the output; what is loaded as it is can
+    be vectorised.
+    """
     x = inputs[v] if v in inputs else _computed(layer, v, inputs)
     shape = [int(d) for d in x.shape]
 
@@ -294,8 +320,8 @@ def _residual(layer: Layer, v: relax.Var, inputs: dict[relax.Var, te.Tensor], di
 
 
 def _store(func: tirx.PrimFunc, digits: Digits, shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
-    """A function whose last parameter is a tensor of digits, with that tensor inside and, as last parameter, the output that one
-    more block, "store", copies it to.
+    """A function whose last parameter is a tensor of digits, with that tensor inside and, as last parameter, the
+    output that one more block, "store", copies it to.
 
     TE has no computation that chooses where it writes.
     """
@@ -303,13 +329,18 @@ def _store(func: tirx.PrimFunc, digits: Digits, shape: tuple[int, ...], dtype: s
     root = func.body.block
     out = tirx.decl_buffer(shape, dtype, "out")
     loops = [tirx.Var(f"d{i}", "int32") for i in range(len(digits.stored))]
-    axes = [tirx.IterVar(tvm.ir.Range(0, n), tirx.Var(f"v{i}", "int32"), tirx.IterVar.DataPar) for i, n in enumerate(digits.stored)]
+    axes = [
+        tirx.IterVar(tvm.ir.Range(0, n), tirx.Var(f"v{i}", "int32"), tirx.IterVar.DataPar)
+        for i, n in enumerate(digits.stored)
+    ]
     d = [a.var for a in axes]
     index = digits.place(d)
     body = tirx.BufferStore(out, tirx.BufferLoad(tile, d), index)
     if digits.exists(d):
         body = tirx.IfThenElse(tirx.all(*digits.exists(d)), body, None)
-    reads, writes = (tirx.BufferRegion(b, [tvm.ir.Range.from_min_extent(i, 1) for i in at]) for b, at in ((tile, d), (out, index)))
+    reads, writes = (
+        tirx.BufferRegion(b, [tvm.ir.Range.from_min_extent(i, 1) for i in at]) for b, at in ((tile, d), (out, index))
+    )
     stmt = s_tir.SBlockRealize(loops, True, s_tir.SBlock(axes, [reads], [writes], "store", body))
     for var, extent in zip(reversed(loops), reversed(digits.stored), strict=True):
         stmt = tirx.For(var, 0, extent, tirx.ForKind.SERIAL, stmt)

@@ -1,5 +1,6 @@
-"""Which tiles of a tensor-core product are worth trying, and what each is estimated to take: a model, in clock cycles, of how a
-GPU's multiprocessors share the blocks. It ranks; a measurement on the GPU (`hawq-tvm tune`) decides.
+"""Which tiles of a tensor-core product are worth trying, and what each is estimated to take: a model, in clock
+cycles, of how a GPU's multiprocessors share the blocks. It ranks; a measurement on the GPU (`hawq-tvm tune`)
+decides.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ TILES = 24
 class Gpu:
     """multiprocessors: of the smallest common product.  products: 8-bit multiply-adds of a multiprocessor per cycle.
 
-    shared: bytes of shared memory of a multiprocessor, and of one block at most.  registers, warps: of a multiprocessor.
-    int4: how much faster 4-bit products are, 1 where they are opened in registers.
+    shared: bytes of shared memory of a multiprocessor, and of one block at most.  registers, warps: of a
+    multiprocessor. int4: how much faster 4-bit products are, 1 where they are opened in registers.
     """
 
     multiprocessors: int
@@ -36,7 +37,8 @@ class Gpu:
     warps: int = 32
 
 
-# T4; A100; A10; L4; H100 and H200 (the mma instruction's rate; wgmma's is higher). NVIDIA's tuning guides and data sheets.
+# T4; A100; A10; L4; H100 and H200 (the mma instruction's rate; wgmma's is higher). NVIDIA's tuning guides and data
+# sheets.
 GPUS = {
     "sm_75": Gpu(40, 1024, 64 << 10, 2),
     "sm_80": Gpu(108, 2048, 160 << 10, 2, warps=64),
@@ -45,15 +47,28 @@ GPUS = {
     "sm_90": Gpu(132, 2048, 224 << 10, 1, warps=64),
 }
 FROM_L2 = 48  # bytes per cycle that a multiprocessor gets of data in the second level cache
-FILL, BARRIER, LAUNCH = 900, 90, 1500  # cycles until the first data is there, per step for its barriers, and of a block's beginning and end
+FILL, BARRIER, LAUNCH = (
+    900,
+    90,
+    1500,
+)  # cycles until the first data is there, per step for its barriers, and of a block's beginning and end
 ENOUGH_WARPS = 6  # to keep the four tensor cores of a multiprocessor busy
 FINISH = 16  # results of an epilogue per cycle
 
 
 def gpu_of(architectures: Sequence[str]) -> Gpu:
-    """The GPU to choose tiles for: the second oldest of several architectures, with no more shared memory than the smallest."""
+    """The GPU to choose tiles for: the second oldest of several architectures, with no more shared memory than the
+    smallest.
+    """
     chosen = GPUS[architectures[min(1, len(architectures) - 1)]]
-    return Gpu(chosen.multiprocessors, chosen.products, min(GPUS[a].shared for a in architectures), chosen.int4, chosen.registers, chosen.warps)
+    return Gpu(
+        chosen.multiprocessors,
+        chosen.products,
+        min(GPUS[a].shared for a in architectures),
+        chosen.int4,
+        chosen.registers,
+        chosen.warps,
+    )
 
 
 def ranked_tiles(problem: Problem, gpu: Gpu, most: int | None = TILES) -> list[MmaTile]:
@@ -76,15 +91,29 @@ def _tiles(problem: Problem, gpu: Gpu) -> list[MmaTile]:
 def cycles(problem: Problem, tile: MmaTile, gpu: Gpu) -> float:
     """The estimated cycles of a kernel.
 
-    The blocks of a multiprocessor share its tensor cores and its way to the second level cache; a block alone waits for its
-    data, for barriers and for its last results, which other blocks of the multiprocessor hide.
+    The blocks of a multiprocessor share its tensor cores and its way to the second level cache; a block alone waits
+    for its data, for barriers and for its last results, which other blocks of the multiprocessor hide.
     """
     groups, pixels, channels = problem.blocks(tile)
     steps, form = problem.steps(tile), problem.form
     per_byte = 2 if form.is_packed else 1
-    multiply = tile.pixels * tile.channels * tile.step_bytes * per_byte * tile.slices / (gpu.products * (gpu.int4 if form.is_packed else 1))
+    multiply = (
+        tile.pixels
+        * tile.channels
+        * tile.step_bytes
+        * per_byte
+        * tile.slices
+        / (gpu.products * (gpu.int4 if form.is_packed else 1))
+    )
     # Every fragment is loaded by each warp that needs it: 128 bytes of shared memory per cycle.
-    read = tile.slices * tile.warps[0] * tile.warps[1] * tile.depth * (tile.rows * 512 + tile.columns * LANES * form.width) / 128
+    read = (
+        tile.slices
+        * tile.warps[0]
+        * tile.warps[1]
+        * tile.depth
+        * (tile.rows * 512 + tile.columns * LANES * form.width)
+        / 128
+    )
     copy = tile.slices * (tile.pixels * tile.step_bytes + tile.channels * tile.depth * 4 * form.width) / FROM_L2
     finish = tile.pixels * tile.channels / FINISH
     busy = steps * max(multiply, read, copy) + finish
@@ -98,5 +127,9 @@ def cycles(problem: Problem, tile: MmaTile, gpu: Gpu) -> float:
 def _resident(problem: Problem, tile: MmaTile, gpu: Gpu) -> int:
     """Blocks that a multiprocessor holds at a time."""
     registers = tile.threads * (48 + 5 * tile.rows * tile.columns + 8 * tile.rows)
-    fits = gpu.shared // max(1, tile.shared_bytes(problem.form)), gpu.registers // registers, gpu.warps * LANES // tile.threads
+    fits = (
+        gpu.shared // max(1, tile.shared_bytes(problem.form)),
+        gpu.registers // registers,
+        gpu.warps * LANES // tile.threads,
+    )
     return max(1, min(*fits, 16))

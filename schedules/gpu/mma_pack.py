@@ -1,4 +1,6 @@
-"""Weights in the order in which a tensor-core kernel's lanes read them. Needs NumPy alone: exported tuning runs carry this file."""
+"""Weights in the order in which a tensor-core kernel's lanes read them. Needs NumPy alone: exported tuning runs
+carry this file.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,28 @@ LANES = 32
 
 
 def pack(
-    weights: NDArray[Any], *, groups: int, channels: int, blocks: int, slices: int, steps: int, depth: int, across: int, columns: int,
-    width: int, packed: int, opened: int,
-) -> NDArray[Any]:  # fmt: skip
-    """[taps, run elements, channels of all groups] weights as [group, block, slice, step, warp, fragment, lane, depth * width] bytes.
+    weights: NDArray[Any],
+    *,
+    groups: int,
+    channels: int,
+    blocks: int,
+    slices: int,
+    steps: int,
+    depth: int,
+    across: int,
+    columns: int,
+    width: int,
+    packed: int,
+    opened: int,
+) -> NDArray[Any]:
+    """[taps, run elements, channels of all groups] weights as [group, block, slice, step, warp, fragment, lane,
+    depth * width] bytes.
 
-    channels: of one group.  blocks: of channels.  steps: of a slice, with depth times 32 bytes of K each.  across: a block's warps
-    over channels.  columns: a warp's fragments.  width: a lane's bytes of weights per 32 bytes of data.  packed: 1 where data and
-    weights hold two elements to a byte.  opened: 1 where the weights alone do.
-    The order is the one in which lanes read fragments; the columns of a warp's fragments are dealt out so that every thread
-    holds neighbouring channels (see `Digits` in mma_tiles.py).
+    channels: of one group.  blocks: of channels.  steps: of a slice, with depth times 32 bytes of K each.  across: a
+    block's warps over channels.  columns: a warp's fragments.  width: a lane's bytes of weights per 32 bytes of
+    data.  packed: 1 where data and weights hold two elements to a byte.  opened: 1 where the weights alone do. The
+    order is the one in which lanes read fragments; the columns of a warp's fragments are dealt out so that every
+    thread holds neighbouring channels (see `Digits` in mma_tiles.py).
     """
     per_byte = 2 if packed else 1
     k: NDArray[Any] = weights.reshape(-1, groups, channels)

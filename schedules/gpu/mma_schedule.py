@@ -1,4 +1,6 @@
-"""The schedule of a tensor-core product: blocks, threads, the pipeline of copies; see the loops at the top of cuda_mma.py."""
+"""The schedule of a tensor-core product: blocks, threads, the pipeline of copies; see the loops at the top of
+cuda_mma.py.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ class Scheduling:
             self.pipeline(step)
 
     def results(self) -> s_tir.schedule.LoopRV:
-        """Blocks and threads of the output and of all that leads to it from the sums, and the loop over the lanes that compute these.
+        """Blocks and threads of the output and of all that leads to it from the sums, and the loop over the lanes
+        that compute these.
 
         Where K is sliced, the output is dealt out to all threads anew.
         """
@@ -146,7 +149,11 @@ class Scheduling:
 
     def named(self, name: str) -> list[s_tir.schedule.SBlockRV]:
         """The blocks whose name begins with `name`."""
-        return [b for b in self.sch.get_child_blocks(self.sch.get_sblock("root")) if str(self.sch.get(b).name_hint).startswith(name)]
+        return [
+            b
+            for b in self.sch.get_child_blocks(self.sch.get_sblock("root"))
+            if str(self.sch.get(b).name_hint).startswith(name)
+        ]
 
     def pipeline(self, step: s_tir.schedule.LoopRV) -> None:
         """Copies of a step, `stages` - 1 steps before its products."""

@@ -25,8 +25,8 @@ class MmaTile:
     """A block computes warps[0] x warps[1] warps of rows x columns fragments, 16 pixels times 8 channels each.
 
     slices: so many groups of such warps share a block, each with its part of K; their sums are added at the end.
-    depth: steps of 32 bytes of K between two barriers (even).  stages: steps in flight, at least 2: only a pipeline waits for its
-    asynchronous copies.
+    depth: steps of 32 bytes of K between two barriers (even).  stages: steps in flight, at least 2: only a pipeline
+    waits for its asynchronous copies.
     """
 
     warps: tuple[int, int]
@@ -37,7 +37,11 @@ class MmaTile:
     stages: int = 3
 
     def __post_init__(self) -> None:
-        if min(*self.warps, self.rows, self.columns, self.slices) < 1 or min(self.stages, self.depth) < 2 or self.depth % 2:
+        if (
+            min(*self.warps, self.rows, self.columns, self.slices) < 1
+            or min(self.stages, self.depth) < 2
+            or self.depth % 2
+        ):
             raise ValueError(f"not a tile: {self}")
 
     @property
@@ -69,7 +73,10 @@ class MmaTile:
 
     def __str__(self) -> str:
         sliced = f", K in {self.slices} slices" if self.slices > 1 else ""
-        return f"{self.pixels}x{self.channels}, {self.threads // LANES} warps{sliced}, {self.step_bytes} bytes of K, {self.stages} stages"
+        return (
+            f"{self.pixels}x{self.channels}, {self.threads // LANES} warps{sliced}, {self.step_bytes} bytes of K,"
+            f" {self.stages} stages"
+        )
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,8 @@ class Problem:
     """The sizes of a contraction.
 
     lead: the output's dimensions before the channels.  channels, groups: output channels of one group, and groups.
-    run: bytes of data per tap of one group.  kernel: taps.  strides, dilation, before: of a convolution, padding before the
-    data.  size: height and width of the data, without padding.
+    run: bytes of data per tap of one group.  kernel: taps.  strides, dilation, before: of a convolution, padding
+    before the data.  size: height and width of the data, without padding.
     """
 
     lead: tuple[int, ...]
@@ -121,14 +128,19 @@ class Problem:
         return unravel(vector // per_tap, self.kernel), vector % per_tap * self.vector
 
     def at(self, pixel: Any, tap: list[Any]) -> tuple[list[Any], list[tirx.Expr]]:
-        """Where a tap of an output pixel lies in the data without padding, and the conditions under which it lies inside."""
+        """Where a tap of an output pixel lies in the data without padding, and the conditions under which it lies
+        inside.
+        """
         if len(self.lead) != 3:
             return unravel(pixel, self.lead), []
         image, *place = unravel(pixel, self.lead)
         inside = []
         for d in range(2):
             place[d] = place[d] * self.strides[d] + tap[d] * self.dilation[d] - self.before[d]
-            first, last = -self.before[d], (self.lead[1 + d] - 1) * self.strides[d] + (self.kernel[d] - 1) * self.dilation[d] - self.before[d]
+            first, last = (
+                -self.before[d],
+                (self.lead[1 + d] - 1) * self.strides[d] + (self.kernel[d] - 1) * self.dilation[d] - self.before[d],
+            )
             inside += [place[d] >= 0] if first < 0 else []
             inside += [place[d] < self.size[d]] if last >= self.size[d] else []
         return [image, *place], inside
@@ -136,10 +148,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Digits:
-    """The index of an output element in a tiled problem: (group, block of pixels, block of channels, warp of pixels, warp of
-    channels, g, t, row, channel).
+    """The index of an output element in a tiled problem: (group, block of pixels, block of channels, warp of pixels,
+    warp of channels, g, t, row, channel).
 
-    g, t: the lane is 4 g + t. A thread has every eighth pixel of its warp, from g on, and 2 * columns neighbouring channels.
+    g, t: the lane is 4 g + t. A thread has every eighth pixel of its warp, from g on, and 2 * columns neighbouring
+    channels.
     packed: the output holds two channels to a byte.
     """
 
@@ -221,9 +234,18 @@ def packing(problem: Problem, tile: MmaTile) -> dict[str, int]:
     """What `mma_pack.pack` must know, beside the weights."""
     p, t, form = problem, tile, problem.form
     return {
-        "groups": p.groups, "channels": p.channels, "blocks": p.blocks(t)[2], "slices": t.slices, "steps": p.steps(t), "depth": t.depth,
-        "across": t.warps[1], "columns": t.columns, "width": form.width, "packed": int(form.is_packed), "opened": int(form.opens_weights),
-    }  # fmt: skip
+        "groups": p.groups,
+        "channels": p.channels,
+        "blocks": p.blocks(t)[2],
+        "slices": t.slices,
+        "steps": p.steps(t),
+        "depth": t.depth,
+        "across": t.warps[1],
+        "columns": t.columns,
+        "width": form.width,
+        "packed": int(form.is_packed),
+        "opened": int(form.opens_weights),
+    }
 
 
 def pack_weights(weights: Array, problem: Problem, tile: MmaTile) -> Array:
@@ -242,4 +264,6 @@ def problem_of(call: relax.Call, form: Form, before: tuple[int, int], size: tupl
         return Problem(out[:-1], out[-1], 1, ops.shape_of(call.args[0])[-1] // per_byte, form)
     kh, kw, inputs, channels = ops.shape_of(call.args[1])
     a = Conv2d.of(call)
-    return Problem(out[:3], channels // a.groups, a.groups, inputs // per_byte, form, (kh, kw), a.strides, a.dilation, before, size)
+    return Problem(
+        out[:3], channels // a.groups, a.groups, inputs // per_byte, form, (kh, kw), a.strides, a.dilation, before, size
+    )

@@ -1,8 +1,10 @@
-"""The device functions that CUDA kernels call: copies, matrix products and windows, spelled in PTX for every architecture.
+"""The device functions that CUDA kernels call: copies, matrix products and windows, spelled in PTX for every
+architecture.
 
-One source serves all architectures, so that one library can hold code for several: the preprocessor chooses by __CUDA_ARCH__.
-What each function means is the `meaning` of its intrinsic in `mma_intrinsics.py` and `dp4a_intrinsics.py`. Bytes of shared memory and registers of a
-fragment lie as the PTX ISA lays them out (section "Matrix multiply-accumulate operation using mma instruction").
+One source serves all architectures, so that one library can hold code for several: the preprocessor chooses by
+__CUDA_ARCH__. What each function means is the `meaning` of its intrinsic in `mma_intrinsics.py` and
+`dp4a_intrinsics.py`. Bytes of shared memory and registers of a fragment lie as the PTX ISA lays them out (section
+"Matrix multiply-accumulate operation using mma instruction").
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ template <int N> __device__ __forceinline__ void copy(void* to, const void* from
   if constexpr (N == 16)
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
   else
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared), "l"(global), "n"(N), "r"(bytes) : "memory");
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                 ::"r"(shared), "l"(global), "n"(N), "r"(bytes) : "memory");
 #else
   if constexpr (N == 16) *(uint4*)to = take ? *(const uint4*)from : make_uint4(0, 0, 0, 0);
   else if constexpr (N == 8) *(uint2*)to = take ? *(const uint2*)from : make_uint2(0, 0);
@@ -36,8 +39,10 @@ __device__ __forceinline__ void ldmatrix_x4(unsigned (&r)[4], const void* row) {
 
 #define HAWQ_MMA_4(NAME, SHAPE, TYPES) \
   __device__ __forceinline__ void NAME(int* c0, int* c1, const unsigned (&a)[4], unsigned b0, unsigned b1) { \
-    asm volatile("mma.sync.aligned." SHAPE ".row.col.s32." TYPES ".s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
-        : "+r"(c0[0]), "+r"(c0[1]), "+r"(c1[0]), "+r"(c1[1]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1)); \
+    asm volatile("mma.sync.aligned." SHAPE ".row.col.s32." TYPES ".s32 " \
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+        : "+r"(c0[0]), "+r"(c0[1]), "+r"(c1[0]), "+r"(c1[1]) \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1)); \
   }
 #define HAWQ_MMA_1(NAME, SHAPE, TYPES) \
   __device__ __forceinline__ void NAME##_8(int* c, unsigned a, unsigned b) { \
@@ -66,8 +71,11 @@ HAWQ_MMA_1(mma_s4s4, "m8n8k32", "s4.s4")
 
 // The low nibble of every byte as a byte.
 __device__ __forceinline__ unsigned nibbles_u(unsigned bytes) { return bytes & 0x0F0F0F0Fu; }
-// Likewise, sign-extended: with the sign flipped a nibble is v + 8, plus 0x78 it carries nowhere, and bit 7 flipped it is v.
-__device__ __forceinline__ unsigned nibbles_s(unsigned bytes) { return (((bytes & 0x0F0F0F0Fu) ^ 0x08080808u) + 0x78787878u) ^ 0x80808080u; }
+// Likewise, sign-extended: with the sign flipped a nibble is v + 8, plus 0x78 it carries nowhere, and bit 7 flipped it
+// is v.
+__device__ __forceinline__ unsigned nibbles_s(unsigned bytes) {
+  return (((bytes & 0x0F0F0F0Fu) ^ 0x08080808u) + 0x78787878u) ^ 0x80808080u;
+}
 
 #if defined(HAWQ_NO_INT4)
 // Without 4-bit tensor cores: even and odd nibbles of both operands, as bytes.
@@ -84,7 +92,8 @@ HAWQ_MMA_OPENED(mma_s4s4, nibbles_s, mma_s8s8)
 
 enum Form { U8S8, S8S8, U8S4, S8S4, U4S4, S4S4 };
 
-template <Form F> __device__ __forceinline__ void multiply(int* c0, int* c1, const unsigned (&a)[4], unsigned b0, unsigned b1) {
+template <Form F>
+__device__ __forceinline__ void multiply(int* c0, int* c1, const unsigned (&a)[4], unsigned b0, unsigned b1) {
   if constexpr (F == U8S8 || F == U8S4) mma_u8s8(c0, c1, a, b0, b1);
   else if constexpr (F == S8S8 || F == S8S4) mma_s8s8(c0, c1, a, b0, b1);
   else if constexpr (F == U4S4) mma_u4s4(c0, c1, a, b0, b1);
@@ -123,7 +132,8 @@ __device__ __forceinline__ void step(int* c, const void* a, int chunk, const voi
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int m = 0; m < MI; ++m)
-          multiply<F>(c + ((m * 2) * NI + n) * 2, c + ((m * 2 + 1) * NI + n) * 2, data[half][m], w[2 * half], w[2 * half + 1]);
+          multiply<F>(c + ((m * 2) * NI + n) * 2, c + ((m * 2 + 1) * NI + n) * 2, data[half][m], w[2 * half],
+                      w[2 * half + 1]);
     }
   }
 }
@@ -142,7 +152,8 @@ template <int COUNT> __device__ __forceinline__ void gather(unsigned (&t)[4], co
   t[3] = __byte_perm(ab, cd, 0x7632);
 }
 
-template <int FIRST, int COUNT, int N> __device__ __forceinline__ void gather_from(unsigned (&t)[N][4], const unsigned* words) {
+template <int FIRST, int COUNT, int N>
+__device__ __forceinline__ void gather_from(unsigned (&t)[N][4], const unsigned* words) {
   if constexpr (4 * FIRST < COUNT) {
     gather<COUNT - 4 * FIRST>(t[FIRST], words + 4 * FIRST);
     gather_from<FIRST + 1, COUNT>(t, words);
@@ -155,7 +166,8 @@ template <bool SIGNED> __device__ __forceinline__ int dot(unsigned data, unsigne
   return sum;
 }
 
-// sums[PIXELS][4] += windows of TAPS words of a line, STRIDE words apart, with TAPS words of weights; every byte of a word is a channel.
+// sums[PIXELS][4] += windows of TAPS words of a line, STRIDE words apart, with TAPS words of weights; every byte of a
+// word is a channel.
 template <int PIXELS, int TAPS, int STRIDE, bool SIGNED>
 __device__ __forceinline__ void windows(int* sums, const void* line, const void* taps) {
   constexpr int COLUMNS = (PIXELS - 1) * STRIDE + TAPS, WORDS = (TAPS + 3) / 4;

@@ -1,6 +1,8 @@
-"""CUDA source that goes before the kernels of every library: helper functions that TIR calls by name, and what they mean in TIR.
+"""CUDA source that goes before the kernels of every library: helper functions that TIR calls by name, and what they
+mean in TIR.
 
-Every function is `static __device__ __forceinline__`, guarded by __CUDA_ARCH__ where an architecture lacks its instruction.
+Every function is `static __device__ __forceinline__`, guarded by __CUDA_ARCH__ where an architecture lacks its
+instruction.
 """
 
 from collections.abc import Callable
@@ -28,15 +30,21 @@ static __device__ __forceinline__ int64_t hawq_divide(int64_t dividend, int64_t 
 }
 """
 
+
 # TVM writes a vector of 8 or 16 equal bytes (zeros around a pooled image) as a call of these with as many arguments.
+def _word(w: int) -> str:
+    return f"hawq_word({', '.join(f'b{4 * w + i}' for i in range(4))})"
+
+
 BYTES = """
 template <typename T>
 static __device__ __forceinline__ unsigned hawq_word(T a, T b, T c, T d) {
   return (unsigned)(uint8_t)a | (unsigned)(uint8_t)b << 8 | (unsigned)(uint8_t)c << 16 | (unsigned)(uint8_t)d << 24;
 }
 """ + "".join(
-    f"template <typename T>\nstatic __device__ __forceinline__ {kind}{words} make_{kind}{words}({', '.join(f'T b{i}' for i in range(4 * words))}) {{\n"
-    f"  return make_{kind}{words}({', '.join('hawq_word(' + ', '.join(f'b{4 * w + i}' for i in range(4)) + ')' for w in range(words))});\n}}\n"
+    f"template <typename T>\nstatic __device__ __forceinline__ {kind}{words}"
+    f" make_{kind}{words}({', '.join(f'T b{i}' for i in range(4 * words))}) {{\n"
+    f"  return make_{kind}{words}({', '.join(_word(w) for w in range(words))});\n}}\n"
     for kind in ("int", "uint")
     for words in (2, 4)
 )

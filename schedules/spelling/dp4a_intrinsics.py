@@ -12,12 +12,16 @@ CHANNELS = 4  # of a word
 
 @cache
 def windows(pixels: int, taps: int, stride: int, data: str, spelled: bool = True) -> str:
-    """The name of the tensor intrinsic c[p, i] += sum_t a[p stride + t, i] w[t, i], p < pixels, t < taps, i < 4, spelled as dp4a.
+    """The name of the tensor intrinsic c[p, i] += sum_t a[p stride + t, i] w[t, i], p < pixels, t < taps, i < 4,
+    spelled as dp4a.
 
-    data: "uint8" or "int8", the type of a; w is int8, c int32.  All three lie in registers of one thread.  spelled: False is for CPUs:
-    the meaning instead of the spelling.
+    data: "uint8" or "int8", the type of a; w is int8, c int32.  All three lie in registers of one thread.  spelled:
+    False is for CPUs: the meaning instead of the spelling.
     """
-    name, columns = f"hawq.windows.{pixels}.{taps}.{stride}.{data}{'' if spelled else '.meant'}", (pixels - 1) * stride + taps
+    name, columns = (
+        f"hawq.windows.{pixels}.{taps}.{stride}.{data}{'' if spelled else '.meant'}",
+        (pixels - 1) * stride + taps,
+    )
     call = f"hawq::windows<{pixels}, {taps}, {stride}, {'true' if data == 'int8' else 'false'}>"
 
     def strides() -> list[tirx.Var | int]:

@@ -86,7 +86,8 @@ def _two(lanes: int, weight: str) -> Pair:
 
 @cache
 def dot_u8s8(lanes: int, data: str) -> str:
-    """The name of the tensor intrinsic c[i] += sum_k a'[k] w[i, k], k < 4, spelled as vpdpbusd, exact for every operand.
+    """The name of the tensor intrinsic c[i] += sum_k a'[k] w[i, k], k < 4, spelled as vpdpbusd, exact for every
+    operand.
 
     data: "uint8", where a' = a, or "int8", where a' = a + 128.  lanes: 8 (AVX-VNNI or AVX512-VNNI) or 16 (AVX512-VNNI).
     w is int8, c int32; sums wrap around as vpdpbusd's do.
@@ -117,7 +118,9 @@ def dot_u8s8(lanes: int, data: str) -> str:
         with T.sblock("root"):
             T.reads(C[0:lanes], A[0:4], W[0:lanes, 0:4])
             T.writes(C[0:lanes])
-            C[T.ramp(0, 1, lanes)] = _vpdpbusd(C.vload([0], f"int32x{lanes}"), _four_bytes(A, lanes), W.vload([0, 0], f"int8x{4 * lanes}"), lanes)
+            C[T.ramp(0, 1, lanes)] = _vpdpbusd(
+                C.vload([0], f"int32x{lanes}"), _four_bytes(A, lanes), W.vload([0, 0], f"int8x{4 * lanes}"), lanes
+            )
 
     s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
     return name
@@ -145,7 +148,9 @@ def multiply_high(lanes: int, neon: bool = False) -> str:
             for i in T.serial(0, lanes):
                 with T.sblock("high"):
                     vi = T.axis.spatial(lanes, i)
-                    C[vi] = T.cast(T.shift_right(T.cast(A[vi], "int64") * T.cast(M[vi], "int64") + B[vi], T.int64(32)), "int32")
+                    C[vi] = T.cast(
+                        T.shift_right(T.cast(A[vi], "int64") * T.cast(M[vi], "int64") + B[vi], T.int64(32)), "int32"
+                    )
 
     @T.prim_func(s_tir=True)
     def spelling(
@@ -157,7 +162,9 @@ def multiply_high(lanes: int, neon: bool = False) -> str:
         with T.sblock("root"):
             T.reads(A[0:lanes], M[0:lanes], B[0:lanes])
             T.writes(C[0:lanes])
-            C[T.ramp(0, 1, lanes)] = high(A.vload([0], f"int32x{lanes}"), M.vload([0], f"int32x{lanes}"), B.vload([0], f"int64x{lanes}"), lanes)
+            C[T.ramp(0, 1, lanes)] = high(
+                A.vload([0], f"int32x{lanes}"), M.vload([0], f"int32x{lanes}"), B.vload([0], f"int64x{lanes}"), lanes
+            )
 
     s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
     return name
@@ -184,7 +191,8 @@ def _high_of_pairs(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx
     def pair(x: tirx.Expr, i: int) -> tirx.Expr:
         return tirx.Shuffle([x], [tirx.const(i + k, "int32") for k in range(2)])
 
-    # Named: a product of two sign extensions, one of which is the same in every turn of a loop, would be made in general registers.
+    # Named: a product of two sign extensions, one of which is the same in every turn of a loop, would be made in
+    # general registers.
     def total(i: int) -> tirx.Expr:
         product = tirx.call_llvm_pure_intrin("int64x2", "llvm.aarch64.neon.smull", pair(a, i), pair(m, i))
         return tirx.reinterpret("int32x4", product + pair(b, i))
@@ -195,7 +203,8 @@ def _high_of_pairs(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx
 
 @cache
 def narrow(lanes: int, vectors: int, dtype: str) -> str:
-    """The name of the tensor intrinsic c[i] = a[i] clamped to `dtype`, i < lanes vectors: packssdw, then packuswb or packsswb.
+    """The name of the tensor intrinsic c[i] = a[i] clamped to `dtype`, i < lanes vectors: packssdw, then packuswb or
+    packsswb.
 
     dtype: "uint8" or "int8".  lanes: 8 (AVX2) or 16 (AVX512-BW).  vectors: 2 or 4.  a is int32.
     """
@@ -217,7 +226,9 @@ def narrow(lanes: int, vectors: int, dtype: str) -> str:
         with T.sblock("root"):
             T.reads(A[0:size])
             T.writes(C[0:size])
-            C[T.ramp(0, 1, size)] = _packed([A.vload([k * lanes], f"int32x{lanes}") for k in range(vectors)], lanes, dtype)
+            C[T.ramp(0, 1, size)] = _packed(
+                [A.vload([k * lanes], f"int32x{lanes}") for k in range(vectors)], lanes, dtype
+            )
 
     s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
     return name
@@ -260,7 +271,15 @@ def dot_u8s4(lanes: int, data: str) -> str:
                     with T.sblock("update"):
                         vi, vk = T.axis.remap("SR", [i, k])
                         C[vi] = C[vi] + (T.cast(A[vk], "int32") + offset) * T.cast(
-                            T.cast(T.Select(vk < 4, T.shift_left(W[vi, vk % 4], T.uint8(4)), T.bitwise_and(W[vi, vk % 4], T.uint8(240))), "int8"), "int32"
+                            T.cast(
+                                T.Select(
+                                    vk < 4,
+                                    T.shift_left(W[vi, vk % 4], T.uint8(4)),
+                                    T.bitwise_and(W[vi, vk % 4], T.uint8(240)),
+                                ),
+                                "int8",
+                            ),
+                            "int32",
                         )
 
     @T.prim_func(s_tir=True)
@@ -274,7 +293,9 @@ def dot_u8s4(lanes: int, data: str) -> str:
             T.writes(C[0:lanes])
             C[T.ramp(0, 1, lanes)] = _vpdpbusd(
                 _vpdpbusd(C.vload([0], f"int32x{lanes}"), _four_bytes(A, lanes), _nibbles_times_16(W, lanes, 4), lanes),
-                _four_bytes(A, lanes, 4), _nibbles_times_16(W, lanes, 0), lanes,
+                _four_bytes(A, lanes, 4),
+                _nibbles_times_16(W, lanes, 0),
+                lanes,
             )
 
     s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
@@ -282,7 +303,9 @@ def dot_u8s4(lanes: int, data: str) -> str:
 
 
 def _nibbles_times_16(w: tirx.Buffer, lanes: int, left: int) -> tirx.Expr:
-    """The high halves of bytes shifted left by 4 or not, as int8; the shift is one of 16 bits, the mask drops what crosses bytes."""
+    """The high halves of bytes shifted left by 4 or not, as int8; the shift is one of 16 bits, the mask drops what
+    crosses bytes.
+    """
     packed = w.vload([0, 0], f"uint8x{4 * lanes}")
     if left:
         wide = tirx.reinterpret(f"uint16x{2 * lanes}", packed) << tirx.Broadcast(tirx.const(left, "uint16"), 2 * lanes)
@@ -323,8 +346,10 @@ def dot_quads(lanes: int) -> str:
             T.reads(C[0:lanes], Q[0:lanes], W[0:lanes, 0:4])
             T.writes(C[0:lanes])
             C[T.ramp(0, 1, lanes)] = _vpdpbusd(
-                C.vload([0], f"int32x{lanes}"), T.reinterpret(f"int8x{4 * lanes}", Q.vload([0], f"int32x{lanes}")),
-                W.vload([0, 0], f"int8x{4 * lanes}"), lanes,
+                C.vload([0], f"int32x{lanes}"),
+                T.reinterpret(f"int8x{4 * lanes}", Q.vload([0], f"int32x{lanes}")),
+                W.vload([0, 0], f"int8x{4 * lanes}"),
+                lanes,
             )
 
     s_tir.TensorIntrin.register(name, meaning, spelling, override=True)

@@ -1,7 +1,8 @@
-"""Copies to shared memory and products of tensor cores, as pairs of meaning and spelling; the spelling is in cuda_device.py.
+"""Copies to shared memory and products of tensor cores, as pairs of meaning and spelling; the spelling is in
+cuda_device.py.
 
-They are written for one thread: what it means for its own rows and columns. The 32 threads of a warp together read the operands
-of all of them, so a spelling may only stand where a whole warp arrives together.
+They are written for one thread: what it means for its own rows and columns. The 32 threads of a warp together read
+the operands of all of them, so a spelling may only stand where a whole warp arrives together.
 """
 
 # No postponed annotations here: TVMScript reads the buffer types from them, which mypy cannot.
@@ -55,7 +56,9 @@ class Form(Enum):
     def product(self, data: tirx.Expr, weights: tirx.Expr, byte: tirx.Expr) -> tirx.Expr:
         """What a byte of data and the weights' byte that stands for it add to the sum; byte: its number, 0 to 31."""
         if self.is_packed:
-            return _nibble(data, 0, self is Form.S4S4) * _nibble(weights, 0, True) + _nibble(data, 1, self is Form.S4S4) * _nibble(weights, 1, True)
+            return _nibble(data, 0, self is Form.S4S4) * _nibble(weights, 0, True) + _nibble(
+                data, 1, self is Form.S4S4
+            ) * _nibble(weights, 1, True)
         if self.opens_weights:
             low = tirx.Select(byte < 16, weights << tirx.const(4, "uint8"), weights & tirx.const(0xF0, "uint8"))
             return data.astype("int32") * low.astype("int8").astype("int32")
@@ -73,7 +76,8 @@ def _nibble(byte: tirx.Expr, half: int, signed: bool) -> tirx.Expr:
 
 @cache
 def copy_or_zero(dtype: str, count: int) -> str:
-    """The name of the tensor intrinsic s[i] = a[i] where p[0] is not 0, else 0, i < count, from global to shared memory.
+    """The name of the tensor intrinsic s[i] = a[i] where p[0] is not 0, else 0, i < count, from global to shared
+    memory.
 
     count: 4, 8 or 16 elements of one byte, aligned so.  Asynchronous on sm_80 and later.
     """
@@ -154,9 +158,9 @@ def multiply_step(rows: int, columns: int, depth: int, form: Form, vector: int) 
 
         c[r, j] += sum over 32 * depth bytes of data of row r times weights of column j
 
-    r < 2 * rows (of fragments), j < 2 * columns.  Data: [chunk of 16 bytes, 1, r, 1, parts(16, vector)].  Weights: [fragment
-    j // 2, lane, parts(depth * form.width, 16)]: those of column j and bytes b are with lane 4 (j % 2) + b % 16 / 4
-    (`Form.at`).  depth: even.
+    r < 2 * rows (of fragments), j < 2 * columns.  Data: [chunk of 16 bytes, 1, r, 1, parts(16, vector)].  Weights:
+    [fragment j // 2, lane, parts(depth * form.width, 16)]: those of column j and bytes b are with lane 4 (j % 2) + b
+    % 16 / 4 (`Form.at`).  depth: even.
     """
     name = f"hawq.multiply_step.{rows}.{columns}.{depth}.{form.value}.{vector}"
     width = form.width
@@ -167,15 +171,21 @@ def multiply_step(rows: int, columns: int, depth: int, form: Form, vector: int) 
     def strides(shape: tuple[int, ...]) -> list[tirx.Var]:
         return [tirx.Var("stride", "int32") for _ in shape]
 
-    def product(data: tirx.Buffer, weights: tirx.Buffer, r: tirx.Expr, j: tirx.Expr, k: tirx.Expr, e: tirx.Expr) -> tirx.Expr:
+    def product(
+        data: tirx.Buffer, weights: tirx.Buffer, r: tirx.Expr, j: tirx.Expr, k: tirx.Expr, e: tirx.Expr
+    ) -> tirx.Expr:
         a = tirx.BufferLoad(data, [k * 2 + e // 16, 0, r, 0, *part_index(16, vector, e % 16)])
-        b = tirx.BufferLoad(weights, [j // 2, j % 2 * 4 + e % 16 // 4, *part_index(depth * width, 16, k * width + form.at(e))])
+        b = tirx.BufferLoad(
+            weights, [j // 2, j % 2 * 4 + e % 16 // 4, *part_index(depth * width, 16, k * width + form.at(e))]
+        )
         return form.product(a, b, e)
 
     @T.prim_func(s_tir=True)
     def meaning(a: T.handle, b: T.handle, c: T.handle) -> None:
         A = T.match_buffer(a, data_shape, form.data, offset_factor=1, scope="shared.dyn", strides=strides(data_shape))
-        B = T.match_buffer(b, weights_shape, form.weights, offset_factor=1, scope="shared.dyn", strides=strides(weights_shape))
+        B = T.match_buffer(
+            b, weights_shape, form.weights, offset_factor=1, scope="shared.dyn", strides=strides(weights_shape)
+        )
         C = T.match_buffer(c, (2 * rows, 2 * columns), "int32", offset_factor=1, scope="local")
         with T.sblock("root"):
             T.reads(C[0 : 2 * rows, 0 : 2 * columns], A[all_data], B[all_weights])
@@ -193,14 +203,20 @@ def multiply_step(rows: int, columns: int, depth: int, form: Form, vector: int) 
             a, data_shape, form.data, offset_factor=1, scope="shared.dyn", strides=[chunk, *strides(data_shape[1:])]
         )
         B = T.match_buffer(
-            b, weights_shape, form.weights, offset_factor=1, scope="shared.dyn", strides=[fragment, *strides(weights_shape[1:])]
+            b,
+            weights_shape,
+            form.weights,
+            offset_factor=1,
+            scope="shared.dyn",
+            strides=[fragment, *strides(weights_shape[1:])],
         )
         C = T.match_buffer(c, (2 * rows, 2 * columns), "int32", offset_factor=1, scope="local")
         with T.sblock("root"):
             T.reads(C[0 : 2 * rows, 0 : 2 * columns], A[all_data], B[all_weights])
             T.writes(C[0 : 2 * rows, 0 : 2 * columns])
-            T.evaluate(T.call_extern("void", call, C.access_ptr("rw"), A.access_ptr("r"), chunk, B.access_ptr("r"), fragment))
+            T.evaluate(
+                T.call_extern("void", call, C.access_ptr("rw"), A.access_ptr("r"), chunk, B.access_ptr("r"), fragment)
+            )
 
     s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
     return name
-

@@ -1,8 +1,10 @@
-"""Inner products of NEON registers, as pairs of meaning and spelling: one step of loaded data against one vector of channels.
+"""Inner products of NEON registers, as pairs of meaning and spelling: one step of loaded data against one vector of
+channels.
 
     c[e] += sum_q sum_p a[pixel(e), q depth + p] w[q, channel(e), p]
 
-Four channels make a vector. For a single pixel e is the channel; for two, e = 4 (channel / 2) + 2 pixel + channel % 2, as smmla has it.
+Four channels make a vector. For a single pixel e is the channel; for two, e = 4 (channel / 2) + 2 pixel + channel %
+2, as smmla has it.
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ LANES = 4
 
 @dataclass(frozen=True)
 class Inner:
-    """One kind of inner product: `inner` instructions per register of data, of `depth` products per lane, for `together` pixels.
+    """One kind of inner product: `inner` instructions per register of data, of `depth` products per lane, for
+    `together` pixels.
 
-    name: the instruction: smlal, sdot, udot, usdot, smmla, ummla or usmmla.  data: the elements' type.  weight: int8, uint8, or
-    uint8 that holds two nibbles, which are multiplied as 16 times the signed values (`nibbles`): the first half of the
-    instructions finds them in the low halves of the bytes.
+    name: the instruction: smlal, sdot, udot, usdot, smmla, ummla or usmmla.  data: the elements' type.  weight:
+    int8, uint8, or uint8 that holds two nibbles, which are multiplied as 16 times the signed values (`nibbles`): the
+    first half of the instructions finds them in the low halves of the bytes.
     """
 
     name: str
@@ -66,10 +69,16 @@ def inner_product(form: Inner) -> str:
     where = f"{place if f.inner > 1 else ''}{channel}{', p' if f.depth > 1 else ''}"
     weight = f'T.cast(W[{where}], "int32")'
     if f.nibbles:
-        opened = f"T.Select(q < {stored}, T.shift_left(W[{where}], T.uint8(4)), T.bitwise_and(W[{where}], T.uint8(240)))"
+        opened = (
+            f"T.Select(q < {stored}, T.shift_left(W[{where}], T.uint8(4)), T.bitwise_and(W[{where}], T.uint8(240)))"
+        )
         weight = f'T.cast(T.cast({opened}, "int8"), "int32")'
-    loops = [("e", f.sums, "S"), *([("q", f.inner, "R")] if f.inner > 1 else []), *([("p", f.depth, "R")] if f.depth > 1 else [])]
-    names = ", ".join(n for n, *_ in loops)
+    loops = [
+        ("e", f.sums, "S"),
+        *([("q", f.inner, "R")] if f.inner > 1 else []),
+        *([("p", f.depth, "R")] if f.depth > 1 else []),
+    ]
+    names, kinds = ", ".join(n for n, *_ in loops), "".join(kind for *_, kind in loops)
     data = (f.together, f.length) if f.together > 1 else (f.length,)
     head = f"""
 @T.prim_func(s_tir=True)
@@ -82,14 +91,20 @@ def main(
         T.reads(C[0:{f.sums}], A[{_region(data)}], W[{_region(shape)}])
         T.writes(C[0:{f.sums}])
 """
-    meaning = head + f"""
+    meaning = (
+        head
+        + f"""
         for {", ".join(f"i{n}" for n, *_ in loops)} in T.grid({_list([n for _, n, _ in loops])}):
             with T.sblock("update"):
-                {names} = T.axis.remap("{"".join(kind for *_, kind in loops)}", [{", ".join(f"i{n}" for n, *_ in loops)}])
+                {names} = T.axis.remap("{kinds}", [{", ".join(f"i{n}" for n, *_ in loops)}])
                 C[e] = C[e] + T.cast(A[{pixel}{q} * {f.depth} + {p}], "int32") * {weight}
 """
-    spelling = head + "".join(f"""
-        C[T.ramp({4 * part}, 1, 4)] = spelled(A, W, C, {part})""" for part in range(f.together))
+    )
+    spelling = head + "".join(
+        f"""
+        C[T.ramp({4 * part}, 1, 4)] = spelled(A, W, C, {part})"""
+        for part in range(f.together)
+    )
     variables = {"T": T, "spelled": lambda a, w, c, part: _spelled(f, a, w, c, part)}
     pair = [tvm.script.from_source(text, extra_vars=variables) for text in (meaning, spelling)]
     name = f"hawq.neon.{f.name}.{f.data}.{f.weight}.{f.depth}x{f.inner}{'.nibbles' if f.nibbles else ''}"
@@ -109,12 +124,17 @@ def _spelled(f: Inner, a: tirx.Buffer, w: tirx.Buffer, c: tirx.Buffer, part: int
     """A register of sums after all instructions; part: which one of those for two pixels."""
     total = c.vload([4 * part], "int32x4")
     for q in range(f.inner):
-        total = _pairs(f, total, a, w, q) if f.name == "smlal" else _instruction(f, total, _data(f, a, q), _weights(f, w, q, part))
+        total = (
+            _pairs(f, total, a, w, q)
+            if f.name == "smlal"
+            else _instruction(f, total, _data(f, a, q), _weights(f, w, q, part))
+        )
     return total
 
 
 def _instruction(f: Inner, c: tirx.Expr, a: tirx.Expr, w: tirx.Expr) -> tirx.Expr:
-    # A lane of the last operand is one of the instruction; of usdot, which has the unsigned operand first, it is the first that may be a lane.
+    # A lane of the last operand is one of the instruction; of usdot, which has the unsigned operand first, it is the
+    # first that may be a lane.
     operands = (w, a) if f.name in ("sdot", "udot") else (a, w)
     return tirx.call_llvm_pure_intrin("int32x4", f"llvm.aarch64.neon.{f.name}", c, *operands)
 
@@ -141,15 +161,20 @@ def _weights(f: Inner, w: tirx.Buffer, q: int, part: int) -> tirx.Expr:
 def _opened(f: Inner, w: tirx.Expr, lanes: int, high: bool) -> tirx.Expr:
     if not f.nibbles:
         return w
-    bits = w & tirx.Broadcast(tirx.const(0xF0, "uint8"), lanes) if high else w << tirx.Broadcast(tirx.const(4, "uint8"), lanes)
+    bits = (
+        w & tirx.Broadcast(tirx.const(0xF0, "uint8"), lanes)
+        if high
+        else w << tirx.Broadcast(tirx.const(4, "uint8"), lanes)
+    )
     return tirx.reinterpret(f"int8x{lanes}", bits)
 
 
 def _pairs(f: Inner, total: tirx.Expr, a: tirx.Buffer, w: tirx.Buffer, q: int) -> tirx.Expr:
     """Two products of 16 bits per lane.
 
-    The weights of two steps are widened in one register, even bytes and odd ones: LLVM would widen each four for themselves. And a
-    product of widened lanes is not left to LLVM, which would widen where the data is loaded, and multiply in 32 bits.
+    The weights of two steps are widened in one register, even bytes and odd ones: LLVM would widen each four for
+    themselves. And a product of widened lanes is not left to LLVM, which would widen where the data is loaded, and
+    multiply in 32 bits.
     """
     both = 2 if f.stored % 2 == 0 else 1
     place, lanes = q % f.stored, LANES * both

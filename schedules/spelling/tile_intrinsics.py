@@ -22,7 +22,8 @@ PALETTE = 1
 
 @dataclass(frozen=True)
 class Tiles:
-    """A block of sums: `groups` x `vectors` tiles of `pixels` x 16, numbered first; then the groups' data, then the weights.
+    """A block of sums: `groups` x `vectors` tiles of `pixels` x 16, numbered first; then the groups' data, then the
+    weights.
 
     emulated: every instruction is spelled as a call of a C function hawq_emulated_*, for tests where there is no AMX.
     """
@@ -130,11 +131,15 @@ def tile_zero(tiles: Tiles) -> str:
 
 @cache
 def tile_load_rows(tiles: Tiles, step: int, data: str) -> str:
-    """The name of the tensor intrinsic d[i, k] = a[i step + k], i < pixels, k < 64: tileloadd64 from pixels of `step` bytes."""
+    """The name of the tensor intrinsic d[i, k] = a[i step + k], i < pixels, k < 64: tileloadd64 from pixels of
+    `step` bytes.
+    """
     pixels, length = tiles.pixels, (tiles.pixels - 1) * step + 64
 
     @T.prim_func(s_tir=True)
-    def meaning(A: T.Buffer((length,), data, offset_factor=1), D: T.Buffer((pixels, 64), data, offset_factor=1, scope="local")) -> None:
+    def meaning(
+        A: T.Buffer((length,), data, offset_factor=1), D: T.Buffer((pixels, 64), data, offset_factor=1, scope="local")
+    ) -> None:
         with T.sblock("root"):
             T.reads(A[0:length])
             T.writes(D[0:pixels, 0:64])
@@ -144,7 +149,9 @@ def tile_load_rows(tiles: Tiles, step: int, data: str) -> str:
                     D[vi, vk] = A[vi * step + vk]
 
     @T.prim_func(s_tir=True)
-    def spelling(A: T.Buffer((length,), data, offset_factor=1), D: T.Buffer((pixels, 64), data, offset_factor=1, scope="local")) -> None:
+    def spelling(
+        A: T.Buffer((length,), data, offset_factor=1), D: T.Buffer((pixels, 64), data, offset_factor=1, scope="local")
+    ) -> None:
         with T.sblock("root"):
             T.reads(A[0:length])
             T.writes(D[0:pixels, 0:64])
@@ -155,11 +162,16 @@ def tile_load_rows(tiles: Tiles, step: int, data: str) -> str:
 
 @cache
 def tile_load_pixels(tiles: Tiles, stride: int, data: str) -> str:
-    """The name of the tensor intrinsic d[i, k] = a[i stride, k], i < pixels, k < 64: tileloadd64 from a tensor as it lies."""
+    """The name of the tensor intrinsic d[i, k] = a[i stride, k], i < pixels, k < 64: tileloadd64 from a tensor as it
+    lies.
+    """
     pixels, length = tiles.pixels, (tiles.pixels - 1) * stride + 1
 
     @T.prim_func(s_tir=True)
-    def meaning(A: T.Buffer((length, 64), data, offset_factor=1), D: T.Buffer((pixels, 64), data, offset_factor=1, scope="local")) -> None:
+    def meaning(
+        A: T.Buffer((length, 64), data, offset_factor=1),
+        D: T.Buffer((pixels, 64), data, offset_factor=1, scope="local"),
+    ) -> None:
         with T.sblock("root"):
             T.reads(A[0:length, 0:64])
             T.writes(D[0:pixels, 0:64])
@@ -175,17 +187,30 @@ def tile_load_pixels(tiles: Tiles, stride: int, data: str) -> str:
         with T.sblock("root"):
             T.reads(A[0:length, 0:64])
             T.writes(D[0:pixels, 0:64])
-            T.evaluate(_call(tiles, "tileloadd64", tiles.data_at(D.elem_offset), T.address_of(A[0, 0]), T.cast(s * stride, "int64")))
+            T.evaluate(
+                _call(
+                    tiles,
+                    "tileloadd64",
+                    tiles.data_at(D.elem_offset),
+                    T.address_of(A[0, 0]),
+                    T.cast(s * stride, "int64"),
+                )
+            )
 
     return _registered(tiles, f"tile_load_pixels.{stride}.{data}", (meaning, spelling))
 
 
 @cache
 def tile_load_weights(tiles: Tiles, weight: str) -> str:
-    """The name of the tensor intrinsic d[q, o, p] = w[q, 0, o, p], q < 16, o < 16, p < 4: tileloadd64 from packed weights."""
+    """The name of the tensor intrinsic d[q, o, p] = w[q, 0, o, p], q < 16, o < 16, p < 4: tileloadd64 from packed
+    weights.
+    """
 
     @T.prim_func(s_tir=True)
-    def meaning(W: T.Buffer((16, 1, 16, 4), weight, offset_factor=1), D: T.Buffer((16, 16, 4), weight, offset_factor=1, scope="local")) -> None:
+    def meaning(
+        W: T.Buffer((16, 1, 16, 4), weight, offset_factor=1),
+        D: T.Buffer((16, 16, 4), weight, offset_factor=1, scope="local"),
+    ) -> None:
         with T.sblock("root"):
             T.reads(W[0:16, 0, 0:16, 0:4])
             T.writes(D[0:16, 0:16, 0:4])
@@ -202,7 +227,15 @@ def tile_load_weights(tiles: Tiles, weight: str) -> str:
         with T.sblock("root"):
             T.reads(W[0:16, 0, 0:16, 0:4])
             T.writes(D[0:16, 0:16, 0:4])
-            T.evaluate(_call(tiles, "tileloadd64", tiles.weights_at(D.elem_offset), T.address_of(W[0, 0, 0, 0]), T.cast(s, "int64")))
+            T.evaluate(
+                _call(
+                    tiles,
+                    "tileloadd64",
+                    tiles.weights_at(D.elem_offset),
+                    T.address_of(W[0, 0, 0, 0]),
+                    T.cast(s, "int64"),
+                )
+            )
 
     return _registered(tiles, f"tile_load_weights.{weight}", (meaning, spelling))
 
@@ -239,9 +272,15 @@ def tile_dot(tiles: Tiles, data: str, weight: str) -> str:
         with T.sblock("root"):
             T.reads(C[0:pixels, 0:16], A[0:pixels, 0:64], W[0:16, 0:16, 0:4])
             T.writes(C[0:pixels, 0:16])
-            T.evaluate(_call(
-                tiles, instruction, tiles.sum_at(C.elem_offset), tiles.data_at(A.elem_offset), tiles.weights_at(W.elem_offset),
-            ))  # fmt: skip
+            T.evaluate(
+                _call(
+                    tiles,
+                    instruction,
+                    tiles.sum_at(C.elem_offset),
+                    tiles.data_at(A.elem_offset),
+                    tiles.weights_at(W.elem_offset),
+                )
+            )
 
     return _registered(tiles, f"tile_dot.{data}.{weight}", (meaning, spelling))
 
@@ -253,7 +292,8 @@ def tile_store(tiles: Tiles) -> str:
 
     @T.prim_func(s_tir=True)
     def meaning(
-        C: T.Buffer((pixels, 16), "int32", offset_factor=1, scope="local"), D: T.Buffer((pixels, 16), "int32", offset_factor=1)
+        C: T.Buffer((pixels, 16), "int32", offset_factor=1, scope="local"),
+        D: T.Buffer((pixels, 16), "int32", offset_factor=1),
     ) -> None:
         with T.sblock("root"):
             T.reads(C[0:pixels, 0:16])
@@ -271,6 +311,8 @@ def tile_store(tiles: Tiles) -> str:
         with T.sblock("root"):
             T.reads(C[0:pixels, 0:16])
             T.writes(D[0:pixels, 0:16])
-            T.evaluate(_call(tiles, "tilestored64", tiles.sum_at(C.elem_offset), T.address_of(D[0, 0]), T.cast(t * 4, "int64")))
+            T.evaluate(
+                _call(tiles, "tilestored64", tiles.sum_at(C.elem_offset), T.address_of(D[0, 0]), T.cast(t * 4, "int64"))
+            )
 
     return _registered(tiles, "tile_store", (meaning, spelling))

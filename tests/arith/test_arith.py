@@ -15,12 +15,22 @@ from hawq_tvm.core import arith
 def exact(value: Fraction, rounding: str) -> int:
     """The rounding rules of section 3, said of rationals."""
     down, part = value.__floor__(), value - value.__floor__()
-    directed = {"floor": down, "ceil": down + (part > 0), "toward_zero": int(value), "away": down + (part > 0 and value > 0)}
+    directed = {
+        "floor": down,
+        "ceil": down + (part > 0),
+        "toward_zero": int(value),
+        "away": down + (part > 0 and value > 0),
+    }
     if rounding in directed:
         return directed[rounding]
     if part != Fraction(1, 2):
         return down + (part > Fraction(1, 2))
-    ties = {"half_up": down + 1, "half_even": down + down % 2, "half_away": down + (value > 0), "half_toward_zero": down + (value < 0)}
+    ties = {
+        "half_up": down + 1,
+        "half_even": down + down % 2,
+        "half_away": down + (value > 0),
+        "half_toward_zero": down + (value < 0),
+    }
     return ties[rounding]
 
 
@@ -55,7 +65,9 @@ def test_dyadic_is_the_nearest_with_its_bits(ratio: Fraction, sign: int) -> None
     assert abs(m) >= 2**30 or s == 62
 
 
-@pytest.mark.parametrize("ratio, expected", [(Fraction(1), (2**30, 30)), (Fraction(1, 2), (2**30, 31)), (Fraction(0), (0, 31))])
+@pytest.mark.parametrize(
+    "ratio, expected", [(Fraction(1), (2**30, 30)), (Fraction(1, 2), (2**30, 31)), (Fraction(0), (0, 31))]
+)
 def test_dyadic_of_powers_of_two_is_exact(ratio: Fraction, expected: tuple[int, int]) -> None:
     assert arith.dyadic(ratio) == expected
 
@@ -73,7 +85,10 @@ def test_dyadic_refuses_what_no_shift_can_hold() -> None:
 def test_common_dyadic_shares_the_shift_of_the_largest() -> None:
     multipliers, shift = arith.common_dyadic([Fraction(1, 3), Fraction(-2, 7)])
     assert shift == arith.dyadic(Fraction(1, 3))[1]
-    assert multipliers == [arith.round_fraction(Fraction(1, 3) * 2**shift), arith.round_fraction(Fraction(-2, 7) * 2**shift)]
+    assert multipliers == [
+        arith.round_fraction(Fraction(1, 3) * 2**shift),
+        arith.round_fraction(Fraction(-2, 7) * 2**shift),
+    ]
 
 
 def gemmlowp(x: int, m: int, s: int) -> int:
@@ -122,15 +137,21 @@ def test_round_real_is_exact(rounding: str, kind: type) -> None:
     quarters = np.arange(-16, 17) / 4
     near = [np.nextafter(kind(v), kind(to)) for v in quarters for to in (-9, 9)]
     values = np.array([*quarters, *near, 2**23 - 0.5, 2**23 + 1, -(2**23) - 1], kind)
-    np.testing.assert_array_equal(arith.round_real(values, rounding), [exact(Fraction(float(v)), rounding) for v in values])
+    np.testing.assert_array_equal(
+        arith.round_real(values, rounding), [exact(Fraction(float(v)), rounding) for v in values]
+    )
 
 
 def test_the_affine_form_rounds_after_the_zero_point() -> None:
     x = np.array([0.5, 1.5, -0.5, -1.5, -2.5], np.float32)
     args = {"qmin": -8, "qmax": 7, "storage": "int8"}
-    np.testing.assert_array_equal(arith.quantize(x, np.float32(1), np.int64(1), form="affine", **args), [2, 2, 0, 0, -2])
+    np.testing.assert_array_equal(
+        arith.quantize(x, np.float32(1), np.int64(1), form="affine", **args), [2, 2, 0, 0, -2]
+    )
     np.testing.assert_array_equal(arith.quantize(x, np.float32(1), np.int64(1), **args), [1, 3, 1, -1, -1])
-    np.testing.assert_array_equal(arith.quantize(x, np.float32(1), np.int64(1), form="affine", rounding="toward_zero", **args), [1, 2, 0, 0, -1])
+    np.testing.assert_array_equal(
+        arith.quantize(x, np.float32(1), np.int64(1), form="affine", rounding="toward_zero", **args), [1, 2, 0, 0, -1]
+    )
 
 
 @given(st.lists(st.integers(-8, 7), min_size=1, max_size=33), st.booleans())
@@ -145,15 +166,29 @@ def test_int4_packing_puts_the_first_value_low() -> None:
     np.testing.assert_array_equal(arith.pack_int4(np.array([1, -1, -8], np.int8)), [0xF1, 0x08])
 
 
-@pytest.mark.parametrize("name, qmin, qmax, storage", [("int4", -8, 7, "int8"), ("uint2", 0, 3, "uint8"), ("int16", -(2**15), 2**15 - 1, "int16")])
+@pytest.mark.parametrize(
+    "name, qmin, qmax, storage",
+    [("int4", -8, 7, "int8"), ("uint2", 0, 3, "uint8"), ("int16", -(2**15), 2**15 - 1, "int16")],
+)
 def test_qtype_of(name: str, qmin: int, qmax: int, storage: str) -> None:
     assert arith.QType.of(name) == arith.QType(qmin, qmax, storage)
 
 
 def test_qtype_bits_and_storage() -> None:
-    assert [arith.QType(0, 15, "uint8").bits, arith.QType(-8, 7, "int8").bits, arith.QType(0, 0, "int8").bits] == [4, 4, 1]
-    assert [arith.smallest_storage(*r) for r in ((-1, 1), (0, 200), (-129, 0), (0, 65535), (-(2**31), 0), (0, 2**40))] == [
-        "int8", "uint8", "int16", "uint16", "int32", "int64",
-    ]  # fmt: skip
+    assert [arith.QType(0, 15, "uint8").bits, arith.QType(-8, 7, "int8").bits, arith.QType(0, 0, "int8").bits] == [
+        4,
+        4,
+        1,
+    ]
+    assert [
+        arith.smallest_storage(*r) for r in ((-1, 1), (0, 200), (-129, 0), (0, 65535), (-(2**31), 0), (0, 2**40))
+    ] == [
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int32",
+        "int64",
+    ]
     with pytest.raises(OverflowError):
         arith.smallest_storage(0, 2**63)

@@ -1,4 +1,6 @@
-"""Softmax (A17) against the real formula: no value rounded the wrong way in exhaustive short rows, within (A17e) in long ones."""
+"""Softmax (A17) against the real formula: no value rounded the wrong way in exhaustive short rows, within (A17e) in
+long ones.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ OUT = {
     "uint8 1/255": (Fraction(float(np.float32(1 / 255))), 0, 255),
     "uint8 1/200": (Fraction(1, 200), 0, 255),
     "uint16": (Fraction(1, 2**16), 0, 65535),
-}  # fmt: skip
+}
 
 
 def computed(x: np.ndarray, scale: Fraction, out: Fraction, low: int, high: int) -> np.ndarray:
@@ -34,7 +36,8 @@ def real(x: np.ndarray, scale: Fraction, out: Fraction) -> np.ndarray:
 def wrong(x: np.ndarray, scale: Fraction, out: Fraction, low: int, high: int) -> int:
     """How many values are not the nearest integer to the real formula, ties to even."""
     exact, got = real(x, scale, out), computed(x, scale, out, low, high)
-    # What lies nearer to a tie than long double can tell may go either way, but for the all-equal rows, whose tie is exact.
+    # What lies nearer to a tie than long double can tell may go either way, but for the all-equal rows, whose tie is
+    # exact.
     unsure = np.abs(exact - np.floor(exact) - np.longdouble(0.5)) < 1e-12
     assert unsure.sum() <= 0.001 * x.size
     nearest = np.clip(np.rint(exact), low, high)
@@ -47,7 +50,9 @@ def scales(count: int) -> list[Fraction]:
 
 @pytest.mark.parametrize("out", OUT)
 def test_rows_of_two_exhaustively(out: str) -> None:
-    """92,160 values in 8 bits over three output scales; of 16 bits, (A17e) is 2e-4 of a step, so that a few in 30,720 may be wrong."""
+    """92,160 values in 8 bits over three output scales; of 16 bits, (A17e) is 2e-4 of a step, so that a few in
+    30,720 may be wrong.
+    """
     rows = np.stack([np.arange(256), np.zeros(256, int)], -1)
     assert sum(wrong(rows, s, *OUT[out]) for s in scales(60)) <= (0 if "uint8" in out else 3)
 
@@ -79,7 +84,9 @@ def test_long_rows_keep_the_bound(count: int, out: str) -> None:
 
 def test_ties_of_equal_rows_go_to_even() -> None:
     for count, wanted in ((512, 0), (1024, 0), (64, 4)):
-        assert set(computed(np.zeros((1, count), int), Fraction(1, 10), Fraction(1, 256), 0, 255).ravel().tolist()) == {wanted}
+        assert set(computed(np.zeros((1, count), int), Fraction(1, 10), Fraction(1, 256), 0, 255).ravel().tolist()) == {
+            wanted
+        }
     assert computed(np.zeros((1, 2), int), Fraction(1, 10), Fraction(1, 3), 0, 255).tolist() == [[2, 2]]  # 1.5
     assert computed(np.zeros((1, 2), int), Fraction(1, 10), Fraction(1, 5), 0, 255).tolist() == [[2, 2]]  # 2.5
 

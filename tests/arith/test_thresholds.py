@@ -26,9 +26,11 @@ def brute_force(r: thresholds.Rescale, rounding: str) -> int:
         total = sum(v * m for v, m in zip(values, r.multipliers, strict=True)) + r.offset
         got = int(arith.shift_round(np.int64(total), r.shift, rounding))
         near = {
-            "half_even": round(real), "half_up": (real + Fraction(1, 2)).__floor__(), "half_away": arith.round_fraction(real),
+            "half_even": round(real),
+            "half_up": (real + Fraction(1, 2)).__floor__(),
+            "half_away": arith.round_fraction(real),
             "half_toward_zero": -(Fraction(1, 2) - abs(real)).__floor__() * (1 if real > 0 else -1),
-        }  # fmt: skip
+        }
         up, down = real.__ceil__(), real.__floor__()
         directed = {"floor": down, "ceil": up, "toward_zero": int(real), "away": up if real > 0 else down}
         wanted = {**near, **directed}[rounding]
@@ -38,10 +40,14 @@ def brute_force(r: thresholds.Rescale, rounding: str) -> int:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.fractions(min_value=-3, max_value=3, max_denominator=60), st.fractions(min_value=-9, max_value=9, max_denominator=9),
-    st.sampled_from([7, 8, 31]), st.sampled_from(ROUNDINGS),
-    st.integers(-150, 0), st.integers(0, 150), st.booleans(),
-)  # fmt: skip
+    st.fractions(min_value=-3, max_value=3, max_denominator=60),
+    st.fractions(min_value=-9, max_value=9, max_denominator=9),
+    st.sampled_from([7, 8, 31]),
+    st.sampled_from(ROUNDINGS),
+    st.integers(-150, 0),
+    st.integers(0, 150),
+    st.booleans(),
+)
 def test_proof_agrees_with_brute_force(ratio, constant, bits, rounding, low, high, second) -> None:  # type: ignore[no-untyped-def]
     (m, *_), shift = arith.common_dyadic([ratio], bits)
     ratios, multipliers, lows, highs = (ratio,), (m,), (low,), (high,)
@@ -103,15 +109,24 @@ def counted(r: thresholds.Rescale, rounding: str, steps: tuple[int, int]) -> tup
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.fractions(min_value=-3, max_value=3, max_denominator=40), st.integers(-9, 9), st.integers(-90, -1)), min_size=1, max_size=6),
-    st.sampled_from([6, 9, 31]), st.sampled_from(ROUNDINGS),
-)  # fmt: skip
+    st.lists(
+        st.tuples(
+            st.fractions(min_value=-3, max_value=3, max_denominator=40), st.integers(-9, 9), st.integers(-90, -1)
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    st.sampled_from([6, 9, 31]),
+    st.sampled_from(ROUNDINGS),
+)
 def test_all_channels_together_are_each_counted_exactly(channels, bits, rounding) -> None:  # type: ignore[no-untyped-def]
     made = []
     for ratio, constant, low in channels:
         (m,), shift = arith.common_dyadic([ratio], bits)
         if m:
-            made.append(thresholds.Rescale((ratio,), Fraction(constant), (m,), constant << shift, shift, (low,), (low + 120,)))
+            made.append(
+                thresholds.Rescale((ratio,), Fraction(constant), (m,), constant << shift, shift, (low,), (low + 120,))
+            )
     proof = thresholds.prove_all(made, rounding, (QMIN + 1, QMAX))
     each = [counted(r, rounding, (QMIN + 1, QMAX)) for r in made]
     assert (proof.thresholds, proof.differing) == (sum(e[0] for e in each), sum(e[1] for e in each))
@@ -119,9 +134,11 @@ def test_all_channels_together_are_each_counted_exactly(channels, bits, rounding
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.fractions(min_value=Fraction(1, 50), max_value=3, max_denominator=60), st.fractions(min_value=-2, max_value=2, max_denominator=90),
-    st.sampled_from([6, 31]), st.sampled_from(ROUNDINGS),
-)  # fmt: skip
+    st.fractions(min_value=Fraction(1, 50), max_value=3, max_denominator=60),
+    st.fractions(min_value=-2, max_value=2, max_denominator=90),
+    st.sampled_from([6, 31]),
+    st.sampled_from(ROUNDINGS),
+)
 def test_two_halves_of_a_tensor_are_proved_where_one_is_zero(up, down, bits, rounding) -> None:  # type: ignore[no-untyped-def]
     multipliers, shift = arith.common_dyadic([up, down], bits)
     r = thresholds.Rescale((up, down), Fraction(0), tuple(multipliers), 0, shift, (0, -70), (80, 0), apart=((0, 1),))
@@ -147,12 +164,23 @@ def test_hundreds_of_channels_behind_a_leaky_relu_take_a_moment() -> None:
     start = time.process_time()
     made = [
         thresholds.dyadic_rescale(
-            (Fraction(0.001 + i * 1e-6), Fraction(0.0001 + i * 1e-7)), [0, 0], Fraction(0), (0, -(10**6)), (10**6, 0), "half_even", "leaky", ((0, 1),)
+            (Fraction(0.001 + i * 1e-6), Fraction(0.0001 + i * 1e-7)),
+            [0, 0],
+            Fraction(0),
+            (0, -(10**6)),
+            (10**6, 0),
+            "half_even",
+            "leaky",
+            ((0, 1),),
         )
         for i in range(512)
     ]
     settled, proof = thresholds.settle(made, [1] * len(made), "half_even", (-127, 127))
-    assert proof == thresholds.prove_all(settled, "half_even", (-127, 127)) and proof.differing == 0 and proof.thresholds > 512 * 200
+    assert (
+        proof == thresholds.prove_all(settled, "half_even", (-127, 127))
+        and proof.differing == 0
+        and proof.thresholds > 512 * 200
+    )
     assert time.process_time() - start < 10
 
 
@@ -174,9 +202,11 @@ def test_prove_all_counts_equal_channels_once_each() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(
-    st.fractions(min_value=-3, max_value=3, max_denominator=997), st.sampled_from(ROUNDINGS),
-    st.integers(-400, 0), st.integers(0, 400),
-)  # fmt: skip
+    st.fractions(min_value=-3, max_value=3, max_denominator=997),
+    st.sampled_from(ROUNDINGS),
+    st.integers(-400, 0),
+    st.integers(0, 400),
+)
 def test_a_corrected_offset_never_makes_it_worse_and_proves_right(ratio, rounding, low, high) -> None:  # type: ignore[no-untyped-def]
     m, shift = arith.dyadic(ratio, 9)  # few bits, so that many thresholds differ at first
     r = thresholds.Rescale((ratio,), Fraction(0), (m,), 0, shift, (low,), (high,))

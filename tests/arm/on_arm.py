@@ -1,4 +1,6 @@
-"""Kernels for Arm run by QEMU: a scheduled PrimFunc compiled for a target, linked with a C program that calls it once."""
+"""Kernels for Arm run by QEMU: a scheduled PrimFunc compiled for a target, linked with a C program that calls it
+once.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,10 @@ def _main() -> bytes:
     with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
         out = Path(folder) / "main.o"
         source = str(Path(__file__).with_name("main.c"))
-        toolchain.run([*toolchain.compiler(ARCHITECTURE), *toolchain.options(ARCHITECTURE), "-c", source, "-o", str(out)], "the test program")
+        toolchain.run(
+            [*toolchain.compiler(ARCHITECTURE), *toolchain.options(ARCHITECTURE), "-c", source, "-o", str(out)],
+            "the test program",
+        )
         return out.read_bytes()
 
 
@@ -59,10 +64,17 @@ def call(func: tirx.PrimFunc, on: tvm.target.Target, *arrays: Array) -> list[Arr
         built(func, on).write_to_file(str(objects[0]))
         objects[1].write_bytes(_main())
         program = Path(folder) / "program"
-        toolchain.run([*toolchain.compiler(ARCHITECTURE), "-static", *map(str, objects), "-o", str(program)], "the test program")
-        heads = [struct.pack(f"<3i{a.ndim}q", CODES[a.dtype.kind], 8 * a.itemsize, a.ndim, *a.shape) + a.tobytes() for a in arrays]
+        toolchain.run(
+            [*toolchain.compiler(ARCHITECTURE), "-static", *map(str, objects), "-o", str(program)], "the test program"
+        )
+        heads = [
+            struct.pack(f"<3i{a.ndim}q", CODES[a.dtype.kind], 8 * a.itemsize, a.ndim, *a.shape) + a.tobytes()
+            for a in arrays
+        ]
         command = [*emulated.command(ARCHITECTURE, None, "the test"), str(program)]
-        done = subprocess.run(command, input=struct.pack("<i", len(arrays)) + b"".join(heads), capture_output=True, check=False)
+        done = subprocess.run(
+            command, input=struct.pack("<i", len(arrays)) + b"".join(heads), capture_output=True, check=False
+        )
         assert done.returncode == 0, done.stderr.decode()
     results, at = [], 0
     for a in arrays:
@@ -83,7 +95,9 @@ def run(module: tvm.IRModule, on: tvm.target.Target, *arrays: Array, rule: str =
     """The results of the kernel of a PACKED module of one layer."""
     kernel, layer = kernel_of(module, on, rule)
     results = zeros_for(layer)
-    return call(kernel.func, on, *(np.asarray(a, order="C") for a in (*arrays, *kernel.arguments)), *results)[-len(results) :]
+    return call(kernel.func, on, *(np.asarray(a, order="C") for a in (*arrays, *kernel.arguments)), *results)[
+        -len(results) :
+    ]
 
 
 def check(body: Body, on: tvm.target.Target, *arrays: Array, rule: str = "") -> None:
@@ -121,16 +135,22 @@ def inner_loop(text: str) -> InnerLoop:
     """The innermost loop of some assembly that has the most products."""
     lines = [line.split("//")[0].strip().replace("\t", " ") for line in text.splitlines()]
     labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\.L\w+):", line))}
-    jumps = [(i, m[1]) for i, line in enumerate(lines) if (m := re.match(r"(?:b\.\w+|cbn?z|tbn?z|b) .*?(\.L\w+)$", line))]
+    jumps = [
+        (i, m[1]) for i, line in enumerate(lines) if (m := re.match(r"(?:b\.\w+|cbn?z|tbn?z|b) .*?(\.L\w+)$", line))
+    ]
     loops = [(labels[label], end) for end, label in jumps if labels.get(label, end) < end]
     innermost = [lp for lp in loops if not any(o != lp and lp[0] <= o[0] and o[1] <= lp[1] for o in loops)]
-    bodies = [[x for x in lines[a : b + 1] if x and not x.startswith(".") and not x.endswith(":")] for a, b in innermost]
+    bodies = [
+        [x for x in lines[a : b + 1] if x and not x.startswith(".") and not x.endswith(":")] for a, b in innermost
+    ]
     body = max(bodies, key=lambda body: sum(bool(PRODUCT.match(x)) for x in body))
     vectors = [x for x in body if re.search(r"\b[vqd]\d+\b", x)]
     memory = [x for x in vectors if re.match(r"(ld|st)", x)]
     spills = [x for x in memory if "[sp" in x]
     loads = sum(2 if x.startswith("ldp") else 1 for x in memory if x.startswith("ld") and x not in spills)
-    return InnerLoop(len(body), len(vectors) - len(memory), sum(bool(PRODUCT.match(x)) for x in body), loads, len(spills))
+    return InnerLoop(
+        len(body), len(vectors) - len(memory), sum(bool(PRODUCT.match(x)) for x in body), loads, len(spills)
+    )
 
 
 def mnemonics(library: Path) -> set[str]:

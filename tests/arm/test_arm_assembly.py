@@ -18,9 +18,13 @@ LAYERS = {
 }
 # The least products among vector instructions in percent, the most loads per hundred products, and the most spills.
 BOUNDS = {
-    ("arm-neon", False): (70, 20, 0), ("arm-dotprod", False): (85, 30, 0), ("arm-i8mm", False): (70, 65, 0),
-    ("arm-neon", True): (70, 20, 0), ("arm-dotprod", True): (85, 25, 0), ("arm-i8mm", True): (55, 40, 0),
-}  # fmt: skip
+    ("arm-neon", False): (70, 20, 0),
+    ("arm-dotprod", False): (85, 30, 0),
+    ("arm-i8mm", False): (70, 65, 0),
+    ("arm-neon", True): (70, 20, 0),
+    ("arm-dotprod", True): (85, 25, 0),
+    ("arm-i8mm", True): (55, 40, 0),
+}
 
 
 def module(c: Conv, four_bits: bool, data: str):
@@ -30,7 +34,15 @@ def module(c: Conv, four_bits: bool, data: str):
     def body(e, p):
         weights = e(ops.unpack_int4(arith.pack_int4(w), w.shape, True)) if four_bits else relax.const(w)
         sums = accumulate(e, c, p, weights, 3, "int32")
-        return ops.requantize([sums], [np.arange(c.co).reshape(1, 1, 1, -1) + 2**30], 5, 40, qtype=arith.QType.of("uint8"), zero_point=3, rounding="half_up")
+        return ops.requantize(
+            [sums],
+            [np.arange(c.co).reshape(1, 1, 1, -1) + 2**30],
+            5,
+            40,
+            qtype=arith.QType.of("uint8"),
+            zero_point=3,
+            rounding="half_up",
+        )
 
     return packed(body, [((c.n, c.h, c.w, c.ci), data)])
 
@@ -51,6 +63,8 @@ def test_inner_loops_are_mostly_products(layer: str, target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_requantize_multiplies_in_vectors(target: str) -> None:
     text = assembly(module(*LAYERS["1x1, 128 to 256, W8A8"], "uint8"), TARGETS[target])
-    found = [line.split()[0] for line in text.splitlines() if line.startswith("\t") and ".2d, v" in line and ".2s, v" in line]
+    found = [
+        line.split()[0] for line in text.splitlines() if line.startswith("\t") and ".2d, v" in line and ".2s, v" in line
+    ]
     assert "smlal" in found or "smull" in found  # 32 by 32 to 64 bits
     assert "smulh\t" not in text

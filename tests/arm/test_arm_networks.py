@@ -1,4 +1,6 @@
-"""Whole networks compiled for Arm and run by QEMU: every layer equals the reference, and no kernel computes in floating point."""
+"""Whole networks compiled for Arm and run by QEMU: every layer equals the reference, and no kernel computes in
+floating point.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ import hawq_tvm as ht
 pytestmark = needs_emulator
 TARGETS = ["arm-neon", "arm-dotprod", "arm-i8mm"]
 # What must and what must not be in the library.
-PRODUCTS = {"arm-neon": ("smlal", "[su]+dot|[su]+mmla"), "arm-dotprod": ("sdot", "[su]+mmla|usdot"), "arm-i8mm": ("usmmla|smmla", "nothing")}
+PRODUCTS = {
+    "arm-neon": ("smlal", "[su]+dot|[su]+mmla"),
+    "arm-dotprod": ("sdot", "[su]+mmla|usdot"),
+    "arm-i8mm": ("usmmla|smmla", "nothing"),
+}
 
 
 def check(package: ht.Package, target: str, inputs: int) -> None:
@@ -24,7 +30,9 @@ def check(package: ht.Package, target: str, inputs: int) -> None:
     certificate = package.certificate()
     assert certificate["ok"], certificate["code_offenders"][:5]
     rows = package.report()
-    assert any(row["rule"] == target.replace("-", ".") for row in rows) and not any(row["rule"] == "cpu.contract" for row in rows)
+    assert any(row["rule"] == target.replace("-", ".") for row in rows) and not any(
+        row["rule"] == "cpu.contract" for row in rows
+    )
     found = mnemonics(package.library)
     wanted, forbidden = PRODUCTS[target]
     assert any(re.fullmatch(wanted, m) for m in found) and not any(re.fullmatch(forbidden, m) for m in found)
@@ -36,12 +44,19 @@ def test_every_rule(target: str) -> None:
 
 
 # Every network, precision and target between them.
-USUAL = {("resnet18", 8, 8, "arm-dotprod"), ("mobilenetv2", 8, 8, "arm-neon"), ("resnet18", 4, 4, "arm-i8mm"), ("mobilenetv2", 4, 8, "arm-dotprod")}
+USUAL = {
+    ("resnet18", 8, 8, "arm-dotprod"),
+    ("mobilenetv2", 8, 8, "arm-neon"),
+    ("resnet18", 4, 4, "arm-i8mm"),
+    ("mobilenetv2", 4, 8, "arm-dotprod"),
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("name", "weights", "data"), [("resnet18", 8, 8), ("mobilenetv2", 8, 8), ("resnet18", 4, 4), ("mobilenetv2", 4, 8)])
+@pytest.mark.parametrize(
+    ("name", "weights", "data"), [("resnet18", 8, 8), ("mobilenetv2", 8, 8), ("resnet18", 4, 4), ("mobilenetv2", 4, 8)]
+)
 def test_networks(name: str, weights: int, data: int, target: str, tmp_path: Path) -> None:
     needs_time((name, weights, data, target) in USUAL)
     pytest.importorskip("torch", reason="the zoo's networks come from PyTorch")

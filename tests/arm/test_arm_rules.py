@@ -1,4 +1,6 @@
-"""The rules for Arm at awkward shapes and full-range operands: what QEMU computes is what the reference says, exactly."""
+"""The rules for Arm at awkward shapes and full-range operands: what QEMU computes is what the reference says,
+exactly.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,19 @@ def in_turn(*lists):
     for i, values in enumerate(product(*lists)):
         for k, (name, target) in enumerate(TARGETS.items()):
             case = "-".join(str(v) for v in values)
-            params.append(pytest.param(*values, target, id=f"{case}-{name}", marks=[pytest.mark.slow] if i % len(TARGETS) != k else []))
+            params.append(
+                pytest.param(
+                    *values, target, id=f"{case}-{name}", marks=[pytest.mark.slow] if i % len(TARGETS) != k else []
+                )
+            )
     return params
 
 
-RULES = {"arm-neon": ("arm.neon", "arm.neon"), "arm-dotprod": ("arm.dotprod", "arm.dotprod"), "arm-i8mm": ("arm.i8mm", "arm.dotprod")}
+RULES = {
+    "arm-neon": ("arm.neon", "arm.neon"),
+    "arm-dotprod": ("arm.dotprod", "arm.dotprod"),
+    "arm-i8mm": ("arm.i8mm", "arm.dotprod"),
+}
 
 
 def rule_of(target, c: Conv) -> str:
@@ -52,7 +62,15 @@ def finished(emit, c: Conv, sums: relax.Expr, residual: relax.Expr | None, round
     y = emit(ops.requantize([a], [m], 12345, shift, qtype=arith.QType.of("uint8"), zero_point=100, rounding=rounding))
     if residual is None:
         return ops.lookup(y, full("int8", 256))
-    return ops.requantize([residual, y], [2**29 + 3, 2**30 - 7], 2**30, 31, qtype=arith.QType(3, 250, "uint8"), zero_point=7, rounding=rounding)
+    return ops.requantize(
+        [residual, y],
+        [2**29 + 3, 2**30 - 7],
+        2**30,
+        31,
+        qtype=arith.QType(3, 250, "uint8"),
+        zero_point=7,
+        rounding=rounding,
+    )
 
 
 def out_of(c: Conv) -> tuple[int, ...]:
@@ -69,7 +87,13 @@ def test_conv2d_with_what_follows(case, target):
     x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
 
     def body(e, p, *other):
-        return finished(e, c, accumulate(e, c, p, relax.const(w), 3, "int32"), other[0] if other else None, ("half_up", "half_even")[i % 4 == 0])
+        return finished(
+            e,
+            c,
+            accumulate(e, c, p, relax.const(w), 3, "int32"),
+            other[0] if other else None,
+            ("half_up", "half_even")[i % 4 == 0],
+        )
 
     check(body, target, x, *([full("uint8", *out_of(c))] if residual else []), rule=rule_of(target, c))
 
@@ -82,25 +106,53 @@ def test_borders_of_zeros(case, target):
     check(lambda e, p: finished(e, c, accumulate(e, c, p, relax.const(w), 0, "int32"), None), target, x)
 
 
-@pytest.mark.parametrize(("c", "dtype", "target"), in_turn([
-    Conv(1, 12, 12, 32, 64, pad=(1, 1, 1, 1)), Conv(1, 8, 6, 24, 48, (1, 1)), Conv(1, 8, 8, 64, 128, (1, 1), (2, 2)),
-    Conv(1, 15, 15, 3, 32, (3, 3), (2, 2), pad=(0, 0, 1, 1)),
-    Conv(1, 11, 13, 96, 96, groups=96, pad=(1, 1, 1, 1)), Conv(1, 1, 1, 64, 40, (1, 1)),
-], ["uint8", "int8"]))  # fmt: skip
+@pytest.mark.parametrize(
+    ("c", "dtype", "target"),
+    in_turn(
+        [
+            Conv(1, 12, 12, 32, 64, pad=(1, 1, 1, 1)),
+            Conv(1, 8, 6, 24, 48, (1, 1)),
+            Conv(1, 8, 8, 64, 128, (1, 1), (2, 2)),
+            Conv(1, 15, 15, 3, 32, (3, 3), (2, 2), pad=(0, 0, 1, 1)),
+            Conv(1, 11, 13, 96, 96, groups=96, pad=(1, 1, 1, 1)),
+            Conv(1, 1, 1, 64, 40, (1, 1)),
+        ],
+        ["uint8", "int8"],
+    ),
+)
 def test_layers_of_networks(c, dtype, target):
     x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
-    check(lambda e, p: finished(e, c, accumulate(e, c, p, relax.const(w), 3, "int32"), None), target, x, rule=rule_of(target, c))
+    check(
+        lambda e, p: finished(e, c, accumulate(e, c, p, relax.const(w), 3, "int32"), None),
+        target,
+        x,
+        rule=rule_of(target, c),
+    )
 
 
-@pytest.mark.parametrize(("c", "dtype", "target"), in_turn(
-    [CONVS[0], CONVS[2], CONVS[8], CONVS[13], JOINED[0], Conv(1, 7, 9, 20, 24, (1, 1)), Conv(1, 1, 1, 48, 24, (1, 1))], ["uint8", "int8"],
-))  # fmt: skip
+@pytest.mark.parametrize(
+    ("c", "dtype", "target"),
+    in_turn(
+        [
+            CONVS[0],
+            CONVS[2],
+            CONVS[8],
+            CONVS[13],
+            JOINED[0],
+            Conv(1, 7, 9, 20, 24, (1, 1)),
+            Conv(1, 1, 1, 48, 24, (1, 1)),
+        ],
+        ["uint8", "int8"],
+    ),
+)
 def test_four_bit_weights_stay_packed(c, dtype, target):
     x, w = full(dtype, c.n, c.h, c.w, c.ci), rng.integers(-8, 8, (*c.k, c.ci // c.groups, c.co)).astype(np.int8)
     w[..., 0] = -8
 
     def body(e, p):
-        return finished(e, c, accumulate(e, c, p, e(ops.unpack_int4(arith.pack_int4(w), w.shape, True)), 3, "int32"), None)
+        return finished(
+            e, c, accumulate(e, c, p, e(ops.unpack_int4(arith.pack_int4(w), w.shape, True)), 3, "int32"), None
+        )
 
     check(body, target, x, rule=rule_of(target, c))
     if c.groups == 1:
@@ -114,7 +166,9 @@ def test_four_bit_weights_whose_sums_times_16_leave_32_bits(signed, target):
     c, low = Conv(1, 1, 2, 70000, 4, (1, 1)), -8 if signed else 0
     x, w = full("uint8", 1, 1, 2, c.ci), np.full((1, 1, c.ci, 4), low, "int8" if signed else "uint8")
     w[..., 1:] = rng.integers(low, low + 16, (1, 1, c.ci, 3))
-    check(lambda e, p: accumulate(e, c, p, e(ops.unpack_int4(arith.pack_int4(w), w.shape, signed)), 0, "int32"), target, x)
+    check(
+        lambda e, p: accumulate(e, c, p, e(ops.unpack_int4(arith.pack_int4(w), w.shape, signed)), 0, "int32"), target, x
+    )
 
 
 @pytest.mark.parametrize("target", EVERY)
@@ -124,7 +178,9 @@ def test_four_bits_of_data_and_of_weights(target):
 
     def body(e, p):
         a = accumulate(e, c, p, e(ops.unpack_int4(arith.pack_int4(w), w.shape, True)), 0, "int32")
-        return ops.requantize([a], [2**30 + 5], 5, 38, qtype=arith.QType(0, 15, "uint8"), zero_point=0, rounding="half_up")
+        return ops.requantize(
+            [a], [2**30 + 5], 5, 38, qtype=arith.QType(0, 15, "uint8"), zero_point=0, rounding="half_up"
+        )
 
     check(body, target, x, rule=rule_of(target, c))
 
@@ -145,7 +201,12 @@ def test_products_with_run_time_weights(shape, types, target):
 def test_dense(rows, depth, channels, target):
     a, w = full("uint8", rows, depth), full("int8", depth, channels)
     matrices = "arm.dotprod" if rows == 1 else "arm.i8mm"
-    check(lambda e, p: R.matmul(p, relax.const(w), out_dtype="int32"), target, a, rule={NEON: "arm.neon", DOTPROD: "arm.dotprod", I8MM: matrices}[target])
+    check(
+        lambda e, p: R.matmul(p, relax.const(w), out_dtype="int32"),
+        target,
+        a,
+        rule={NEON: "arm.neon", DOTPROD: "arm.dotprod", I8MM: matrices}[target],
+    )
 
 
 @pytest.mark.parametrize("target", EVERY)
@@ -155,29 +216,56 @@ def test_pools(dtype, target):
     check(lambda e, p: R.nn.max_pool2d(p, (3, 3), (2, 2), layout="NHWC"), target, x, rule="cpu.window")
 
     def average(e, p):
-        total = e(ops.sum_pool2d(e(R.nn.pad(p, [0, 0, 1, 1, 1, 1, 0, 0], "constant", 5)), (3, 3), (2, 2), layout="NHWC"))
-        return ops.requantize([total], [2**30 + 11], -77, 34, qtype=arith.QType.of(dtype), zero_point=1, rounding="half_even")
+        total = e(
+            ops.sum_pool2d(e(R.nn.pad(p, [0, 0, 1, 1, 1, 1, 0, 0], "constant", 5)), (3, 3), (2, 2), layout="NHWC")
+        )
+        return ops.requantize(
+            [total], [2**30 + 11], -77, 34, qtype=arith.QType.of(dtype), zero_point=1, rounding="half_even"
+        )
 
     check(average, target, x)
 
 
-@pytest.mark.parametrize(("rounding", "target"), in_turn(["half_up", "half_even", "half_away", "toward_zero", "double"]))
+@pytest.mark.parametrize(
+    ("rounding", "target"), in_turn(["half_up", "half_even", "half_away", "toward_zero", "double"])
+)
 def test_requantize_of_every_rounding(rounding, target):
     x, m, s = full("int32", 3, 5, 20) // 2, rng.integers(2**30, 2**31, 20), rng.integers(32, 40, 20)
-    check(lambda e, p: ops.requantize([p], [m], 0, s, qtype=arith.QType.of("int8"), zero_point=-3, rounding=rounding), target, x)
+    check(
+        lambda e, p: ops.requantize([p], [m], 0, s, qtype=arith.QType.of("int8"), zero_point=-3, rounding=rounding),
+        target,
+        x,
+    )
     if rounding != "double":
         a, b = full("uint8", 2, 7, 33), full("int8", 2, 7, 33)
-        check(lambda e, p, q: ops.requantize([p, q], [2**30 + 3, 2**29 + 1], 99, 31, qtype=arith.QType.of("uint8"), zero_point=9, rounding=rounding), target, a, b)
+        check(
+            lambda e, p, q: ops.requantize(
+                [p, q], [2**30 + 3, 2**29 + 1], 99, 31, qtype=arith.QType.of("uint8"), zero_point=9, rounding=rounding
+            ),
+            target,
+            a,
+            b,
+        )
 
 
 @pytest.mark.parametrize("target", EVERY)
 def test_softmax_and_a_convolution_in_two_steps(target):
     """(A17), whose division is done once a row, and (A23a) after sums of products."""
     table = arith.softmax_table(Fraction(1, 30), 256)
-    check(lambda e, p: ops.softmax(p, table, axis=1, multiplier=255 << 23, shift=23, qtype=arith.QType.of("uint8"), zero_point=0), target, full("uint8", 5, 37))
+    check(
+        lambda e, p: ops.softmax(
+            p, table, axis=1, multiplier=255 << 23, shift=23, qtype=arith.QType.of("uint8"), zero_point=0
+        ),
+        target,
+        full("uint8", 5, 37),
+    )
     c = Conv(1, 7, 9, 32, 24, pad=(1, 1, 1, 1))
     w = full("int8", *c.k, c.ci, c.co) >> 4
-    check(lambda e, p: in_two_steps(e, accumulate(e, c, p, relax.const(w), 3, "int32"), 10), target, full("uint8", c.n, c.h, c.w, c.ci) >> 2)
+    check(
+        lambda e, p: in_two_steps(e, accumulate(e, c, p, relax.const(w), 3, "int32"), 10),
+        target,
+        full("uint8", c.n, c.h, c.w, c.ci) >> 2,
+    )
 
 
 @pytest.mark.parametrize("target", EVERY)
@@ -185,7 +273,9 @@ def test_concat_of_requantized_parts(target):
     a, b = full("uint8", 1, 5, 7, 24), full("int8", 1, 5, 7, 17)
 
     def body(e, p, q):
-        second = e(ops.requantize([q], [2**30 + 9], 2**36, 31, qtype=arith.QType.of("uint8"), zero_point=3, rounding="half_up"))
+        second = e(
+            ops.requantize([q], [2**30 + 9], 2**36, 31, qtype=arith.QType.of("uint8"), zero_point=3, rounding="half_up")
+        )
         return R.concat([p, second], axis=3)
 
     check(body, target, a, b)

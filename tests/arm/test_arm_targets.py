@@ -30,16 +30,30 @@ def test_targets_need_what_their_processors_have():
     needed = {name: set(target.required_features(t)) for name, t in TARGETS.items()}
     assert needed == {"arm-neon": {"neon"}, "arm-dotprod": cortex_a76, "arm-i8mm": cortex_a76 | {"i8mm"}}
     for t in TARGETS.values():
-        assert target.architecture(t) == "aarch64" and target.describe(target.parse(str(target.describe(t)).replace("'", '"'))) == target.describe(t)
-    assert [sorted(VectorUnit.of(t).neon) for t in TARGETS.values()] == [["neon"], ["dotprod", "neon"], ["dotprod", "i8mm", "neon"]]
+        assert target.architecture(t) == "aarch64" and target.describe(
+            target.parse(str(target.describe(t)).replace("'", '"'))
+        ) == target.describe(t)
+    assert [sorted(VectorUnit.of(t).neon) for t in TARGETS.values()] == [
+        ["neon"],
+        ["dotprod", "neon"],
+        ["dotprod", "i8mm", "neon"],
+    ]
 
 
-@pytest.mark.parametrize(("rule", "t"), [(Neon("neon"), NEON), (Neon("dotprod"), DOTPROD), (Neon("i8mm"), I8MM)], ids=lambda x: getattr(x, "name", ""))
-@pytest.mark.parametrize("c", [Conv(1, 14, 14, 64, 64), Conv(1, 9, 7, 17, 33), Conv(1, 8, 8, 64, 128, groups=4)], ids=str)
+@pytest.mark.parametrize(
+    ("rule", "t"),
+    [(Neon("neon"), NEON), (Neon("dotprod"), DOTPROD), (Neon("i8mm"), I8MM)],
+    ids=lambda x: getattr(x, "name", ""),
+)
+@pytest.mark.parametrize(
+    "c", [Conv(1, 14, 14, 64, 64), Conv(1, 9, 7, 17, 33), Conv(1, 8, 8, 64, 128, groups=4)], ids=str
+)
 def test_tiles_fit_the_registers_and_survive_a_record(c, rule, t):
     layer = layer_of(c, full("int8", *c.k, c.ci // c.groups, c.co))
     for tile in rule.tiles(layer, t):
-        assert isinstance(tile, LoadedTile) and tile.pixels % tile.together == 0 and (tile.vectors == 1 or c.groups == 1)
+        assert (
+            isinstance(tile, LoadedTile) and tile.pixels % tile.together == 0 and (tile.vectors == 1 or c.groups == 1)
+        )
         assert tile.pixels * tile.vectors + tile.pixels + 4 <= 32
         assert tile_of(rule, layer, t, asdict(tile)) == tile
 

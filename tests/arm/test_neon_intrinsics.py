@@ -29,31 +29,44 @@ def forms(family):
     return list(dict.fromkeys(f for f in found if not f.nibbles or f.name not in ("udot", "ummla")))
 
 
-CASES = [*((NEON, f) for f in forms(PAIRS)), *((DOTPROD, f) for f in forms(DOTS)), *((I8MM, f) for f in forms(MIXED_DOTS)), *((I8MM, f) for f in forms(MATRICES))]
+CASES = [
+    *((NEON, f) for f in forms(PAIRS)),
+    *((DOTPROD, f) for f in forms(DOTS)),
+    *((I8MM, f) for f in forms(MIXED_DOTS)),
+    *((I8MM, f) for f in forms(MATRICES)),
+]
 
 
 def extremes(dtype: str, *shape: int) -> np.ndarray:
     """Mostly the ends of a type, 0 and their neighbours."""
     low, high = arith.RANGES[dtype]
     ends = np.array([low, low, low + 1, -1 if low else 1, 0, high - 1, high, high]).astype(dtype)
-    return np.where(rng.random(shape) < 0.8, rng.choice(ends, shape), rng.integers(low, high, shape, dtype, endpoint=True))
+    return np.where(
+        rng.random(shape) < 0.8, rng.choice(ends, shape), rng.integers(low, high, shape, dtype, endpoint=True)
+    )
 
 
 def around(f: Inner) -> str:
-    """A function of rows of operands that are loaded into registers, multiplied and stored, with the intrinsic's meaning inside."""
+    """A function of rows of operands that are loaded into registers, multiplied and stored, with the intrinsic's
+    meaning inside.
+    """
     weights = [*([f.stored] if f.inner > 1 else []), LANES, f.depth]
     channel, pixel = ("e", "0") if f.together == 1 else ("e // 4 * 2 + e % 2", "e // 2 % 2")
     q, index = ("q", f"q % {f.stored}, " if f.nibbles else "q, ") if f.inner > 1 else ("0", "")
     weight = f"W[r, {index}{channel}, p]"
     if f.nibbles:
-        weight = f'T.cast(T.Select(q < {f.stored}, T.shift_left({weight}, T.uint8(4)), T.bitwise_and({weight}, T.uint8(240))), "int8")'
+        weight = (
+            f"T.cast(T.Select(q < {f.stored}, T.shift_left({weight}, T.uint8(4)), T.bitwise_and({weight},"
+            ' T.uint8(240))), "int8")'
+        )
     data = f"a[r, {pixel}, {q} * {f.depth} + p]" if f.together > 1 else f"a[r, {q} * {f.depth} + p]"
     shape = f"{f.together}, {f.length}" if f.together > 1 else f"{f.length}"
     reduced, kinds, sizes = ("q, p", "SSRR", f"{f.inner}, {f.depth}") if f.inner > 1 else ("p", "SSR", f"{f.depth}")
     load = ", ".join("xyz"[: 2 + (f.together > 1)])
     return f"""
 @T.prim_func(s_tir=True)
-def main(A: T.Buffer(({ROWS}, {shape}), "{f.data}"), W: T.Buffer(({ROWS}, {", ".join(map(str, weights))}), "{f.weight}"),
+def main(A: T.Buffer(({ROWS}, {shape}), "{f.data}"),
+         W: T.Buffer(({ROWS}, {", ".join(map(str, weights))}), "{f.weight}"),
          C: T.Buffer(({ROWS}, {f.sums}), "int32")):
     with T.sblock("root"):
         a = T.sblock_alloc_buffer(({ROWS}, {shape}), "{f.data}", scope="local")
@@ -78,7 +91,13 @@ def main(A: T.Buffer(({ROWS}, {shape}), "{f.data}"), W: T.Buffer(({ROWS}, {", ".
 
 
 @needs_emulator
-@pytest.mark.parametrize(("target", "form"), CASES, ids=[f"{t.attrs['mcpu']}-{f.name}-{f.data}-{f.weight}-{f.inner}{'-nibbles' if f.nibbles else ''}" for t, f in CASES])
+@pytest.mark.parametrize(
+    ("target", "form"),
+    CASES,
+    ids=[
+        f"{t.attrs['mcpu']}-{f.name}-{f.data}-{f.weight}-{f.inner}{'-nibbles' if f.nibbles else ''}" for t, f in CASES
+    ],
+)
 def test_inner_products_at_the_extremes(target, form):
     f = form
     sch = s_tir.Schedule(tvm.script.from_source(around(f), extra_vars={"T": T}))
@@ -91,11 +110,15 @@ def test_inner_products_at_the_extremes(target, form):
 
     values = w.reshape(ROWS, f.stored, LANES, f.depth).astype(np.int64)
     if f.nibbles:
-        values = np.concatenate([values << 4 & 0xF0, values & 0xF0], axis=1).astype(np.uint8).view(np.int8).astype(np.int64)
+        values = (
+            np.concatenate([values << 4 & 0xF0, values & 0xF0], axis=1).astype(np.uint8).view(np.int8).astype(np.int64)
+        )
     sums = np.einsum("rxqp,rqop->rxo", a.reshape(ROWS, f.together, f.inner, f.depth).astype(np.int64), values)
     if f.together > 1:
         sums = sums.reshape(ROWS, 2, 2, 2).transpose(0, 2, 1, 3)
-    np.testing.assert_array_equal(out, (start + sums.reshape(ROWS, -1)).astype(np.int32), strict=True)  # sums wrap around
+    np.testing.assert_array_equal(
+        out, (start + sums.reshape(ROWS, -1)).astype(np.int32), strict=True
+    )  # sums wrap around
 
 
 @needs_emulator
@@ -104,11 +127,19 @@ def test_multiply_high_at_the_extremes(lanes):
     values = np.array([-(2**31), -(2**31) + 1, -65536, -1, 0, 1, 65535, 2**31 - 1], np.int32)
 
     @T.prim_func(s_tir=True)
-    def main(A: T.Buffer((ROWS, lanes), "int32"), M: T.Buffer((ROWS, lanes), "int32"), B: T.Buffer((ROWS, lanes), "int64"), C: T.Buffer((ROWS, lanes), "int32")):
+    def main(
+        A: T.Buffer((ROWS, lanes), "int32"),
+        M: T.Buffer((ROWS, lanes), "int32"),
+        B: T.Buffer((ROWS, lanes), "int64"),
+        C: T.Buffer((ROWS, lanes), "int32"),
+    ):
         for r, i in T.grid(ROWS, lanes):
             with T.sblock("high"):
                 vr, vi = T.axis.remap("SS", [r, i])
-                C[vr, vi] = T.cast(T.shift_right(T.cast(A[vr, vi], "int64") * T.cast(M[vr, vi], "int64") + B[vr, vi], T.int64(32)), "int32")
+                C[vr, vi] = T.cast(
+                    T.shift_right(T.cast(A[vr, vi], "int64") * T.cast(M[vr, vi], "int64") + B[vr, vi], T.int64(32)),
+                    "int32",
+                )
 
     sch = s_tir.Schedule(main)
     sch.tensorize(sch.get_loops(sch.get_sblock("high"))[1], multiply_high(lanes, neon=True))

@@ -61,7 +61,11 @@ def test_a_comparison(peer: str, package: Path, model: Path, monkeypatch: pytest
     report = against.compare(ht.load(package), model, [peer], warmup_ms=0, duration=0, iterations=3, threads=1)
     assert {len(s) for s in seen} == {1} and os.sched_getaffinity(0) == before
     fields = report.to_dict()
-    assert [e["engine"] for e in fields["engines"]] == ["hawq-tvm", peer] and fields["threads"] == 1 and len(fields["pinned_to"]) == 1
+    assert (
+        [e["engine"] for e in fields["engines"]] == ["hawq-tvm", peer]
+        and fields["threads"] == 1
+        and len(fields["pinned_to"]) == 1
+    )
     assert all(e["iterations"] == 3 == fields["turns"] and e["tops"] > 0 and e["version"] for e in fields["engines"])
     assert min(e["ratio_to_fastest"] for e in fields["engines"]) == 1 and fields["others_share"] >= 0
     (row,) = fields["engines"][1]["agreement"]
@@ -75,26 +79,47 @@ def test_the_command(package: Path, model: Path, tmp_path: Path, capsys: pytest.
     arguments = ["bench", str(package), "--against", "onnxruntime", "--model", str(model), *options]
     assert main([*arguments, "--json", str(tmp_path / "b.json")]) == 0
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("onnxruntime", "hawq-tvm", "median ms", "TOPS", "of limit", "elements differ", "other processes"))
+    assert all(
+        word in printed
+        for word in ("onnxruntime", "hawq-tvm", "median ms", "TOPS", "of limit", "elements differ", "other processes")
+    )
     fields = json.loads((tmp_path / "b.json").read_text())
-    assert [e["engine"] for e in fields["engines"]] == ["hawq-tvm", "onnxruntime"] and fields["limits"]["memory_read_gb_per_s"] > 0
+    assert [e["engine"] for e in fields["engines"]] == ["hawq-tvm", "onnxruntime"] and fields["limits"][
+        "memory_read_gb_per_s"
+    ] > 0
     assert main(["bench", str(package), *options, "--json"]) == 0
     alone = json.loads(capsys.readouterr().out)
     assert alone["tops"] > 0 and alone["products"] == fields["products"] and "share_of_limit" in alone
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["--against", "onnxruntime"], "onnxruntime must be given the ONNX model"), (["--model", "MODEL"], "--model is for --against"),
-    (["--against", "PACKAGE,onnxruntime"], "onnxruntime must be given the ONNX model"),
-    (["--against", "tensorrt", "--model", "MODEL"], "no such engine"), (["--against", ",", "--model", "MODEL"], "no engine is named"),
-    (["--against", "onnxruntime", "--model", "MODEL", "--threads", "0"], "a processor of its own"),
-    (["--against", "onnxruntime", "--model", "MODEL", "--threads", "9999"], "a processor of its own"),
-    (["--against", "onnxruntime", "--model", "MODEL", "--duration", "nan"], "must be finite"),
-    (["--against", "onnxruntime,torch", "--model", "MODEL", "--threads", "1"], "PyTorch reads no ONNX"),
-    (["--against", "torch-bf16", "--model", "MODEL", "--threads", "1"], "PyTorch reads no ONNX"),
-])  # fmt: skip
-def test_wrong_usage(arguments: list[str], words: str, package: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", str(package), *(a.replace("MODEL", str(model)).replace("PACKAGE", str(package)) for a in arguments)]) == 2
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--against", "onnxruntime"], "onnxruntime must be given the ONNX model"),
+        (["--model", "MODEL"], "--model is for --against"),
+        (["--against", "PACKAGE,onnxruntime"], "onnxruntime must be given the ONNX model"),
+        (["--against", "tensorrt", "--model", "MODEL"], "no such engine"),
+        (["--against", ",", "--model", "MODEL"], "no engine is named"),
+        (["--against", "onnxruntime", "--model", "MODEL", "--threads", "0"], "a processor of its own"),
+        (["--against", "onnxruntime", "--model", "MODEL", "--threads", "9999"], "a processor of its own"),
+        (["--against", "onnxruntime", "--model", "MODEL", "--duration", "nan"], "must be finite"),
+        (["--against", "onnxruntime,torch", "--model", "MODEL", "--threads", "1"], "PyTorch reads no ONNX"),
+        (["--against", "torch-bf16", "--model", "MODEL", "--threads", "1"], "PyTorch reads no ONNX"),
+    ],
+)
+def test_wrong_usage(
+    arguments: list[str], words: str, package: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            [
+                "bench",
+                str(package),
+                *(a.replace("MODEL", str(model)).replace("PACKAGE", str(package)) for a in arguments),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert words in error and len(error.strip().splitlines()) == 1
 
@@ -119,14 +144,18 @@ class Unable:
         pass
 
 
-def test_who_cannot_run_is_left_out_with_the_reason(package: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_who_cannot_run_is_left_out_with_the_reason(
+    package: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(peers.PEERS, "unable", Unable)
     options = ["--model", str(model), "--duration", "0", "--iterations", "1", "--warmup-ms", "0", "--threads", "1"]
     assert main(["bench", str(package), "--against", "unable,onnxruntime", *options]) == 0
     assert "left out: unable: unable: needs what this machine has not" in capsys.readouterr().out
     assert main(["bench", str(package), "--against", "unable,onnxruntime", *options, "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)
-    assert [e["engine"] for e in fields["engines"]] == ["hawq-tvm", "onnxruntime"] and [e["engine"] for e in fields["excluded"]] == ["unable"]
+    assert [e["engine"] for e in fields["engines"]] == ["hawq-tvm", "onnxruntime"] and [
+        e["engine"] for e in fields["excluded"]
+    ] == ["unable"]
     assert main(["bench", str(package), "--against", "unable", *options]) == 3
     assert "nothing is left to compare with" in capsys.readouterr().err
 
@@ -156,10 +185,16 @@ def _other_weights(proto: onnx.ModelProto) -> None:
             tensor.int32_data[:] = [-v for v in reversed(tensor.int32_data)]
 
 
-@pytest.mark.parametrize("change, words", [
-    (_symbolic, "make_dynamic_shape_fixed --input_name"), (_larger, "another shape"), (_renamed, "other outputs"), (_integer, "a type that cannot be compared"),
-    (_other_weights, "did not run the network of the package"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (_symbolic, "make_dynamic_shape_fixed --input_name"),
+        (_larger, "another shape"),
+        (_renamed, "other outputs"),
+        (_integer, "a type that cannot be compared"),
+        (_other_weights, "did not run the network of the package"),
+    ],
+)
 def test_another_model_is_refused(change: Any, words: str, package: Path, model: Path, tmp_path: Path) -> None:
     other = changed(model, tmp_path / "other.onnx", change)
     with pytest.raises(ModelError) as caught:

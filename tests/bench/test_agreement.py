@@ -33,10 +33,18 @@ def test_differences_are_in_steps() -> None:
     assert (row.differing, row.step, row.largest) == (1, 0, 0.125) and "(absolute)" in row.sentence()
 
 
-@pytest.mark.parametrize("ours, theirs, same", [
-    ([0, 1, 2, 3], [3, 2, 1, 0], False), ([0, 1, 2, 3], [0, 1, float("nan"), 3], False), ([1, 1], [1, 1], True), ([1, 1], [1, 2], True),
-    ([1, 1], [1, 9], False), ([5], [5.5], True), ([5], [50], False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ours, theirs, same",
+    [
+        ([0, 1, 2, 3], [3, 2, 1, 0], False),
+        ([0, 1, 2, 3], [0, 1, float("nan"), 3], False),
+        ([1, 1], [1, 1], True),
+        ([1, 1], [1, 2], True),
+        ([1, 1], [1, 9], False),
+        ([5], [5.5], True),
+        ([5], [50], False),
+    ],
+)
 def test_the_same_network_or_not(ours: list[float], theirs: list[float], same: bool) -> None:
     assert one(ours, theirs).same_network is same
 
@@ -77,7 +85,10 @@ def test_other_processes_are_a_share() -> None:
 
 
 def test_multiplications_are_those_of_the_definition() -> None:
-    x, w = relax.Var("x", relax.TensorType((1, 6, 6, 8), "uint8")), relax.Var("w", relax.TensorType((3, 3, 2, 12), "int8"))
+    x, w = (
+        relax.Var("x", relax.TensorType((1, 6, 6, 8), "uint8")),
+        relax.Var("w", relax.TensorType((3, 3, 2, 12), "int8")),
+    )
     conv = relax.op.nn.conv2d(x, w, groups=4, data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32")
     a, b = relax.Var("a", relax.TensorType((2, 5, 7), "int8")), relax.Var("b", relax.TensorType((7, 3), "int8"))
     product = relax.op.matmul(a, b, out_dtype="int32")

@@ -1,4 +1,6 @@
-"""The GPU bundle without a GPU: made for this CPU, run by a Python that has NumPy and tvm-ffi only, damaged, too large."""
+"""The GPU bundle without a GPU: made for this CPU, run by a Python that has NumPy and tvm-ffi only, damaged, too
+large.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ from ..models import Graph, float_output
 
 
 def network(batch: Any = 3, channels: int = 64) -> onnx.ModelProto:
-    """Convolutions with a constant that is large enough to lie outside the library, a residual addition, and a product."""
+    """Convolutions with a constant that is large enough to lie outside the library, a residual addition, and a
+    product.
+    """
     g = Graph(3)
     x = g.qdq(g.input("input", [batch, 3, 8, 8]), 0.0136, 128)
     y = g.qdq(g.node("Relu", [g.conv(x, g.weight([channels, 3, 3, 3]), pads=[1, 1, 1, 1])]), 0.02)
@@ -65,9 +69,14 @@ def made(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterator[Path
         said: list[str] = []
         sizes = gpu_bundle.make(folder / "bundle", folder / "work", wanted, "host", wheel=wheel, say=said.append)
         assert said[0] == "compiling case-tiny"
-        assert sum(p.stat().st_size for p in (folder / "bundle").rglob("*") if p.is_file()) < 8e6 and sum(sizes.values()) < 8e6
+        assert (
+            sum(p.stat().st_size for p in (folder / "bundle").rglob("*") if p.is_file()) < 8e6
+            and sum(sizes.values()) < 8e6
+        )
         said.clear()
-        gpu_bundle.make(folder / "bundle", folder / "work", wanted, "host", wheel=wheel, say=said.append)  # made already, and it replaces itself
+        gpu_bundle.make(
+            folder / "bundle", folder / "work", wanted, "host", wheel=wheel, say=said.append
+        )  # made already, and it replaces itself
         assert said == ["1 of 1: case-tiny"]
         with pytest.raises(OutputError, match="larger than its limit"):
             gpu_bundle.make(folder / "small", folder / "work", wanted, "host", wheel=wheel, limit=1e5)
@@ -94,7 +103,13 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check(clean: Path, bundle: Path, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(clean)}
-    return subprocess.run([sys.executable, "-S", str(bundle / "gpu_check.py"), *options], capture_output=True, text=True, env=environment, cwd=bundle.parent)
+    return subprocess.run(
+        [sys.executable, "-S", str(bundle / "gpu_check.py"), *options],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=bundle.parent,
+    )
 
 
 def reseal(bundle: Path, name: str, data: bytes) -> None:
@@ -112,17 +127,27 @@ def test_the_manifest_lists_every_file(made: Path) -> None:
     for name, known in manifest["files"].items():
         data = (made / name).read_bytes()
         assert (hashlib.sha256(data).hexdigest(), len(data)) == (known["sha256"], known["bytes"])
-    assert manifest["entries"] == [{"name": "case-tiny", "net": "", "precision": "tiny", "size": 0, "batch": 3, "verifiable": True}]
+    assert manifest["entries"] == [
+        {"name": "case-tiny", "net": "", "precision": "tiny", "size": 0, "batch": 3, "verifiable": True}
+    ]
     assert [n for n in manifest["files"] if n.startswith("constants/")]
 
 
 def test_exact_without_tvm(clean: Path, made: Path, tmp_path: Path) -> None:
-    assert subprocess.run([sys.executable, "-S", "-c", "import tvm"], capture_output=True, env={**os.environ, "PYTHONPATH": str(clean)}).returncode
+    assert subprocess.run(
+        [sys.executable, "-S", "-c", "import tvm"], capture_output=True, env={**os.environ, "PYTHONPATH": str(clean)}
+    ).returncode
     done = check(clean, made, "--device", "cpu", "--out", str(tmp_path / "out.json"))
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "out.json").read_text())
     row = report["verify"]["case-tiny"]
-    assert row["ok"] and row["layers"] >= 6 and row["elements"] > 3 * 64 * 8 * 8 and report["left_out"] == [] and report["failed"] == {}
+    assert (
+        row["ok"]
+        and row["layers"] >= 6
+        and row["elements"] > 3 * 64 * 8 * 8
+        and report["left_out"] == []
+        and report["failed"] == {}
+    )
     assert "exact: 1 libraries" in done.stdout
     again = check(clean, made, "--device", "cpu", "--out", str(tmp_path / "out.json"), "--resume")
     assert again.returncode == 0 and "verify case-tiny:" not in again.stdout
@@ -138,7 +163,10 @@ def test_a_difference_is_named_to_the_element(clean: Path, bundle: Path) -> None
     reseal(bundle, name, packed(json.dumps(wanted).encode()))
     done = check(clean, bundle, "--device", "cpu")
     assert done.returncode == 1
-    assert f"(3 of {len(wanted)}): sample 1, index {[0] * (values.ndim - 2) + [5]}: expected" in done.stdout and f"1 of {values[0].size} elements differ" in done.stdout
+    assert (
+        f"(3 of {len(wanted)}): sample 1, index {[0] * (values.ndim - 2) + [5]}: expected" in done.stdout
+        and f"1 of {values[0].size} elements differ" in done.stdout
+    )
 
 
 def test_dense_weights_fill_the_same_places(made: Path) -> None:
@@ -158,19 +186,31 @@ def test_without_a_gpu_it_says_so(clean: Path, made: Path, tmp_path: Path) -> No
     if runtime.driver() is not None:
         pytest.skip("this machine has an NVIDIA driver")
     done = check(clean, made, "--out", str(tmp_path / "out.json"))
-    assert done.returncode == 3 and done.stderr.strip().splitlines() == ["gpu-check: no NVIDIA driver is installed here: run it on a machine with an NVIDIA GPU"]
+    assert done.returncode == 3 and done.stderr.strip().splitlines() == [
+        "gpu-check: no NVIDIA driver is installed here: run it on a machine with an NVIDIA GPU"
+    ]
     assert not (tmp_path / "out.json").exists()
 
 
 def test_make_gpu_check_is_the_same_command(made: Path) -> None:
     root = gpu_bundle.ROOT
-    done = subprocess.run(["make", "--no-print-directory", "-n", "gpu-check", "OUT=here.json", "OPTIONS=--resume"], cwd=root, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "-n", "gpu-check", "OUT=here.json", "OPTIONS=--resume"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.strip().splitlines()[-1] == "python3 gpu-bundle/gpu_check.py --out here.json --resume"
 
 
-@pytest.mark.parametrize(("name", "sentence"), [
-    ("libraries/case-tiny.so.xz", "does not match its checksum"), ("gpu_runner/vm.py", "does not match its checksum"), (MANIFEST, "it is no JSON"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("libraries/case-tiny.so.xz", "does not match its checksum"),
+        ("gpu_runner/vm.py", "does not match its checksum"),
+        (MANIFEST, "it is no JSON"),
+    ],
+)
 def test_a_damaged_bundle_is_refused(bundle: Path, name: str, sentence: str) -> None:
     data = bytearray((bundle / name).read_bytes())
     data[len(data) // 2] ^= 0xFF
@@ -183,7 +223,11 @@ def test_a_damaged_bundle_is_refused(bundle: Path, name: str, sentence: str) -> 
 def test_a_bundle_without_a_file_is_refused(clean: Path, bundle: Path) -> None:
     (bundle / "entries/case-tiny.json.xz").unlink()
     done = check(clean, bundle, "--device", "cpu")
-    assert done.returncode == 3 and "entries/case-tiny.json.xz is missing" in done.stderr and "\n" not in done.stderr.strip()
+    assert (
+        done.returncode == 3
+        and "entries/case-tiny.json.xz is missing" in done.stderr
+        and "\n" not in done.stderr.strip()
+    )
 
 
 def test_wrong_options_are_refused(clean: Path, made: Path, bundle: Path, tmp_path: Path) -> None:
@@ -199,14 +243,19 @@ def test_wrong_options_are_refused(clean: Path, made: Path, bundle: Path, tmp_pa
 
 
 def test_larger_batches_repeat_the_images() -> None:
-    """A library of batch 5 is checked with what the reference says of two images one by one, large results by their hashes."""
+    """A library of batch 5 is checked with what the reference says of two images one by one, large results by their
+    hashes.
+    """
     target, model = targets.parse("host"), network("n", 72)
     one = compile_model(model, target, shapes={"input": (1, 3, 8, 8)})
     expected = gpu_entries.expected_layers(one.packed, (1, 2), False)
     assert {("values" in r) for s in expected for r in s["results"]} == {True, False}
     five = compile_model(model, target, shapes={"input": (5, 3, 8, 8)})
     entry = gpu_entries.make(five, (1, 2), expected, name="five")
-    fields = {**entry.fields, "layers": [{**row, "results": s["results"]} for row, s in zip(entry.fields["layers"], expected)]}
+    fields = {
+        **entry.fields,
+        "layers": [{**row, "results": s["results"]} for row, s in zip(entry.fields["layers"], expected)],
+    }
     library = bytearray(entry.library)
     for h in fields["holes"]:
         library[h["offset"] : h["offset"] + h["count"]] = entry.constants[h["sha256"]]
@@ -215,7 +264,11 @@ def test_larger_batches_repeat_the_images() -> None:
     last = next(s for s in reversed(fields["layers"]) if "sha256" in s["results"][0])
     last["results"][0]["sha256"][1] = "0" * 64
     found = vm.verify(machine, fields)
-    assert not found["ok"] and f"layer {last['layer']}" in found["first_difference"] and "sample 1, its SHA-256" in found["first_difference"]
+    assert (
+        not found["ok"]
+        and f"layer {last['layer']}" in found["first_difference"]
+        and "sample 1, its SHA-256" in found["first_difference"]
+    )
     with pytest.raises(PackageError, match="the layers are not those"):
         gpu_entries.make(five, (1, 2), expected[:-1], name="five")
 

@@ -1,4 +1,6 @@
-"""The GPU runner without a GPU: comparison, noise, the order within a budget, and timing with a driver that only pretends."""
+"""The GPU runner without a GPU: comparison, noise, the order within a budget, and timing with a driver that only
+pretends.
+"""
 
 from __future__ import annotations
 
@@ -62,17 +64,37 @@ def _entries() -> list[dict[str, Any]]:
     for net in ("resnet18", "resnet50"):
         for precision in ("w4a4", "w8a8"):
             for batch in (8, 1):
-                made.append({"name": f"{net}-{precision}-b{batch}", "net": net, "precision": precision, "size": 224, "batch": batch, "verifiable": batch == 1})
+                made.append(
+                    {
+                        "name": f"{net}-{precision}-b{batch}",
+                        "net": net,
+                        "precision": precision,
+                        "size": 224,
+                        "batch": batch,
+                        "verifiable": batch == 1,
+                    }
+                )
     return made
 
 
 def test_what_matters_most_comes_first() -> None:
     steps = [s.name for s in plan.steps(_entries(), ["eager", "compile"], timed=True)]
     assert steps[0] == "verify case-u8s8"
-    assert all(s.startswith("verify") for s in steps[:5]) and steps[5:8] == ["limits", "time resnet50-w8a8-b1", "time resnet50-w8a8-b8"]
+    assert all(s.startswith("verify") for s in steps[:5]) and steps[5:8] == [
+        "limits",
+        "time resnet50-w8a8-b1",
+        "time resnet50-w8a8-b8",
+    ]
     order = [s for s in steps if s.startswith("time")]
-    assert [s.split()[1].rpartition("-")[0] for s in order[::2]] == ["resnet50-w8a8", "resnet50-w4a4", "resnet18-w8a8", "resnet18-w4a4"]
-    assert "peer resnet50-b8/compile" in steps and steps.index("peer resnet50-b1/compile") < steps.index("peer resnet50-b1/eager")
+    assert [s.split()[1].rpartition("-")[0] for s in order[::2]] == [
+        "resnet50-w8a8",
+        "resnet50-w4a4",
+        "resnet18-w8a8",
+        "resnet18-w4a4",
+    ]
+    assert "peer resnet50-b8/compile" in steps and steps.index("peer resnet50-b1/compile") < steps.index(
+        "peer resnet50-b1/eager"
+    )
     assert not [s for s in steps if s == "verify resnet50-w8a8-b8"]  # its weights are not in the bundle
     assert len(set(steps)) == len(steps)
     assert {s.kind for s in plan.steps(_entries(), ["eager"], timed=False)} == {"verify"}
@@ -119,7 +141,15 @@ def test_a_failing_step_is_named_and_the_others_go_on() -> None:
 class Functions:
     """A driver whose clock goes on by what the fake machine launches: 2 ms for kernels, 0.5 ms for a graph."""
 
-    def __init__(self, *, capability: tuple[int, int] = (9, 0), version: int = 13000, count: int = 1, start: int = 0, capture: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        capability: tuple[int, int] = (9, 0),
+        version: int = 13000,
+        count: int = 1,
+        start: int = 0,
+        capture: int = 0,
+    ) -> None:
         self.capability, self.version, self.count, self.start, self.capture = capability, version, count, start, capture
         self.clock, self.events, self.capturing, self.alive = 0.0, {}, False, 0  # type: ignore[var-annotated]
 
@@ -205,7 +235,10 @@ def test_times_come_from_events() -> None:
     functions = Functions()
     cuda = driver.Driver(functions)
     assert (cuda.gpu.capability, cuda.gpu.l2, cuda.gpu.processors) == (90, 50 << 20, 132)
-    entry = {"inputs": [{"shape": [16, 3, 64, 64]}], "layers": [{"layer": n, "kernel": n, "products": 5, "rule": "r"} for n in ("first", "second")]}
+    entry = {
+        "inputs": [{"shape": [16, 3, 64, 64]}],
+        "layers": [{"layer": n, "kernel": n, "products": 5, "rule": "r"} for n in ("first", "second")],
+    }
     inputs = timing.images(entry, cuda.gpu.l2)
     assert sum(a.nbytes for one in inputs for a in one) > cuda.gpu.l2
     stream, machine = cuda.stream(), FakeMachine(functions)
@@ -237,20 +270,28 @@ def test_a_failing_capture_is_closed() -> None:
     assert not functions.capturing
 
 
-@pytest.mark.parametrize(("functions", "sentence"), [
-    (Functions(start=100), "finds no GPU"), (Functions(count=0), "finds no GPU"), (Functions(start=3), r"does not start \(CUDA error 3\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("functions", "sentence"),
+    [
+        (Functions(start=100), "finds no GPU"),
+        (Functions(count=0), "finds no GPU"),
+        (Functions(start=3), r"does not start \(CUDA error 3\)"),
+    ],
+)
 def test_a_driver_without_a_gpu_is_one_sentence(functions: Functions, sentence: str) -> None:
     with pytest.raises(Refusal, match=sentence) as e:
         driver.Driver(functions)
     assert e.value.exit_code == 3
 
 
-@pytest.mark.parametrize(("functions", "sentence"), [
-    (Functions(version=12080), "too old: expected one for CUDA 13.0 or newer, found one for CUDA 12.8"),
-    (Functions(capability=(8, 0)), "older than the libraries' code: expected sm_90, found , sm_80"),
-    (Functions(capability=(10, 0)), "of another generation than the libraries' code"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("functions", "sentence"),
+    [
+        (Functions(version=12080), "too old: expected one for CUDA 13.0 or newer, found one for CUDA 12.8"),
+        (Functions(capability=(8, 0)), "older than the libraries' code: expected sm_90, found , sm_80"),
+        (Functions(capability=(10, 0)), "of another generation than the libraries' code"),
+    ],
+)
 def test_what_cannot_run_the_libraries_is_one_sentence(functions: Functions, sentence: str) -> None:
     with pytest.raises(Refusal, match=sentence):
         driver.check(driver.Driver(functions).gpu, ["sm_90"], "13.0")

@@ -1,4 +1,6 @@
-"""The machine's limits: the kernels compute what they mean, numbers are measured, and absent instructions are refused."""
+"""The machine's limits: the kernels compute what they mean, numbers are measured, and absent instructions are
+refused.
+"""
 
 from __future__ import annotations
 

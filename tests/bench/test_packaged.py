@@ -1,4 +1,6 @@
-"""Packages of ours as each other's rivals: equal outputs where the integer graph is the same, a plain sentence where it is not."""
+"""Packages of ours as each other's rivals: equal outputs where the integer graph is the same, a plain sentence where
+it is not.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def dense(kind: str, inputs: int = 32) -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """tiny.hawq and portable.hawq of one model for two targets, w8.hawq and w4.hawq of two models for the same inputs."""
+    """tiny.hawq and portable.hawq of one model for two targets, w8.hawq and w4.hawq of two models for the same
+    inputs.
+    """
     path = tmp_path_factory.mktemp("packages")
     ht.compile(residual_net()).save(path / "tiny.hawq")
     ht.compile(residual_net(), target="x86-64-v2").save(path / "portable.hawq")
@@ -58,7 +62,9 @@ def bench(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]
 def test_the_c_interface_is_compared_exactly(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = bench(capsys, str(folder / "tiny.hawq"), "--against", "c")
     ours, theirs = fields["engines"]
-    assert (ours["engine"], theirs["engine"]) == ("hawq-tvm", "c") and theirs["what"] == "the same library through its C interface"
+    assert (ours["engine"], theirs["engine"]) == ("hawq-tvm", "c") and theirs[
+        "what"
+    ] == "the same library through its C interface"
     (row,) = theirs["agreement"]
     assert (row["differing"], row["largest"]) == (0, 0) and theirs["products"] == ours["products"]
 
@@ -67,7 +73,11 @@ def test_one_graph_for_two_targets_is_compared_exactly(folder: Path, capsys: pyt
     other = str(folder / "portable.hawq")
     fields = bench(capsys, str(folder / "tiny.hawq"), "--against", other)
     ours, theirs = fields["engines"]
-    assert theirs["engine"] == other and theirs["what"].startswith("another package of the same integer graph") and ours["agreement"] == []
+    assert (
+        theirs["engine"] == other
+        and theirs["what"].startswith("another package of the same integer graph")
+        and ours["agreement"] == []
+    )
     (row,) = theirs["agreement"]
     assert (row["differing"], row["largest"]) == (0, 0) and theirs["products"] == ours["products"] == fields["products"]
 
@@ -76,7 +86,10 @@ def test_other_weights_are_timed_and_not_compared(folder: Path, capsys: pytest.C
     fields = bench(capsys, str(folder / "w4.hawq"), "--against", f"{folder / 'w8.hawq'},{folder / 'w8.hawq'}")
     _, theirs = fields["engines"]
     assert theirs["agreement"] == [] and theirs["tops"] > 0 and theirs["ratio_to_fastest"] >= 1
-    assert "1 layers of int8 weights, beside 1 layers of 4-bit weights of ours" in theirs["what"] and "timed without comparing outputs" in theirs["what"]
+    assert (
+        "1 layers of int8 weights, beside 1 layers of 4-bit weights of ours" in theirs["what"]
+        and "timed without comparing outputs" in theirs["what"]
+    )
     assert main(["bench", str(folder / "w4.hawq"), "--against", str(folder / "w8.hawq"), *QUICK]) == 0
     printed = capsys.readouterr().out
     assert "w8.hawq" in printed and "timed without comparing outputs" in printed and "beside ours" not in printed
@@ -108,12 +121,19 @@ def test_unequal_outputs_of_one_graph_are_refused(folder: Path, monkeypatch: pyt
 
     monkeypatch.setattr(packaged.Packaged, "outputs", off_by_one)
     with pytest.raises(ModelError, match="two libraries of one integer graph have different outputs"):
-        against.compare(ht.load(folder / "tiny.hawq"), None, [str(folder / "portable.hawq")], duration=0, iterations=1, threads=1)
+        against.compare(
+            ht.load(folder / "tiny.hawq"), None, [str(folder / "portable.hawq")], duration=0, iterations=1, threads=1
+        )
 
 
-@pytest.mark.parametrize("other, words, code", [
-    ("w8.hawq", "takes other inputs than the package that is measured", 3), ("nowhere.hawq", "nowhere.hawq", 3), ("nowhere", "no such engine", 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "other, words, code",
+    [
+        ("w8.hawq", "takes other inputs than the package that is measured", 3),
+        ("nowhere.hawq", "nowhere.hawq", 3),
+        ("nowhere", "no such engine", 2),
+    ],
+)
 def test_refusals(other: str, words: str, code: int, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(folder / "tiny.hawq"), "--against", str(folder / other), *QUICK]) == code
     error = capsys.readouterr().err

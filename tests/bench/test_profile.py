@@ -1,4 +1,6 @@
-"""The profile of a package: the right kernels in the right order, honest arithmetic, and files that other programs read."""
+"""The profile of a package: the right kernels in the right order, honest arithmetic, and files that other programs
+read.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def folder(package: ht.Package, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_every_kernel_once_in_network_order(package: ht.Package, report: profile.ProfileReport) -> None:
     calls = layer_calls(package.graph)
-    assert [r.layer for r in report.rows] == [b.var.name for b in calls] and [r.order for r in report.rows] == list(range(len(calls)))
+    assert [r.layer for r in report.rows] == [b.var.name for b in calls] and [r.order for r in report.rows] == list(
+        range(len(calls))
+    )
     rules = {k["function"]: (k["rule"], k["tile"]) for k in package.report()}
     assert all((r.rule, r.tile) == rules[r.function] for r in report.rows)
     assert report.iterations == 3 and report.threads == 1 and report.machine["cpu"]
@@ -53,7 +57,9 @@ def test_every_kernel_once_in_network_order(package: ht.Package, report: profile
 
 
 def test_products_and_bytes(package: ht.Package, report: profile.ProfileReport) -> None:
-    assert sorted(r.products for r in report.rows if r.products) == sorted([2 * 64 * 8 * 27, 2 * 64 * 8 * 72, 2 * 10 * 8])
+    assert sorted(r.products for r in report.rows if r.products) == sorted(
+        [2 * 64 * 8 * 27, 2 * 64 * 8 * 72, 2 * 10 * 8]
+    )
     assert report.gop == pytest.approx(2 * 2 * (64 * 8 * 27 + 64 * 8 * 72 + 80) / 1e9)
     first = report.rows[0]
     assert first.layer.startswith("quantizelinear") and first.bytes >= 2 * 3 * 64 * (4 + 1) and first.tops is None
@@ -73,7 +79,9 @@ def test_a_grouped_convolution_has_the_products_of_its_groups_alone() -> None:
 
 
 def test_the_arithmetic_of_a_report(package: ht.Package, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Medians, less the median cost of the instrument; what is outside comes from neighbours, the rest is disturbance."""
+    """Medians, less the median cost of the instrument; what is outside comes from neighbours, the rest is
+    disturbance.
+    """
 
     def measured(vm: Any, call: Any, stopwatch: profile._Stopwatch, *_: Any) -> list[float]:
         stopwatch.costs = [[100, 300, 200] for _ in stopwatch.costs]
@@ -117,7 +125,9 @@ def test_other_kernels_than_the_graph_has_are_an_error() -> None:
         profile._Stopwatch(set(), 2).run(lambda: None)
 
 
-@pytest.mark.parametrize("arguments", [{"threads": 0}, {"duration": -1}, {"iterations": 0}, {"limit_tops": 0}, {"limit_tops": float("nan")}])
+@pytest.mark.parametrize(
+    "arguments", [{"threads": 0}, {"duration": -1}, {"iterations": 0}, {"limit_tops": 0}, {"limit_tops": float("nan")}]
+)
 def test_foolish_numbers(package: ht.Package, arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         package.profile(**{**QUICK, **arguments})
@@ -126,17 +136,22 @@ def test_foolish_numbers(package: ht.Package, arguments: dict[str, Any]) -> None
 def test_the_picture(report: profile.ProfileReport) -> None:
     hostile = 'a<b>&"c' + "\x01" + "x" * 120
     times = [0.5 + i for i in range(len(report.rows))]
-    rows = tuple(replace(r, median_ms=t, layer=hostile if r.order == 1 else r.layer) for r, t in zip(report.rows, times, strict=True))
+    rows = tuple(
+        replace(r, median_ms=t, layer=hostile if r.order == 1 else r.layer)
+        for r, t in zip(report.rows, times, strict=True)
+    )
     drawn = replace(report, rows=rows, latency_ms=sum(times), outside_ms=-0.25)
     root = ET.fromstring(drawn.svg())
     texts = [t.text or "" for t in root.iter(f"{SVG}text")]
-    assert any(t.startswith(f"{report.name}: ") and "GOP" in t for t in texts) and any(report.machine["cpu"] in t for t in texts)
+    assert any(t.startswith(f"{report.name}: ") and "GOP" in t for t in texts) and any(
+        report.machine["cpu"] in t for t in texts
+    )
     bars = [float(r.attrib["width"]) for r in root.iterfind(f"{SVG}g/{SVG}rect")]
     assert len(bars) == len(rows) + 2 and bars[-2] == 0, "a negative rest has no bar"
     assert bars[:-2] == pytest.approx([bars[0] / 0.5 * t for t in times], abs=0.2)
     assert any("-0.2500 ms" in t for t in texts) and rows[0].layer in texts
     assert any('a<b>&"c�' in (t.text or "") for t in root.iter(f"{SVG}title"))
-    assert max(len(r) for r in (t for t in texts if t.startswith('a<b>'))) == 100
+    assert max(len(r) for r in (t for t in texts if t.startswith("a<b>"))) == 100
     ET.fromstring(replace(report, rows=tuple(replace(r, median_ms=0.0) for r in rows), latency_ms=1e-9).svg())
 
 
@@ -146,14 +161,16 @@ def test_the_overlay_names_nodes_of_the_onnx_graph(report: profile.ProfileReport
     named = set(data["results"]) & nodes
     assert len(named) >= 4 and all(isinstance(v["value"], float) for v in data["results"].values())
     assert [g["stop"] for g in data["gradient"]] == [0, 1]
-    (graph, placed), = report.overlay(residual_net()).items()
+    ((graph, placed),) = report.overlay(residual_net()).items()
     assert graph == residual_net().graph.name and set(placed["results"]) <= nodes
     assert sum(v["value"] for v in placed["results"].values()) == pytest.approx(report.kernels_ms, abs=1e-4)
 
 
 def test_names_of_our_own_lead_back_to_a_node() -> None:
     nodes = {"conv.1": "conv.1", "conv": "conv", "y": "last"}
-    found = [profile._node_of(layer, nodes) for layer in ("conv.1", "conv.1.nhwc", "conv.2.in0", "y", "y.nchw", "other.max")]
+    found = [
+        profile._node_of(layer, nodes) for layer in ("conv.1", "conv.1.nhwc", "conv.2.in0", "y", "y.nchw", "other.max")
+    ]
     assert found == ["conv.1", "conv.1", "conv", "last", "last", "other.max"]
 
 
@@ -163,23 +180,42 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     np.savez(inputs, x=np.zeros((2, 3, 8, 8), np.float32))
     assert main([*command, "--inputs", str(inputs), "--svg", str(svg), "--overlay", str(overlay)]) == 0
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("TOPS", "GOP", "share", "of limit", "outside kernels", "disturbance", "total", "wrote"))
+    assert all(
+        word in printed
+        for word in ("TOPS", "GOP", "share", "of limit", "outside kernels", "disturbance", "total", "wrote")
+    )
     assert ET.parse(svg).getroot().tag == f"{SVG}svg" and json.loads(overlay.read_text())["results"]
     names = {n.name for n in residual_net().graph.node}
     assert any(name in printed for name in names if name.startswith("quantizelinear")), "names are never cut"
     assert {p.name for p in tmp_path.iterdir()} == {"in.npz", "time.svg", "nodes.json"}
     assert main([*command, "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)
-    assert fields["iterations"] == 10 and fields["kernels"][0]["median_ms"] == max(k["median_ms"] for k in fields["kernels"])
-    assert fields["kernels_ms"] + fields["outside_kernels_ms"] + fields["disturbance_ms"] == pytest.approx(fields["latency_ms"], abs=1e-5)
+    assert fields["iterations"] == 10 and fields["kernels"][0]["median_ms"] == max(
+        k["median_ms"] for k in fields["kernels"]
+    )
+    assert fields["kernels_ms"] + fields["outside_kernels_ms"] + fields["disturbance_ms"] == pytest.approx(
+        fields["latency_ms"], abs=1e-5
+    )
 
 
-@pytest.mark.parametrize("arguments, code", [
-    (["--threads", "0"], 2), (["--duration", "-1"], 2), (["--svg", "no/such/folder.svg"], 2), (["--inputs", "no.npz"], 2),
-    (["--model", "m.onnx"], 2), (["--overlay", "o.json", "--model", "no.onnx"], 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, code",
+    [
+        (["--threads", "0"], 2),
+        (["--duration", "-1"], 2),
+        (["--svg", "no/such/folder.svg"], 2),
+        (["--inputs", "no.npz"], 2),
+        (["--model", "m.onnx"], 2),
+        (["--overlay", "o.json", "--model", "no.onnx"], 3),
+    ],
+)
 def test_the_command_refuses(
-    folder: Path, arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    arguments: list[str],
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["profile", str(folder), "--duration", "0", *arguments]) == code

@@ -15,9 +15,15 @@ from hawq_tvm.studies import table
 def engine(name: str, median: float, ratio: float) -> dict[str, Any]:
     agreement = [] if name == "hawq-tvm" else ["output: 1 of 1000 elements differ"]
     return {
-        "engine": name, "version": "1.2", "what": "a model", "latency_ms": {"median": median, "min": median / 2}, "ratio_to_fastest": ratio,
-        "tops": 0.25, "share_of_limit": 0.5, "agreement_text": agreement,
-    }  # fmt: skip
+        "engine": name,
+        "version": "1.2",
+        "what": "a model",
+        "latency_ms": {"median": median, "min": median / 2},
+        "ratio_to_fastest": ratio,
+        "tops": 0.25,
+        "share_of_limit": 0.5,
+        "agreement_text": agreement,
+    }
 
 
 def comparison(threads: int) -> dict[str, Any]:
@@ -27,7 +33,9 @@ def comparison(threads: int) -> dict[str, Any]:
     return {"machine": machine, "threads": threads, "others_share": 0.125, "limits": limits, "engines": engines}
 
 
-def test_the_page_and_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_and_its_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(peers, "parse", lambda text: text.split(","))
     monkeypatch.setattr(table.machine, "available_cores", lambda: 2)
     monkeypatch.setattr(table, "prepare", lambda net, batch, work: (work / "m.onnx", work / "m.hawq"))
@@ -38,13 +46,22 @@ def test_the_page_and_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     text = page.read_text()
     assert text in capsys.readouterr().out
     lines = [line for line in text.splitlines() if line.startswith("| resnet")]
-    assert len(lines) == 8 and "| resnet50 | 8 | 2 | 8.00 (4.00) | 4.00 (2.00) | 2.00 | 0.250 | 50.0 % | 12 % |" in lines
+    assert (
+        len(lines) == 8 and "| resnet50 | 8 | 2 | 8.00 (4.00) | 4.00 (2.00) | 2.00 | 0.250 | 50.0 % | 12 % |" in lines
+    )
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
     results = json.loads(numbers.read_text())["results"]
-    assert [(r["net"], r["batch"], r["threads"]) for r in results][:3] == [("resnet18", 1, 1), ("resnet18", 1, 2), ("resnet18", 8, 1)]
+    assert [(r["net"], r["batch"], r["threads"]) for r in results][:3] == [
+        ("resnet18", 1, 1),
+        ("resnet18", 1, 2),
+        ("resnet18", 8, 1),
+    ]
 
 
-@pytest.mark.parametrize("options", [["--nets", "alexnet"], ["--threads", "9999"], ["--batches", "0"], ["--batches", "x"], ["--against", "nobody"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--nets", "alexnet"], ["--threads", "9999"], ["--batches", "0"], ["--batches", "x"], ["--against", "nobody"]],
+)
 def test_wrong_options(options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     try:
@@ -54,8 +71,21 @@ def test_wrong_options(options: list[str], tmp_path: Path, monkeypatch: pytest.M
     assert code == 2 and list(tmp_path.iterdir()) == []
 
 
-def test_a_failed_command_ends_with_its_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_command_ends_with_its_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(table, "prepare", lambda net, batch, work: (work / "none.onnx", work / "none.hawq"))
-    options = ["--nets", "resnet18", "--threads", "1", "--against", "onnxruntime", "--work", str(tmp_path), "--output", str(tmp_path / "out")]
+    options = [
+        "--nets",
+        "resnet18",
+        "--threads",
+        "1",
+        "--against",
+        "onnxruntime",
+        "--work",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     assert table.main(options) == 3
     assert "none.hawq" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -49,7 +49,8 @@ def test_compiled_variants_run_the_same_network(variant: type[torch_peers.Torch]
     a, b = (e.outputs()["output"] for e in (plain, engine))
     for e in (engine, plain):
         e.close()
-    # The float network is another arithmetic: 8 significant bits, or 8-bit data, of 18 layers leave the outputs related, not equal.
+    # The float network is another arithmetic: 8 significant bits, or 8-bit data, of 18 layers leave the outputs
+    # related, not equal.
     assert b.dtype == np.float32 and np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.98 and (a != b).any()
 
 

@@ -19,7 +19,9 @@ def test_the_command_writes_a_float_network(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_float_network_has_no_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["zoo", "resnet18", "--float", "--weight-bits", "4", "-o", str(tmp_path / "net.onnx")])
+    monkeypatch.setattr(
+        "sys.argv", ["zoo", "resnet18", "--float", "--weight-bits", "4", "-o", str(tmp_path / "net.onnx")]
+    )
     with pytest.raises(SystemExit):
         zoo.main()
     assert not list(tmp_path.iterdir())

@@ -14,11 +14,23 @@ F = np.float32
 U8, I8, U16, I32, FLOAT = TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT32, TensorProto.FLOAT
 
 
-def quantized(op: str, operands: list[Any], shape: list[int], kind: str = "int8", scale: float = 0.05, zero: int = -17, **attributes: Any) -> onnx.ModelProto:
-    """One operator between a dequantize of the input x and a quantize with the same scale and zero point, which gives y."""
+def quantized(
+    op: str,
+    operands: list[Any],
+    shape: list[int],
+    kind: str = "int8",
+    scale: float = 0.05,
+    zero: int = -17,
+    **attributes: Any,
+) -> onnx.ModelProto:
+    """One operator between a dequantize of the input x and a quantize with the same scale and zero point, which
+    gives y.
+    """
     g = Graph()
     x = g.dq(g.input("x", shape, TYPES[kind][0]), F(scale), zero, kind)
-    return ending(g, g.node(op, [x, *[g.constant(o, TensorProto.INT64) for o in operands]], **attributes), kind, scale, zero)
+    return ending(
+        g, g.node(op, [x, *[g.constant(o, TensorProto.INT64) for o in operands]], **attributes), kind, scale, zero
+    )
 
 
 def ending(g: Graph, real: str, kind: str, scale: float, zero: int) -> onnx.ModelProto:
@@ -29,7 +41,9 @@ def ending(g: Graph, real: str, kind: str, scale: float, zero: int) -> onnx.Mode
 
 
 def mean_network() -> onnx.ModelProto:
-    """A convolution, a residual sum and two average pools whose windows reach into the padding; all scales are 0.08 by powers of two."""
+    """A convolution, a residual sum and two average pools whose windows reach into the padding; all scales are 0.08
+    by powers of two.
+    """
     g = Graph(3)
     x = g.qdq(g.input("x", [1, 4, 8, 8]), F(0.08), 128)
     w = g.dq(g.constant(g.rng.integers(-20, 20, (4, 4, 3, 3)), I8), F(0.5), 0, "int8")
@@ -77,7 +91,9 @@ def leaky_depthwise(channels: int) -> onnx.ModelProto:
     g = Graph(5)
     x = g.dq(g.input("x", [1, channels, 8, 8], U8), F(0.02), 128)
     w = g.weight([channels, 1, 3, 3], "int4", scale=0.018)
-    return ending(g, g.node("LeakyRelu", [g.conv(x, w, group=channels, pads=[1, 1, 1, 1])], alpha=0.1), "uint8", 0.031, 0)
+    return ending(
+        g, g.node("LeakyRelu", [g.conv(x, w, group=channels, pads=[1, 1, 1, 1])], alpha=0.1), "uint8", 0.031, 0
+    )
 
 
 def leaky_gemm(outputs: int) -> onnx.ModelProto:
@@ -86,8 +102,15 @@ def leaky_gemm(outputs: int) -> onnx.ModelProto:
     a, b = g.input("x0", [2, 16]), g.input("x1", [16, 5])
     product = g.node("MatMul", [g.qdq(a, F(0.0284788), 237), g.qdq(b, F(0.05), -61, "int8")])
     hidden = g.qdq(g.node("Relu", [product]), F(1 / 255), 0)
-    weight = g.dq(g.constant(g.rng.integers(0, 256, (outputs, 5)), U8), g.rng.uniform(0.005, 0.02, outputs).astype(F), np.full(outputs, 128), axis=0)
-    return ending(g, g.node("LeakyRelu", [g.node("Gemm", [hidden, weight], transB=1)], alpha=0.1), "int8", 2 / 255, -128)
+    weight = g.dq(
+        g.constant(g.rng.integers(0, 256, (outputs, 5)), U8),
+        g.rng.uniform(0.005, 0.02, outputs).astype(F),
+        np.full(outputs, 128),
+        axis=0,
+    )
+    return ending(
+        g, g.node("LeakyRelu", [g.node("Gemm", [hidden, weight], transB=1)], alpha=0.1), "int8", 2 / 255, -128
+    )
 
 
 def padded(value: float, kind: str) -> onnx.ModelProto:
@@ -146,7 +169,11 @@ def nested_functions(depth: int, op: str = "Relu") -> onnx.ModelProto:
     for i in range(depth):
         inner, domain = (op, "") if i == 0 else (f"F{i - 1}", "f")
         nodes = [helper.make_node(inner, [a], [b], domain=domain) for a, b in (("a", "b"), ("b", "c"))]
-        model.functions.append(helper.make_function("f", f"F{i}", ["a"], ["c"], nodes, [helper.make_opsetid("", 21), helper.make_opsetid("f", 1)]))
+        model.functions.append(
+            helper.make_function(
+                "f", f"F{i}", ["a"], ["c"], nodes, [helper.make_opsetid("", 21), helper.make_opsetid("f", 1)]
+            )
+        )
     return model
 
 
@@ -162,7 +189,13 @@ def quantized_bias(value: float) -> onnx.ModelProto:
     """A convolution whose int32 bias stands for a huge real number, and that is added to a common tensor."""
     g = Graph(2)
     x = g.qdq(g.input("x", [1, 3, 6, 6]), F(0.027), 143)
-    w = g.dq(g.constant(np.zeros((4, 3, 3, 3), int), I8), np.full(4, value / 2**30 / 0.027, F), np.zeros(4, int), "int8", axis=0)
+    w = g.dq(
+        g.constant(np.zeros((4, 3, 3, 3), int), I8),
+        np.full(4, value / 2**30 / 0.027, F),
+        np.zeros(4, int),
+        "int8",
+        axis=0,
+    )
     b = g.dq(g.constant(np.full(4, 2**30), I32), np.full(4, value / 2**30, F), np.zeros(4, int), "int32", axis=0)
     y = g.qdq(g.conv(x, w, b, pads=[1, 1, 1, 1]), F(value / 255), 0)
     z = g.qdq(g.conv(x, g.weight([4, 3, 3, 3]), pads=[1, 1, 1, 1]), F(0.016), 120)
@@ -186,16 +219,25 @@ def dead_layer() -> onnx.ModelProto:
     """A float network one of whose ReLUs is never on."""
     rng = np.random.default_rng(4)
     constants = {
-        "w0": rng.normal(size=(4, 3, 3, 3)) / 5, "w1": rng.normal(size=(6, 4, 3, 3)) / 6, "b1": np.full(6, -20.0), "w2": rng.normal(size=(6, 6, 3, 3)) / 7,
-        "w3": rng.normal(size=(6, 4, 1, 1)) / 2, "w4": rng.normal(size=(5, 6)),
-    }  # fmt: skip
+        "w0": rng.normal(size=(4, 3, 3, 3)) / 5,
+        "w1": rng.normal(size=(6, 4, 3, 3)) / 6,
+        "b1": np.full(6, -20.0),
+        "w2": rng.normal(size=(6, 6, 3, 3)) / 7,
+        "w3": rng.normal(size=(6, 4, 1, 1)) / 2,
+        "w4": rng.normal(size=(5, 6)),
+    }
     nodes = [
-        helper.make_node("Conv", ["x", "w0"], ["c0"], name="stem", pads=[1, 1, 1, 1]), helper.make_node("Relu", ["c0"], ["r0"]),
-        helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], name="dead", pads=[1, 1, 1, 1]), helper.make_node("Relu", ["c1"], ["r1"]),
-        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="behind", pads=[1, 1, 1, 1]), helper.make_node("Conv", ["r0", "w3"], ["c3"], name="short"),
-        helper.make_node("Add", ["c2", "c3"], ["s"]), helper.make_node("GlobalAveragePool", ["s"], ["g"]), helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("Conv", ["x", "w0"], ["c0"], name="stem", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c0"], ["r0"]),
+        helper.make_node("Conv", ["r0", "w1", "b1"], ["c1"], name="dead", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="behind", pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["r0", "w3"], ["c3"], name="short"),
+        helper.make_node("Add", ["c2", "c3"], ["s"]),
+        helper.make_node("GlobalAveragePool", ["s"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["f"]),
         helper.make_node("Gemm", ["f", "w4"], ["y"], name="fc", transB=1),
-    ]  # fmt: skip
+    ]
     return _float_network(nodes, ["n", 3, 8, 8], ["n", 5], constants)
 
 
@@ -203,13 +245,19 @@ def batch_minus_one() -> onnx.ModelProto:
     """What Paddle's exporter writes: a batch of -1, heights and widths without a name."""
     constants = {"w": np.random.default_rng(0).normal(size=(8, 3, 3, 3)) / 5}
     nodes = [
-        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]), helper.make_node("Relu", ["c"], ["r"]),
-        helper.make_node("GlobalAveragePool", ["r"], ["g"]), helper.make_node("Flatten", ["g"], ["y"]),
-    ]  # fmt: skip
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("GlobalAveragePool", ["r"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["y"]),
+    ]
     return _float_network(nodes, [-1, 3, "", ""], [-1, 8], constants)
 
 
-def _float_network(nodes: list[onnx.NodeProto], shape: list[Any], out: list[Any], constants: dict[str, np.ndarray]) -> onnx.ModelProto:
+def _float_network(
+    nodes: list[onnx.NodeProto], shape: list[Any], out: list[Any], constants: dict[str, np.ndarray]
+) -> onnx.ModelProto:
     tensors = [onnx.numpy_helper.from_array(v.astype(F), k) for k, v in constants.items()]
     infos = [helper.make_tensor_value_info("x", FLOAT, shape)], [helper.make_tensor_value_info("y", FLOAT, out)]
-    return helper.make_model(helper.make_graph(nodes, "g", *infos, tensors), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(
+        helper.make_graph(nodes, "g", *infos, tensors), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )

@@ -1,4 +1,6 @@
-"""The table of cases: what each model of `builders.py` must give, by exact fractions of what the file holds, or the sentence that refuses it."""
+"""The table of cases: what each model of `builders.py` must give, by exact fractions of what the file holds, or the
+sentence that refuses it.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,10 @@ def made(model: onnx.ModelProto, **options: Any) -> Any:
 MEANS: dict[str, tuple[Callable[[], onnx.ModelProto], int]] = {
     "ReduceMean of 6": (lambda: b.quantized("ReduceMean", [[1]], [1, 6, 16, 16], keepdims=0), 6),
     "ReduceMean of 12": (lambda: b.quantized("ReduceMean", [[1]], [1, 12, 16, 16], zero=4, keepdims=0), 12),
-    "ReduceMean of 6, uint8": (lambda: b.quantized("ReduceMean", [[1]], [1, 6, 16, 16], kind="uint8", zero=100, keepdims=0), 6),
+    "ReduceMean of 6, uint8": (
+        lambda: b.quantized("ReduceMean", [[1]], [1, 6, 16, 16], kind="uint8", zero=100, keepdims=0),
+        6,
+    ),
     "AveragePool of 1x6": (lambda: b.quantized("AveragePool", [], [1, 1, 256, 6], kernel_shape=[1, 6]), 6),
     "AveragePool of 2x3": (lambda: b.quantized("AveragePool", [], [1, 128, 2, 3], kernel_shape=[2, 3]), 6),
     "GlobalAveragePool of 6": (lambda: b.quantized("GlobalAveragePool", [], [1, 256, 1, 6]), 6),
@@ -91,7 +96,9 @@ def mean_of(x: np.ndarray, model: onnx.ModelProto, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", MEANS)
 def test_means_at_ties(name: str) -> None:
-    """Every sum of the operands' small integers, ties among them; the certificate counts what differs, and nothing does."""
+    """Every sum of the operands' small integers, ties among them; the certificate counts what differs, and nothing
+    does.
+    """
     build, count = MEANS[name]
     model = build()
     package = made(model)
@@ -124,7 +131,9 @@ def mean_network_exactly(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     r = np.pad(real(q, unit, 128), [(0, 0), (0, 0), (1, 1), (1, 1)])
     y = np.empty(x.shape, object)
     for n, c, h, w in np.ndindex(*x.shape):
-        y[n, c, h, w] = (r[n, :, h : h + 3, w : w + 3] * weight[c]).sum() * exact(0.5) + exact(constants[conv.input[2]][c])
+        y[n, c, h, w] = (r[n, :, h : h + 3, w : w + 3] * weight[c]).sum() * exact(0.5) + exact(
+            constants[conv.input[2]][c]
+        )
     y = real(quantize(y, exact(0.64), 100, "uint8"), exact(0.64), 100)
     s = real(quantize(y + r[:, :, 1:-1, 1:-1], exact(0.16), 128, "uint8"), exact(0.16), 128)
     pooled = []
@@ -147,7 +156,10 @@ def test_convolutions_over_one_dimension(op: str, outputs: int) -> None:
     package = made(b.conv1d(op, outputs))
     x = np.random.default_rng(0).integers(0, 256, (2, 3, 4)).astype(np.uint8)
     length = 3 if op == "Conv" else 5
-    r, w = real(x, exact(0.02)), np.arange(6 * outputs).reshape((outputs, 3, 2) if op == "Conv" else (3, outputs, 2)).astype(object)
+    r, w = (
+        real(x, exact(0.02)),
+        np.arange(6 * outputs).reshape((outputs, 3, 2) if op == "Conv" else (3, outputs, 2)).astype(object),
+    )
     y = np.full((2, outputs, length), Fraction(0), object)
     for n, o, i, t in np.ndindex(2, outputs, 3, length):
         for k in range(2):
@@ -211,7 +223,17 @@ def test_leaky_relu_after_a_matrix_product() -> None:
 # -- constants outside the range -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value, kind, becomes", [(100.0, "int8", 63.5), (-1.0, "uint8", 0.0), (-1e30, "int8", -64.0), (0.24, "uint8", 0.0), (0.25, "int8", 0.0), (0.75, "uint8", 1.0)])
+@pytest.mark.parametrize(
+    "value, kind, becomes",
+    [
+        (100.0, "int8", 63.5),
+        (-1.0, "uint8", 0.0),
+        (-1e30, "int8", -64.0),
+        (0.24, "uint8", 0.0),
+        (0.25, "int8", 0.0),
+        (0.75, "uint8", 1.0),
+    ],
+)
 def test_padding_outside_the_range_saturates(value: float, kind: str, becomes: float) -> None:
     """As ONNX computes it: the padding is real until the next quantize, which rounds and saturates it."""
     model = b.padded(value, kind)
@@ -226,10 +248,13 @@ def test_a_linear_resize_of_uint8_to_uint16() -> None:
     x = np.random.default_rng(0).integers(0, 256, (1, 3, 2, 6)).astype(np.uint8)
     y = np.empty((1, 3, 4, 10), object)
     for _, c, i, j in np.ndindex(*y.shape):
-        h, w = (min(max(Fraction(2 * p + 1, 2) * Fraction(size, to) - Fraction(1, 2), 0), size - 1) for p, size, to in ((i, 2, 4), (j, 6, 10)))
+        h, w = (
+            min(max(Fraction(2 * p + 1, 2) * Fraction(size, to) - Fraction(1, 2), 0), size - 1)
+            for p, size, to in ((i, 2, 4), (j, 6, 10))
+        )
         y[0, c, i, j] = sum(
             int(x[0, c, k, m]) * max(0, 1 - abs(h - k)) * max(0, 1 - abs(w - m)) for k in range(2) for m in range(6)
-        ) * exact(0.26619494)  # fmt: skip
+        ) * exact(0.26619494)
     np.testing.assert_array_equal(package.run({"x": x})["y"], quantize(y, exact(0.00048828), 0, "uint16"))
     assert not package.prove().not_enumerated
 
@@ -244,14 +269,24 @@ def quantized_file(model: onnx.ModelProto, tmp_path: Path, *options: str) -> Pat
     shape = (4, 3, 8, 8) if not options else (4, 3, 48, 192)
     np.savez(tmp_path / "calib.npz", x=rng.normal(size=shape).astype(np.float32))
     out = tmp_path / "quantized.onnx"
-    assert main(["quantize", str(tmp_path / "float.onnx"), "--calib", str(tmp_path / "calib.npz"), "-o", str(out), *options]) == 0
+    assert (
+        main(
+            ["quantize", str(tmp_path / "float.onnx"), "--calib", str(tmp_path / "calib.npz"), "-o", str(out), *options]
+        )
+        == 0
+    )
     return out
 
 
 def test_a_layer_that_is_never_on(tmp_path: Path) -> None:
     path = quantized_file(b.dead_layer(), tmp_path)
     package = made(onnx.load(str(path)), shapes={"x": (1, 3, 8, 8)})
-    scales = [q for t in onnx.load(str(path)).graph.initializer if "scale" in t.name for q in np.ravel(onnx.numpy_helper.to_array(t))]
+    scales = [
+        q
+        for t in onnx.load(str(path)).graph.initializer
+        if "scale" in t.name
+        for q in np.ravel(onnx.numpy_helper.to_array(t))
+    ]
     assert all(1e-12 < s < 1e6 for s in scales)
     assert package.outputs[0]["shape"] == [1, 5]
 
@@ -274,19 +309,26 @@ def test_a_batch_of_minus_one(tmp_path: Path) -> None:
 
 # The model, and what names the layer in the sentence.
 ATTACKS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "NaN": (lambda: b.added_constant(float("nan")), "add_"), "infinity": (lambda: b.added_constant(float("inf")), "add_"),
+    "NaN": (lambda: b.added_constant(float("nan")), "add_"),
+    "infinity": (lambda: b.added_constant(float("inf")), "add_"),
     "minus infinity": (lambda: b.added_constant(-float("inf")), "add_"),
     "a constant doubled 40 times": (lambda: b.doubled_constant(40), "concat_"),
     "an input of 2^30 elements": (lambda: b.between(lambda g, x: g.node("Relu", [x]), (2**30,)), "input 'x'"),
-    "an input of 2^60 elements": (lambda: b.between(lambda g, x: g.node("Relu", [x]), (2**20, 2**20, 2**20)), "input 'x'"),
+    "an input of 2^60 elements": (
+        lambda: b.between(lambda g, x: g.node("Relu", [x]), (2**20, 2**20, 2**20)),
+        "input 'x'",
+    ),
     "functions of 2^30 nodes": (lambda: b.nested_functions(30), ""),
-    "a bias of 3e38": (lambda: b.float_bias(3e38, 1e30), "gemm_"), "a bias of 1e20": (lambda: b.quantized_bias(1e20), "conv_"),
-}  # fmt: skip
+    "a bias of 3e38": (lambda: b.float_bias(3e38, 1e30), "gemm_"),
+    "a bias of 1e20": (lambda: b.quantized_bias(1e20), "conv_"),
+}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=OPEN if n in UNBOUNDED else ()) for n in ATTACKS])
 def test_attacks_are_refused_in_a_sentence_or_computed(name: str) -> None:
-    """Before memory or time is taken, by `inspect` and `compile` alike; or the model is an odd one, and its layers are right."""
+    """Before memory or time is taken, by `inspect` and `compile` alike; or the model is an odd one, and its layers
+    are right.
+    """
     build, layer = ATTACKS[name]
     model = build()
     with bounded(seconds=20):
@@ -317,7 +359,14 @@ def test_names_with_control_characters_are_printed_escaped(tmp_path: Path, capfd
     model, name = b.escape_sequences()
     path, package = tmp_path / "m.onnx", tmp_path / "p.hawq"
     onnx.save(model, str(path))
-    for command in (["inspect", path], ["compile", path, "-o", package], ["info", package], ["verify", package], ["prove", package], ["inspect", path, "--json"]):
+    for command in (
+        ["inspect", path],
+        ["compile", path, "-o", package],
+        ["info", package],
+        ["verify", package],
+        ["prove", package],
+        ["inspect", path, "--json"],
+    ):
         assert main([str(c) for c in command]) == 0
         printed = "".join(capfd.readouterr())
         assert not set(map(chr, [*range(10), *range(11, 32), 127])) & set(printed), command

@@ -41,7 +41,11 @@ def test_inspect(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_inspect_lists_the_operators(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "--operators", "--json"]) == 0
     known = json.loads(capsys.readouterr().out)
-    assert {"Conv", "Softmax"} <= set(known["ai.onnx"]) and "QGemm" in known["com.microsoft"] and "Range" in known["ai.onnx, on constants only"]
+    assert (
+        {"Conv", "Softmax"} <= set(known["ai.onnx"])
+        and "QGemm" in known["com.microsoft"]
+        and "Range" in known["ai.onnx, on constants only"]
+    )
     assert main(["inspect", "--operators"]) == 0
     assert "QLinearConcat" in capsys.readouterr().out
     assert main(["inspect"]) == main(["inspect", "m.onnx", "--operators"]) == 2
@@ -55,7 +59,11 @@ def test_inspect_names_what_stays_float(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["inspect", str(path), "--json"]) == 3
     report = json.loads(capsys.readouterr().out)
     (layer,) = report["float_layers"]
-    assert layer["op"] == "sigmoid" and layer["layer"].startswith("sigmoid_") and layer["remedy"].startswith("quantize this tensor too")
+    assert (
+        layer["op"] == "sigmoid"
+        and layer["layer"].startswith("sigmoid_")
+        and layer["remedy"].startswith("quantize this tensor too")
+    )
     assert main(["compile", str(path), "-o", str(tmp_path / "p.hawq"), "--quiet"]) == 3
     captured = capsys.readouterr()
     assert "sigmoid_" in captured.err and "remedy" in captured.err and "Traceback" not in captured.err
@@ -83,7 +91,11 @@ def test_compile_prints_its_proof(model: Path, tmp_path: Path, capsys: pytest.Ca
     assert "integer-only" in captured.out and "spare accumulator" in captured.out and "lower_to_integer" in captured.err
     assert main(["compile", str(model), "-o", str(tmp_path / "q.hawq"), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert summary["integer_only"] and summary["differing_thresholds"] == 0 and sum(summary["kernels_by_rule"].values()) > 3
+    assert (
+        summary["integer_only"]
+        and summary["differing_thresholds"] == 0
+        and sum(summary["kernels_by_rule"].values()) > 3
+    )
 
 
 def test_run_verify_prove_bench_info(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +111,25 @@ def test_run_verify_prove_bench_info(package: Path, tmp_path: Path, capsys: pyte
     assert "bit-exact:" in capsys.readouterr().out
     assert main(["prove", str(package), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
-    assert main(["bench", str(package), "--duration", "0", "--iterations", "3", "--warmup-ms", "0", "--threads", "1", "--json", str(tmp_path / "b.json")]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                str(package),
+                "--duration",
+                "0",
+                "--iterations",
+                "3",
+                "--warmup-ms",
+                "0",
+                "--threads",
+                "1",
+                "--json",
+                str(tmp_path / "b.json"),
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("min", "median", "mean", "p90", "p95", "p99", "throughput"))
     report = json.loads((tmp_path / "b.json").read_text())
@@ -108,11 +138,21 @@ def test_run_verify_prove_bench_info(package: Path, tmp_path: Path, capsys: pyte
     assert "cpu." in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments, code", [
-    (["inspect", "missing.onnx"], 3), (["compile", "missing.onnx", "-o", "p"], 3), (["run", "missing.hawq", "--inputs", "x", "-o", "y"], 3),
-    (["verify", "missing.hawq"], 3), (["prove", "missing.hawq"], 3), (["bench", "missing.hawq"], 3), (["info", "missing.hawq"], 3),
-])  # fmt: skip
-def test_missing_files(arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "arguments, code",
+    [
+        (["inspect", "missing.onnx"], 3),
+        (["compile", "missing.onnx", "-o", "p"], 3),
+        (["run", "missing.hawq", "--inputs", "x", "-o", "y"], 3),
+        (["verify", "missing.hawq"], 3),
+        (["prove", "missing.hawq"], 3),
+        (["bench", "missing.hawq"], 3),
+        (["info", "missing.hawq"], 3),
+    ],
+)
+def test_missing_files(
+    arguments: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == code
     captured = capsys.readouterr()
@@ -120,14 +160,28 @@ def test_missing_files(arguments: list[str], code: int, tmp_path: Path, monkeypa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [
-    ["compile", "MODEL", "-o", "p", "--shape", "x"], ["compile", "MODEL", "-o", "p", "--shape", "x=0x3"], ["compile", "MODEL", "-o", "p", "--target", "quantum"],
-    ["compile", "MODEL", "-o", "p", "--shape", "1x3x32x32"], ["compile", "MODEL", "-o", "p", "--shape", "foo=1x3x32x32"], ["inspect", "MODEL", "--shape", "foo=1x3"],
-    ["compile", "MODEL", "-o", "p", "--shape", "x=1x3x8x8"], ["compile", "MODEL", "-o", "p", "--shape", "x=2x3x8x8", "--shape", "x=1x3x8x8"],
-    ["verify", "PACKAGE", "--random", "-1"], ["verify", "PACKAGE", "--random", "0"], ["verify", "PACKAGE", "--seed", "-3"],
-    ["run", "PACKAGE", "--inputs", "none.npz", "-o", "o.npz"], ["bench", "PACKAGE", "--threads", "0"], ["bench", "PACKAGE", "--iterations", "0"],
-])  # fmt: skip
-def test_wrong_arguments(arguments: list[str], model: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compile", "MODEL", "-o", "p", "--shape", "x"],
+        ["compile", "MODEL", "-o", "p", "--shape", "x=0x3"],
+        ["compile", "MODEL", "-o", "p", "--target", "quantum"],
+        ["compile", "MODEL", "-o", "p", "--shape", "1x3x32x32"],
+        ["compile", "MODEL", "-o", "p", "--shape", "foo=1x3x32x32"],
+        ["inspect", "MODEL", "--shape", "foo=1x3"],
+        ["compile", "MODEL", "-o", "p", "--shape", "x=1x3x8x8"],
+        ["compile", "MODEL", "-o", "p", "--shape", "x=2x3x8x8", "--shape", "x=1x3x8x8"],
+        ["verify", "PACKAGE", "--random", "-1"],
+        ["verify", "PACKAGE", "--random", "0"],
+        ["verify", "PACKAGE", "--seed", "-3"],
+        ["run", "PACKAGE", "--inputs", "none.npz", "-o", "o.npz"],
+        ["bench", "PACKAGE", "--threads", "0"],
+        ["bench", "PACKAGE", "--iterations", "0"],
+    ],
+)
+def test_wrong_arguments(
+    arguments: list[str], model: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([{"MODEL": str(model), "PACKAGE": str(package)}.get(a, a) for a in arguments]) == 2
     assert list(tmp_path.iterdir()) == []
@@ -146,11 +200,18 @@ def test_broken_inputs_file(package: Path, tmp_path: Path, content: bytes) -> No
     assert not (tmp_path / "out.npz").exists()
 
 
-@pytest.mark.parametrize("array, words", [
-    (np.zeros((2, 3, 8, 8)), "remedy: give array.astype('float32')"), (np.zeros((1, 3, 8, 8), np.float32), "another shape"),
-    (np.full((2, 3, 8, 8), np.nan, np.float32), "contains NaN"), (None, "other names"),
-])  # fmt: skip
-def test_wrong_inputs(array: Any, words: str, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "array, words",
+    [
+        (np.zeros((2, 3, 8, 8)), "remedy: give array.astype('float32')"),
+        (np.zeros((1, 3, 8, 8), np.float32), "another shape"),
+        (np.full((2, 3, 8, 8), np.nan, np.float32), "contains NaN"),
+        (None, "other names"),
+    ],
+)
+def test_wrong_inputs(
+    array: Any, words: str, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.savez(tmp_path / "in.npz", **({"y": np.zeros(1)} if array is None else {"x": array}))
     assert main(["run", str(package), "--inputs", str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz")]) == 2
     error = capsys.readouterr().err
@@ -165,13 +226,25 @@ def test_an_npy_file_is_no_npz_file(package: Path, tmp_path: Path, capsys: pytes
     assert "one array without a name" in error and "numpy.savez" in error and "internal error" not in error
 
 
-@pytest.mark.parametrize("arguments", [
-    ["compile", "MODEL", "-o", "PATH"], ["run", "PACKAGE", "--inputs", "IN", "-o", "PATH"], ["bench", "PACKAGE", "--json", "PATH"],
-    ["profile", "PACKAGE", "--svg", "PATH"], ["profile", "PACKAGE", "--overlay", "PATH"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compile", "MODEL", "-o", "PATH"],
+        ["run", "PACKAGE", "--inputs", "IN", "-o", "PATH"],
+        ["bench", "PACKAGE", "--json", "PATH"],
+        ["profile", "PACKAGE", "--svg", "PATH"],
+        ["profile", "PACKAGE", "--overlay", "PATH"],
+    ],
+)
 @pytest.mark.parametrize("place", ["none/x", "folder", "file/x", "n" * 300])
 def test_a_result_that_cannot_be_written_is_refused_before_the_work(
-    arguments: list[str], place: str, model: Path, package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    place: str,
+    model: Path,
+    package: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def work(*_: Any, **__: Any) -> None:
         raise AssertionError("the work began")
@@ -184,7 +257,11 @@ def test_a_result_that_cannot_be_written_is_refused_before_the_work(
     known = {"MODEL": str(model), "PACKAGE": str(package), "IN": "in.npz", "PATH": str(tmp_path / place)}
     assert main([known.get(a, a) for a in arguments]) == 2
     error = capsys.readouterr().err
-    assert place in error and len(error.strip().splitlines()) == 1 and ("cannot be written" in error or "is not a package" in error)
+    assert (
+        place in error
+        and len(error.strip().splitlines()) == 1
+        and ("cannot be written" in error or "is not a package" in error)
+    )
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -193,7 +270,12 @@ def test_a_float_tail_is_named_wherever_the_proof_is(tmp_path: Path, capsys: pyt
     y = g.qdq(g.conv(g.qdq(g.input("x", [1, 3, 4, 4]), 0.1, 3), g.weight([4, 3, 1, 1])), 0.2)
     model, place = tmp_path / "tail.onnx", str(tmp_path / "tail.hawq")
     onnx.save(g.model([float_output(g.node("Softmax", [y], axis=1))]), str(model))
-    for command in (["compile", str(model), "-o", place, "--allow-float-tail", "--quiet"], ["info", place], ["prove", place], ["verify", place]):
+    for command in (
+        ["compile", str(model), "-o", place, "--allow-float-tail", "--quiet"],
+        ["info", place],
+        ["prove", place],
+        ["verify", place],
+    ):
         assert main(command) == 0
         (line,) = (t for t in capsys.readouterr().out.splitlines() if t.startswith("FLOAT"))
         assert "softmax_" in line, command
@@ -203,7 +285,9 @@ def test_a_float_tail_is_named_wherever_the_proof_is(tmp_path: Path, capsys: pyt
 
 
 def test_the_installed_command_and_its_usage_errors() -> None:
-    done = subprocess.run([sys.executable, "-m", "hawq_tvm.cli", "frobnicate"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "hawq_tvm.cli", "frobnicate"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2 and "invalid choice" in done.stderr
     done = subprocess.run([sys.executable, "-m", "hawq_tvm.cli", "--help"], capture_output=True, text=True, check=True)
     assert "exit codes" in done.stdout

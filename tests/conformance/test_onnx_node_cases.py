@@ -17,8 +17,14 @@ from onnx import numpy_helper
 import hawq_tvm as ht
 
 QUANTIZED_OPS = {
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger", "ConvInteger",
-}  # fmt: skip
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+    "MatMulInteger",
+    "ConvInteger",
+}
 
 
 def _element_types(model: onnx.ModelProto) -> set[str]:
@@ -52,9 +58,11 @@ def _constants_bound(case: Any) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]
         if "scale" in value.name or "zero_point" in value.name:
             array = _array(arrays.pop(value.name))
             tensor = onnx.helper.make_tensor(
-                value.name, value.type.tensor_type.elem_type, [d.dim_value for d in value.type.tensor_type.shape.dim],
+                value.name,
+                value.type.tensor_type.elem_type,
+                [d.dim_value for d in value.type.tensor_type.shape.dim],
                 array.astype(np.float32).ravel() if array.dtype.kind not in "iu" else array.ravel(),
-            )  # fmt: skip
+            )
             model.graph.initializer.append(tensor)
             model.graph.input.remove(value)
     return model, {k: _array(v) for k, v in arrays.items()}

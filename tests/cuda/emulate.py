@@ -1,7 +1,8 @@
-"""CUDA source executed on the CPU: what TVM generates for a kernel, compiled by g++ with the instructions of `emulator/`.
+"""CUDA source executed on the CPU: what TVM generates for a kernel, compiled by g++ with the instructions of
+`emulator/`.
 
-The text is the one that nvcc would get, for one architecture: what is tested are its indices, the fragments that lanes hold, its copies, waits
-and barriers, and its stores. `emulator/emulator.cpp` lists what it refuses.
+The text is the one that nvcc would get, for one architecture: what is tested are its indices, the fragments that
+lanes hold, its copies, waits and barriers, and its stores. `emulator/emulator.cpp` lists what it refuses.
 """
 
 from __future__ import annotations
@@ -37,10 +38,26 @@ ARCHITECTURES = (750, 800, 890, 900)
 HERE = Path(__file__).parent / "emulator"
 OPTIONS = ("-std=c++17", "-O1", "-g1", "-fPIC", "-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off", "-w")
 # Calls before every load and store, and where a pointer is not aligned.
-WATCHED = ("-fsanitize=thread", "-fsanitize=alignment", "--param", "tsan-instrument-func-entry-exit=0", "-fno-tree-loop-distribute-patterns")
+WATCHED = (
+    "-fsanitize=thread",
+    "-fsanitize=alignment",
+    "--param",
+    "tsan-instrument-func-entry-exit=0",
+    "-fno-tree-loop-distribute-patterns",
+)
 GUARD = 1 << 16
 BEFORE = -1  # written by an earlier kernel: everybody may read it
-BYTES = {"signed char": 1, "uchar": 1, "short": 2, "ushort": 2, "int": 4, "uint": 4, "float": 4, "int64_t": 8, "uint64_t": 8}
+BYTES = {
+    "signed char": 1,
+    "uchar": 1,
+    "short": 2,
+    "ushort": 2,
+    "int": 4,
+    "uint": 4,
+    "float": 4,
+    "int64_t": 8,
+    "uint64_t": 8,
+}
 _DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?[\w ]+?\s(\w+)\[\];")
 _KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\(\d+\)\s+)?(\w+)\s*\(")
 _STATIC = re.compile(r"(?<!extern )__shared__\s+alignas\(\d+\)\s+([\w ]+?)\s+(\w+)\[(\d+)\];")
@@ -64,7 +81,9 @@ class Launch:
 
 @dataclass(frozen=True)
 class Counts:
-    """products: mma instructions.  conflicts: rows that ldmatrix reads from a bank that it already reads from.  barriers: passed by a block."""
+    """products: mma instructions.  conflicts: rows that ldmatrix reads from a bank that it already reads from.
+    barriers: passed by a block.
+    """
 
     products: int
     conflicts: int
@@ -72,7 +91,12 @@ class Counts:
 
 
 class _Array(ctypes.Structure):
-    _fields_ = (("begin", ctypes.c_void_p), ("size", ctypes.c_int64), ("is_result", ctypes.c_int32), ("writers", ctypes.c_void_p))
+    _fields_ = (
+        ("begin", ctypes.c_void_p),
+        ("size", ctypes.c_int64),
+        ("is_result", ctypes.c_int32),
+        ("writers", ctypes.c_void_p),
+    )
 
 
 class _Result(ctypes.Structure):
@@ -82,7 +106,10 @@ class _Result(ctypes.Structure):
 @cache
 def _emulator() -> Path:
     made = Path(_folder.name) / "emulator.o"
-    subprocess.run([str(GXX), "-std=c++17", "-O2", "-fPIC", "-U_FORTIFY_SOURCE", "-c", "-o", made, HERE / "emulator.cpp"], check=True)
+    subprocess.run(
+        [str(GXX), "-std=c++17", "-O2", "-fPIC", "-U_FORTIFY_SOURCE", "-c", "-o", made, HERE / "emulator.cpp"],
+        check=True,
+    )
     return made
 
 
@@ -101,9 +128,23 @@ def _library(source: str, arch: int) -> tuple[ctypes.CDLL, Path, int]:
     cuda_file.write_text(_STATIC.sub(behind, source))
     # All kernels share the emulator's shared memory.
     defined = {"__CUDA_ARCH__": str(arch), "__CUDACC__": "1", **dict.fromkeys(_DYNAMIC.findall(source), "hawq_shared")}
-    command = [str(GXX), "-x", "c++", "-E", "-std=c++17", *(f"-D{k}={v}" for k, v in defined.items()), "-I", str(HERE), "-include", "cuda_on_cpu.h"]
+    command = [
+        str(GXX),
+        "-x",
+        "c++",
+        "-E",
+        "-std=c++17",
+        *(f"-D{k}={v}" for k, v in defined.items()),
+        "-I",
+        str(HERE),
+        "-include",
+        "cuda_on_cpu.h",
+    ]
     text = translate(_run([*command, cuda_file.name]))
-    entries = [f'extern "C" void hawq_invoke_{k}(void** args) {{ ::hawq_emulated::invoke({k}, args); }}' for k in sorted(set(_KERNEL.findall(source)))]
+    entries = [
+        f'extern "C" void hawq_invoke_{k}(void** args) {{ ::hawq_emulated::invoke({k}, args); }}'
+        for k in sorted(set(_KERNEL.findall(source)))
+    ]
     cpp.write_text("\n".join([text, *entries, ""]))
     _run([str(GXX), *OPTIONS, *WATCHED, "-fpreprocessed", "-c", "-o", o.name, cpp.name])
     _run([str(GXX), "-shared", "-o", so.name, o.name, str(_emulator()), "-ldl"])
@@ -118,8 +159,11 @@ def _run(command: Sequence[str]) -> str:
     return done.stdout
 
 
-def launch(source: str, launches: Launch | Sequence[Launch], arrays: Mapping[str, Array], results: Sequence[str], arch: int) -> Counts:
-    """Execute kernels one after the other; `arrays` by the names of their arguments, of which `results` are written, every byte of them.
+def launch(
+    source: str, launches: Launch | Sequence[Launch], arrays: Mapping[str, Array], results: Sequence[str], arch: int
+) -> Counts:
+    """Execute kernels one after the other; `arrays` by the names of their arguments, of which `results` are written,
+    every byte of them.
 
     Raises EmulationError.
     """
@@ -142,7 +186,9 @@ def launch(source: str, launches: Launch | Sequence[Launch], arrays: Mapping[str
         counts += result.products, result.conflicts, result.barriers
     for n, w in writers.items():
         if not w.all():
-            raise EmulationError(f"nobody writes byte {int(np.argmin(w != 0))} of {n}, nor {int((w == 0).sum()) - 1} others")
+            raise EmulationError(
+                f"nobody writes byte {int(np.argmin(w != 0))} of {n}, nor {int((w == 0).sum()) - 1} others"
+            )
         arrays[n][...] = kept[n]
     return Counts(*(int(c) for c in counts))
 
@@ -161,7 +207,9 @@ def _with_lines(message: str, path: Path) -> str:
 
     def line(m: re.Match[str]) -> str:
         # Of the innermost function, and of where the kernel calls it.
-        found = subprocess.run([str(tool), "-i", "-e", str(path), m[1]], capture_output=True, text=True).stdout.split("\n")[:-1]
+        found = subprocess.run([str(tool), "-i", "-e", str(path), m[1]], capture_output=True, text=True).stdout.split(
+            "\n"
+        )[:-1]
         numbers = [f.rpartition(":")[2].split(" ")[0] for f in found]
         return f"(line {' from line '.join(dict.fromkeys([numbers[0], numbers[-1]]))})"
 
@@ -170,7 +218,9 @@ def _with_lines(message: str, path: Path) -> str:
 
 @dataclass(frozen=True)
 class Generated:
-    """What TVM makes of a function: CUDA source with the prelude before it, its kernels in the order of their launches, and all their arrays."""
+    """What TVM makes of a function: CUDA source with the prelude before it, its kernels in the order of their
+    launches, and all their arrays.
+    """
 
     source: str
     launches: tuple[Launch, ...]
@@ -215,7 +265,13 @@ def _launch(call: tvm.ir.Call, buffers: Sequence[tirx.Var]) -> Launch:
     return Launch(str(call.args[0].value), tuple(str(b.name) for b in buffers), (gx, gy, gz), (bx, by, bz), shared)
 
 
-def run(func: tirx.PrimFunc, inputs: Sequence[Array], results: Sequence[Array], arch: int, target: tvm.target.Target | None = None) -> Counts:
+def run(
+    func: tirx.PrimFunc,
+    inputs: Sequence[Array],
+    results: Sequence[Array],
+    arch: int,
+    target: tvm.target.Target | None = None,
+) -> Counts:
     """Execute a function, its parameters being `inputs` and then `results`, which are filled.
 
     Raises EmulationError.

@@ -1,7 +1,8 @@
 """GPU kernels run on the CPU: a scheduled PrimFunc with its threads as loops, one after the other.
 
-At the level of schedules every stage has its own loops over threads, and it ends before the next begins: run in order they compute what the
-threads of a GPU compute with barriers between stages. So indices, guards and storage are tested; races and barriers are not.
+At the level of schedules every stage has its own loops over threads, and it ends before the next begins: run in
+order they compute what the threads of a GPU compute with barriers between stages. So indices, guards and storage are
+tested; races and barriers are not.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ CPU = tvm.target.Target({"kind": "llvm"})
 
 
 def without_threads(func: tirx.PrimFunc) -> tirx.PrimFunc:
-    """The function with its loops over blocks and threads as plain loops, and the prelude's functions as what they mean."""
+    """The function with its loops over blocks and threads as plain loops, and the prelude's functions as what they
+    mean.
+    """
 
     def plain(loop: tirx.For) -> tirx.For:
         if int(loop.kind) != tirx.ForKind.THREAD_BINDING:
@@ -44,7 +47,9 @@ def without_threads(func: tirx.PrimFunc) -> tirx.PrimFunc:
 
 def compiled(func: tirx.PrimFunc) -> Callable[..., Any]:
     """A GPU kernel as a function of this CPU."""
-    return tvm.tirx.build(without_threads(func).with_attr("global_symbol", "main"), target=CPU, pipeline="s_tir")["main"]
+    return tvm.tirx.build(without_threads(func).with_attr("global_symbol", "main"), target=CPU, pipeline="s_tir")[
+        "main"
+    ]
 
 
 def execute(func: tirx.PrimFunc, inputs: Sequence[Array], results: Sequence[Array]) -> None:
@@ -56,7 +61,9 @@ def execute(func: tirx.PrimFunc, inputs: Sequence[Array], results: Sequence[Arra
 
 
 def run(module: tvm.IRModule, *arrays: Array, rule: str = "", target: tvm.target.Target = TARGET) -> list[Array]:
-    """The results of the CUDA kernel of a PACKED module of one layer on `arrays`; rule: the name of the rule that must make it."""
+    """The results of the CUDA kernel of a PACKED module of one layer on `arrays`; rule: the name of the rule that
+    must make it.
+    """
     layer = layer_of(module)
     chosen = choose(rules_for(target), layer, target).rule
     assert rule in ("", chosen.name)

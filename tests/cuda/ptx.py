@@ -1,4 +1,6 @@
-"""PTX statements of preprocessed CUDA source as calls of the emulator, so that the text of the instructions is what is tested."""
+"""PTX statements of preprocessed CUDA source as calls of the emulator, so that the text of the instructions is what
+is tested.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ def _call(inside: str) -> str:
     opcode, _, rest = ptx.partition(" ")
     if opcode.startswith(_TOUCHES_MEMORY) and '"memory"' not in clobbers:
         raise UnknownInstruction(f"{opcode} without a memory clobber: the compiler may move it")
-    lists = [[_value(v, operands, opcode) for v in _split(group.strip("{}[]"), ",")] for group in _split(rest, ",") if group]
+    lists = [
+        [_value(v, operands, opcode) for v in _split(group.strip("{}[]"), ",")] for group in _split(rest, ",") if group
+    ]
     return f"do {{ {_meaning(opcode, lists)} }} while (0)"
 
 
@@ -104,18 +108,25 @@ def _value(text: str, operands: list[Operand], opcode: str) -> Operand:
 def _meaning(opcode: str, lists: list[list[Operand]]) -> str:
     values = [[o.value for o in group] for group in lists]
     counts = [len(group) for group in lists]
-    if m := re.fullmatch(r"mma\.sync\.aligned\.m(8|16)n8k(16|32|64)\.row\.col\.s32\.([us])([48])\.([us])([48])\.s32", opcode):
+    if m := re.fullmatch(
+        r"mma\.sync\.aligned\.m(8|16)n8k(16|32|64)\.row\.col\.s32\.([us])([48])\.([us])([48])\.s32", opcode
+    ):
         rows, k, bits = int(m[1]), int(m[2]), int(m[4])
         registers = 4 if rows == 16 else 1
-        if m[4] != m[6] or k * bits != (256 if rows == 16 else 128) or counts != [rows // 4, registers, max(1, registers // 2), rows // 4]:
+        if (
+            m[4] != m[6]
+            or k * bits != (256 if rows == 16 else 128)
+            or counts != [rows // 4, registers, max(1, registers // 2), rows // 4]
+        ):
             raise UnknownInstruction(f"{opcode} with {counts} operands")
         d, a, b, c = lists
         if not (all(o.is_written for o in d) and all(o.is_read for o in (*a, *b, *c))):
             raise UnknownInstruction(f"{opcode}: an operand is declared as output and read, or as input and written")
         into = " ".join(f"{o.value} = hawq_c[{i}];" for i, o in enumerate(d))
         return (
-            f"const unsigned hawq_a[] = {{{', '.join(values[1])}}}, hawq_b[] = {{{', '.join(values[2])}}}; int hawq_c[] = {{{', '.join(values[3])}}}; "
-            f"::hawq_emulated::mma({rows}, {k}, {bits}, {_signed(m[3])}, {_signed(m[5])}, hawq_a, hawq_b, hawq_c); {into}"
+            f"const unsigned hawq_a[] = {{{', '.join(values[1])}}}, hawq_b[] = {{{', '.join(values[2])}}}; int hawq_c[]"
+            f" = {{{', '.join(values[3])}}}; ::hawq_emulated::mma({rows}, {k}, {bits}, {_signed(m[3])},"
+            f" {_signed(m[5])}, hawq_a, hawq_b, hawq_c); {into}"
         )
     if opcode == "ldmatrix.sync.aligned.m8n8.x4.shared.b16" and counts == [4, 1]:
         into = " ".join(f"{v} = hawq_r[{i}];" for i, v in enumerate(values[0]))
@@ -123,7 +134,10 @@ def _meaning(opcode: str, lists: list[list[Operand]]) -> str:
     if re.fullmatch(r"cp\.async\.c[ag]\.shared\.global(\.L2::\d+B)?", opcode) and counts in ([1, 1, 1], [1, 1, 1, 1]):
         (to,), (source,), (size,), (taken,) = [*values, values[2]][:4]
         sizes = "16" if ".cg." in opcode else f"4 || ({size}) == 8 || ({size}) == 16"
-        return f'static_assert(({size}) == {sizes}, "{opcode}"); ::hawq_emulated::copy_async({to}, {source}, {size}, {taken});'
+        return (
+            f'static_assert(({size}) == {sizes}, "{opcode}"); ::hawq_emulated::copy_async({to}, {source}, {size},'
+            f" {taken});"
+        )
     if opcode == "cp.async.commit_group" and not lists:
         return "::hawq_emulated::commit_group();"
     if opcode == "cp.async.wait_group" and counts == [1]:

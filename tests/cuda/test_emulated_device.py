@@ -1,4 +1,6 @@
-"""The device functions of cuda_device.py, executed for every architecture, against the TVMScript meaning of their intrinsics."""
+"""The device functions of cuda_device.py, executed for every architecture, against the TVMScript meaning of their
+intrinsics.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ def _step(rows: int, columns: int, depth: int, form: Form) -> str:
     chunk, fragment = 16 * rows * 16 + 32, 32 * depth * form.width
     data, weights = 2 * depth * chunk, columns * fragment
     return f"""
-extern "C" __global__ void step_{form.value}_{rows}_{columns}_{depth}(int* sums, const unsigned char* a, const unsigned char* b) {{
+extern "C" __global__ void step_{form.value}_{rows}_{columns}_{depth}(
+    int* sums, const unsigned char* a, const unsigned char* b) {{
   {SHARED}
   {FILL_SHARED.format(bytes=data, to="shared", source="a")}
   {FILL_SHARED.format(bytes=weights, to="(shared + " + str(data) + ")", source="b")}
@@ -42,7 +45,8 @@ extern "C" __global__ void step_{form.value}_{rows}_{columns}_{depth}(int* sums,
   int* own = sums + (blockIdx.x * 32 + threadIdx.x) * {4 * rows * columns};
   for (int i = 0; i < {4 * rows * columns}; ++i) c[i] = i;
   hawq::step<{rows}, {columns}, {depth}, hawq::{form.value}>(
-      c, shared + (threadIdx.x >> 2) * 16, {chunk}, shared + {data} + (threadIdx.x & 3) * {8 * depth * form.width}, {fragment});
+      c, shared + (threadIdx.x >> 2) * 16, {chunk},
+      shared + {data} + (threadIdx.x & 3) * {8 * depth * form.width}, {fragment});
   for (int i = 0; i < {4 * rows * columns}; ++i) own[i] = c[i];
 }}
 """
@@ -54,8 +58,19 @@ FEWER = PRELUDE + "".join(_step(*SIZES[1], form) for form in Form)  # to be chan
 
 @cache
 def _operands(rows: int, columns: int, depth: int, form: Form) -> tuple[Array, Array]:
-    """Data [case, chunk, bytes of a chunk] and weights [case, fragment, lane, bytes]: random bytes, and all pairs of some extreme ones."""
-    pairs = [(0x80, 0x80), (0xFF, 0x80), (0xFF, 0x7F), (0x7F, 0x81), (0x88, 0x88), (0xFF, 0x88), (0x77, 0x77), (0x00, 0xFF)]
+    """Data [case, chunk, bytes of a chunk] and weights [case, fragment, lane, bytes]: random bytes, and all pairs of
+    some extreme ones.
+    """
+    pairs = [
+        (0x80, 0x80),
+        (0xFF, 0x80),
+        (0xFF, 0x7F),
+        (0x7F, 0x81),
+        (0x88, 0x88),
+        (0xFF, 0x88),
+        (0x77, 0x77),
+        (0x00, 0xFF),
+    ]
     a = rng.integers(0, 256, (2 + len(pairs), 2 * depth, 256 * rows + 32), np.uint8)
     b = rng.integers(0, 256, (2 + len(pairs), columns, 32, depth * form.width), np.uint8)
     for i, (data, weights) in enumerate(pairs):
@@ -68,7 +83,9 @@ def _meant(rows: int, columns: int, depth: int, form: Form) -> Array:
     """The sums [case, lane, 2 * rows, 2 * columns] that the intrinsic's meaning gives."""
     a, b = _operands(rows, columns, depth, form)
     meaning = s_tir.TensorIntrin.get(multiply_step(rows, columns, depth, form, 16)).desc
-    function = tvm.tirx.build(meaning.with_attr("global_symbol", "main"), target=tvm.target.Target("llvm"), pipeline="s_tir")["main"]
+    function = tvm.tirx.build(
+        meaning.with_attr("global_symbol", "main"), target=tvm.target.Target("llvm"), pipeline="s_tir"
+    )["main"]
     data = a[:, :, : 256 * rows].reshape(len(a), 2 * depth, 1, 2 * rows, 8, 1, 16).view(form.data)
     weights = b.reshape(len(b), columns, 4, 8, *parts(depth * form.width, 16)).view(form.weights)
     start = np.arange(4 * rows * columns, dtype=np.int32).reshape(2 * rows, 2 * columns)
@@ -96,18 +113,27 @@ def run_step(source: str, size: tuple[int, int, int], form: Form, arch: int) -> 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_a_step_of_every_form_is_its_meaning(arch: int) -> None:
     for size, form in product(SIZES, Form):
-        np.testing.assert_array_equal(run_step(SOURCE, size, form, arch), _meant(*size, form), err_msg=f"{size} {form}", strict=True)
+        np.testing.assert_array_equal(
+            run_step(SOURCE, size, form, arch), _meant(*size, form), err_msg=f"{size} {form}", strict=True
+        )
 
 
-@pytest.mark.parametrize(("before", "after", "forms"), [
-    ("data[half][m], w[2 * half], w[2 * half + 1]", "data[half][m], w[2 * half + 1], w[2 * half]", list(Form)),
-    ("{%8, %9}, {%0, %1, %2, %3};", "{%9, %8}, {%0, %1, %2, %3};", list(Form)),
-    ("{%4, %5, %6, %7}, {%8", "{%5, %4, %6, %7}, {%8", list(Form)),
-    ("(lane & 15) * 16 + (lane >> 4) * chunk", "(lane & 15) * 16", list(Form)),
-    ("(packed.x << 4) & 0xF0F0F0F0u; w[1] = packed.x", "packed.x & 0xF0F0F0F0u; w[1] = (packed.x << 4)", [Form.U8S4, Form.S8S4]),
-    ('"u4.s4"', '"s4.s4"', [Form.U4S4]),
-    ('"u8.s8"', '"s8.s8"', [Form.U8S8, Form.U8S4]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("before", "after", "forms"),
+    [
+        ("data[half][m], w[2 * half], w[2 * half + 1]", "data[half][m], w[2 * half + 1], w[2 * half]", list(Form)),
+        ("{%8, %9}, {%0, %1, %2, %3};", "{%9, %8}, {%0, %1, %2, %3};", list(Form)),
+        ("{%4, %5, %6, %7}, {%8", "{%5, %4, %6, %7}, {%8", list(Form)),
+        ("(lane & 15) * 16 + (lane >> 4) * chunk", "(lane & 15) * 16", list(Form)),
+        (
+            "(packed.x << 4) & 0xF0F0F0F0u; w[1] = packed.x",
+            "packed.x & 0xF0F0F0F0u; w[1] = (packed.x << 4)",
+            [Form.U8S4, Form.S8S4],
+        ),
+        ('"u4.s4"', '"s4.s4"', [Form.U4S4]),
+        ('"u8.s8"', '"s8.s8"', [Form.U8S8, Form.U8S4]),
+    ],
+)
 def test_a_wrong_fragment_shows(before: str, after: str, forms: list[Form]) -> None:
     source = FEWER.replace(before, after)
     assert source != FEWER
@@ -116,7 +142,11 @@ def test_a_wrong_fragment_shows(before: str, after: str, forms: list[Form]) -> N
 
 
 def test_wrong_nibbles_show_where_nibbles_are_opened() -> None:
-    for before, after in ((">> 4), nibbles_s(b1 >> 4)", ">> 4), nibbles_s(b1)"), ("^ 0x08080808u", "^ 0x80808080u"), ("OPEN(a[i] >> 4)", "OPEN(a[i])")):
+    for before, after in (
+        (">> 4), nibbles_s(b1 >> 4)", ">> 4), nibbles_s(b1)"),
+        ("^ 0x08080808u", "^ 0x80808080u"),
+        ("OPEN(a[i] >> 4)", "OPEN(a[i])"),
+    ):
         source = FEWER.replace(before, after)
         assert source != FEWER
         assert (run_step(source, SIZES[1], Form.S4S4, 900) != _meant(*SIZES[1], Form.S4S4)).any()
@@ -142,9 +172,19 @@ COPIES = PRELUDE + "".join(map(_copies, (4, 8, 16)))
 def test_copies_of_every_width_are_their_meaning(count: int, arch: int) -> None:
     start, take = rng.integers(0, 256, (32, count), np.uint8), rng.integers(0, 2, 32, np.int32)
     out, wanted = np.zeros_like(start), np.zeros_like(start)
-    launch(COPIES, Launch(f"copy_{count}", ("out", "from", "take"), (1, 1, 1), (32, 1, 1), 32 * count), {"out": out, "from": start, "take": take}, ["out"], arch)
+    launch(
+        COPIES,
+        Launch(f"copy_{count}", ("out", "from", "take"), (1, 1, 1), (32, 1, 1), 32 * count),
+        {"out": out, "from": start, "take": take},
+        ["out"],
+        arch,
+    )
     masked, always = (
-        tvm.tirx.build(s_tir.TensorIntrin.get(name("uint8", count)).desc.with_attr("global_symbol", "main"), target="llvm", pipeline="s_tir")["main"]
+        tvm.tirx.build(
+            s_tir.TensorIntrin.get(name("uint8", count)).desc.with_attr("global_symbol", "main"),
+            target="llvm",
+            pipeline="s_tir",
+        )["main"]
         for name in (copy_or_zero, copy_always)
     )
     for t in range(32):

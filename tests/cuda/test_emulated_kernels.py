@@ -32,7 +32,8 @@ SMALL, WIDE, SLICED = MmaTile((2, 2), 1, 2), MmaTile((1, 2), 2, 4, stages=4), Mm
 class Case:
     """A convolution with bias, requantization, and a residual or not.
 
-    tile: None for the cost model's.  data: its type, of 4 bits packed.  weights: bits.  fill: of the border.  twice: it rounds in two steps (A23a).
+    tile: None for the cost model's.  data: its type, of 4 bits packed.  weights: bits.  fill: of the border.  twice:
+    it rounds in two steps (A23a).
     """
 
     conv: Conv
@@ -47,7 +48,8 @@ class Case:
         c, t = self.conv, self.tile
         shape = f"{c.n}x{c.h}x{c.w}x{c.ci}-{c.co}-k{c.k[0]}x{c.k[1]}s{c.stride[0]}g{c.groups}"
         tile = f"{t.pixels}x{t.channels}x{t.step_bytes}x{t.slices}x{t.stages}" if t else "model"
-        return f"{shape}-{self.data}-w{self.weights}-{tile}{'-residual' if self.residual else ''}{'-twice' if self.twice else ''}"
+        more = ("-residual" if self.residual else "") + ("-twice" if self.twice else "")
+        return f"{shape}-{self.data}-w{self.weights}-{tile}{more}"
 
 
 class Built:
@@ -70,7 +72,9 @@ class Built:
             a = emit(R.add(accumulate(emit, c, data, weights, case.fill, "int32"), relax.const(bias)))
             if case.twice:
                 return in_two_steps(emit, a, 12)
-            return ops.requantize([a, *other], [m, 2**29][: 1 + len(other)], 5, shift, qtype=arith.QType.of("int8"), **kw)
+            return ops.requantize(
+                [a, *other], [m, 2**29][: 1 + len(other)], 5, shift, qtype=arith.QType.of("int8"), **kw
+            )
 
         self.inputs = [arith.pack_int4(x).reshape(*x.shape[:-1], -1) if four else x, *residual]
         module = packed(body, [(a.shape, str(a.dtype)) for a in self.inputs])
@@ -81,7 +85,9 @@ class Built:
             self.expected = evaluate(module, {f"x{i}": x for i, x in enumerate(self.inputs)})["output0"]
             self.generated = generate(self.kernel.func, TARGET)
             return
-        self.expected = arith.requantize([acc + bias, *residual], [m, 2**29][: 1 + len(residual)], 5, shift, qmin=-128, qmax=127, **kw).astype(np.int8)
+        self.expected = arith.requantize(
+            [acc + bias, *residual], [m, 2**29][: 1 + len(residual)], 5, shift, qmin=-128, qmax=127, **kw
+        ).astype(np.int8)
         self.generated: Generated = generate(self.kernel.func, TARGET)
 
     def run(self, arch: int, source: str = "") -> tuple[Array, Counts]:
@@ -112,7 +118,14 @@ CASES = [
     Case(Conv(3, 5, 1, 17, 3, (3, 1), pad=(1, 0, 1, 0)), SMALL, "int8", fill=3),
     Case(Conv(1, 6, 7, 64, 24, (1, 1)), SMALL, residual=False, twice=True),
 ]
-FORMS = {("uint8", 8): Form.U8S8, ("int8", 8): Form.S8S8, ("uint8", 4): Form.U8S4, ("int8", 4): Form.S8S4, ("uint4", 4): Form.U4S4, ("int4", 4): Form.S4S4}
+FORMS = {
+    ("uint8", 8): Form.U8S8,
+    ("int8", 8): Form.S8S8,
+    ("uint8", 4): Form.U8S4,
+    ("int8", 4): Form.S8S4,
+    ("uint4", 4): Form.U4S4,
+    ("int4", 4): Form.S4S4,
+}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -127,9 +140,14 @@ def test_generated_source_gives_the_reference_s_integers(case: Case) -> None:
 TILES = [
     MmaTile(warps, *fragments, slices, depth, stages)
     for warps, fragments, slices, depth, stages in [
-        ((1, 1), (1, 2), 1, 2, 2), ((2, 2), (1, 4), 1, 4, 3), ((1, 2), (2, 2), 2, 2, 4), ((4, 1), (2, 4), 1, 2, 3), ((1, 1), (1, 8), 8, 4, 2), ((2, 2), (2, 8), 1, 4, 4),
+        ((1, 1), (1, 2), 1, 2, 2),
+        ((2, 2), (1, 4), 1, 4, 3),
+        ((1, 2), (2, 2), 2, 2, 4),
+        ((4, 1), (2, 4), 1, 2, 3),
+        ((1, 1), (1, 8), 8, 4, 2),
+        ((2, 2), (2, 8), 1, 4, 4),
     ]
-]  # fmt: skip
+]
 
 
 ODD = [c for c in contract.CONVS if c.groups == 1 or c.groups != c.ci]
@@ -140,7 +158,9 @@ ODD = [c for c in contract.CONVS if c.groups == 1 or c.groups != c.ci]
 def test_odd_shapes_with_every_kind_of_tile(number: int) -> None:
     """Two tiles for each shape, and every tile with several shapes."""
     c, tile = ODD[number // 2], TILES[(number + number // 6) % len(TILES)]
-    case = Case(c, tile, ("uint8", "int8")[number % 2], (8, 4)[number // 2 % 2], bool(number % 3), 3 * (number % 5 == 0))
+    case = Case(
+        c, tile, ("uint8", "int8")[number % 2], (8, 4)[number // 2 % 2], bool(number % 3), 3 * (number % 5 == 0)
+    )
     Built(case).check(ARCHITECTURES[number % 4])
 
 
@@ -149,16 +169,27 @@ def test_odd_shapes_with_every_kind_of_tile(number: int) -> None:
 @pytest.mark.parametrize("data", ["uint4", "int4"])
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_packed_data_with_every_kind_of_tile(tile: MmaTile, data: str, arch: int) -> None:
-    for c in (Conv(1, 7, 9, 40, 24, pad=(1, 1, 1, 1)), Conv(2, 9, 5, 64, 32, (5, 5), (2, 2), pad=(2, 1, 2, 3)), Conv(1, 3, 3, 8, 17, (1, 1))):
+    for c in (
+        Conv(1, 7, 9, 40, 24, pad=(1, 1, 1, 1)),
+        Conv(2, 9, 5, 64, 32, (5, 5), (2, 2), pad=(2, 1, 2, 3)),
+        Conv(1, 3, 3, 8, 17, (1, 1)),
+    ):
         Built(Case(c, tile, data, 4)).check(arch)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("data", "weights"), FORMS)
-@pytest.mark.parametrize("c", [
-    Conv(1, 7, 7, 512, 512, pad=(1, 1, 1, 1)), Conv(1, 14, 14, 256, 256, pad=(1, 1, 1, 1)), Conv(1, 14, 14, 1024, 256, (1, 1)), Conv(2, 28, 28, 128, 128, (3, 3), (2, 2), pad=(1, 1, 1, 1)),
-    Conv(8, 7, 7, 512, 1024, (1, 1)),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "c",
+    [
+        Conv(1, 7, 7, 512, 512, pad=(1, 1, 1, 1)),
+        Conv(1, 14, 14, 256, 256, pad=(1, 1, 1, 1)),
+        Conv(1, 14, 14, 1024, 256, (1, 1)),
+        Conv(2, 28, 28, 128, 128, (3, 3), (2, 2), pad=(1, 1, 1, 1)),
+        Conv(8, 7, 7, 512, 1024, (1, 1)),
+    ],
+    ids=str,
+)
 def test_layers_of_resnet_with_the_cost_model_s_tile(c: Conv, data: str, weights: int) -> None:
     """Their own sizes; products of nibbles on sm_90, which opens them."""
     Built(Case(c, None, data, weights)).check(900 if data.endswith("4") else 800)
@@ -187,20 +218,29 @@ def test_every_barrier_is_needed(case: Case) -> None:
 
 def test_every_wait_is_needed_and_long_enough() -> None:
     built = Built(PIPELINED)
-    waits = re.findall(r"wait_group_async_wait_group_(\d)\(\);", built.generated.source.rpartition('extern "C" __global__')[2])
+    waits = re.findall(
+        r"wait_group_async_wait_group_(\d)\(\);", built.generated.source.rpartition('extern "C" __global__')[2]
+    )
     assert sorted(waits) == ["0", "1", "2"]
     for number, groups in enumerate(waits):
         for instead in ("", f"tvm_builtin_ptx_cp_async_wait_group_async_wait_group_{int(groups) + 1}();"):
-            source = _without(built.generated.source, r"tvm_builtin_ptx_cp_async_wait_group_async_wait_group_\d\(\);", number, instead)
-            source = source.replace('extern "C" __global__', '__device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_3() { asm volatile("cp.async.wait_group 3;" ::: "memory"); }\nextern "C" __global__', 1)
+            source = _without(
+                built.generated.source, r"tvm_builtin_ptx_cp_async_wait_group_async_wait_group_\d\(\);", number, instead
+            )
+            source = source.replace(
+                'extern "C" __global__',
+                "__device__ void tvm_builtin_ptx_cp_async_wait_group_async_wait_group_3() { asm"
+                ' volatile("cp.async.wait_group 3;" ::: "memory"); }\nextern "C" __global__',
+                1,
+            )
             with pytest.raises(EmulationError, match="while the copy"):
                 built.run(800, source)
 
 
-@pytest.mark.parametrize(("pattern", "instead"), [
-    (r"mask_local_ptr(_\d+)?\[0\]\)", "1)"),  # padding is read
-    (r"\+ 2\) % 3\)", "+ 1) % 3)"),  # a copy's stage
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("pattern", "instead"),
+    [(r"mask_local_ptr(_\d+)?\[0\]\)", "1)"), (r"\+ 2\) % 3\)", "+ 1) % 3)")],  # padding is read  # a copy's stage
+)
 def test_a_wrong_index_or_guard_shows(pattern: str, instead: str) -> None:
     built = Built(PIPELINED)
     kernel = built.generated.source.rpartition('extern "C" __global__')[2]

@@ -1,4 +1,6 @@
-"""A whole network with 4-bit weights and activations, its tensor-core kernels with their threads as loops, layer by layer."""
+"""A whole network with 4-bit weights and activations, its tensor-core kernels with their threads as loops, layer by
+layer.
+"""
 
 from __future__ import annotations
 
@@ -36,5 +38,7 @@ def test_resnet18_of_4_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert [r["rule"] for r in schedules.report(tir)].count("cuda.mma") == 21  # every convolution and the last product
     vm = relax.VirtualMachine(executable, tvm.cpu())
     x = {"input": np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)}
-    report = verify_executable(packed, lambda i: run_with_layers(vm, packed, i, set(stages.private_functions(packed))), [x])
+    report = verify_executable(
+        packed, lambda i: run_with_layers(vm, packed, i, set(stages.private_functions(packed))), [x]
+    )
     assert report.ok, report.summary()

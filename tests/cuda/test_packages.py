@@ -1,4 +1,6 @@
-"""CUDA packages made without a GPU: kernels, usage, certificate, bytes; and what a machine says that cannot run them."""
+"""CUDA packages made without a GPU: kernels, usage, certificate, bytes; and what a machine says that cannot run
+them.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def test_every_layer_is_on_a_kernel_of_ours(package: ht.Package) -> None:
 def test_the_report_knows_what_every_kernel_takes(package: ht.Package) -> None:
     for row in package.report():
         assert {u["arch"] for u in row["usage"]} == {"sm_75", "sm_90"}
-        assert all(u["registers"] > 0 and u["spill_stores"] == u["spill_loads"] == u["stack"] == 0 for u in row["usage"]), row
+        assert all(
+            u["registers"] > 0 and u["spill_stores"] == u["spill_loads"] == u["stack"] == 0 for u in row["usage"]
+        ), row
 
 
 def test_the_certificate_has_read_the_machine_code(package: ht.Package) -> None:
@@ -79,18 +83,32 @@ def test_targets_come_back_from_their_description() -> None:
         assert (target.architecture(made), "sse4.2" in target.required_features(made)) == ("x86_64", True)
 
 
-@pytest.mark.parametrize("text", ["cuda-sm70", '{"kind": "cuda"}', '{"kind": "cuda", "architectures": ["sm_70"]}', '{"kind": "cuda", "architectures": "sm_80"}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cuda-sm70",
+        '{"kind": "cuda"}',
+        '{"kind": "cuda", "architectures": ["sm_70"]}',
+        '{"kind": "cuda", "architectures": "sm_80"}',
+    ],
+)
 def test_unknown_architectures_are_refused(text: str) -> None:
     with pytest.raises(UsageError):
         target.parse(text)
 
 
-def test_a_machine_without_a_driver_says_so(package: ht.Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_without_a_driver_says_so(
+    package: ht.Package, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if runtime.driver() is not None:
         pytest.skip("this machine has an NVIDIA driver")
     package.save(tmp_path / "p.hawq")
     np.savez(tmp_path / "in.npz", x=np.zeros((1, 3, 12, 12), np.float32))
-    for command in (["run", "--inputs", str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz")], ["verify"], ["bench"]):
+    for command in (
+        ["run", "--inputs", str(tmp_path / "in.npz"), "-o", str(tmp_path / "out.npz")],
+        ["verify"],
+        ["bench"],
+    ):
         assert cli.main([command[0], str(tmp_path / "p.hawq"), *command[1:]]) == 3
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1 and "no NVIDIA driver is installed" in lines[0]
@@ -105,7 +123,9 @@ def test_a_fresh_process_without_a_driver_loads_and_proves(package: ht.Package, 
     assert done.returncode == 0, done.stderr
 
 
-def test_a_machine_without_nvcc_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_machine_without_nvcc_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     assert cli.main(["compile", "missing.onnx", "--target", "cuda", "-o", str(tmp_path / "p.hawq")]) == 2
@@ -126,7 +146,9 @@ def test_what_is_of_the_cpu_refuses_gpus(package: ht.Package, tmp_path: Path) ->
 class Driver:
     """A driver as `device.first` sees it."""
 
-    def __init__(self, version: int = 13000, count: int = 1, capability: tuple[int, int] = (9, 0), start: int = 0) -> None:
+    def __init__(
+        self, version: int = 13000, count: int = 1, capability: tuple[int, int] = (9, 0), start: int = 0
+    ) -> None:
         self.version, self.count, self.capability, self.start = version, count, capability, start
 
     def cuInit(self, flags: int) -> int:
@@ -154,15 +176,24 @@ class Driver:
         return 0
 
 
-@pytest.mark.parametrize(("driver", "sentence"), [
-    (Driver(start=100), "the NVIDIA driver finds none"),
-    (Driver(count=0), "the NVIDIA driver finds none"),
-    (Driver(start=999), "the NVIDIA driver does not start; found CUDA error 999"),
-    (Driver(version=12080), "needs a newer NVIDIA driver; expected one for CUDA 13.0 or newer; found one for CUDA 12.8"),
-    (Driver(capability=(7, 0)), "the GPU is older than the package's code; expected sm_75, sm_86; found NVIDIA Test, sm_70"),
-    (Driver(capability=(9, 0)), "the GPU is of another generation than the package's code"),
-    (Driver(capability=(8, 0)), "the GPU is of another generation than the package's code"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("driver", "sentence"),
+    [
+        (Driver(start=100), "the NVIDIA driver finds none"),
+        (Driver(count=0), "the NVIDIA driver finds none"),
+        (Driver(start=999), "the NVIDIA driver does not start; found CUDA error 999"),
+        (
+            Driver(version=12080),
+            "needs a newer NVIDIA driver; expected one for CUDA 13.0 or newer; found one for CUDA 12.8",
+        ),
+        (
+            Driver(capability=(7, 0)),
+            "the GPU is older than the package's code; expected sm_75, sm_86; found NVIDIA Test, sm_70",
+        ),
+        (Driver(capability=(9, 0)), "the GPU is of another generation than the package's code"),
+        (Driver(capability=(8, 0)), "the GPU is of another generation than the package's code"),
+    ],
+)
 def test_what_cannot_run_is_one_sentence(monkeypatch: pytest.MonkeyPatch, driver: Driver, sentence: str) -> None:
     monkeypatch.setattr(runtime, "driver", lambda: driver)
     with pytest.raises(PackageError, match=sentence) as e:
@@ -171,7 +202,9 @@ def test_what_cannot_run_is_one_sentence(monkeypatch: pytest.MonkeyPatch, driver
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 6), (8, 9)])
-def test_machine_code_runs_on_later_gpus_of_its_generation(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]) -> None:
+def test_machine_code_runs_on_later_gpus_of_its_generation(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
+) -> None:
     monkeypatch.setattr(runtime, "driver", lambda: Driver(version=13010, capability=capability))
     device.check(device.first("p"), ["sm_75", "sm_86"], "13.0", "p")
 
@@ -193,7 +226,10 @@ def test_vectors_of_padding_compile(compiler: Path, kind: str, channels: int) ->
     x = g.qdq(g.input("x", [64, channels, 112, 112]), 0.02, 128 if kind == "uint8" else 0, kind)
     y = g.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     package = ht.compile(g.model([float_output(g.qdq(y, 0.02, 128 if kind == "uint8" else 0, kind))]), "cuda-sm75")
-    assert any(row["rule"] == "cuda.window" and row["tile"].startswith(f"{min(channels, 16)} channels") for row in package.report())
+    assert any(
+        row["rule"] == "cuda.window" and row["tile"].startswith(f"{min(channels, 16)} channels")
+        for row in package.report()
+    )
 
 
 def test_a_float_tail_runs_on_the_gpu_too(compiler: Path) -> None:

@@ -1,4 +1,6 @@
-"""Every CUDA rule's kernel, with its threads as loops on the CPU, gives the reference's integers at odd shapes and on the full range."""
+"""Every CUDA rule's kernel, with its threads as loops on the CPU, gives the reference's integers at odd shapes and
+on the full range.
+"""
 
 from __future__ import annotations
 
@@ -26,24 +28,41 @@ def full_range(shape: tuple[int, ...], dtype: str) -> np.ndarray[Any, Any]:
     return values
 
 
-def requantized(e: Any, acc: relax.Expr, channels: int, rounding: str = "half_even", shift: int = 40, kind: str = "uint8") -> relax.Expr:
+def requantized(
+    e: Any, acc: relax.Expr, channels: int, rounding: str = "half_even", shift: int = 40, kind: str = "uint8"
+) -> relax.Expr:
     biased = e(R.add(acc, relax.const(rng.integers(-999, 999, channels).astype(np.int32), "int32")))
     m = rng.integers(1 << 20, 1 << 30, channels)
     return ops.requantize([biased], [m], 12345, shift, qtype=TYPES[kind], zero_point=3, rounding=rounding)
 
 
-@pytest.mark.parametrize(("x", "k", "stride", "dilation", "pad", "dtype"), [
-    ((1, 9, 8, 16), 3, 1, 1, 1, "uint8"), ((2, 7, 7, 12), 3, 2, 1, 1, "int8"), ((1, 11, 10, 6), 5, 1, 2, 0, "uint8"),
-    ((1, 5, 6, 7), 2, 1, 1, 0, "int8"), ((1, 12, 13, 4), 7, 3, 1, 3, "uint8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("x", "k", "stride", "dilation", "pad", "dtype"),
+    [
+        ((1, 9, 8, 16), 3, 1, 1, 1, "uint8"),
+        ((2, 7, 7, 12), 3, 2, 1, 1, "int8"),
+        ((1, 11, 10, 6), 5, 1, 2, 0, "uint8"),
+        ((1, 5, 6, 7), 2, 1, 1, 0, "int8"),
+        ((1, 12, 13, 4), 7, 3, 1, 3, "uint8"),
+    ],
+)
 def test_depthwise(x, k, stride, dilation, pad, dtype):
     w = full_range((k, k, 1, x[3]), "int8")
 
     def body(e: Any, data: relax.Expr) -> relax.Expr:
         padded = e(R.nn.pad(data, [0, 0, pad, pad, pad, pad, 0, 0], pad_value=7)) if pad else data
-        acc = e(R.nn.conv2d(
-            padded, relax.const(w), strides=stride, dilation=dilation, groups=x[3], data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32",
-        ))  # fmt: skip
+        acc = e(
+            R.nn.conv2d(
+                padded,
+                relax.const(w),
+                strides=stride,
+                dilation=dilation,
+                groups=x[3],
+                data_layout="NHWC",
+                kernel_layout="HWIO",
+                out_dtype="int32",
+            )
+        )
         return requantized(e, acc, x[3])
 
     check(body, full_range(x, dtype), rule="cuda.depthwise")
@@ -58,7 +77,9 @@ def test_depthwise_of_several_outputs_per_channel_and_no_epilogue():
     check(body, full_range((1, 6, 5, 5), "uint8"), rule="cuda.depthwise")
 
 
-@pytest.mark.parametrize(("shape", "dtype"), [((1, 9, 9, 16), "uint8"), ((2, 8, 7, 12), "int8"), ((1, 7, 5, 3), "int8")])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((1, 9, 9, 16), "uint8"), ((2, 8, 7, 12), "int8"), ((1, 7, 5, 3), "int8")]
+)
 def test_max_pool(shape, dtype):
     low = np.iinfo(dtype).min
 
@@ -68,7 +89,9 @@ def test_max_pool(shape, dtype):
     check(body, full_range(shape, dtype), rule="cuda.window")
 
 
-@pytest.mark.parametrize(("shape", "window"), [((1, 9, 9, 16), 3), ((2, 7, 7, 40), 7), ((1, 8, 8, 5), 8), ((1, 5, 6, 32), 2)])
+@pytest.mark.parametrize(
+    ("shape", "window"), [((1, 9, 9, 16), 3), ((2, 7, 7, 40), 7), ((1, 8, 8, 5), 8), ((1, 5, 6, 32), 2)]
+)
 def test_sum_pool(shape, window):
     """Windows of one thread, and such as eight threads share."""
 
@@ -79,9 +102,16 @@ def test_sum_pool(shape, window):
     check(body, full_range(shape, "uint8"), rule="cuda.window")
 
 
-@pytest.mark.parametrize(("name", "axes", "rule"), [
-    ("sum", [1], "cuda.window"), ("max", [0, 1], "cuda.window"), ("min", [2], "cuda.generic"), ("sum", [1, 2], "cuda.generic"), ("max", [0, 1, 2], "cuda.generic"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "axes", "rule"),
+    [
+        ("sum", [1], "cuda.window"),
+        ("max", [0, 1], "cuda.window"),
+        ("min", [2], "cuda.generic"),
+        ("sum", [1, 2], "cuda.generic"),
+        ("max", [0, 1, 2], "cuda.generic"),
+    ],
+)
 def test_reductions(name, axes, rule):
     check(lambda e, x: getattr(R, name)(e(R.astype(x, "int32")), axis=axes), full_range((3, 37, 65), "int8"), rule=rule)
 
@@ -90,7 +120,10 @@ def test_arg_extrema():
     check(lambda e, x: R.argmax(x, axis=1), rng.integers(0, 4, (5, 67)).astype(np.uint8), rule="cuda.generic")
 
 
-@pytest.mark.parametrize(("shape", "rounding"), [((2, 5, 7, 16), "half_up"), ((1, 3, 3, 6), "half_even"), ((1, 2, 2, 3), "half_away"), ((33,), "half_up")])
+@pytest.mark.parametrize(
+    ("shape", "rounding"),
+    [((2, 5, 7, 16), "half_up"), ((1, 3, 3, 6), "half_even"), ((1, 2, 2, 3), "half_away"), ((33,), "half_up")],
+)
 def test_residual_additions(shape, rounding):
     def body(e: Any, a: relax.Expr, b: relax.Expr) -> relax.Expr:
         return ops.requantize([a, b], [1234567, 7654321], 5, 24, qtype=TYPES["int8"], zero_point=-3, rounding=rounding)
@@ -113,7 +146,11 @@ def test_outputs_with_a_fraction_beside_them():
 
     check(fraction, full_range((4, 5, 3), "int32"), rule="cuda.elementwise")
     sums = rng.integers(-(2**53), 2**53, (4, 5, 3))
-    check(lambda e, x: ops.dequantize(x, np.array([1.3e-14, 2.7e-15, 1e-9]), 0, qmin=-(2**53), qmax=2**53), sums, rule="cuda.elementwise")
+    check(
+        lambda e, x: ops.dequantize(x, np.array([1.3e-14, 2.7e-15, 1e-9]), 0, qmin=-(2**53), qmax=2**53),
+        sums,
+        rule="cuda.elementwise",
+    )
 
 
 @pytest.mark.parametrize("channels", [(16, 32, 8), (3, 5, 6), (4, 12, 4)])
@@ -129,12 +166,18 @@ def test_moves():
     check(lambda e, v: R.nn.pad(v, [0, 0, 1, 2, 0, 1, 0, 4], pad_value=5), x, rule="cuda.elementwise")
 
 
-@pytest.mark.parametrize(("rounding", "shape"), [("half_even", (1, 3, 7, 8)), ("half_up", (5,)), ("half_away", (1, 3, 7, 8))])
+@pytest.mark.parametrize(
+    ("rounding", "shape"), [("half_even", (1, 3, 7, 8)), ("half_up", (5,)), ("half_away", (1, 3, 7, 8))]
+)
 def test_the_border(rounding, shape):
     x = (rng.normal(0, 20, shape)).astype(np.float32)
     x.flat[:3] = 0.5, -1.5, 1e9
     check(lambda e, v: ops.quantize(v, 1.0, 3, qtype=TYPES["int8"], rounding=rounding), x, rule="cuda.elementwise")
-    check(lambda e, v: ops.dequantize(v, np.float32(0.0371), 3, qmin=-128, qmax=127), full_range(shape, "int8"), rule="cuda.elementwise")
+    check(
+        lambda e, v: ops.dequantize(v, np.float32(0.0371), 3, qmin=-128, qmax=127),
+        full_range(shape, "int8"),
+        rule="cuda.elementwise",
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -142,7 +185,11 @@ def test_convolutions_that_no_other_rule_takes(groups):
     w = full_range((3, 2, 6 // groups, 10), "int8")
 
     def body(e: Any, x: relax.Expr) -> relax.Expr:
-        acc = e(R.nn.conv2d(x, relax.const(w), strides=2, groups=groups, data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32"))
+        acc = e(
+            R.nn.conv2d(
+                x, relax.const(w), strides=2, groups=groups, data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32"
+            )
+        )
         return requantized(e, acc, 10)
 
     check(body, full_range((1, 9, 8, 6), "int16"), rule="cuda.generic")
@@ -156,7 +203,9 @@ def test_rounding_in_two_steps(rule):
     def body(e: Any, x: relax.Expr) -> relax.Expr:
         if rule == "cuda.window":
             return in_two_steps(e, e(ops.sum_pool2d(x, (2, 3), (1, 1), layout="NHWC")))
-        return in_two_steps(e, e(R.nn.conv2d(x, relax.const(w), data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32")))
+        return in_two_steps(
+            e, e(R.nn.conv2d(x, relax.const(w), data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32"))
+        )
 
     x = full_range((1, 9, 8, 6), "int16" if rule == "cuda.generic" else "int8")
     check(body, x >> 4 if rule == "cuda.generic" else x, rule=rule)
@@ -184,7 +233,9 @@ def test_weights_of_4_bits():
 
 def test_positions_beyond_32_bits_are_refused():
     module = packed(lambda e, x: R.maximum(x, relax.const(0, "int8")), [((1 << 16, 1 << 15), "int8")])
-    with pytest.raises(ScheduleError, match="layer: a tensor is too large for a GPU kernel; expected less than 2147483648 elements"):
+    with pytest.raises(
+        ScheduleError, match="layer: a tensor is too large for a GPU kernel; expected less than 2147483648 elements"
+    ):
         lower(module, TARGET)
 
 

@@ -1,5 +1,5 @@
-"""Whole networks compiled for every architecture, without a GPU: every layer on a CUDA kernel, none of them float, products on
-tensor cores, nothing spilled."""
+"""Whole networks compiled for every architecture, without a GPU: every layer on a CUDA kernel, none of them float,
+products on tensor cores, nothing spilled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from hawq_tvm.verify import sass
 
 SIZES = {"resnet18": 64, "resnet50": 64, "mobilenetv2": 64, "inceptionv3": 139}
 WITH_INT4 = {"sm_75": "IMMA.8832", "sm_80": "IMMA.16864", "sm_86": "IMMA.16864", "sm_89": "IMMA.16864"}
-INT8 = {"sm_75": "IMMA.8816", "sm_80": "IMMA.16832", "sm_86": "IMMA.16832", "sm_89": "IMMA.16832", "sm_90": "IMMA.16832"}
+INT8 = {
+    "sm_75": "IMMA.8816",
+    "sm_80": "IMMA.16832",
+    "sm_86": "IMMA.16832",
+    "sm_89": "IMMA.16832",
+    "sm_90": "IMMA.16832",
+}
 
 
 def tensor_products(library: Path) -> dict[str, Counter[str]]:

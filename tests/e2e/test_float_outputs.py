@@ -1,4 +1,6 @@
-"""Outputs that nothing quantizes: float32 of s (q - z) + beta, fractions included; and a flag that changes nothing where it is not needed."""
+"""Outputs that nothing quantizes: float32 of s (q - z) + beta, fractions included; and a flag that changes nothing
+where it is not needed.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def check_nearest(found: np.ndarray, exact: np.ndarray) -> None:
     """Each is the float32 nearest to an exact rational, but for what float64 loses of a sum on the way (A1a)."""
     assert found.dtype == np.float32
     for y, wanted in zip(found.ravel(), exact.ravel(), strict=True):
-        assert abs(Fraction(float(y)) - wanted) <= Fraction(float(np.spacing(abs(y)))) * (Fraction(1, 2) + Fraction(1, 2**16)), (y, float(wanted))
+        assert abs(Fraction(float(y)) - wanted) <= Fraction(float(np.spacing(abs(y)))) * (
+            Fraction(1, 2) + Fraction(1, 2**16)
+        ), (y, float(wanted))
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -55,7 +59,10 @@ def test_a_float_bias_keeps_its_fraction(relu: bool, groups: int) -> None:
     feed = {"x": np.random.default_rng(1).normal(0, 1.5, (2, 8, 5, 5)).astype(np.float32)}
     (found,) = package.run(feed).values()
     scale, beta = Fraction(float(SX)) * Fraction(float(SW)), [Fraction(float(b)) for b in BETA]
-    exact = np.array([scale * int(a) for a in sums(feed["x"], w).ravel()], object).reshape(found.shape) + np.array(beta, object)[:, None, None]
+    exact = (
+        np.array([scale * int(a) for a in sums(feed["x"], w).ravel()], object).reshape(found.shape)
+        + np.array(beta, object)[:, None, None]
+    )
     check_nearest(found, np.maximum(exact, 0) if relu else exact)
     if not relu:
         assert np.all(found[:, 0] > found[:, 1])  # equal sums, biases of +0.4 and -0.4 units
@@ -69,7 +76,11 @@ def test_a_bias_on_the_grid_stays_32_bits_wide() -> None:
     """A whole number of units is added in int32, as ever: no wider integers, no other scale."""
     g = Graph(3)
     x = g.qdq(g.input("x", [2, 8, 5, 5]), 0.5, 128)
-    y = g.conv(x, g.weight([8, 8, 3, 3], axis=None, scale=0.25), g.constant(np.arange(-4, 4, dtype=np.float32) * 0.125, TensorProto.FLOAT))
+    y = g.conv(
+        x,
+        g.weight([8, 8, 3, 3], axis=None, scale=0.25),
+        g.constant(np.arange(-4, 4, dtype=np.float32) * 0.125, TensorProto.FLOAT),
+    )
     package = ht.compile(g.model([float_output(y)]))
     assert "int64" not in package.graph.script() and package.outputs[0].quantization.scale == (0.125,)
 
@@ -91,7 +102,15 @@ def classifier(g: Graph) -> str:
     """A convolution and a Gemm with float biases, pooled between; logits in float."""
     y, _ = conv(g, BETA)
     z = g.qdq(g.node("GlobalAveragePool", [g.qdq(g.node("Relu", [y]), 0.05, 0)]), 0.04, 0)
-    return g.node("Gemm", [g.node("Flatten", [z]), g.weight([10, 8], axis=0), g.constant(g.rng.normal(0, 0.1, 10).astype(np.float32), TensorProto.FLOAT)], transB=1)
+    return g.node(
+        "Gemm",
+        [
+            g.node("Flatten", [z]),
+            g.weight([10, 8], axis=0),
+            g.constant(g.rng.normal(0, 0.1, 10).astype(np.float32), TensorProto.FLOAT),
+        ],
+        transB=1,
+    )
 
 
 def pooled(g: Graph) -> str:
@@ -107,7 +126,13 @@ def moved(g: Graph) -> str:
 
 
 def shifted(g: Graph) -> str:
-    return g.node("Add", [g.node("Mul", [conv(g, BETA)[0], g.constant(np.float32(3), TensorProto.FLOAT)]), g.constant(np.float32(0.1), TensorProto.FLOAT)])
+    return g.node(
+        "Add",
+        [
+            g.node("Mul", [conv(g, BETA)[0], g.constant(np.float32(3), TensorProto.FLOAT)]),
+            g.constant(np.float32(0.1), TensorProto.FLOAT),
+        ],
+    )
 
 
 def quantized(g: Graph) -> str:
@@ -147,4 +172,6 @@ def test_a_float_tail_reads_the_same_integers(network: Callable[[Graph], str]) -
 
 def kernels(package: ht.Package) -> list[tuple[Any, ...]]:
     """Every kernel's rule and name, those of a float tail left out."""
-    return sorted((r["rule"], r["function"]) for r in package.report() if r["layer"] not in package.manifest["float_tail"])
+    return sorted(
+        (r["rule"], r["function"]) for r in package.report() if r["layer"] not in package.manifest["float_tail"]
+    )

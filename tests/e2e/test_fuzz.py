@@ -28,11 +28,15 @@ def drop_node(model: onnx.ModelProto, rng: random.Random) -> None:
 
 def rename_input(model: onnx.ModelProto, rng: random.Random) -> None:
     node = _node(model, rng)
-    node.input[rng.randrange(len(node.input))] = rng.choice(["", "nowhere", node.output[0], rng.choice(list(model.graph.node)).output[0]])
+    node.input[rng.randrange(len(node.input))] = rng.choice(
+        ["", "nowhere", node.output[0], rng.choice(list(model.graph.node)).output[0]]
+    )
 
 
 def change_operator(model: onnx.ModelProto, rng: random.Random) -> None:
-    _node(model, rng).op_type = rng.choice(["Conv", "Add", "Relu", "MatMul", "Flatten", "QLinearConv", "LSTM", "Nonsense", "Softmax", "Concat"])
+    _node(model, rng).op_type = rng.choice(
+        ["Conv", "Add", "Relu", "MatMul", "Flatten", "QLinearConv", "LSTM", "Nonsense", "Softmax", "Concat"]
+    )
 
 
 def change_attribute(model: onnx.ModelProto, rng: random.Random) -> None:
@@ -48,7 +52,9 @@ def change_initializer(model: onnx.ModelProto, rng: random.Random) -> None:
     tensor = rng.choice(list(model.graph.initializer))
     how = rng.randrange(4)
     if how == 0:
-        tensor.data_type = rng.choice([TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT64, TensorProto.STRING, TensorProto.BFLOAT16, 99])
+        tensor.data_type = rng.choice(
+            [TensorProto.FLOAT, TensorProto.INT8, TensorProto.INT64, TensorProto.STRING, TensorProto.BFLOAT16, 99]
+        )
     elif how == 1:
         del tensor.dims[:]
         tensor.dims.extend(rng.choice([[0], [2], [1, 2, 3], [10**9, 10**9], [-1]]))
@@ -70,7 +76,15 @@ def change_version(model: onnx.ModelProto, rng: random.Random) -> None:
         model.ir_version = rng.choice([1, 3, 14, 99])
 
 
-MUTATIONS: list[Mutation] = [drop_node, rename_input, change_operator, change_attribute, change_initializer, change_shape, change_version]
+MUTATIONS: list[Mutation] = [
+    drop_node,
+    rename_input,
+    change_operator,
+    change_attribute,
+    change_initializer,
+    change_shape,
+    change_version,
+]
 
 
 def _survives(source: bytes) -> None:

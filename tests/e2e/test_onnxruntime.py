@@ -59,8 +59,9 @@ def test_every_layer_of_a_network(name: str, size: int, tmp_path: Path) -> None:
     scale = package.manifest["outputs"][0]["quantization"]["scale"][0]
     steps = np.rint(np.abs(ours - wanted) / scale)
     print(
-        f"\n{name}: {len(oracle.rows)} layers, {different} of {elements} elements ({different / elements:.2e}) differ from ONNX Runtime, "
-        f"{unexplained} not at a rounding boundary; end to end {np.mean(steps > 0):.1%} of outputs differ, by at most {int(steps.max())} steps"
+        f"\n{name}: {len(oracle.rows)} layers, {different} of {elements} elements ({different / elements:.2e}) differ"
+        f" from ONNX Runtime, {unexplained} not at a rounding boundary; end to end {np.mean(steps > 0):.1%} of outputs"
+        f" differ, by at most {int(steps.max())} steps"
     )
     assert unexplained == 0, {k: r for k, r in oracle.rows.items() if r[2]}
     assert different / elements < 1e-3  # rounding boundaries are rare: more would be a misread rule
@@ -74,7 +75,9 @@ def test_a_qoperator_network(tmp_path: Path) -> None:
     package.verify({"input": x}).raise_if_mismatch()
     (wanted,) = session(onnx.load(str(path))).run(None, {"input": x})
     scale = package.manifest["outputs"][0]["quantization"]["scale"][0]
-    assert np.max(np.abs(package.run({"input": x})["output"] - wanted)) <= 8 * scale  # one tie early on moves later layers by a few steps
+    assert (
+        np.max(np.abs(package.run({"input": x})["output"] - wanted)) <= 8 * scale
+    )  # one tie early on moves later layers by a few steps
 
 
 def _scalars(g: Graph, scale: float, zero: int, kind: int = TensorProto.UINT8) -> list[str]:
@@ -88,37 +91,58 @@ def _u8(g: Graph, name: str, shape: list[int]) -> str:
 def _binary(op: str) -> Any:
     def build(g: Graph) -> str:
         a, b = _u8(g, "a", [2, 3, 4, 5]), _u8(g, "b", [1, 3, 1, 5])
-        return g.node(op, [a, *_scalars(g, 0.0317, 100), b, *_scalars(g, 0.0213, 7), *_scalars(g, 0.0519, 120)], MICROSOFT)
+        return g.node(
+            op, [a, *_scalars(g, 0.0317, 100), b, *_scalars(g, 0.0213, 7), *_scalars(g, 0.0519, 120)], MICROSOFT
+        )
 
     return build
 
 
 def _unary(op: str, **attrs: Any) -> Any:
     def build(g: Graph) -> str:
-        return g.node(op, [_u8(g, "a", [16, 16]), *_scalars(g, 0.0417, 130), *_scalars(g, 0.0111, 20)], MICROSOFT, **attrs)
+        return g.node(
+            op, [_u8(g, "a", [16, 16]), *_scalars(g, 0.0417, 130), *_scalars(g, 0.0111, 20)], MICROSOFT, **attrs
+        )
 
     return build
 
 
 def _pool(op: str, **attrs: Any) -> Any:
     def build(g: Graph) -> str:
-        return g.node(op, [_u8(g, "a", [2, 3, 7, 6]), *_scalars(g, 0.0417, 130), *_scalars(g, 0.0293, 90)], MICROSOFT, **attrs)
+        return g.node(
+            op, [_u8(g, "a", [2, 3, 7, 6]), *_scalars(g, 0.0417, 130), *_scalars(g, 0.0293, 90)], MICROSOFT, **attrs
+        )
 
     return build
 
 
 def _concat(g: Graph) -> str:
     a, b = _u8(g, "a", [2, 3, 4, 4]), _u8(g, "b", [2, 2, 4, 4])
-    return g.node("QLinearConcat", [*_scalars(g, 0.05, 100), a, *_scalars(g, 0.0317, 9), b, *_scalars(g, 0.0713, 200)], MICROSOFT, axis=1)
+    return g.node(
+        "QLinearConcat",
+        [*_scalars(g, 0.05, 100), a, *_scalars(g, 0.0317, 9), b, *_scalars(g, 0.0713, 200)],
+        MICROSOFT,
+        axis=1,
+    )
 
 
 def _gemm(g: Graph) -> str:
     weight = g.constant(g.rng.integers(-128, 128, (6, 5)), TensorProto.INT8)
     bias = g.constant(g.rng.integers(-900, 900, 5), TensorProto.INT32)
     return g.node(
-        "QGemm", [_u8(g, "a", [3, 6]), *_scalars(g, 0.0317, 100), weight, *_scalars(g, 0.0077, 0, TensorProto.INT8), bias, *_scalars(g, 0.1931, 130)],
-        MICROSOFT, transB=0, alpha=1.0,
-    )  # fmt: skip
+        "QGemm",
+        [
+            _u8(g, "a", [3, 6]),
+            *_scalars(g, 0.0317, 100),
+            weight,
+            *_scalars(g, 0.0077, 0, TensorProto.INT8),
+            bias,
+            *_scalars(g, 0.1931, 130),
+        ],
+        MICROSOFT,
+        transB=0,
+        alpha=1.0,
+    )
 
 
 def _qlinear_conv(g: Graph) -> str:
@@ -127,22 +151,34 @@ def _qlinear_conv(g: Graph) -> str:
     zeros = g.constant(np.zeros(8, int), TensorProto.INT8)
     bias = g.constant(g.rng.integers(-900, 900, 8), TensorProto.INT32)
     return g.node(
-        "QLinearConv", [_u8(g, "a", [2, 4, 7, 6]), *_scalars(g, 0.0317, 100), weight, scales, zeros, *_scalars(g, 0.1931, 130), bias],
-        pads=[1, 0, 1, 2], group=2, strides=[2, 1],
-    )  # fmt: skip
+        "QLinearConv",
+        [_u8(g, "a", [2, 4, 7, 6]), *_scalars(g, 0.0317, 100), weight, scales, zeros, *_scalars(g, 0.1931, 130), bias],
+        pads=[1, 0, 1, 2],
+        group=2,
+        strides=[2, 1],
+    )
 
 
 def _qlinear_matmul(g: Graph) -> str:
     b = g.constant(g.rng.integers(0, 256, (6, 5)), TensorProto.UINT8)
-    return g.node("QLinearMatMul", [_u8(g, "a", [2, 3, 6]), *_scalars(g, 0.0317, 100), b, *_scalars(g, 0.0077, 130), *_scalars(g, 0.1931, 120)])
+    return g.node(
+        "QLinearMatMul",
+        [_u8(g, "a", [2, 3, 6]), *_scalars(g, 0.0317, 100), b, *_scalars(g, 0.0077, 130), *_scalars(g, 0.1931, 120)],
+    )
 
 
 BUILDERS = {
-    "QLinearAdd": _binary("QLinearAdd"), "QLinearMul": _binary("QLinearMul"), "QLinearSigmoid": _unary("QLinearSigmoid"),
-    "QLinearLeakyRelu": _unary("QLinearLeakyRelu", alpha=0.1), "QLinearGlobalAveragePool": _pool("QLinearGlobalAveragePool"),
+    "QLinearAdd": _binary("QLinearAdd"),
+    "QLinearMul": _binary("QLinearMul"),
+    "QLinearSigmoid": _unary("QLinearSigmoid"),
+    "QLinearLeakyRelu": _unary("QLinearLeakyRelu", alpha=0.1),
+    "QLinearGlobalAveragePool": _pool("QLinearGlobalAveragePool"),
     "QLinearAveragePool": _pool("QLinearAveragePool", kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1]),
-    "QLinearConcat": _concat, "QGemm": _gemm, "QLinearConv": _qlinear_conv, "QLinearMatMul": _qlinear_matmul,
-}  # fmt: skip
+    "QLinearConcat": _concat,
+    "QGemm": _gemm,
+    "QLinearConv": _qlinear_conv,
+    "QLinearMatMul": _qlinear_matmul,
+}
 
 
 @pytest.mark.parametrize("op", BUILDERS)
@@ -159,21 +195,31 @@ def test_quantized_operators(op: str) -> None:
         different, elements = different + int((steps > 0).sum()), elements + ours.size
     package.verify(random=2).raise_if_mismatch()
     print(f"\n{op}: {different} of {elements} differ from ONNX Runtime")
-    # Their table and pool kernels compute in float32 or with truncated constants; sums and products must agree but for ties.
+    # Their table and pool kernels compute in float32 or with truncated constants; sums and products must agree but for
+    # ties.
     assert different <= (0.02 * elements if "Pool" in op or "Sigmoid" in op or "Leaky" in op else 0.005 * elements)
 
 
-@pytest.mark.parametrize("op, attrs", [
-    ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}), ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2]}),
-    ("Resize", {"mode": "linear"}),
-], ids=["AveragePool 3x3 stride 2 ceil_mode", "AveragePool 2x2 stride 2", "Resize linear x2"])  # fmt: skip
+@pytest.mark.parametrize(
+    "op, attrs",
+    [
+        ("AveragePool", {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),
+        ("AveragePool", {"kernel_shape": [2, 2], "strides": [2, 2]}),
+        ("Resize", {"mode": "linear"}),
+    ],
+    ids=["AveragePool 3x3 stride 2 ceil_mode", "AveragePool 2x2 stride 2", "Resize linear x2"],
+)
 @pytest.mark.parametrize("out_scale", [0.05, 0.0317])
 def test_means_that_meet_ties(op: str, attrs: dict[str, Any], out_scale: float) -> None:
     """Means of few integers lie on rounding boundaries often, and there float32 falls to either side."""
     import torch
     from torch.nn import functional
 
-    pool = {"kernel_size": attrs["kernel_shape"], "stride": attrs["strides"], "ceil_mode": bool(attrs.get("ceil_mode"))} if op == "AveragePool" else {}
+    pool = (
+        {"kernel_size": attrs["kernel_shape"], "stride": attrs["strides"], "ceil_mode": bool(attrs.get("ceil_mode"))}
+        if op == "AveragePool"
+        else {}
+    )
     g = Graph(13)
     x = g.dq(_u8(g, "x", [4, 16, 32, 32]), np.float32(0.05), 120)
     extra = [] if op == "AveragePool" else ["", g.constant(np.float32([1, 1, 2, 2]), TensorProto.FLOAT)]
@@ -185,14 +231,18 @@ def test_means_that_meet_ties(op: str, attrs: dict[str, Any], out_scale: float) 
         (theirs,) = sess.run(None, inputs)
         ours = package.run(inputs)[y]
         real = torch.tensor((inputs["x"] - 120.0) * (float(np.float32(0.05)) / float(np.float32(out_scale))))
-        real = functional.avg_pool2d(real, **pool) if pool else functional.interpolate(real, scale_factor=2, mode="bilinear")
+        real = (
+            functional.avg_pool2d(real, **pool)
+            if pool
+            else functional.interpolate(real, scale_factor=2, mode="bilinear")
+        )
         steps = np.clip(real.numpy(), -120, 135)
         elements, different = elements + ours.size, different + int(np.count_nonzero(ours != theirs))
         unexplained += int(np.count_nonzero((ours != theirs) & ~explained(steps, ours, theirs)))
         ties += int(np.count_nonzero(np.abs(steps - np.floor(steps) - 0.5) < 1e-9))
     print(
-        f"\n{op}, scale 0.05 to {out_scale}: {different} of {elements} ({different / elements:.2%}) differ from ONNX Runtime, "
-        f"{unexplained} not at a rounding boundary; {ties / elements:.2%} are ties"
+        f"\n{op}, scale 0.05 to {out_scale}: {different} of {elements} ({different / elements:.2%}) differ from ONNX"
+        f" Runtime, {unexplained} not at a rounding boundary; {ties / elements:.2%} are ties"
     )
     assert unexplained == 0 and different <= 0.03 * elements
     package.verify(random=1).raise_if_mismatch()
@@ -200,7 +250,13 @@ def test_means_that_meet_ties(op: str, attrs: dict[str, Any], out_scale: float) 
 
 def test_softmax_is_within_a_step_of_onnxruntime() -> None:
     g = Graph(12, opset=13)
-    y = g.node("QLinearSoftmax", [_u8(g, "a", [4, 50]), *_scalars(g, 0.0417, 130), *_scalars(g, 1 / 256, 0)], MICROSOFT, axis=-1, opset=13)
+    y = g.node(
+        "QLinearSoftmax",
+        [_u8(g, "a", [4, 50]), *_scalars(g, 0.0417, 130), *_scalars(g, 1 / 256, 0)],
+        MICROSOFT,
+        axis=-1,
+        opset=13,
+    )
     model = g.model([(y, TensorProto.UINT8)], ir_version=8)
     package = ht.compile(model)
     for inputs in package.random_inputs(4, 5):

@@ -18,9 +18,10 @@ from ..models import TYPES, Graph, float_output
 
 PRESETS = {name: targets.parse(name) for name in ("host", *targets.PRESETS)}
 RUNNABLE = [
-    name for name, t in PRESETS.items()
+    name
+    for name, t in PRESETS.items()
     if targets.architecture(t) == platform.machine() and set(targets.required_features(t)) <= targets.host_features()
-]  # fmt: skip
+]
 KINDS = st.sampled_from(["uint8", "int8", "uint4", "int4"])
 
 
@@ -29,7 +30,11 @@ def graphs(draw: Any) -> onnx.ModelProto:
     """A chain of two to four random operators on a random activation, with residual joins where shapes allow."""
     seed = draw(st.integers(0, 10**6))
     g = Graph(seed)
-    channels, height, width = draw(st.sampled_from([1, 2, 3, 4, 6, 17, 32, 65])), draw(st.integers(4, 9)), draw(st.sampled_from([4, 5, 7, 8, 9, 14, 31]))
+    channels, height, width = (
+        draw(st.sampled_from([1, 2, 3, 4, 6, 17, 32, 65])),
+        draw(st.integers(4, 9)),
+        draw(st.sampled_from([4, 5, 7, 8, 9, 14, 31])),
+    )
     kind = draw(KINDS)
 
     def zero(k: str) -> int:
@@ -44,11 +49,33 @@ def graphs(draw: Any) -> onnx.ModelProto:
     x = g.qdq(g.input("x", [draw(st.sampled_from([1, 3])), channels, height, width]), scale(), zero(kind), kind)
     skip, skip_channels, same_shape = x, channels, True
     for _ in range(draw(st.integers(1, 4))):
-        op = draw(st.sampled_from(["conv", "depthwise", "transpose", "pool", "average", "add", "mul", "concat", "table", "leaky", "resize"]))
+        op = draw(
+            st.sampled_from(
+                [
+                    "conv",
+                    "depthwise",
+                    "transpose",
+                    "pool",
+                    "average",
+                    "add",
+                    "mul",
+                    "concat",
+                    "table",
+                    "leaky",
+                    "resize",
+                ]
+            )
+        )
         k2 = draw(KINDS)
         if op in ("conv", "depthwise"):
-            groups = channels if op == "depthwise" else draw(st.sampled_from([d for d in (1, 2, 3) if channels % d == 0]))
-            out = channels * draw(st.sampled_from([1, 2])) if op == "depthwise" else groups * draw(st.sampled_from([1, 5, 8, 16, 33, 48, 64]))
+            groups = (
+                channels if op == "depthwise" else draw(st.sampled_from([d for d in (1, 2, 3) if channels % d == 0]))
+            )
+            out = (
+                channels * draw(st.sampled_from([1, 2]))
+                if op == "depthwise"
+                else groups * draw(st.sampled_from([1, 5, 8, 16, 33, 48, 64]))
+            )
             k = draw(st.sampled_from([1, 2, 3]))
             pads = [draw(st.integers(0, k - 1)) for _ in range(4)]
             w = g.weight([out, channels // groups, k, k], weights(), scale=0.02, zero=draw(st.sampled_from([0, 0, 3])))
@@ -62,10 +89,24 @@ def graphs(draw: Any) -> onnx.ModelProto:
             y = g.node("ConvTranspose", [x, w], strides=[2, 1], pads=[0, 1, 1, 0])
             channels, same_shape = 4, False
         elif op == "pool":
-            y = g.node("MaxPool", [x], kernel_shape=[3, 3], strides=[1, 2], pads=[1, 1, 1, 1], ceil_mode=draw(st.integers(0, 1)))
+            y = g.node(
+                "MaxPool",
+                [x],
+                kernel_shape=[3, 3],
+                strides=[1, 2],
+                pads=[1, 1, 1, 1],
+                ceil_mode=draw(st.integers(0, 1)),
+            )
             same_shape = False
         elif op == "average":
-            y = g.node("AveragePool", [x], kernel_shape=[2, 3], strides=[1, 1], pads=[0, 1, 1, 1], count_include_pad=draw(st.integers(0, 1)))
+            y = g.node(
+                "AveragePool",
+                [x],
+                kernel_shape=[2, 3],
+                strides=[1, 1],
+                pads=[0, 1, 1, 1],
+                count_include_pad=draw(st.integers(0, 1)),
+            )
             same_shape = False
         elif op in ("add", "mul") and same_shape and channels == skip_channels:
             y = g.node({"add": "Add", "mul": "Mul"}[op], [x, skip])

@@ -40,4 +40,10 @@ def beside_a_third_party(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Who compared how many models; with several processes each counts its own, and nothing is shown."""
     if third_party.compared:
-        terminalreporter.write_line("third parties: " + ", ".join(f"{n} models by {by}" if by[0].isupper() else f"{n} {by}" for by, n in third_party.compared.most_common()))
+        terminalreporter.write_line(
+            "third parties: "
+            + ", ".join(
+                f"{n} models by {by}" if by[0].isupper() else f"{n} {by}"
+                for by, n in third_party.compared.most_common()
+            )
+        )

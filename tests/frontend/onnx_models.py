@@ -50,14 +50,21 @@ def value(name: str, array: Any) -> onnx.ValueInfoProto:
 
 
 def graph_model(
-    nodes: Sequence[onnx.NodeProto], inputs: dict[str, Any], outputs: Sequence[str], constants: dict[str, Any] | None = None,
-    opset: int = 17, ir: int = 10,
-) -> onnx.ModelProto:  # fmt: skip
+    nodes: Sequence[onnx.NodeProto],
+    inputs: dict[str, Any],
+    outputs: Sequence[str],
+    constants: dict[str, Any] | None = None,
+    opset: int = 17,
+    ir: int = 10,
+) -> onnx.ModelProto:
     """A model of nodes; inputs are declared by example arrays, outputs carry no type."""
     graph = helper.make_graph(
-        list(nodes), "g", [value(n, a) for n, a in inputs.items()], [onnx.ValueInfoProto(name=o) for o in outputs],
+        list(nodes),
+        "g",
+        [value(n, a) for n, a in inputs.items()],
+        [onnx.ValueInfoProto(name=o) for o in outputs],
         [tensor(n, a) for n, a in (constants or {}).items()],
-    )  # fmt: skip
+    )
     imports = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=imports, ir_version=ir)
 

@@ -1,4 +1,6 @@
-"""Bad input (files, graphs, shapes, types): one ModelError that says where, what was expected and found, and the remedy."""
+"""Bad input (files, graphs, shapes, types): one ModelError that says where, what was expected and found, and the
+remedy.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,16 @@ def test_directory(tmp_path: Path) -> None:
     assert "m.onnx" in refused(tmp_path, "is a directory").remedy
 
 
-@pytest.mark.parametrize("data, words", [
-    (b"", "is empty"), (b"PK\x03\x04 not onnx at all", "not a"), (b"\x00" * 100, "not a"), (b"\x08\x0e", "not an ONNX model"), (b"\xff" * 64, "not a readable"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"", "is empty"),
+        (b"PK\x03\x04 not onnx at all", "not a"),
+        (b"\x00" * 100, "not a"),
+        (b"\x08\x0e", "not an ONNX model"),
+        (b"\xff" * 64, "not a readable"),
+    ],
+)
 def test_bytes_that_are_no_model(tmp_path: Path, data: bytes, words: str) -> None:
     refused(data, words)
     (tmp_path / "m.onnx").write_bytes(data)
@@ -91,11 +100,17 @@ def test_external_data(tmp_path: Path) -> None:
     assert "'w'" in str(error) and "m.data" in error.expected
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda m: setattr(m, "ir_version", 15), "IR version"), (lambda m: setattr(m, "ir_version", 2), "IR version"),
-    (lambda m: setattr(m.opset_import[0], "version", 6), "operator set"), (lambda m: setattr(m.opset_import[0], "version", 29), "operator set"),
-    (lambda m: m.ClearField("opset_import"), "which operator set"), (lambda m: m.graph.ClearField("output"), "no output"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda m: setattr(m, "ir_version", 15), "IR version"),
+        (lambda m: setattr(m, "ir_version", 2), "IR version"),
+        (lambda m: setattr(m.opset_import[0], "version", 6), "operator set"),
+        (lambda m: setattr(m.opset_import[0], "version", 29), "operator set"),
+        (lambda m: m.ClearField("opset_import"), "which operator set"),
+        (lambda m: m.graph.ClearField("output"), "no output"),
+    ],
+)
 def test_versions_and_empty_graphs(change: Any, words: str) -> None:
     model = good()
     change(model)
@@ -125,18 +140,32 @@ def test_nodes_in_any_order() -> None:
     assert op_names(import_onnx(graph_model(nodes, {"x": X}, ["y"]))) == ["sigmoid", "relu"]
 
 
-@pytest.mark.parametrize("nodes, words", [
-    ([helper.make_node("Relu", ["ghost"], ["y"], name="n")], "does not exist: 'ghost'"), ([RELU, helper.make_node("Tanh", ["x"], ["y"], name="t")], "second time"),
-    ([helper.make_node("Relu", ["x"], ["x"], name="n")], "second time"), ([helper.make_node("Relu", ["x"], ["z"])], "nothing computes"),
-    ([helper.make_node("Frobnicate", ["x"], ["y"], name="n")], "operator Frobnicate is not supported"),
-    ([helper.make_node("FloatQuant", ["x"], ["y"], name="n", domain="onnx.brevitas")], "onnx.brevitas.FloatQuant is not supported"),
-    ([helper.make_node("Quant", ["x"], ["y"], name="n", domain="onnx.brevitas")], "Quant has the wrong number of inputs; expected 4 to 4; found 1"),
-    ([helper.make_node("Einsum", ["x"], ["y"], name="n", equation="abcd->abdc")], "Einsum is not supported"),
-    ([helper.make_node("LRN", ["x"], ["y"], name="n", size=3)], "LRN is not supported"), ([helper.make_node("Relu", [], ["y"], name="n")], "number of inputs"),
-    ([helper.make_node("Relu", [""], ["y"], name="n")], "lacks its input"), ([helper.make_node("Gelu", ["x"], ["y"], name="n")], "does not exist in this opset|not supported"),
-    ([helper.make_node("Concat", ["x", "x"], ["y"], name="n")], "lacks its attribute axis"), ([helper.make_node("Concat", ["x", "x"], ["y"], name="n", axis=1.5)], "wrong type"),
-    ([helper.make_node("Relu", ["x"], ["y", "z"], name="n")], "too many outputs"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "nodes, words",
+    [
+        ([helper.make_node("Relu", ["ghost"], ["y"], name="n")], "does not exist: 'ghost'"),
+        ([RELU, helper.make_node("Tanh", ["x"], ["y"], name="t")], "second time"),
+        ([helper.make_node("Relu", ["x"], ["x"], name="n")], "second time"),
+        ([helper.make_node("Relu", ["x"], ["z"])], "nothing computes"),
+        ([helper.make_node("Frobnicate", ["x"], ["y"], name="n")], "operator Frobnicate is not supported"),
+        (
+            [helper.make_node("FloatQuant", ["x"], ["y"], name="n", domain="onnx.brevitas")],
+            "onnx.brevitas.FloatQuant is not supported",
+        ),
+        (
+            [helper.make_node("Quant", ["x"], ["y"], name="n", domain="onnx.brevitas")],
+            "Quant has the wrong number of inputs; expected 4 to 4; found 1",
+        ),
+        ([helper.make_node("Einsum", ["x"], ["y"], name="n", equation="abcd->abdc")], "Einsum is not supported"),
+        ([helper.make_node("LRN", ["x"], ["y"], name="n", size=3)], "LRN is not supported"),
+        ([helper.make_node("Relu", [], ["y"], name="n")], "number of inputs"),
+        ([helper.make_node("Relu", [""], ["y"], name="n")], "lacks its input"),
+        ([helper.make_node("Gelu", ["x"], ["y"], name="n")], "does not exist in this opset|not supported"),
+        ([helper.make_node("Concat", ["x", "x"], ["y"], name="n")], "lacks its attribute axis"),
+        ([helper.make_node("Concat", ["x", "x"], ["y"], name="n", axis=1.5)], "wrong type"),
+        ([helper.make_node("Relu", ["x"], ["y", "z"], name="n")], "too many outputs"),
+    ],
+)
 def test_nodes_that_do_not_fit(nodes: list[onnx.NodeProto], words: str) -> None:
     refused(graph_model(nodes, {"x": X}, ["y"]), words)
 
@@ -203,10 +232,17 @@ def test_a_dimension_fixed_for_one_input_holds_for_all() -> None:
     refused(model, "second size", UsageError, shapes={"a": (6, 4), "b": (7, 4)})
 
 
-@pytest.mark.parametrize("shapes, words", [
-    ({"y": (1, 3)}, "not an input"), ({"x": (1, 3)}, "number of dimensions"), ({"x": (1, 4, 5, 5)}, "contradicts"), ({"x": (0, 3, 5, 5)}, "below 1"),
-    ({"x": (-1, 3, 5, 5)}, "below 1"), ({"x": (10**6, 3, 10**6, 10**6)}, "impossible shape"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shapes, words",
+    [
+        ({"y": (1, 3)}, "not an input"),
+        ({"x": (1, 3)}, "number of dimensions"),
+        ({"x": (1, 4, 5, 5)}, "contradicts"),
+        ({"x": (0, 3, 5, 5)}, "below 1"),
+        ({"x": (-1, 3, 5, 5)}, "below 1"),
+        ({"x": (10**6, 3, 10**6, 10**6)}, "impossible shape"),
+    ],
+)
 def test_shapes_that_do_not_fit(shapes: dict[str, tuple[int, ...]], words: str) -> None:
     assert refused(symbolic("N", 3, "H", "W"), words, UsageError, shapes=shapes).where
 
@@ -253,11 +289,18 @@ def test_output_of_another_type_than_declared() -> None:
     assert "float32" in refused(model, "float type").remedy
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda t: setattr(t, "raw_data", t.raw_data[:-4]), "fit its shape"), (lambda t: t.dims.append(-1), "negative dimension"),
-    (lambda t: t.dims.append(2), "fit its shape"), (lambda t: setattr(t, "data_type", 8), "element type|fit"), (lambda t: setattr(t, "data_type", 17), "element type"),
-    (lambda t: setattr(t, "data_type", 99), "element type"), (lambda t: t.dims.append(10**12), "fit its shape"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda t: setattr(t, "raw_data", t.raw_data[:-4]), "fit its shape"),
+        (lambda t: t.dims.append(-1), "negative dimension"),
+        (lambda t: t.dims.append(2), "fit its shape"),
+        (lambda t: setattr(t, "data_type", 8), "element type|fit"),
+        (lambda t: setattr(t, "data_type", 17), "element type"),
+        (lambda t: setattr(t, "data_type", 99), "element type"),
+        (lambda t: t.dims.append(10**12), "fit its shape"),
+    ],
+)
 def test_damaged_initializer(change: Any, words: str) -> None:
     model = graph_model([helper.make_node("Add", ["x", "w"], ["y"], name="n")], {"x": X}, ["y"], {"w": X})
     change(model.graph.initializer[0])

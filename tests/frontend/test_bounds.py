@@ -16,7 +16,9 @@ from hawq_tvm.core.errors import ModelError
 FLOAT, UINT8 = TensorProto.FLOAT, TensorProto.UINT8
 
 
-def network(nodes: list[onnx.NodeProto], shape: list[int], out: str, constants: dict[str, object], functions=(), opset: int = 21) -> bytes:  # type: ignore[no-untyped-def]
+def network(
+    nodes: list[onnx.NodeProto], shape: list[int], out: str, constants: dict[str, object], functions=(), opset: int = 21
+) -> bytes:  # type: ignore[no-untyped-def]
     """Quantized `x` of that shape, dequantized as `d`; the nodes; their result `out` quantized as the output `y`."""
     values = {"s": np.float32(0.05), "z": np.uint8(7), **constants}
     init = [numpy_helper.from_array(np.asarray(v), k) for k, v in values.items()]
@@ -59,7 +61,9 @@ def test_many_large_constants_are_refused_together() -> None:
 def test_a_gather_from_a_large_table_is_no_large_constant() -> None:
     table = np.zeros((5000, 64), np.float32)
     nodes = [node("Gather", ["table", "at"], "row", axis=0), node("Add", ["d", "row"], "o")]
-    assert pipeline.to_packed(pipeline.import_annotated(network(nodes, [1, 64], "o", {"table": table, "at": np.array([3])})))
+    assert pipeline.to_packed(
+        pipeline.import_annotated(network(nodes, [1, 64], "o", {"table": table, "at": np.array([3])}))
+    )
 
 
 def test_an_input_of_a_billion_elements_is_refused() -> None:
@@ -73,18 +77,30 @@ def test_an_input_of_a_billion_elements_is_refused() -> None:
         (node("Expand", ["d", "n"], "big"), {"n": np.array([1 << 40, 1, 4, 4])}, [1, 1, 4, 4]),
         (node("Pad", ["d", "n"], "big"), {"n": np.array([0, 0, 1 << 40, 0, 0, 0, 0, 0])}, [1, 1, 4, 4]),
         (node("Pad", ["d", "n"], "big"), {"n": np.array([0, 0, 1 << 62, 0, 0, 0, 1 << 62, 0])}, [1, 1, 4, 4]),
-        (node("Resize", ["d", "", "f"], "big", mode="linear"), {"f": np.array([1, 1, 1 << 20, 1 << 20], np.float32)}, [1, 1, 4, 4]),
-        (node("Resize", ["d", "", "f"], "big", mode="nearest"), {"f": np.array([1, 1, 1, 2.0**40], np.float32)}, [1, 1, 4, 4]),
+        (
+            node("Resize", ["d", "", "f"], "big", mode="linear"),
+            {"f": np.array([1, 1, 1 << 20, 1 << 20], np.float32)},
+            [1, 1, 4, 4],
+        ),
+        (
+            node("Resize", ["d", "", "f"], "big", mode="nearest"),
+            {"f": np.array([1, 1, 1, 2.0**40], np.float32)},
+            [1, 1, 4, 4],
+        ),
         (node("ConvTranspose", ["d", "w"], "big", strides=[1 << 20, 1 << 20]), {}, [1, 1, 4, 4]),
         (node("MaxPool", ["d"], "big", kernel_shape=[1 << 30, 1], pads=[1 << 29, 0, 1 << 29, 0]), {}, [1, 1, 4, 4]),
         (node("AveragePool", ["d"], "big", kernel_shape=[1 << 30, 1], pads=[1 << 29, 0, 1 << 29, 0]), {}, [1, 1, 4, 4]),
         (node("Conv", ["d", "w"], "big", dilations=[1 << 40, 1 << 40], pads=[1 << 40] * 4), {}, [1, 1, 4, 4]),
     ],
-)  # fmt: skip
+)
 def test_extreme_sizes_are_refused(made: onnx.NodeProto, constants: dict[str, object], shape: list[int]) -> None:
     weight = [node("DequantizeLinear", ["wq", "s", "zw"], "w")]
     more = {"wq": np.ones((1, 1, 2, 2), np.uint8), "zw": np.uint8(0)}
-    refused(network([*weight, made], shape, "big", {**constants, **more}), "big", "impossible|large|different values|exceeds")
+    refused(
+        network([*weight, made], shape, "big", {**constants, **more}),
+        "big",
+        "impossible|large|different values|exceeds",
+    )
 
 
 def test_a_step_beyond_all_data_takes_one_element() -> None:

@@ -1,4 +1,6 @@
-"""No package is made whose outputs contradict ONNX's inference, PyTorch's, the model's own declarations, or the model before a pass."""
+"""No package is made whose outputs contradict ONNX's inference, PyTorch's, the model's own declarations, or the
+model before a pass.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +47,19 @@ def refused(model: Any, words: str, **options: Any) -> ModelError:
     return error.value
 
 
-@pytest.mark.parametrize("shape, expected", [([1, 2, 1, 5], r"\[1, 2, 1, 5\]"), ([2, 1, 6], r"\[2, 1, 6\]"), ([None, 2, "n"], r"\[\?, 2, \?\]")])
+@pytest.mark.parametrize(
+    "shape, expected",
+    [([1, 2, 1, 5], r"\[1, 2, 1, 5\]"), ([2, 1, 6], r"\[2, 1, 6\]"), ([None, 2, "n"], r"\[\?, 2, \?\]")],
+)
 def test_a_declared_output_that_is_none(shape: list[Any], expected: str) -> None:
     model = network()
     name = model.graph.output[0].name
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    error = refused(model, rf"{name}: .*another shape.*expected float32{expected} \(the model's own declaration\); found float32\[2, 1, 5\]")
+    error = refused(
+        model,
+        rf"{name}: .*another shape.*expected float32{expected} \(the model's own declaration\); found float32\[2,"
+        r" 1, 5\]",
+    )
     assert error.where == name and "declares" in error.remedy
 
 
@@ -80,7 +89,9 @@ def test_a_lowering_that_changes_a_shape(monkeypatch: pytest.MonkeyPatch) -> Non
         return replace(v[0], shape=(1, *v[0].shape), terms=(replace(term, data=ctx.emit(wider(term.data), "wide")),))
 
     monkeypatch.setitem(handlers.HANDLERS, "relax.nn.relu", relu)
-    error = refused(network(), r"relu_\d+: .*expected \[2, 1, 5\] \(the model, before it becomes integer\); found \[1, 2, 1, 5\]")
+    error = refused(
+        network(), r"relu_\d+: .*expected \[2, 1, 5\] \(the model, before it becomes integer\); found \[1, 2, 1, 5\]"
+    )
     assert error.where.startswith("relu_")
 
 
@@ -98,10 +109,17 @@ def changing(change: Callable[[relax.Expr], relax.Expr]) -> pipeline.Pass:
     return tamper
 
 
-@pytest.mark.parametrize("change, found", [
-    (wider, r"float32\[1, 2, 1, 5\]"), (lambda x: relax.op.astype(x, "float16"), r"float16\[2, 1, 5\]"), (lambda x: relax.op.sum(x, [0]), r"float32\[1, 5\]"),
-])  # fmt: skip
-def test_a_pass_that_changes_an_output(monkeypatch: pytest.MonkeyPatch, change: Callable[[relax.Expr], relax.Expr], found: str) -> None:
+@pytest.mark.parametrize(
+    "change, found",
+    [
+        (wider, r"float32\[1, 2, 1, 5\]"),
+        (lambda x: relax.op.astype(x, "float16"), r"float16\[2, 1, 5\]"),
+        (lambda x: relax.op.sum(x, [0]), r"float32\[1, 5\]"),
+    ],
+)
+def test_a_pass_that_changes_an_output(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[relax.Expr], relax.Expr], found: str
+) -> None:
     monkeypatch.setattr(pipeline, "PIPELINE", ((changing(change), stages.Stage.ANNOTATED), *pipeline.PIPELINE))
     refused(network(), rf"expected float32\[2, 1, 5\] \(the model, before the step tamper\); found {found}")
 
@@ -117,7 +135,11 @@ def test_what_cannot_be_inferred_is_not_compared(monkeypatch: pytest.MonkeyPatch
 def test_inference_reads_shapes_and_no_weights() -> None:
     """Large weights stay where they are; QONNX's quantizers and Microsoft's have shapes as the standard's."""
     g = Graph(2)
-    x = g.node("Quant", [g.input("x", [1, "n"]), *(g.constant(v, TensorProto.FLOAT) for v in (0.1, 0.0, 8.0))], domain="qonnx.custom_op.general")
+    x = g.node(
+        "Quant",
+        [g.input("x", [1, "n"]), *(g.constant(v, TensorProto.FLOAT) for v in (0.1, 0.0, 8.0))],
+        domain="qonnx.custom_op.general",
+    )
     w = g.constant(np.zeros((40, 50), np.float32), TensorProto.FLOAT)
     y = g.node("MatMul", [g.node("QuantizeLinear", [x, g.constant(0.1, TensorProto.FLOAT)], domain="com.microsoft"), w])
     model = g.model([float_output(y)])
@@ -129,8 +151,15 @@ def test_inference_reads_shapes_and_no_weights() -> None:
 
 def test_promises() -> None:
     for kind, dims, holds in [
-        ("float32", (2, 3), True), ("float32", (2, None), True), ("", (2, 3), True), ("", None, True), ("int8", (2, 3), False),
-        ("float32", (2, 3, 1), False), ("float32", (2,), False), ("float32", (None, 4), False), ("float32", (), False),
-    ]:  # fmt: skip
+        ("float32", (2, 3), True),
+        ("float32", (2, None), True),
+        ("", (2, 3), True),
+        ("", None, True),
+        ("int8", (2, 3), False),
+        ("float32", (2, 3, 1), False),
+        ("float32", (2,), False),
+        ("float32", (None, 4), False),
+        ("float32", (), False),
+    ]:
         assert Promise("somebody", kind, dims).holds("float32", (2, 3)) == holds
     contract.check("y", "float32", (2, 3), [])

@@ -15,11 +15,23 @@ from .onnx_models import Fixed, call, check_float, node_model, normal, onnxrunti
 X1, X2 = normal(2, 4, 11), normal(2, 4, 9, 8)
 
 
-@pytest.mark.parametrize("attributes", [
-    {}, {"strides": [2, 1]}, {"dilations": [2, 3]}, {"pads": [1, 0, 2, 3]}, {"group": 2}, {"group": 4},
-    {"auto_pad": "SAME_UPPER", "strides": [2, 3]}, {"auto_pad": "SAME_LOWER", "strides": [2, 3]}, {"auto_pad": "VALID"},
-    {"auto_pad": "SAME_LOWER"}, {"kernel_shape": [3, 2], "pads": [0, 1, 0, 0]}, {"strides": [3, 2], "dilations": [2, 1], "pads": [2, 2, 1, 1]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"strides": [2, 1]},
+        {"dilations": [2, 3]},
+        {"pads": [1, 0, 2, 3]},
+        {"group": 2},
+        {"group": 4},
+        {"auto_pad": "SAME_UPPER", "strides": [2, 3]},
+        {"auto_pad": "SAME_LOWER", "strides": [2, 3]},
+        {"auto_pad": "VALID"},
+        {"auto_pad": "SAME_LOWER"},
+        {"kernel_shape": [3, 2], "pads": [0, 1, 0, 0]},
+        {"strides": [3, 2], "dilations": [2, 1], "pads": [2, 2, 1, 1]},
+    ],
+)
 def test_conv_2d(attributes: dict[str, Any]) -> None:
     weight, bias = normal(8, 4 // attributes.get("group", 1), 3, 2, seed=1), normal(8, seed=2)
     check_float("Conv", [X2, Fixed(weight), Fixed(bias)], oracle=onnxruntime, **attributes)
@@ -63,12 +75,23 @@ def test_conv_is_one_relax_convolution_with_its_own_padding() -> None:
     )
 
 
-@pytest.mark.parametrize("attributes", [
-    {}, {"strides": [2, 3]}, {"strides": [3, 2], "output_padding": [1, 1]}, {"pads": [1, 0, 1, 1]}, {"dilations": [2, 1]}, {"group": 2},
-    {"strides": [2, 2], "output_shape": [18, 16]}, {"strides": [2, 2], "output_shape": [17, 16], "auto_pad": "SAME_UPPER"},
-    {"strides": [2, 2], "auto_pad": "SAME_UPPER"}, {"strides": [2, 2], "auto_pad": "SAME_LOWER"}, {"auto_pad": "VALID", "strides": [2, 2]},
-    {"strides": [2, 2], "pads": [1, 1, 0, 0], "output_padding": [1, 0]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
+        {"strides": [2, 3]},
+        {"strides": [3, 2], "output_padding": [1, 1]},
+        {"pads": [1, 0, 1, 1]},
+        {"dilations": [2, 1]},
+        {"group": 2},
+        {"strides": [2, 2], "output_shape": [18, 16]},
+        {"strides": [2, 2], "output_shape": [17, 16], "auto_pad": "SAME_UPPER"},
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"strides": [2, 2], "auto_pad": "SAME_LOWER"},
+        {"auto_pad": "VALID", "strides": [2, 2]},
+        {"strides": [2, 2], "pads": [1, 1, 0, 0], "output_padding": [1, 0]},
+    ],
+)
 def test_conv_transpose_2d(attributes: dict[str, Any]) -> None:
     weight, bias = normal(4, 6 // attributes.get("group", 1), 3, 2, seed=1), normal(6, seed=2)
     check_float("ConvTranspose", [X2, Fixed(weight), Fixed(bias)], oracle=onnxruntime, **attributes)
@@ -85,19 +108,30 @@ def test_conv_transpose_1d(attributes: dict[str, Any]) -> None:
 W = Fixed(normal(8, 4, 3, 3))
 
 
-@pytest.mark.parametrize("op, operands, attributes, words", [
-    ("Conv", [X2, Fixed(normal(8, 3, 3, 3))], {}, "input channels"), ("Conv", [X2, Fixed(normal(8, 2, 3, 3))], {"group": 3}, "input channels"),
-    ("Conv", [X2, Fixed(normal(7, 2, 3, 3))], {"group": 2}, "multiple of 2"), ("Conv", [X2, W, Fixed(normal(7))], {}, "bias that does not fit"),
-    ("Conv", [X2, W], {"pads": [1, 1]}, "pads that do not fit"), ("Conv", [X2, W], {"pads": [1, 1, -1, 0]}, "pads that do not fit"),
-    ("Conv", [X2, W], {"strides": [0, 1]}, "strides that do not fit"), ("Conv", [X2, W], {"dilations": [9, 9]}, "larger than its padded input"),
-    ("Conv", [X2, W], {"kernel_shape": [3, 2]}, "kernel_shape"), ("Conv", [X2, W], {"auto_pad": "SAME"}, "unknown auto_pad"),
-    ("Conv", [X2, W], {"group": 0}, "group"), ("Conv", [normal(1, 4, 3, 3, 3), Fixed(normal(8, 4, 1, 1, 1))], {}, "1-D and 2-D"),
-    ("Conv", [X2, Fixed(normal(8, 4, 3))], {}, "another rank"), ("Conv", [X2, Fixed(normal(8, 4, 3, 3).astype(np.float64))], {}, "element type"),
-    ("ConvTranspose", [X2, Fixed(normal(3, 8, 3, 3))], {}, "input channels"), ("ConvTranspose", [X2, W], {}, "input channels"),
-    ("ConvTranspose", [X2, Fixed(normal(4, 8, 3, 3))], {"output_shape": [90, 90]}, "output_shape"),
-    ("ConvTranspose", [X2, Fixed(normal(4, 8, 3, 3))], {"output_padding": [1, 1]}, "output_padding"),
-    ("ConvTranspose", [X2, Fixed(normal(4, 8, 3, 3))], {"pads": [9, 9, 9, 9]}, "pads larger"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "op, operands, attributes, words",
+    [
+        ("Conv", [X2, Fixed(normal(8, 3, 3, 3))], {}, "input channels"),
+        ("Conv", [X2, Fixed(normal(8, 2, 3, 3))], {"group": 3}, "input channels"),
+        ("Conv", [X2, Fixed(normal(7, 2, 3, 3))], {"group": 2}, "multiple of 2"),
+        ("Conv", [X2, W, Fixed(normal(7))], {}, "bias that does not fit"),
+        ("Conv", [X2, W], {"pads": [1, 1]}, "pads that do not fit"),
+        ("Conv", [X2, W], {"pads": [1, 1, -1, 0]}, "pads that do not fit"),
+        ("Conv", [X2, W], {"strides": [0, 1]}, "strides that do not fit"),
+        ("Conv", [X2, W], {"dilations": [9, 9]}, "larger than its padded input"),
+        ("Conv", [X2, W], {"kernel_shape": [3, 2]}, "kernel_shape"),
+        ("Conv", [X2, W], {"auto_pad": "SAME"}, "unknown auto_pad"),
+        ("Conv", [X2, W], {"group": 0}, "group"),
+        ("Conv", [normal(1, 4, 3, 3, 3), Fixed(normal(8, 4, 1, 1, 1))], {}, "1-D and 2-D"),
+        ("Conv", [X2, Fixed(normal(8, 4, 3))], {}, "another rank"),
+        ("Conv", [X2, Fixed(normal(8, 4, 3, 3).astype(np.float64))], {}, "element type"),
+        ("ConvTranspose", [X2, Fixed(normal(3, 8, 3, 3))], {}, "input channels"),
+        ("ConvTranspose", [X2, W], {}, "input channels"),
+        ("ConvTranspose", [X2, Fixed(normal(4, 8, 3, 3))], {"output_shape": [90, 90]}, "output_shape"),
+        ("ConvTranspose", [X2, Fixed(normal(4, 8, 3, 3))], {"output_padding": [1, 1]}, "output_padding"),
+        ("ConvTranspose", [X2, Fixed(normal(4, 8, 3, 3))], {"pads": [9, 9, 9, 9]}, "pads larger"),
+    ],
+)
 def test_refusals(op: str, operands: list[Any], attributes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words) as error:
         import_onnx(node_model(op, operands, **attributes)[0])

@@ -18,13 +18,20 @@ F = np.float32
 
 def test_description_of_a_quantized_model() -> None:
     nodes = [
-        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"], name="qx"), helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"], name="dx"),
-        helper.make_node("DequantizeLinear", ["w", "ws"], ["wd"], name="dw", axis=0), helper.make_node("MatMul", ["xd", "wd"], ["y"], name="mm"),
+        helper.make_node("QuantizeLinear", ["x", "xs", "xz"], ["xq"], name="qx"),
+        helper.make_node("DequantizeLinear", ["xq", "xs", "xz"], ["xd"], name="dx"),
+        helper.make_node("DequantizeLinear", ["w", "ws"], ["wd"], name="dw", axis=0),
+        helper.make_node("MatMul", ["xd", "wd"], ["y"], name="mm"),
         helper.make_node("DequantizeLinear", ["v", "vs"], ["unused"], name="dv", block_size=2),
-    ]  # fmt: skip
+    ]
     constants = {
-        "xs": F(0.1), "xz": np.uint8(3), "w": np.zeros((4, 5), ml_dtypes.int4), "ws": np.ones(4, F), "v": np.zeros((4, 4), np.int8), "vs": np.ones((4, 2), F),
-    }  # fmt: skip
+        "xs": F(0.1),
+        "xz": np.uint8(3),
+        "w": np.zeros((4, 5), ml_dtypes.int4),
+        "ws": np.ones(4, F),
+        "v": np.zeros((4, 4), np.int8),
+        "vs": np.ones((4, 2), F),
+    }
     model = graph_model(nodes, {"x": normal(2, 4)}, ["y"], constants, opset=21)
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 4]))
     model.producer_name = "test"
@@ -65,9 +72,12 @@ def test_description_of_qoperator_nodes() -> None:
 
 def test_every_unsupported_node_is_listed_at_once() -> None:
     nodes = [
-        helper.make_node("LRN", ["x"], ["a"], name="lrn", size=3), helper.make_node("Relu", ["a"], ["b"], name="relu"), helper.make_node("Det", ["b"], ["c"], name="det"),
-        helper.make_node("Resize", ["x", "", "s"], ["d"], name="cubic", mode="cubic"), helper.make_node("Quant", ["x"], ["e"], name="quant", domain="onnx.brevitas"),
-    ]  # fmt: skip
+        helper.make_node("LRN", ["x"], ["a"], name="lrn", size=3),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("Det", ["b"], ["c"], name="det"),
+        helper.make_node("Resize", ["x", "", "s"], ["d"], name="cubic", mode="cubic"),
+        helper.make_node("Quant", ["x"], ["e"], name="quant", domain="onnx.brevitas"),
+    ]
     model = graph_model(nodes, {"x": normal(1, 3, 4, 4)}, ["c", "d", "e"], {"s": np.asarray([1, 1, 2, 2], F)})
     found = inspect(model).unsupported
     assert [(u["layer"], u["op"]) for u in found[:4]] == [
@@ -83,8 +93,14 @@ def test_every_unsupported_node_is_listed_at_once() -> None:
 def test_a_float_model_is_told_how_it_is_quantized() -> None:
     report = inspect(graph_model([helper.make_node("Relu", ["x"], ["y"])], {"x": normal(3)}, ["y"]))
     (problem,) = report.float_layers
-    assert problem["reason"] == "is not quantized" and problem["remedy"].startswith("hawq-tvm quantize") and "not quantized" in report.verdict
-    assert inspect(graph_model([helper.make_node("Relu", ["x"], ["y"])], {"x": normal(3)}, ["y"]), allow_float_tail=True).compilable
+    assert (
+        problem["reason"] == "is not quantized"
+        and problem["remedy"].startswith("hawq-tvm quantize")
+        and "not quantized" in report.verdict
+    )
+    assert inspect(
+        graph_model([helper.make_node("Relu", ["x"], ["y"])], {"x": normal(3)}, ["y"]), allow_float_tail=True
+    ).compilable
 
 
 def test_open_shapes_come_first_and_unknown_operators_after() -> None:

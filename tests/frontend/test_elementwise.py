@@ -26,8 +26,33 @@ from .onnx_models import (
 X = normal(2, 3, 4, 5)
 
 
-@pytest.mark.parametrize("op", ["Abs", "Neg", "Floor", "Ceil", "Round", "Exp", "Sin", "Cos", "Erf", "Tanh", "Sigmoid", "Relu", "Softsign", "Softplus",
-                                "Elu", "Celu", "Selu", "HardSigmoid", "HardSwish", "LeakyRelu", "Reciprocal", "Identity"])  # fmt: skip
+@pytest.mark.parametrize(
+    "op",
+    [
+        "Abs",
+        "Neg",
+        "Floor",
+        "Ceil",
+        "Round",
+        "Exp",
+        "Sin",
+        "Cos",
+        "Erf",
+        "Tanh",
+        "Sigmoid",
+        "Relu",
+        "Softsign",
+        "Softplus",
+        "Elu",
+        "Celu",
+        "Selu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Reciprocal",
+        "Identity",
+    ],
+)
 def test_unary(op: str) -> None:
     check_float(op, [X * 3])
 
@@ -37,10 +62,21 @@ def test_unary_of_positive_numbers(op: str) -> None:
     check_float(op, [np.abs(X) + 0.1])
 
 
-@pytest.mark.parametrize("op, attributes, opset", [
-    ("Elu", {"alpha": 0.7}, 17), ("Celu", {"alpha": 0.7}, 17), ("Selu", {"alpha": 0.7, "gamma": 1.3}, 17), ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}, 17),
-    ("LeakyRelu", {"alpha": 0.3}, 17), ("Mish", {}, 18), ("Gelu", {}, 20), ("Gelu", {"approximate": "tanh"}, 20), ("Swish", {}, 24), ("Swish", {"alpha": 0.7}, 24),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "op, attributes, opset",
+    [
+        ("Elu", {"alpha": 0.7}, 17),
+        ("Celu", {"alpha": 0.7}, 17),
+        ("Selu", {"alpha": 0.7, "gamma": 1.3}, 17),
+        ("HardSigmoid", {"alpha": 0.3, "beta": 0.4}, 17),
+        ("LeakyRelu", {"alpha": 0.3}, 17),
+        ("Mish", {}, 18),
+        ("Gelu", {}, 20),
+        ("Gelu", {"approximate": "tanh"}, 20),
+        ("Swish", {}, 24),
+        ("Swish", {"alpha": 0.7}, 24),
+    ],
+)
 def test_activation_attributes(op: str, attributes: dict[str, Any], opset: int) -> None:
     check_float(op, [X * 3], opset=opset, **attributes)
 
@@ -156,15 +192,28 @@ def test_where() -> None:
     check_float("Where", [Fixed(X[0] > 0), X, normal(5, seed=3)])
 
 
-@pytest.mark.parametrize("op, operands, attributes, words", [
-    ("Cast", [integers("int32", 4)], {"to": 3}, "may not fit"), ("Cast", [X], {"to": 10}, "narrower float"), ("Cast", [X], {"to": 8}, "not supported"),
-    ("Add", [X, normal(2, seed=1)], {}, "broadcast"), ("Div", [integers("int32", 4), integers("int32", 4)], {}, "float tensors only"),
-    ("PRelu", [X, Fixed(normal(7, 1, 1))], {}, "broadcast"), ("Softmax", [X], {"axis": 4}, "axis out of range"), ("Clip", [X, normal()], {}, "graph input"),
-    ("Clip", [X, Fixed(np.float32(np.nan))], {}, "not a number"), ("Celu", [X], {"alpha": -1.0}, "not positive"), ("Tanh", [X, X], {}, "number of inputs"),
-    ("BatchNormalization", [X, *[Fixed(normal(4))] * 4], {}, "does not fit"), ("BatchNormalization", [X, *[normal(3)] * 4], {}, "graph input"),
-    ("BatchNormalization", [X, *[Fixed(-normal(3) ** 2 - 1)] * 4], {}, "variance"), ("LeakyRelu", [X], {"beta": 1.0}, "does not know"),
-    ("Dropout", [X, None, Fixed(np.bool_(True))], {}, "training"), ("Sqrt", [integers("int32", 3)], {}, "element type"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "op, operands, attributes, words",
+    [
+        ("Cast", [integers("int32", 4)], {"to": 3}, "may not fit"),
+        ("Cast", [X], {"to": 10}, "narrower float"),
+        ("Cast", [X], {"to": 8}, "not supported"),
+        ("Add", [X, normal(2, seed=1)], {}, "broadcast"),
+        ("Div", [integers("int32", 4), integers("int32", 4)], {}, "float tensors only"),
+        ("PRelu", [X, Fixed(normal(7, 1, 1))], {}, "broadcast"),
+        ("Softmax", [X], {"axis": 4}, "axis out of range"),
+        ("Clip", [X, normal()], {}, "graph input"),
+        ("Clip", [X, Fixed(np.float32(np.nan))], {}, "not a number"),
+        ("Celu", [X], {"alpha": -1.0}, "not positive"),
+        ("Tanh", [X, X], {}, "number of inputs"),
+        ("BatchNormalization", [X, *[Fixed(normal(4))] * 4], {}, "does not fit"),
+        ("BatchNormalization", [X, *[normal(3)] * 4], {}, "graph input"),
+        ("BatchNormalization", [X, *[Fixed(-(normal(3) ** 2) - 1)] * 4], {}, "variance"),
+        ("LeakyRelu", [X], {"beta": 1.0}, "does not know"),
+        ("Dropout", [X, None, Fixed(np.bool_(True))], {}, "training"),
+        ("Sqrt", [integers("int32", 3)], {}, "element type"),
+    ],
+)
 def test_refusals(op: str, operands: list[Any], attributes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words) as error:
         import_onnx(node_model(op, operands, **attributes)[0])

@@ -45,7 +45,8 @@ def test_upsampling_to_a_computed_size() -> None:
             floored = Floor(scaled)
             i = Cast<to = 7>(floored)
             sizes = Concat<axis = 0>(head, i)
-            y = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric", nearest_mode = "floor">(x, , , sizes)
+            y = Resize<mode = "nearest", coordinate_transformation_mode = "asymmetric",
+                       nearest_mode = "floor">(x, , , sizes)
         }
     """)
     x = normal(1, 2, 4, 5)
@@ -55,9 +56,14 @@ def test_upsampling_to_a_computed_size() -> None:
 
 def test_constant_subgraph_of_floats_becomes_one_constant() -> None:
     nodes = [
-        helper.make_node("ConstantOfShape", ["shape"], ["c"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [2.0])), helper.make_node("Sqrt", ["c"], ["r"]),
-        helper.make_node("Transpose", ["w"], ["t"]), helper.make_node("Mul", ["r", "t"], ["m"]), helper.make_node("Add", ["x", "m"], ["y"]),
-    ]  # fmt: skip
+        helper.make_node(
+            "ConstantOfShape", ["shape"], ["c"], value=helper.make_tensor("v", TensorProto.FLOAT, [1], [2.0])
+        ),
+        helper.make_node("Sqrt", ["c"], ["r"]),
+        helper.make_node("Transpose", ["w"], ["t"]),
+        helper.make_node("Mul", ["r", "t"], ["m"]),
+        helper.make_node("Add", ["x", "m"], ["y"]),
+    ]
     x, w = normal(3, 4), normal(4, 3, seed=1)
     model = graph_model(nodes, {"x": x}, ["y"], {"shape": np.asarray([3, 4]), "w": w})
     assert op_names(import_onnx(model)) == ["add"]

@@ -24,27 +24,57 @@ SECONDS = 5.0
 def seed_model(opset: int) -> onnx.ModelProto:
     """A small quantized network that touches most handlers."""
     pairs = [
-        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"], name="q"), helper.make_node("MaxPool", ["xq"], ["p"], name="pool", kernel_shape=[2, 2], pads=[1, 0, 0, 1]),
-        helper.make_node("DequantizeLinear", ["p", "s", "z"], ["xd"], name="dq"), helper.make_node("DequantizeLinear", ["w", "ws"], ["wd"], name="dqw", axis=0),
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"], name="q"),
+        helper.make_node("MaxPool", ["xq"], ["p"], name="pool", kernel_shape=[2, 2], pads=[1, 0, 0, 1]),
+        helper.make_node("DequantizeLinear", ["p", "s", "z"], ["xd"], name="dq"),
+        helper.make_node("DequantizeLinear", ["w", "ws"], ["wd"], name="dqw", axis=0),
         helper.make_node("Conv", ["xd", "wd", "b"], ["c"], name="conv", pads=[1, 1, 1, 1], strides=[2, 1], group=2),
-        helper.make_node("BatchNormalization", ["c", "one", "b", "b", "one"], ["n"], name="bn"), helper.make_node("Clip", ["n", "lo", "hi"], ["r"], name="clip"),
-        helper.make_node("Resize", ["r", "", "scales"], ["u"], name="up", mode="linear"), helper.make_node("Slice", ["u", "begin", "end", "axes"], ["cut"], name="cut"),
-        helper.make_node("Pad", ["cut", "pads", ""], ["padded"], name="pad", mode="edge"), helper.make_node("Concat", ["padded", "padded"], ["cat"], name="cat", axis=1),
+        helper.make_node("BatchNormalization", ["c", "one", "b", "b", "one"], ["n"], name="bn"),
+        helper.make_node("Clip", ["n", "lo", "hi"], ["r"], name="clip"),
+        helper.make_node("Resize", ["r", "", "scales"], ["u"], name="up", mode="linear"),
+        helper.make_node("Slice", ["u", "begin", "end", "axes"], ["cut"], name="cut"),
+        helper.make_node("Pad", ["cut", "pads", ""], ["padded"], name="pad", mode="edge"),
+        helper.make_node("Concat", ["padded", "padded"], ["cat"], name="cat", axis=1),
         helper.make_node("AveragePool", ["cat"], ["avg"], name="avg", kernel_shape=[2, 2], ceil_mode=1, strides=[2, 2]),
-        helper.make_node("Shape", ["avg"], ["shape"], name="shape"), helper.make_node("Gather", ["shape", "first"], ["batch"], name="batch"),
-        helper.make_node("Concat", ["batch", "rest"], ["to"], name="to", axis=0), helper.make_node("Reshape", ["avg", "to"], ["flat"], name="flat"),
+        helper.make_node("Shape", ["avg"], ["shape"], name="shape"),
+        helper.make_node("Gather", ["shape", "first"], ["batch"], name="batch"),
+        helper.make_node("Concat", ["batch", "rest"], ["to"], name="to", axis=0),
+        helper.make_node("Reshape", ["avg", "to"], ["flat"], name="flat"),
         helper.make_node("QuantizeLinear", ["flat", "s", "z"], ["fq"], name="fq"),
-        helper.make_node("QGemm", ["fq", "s", "z", "g", "s", "gz", "", "s", "z"], ["y8"], name="gemm", domain="com.microsoft", transB=1),
+        helper.make_node(
+            "QGemm",
+            ["fq", "s", "z", "g", "s", "gz", "", "s", "z"],
+            ["y8"],
+            name="gemm",
+            domain="com.microsoft",
+            transB=1,
+        ),
         helper.make_node("QLinearSigmoid", ["y8", "s", "z", "s", "z"], ["sig"], name="sig", domain="com.microsoft"),
-        helper.make_node("DequantizeLinear", ["sig", "s", "z"], ["real"], name="out"), helper.make_node("Split", ["real"], ["y", "y2"], name="split", axis=1),
-        helper.make_node("ArgMax", ["y"], ["best"], name="best", axis=1), helper.make_node("ReduceMean", ["y2"], ["mean"], name="mean", keepdims=0),
-    ]  # fmt: skip
+        helper.make_node("DequantizeLinear", ["sig", "s", "z"], ["real"], name="out"),
+        helper.make_node("Split", ["real"], ["y", "y2"], name="split", axis=1),
+        helper.make_node("ArgMax", ["y"], ["best"], name="best", axis=1),
+        helper.make_node("ReduceMean", ["y2"], ["mean"], name="mean", keepdims=0),
+    ]
     rng = np.random.default_rng(0)
     constants = {
-        "s": F(0.05), "z": np.uint8(7), "w": rng.integers(-99, 99, (4, 2, 3, 3)).astype(np.int8), "ws": np.asarray([0.01, 0.02, 0.03, 0.04], F), "b": normal(4),
-        "one": np.ones(4, F), "lo": F(0), "hi": F(6), "scales": np.asarray([1, 1, 2, 1.5], F), "begin": np.asarray([1]), "end": np.asarray([9]), "axes": np.asarray([2]),
-        "pads": np.asarray([0, 0, 1, 0, 0, 0, 0, 1]), "first": np.asarray([0]), "rest": np.asarray([-1]), "g": rng.integers(-99, 99, (6, 224)).astype(np.int8), "gz": np.int8(0),
-    }  # fmt: skip
+        "s": F(0.05),
+        "z": np.uint8(7),
+        "w": rng.integers(-99, 99, (4, 2, 3, 3)).astype(np.int8),
+        "ws": np.asarray([0.01, 0.02, 0.03, 0.04], F),
+        "b": normal(4),
+        "one": np.ones(4, F),
+        "lo": F(0),
+        "hi": F(6),
+        "scales": np.asarray([1, 1, 2, 1.5], F),
+        "begin": np.asarray([1]),
+        "end": np.asarray([9]),
+        "axes": np.asarray([2]),
+        "pads": np.asarray([0, 0, 1, 0, 0, 0, 0, 1]),
+        "first": np.asarray([0]),
+        "rest": np.asarray([-1]),
+        "g": rng.integers(-99, 99, (6, 224)).astype(np.int8),
+        "gz": np.int8(0),
+    }
     return graph_model(pairs, {"x": normal(1, 4, 8, 8)}, ["y", "best", "mean", "to"], constants, opset=opset)
 
 

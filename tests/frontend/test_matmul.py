@@ -47,12 +47,18 @@ def test_plain_gemm_is_a_product_and_a_sum() -> None:
     ) == ["matmul", "add"]
 
 
-@pytest.mark.parametrize("op, operands, attributes, words", [
-    ("MatMul", [normal(3, 4), normal(5, 4)], {}, "cannot be multiplied"), ("MatMul", [integers("int32", 3, 4), integers("int32", 4, 3)], {}, "MatMulInteger"),
-    ("MatMul", [normal(2, 3, 4), normal(3, 4, 5)], {}, "does not fit"), ("Gemm", [normal(3, 4), normal(5, 4)], {}, "cannot be multiplied"),
-    ("Gemm", [normal(3, 4), normal(4, 5), normal(7)], {}, "bias"), ("Gemm", [normal(2, 3, 4), normal(4, 5)], {}, "matrices"),
-    ("Gemm", [normal(3, 4), normal(4, 5), normal(2, 3, 5)], {}, "bias"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "op, operands, attributes, words",
+    [
+        ("MatMul", [normal(3, 4), normal(5, 4)], {}, "cannot be multiplied"),
+        ("MatMul", [integers("int32", 3, 4), integers("int32", 4, 3)], {}, "MatMulInteger"),
+        ("MatMul", [normal(2, 3, 4), normal(3, 4, 5)], {}, "does not fit"),
+        ("Gemm", [normal(3, 4), normal(5, 4)], {}, "cannot be multiplied"),
+        ("Gemm", [normal(3, 4), normal(4, 5), normal(7)], {}, "bias"),
+        ("Gemm", [normal(2, 3, 4), normal(4, 5)], {}, "matrices"),
+        ("Gemm", [normal(3, 4), normal(4, 5), normal(2, 3, 5)], {}, "bias"),
+    ],
+)
 def test_refusals(op: str, operands: list[Any], attributes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words) as error:
         import_onnx(node_model(op, operands, **attributes)[0])

@@ -32,15 +32,31 @@ def test_scale_at_run_time() -> None:
 def test_instance_and_group_normalization(shape: tuple[int, ...]) -> None:
     x, per_channel, per_group = normal(*shape), normal(6, seed=1), normal(3, seed=1)
     check_float("InstanceNormalization", [x, Fixed(per_channel), Fixed(normal(6, seed=2))], epsilon=0.02)
-    check_float("GroupNormalization", [x, Fixed(per_channel), Fixed(normal(6, seed=2))], oracle=onnxruntime, opset=21, num_groups=3)
-    check_float("GroupNormalization", [x, Fixed(per_group), Fixed(normal(3, seed=2))], oracle=onnxruntime, opset=18, num_groups=3)
+    check_float(
+        "GroupNormalization",
+        [x, Fixed(per_channel), Fixed(normal(6, seed=2))],
+        oracle=onnxruntime,
+        opset=21,
+        num_groups=3,
+    )
+    check_float(
+        "GroupNormalization",
+        [x, Fixed(per_group), Fixed(normal(3, seed=2))],
+        oracle=onnxruntime,
+        opset=18,
+        num_groups=3,
+    )
 
 
-@pytest.mark.parametrize("op, operands, attributes, opset, text", [
-    ("LayerNormalization", [X, Fixed(normal(4))], {}, 17, "scale that does not fit"), ("LayerNormalization", [X, Fixed(normal(5))], {"axis": 4}, 17, "axis"),
-    ("InstanceNormalization", [X, Fixed(normal(6)), Fixed(normal(5))], {}, 17, "bias that does not fit"),
-    ("GroupNormalization", [X, Fixed(normal(4)), Fixed(normal(4))], {"num_groups": 4}, 18, "do not divide"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "op, operands, attributes, opset, text",
+    [
+        ("LayerNormalization", [X, Fixed(normal(4))], {}, 17, "scale that does not fit"),
+        ("LayerNormalization", [X, Fixed(normal(5))], {"axis": 4}, 17, "axis"),
+        ("InstanceNormalization", [X, Fixed(normal(6)), Fixed(normal(5))], {}, 17, "bias that does not fit"),
+        ("GroupNormalization", [X, Fixed(normal(4)), Fixed(normal(4))], {"num_groups": 4}, 18, "do not divide"),
+    ],
+)
 def test_refused(op: str, operands: list[Any], attributes: dict[str, Any], opset: int, text: str) -> None:
     with pytest.raises(ModelError, match=text):
         import_onnx(node_model(op, operands, opset=opset, **attributes)[0])

@@ -24,12 +24,17 @@ from .onnx_models import (
 
 X1, X2 = normal(2, 3, 12), normal(2, 3, 10, 13)
 WINDOWS: list[dict[str, Any]] = [
-    {"kernel_shape": [2, 3]}, {"kernel_shape": [3, 3], "strides": [2, 2]}, {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
-    {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 0, 1, 1]}, {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1},
-    {"kernel_shape": [3, 2], "auto_pad": "SAME_UPPER", "strides": [2, 2]}, {"kernel_shape": [3, 2], "auto_pad": "SAME_LOWER", "strides": [2, 2]},
-    {"kernel_shape": [3, 2], "auto_pad": "VALID", "strides": [3, 3]}, {"kernel_shape": [2, 2], "strides": [4, 3], "pads": [0, 0, 1, 1], "ceil_mode": 1},
+    {"kernel_shape": [2, 3]},
+    {"kernel_shape": [3, 3], "strides": [2, 2]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1},
+    {"kernel_shape": [3, 2], "strides": [2, 3], "pads": [1, 0, 1, 1]},
+    {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1},
+    {"kernel_shape": [3, 2], "auto_pad": "SAME_UPPER", "strides": [2, 2]},
+    {"kernel_shape": [3, 2], "auto_pad": "SAME_LOWER", "strides": [2, 2]},
+    {"kernel_shape": [3, 2], "auto_pad": "VALID", "strides": [3, 3]},
+    {"kernel_shape": [2, 2], "strides": [4, 3], "pads": [0, 0, 1, 1], "ceil_mode": 1},
     {"kernel_shape": [2, 2], "strides": [3, 4], "pads": [0, 0, 1, 1], "ceil_mode": 1},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("attributes", WINDOWS)
@@ -102,14 +107,24 @@ def test_arg_extrema(op: str, axis: int, keepdims: int, x: Any) -> None:
     check_float(op, [x], axis=axis, keepdims=keepdims)
 
 
-@pytest.mark.parametrize("op, operands, attributes, words", [
-    ("MaxPool", [X2], {"kernel_shape": [3, 3], "pads": [3, 0, 0, 0]}, "as large as its kernel"), ("MaxPool", [X2], {}, "lacks its attribute"),
-    ("MaxPool", [X2], {"kernel_shape": [11, 3]}, "larger than its padded"), ("MaxPool", [X2], {"kernel_shape": [3]}, "kernel_shape"),
-    ("MaxPool", [normal(1, 1, 4, 4, 4)], {"kernel_shape": [2, 2, 2]}, "1-D and 2-D"), ("AveragePool", [integers("int8", 1, 1, 4, 4)], {"kernel_shape": [2, 2]}, "element type"),
-    ("AveragePool", [X2], {"kernel_shape": [2, 2], "strides": [0, 0]}, "strides"), ("ArgMax", [X2], {"select_last_index": 1}, "last of equal"),
-    ("ArgMax", [X2], {"axis": 4}, "out of range"), ("ReduceMean", [X2], {"axes": [7]}, "out of range"), ("ReduceMean", [X2], {"axes": [1, -3]}, "twice"),
-    ("GlobalAveragePool", [normal(2, 3)], {}, "spatial"), ("ReduceMean", [integers("int32", 3, 3)], {}, "float tensors only"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "op, operands, attributes, words",
+    [
+        ("MaxPool", [X2], {"kernel_shape": [3, 3], "pads": [3, 0, 0, 0]}, "as large as its kernel"),
+        ("MaxPool", [X2], {}, "lacks its attribute"),
+        ("MaxPool", [X2], {"kernel_shape": [11, 3]}, "larger than its padded"),
+        ("MaxPool", [X2], {"kernel_shape": [3]}, "kernel_shape"),
+        ("MaxPool", [normal(1, 1, 4, 4, 4)], {"kernel_shape": [2, 2, 2]}, "1-D and 2-D"),
+        ("AveragePool", [integers("int8", 1, 1, 4, 4)], {"kernel_shape": [2, 2]}, "element type"),
+        ("AveragePool", [X2], {"kernel_shape": [2, 2], "strides": [0, 0]}, "strides"),
+        ("ArgMax", [X2], {"select_last_index": 1}, "last of equal"),
+        ("ArgMax", [X2], {"axis": 4}, "out of range"),
+        ("ReduceMean", [X2], {"axes": [7]}, "out of range"),
+        ("ReduceMean", [X2], {"axes": [1, -3]}, "twice"),
+        ("GlobalAveragePool", [normal(2, 3)], {}, "spatial"),
+        ("ReduceMean", [integers("int32", 3, 3)], {}, "float tensors only"),
+    ],
+)
 def test_refusals(op: str, operands: list[Any], attributes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words) as error:
         import_onnx(node_model(op, operands, **attributes)[0])

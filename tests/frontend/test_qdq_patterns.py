@@ -184,10 +184,16 @@ def test_inputs_outputs_and_attributes_of_main() -> None:
 
 def test_functions_are_inlined() -> None:
     body = helper.make_function(
-        "local", "FakeQuant", ["v", "s", "z"], ["o"],
-        [helper.make_node("QuantizeLinear", ["v", "s", "z"], ["i"]), helper.make_node("DequantizeLinear", ["i", "s", "z"], ["o"])],
+        "local",
+        "FakeQuant",
+        ["v", "s", "z"],
+        ["o"],
+        [
+            helper.make_node("QuantizeLinear", ["v", "s", "z"], ["i"]),
+            helper.make_node("DequantizeLinear", ["i", "s", "z"], ["o"]),
+        ],
         [helper.make_opsetid("", 17)],
-    )  # fmt: skip
+    )
     model = graph_model(
         [helper.make_node("FakeQuant", ["x", "xs", "xz"], ["y"], domain="local")], {"x": X}, ["y"], SCALES
     )

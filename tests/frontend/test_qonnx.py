@@ -41,7 +41,12 @@ class QonnxGraph(Graph):
         return self.node(op, [x, self.real(scale), self.real(zero), self.real(bits)], self.domain, **attrs)
 
     def trunc(self, x: str, scale: Any, zero: Any, in_bits: int, out: Sequence[Any], **attrs: Any) -> str:
-        return self.node("Trunc", [x, self.real(scale), self.real(zero), self.real(in_bits), *(self.real(o) for o in out)], self.domain, **attrs)
+        return self.node(
+            "Trunc",
+            [x, self.real(scale), self.real(zero), self.real(in_bits), *(self.real(o) for o in out)],
+            self.domain,
+            **attrs,
+        )
 
 
 def rounded(value: Fraction, mode: str) -> int:
@@ -50,10 +55,16 @@ def rounded(value: Fraction, mode: str) -> int:
     down, part = size.__floor__(), size - size.__floor__()
     half = Fraction(1, 2)
     return {
-        "ROUND": round(value), "HALF_EVEN": round(value), "CEIL": value.__ceil__(), "FLOOR": value.__floor__(),
-        "UP": sign * (down + (part > 0)), "DOWN": sign * down, "ROUND_TO_ZERO": sign * down,
-        "HALF_UP": sign * (down + (part >= half)), "HALF_DOWN": sign * (down + (part > half)),
-    }[mode]  # fmt: skip
+        "ROUND": round(value),
+        "HALF_EVEN": round(value),
+        "CEIL": value.__ceil__(),
+        "FLOOR": value.__floor__(),
+        "UP": sign * (down + (part > 0)),
+        "DOWN": sign * down,
+        "ROUND_TO_ZERO": sign * down,
+        "HALF_UP": sign * (down + (part >= half)),
+        "HALF_DOWN": sign * (down + (part > half)),
+    }[mode]
 
 
 def limits(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
@@ -66,7 +77,9 @@ def quantized(x: Any, scale: Any, zero: int, bits: int, signed: int, narrow: int
     low, high = limits(bits, bool(signed), bool(narrow))
     x, scale = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(scale, np.float64))
     steps = [Fraction(float(v)) / Fraction(float(s)) + zero for v, s in zip(x.ravel(), scale.ravel(), strict=True)]
-    return np.array([rounded(min(max(v, Fraction(low)), Fraction(high)), mode) for v in steps], np.int64).reshape(x.shape)
+    return np.array([rounded(min(max(v, Fraction(low)), Fraction(high)), mode) for v in steps], np.int64).reshape(
+        x.shape
+    )
 
 
 def outputs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -82,10 +95,23 @@ def outputs(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, np
     return got
 
 
-SETTINGS = [(8, 1, 0, 0), (8, 1, 1, 0), (8, 0, 0, 0), (8, 0, 1, 128), (4, 1, 1, 0), (4, 0, 0, 7), (3, 1, 0, -1), (7, 0, 0, 0), (5, 1, 0, 3), (1, 0, 0, 0)]
+SETTINGS = [
+    (8, 1, 0, 0),
+    (8, 1, 1, 0),
+    (8, 0, 0, 0),
+    (8, 0, 1, 128),
+    (4, 1, 1, 0),
+    (4, 0, 0, 7),
+    (3, 1, 0, -1),
+    (7, 0, 0, 0),
+    (5, 1, 0, 3),
+    (1, 0, 0, 0),
+]
 
 
-def many_quants(modes: Sequence[str], settings: Sequence[tuple[int, int, int, int]]) -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, np.ndarray]]:
+def many_quants(
+    modes: Sequence[str], settings: Sequence[tuple[int, int, int, int]]
+) -> tuple[onnx.ModelProto, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Quants of an input and of integers, what to feed them and what they give: every integer, ties of both signs."""
     x = (np.arange(-128, 128) * 0.25).astype(F)
     g = QonnxGraph()
@@ -120,7 +146,11 @@ def test_a_quant_lives_in_the_next_storage_type_with_its_true_range() -> None:
     g = QonnxGraph()
     g.quant(g.input("x", [4]), 0.5, 0, 5, signed=1, narrow=1)
     quantize = call(import_onnx(g.model([float_output("quant_0")])), "quantize")
-    assert (int(quantize.attrs["qmin"]), int(quantize.attrs["qmax"]), str(quantize.attrs["out_dtype"])) == (-15, 15, "int8")
+    assert (int(quantize.attrs["qmin"]), int(quantize.attrs["qmax"]), str(quantize.attrs["out_dtype"])) == (
+        -15,
+        15,
+        "int8",
+    )
     assert str(quantize.attrs["form"]) == "divide"
 
 
@@ -129,12 +159,17 @@ def convolution(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     padded = np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1)]).astype(np.int64)
     height, width = x.shape[2:]
     return sum(
-        np.einsum("nchw,oc->nohw", padded[:, :, i : i + height, j : j + width], w[:, :, i, j]) for i in range(3) for j in range(3)
-    )  # fmt: skip
+        np.einsum("nchw,oc->nohw", padded[:, :, i : i + height, j : j + width], w[:, :, i, j])
+        for i in range(3)
+        for j in range(3)
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("bits, signed, narrow", [(8, 1, 1), (4, 1, 0), (3, 1, 1), (6, 0, 0), (2, 1, 0), (18, 1, 0), (23, 1, 1), (32, 1, 0), (32, 0, 0)])
+@pytest.mark.parametrize(
+    "bits, signed, narrow",
+    [(8, 1, 1), (4, 1, 0), (3, 1, 1), (6, 0, 0), (2, 1, 0), (18, 1, 0), (23, 1, 1), (32, 1, 0), (32, 0, 0)],
+)
 def test_constants_are_quantized_exactly(mode: str, bits: int, signed: int, narrow: int) -> None:
     g = QonnxGraph(3)
     values = np.concatenate([g.rng.integers(-600, 600, (5, 40)), [[-(2**30), 2**30] * 20]] * 2, axis=0) * F(0.125)
@@ -142,7 +177,9 @@ def test_constants_are_quantized_exactly(mode: str, bits: int, signed: int, narr
     zero = 3 if bits == 6 else 0  # float32 holds the sum of a larger quotient and a zero point no longer
     g.quant(g.real(values), scales, zero, bits, signed=signed, narrow=narrow, rounding_mode=mode)
     back = call(import_onnx(g.model([float_output("quant_0")])), "dequantize")
-    np.testing.assert_array_equal(ops.const_value(back.args[0]), quantized(values, scales, zero, bits, signed, narrow, mode))
+    np.testing.assert_array_equal(
+        ops.const_value(back.args[0]), quantized(values, scales, zero, bits, signed, narrow, mode)
+    )
     np.testing.assert_array_equal(ops.const_value(back.args[1]), scales)
 
 
@@ -190,7 +227,9 @@ def test_bipolar_activations(scale: float) -> None:
     inner = g.node("BipolarQuant", [conv, g.real(scale)], GENERAL)
     got = outputs(g.model([float_output(sign), float_output(inner)]), {"x": x})
     np.testing.assert_array_equal(got[sign], np.where(x >= 0, F(scale), -F(scale)))
-    total = convolution(quantized(x, 1.0, 0, 4, 1, 0, "ROUND"), quantized(w, 0.25, 0, 4, 1, 0, "ROUND")) * 0.25 + bias.reshape(1, -1, 1, 1).astype(np.float64)
+    total = convolution(
+        quantized(x, 1.0, 0, 4, 1, 0, "ROUND"), quantized(w, 0.25, 0, 4, 1, 0, "ROUND")
+    ) * 0.25 + bias.reshape(1, -1, 1, 1).astype(np.float64)
     np.testing.assert_array_equal(got[inner], np.where(total >= 0, F(scale), -F(scale)))
 
 
@@ -200,9 +239,14 @@ def test_trunc_of_a_pool(version: int, zero: int) -> None:
     """Brevitas's pool: the sum of 16 integers of 4 bits is an integer of 8, of which Trunc keeps some."""
     g = QonnxGraph(7)
     x = (g.rng.integers(-8, 24, (2, 3, 8, 4)) * 0.5).astype(F)
-    pooled = g.node("AveragePool", [g.quant(g.input("x", x.shape), 0.5, 0, 4, signed=0)], kernel_shape=[4, 4], strides=[4, 4])
+    pooled = g.node(
+        "AveragePool", [g.quant(g.input("x", x.shape), 0.5, 0, 4, signed=0)], kernel_shape=[4, 4], strides=[4, 4]
+    )
     scale, out, attrs = 0.5 / 16, [5] if version == 1 else [0.5 / 2, 5], {} if version == 1 else {"signed": 0}
-    made = {mode: g.trunc(pooled, scale, zero, 8, out, **({"rounding_mode": mode} if mode else {}), **attrs) for mode in ["", *MODES]}
+    made = {
+        mode: g.trunc(pooled, scale, zero, 8, out, **({"rounding_mode": mode} if mode else {}), **attrs)
+        for mode in ["", *MODES]
+    }
     got = outputs(g.model([float_output(y) for y in made.values()]), {"x": x})
     sums = quantized(x, 0.5, 0, 4, 0, 0, "ROUND").reshape(2, 3, 2, 4, 1, 4).sum(axis=(3, 5)) + zero
     for mode, y in made.items():
@@ -241,14 +285,19 @@ def test_inspect_says_what_is_quantized() -> None:
     g = QonnxGraph(9)
     x = g.quant(g.input("x", [1, 3, 5, 5]), 0.5, 0, 7, signed=0)
     bias = g.quant(g.real(np.ones(4)), 0.125, 0, 18)
-    y = g.quant(g.conv(x, g.quant(g.real(g.rng.normal(size=(4, 3, 3, 3))), np.full((4, 1, 1, 1), 0.25), 0, 4), bias), 0.5, 3)
+    y = g.quant(
+        g.conv(x, g.quant(g.real(g.rng.normal(size=(4, 3, 3, 3))), np.full((4, 1, 1, 1), 0.25), 0, 4), bias), 0.5, 3
+    )
     report = inspect(g.model([float_output(g.node("BipolarQuant", [y, g.real(1.0)], GENERAL))]))
     assert report.compilable
     kept = [(q["role"], q["type"], q["bits"], q["granularity"], q["symmetric"]) for q in report.model["quantized"]]
     assert kept == [
-        ("output", "uint7", 7, "per tensor", True), ("bias", "int18", 18, "per tensor", True), ("weight", "int4", 4, "per channel (4)", True),
-        ("output", "int8", 8, "per tensor", False), ("output", "bipolar", 1, "per tensor", True),
-    ]  # fmt: skip
+        ("output", "uint7", 7, "per tensor", True),
+        ("bias", "int18", 18, "per tensor", True),
+        ("weight", "int4", 4, "per channel (4)", True),
+        ("output", "int8", 8, "per tensor", False),
+        ("output", "bipolar", 1, "per tensor", True),
+    ]
 
 
 X = ("x", [1, 2, 4, 4])
@@ -259,30 +308,59 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "bits with a fraction": (lambda g: g.quant(g.input(*X), 0.5, 0, 4.5), r"whole number.*4.5"),
     "bits that are not a number": (lambda g: g.quant(g.input(*X), 0.5, 0, np.nan), r"whole number.*nan"),
     "bits per channel": (lambda g: g.quant(g.input(*X), 0.5, 0, [[[4]], [[8]]]), r"not one number"),
-    "a rounding nobody knows": (lambda g: g.quant(g.input(*X), 0.5, rounding_mode="STOCHASTIC"), r"unknown rounding_mode.*HALF_DOWN.*STOCHASTIC"),
+    "a rounding nobody knows": (
+        lambda g: g.quant(g.input(*X), 0.5, rounding_mode="STOCHASTIC"),
+        r"unknown rounding_mode.*HALF_DOWN.*STOCHASTIC",
+    ),
     "a zero point with a fraction": (lambda g: g.quant(g.input(*X), 0.5, 2.5), r"not an integer.*2\.5"),
     "a zero point out of range": (lambda g: g.quant(g.input(*X), 0.5, 16, 4, signed=0), r"out of range.*0 to 15.*16"),
-    "a zero point outside a narrow range": (lambda g: g.quant(g.input(*X), 0.5, -8, 4, narrow=1), r"out of range.*-7 to 7"),
-    "a scale that does not fit": (lambda g: g.quant(g.input(*X), [0.5, 0.5, 0.5]), r"scale 'c0' that does not fit.*\[1, 2, 4, 4\].*\[3\]"),
+    "a zero point outside a narrow range": (
+        lambda g: g.quant(g.input(*X), 0.5, -8, 4, narrow=1),
+        r"out of range.*-7 to 7",
+    ),
+    "a scale that does not fit": (
+        lambda g: g.quant(g.input(*X), [0.5, 0.5, 0.5]),
+        r"scale 'c0' that does not fit.*\[1, 2, 4, 4\].*\[3\]",
+    ),
     "a scale that enlarges": (lambda g: g.quant(g.input(*X), np.full((3, 1, 1, 1), 0.5)), r"does not fit"),
     "a negative scale": (lambda g: g.quant(g.input(*X), -0.5), r"not a positive finite number"),
-    "a scale of zero": (lambda g: g.node("BipolarQuant", [g.input(*X), g.real(0.0)], GENERAL), r"not a positive finite number"),
-    "a scale at run time": (lambda g: g.node("Quant", [g.input(*X), g.input("s", []), g.real(0), g.real(8)], GENERAL), r"scale 's' that is a graph input"),
+    "a scale of zero": (
+        lambda g: g.node("BipolarQuant", [g.input(*X), g.real(0.0)], GENERAL),
+        r"not a positive finite number",
+    ),
+    "a scale at run time": (
+        lambda g: g.node("Quant", [g.input(*X), g.input("s", []), g.real(0), g.real(8)], GENERAL),
+        r"scale 's' that is a graph input",
+    ),
     "a computed scale": (
-        lambda g: g.node("Quant", [g.input(*X), g.node("ReduceMax", ["x"], keepdims=0), g.real(0), g.real(8)], GENERAL), r"computed at run time",
+        lambda g: g.node("Quant", [g.input(*X), g.node("ReduceMax", ["x"], keepdims=0), g.real(0), g.real(8)], GENERAL),
+        r"computed at run time",
     ),
     "a flag that is neither": (lambda g: g.quant(g.input(*X), 0.5, signed=2), r"neither 0 nor 1"),
     "one signed bit with a zero point": (lambda g: g.quant(g.input(*X), 0.5, 1, 1), r"one signed bit and a zero point"),
-    "too few inputs": (lambda g: g.node("Quant", [g.input(*X), g.real(0.5), g.real(0)], GENERAL), r"wrong number of inputs.*4"),
-    "integers": (
-        lambda g: g.node("BipolarQuant", [g.input("x", [4], TensorProto.INT8), g.real(0.5)], GENERAL), r"does not take this element type.*int8",
+    "too few inputs": (
+        lambda g: g.node("Quant", [g.input(*X), g.real(0.5), g.real(0)], GENERAL),
+        r"wrong number of inputs.*4",
     ),
-    "a Trunc that adds bits": (lambda g: g.trunc(g.quant(g.input(*X), 0.5), 0.5, 0, 4, [8]), r"more bits than it takes"),
+    "integers": (
+        lambda g: g.node("BipolarQuant", [g.input("x", [4], TensorProto.INT8), g.real(0.5)], GENERAL),
+        r"does not take this element type.*int8",
+    ),
+    "a Trunc that adds bits": (
+        lambda g: g.trunc(g.quant(g.input(*X), 0.5), 0.5, 0, 4, [8]),
+        r"more bits than it takes",
+    ),
     "a Trunc to 9 bits": (lambda g: g.trunc(g.quant(g.input(*X), 0.5), 0.5, 0, 16, [9]), r"output bit width.*1 to 8"),
-    "a Trunc whose zero point is cut": (lambda g: g.trunc(g.quant(g.input(*X), 0.5, 3), 0.5, 3, 8, [4]), r"does not keep whole.*multiple of 16.*3"),
-    "FloatQuant": (lambda g: g.node("FloatQuant", [g.input(*X)], GENERAL), r"FloatQuant is not supported.*integer quantizers"),
+    "a Trunc whose zero point is cut": (
+        lambda g: g.trunc(g.quant(g.input(*X), 0.5, 3), 0.5, 3, 8, [4]),
+        r"does not keep whole.*multiple of 16.*3",
+    ),
+    "FloatQuant": (
+        lambda g: g.node("FloatQuant", [g.input(*X)], GENERAL),
+        r"FloatQuant is not supported.*integer quantizers",
+    ),
     "MultiThreshold": (lambda g: g.node("MultiThreshold", [g.input(*X)], GENERAL), r"MultiThreshold is not supported"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -310,5 +388,3 @@ def test_the_dequantize_declares_the_range() -> None:
     back = call(module, "dequantize")
     assert (int(back.attrs["qmin"]), int(back.attrs["qmax"]), int(ops.const_value(back.args[2]))) == (0, 62, 2)
     assert str(call(module, "quantize").attrs["form"]) == "affine"
-
-

@@ -1,7 +1,8 @@
 """QONNX's own executor as oracle: its operators, its trained networks, and a network trained and exported by Brevitas.
 
-The executor computes in float32, so it may land on the other side of a rounding boundary. Every layer is compared on the
-executor's own integers, and each difference must be one step and lie at a boundary, as in tests/e2e/test_onnxruntime.py.
+The executor computes in float32, so it may land on the other side of a rounding boundary. Every layer is compared on
+the executor's own integers, and each difference must be one step and lie at a boundary, as in
+tests/e2e/test_onnxruntime.py.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def executed(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, n
 
 def integers_of(model: onnx.ModelProto, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The integers behind each activation quantizer with zero point 0, by the name our importer gives them."""
-    constants = {t.name for t in model.graph.initializer} | {n.output[0] for n in model.graph.node if n.op_type == "Constant"}
+    constants = {t.name for t in model.graph.initializer} | {
+        n.output[0] for n in model.graph.node if n.op_type == "Constant"
+    }
     found = {}
     for n in model.graph.node:
         if n.op_type in ("Quant", "Trunc") and n.input[0] not in constants:
@@ -59,7 +62,9 @@ def integers_of(model: onnx.ModelProto, tensors: dict[str, np.ndarray]) -> dict[
 
 
 class DirectedOracle(Oracle):
-    """An Oracle whose boundaries are those of each quantize's own rounding: integers for floor, halves for the nearest."""
+    """An Oracle whose boundaries are those of each quantize's own rounding: integers for floor, halves for the
+    nearest.
+    """
 
     def _compare(self, b: Any) -> None:
         if str(b.value.attrs["rounding"]) == "half_even":
@@ -73,7 +78,9 @@ class DirectedOracle(Oracle):
         self.env[b.var] = theirs
 
 
-def compare(name: str, model: onnx.ModelProto, x: np.ndarray, layers: int, most_steps: int, **options: Any) -> ht.Package:
+def compare(
+    name: str, model: onnx.ModelProto, x: np.ndarray, layers: int, most_steps: int, **options: Any
+) -> ht.Package:
     """Every layer on the executor's integers, then the library from end to end; prints what differs."""
     (entry,) = [i.name for i in model.graph.input if i.name not in {t.name for t in model.graph.initializer}]
     tensors = executed(model, {entry: x})
@@ -88,11 +95,14 @@ def compare(name: str, model: onnx.ModelProto, x: np.ndarray, layers: int, most_
     ours, theirs = package.run({entry: x})[out.name], tensors[out.name]
     steps = np.rint(np.abs(ours.astype(np.float64) - theirs) / out.quantization.scale[0])
     print(
-        f"\n{name}: {layers} layers, {different} of {elements} elements differ from QONNX's executor, {unexplained} not at a rounding boundary; "
-        f"end to end {int((steps > 0).sum())} of {steps.size} outputs differ, by at most {int(steps.max())} steps"
+        f"\n{name}: {layers} layers, {different} of {elements} elements differ from QONNX's executor, {unexplained} not"
+        f" at a rounding boundary; end to end {int((steps > 0).sum())} of {steps.size} outputs differ, by at most"
+        f" {int(steps.max())} steps"
     )
     assert unexplained == 0, {k: r for k, r in oracle.rows.items() if r[2]}
-    assert steps.max() <= most_steps and np.mean(steps > 0) < 1e-3  # float32 boundaries are rare: more would be a misread rule
+    assert (
+        steps.max() <= most_steps and np.mean(steps > 0) < 1e-3
+    )  # float32 boundaries are rare: more would be a misread rule
     return package
 
 
@@ -109,7 +119,9 @@ def picture() -> np.ndarray:
 @pytest.mark.slow
 def test_trained_espcn_with_resize() -> None:
     """Weights of 8, 4, 4 and 8 bits, activations of 8 and 4; all of it integer, the input's ReLU included."""
-    package = compare("ESPCN, nearest resize", onnx.load(str(ESPCN / "nn_resize" / "quant_model.onnx")), picture(), 5, 1)
+    package = compare(
+        "ESPCN, nearest resize", onnx.load(str(ESPCN / "nn_resize" / "quant_model.onnx")), picture(), 5, 1
+    )
     assert not package.manifest.get("float_tail")
 
 
@@ -122,14 +134,24 @@ def test_trained_espcn_with_depth_to_space() -> None:
     compare("ESPCN, depth to space", model, picture(), 4, 1, allow_float_tail=True)
 
 
-@pytest.mark.parametrize("mode", [m for m in MODES if m != "ROUND_TO_ZERO"])  # Brevitas's name, which QONNX's executor does not know
+@pytest.mark.parametrize(
+    "mode", [m for m in MODES if m != "ROUND_TO_ZERO"]
+)  # Brevitas's name, which QONNX's executor does not know
 def test_operators_at_random(mode: str) -> None:
     """Quant, BipolarQuant and Trunc of random floats, on the executor's side in float32."""
     g = QonnxGraph(11)
     x = np.concatenate([g.rng.normal(0, 9, 3990), np.arange(-5, 5) / 4]).astype(F)
     g.input("x", [4000])
     made: list[str] = []
-    for bits, signed, narrow, zero in [(8, 1, 0, 0), (8, 0, 1, 97), (4, 1, 1, -3), (3, 0, 0, 0), (1, 1, 0, 0), (1, 0, 0, 0), (6, 1, 0, 5)]:
+    for bits, signed, narrow, zero in [
+        (8, 1, 0, 0),
+        (8, 0, 1, 97),
+        (4, 1, 1, -3),
+        (3, 0, 0, 0),
+        (1, 1, 0, 0),
+        (1, 0, 0, 0),
+        (6, 1, 0, 5),
+    ]:
         scale = g.rng.uniform(0.05, 2)
         made.append(g.quant("x", scale, zero, bits, signed=signed, narrow=narrow, rounding_mode=mode))
     made.append(g.node("BipolarQuant", ["x", g.real(0.3)], GENERAL))
@@ -174,7 +196,12 @@ def brevitas_network(quantized_bias: bool) -> tuple[Any, np.ndarray]:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            shared: dict[str, Any] = {"bias": True, "bias_quant": bias, "padding": 1, "weight_quant": Int8WeightPerChannelFloat}
+            shared: dict[str, Any] = {
+                "bias": True,
+                "bias_quant": bias,
+                "padding": 1,
+                "weight_quant": Int8WeightPerChannelFloat,
+            }
             self.input = qnn.QuantIdentity(bit_width=8, return_quant_tensor=True)
             self.first = qnn.QuantConv2d(3, 16, 3, weight_bit_width=8, **shared)
             self.norm = nn.BatchNorm2d(16)
@@ -229,9 +256,13 @@ def test_a_brevitas_network_as_qcdq(tmp_path: Path) -> None:
     import torch
     from brevitas.export import export_onnx_qcdq
 
-    export_onnx_qcdq(net, args=torch.from_numpy(x), export_path=str(tmp_path / "net.onnx"), dynamo=False, opset_version=13)
+    export_onnx_qcdq(
+        net, args=torch.from_numpy(x), export_path=str(tmp_path / "net.onnx"), dynamo=False, opset_version=13
+    )
     model = onnx.load(str(tmp_path / "net.onnx"))
-    assert {"QuantizeLinear", "Clip"} <= {n.op_type for n in model.graph.node} and not any(n.domain for n in model.graph.node)
+    assert {"QuantizeLinear", "Clip"} <= {n.op_type for n in model.graph.node} and not any(
+        n.domain for n in model.graph.node
+    )
     package = ht.compile(model)
     name = package.inputs[0].name
     package.verify({name: x}).raise_if_mismatch()
@@ -243,7 +274,8 @@ def test_a_brevitas_network_as_qcdq(tmp_path: Path) -> None:
     oracle = Oracle(import_onnx(model), {n.name: tensors[n.output[0]] for n in quantizers if n.output[0] in tensors})
     oracle.run({name: x})
     elements, different, unexplained = (sum(r[i] for r in oracle.rows.values()) for i in range(3))
-    print(f"\nBrevitas as QCDQ: {different} of {elements} elements differ from ONNX Runtime, {unexplained} not at a rounding boundary")
+    print(
+        f"\nBrevitas as QCDQ: {different} of {elements} elements differ from ONNX Runtime, {unexplained} not at a"
+        " rounding boundary"
+    )
     assert len(oracle.rows) >= 8 and unexplained == 0, oracle.rows
-
-

@@ -1,4 +1,6 @@
-"""QOperator nodes, standard and com.microsoft: expansion under the node's name, values against ONNX Runtime, refusals."""
+"""QOperator nodes, standard and com.microsoft: expansion under the node's name, values against ONNX Runtime,
+refusals.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from .onnx_models import (
     onnx_reference,
     onnxruntime,
     op_names,
-)  # fmt: skip
+)
 
 F = np.float32
 MS = {"domain": "com.microsoft"}
@@ -313,8 +315,10 @@ def test_matmul_integer_to_float() -> None:
 
 def test_a_dynamic_tail_imports_as_a_cast() -> None:
     nodes = [
-        helper.make_node("MatMulInteger", ["x", "w", "xz"], ["i"]), helper.make_node("Cast", ["i"], ["f"], to=1), helper.make_node("Mul", ["f", "s"], ["y"]),
-    ]  # fmt: skip
+        helper.make_node("MatMulInteger", ["x", "w", "xz"], ["i"]),
+        helper.make_node("Cast", ["i"], ["f"], to=1),
+        helper.make_node("Mul", ["f", "s"], ["y"]),
+    ]
     x, w = integers("uint8", 2, 4), integers("int8", 4, 3)
     model = graph_model(nodes, {"x": x}, ["y"], {"w": w, "xz": np.uint8(3), "s": F(0.01)})
     assert op_names(import_onnx(model))[-2:] == ["astype", "multiply"]
@@ -332,20 +336,38 @@ def with_(operands: list[Any], index: int, value: Any) -> list[Any]:
     return [value if i == index else o for i, o in enumerate(operands)]
 
 
-@pytest.mark.parametrize("op, operands, attributes, words", [
-    ("QLinearConv", with_(CONV, 1, s(0)), {}, "positive finite"), ("QLinearConv", with_(CONV, 1, s([0.1, 0.2])), {}, "one value for the tensor"),
-    ("QLinearConv", with_(CONV, 4, s([0.1] * 5)), {}, "wrong length"), ("QLinearConv", with_(CONV, 5, z(0, "uint8")), {}, "another type"),
-    ("QLinearConv", with_(CONV, 6, np.asarray(1, F)), {}, "graph input"), ("QLinearConv", [*CONV, Fixed(np.zeros(5, np.int32))], {}, "bias"),
-    ("QLinearConv", [*CONV, Fixed(np.zeros(6, F))], {}, "bias of the wrong type"), ("QLinearConv", with_(CONV, 0, normal(1, 4, 6, 6)), {}, "element type"),
-    ("QLinearConv", CONV[:6], {}, "number of inputs"), ("QLinearMatMul", CONV, {}, "cannot be multiplied"),
-    ("MatMulInteger", [X8[0, 0], W8, z(0, "uint8")], {}, "cannot be multiplied"), ("ConvInteger", [X8, W8, z([0, 1], "uint8")], {}, "not one number"),
-    ("MatMulInteger", [X8[0, 0], Fixed(X8[0, 1]), np.asarray(0, np.uint8)], {}, "graph input"), ("MatMulInteger", [X8[0, 0], Fixed(X8[0, 1]), z([0] * 5, "uint8")], {}, "wrong length"),
-    ("QLinearAdd", with_(ADD, 3, integers("uint8", 5)), MS, "broadcast"), ("QLinearAdd", ADD[:5], MS, "number of inputs"),
-    ("QLinearAdd", with_(ADD, 7, z(0, "int32")), MS, "type that is not supported"), ("QLinearConcat", [s(1), z(0, "uint8"), X8, s(1)], MS, "number of inputs|triples"),
-    ("QGemm", [X8[0, 0], s(1), z(0, "uint8"), Fixed(X8[0, 1]), s(1), z(0, "uint8"), None, s(1), z(0, "uint8")], {**MS, "alpha": -1.0}, "alpha"),
-    ("QGemm", [X8[0, 0], s(1), z(0, "uint8"), Fixed(X8[0, 1]), s(1), z(0, "uint8"), None, s(1)], MS, "only one of"),
-    ("DynamicQuantizeMatMul", [normal(2, 2), Fixed(X8[0, 0]), s(1)], MS, "not supported"), ("QLinearAdd", ADD, {}, "not supported"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "op, operands, attributes, words",
+    [
+        ("QLinearConv", with_(CONV, 1, s(0)), {}, "positive finite"),
+        ("QLinearConv", with_(CONV, 1, s([0.1, 0.2])), {}, "one value for the tensor"),
+        ("QLinearConv", with_(CONV, 4, s([0.1] * 5)), {}, "wrong length"),
+        ("QLinearConv", with_(CONV, 5, z(0, "uint8")), {}, "another type"),
+        ("QLinearConv", with_(CONV, 6, np.asarray(1, F)), {}, "graph input"),
+        ("QLinearConv", [*CONV, Fixed(np.zeros(5, np.int32))], {}, "bias"),
+        ("QLinearConv", [*CONV, Fixed(np.zeros(6, F))], {}, "bias of the wrong type"),
+        ("QLinearConv", with_(CONV, 0, normal(1, 4, 6, 6)), {}, "element type"),
+        ("QLinearConv", CONV[:6], {}, "number of inputs"),
+        ("QLinearMatMul", CONV, {}, "cannot be multiplied"),
+        ("MatMulInteger", [X8[0, 0], W8, z(0, "uint8")], {}, "cannot be multiplied"),
+        ("ConvInteger", [X8, W8, z([0, 1], "uint8")], {}, "not one number"),
+        ("MatMulInteger", [X8[0, 0], Fixed(X8[0, 1]), np.asarray(0, np.uint8)], {}, "graph input"),
+        ("MatMulInteger", [X8[0, 0], Fixed(X8[0, 1]), z([0] * 5, "uint8")], {}, "wrong length"),
+        ("QLinearAdd", with_(ADD, 3, integers("uint8", 5)), MS, "broadcast"),
+        ("QLinearAdd", ADD[:5], MS, "number of inputs"),
+        ("QLinearAdd", with_(ADD, 7, z(0, "int32")), MS, "type that is not supported"),
+        ("QLinearConcat", [s(1), z(0, "uint8"), X8, s(1)], MS, "number of inputs|triples"),
+        (
+            "QGemm",
+            [X8[0, 0], s(1), z(0, "uint8"), Fixed(X8[0, 1]), s(1), z(0, "uint8"), None, s(1), z(0, "uint8")],
+            {**MS, "alpha": -1.0},
+            "alpha",
+        ),
+        ("QGemm", [X8[0, 0], s(1), z(0, "uint8"), Fixed(X8[0, 1]), s(1), z(0, "uint8"), None, s(1)], MS, "only one of"),
+        ("DynamicQuantizeMatMul", [normal(2, 2), Fixed(X8[0, 0]), s(1)], MS, "not supported"),
+        ("QLinearAdd", ADD, {}, "not supported"),
+    ],
+)
 def test_refusals(op: str, operands: list[Any], attributes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words) as error:
         import_onnx(node_model(op, operands, **attributes)[0])

@@ -1,4 +1,6 @@
-"""QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear: granularity, types, and every way a scale or zero point is wrong."""
+"""QuantizeLinear, DequantizeLinear and DynamicQuantizeLinear: granularity, types, and every way a scale or zero
+point is wrong.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ from .onnx_models import (
     onnx_reference,
     onnxruntime,
     op_names,
-)  # fmt: skip
+)
 
 F = np.float32
 # Ties, negative ties, both ends, and values far outside; 0.25 makes every tie exact.
@@ -120,9 +122,16 @@ def test_rank_one_data_has_no_axis_to_choose() -> None:
         import_onnx(model)
 
 
-@pytest.mark.parametrize("operands, attributes, kind", [
-    ([], {}, "uint8"), ([Fixed(np.int8(0))], {}, "int8"), ([], {"output_dtype": 5}, "int16"), ([Fixed(np.int8(0))], {"output_dtype": 3}, "int8"), ([], {"output_dtype": 22}, "int4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "operands, attributes, kind",
+    [
+        ([], {}, "uint8"),
+        ([Fixed(np.int8(0))], {}, "int8"),
+        ([], {"output_dtype": 5}, "int16"),
+        ([Fixed(np.int8(0))], {"output_dtype": 3}, "int8"),
+        ([], {"output_dtype": 22}, "int4"),
+    ],
+)
 def test_output_type(operands: list[Any], attributes: dict[str, int], kind: str) -> None:
     module = import_onnx(node_model("QuantizeLinear", [normal(4), Fixed(F(1)), *operands], opset=21, **attributes)[0])
     assert [str(t) for t in module["main"].attrs["hawq.output_types"]] == [kind]
@@ -165,9 +174,10 @@ def test_a_constant_is_quantized_in_the_module_not_while_importing() -> None:
 def qcdq(low: Any, high: Any, *, extra: str = "") -> Any:
     """x -> Q -> Clip(low, high) -> DQ, with the quantized tensor also an output when asked."""
     nodes = [
-        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="quant"), helper.make_node("Clip", ["q", "low", "high"], ["c"], name="clip"),
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="quant"),
+        helper.make_node("Clip", ["q", "low", "high"], ["c"], name="clip"),
         helper.make_node("DequantizeLinear", ["c", "s", "z"], ["y"], name="dequant"),
-    ]  # fmt: skip
+    ]
     constants = {"s": F(0.25), "z": np.int8(0), "low": np.int8(low), "high": np.int8(high)}
     return graph_model(nodes, {"x": EDGES}, ["y", extra] if extra else ["y"], constants)
 
@@ -204,22 +214,37 @@ def test_computed_scale_becomes_float_operators() -> None:
 X, Q = normal(2, 3), integers("int8", 2, 3)
 
 
-@pytest.mark.parametrize("op, operands, attributes, words", [
-    ("QuantizeLinear", [X, Fixed(F(0))], {}, "not a positive finite number"), ("QuantizeLinear", [X, Fixed(F(-1))], {}, "not a positive finite number"),
-    ("QuantizeLinear", [X, Fixed(F(np.nan))], {}, "not a positive finite number"), ("DequantizeLinear", [Q, Fixed(F(np.inf))], {}, "not a positive finite number"),
-    ("DequantizeLinear", [Q, Fixed(np.asarray([1, 0, 1], F))], {}, "at position 1"), ("DequantizeLinear", [Q, Fixed(np.zeros(0, F))], {}, "empty scale"),
-    ("QuantizeLinear", [X, Fixed(np.ones(4, F))], {}, "wrong length"), ("QuantizeLinear", [X, Fixed(np.ones(2, F))], {"axis": 1}, "wrong length"),
-    ("QuantizeLinear", [X, Fixed(np.ones(3, F)), Fixed(np.int8(0))], {}, "zero point 'i2' that does not fit"),
-    ("QuantizeLinear", [X, Fixed(np.ones(3, F)), Fixed(np.zeros(2, np.int8))], {}, "that does not fit its scale"),
-    ("QuantizeLinear", [X, Fixed(np.ones(3, F))], {"axis": 2}, "axis out of range"), ("QuantizeLinear", [X, Fixed(np.ones((2, 3), F))], {}, "rank 2"),
-    ("DequantizeLinear", [Q, Fixed(F(1)), Fixed(np.uint8(0))], {}, "another type than its data"), ("DequantizeLinear", [integers("int32", 3), Fixed(F(1)), Fixed(np.int32(2))], {}, "out of range"),
-    ("QuantizeLinear", [X, Fixed(F(1)), Fixed(np.int8(0))], {"output_dtype": 2}, "disagree"), ("QuantizeLinear", [X, Fixed(F(1))], {"output_dtype": 17}, "not supported"),
-    ("QuantizeLinear", [X, Fixed(F(1)), Fixed(np.zeros((), ml_dtypes.float8_e4m3fn))], {}, "float8e4m3fn"), ("QuantizeLinear", [X, Fixed(F(1))], {"output_dtype": 23}, "not supported"),
-    ("DequantizeLinear", [integers("int64", 3), Fixed(F(1))], {}, "element type"), ("DequantizeLinear", [X, Fixed(F(1))], {}, "element type"),
-    ("QuantizeLinear", [Q, Fixed(F(1))], {}, "element type"), ("QuantizeLinear", [X, F(1)], {}, "scale 'i1' that is a graph input"),
-    ("DequantizeLinear", [Q, Fixed(F(1)), np.int8(0)], {}, "zero point 'i2' that is a graph input"), ("DequantizeLinear", [Q, Fixed(np.int32(1))], {}, "scale 'i1' of a type"),
-    ("QuantizeLinear", [X, Fixed(np.ones((2, 2), F))], {"block_size": 3}, "blocked scale"), ("QuantizeLinear", [X, Fixed(np.ones((2, 2), F))], {"block_size": -2}, "block_size"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "op, operands, attributes, words",
+    [
+        ("QuantizeLinear", [X, Fixed(F(0))], {}, "not a positive finite number"),
+        ("QuantizeLinear", [X, Fixed(F(-1))], {}, "not a positive finite number"),
+        ("QuantizeLinear", [X, Fixed(F(np.nan))], {}, "not a positive finite number"),
+        ("DequantizeLinear", [Q, Fixed(F(np.inf))], {}, "not a positive finite number"),
+        ("DequantizeLinear", [Q, Fixed(np.asarray([1, 0, 1], F))], {}, "at position 1"),
+        ("DequantizeLinear", [Q, Fixed(np.zeros(0, F))], {}, "empty scale"),
+        ("QuantizeLinear", [X, Fixed(np.ones(4, F))], {}, "wrong length"),
+        ("QuantizeLinear", [X, Fixed(np.ones(2, F))], {"axis": 1}, "wrong length"),
+        ("QuantizeLinear", [X, Fixed(np.ones(3, F)), Fixed(np.int8(0))], {}, "zero point 'i2' that does not fit"),
+        ("QuantizeLinear", [X, Fixed(np.ones(3, F)), Fixed(np.zeros(2, np.int8))], {}, "that does not fit its scale"),
+        ("QuantizeLinear", [X, Fixed(np.ones(3, F))], {"axis": 2}, "axis out of range"),
+        ("QuantizeLinear", [X, Fixed(np.ones((2, 3), F))], {}, "rank 2"),
+        ("DequantizeLinear", [Q, Fixed(F(1)), Fixed(np.uint8(0))], {}, "another type than its data"),
+        ("DequantizeLinear", [integers("int32", 3), Fixed(F(1)), Fixed(np.int32(2))], {}, "out of range"),
+        ("QuantizeLinear", [X, Fixed(F(1)), Fixed(np.int8(0))], {"output_dtype": 2}, "disagree"),
+        ("QuantizeLinear", [X, Fixed(F(1))], {"output_dtype": 17}, "not supported"),
+        ("QuantizeLinear", [X, Fixed(F(1)), Fixed(np.zeros((), ml_dtypes.float8_e4m3fn))], {}, "float8e4m3fn"),
+        ("QuantizeLinear", [X, Fixed(F(1))], {"output_dtype": 23}, "not supported"),
+        ("DequantizeLinear", [integers("int64", 3), Fixed(F(1))], {}, "element type"),
+        ("DequantizeLinear", [X, Fixed(F(1))], {}, "element type"),
+        ("QuantizeLinear", [Q, Fixed(F(1))], {}, "element type"),
+        ("QuantizeLinear", [X, F(1)], {}, "scale 'i1' that is a graph input"),
+        ("DequantizeLinear", [Q, Fixed(F(1)), np.int8(0)], {}, "zero point 'i2' that is a graph input"),
+        ("DequantizeLinear", [Q, Fixed(np.int32(1))], {}, "scale 'i1' of a type"),
+        ("QuantizeLinear", [X, Fixed(np.ones((2, 2), F))], {"block_size": 3}, "blocked scale"),
+        ("QuantizeLinear", [X, Fixed(np.ones((2, 2), F))], {"block_size": -2}, "block_size"),
+    ],
+)
 def test_refusals(op: str, operands: list[Any], attributes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words) as error:
         import_onnx(node_model(op, operands, opset=21, **attributes)[0])

@@ -133,14 +133,23 @@ def test_resize_to_the_same_size_vanishes() -> None:
     assert op_names(import_onnx(node_model("Resize", [X, None, None, sizes(1, 2, 5, 7)], mode="linear")[0])) == []
 
 
-@pytest.mark.parametrize("operands, attributes, words", [
-    ([X, None, scales(1, 1, 2, 2)], {"mode": "cubic"}, "cubic"), ([X, None, scales(1, 1, 2)], {}, "scales that do not fit"),
-    ([X, None, scales(1, 1, 0, 2)], {}, "scales that do not fit"), ([X, None, scales(1, 1, np.nan, 2)], {}, "scales that do not fit"),
-    ([X, None, scales(1, 1, 0.01, 2)], {}, "impossible size"), ([X, None, scales(1, 1, 1e30, 2)], {}, "impossible size"), ([X], {}, "either scales or sizes"),
-    ([X, None, None, sizes(1, 2, 0, 4)], {}, "sizes that do not fit"), ([X, None, np.ones(4, np.float32)], {}, "graph input"),
-    ([X, None, scales(1, 1, 0.5, 0.5)], {"antialias": 1, "mode": "linear"}, "antialias"), ([X, None, scales(1, 1, 2, 2)], {"nearest_mode": "up"}, "nearest_mode"),
-    ([integers("int32", 1, 1, 3, 3), None, scales(1, 1, 2, 2)], {"mode": "linear"}, "does not take this type"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "operands, attributes, words",
+    [
+        ([X, None, scales(1, 1, 2, 2)], {"mode": "cubic"}, "cubic"),
+        ([X, None, scales(1, 1, 2)], {}, "scales that do not fit"),
+        ([X, None, scales(1, 1, 0, 2)], {}, "scales that do not fit"),
+        ([X, None, scales(1, 1, np.nan, 2)], {}, "scales that do not fit"),
+        ([X, None, scales(1, 1, 0.01, 2)], {}, "impossible size"),
+        ([X, None, scales(1, 1, 1e30, 2)], {}, "impossible size"),
+        ([X], {}, "either scales or sizes"),
+        ([X, None, None, sizes(1, 2, 0, 4)], {}, "sizes that do not fit"),
+        ([X, None, np.ones(4, np.float32)], {}, "graph input"),
+        ([X, None, scales(1, 1, 0.5, 0.5)], {"antialias": 1, "mode": "linear"}, "antialias"),
+        ([X, None, scales(1, 1, 2, 2)], {"nearest_mode": "up"}, "nearest_mode"),
+        ([integers("int32", 1, 1, 3, 3), None, scales(1, 1, 2, 2)], {"mode": "linear"}, "does not take this type"),
+    ],
+)
 def test_refusals(operands: list[Any], attributes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words) as error:
         import_onnx(node_model("Resize", operands, opset=19, **attributes)[0])

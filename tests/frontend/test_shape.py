@@ -1,4 +1,6 @@
-"""Operators that only move elements: the same values as ONNX on floats and on 8-bit integers, variants by opset included."""
+"""Operators that only move elements: the same values as ONNX on floats and on 8-bit integers, variants by opset
+included.
+"""
 
 from __future__ import annotations
 
@@ -94,10 +96,20 @@ def test_split_by_opset() -> None:
     check("Split", [X], outputs=2, opset=18, axis=1, num_outputs=2, oracle=onnxruntime)
 
 
-@pytest.mark.parametrize("starts, ends, axes, steps", [
-    ((1,), (3,), (2,), None), ((0, 1), (9, -1), (1, 3), None), ((-1,), (-9,), (3,), (-1,)), ((5, 1), (0, 4), (3, 2), (-2, 2)), ((1, 0), (2, 3), None, None),
-    ((-100,), (100,), (-1,), None), ((3,), (-100,), (2,), (-3,)), ((0,), (2**63 - 1,), (0,), None), ((2**62,), (-(2**62),), (1,), (-2,)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "starts, ends, axes, steps",
+    [
+        ((1,), (3,), (2,), None),
+        ((0, 1), (9, -1), (1, 3), None),
+        ((-1,), (-9,), (3,), (-1,)),
+        ((5, 1), (0, 4), (3, 2), (-2, 2)),
+        ((1, 0), (2, 3), None, None),
+        ((-100,), (100,), (-1,), None),
+        ((3,), (-100,), (2,), (-3,)),
+        ((0,), (2**63 - 1,), (0,), None),
+        ((2**62,), (-(2**62),), (1,), (-2,)),
+    ],
+)
 def test_slice(starts: Any, ends: Any, axes: Any, steps: Any) -> None:
     check(
         "Slice",
@@ -156,19 +168,37 @@ def test_sub_byte_tensors_move_in_eight_bits(dtype: str) -> None:
     np.testing.assert_array_equal(imported(model, {"i0": x})["y0"], x.T)
 
 
-@pytest.mark.parametrize("op, operands, attributes, words", [
-    ("Reshape", [X, ints(5)], {}, "144 elements"), ("Reshape", [X, ints(-1, 7)], {}, "144 elements"), ("Reshape", [X, ints(0, 0, 0, 0, 0)], {}, "does not have"),
-    ("Reshape", [X, ints(-1, -1)], {}, "does not fit"), ("Transpose", [X], {"perm": [0, 1, 1, 2]}, "permutation"), ("Squeeze", [X, ints(1)], {}, "not 1"),
-    ("Unsqueeze", [X, ints(7)], {}, "out of range"), ("Unsqueeze", [X, ints(0, 0)], {}, "twice"), ("Split", [X, ints(1, 7)], {"axis": 3}, "add up"),
-    ("Slice", [X, ints(2), ints(1)], {}, "no element"), ("Slice", [X, ints(1), ints(2), ints(0, 1)], {}, "do not fit"),
-    ("Slice", [X, ints(1), ints(2), ints(0), ints(0)], {}, "other than 0"), ("Gather", [X, ints(9)], {"axis": 1}, "index out of range"),
-    ("Gather", [X, np.int64(1)], {}, "graph input"), ("Expand", [X, ints(5)], {}, "broadcast"), ("Tile", [X, ints(2)], {}, "repeats"),
-    ("Pad", [X, ints(1, 1)], {}, "8 integers"), ("Pad", [X, ints(0, 0, -4, 0, 0, 0, 0, 0)], {}, "everything"), ("Pad", [X, ints(0, 0, 5, 0, 0, 0, 0, 0)], {"mode": "reflect"}, "larger"),
-    ("Pad", [X, ints(0, 0, 1, 0, 0, 0, 0, 0), Fixed(np.float32(-np.inf))], {}, "not finite"), ("Pad", [X, ints(0, 0, 1, 0, 0, 0, 0, 0)], {"mode": "mirror"}, "unknown mode"),
-    ("Concat", [X, normal(2, 3, 4, 5)], {"axis": 1}, "operands that do not fit"), ("Reshape", [X, np.zeros(2, np.int64)], {}, "graph input"),
-    ("Expand", [X, ints(10**6, 1, 1, 10**6, 10**6)], {}, "broadcast"), ("Tile", [X, ints(10**5, 10**5, 1, 1)], {}, "impossible shape"),
-    ("Pad", [X, ints(0, 0, 10**9, 0, 0, 0, 0, 0)], {}, "impossible shape"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "op, operands, attributes, words",
+    [
+        ("Reshape", [X, ints(5)], {}, "144 elements"),
+        ("Reshape", [X, ints(-1, 7)], {}, "144 elements"),
+        ("Reshape", [X, ints(0, 0, 0, 0, 0)], {}, "does not have"),
+        ("Reshape", [X, ints(-1, -1)], {}, "does not fit"),
+        ("Transpose", [X], {"perm": [0, 1, 1, 2]}, "permutation"),
+        ("Squeeze", [X, ints(1)], {}, "not 1"),
+        ("Unsqueeze", [X, ints(7)], {}, "out of range"),
+        ("Unsqueeze", [X, ints(0, 0)], {}, "twice"),
+        ("Split", [X, ints(1, 7)], {"axis": 3}, "add up"),
+        ("Slice", [X, ints(2), ints(1)], {}, "no element"),
+        ("Slice", [X, ints(1), ints(2), ints(0, 1)], {}, "do not fit"),
+        ("Slice", [X, ints(1), ints(2), ints(0), ints(0)], {}, "other than 0"),
+        ("Gather", [X, ints(9)], {"axis": 1}, "index out of range"),
+        ("Gather", [X, np.int64(1)], {}, "graph input"),
+        ("Expand", [X, ints(5)], {}, "broadcast"),
+        ("Tile", [X, ints(2)], {}, "repeats"),
+        ("Pad", [X, ints(1, 1)], {}, "8 integers"),
+        ("Pad", [X, ints(0, 0, -4, 0, 0, 0, 0, 0)], {}, "everything"),
+        ("Pad", [X, ints(0, 0, 5, 0, 0, 0, 0, 0)], {"mode": "reflect"}, "larger"),
+        ("Pad", [X, ints(0, 0, 1, 0, 0, 0, 0, 0), Fixed(np.float32(-np.inf))], {}, "not finite"),
+        ("Pad", [X, ints(0, 0, 1, 0, 0, 0, 0, 0)], {"mode": "mirror"}, "unknown mode"),
+        ("Concat", [X, normal(2, 3, 4, 5)], {"axis": 1}, "operands that do not fit"),
+        ("Reshape", [X, np.zeros(2, np.int64)], {}, "graph input"),
+        ("Expand", [X, ints(10**6, 1, 1, 10**6, 10**6)], {}, "broadcast"),
+        ("Tile", [X, ints(10**5, 10**5, 1, 1)], {}, "impossible shape"),
+        ("Pad", [X, ints(0, 0, 10**9, 0, 0, 0, 0, 0)], {}, "impossible shape"),
+    ],
+)
 def test_refusals(op: str, operands: list[Any], attributes: dict[str, Any], words: str) -> None:
     with pytest.raises(ModelError, match=words) as error:
         import_onnx(node_model(op, operands, outputs=2 if op == "Split" else 1, **attributes)[0])

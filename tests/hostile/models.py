@@ -18,27 +18,46 @@ node = helper.make_node
 
 
 def graph(
-    nodes: Sequence[onnx.NodeProto], inputs: Mapping[str, tuple[int, Sequence[int]]], outputs: Sequence[str], constants: Mapping[str, Any],
-    opset: int = 19, domains: Sequence[str] = (),
-) -> onnx.ModelProto:  # fmt: skip
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, tuple[int, Sequence[int]]],
+    outputs: Sequence[str],
+    constants: Mapping[str, Any],
+    opset: int = 19,
+    domains: Sequence[str] = (),
+) -> onnx.ModelProto:
     """A model of these parts."""
     made = helper.make_graph(
-        list(nodes), "g", [helper.make_tensor_value_info(n, kind, shape) for n, (kind, shape) in inputs.items()],
-        [onnx.ValueInfoProto(name=o) for o in outputs], [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
-    )  # fmt: skip
+        list(nodes),
+        "g",
+        [helper.make_tensor_value_info(n, kind, shape) for n, (kind, shape) in inputs.items()],
+        [onnx.ValueInfoProto(name=o) for o in outputs],
+        [numpy_helper.from_array(np.asarray(v), n) for n, v in constants.items()],
+    )
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
     return helper.make_model(made, opset_imports=imports, ir_version=9)
 
 
 def between(
-    nodes: Sequence[onnx.NodeProto], constants: Mapping[str, Any], shape: Sequence[int] = (1, 4, 4, 4), out_scale: Any = 0.05, more: Sequence[str] = ()
+    nodes: Sequence[onnx.NodeProto],
+    constants: Mapping[str, Any],
+    shape: Sequence[int] = (1, 4, 4, 4),
+    out_scale: Any = 0.05,
+    more: Sequence[str] = (),
 ) -> onnx.ModelProto:
     """A uint8 tensor `d` with scale 0.05, `nodes` that make `o` of it, and its quantize; more: further outputs."""
     border = [
-        node("QuantizeLinear", ["x", "s", "z"], ["q"], name="q"), node("DequantizeLinear", ["q", "s", "z"], ["d"], name="dq"), *nodes,
-        node("QuantizeLinear", ["o", "so", "z"], ["qo"], name="qo"), node("DequantizeLinear", ["qo", "so", "z"], ["y"], name="y"),
-    ]  # fmt: skip
-    return graph(border, {"x": (TensorProto.FLOAT, shape)}, ["y", *more], {"s": F(0.05), "z": np.uint8(7), "so": F(out_scale), **constants})
+        node("QuantizeLinear", ["x", "s", "z"], ["q"], name="q"),
+        node("DequantizeLinear", ["q", "s", "z"], ["d"], name="dq"),
+        *nodes,
+        node("QuantizeLinear", ["o", "so", "z"], ["qo"], name="qo"),
+        node("DequantizeLinear", ["qo", "so", "z"], ["y"], name="y"),
+    ]
+    return graph(
+        border,
+        {"x": (TensorProto.FLOAT, shape)},
+        ["y", *more],
+        {"s": F(0.05), "z": np.uint8(7), "so": F(out_scale), **constants},
+    )
 
 
 def weight(shape: Sequence[int] = (4, 4, 1, 1), scale: float = 0.01) -> tuple[list[onnx.NodeProto], dict[str, Any]]:
@@ -48,7 +67,9 @@ def weight(shape: Sequence[int] = (4, 4, 1, 1), scale: float = 0.01) -> tuple[li
 
 
 def refusal(model: Any, **options: Any) -> str:
-    """The sentence with which inspect and compile, alike, refuse a model; empty where both take it. Nothing else is raised, nothing warned of."""
+    """The sentence with which inspect and compile, alike, refuse a model; empty where both take it. Nothing else is
+    raised, nothing warned of.
+    """
     said = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -21,7 +21,9 @@ EVIL = "n\x1b[31m\x1b]0;owned\x07\u202e\u2028\r\n\x9b"
 
 def test_printable() -> None:
     assert printable("plain naïve 图 [b] \\") == "plain naïve 图 [b] \\"
-    assert printable(EVIL) == r"n\x1b[31m\x1b]0;owned\x07\u202e\u2028\r\n\x9b" and printable("\ud800\x7f") == r"\ud800\x7f"
+    assert (
+        printable(EVIL) == r"n\x1b[31m\x1b]0;owned\x07\u202e\u2028\r\n\x9b" and printable("\ud800\x7f") == r"\ud800\x7f"
+    )
 
 
 def test_errors_hold_no_control_characters_and_no_endless_names() -> None:
@@ -33,7 +35,10 @@ def test_errors_hold_no_control_characters_and_no_endless_names() -> None:
 def everything_printed(argv: list[str], capfd: pytest.CaptureFixture[str]) -> str:
     main(argv)
     out, err = capfd.readouterr()
-    assert not (set(out + err) - set("\n")) & {chr(c) for c in [*range(32), *range(127, 160), 0x202E, 0x2028]}, (out, err)
+    assert not (set(out + err) - set("\n")) & {chr(c) for c in [*range(32), *range(127, 160), 0x202E, 0x2028]}, (
+        out,
+        err,
+    )
     return out + err
 
 
@@ -50,7 +55,16 @@ def named(name: str) -> onnx.ModelProto:
 def test_control_characters_in_names(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path, package = tmp_path / "m.onnx", str(tmp_path / "p.hawq")
     onnx.save(named(EVIL), path)
-    shown = [everything_printed(argv, capfd) for argv in (["inspect", str(path)], ["compile", str(path), "-o", package], ["info", package], ["verify", package], ["prove", package])]
+    shown = [
+        everything_printed(argv, capfd)
+        for argv in (
+            ["inspect", str(path)],
+            ["compile", str(path), "-o", package],
+            ["info", package],
+            ["verify", package],
+            ["prove", package],
+        )
+    ]
     assert all(r"\x1b]0;owned" in text for text in shown[:4])
     assert EVIL in ht.load(package).inputs[0]["name"] and repr(ht.load(package)).isprintable()
     assert json.loads(everything_printed(["inspect", str(path), "--json"], capfd))["compilable"]
@@ -58,8 +72,16 @@ def test_control_characters_in_names(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 def test_control_characters_in_refusals(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "m.onnx"
-    onnx.save(between([node(f"Frob{EVIL}", ["d"], ["o"], name=EVIL), node("LRN", ["d"], [EVIL], size=3)], {}, more=[EVIL]), path)
-    for argv in (["inspect", str(path)], ["compile", str(path), "-o", str(tmp_path / "p")], ["inspect", str(tmp_path / EVIL)], ["compile", f"--{EVIL}"]):
+    onnx.save(
+        between([node(f"Frob{EVIL}", ["d"], ["o"], name=EVIL), node("LRN", ["d"], [EVIL], size=3)], {}, more=[EVIL]),
+        path,
+    )
+    for argv in (
+        ["inspect", str(path)],
+        ["compile", str(path), "-o", str(tmp_path / "p")],
+        ["inspect", str(tmp_path / EVIL)],
+        ["compile", f"--{EVIL}"],
+    ):
         try:
             assert "\\x1b" in everything_printed(argv, capfd)
         except SystemExit:
@@ -91,23 +113,34 @@ def problems(model: onnx.ModelProto) -> list[str]:
 
 def test_problems_of_the_graph_of_operators_and_of_layers_together() -> None:
     nodes = [
-        node("Relu", ["ghost"], ["g1"], name="reader"), node("LRN", ["d"], ["l"], size=3, name="lrn"), node("Det", ["l"], ["det"], name="det"),
-        node("Exp", ["g1"], ["e"], name="skipped"), node("Concat", ["d", "d"], ["cc"], name="cat", axis=9), node("Relu", ["d"], ["o"], name="fine"),
-    ]  # fmt: skip
+        node("Relu", ["ghost"], ["g1"], name="reader"),
+        node("LRN", ["d"], ["l"], size=3, name="lrn"),
+        node("Det", ["l"], ["det"], name="det"),
+        node("Exp", ["g1"], ["e"], name="skipped"),
+        node("Concat", ["d", "d"], ["cc"], name="cat", axis=9),
+        node("Relu", ["d"], ["o"], name="fine"),
+    ]
     assert problems(between(nodes, {}, more=["det", "e", "cc"])) == ["reader", "lrn", "det", "cat"]
 
 
 def test_a_layer_behind_a_failed_layer_is_judged_on_its_own() -> None:
     nodes = [
-        node("Div", ["one", "d"], ["a"], name="first"), node("QuantizeLinear", ["a", "s", "z"], ["aq"]), node("DequantizeLinear", ["aq", "s", "z"], ["ad"]),
-        node("Div", ["ad", "d"], ["b"], name="second"), node("Relu", ["b"], ["o"], name="fine"),
-    ]  # fmt: skip
+        node("Div", ["one", "d"], ["a"], name="first"),
+        node("QuantizeLinear", ["a", "s", "z"], ["aq"]),
+        node("DequantizeLinear", ["aq", "s", "z"], ["ad"]),
+        node("Div", ["ad", "d"], ["b"], name="second"),
+        node("Relu", ["b"], ["o"], name="fine"),
+    ]
     model = between(nodes, {"one": np.full((1, 4, 4, 4), 1.5, F) + np.arange(4, dtype=F).reshape(4, 1, 1)})
     assert problems(model) == ["first", "second"]
 
 
 def test_what_cannot_be_imported_hides_no_layer_before_it() -> None:
-    nodes = [node("Div", ["c", "d"], ["a"], name="div"), node("Relu", ["a"], ["o"]), node("LRN", ["d"], ["l"], size=3, name="lrn")]
+    nodes = [
+        node("Div", ["c", "d"], ["a"], name="div"),
+        node("Relu", ["a"], ["o"]),
+        node("LRN", ["d"], ["l"], size=3, name="lrn"),
+    ]
     assert problems(between(nodes, {"c": np.arange(4, dtype=F)}, more=["l"])) == ["lrn", "div"]
 
 
@@ -134,8 +167,11 @@ def changed(change: str) -> onnx.ModelProto:
     elif change == "ir":
         model.ir_version = -1
     elif change == "sparse":
-        model.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(
-            onnx.numpy_helper.from_array(np.ones(1, F), "thin"), onnx.numpy_helper.from_array(np.array([0])), [4]))  # fmt: skip
+        model.graph.sparse_initializer.append(
+            onnx.helper.make_sparse_tensor(
+                onnx.numpy_helper.from_array(np.ones(1, F), "thin"), onnx.numpy_helper.from_array(np.array([0])), [4]
+            )
+        )
     elif change == "outputs":
         del model.graph.output[:]
     elif change == "nodes":
@@ -155,17 +191,31 @@ def changed(change: str) -> onnx.ModelProto:
     return model
 
 
-@pytest.mark.parametrize("change, words", [
-    ("opset", "operator set"), ("ir", "IR version"), ("sparse", "'thin'"), ("outputs", "no output"), ("nodes", "nothing computes"), ("cycle", "its own output"),
-    ("twice", "second time"), ("string", "'words'"), ("nameless", "without a name"), ("size 0", "impossible shape"), ("huge", "impossible shape"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ("opset", "operator set"),
+        ("ir", "IR version"),
+        ("sparse", "'thin'"),
+        ("outputs", "no output"),
+        ("nodes", "nothing computes"),
+        ("cycle", "its own output"),
+        ("twice", "second time"),
+        ("string", "'words'"),
+        ("nameless", "without a name"),
+        ("size 0", "impossible shape"),
+        ("huge", "impossible shape"),
+    ],
+)
 def test_odd_graphs(change: str, words: str) -> None:
     assert words in refusal(changed(change))
 
 
 def test_a_branch_that_reads_nothing() -> None:
     value = [onnx.ValueInfoProto(name="b")]
-    bad, good = (onnx.helper.make_graph([node("Relu", [n], ["b"], name="inner")], "branch", [], value) for n in ("ghost", "d"))
+    bad, good = (
+        onnx.helper.make_graph([node("Relu", [n], ["b"], name="inner")], "branch", [], value) for n in ("ghost", "d")
+    )
     model = between([node("If", ["k"], ["o"], name="if", then_branch=bad, else_branch=good)], {"k": np.array(True)})
     assert "'ghost'" in refusal(model)
 
@@ -173,4 +223,6 @@ def test_a_branch_that_reads_nothing() -> None:
 def test_integers_without_arithmetic() -> None:
     from .models import graph
 
-    assert refusal(graph([node("Neg", ["x"], ["y"], name="neg")], {"x": (onnx.TensorProto.INT8, [4])}, ["y"], {})).startswith("neg: cannot be integer")
+    assert refusal(
+        graph([node("Neg", ["x"], ["y"], name="neg")], {"x": (onnx.TensorProto.INT8, [4])}, ["y"], {})
+    ).startswith("neg: cannot be integer")

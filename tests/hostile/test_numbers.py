@@ -1,4 +1,6 @@
-"""NaN, infinities and extreme numbers, wherever a model can hold them: a sentence that names the node, or the right integers."""
+"""NaN, infinities and extreme numbers, wherever a model can hold them: a sentence that names the node, or the right
+integers.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,22 @@ def numbers(v: float) -> dict[str, onnx.ModelProto]:
     """Models that hold the number v in many places; the key names the node."""
     one, full = np.array([v], F), np.full(4, v, F)
     spots = {
-        "add": between([node("Add", ["d", "c"], ["o"], name="add")], {"c": one}), "mul": between([node("Mul", ["d", "c"], ["o"], name="mul")], {"c": one}),
-        "div": between([node("Div", ["d", "c"], ["o"], name="div")], {"c": one}), "sub": between([node("Sub", ["c", "d"], ["o"], name="sub")], {"c": one}),
+        "add": between([node("Add", ["d", "c"], ["o"], name="add")], {"c": one}),
+        "mul": between([node("Mul", ["d", "c"], ["o"], name="mul")], {"c": one}),
+        "div": between([node("Div", ["d", "c"], ["o"], name="div")], {"c": one}),
+        "sub": between([node("Sub", ["c", "d"], ["o"], name="sub")], {"c": one}),
         "prelu": between([node("PRelu", ["d", "c"], ["o"], name="prelu")], {"c": one}),
         "conv": between([*W, node("Conv", ["d", "w", "c"], ["o"], name="conv")], {**WC, "c": full}),
-        "leaky": between([node("LeakyRelu", ["d"], ["o"], name="leaky", alpha=v)], {}), "elu": between([node("Elu", ["d"], ["o"], name="elu", alpha=v)], {}),
-        "bn": between([node("BatchNormalization", ["d", "g", "c", "g", "g"], ["o"], name="bn")], {"g": np.ones(4, F), "c": full}),
-        "dqw": between([node("DequantizeLinear", ["wq", "ws"], ["w"], name="dqw"), node("Conv", ["d", "w"], ["o"], name="conv")], {**WC, "ws": F(v)}),
-    }  # fmt: skip
+        "leaky": between([node("LeakyRelu", ["d"], ["o"], name="leaky", alpha=v)], {}),
+        "elu": between([node("Elu", ["d"], ["o"], name="elu", alpha=v)], {}),
+        "bn": between(
+            [node("BatchNormalization", ["d", "g", "c", "g", "g"], ["o"], name="bn")], {"g": np.ones(4, F), "c": full}
+        ),
+        "dqw": between(
+            [node("DequantizeLinear", ["wq", "ws"], ["w"], name="dqw"), node("Conv", ["d", "w"], ["o"], name="conv")],
+            {**WC, "ws": F(v)},
+        ),
+    }
     return spots
 
 
@@ -38,9 +48,17 @@ def test_what_is_no_number_is_refused_by_name(spot: str, v: float) -> None:
 
 
 def test_a_quantized_constant_must_be_a_number() -> None:
-    nodes = [node("QuantizeLinear", ["c", "s", "z"], ["cq"], name="qc"), node("DequantizeLinear", ["cq", "s", "z"], ["cd"]), node("Add", ["d", "cd"], ["o"])]
-    assert refusal(between(nodes, {"c": np.full(4, np.nan, F)})).startswith("qc: quantizes a constant that is not a number")
-    assert refusal(between([node("Concat", ["d", "c"], ["o"], axis=1)], {"c": np.full((1, 4, 4, 4), np.nan, F)})).startswith("qo: ")
+    nodes = [
+        node("QuantizeLinear", ["c", "s", "z"], ["cq"], name="qc"),
+        node("DequantizeLinear", ["cq", "s", "z"], ["cd"]),
+        node("Add", ["d", "cd"], ["o"]),
+    ]
+    assert refusal(between(nodes, {"c": np.full(4, np.nan, F)})).startswith(
+        "qc: quantizes a constant that is not a number"
+    )
+    assert refusal(
+        between([node("Concat", ["d", "c"], ["o"], axis=1)], {"c": np.full((1, 4, 4, 4), np.nan, F)})
+    ).startswith("qo: ")
 
 
 def equals_onnx(model: onnx.ModelProto, count: int = 3) -> ht.Package:
@@ -53,7 +71,9 @@ def equals_onnx(model: onnx.ModelProto, count: int = 3) -> ht.Package:
     return package
 
 
-@pytest.mark.parametrize("value, kind", [(-1.0, "uint8"), (100.0, "int8"), (0.26, "uint8"), (-0.3, "int8"), (1e6, "int8")])
+@pytest.mark.parametrize(
+    "value, kind", [(-1.0, "uint8"), (100.0, "int8"), (0.26, "uint8"), (-0.3, "int8"), (1e6, "int8")]
+)
 def test_pads_outside_the_type_or_off_the_grid(value: float, kind: str) -> None:
     constants = {"s": F(0.5), "z": np.zeros((), kind), "p": np.array([0, 0, 1, 1, 0, 0, 1, 1]), "c": F(value)}
     model = between([node("Pad", ["d", "p", "c"], ["o"], name="pad")], constants, out_scale=0.5)
@@ -69,7 +89,12 @@ def test_a_pad_outside_the_type_before_a_convolution_is_summed() -> None:
 
 def test_a_bias_that_drowns_the_sum() -> None:
     nodes, constants = weight((4, 1), 0.001)
-    gemm = between([*nodes, node("Gemm", ["d", "w", "b"], ["o"], name="gemm")], {**constants, "b": F([3e38])}, (1, 4), out_scale=1e30)
+    gemm = between(
+        [*nodes, node("Gemm", ["d", "w", "b"], ["o"], name="gemm")],
+        {**constants, "b": F([3e38])},
+        (1, 4),
+        out_scale=1e30,
+    )
     package = equals_saturated(gemm, 255)
     assert package.prove().ok
     equals_saturated(between([node("Add", ["d", "b"], ["o"], name="add")], {"b": F([-3e38])}, (1, 4)), 0)
@@ -87,10 +112,13 @@ def equals_saturated(model: onnx.ModelProto, level: int) -> ht.Package:
 @pytest.mark.parametrize("op", ["Conv", "Add", "GlobalAveragePool", "Sigmoid", "Mul", "Concat"])
 def test_extreme_scales(op: str, scale: float) -> None:
     nodes = {
-        "Conv": [*W, node("Conv", ["d", "w"], ["o"])], "Add": [node("Add", ["d", "d"], ["o"])], "GlobalAveragePool": [node("GlobalAveragePool", ["d"], ["o"])],
-        "Sigmoid": [node("Sigmoid", ["d"], ["o"])], "Mul": [node("Relu", ["d"], ["r"]), node("Mul", ["d", "r"], ["o"])],
+        "Conv": [*W, node("Conv", ["d", "w"], ["o"])],
+        "Add": [node("Add", ["d", "d"], ["o"])],
+        "GlobalAveragePool": [node("GlobalAveragePool", ["d"], ["o"])],
+        "Sigmoid": [node("Sigmoid", ["d"], ["o"])],
+        "Mul": [node("Relu", ["d"], ["r"]), node("Mul", ["d", "r"], ["o"])],
         "Concat": [node("Relu", ["d"], ["r"]), node("Concat", ["d", "r"], ["o"], axis=1)],
-    }[op]  # fmt: skip
+    }[op]
     refusal(between(nodes, WC, out_scale=scale))
 
 
@@ -113,7 +141,9 @@ def extreme_windows(v: int) -> dict[str, onnx.ModelProto]:
     for field, values in (("strides", [v, v]), ("pads", [v] * 4), ("dilations", [v, v]), ("kernel_shape", [v, v])):
         made[f"pool {field}"] = between([node("MaxPool", ["d"], ["o"], name="n", **{**pool, field: values})], {})
         made[f"conv {field}"] = between([*W, node("Conv", ["d", "w"], ["o"], name="n", **{field: values})], WC)
-        made[f"deconv {field}"] = between([*W, node("ConvTranspose", ["d", "w"], ["o"], name="n", **{field: values})], WC)
+        made[f"deconv {field}"] = between(
+            [*W, node("ConvTranspose", ["d", "w"], ["o"], name="n", **{field: values})], WC
+        )
     made["group"] = between([*W, node("Conv", ["d", "w"], ["o"], name="n", group=v)], WC)
     made["axis"] = between([node("Concat", ["d", "d"], ["o"], name="n", axis=v)], {})
     return made
@@ -144,4 +174,6 @@ def test_scalar_inputs(op: str) -> None:
 
 def test_scalars_where_there_must_be_an_axis() -> None:
     assert refusal(between([node("Softmax", ["d"], ["o"], name="n")], {}, ())).startswith("n: Softmax needs an axis")
-    assert refusal(between([node("Concat", ["d", "d"], ["o"], name="n", axis=0)], {}, ())).startswith("n: Concat needs an axis")
+    assert refusal(between([node("Concat", ["d", "d"], ["o"], name="n", axis=0)], {}, ())).startswith(
+        "n: Concat needs an axis"
+    )

@@ -94,7 +94,16 @@ def hostile(kind: str, mark: Path) -> dict[str, bytes]:
     elif kind == "guard":
         edited(files, '"guards_code": []', f'"guards_code": [{json.dumps(code)}]')
     elif kind == "container":
-        spec = json.dumps([1, {"type": "collections.defaultdict", "context": {"default_factory_module": "this", "default_factory_name": "s", "dict_context": []}, "children_spec": []}])
+        spec = json.dumps(
+            [
+                1,
+                {
+                    "type": "collections.defaultdict",
+                    "context": {"default_factory_module": "this", "default_factory_name": "s", "dict_context": []},
+                    "children_spec": [],
+                },
+            ]
+        )
         edited(files, '"out_spec": "', f'"out_spec": {json.dumps(spec)}, "was": "')
     elif kind == "target":
         edited(files, '"torch.ops.aten.relu.default"', '"torch.os.getcwd"')
@@ -109,7 +118,12 @@ def test_code_in_a_program_does_not_run(kind: str, tmp_path: Path, capfd: pytest
     for run in (lambda: ht.inspect(path), lambda: ht.compile(path), lambda: ht.compile(path.read_bytes())):
         with pytest.raises(ModelError, match="--trust"):
             run()
-    for argv in (["inspect"], ["compile", "-o", str(tmp_path / "p")], ["quantize", "--calib", str(path), "-o", str(tmp_path / "q.onnx")], ["allocate", "--calib", str(path), "--budget", "bops=0.5", "-o", str(tmp_path / "b.json")]):
+    for argv in (
+        ["inspect"],
+        ["compile", "-o", str(tmp_path / "p")],
+        ["quantize", "--calib", str(path), "-o", str(tmp_path / "q.onnx")],
+        ["allocate", "--calib", str(path), "--budget", "bops=0.5", "-o", str(tmp_path / "b.json")],
+    ):
         assert main([argv[0], str(path), *argv[1:]]) != 0
     err = capfd.readouterr().err
     assert "Traceback" not in err and "--trust" in err and not mark.exists() and not (tmp_path / "p").exists()
@@ -129,7 +143,11 @@ def test_who_trusts_a_file_lets_it_run(tmp_path: Path) -> None:
 def test_programs_without_code_need_no_trust(dynamic: bool, tmp_path: Path) -> None:
     path = written(tmp_path / "m.pt2", program(dynamic))
     shapes = {"x": SHAPE}
-    assert ht.inspect(path, shapes).compilable and ht.inspect(path.read_bytes(), shapes).compilable and ht.inspect(path, shapes, trust=True).compilable
+    assert (
+        ht.inspect(path, shapes).compilable
+        and ht.inspect(path.read_bytes(), shapes).compilable
+        and ht.inspect(path, shapes, trust=True).compilable
+    )
     assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
 
 

@@ -69,8 +69,16 @@ def float_ends() -> onnx.ModelProto:
 
 
 NETWORKS = {
-    "tiny": tiny, "concat": concat, "several": several, "split": split, "sub_byte": sub_byte, "dynamic": dynamic, "float_ends": float_ends,
-    "residual": residual_net, "residual_int8": lambda: residual_net("int8", "int8"), "residual_4": lambda: residual_net("int4", "uint4", 20),
+    "tiny": tiny,
+    "concat": concat,
+    "several": several,
+    "split": split,
+    "sub_byte": sub_byte,
+    "dynamic": dynamic,
+    "float_ends": float_ends,
+    "residual": residual_net,
+    "residual_int8": lambda: residual_net("int8", "int8"),
+    "residual_4": lambda: residual_net("int4", "uint4", 20),
     "residual_16": lambda: residual_net("int8", "int16"),
-}  # fmt: skip
+}
 FLOAT = frozenset({"float_ends"})

@@ -1,4 +1,6 @@
-"""The C interface of the library that a package holds: every layer equal to the reference, and everything wrong refused with a sentence."""
+"""The C interface of the library that a package holds: every layer equal to the reference, and everything wrong
+refused with a sentence.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def test_any_number_of_threads_gives_the_same(package: ht.Package, threads: int)
 
 
 def test_tvm_and_c_share_a_library() -> None:
-    """Whichever comes first: TVM gives the kernels its functions when it loads the library, the C interface where there are none."""
+    """Whichever comes first: TVM gives the kernels its functions when it loads the library, the C interface where
+    there are none.
+    """
     for first_c in (True, False):
         package = ht.compile(residual_net())
         inputs = package.random_inputs(1, 1)[0]
@@ -70,7 +74,9 @@ def test_tvm_and_c_share_a_library() -> None:
 
 
 def test_libraries_in_one_process_call_their_own_kernels() -> None:
-    """Both are open to all of the process, as if a program had been linked with both; their kernels have the same names."""
+    """Both are open to all of the process, as if a program had been linked with both; their kernels have the same
+    names.
+    """
     packages = [ht.compile(residual_net(*kinds)) for kinds in (("int8", "uint8"), ("int4", "uint4"))]
     for p in packages:
         ctypes.CDLL(str(p.library), mode=ctypes.RTLD_GLOBAL)
@@ -85,9 +91,16 @@ def test_misuse_is_an_error(package: ht.Package) -> None:
         return library.hawq_error().decode()
 
     for threads in (-1, 1025):
-        assert library.hawq_model_create(ctypes.byref(direct._Options(threads))) is None and f"{threads} threads were asked for, and 0 to 1024" in error()
+        assert (
+            library.hawq_model_create(ctypes.byref(direct._Options(threads))) is None
+            and f"{threads} threads were asked for, and 0 to 1024" in error()
+        )
     assert library.hawq_model_run(None) == -1 and "NULL" in error()
-    assert library.hawq_model_input(None, 0) is None and library.hawq_model_outputs(None) == -1 and library.hawq_model_observe(None, direct._OBSERVER(), None) == -1
+    assert (
+        library.hawq_model_input(None, 0) is None
+        and library.hawq_model_outputs(None) == -1
+        and library.hawq_model_observe(None, direct._OBSERVER(), None) == -1
+    )
     library.hawq_model_destroy(None)
     nonsense = ctypes.create_string_buffer(4096)
     assert library.hawq_model_run(nonsense) == -1 and "no model" in error()
@@ -124,9 +137,19 @@ def test_a_cpu_without_the_instructions_is_refused(tmp_path: Path) -> None:
     known = set(re.findall(r'\{"([a-z0-9.-]+)", ', checks))
     assert {f for names in target.CPUINFO_NAMES.values() for f in names} <= known
     source = tmp_path / "try.c"
-    source.write_text('#include <stdio.h>\n#include "cpu.h"\n#include "abi.h"\nint main(int n, char **a) { (void)n; puts(hawq_check_cpu((const char *const *)a + 1) ? hawq_error() : "ok"); }\n')
+    source.write_text(
+        '#include <stdio.h>\n#include "cpu.h"\n#include "abi.h"\nint main(int n, char **a) { (void)n;'
+        ' puts(hawq_check_cpu((const char *const *)a + 1) ? hawq_error() : "ok"); }\n'
+    )
     machine = platform.machine()
-    words = [*toolchain.compiler(machine), *toolchain.options(machine), str(source), *(str(toolchain.SOURCES / f) for f in ("cpu.c", "error.c")), "-o", str(tmp_path / "try")]
+    words = [
+        *toolchain.compiler(machine),
+        *toolchain.options(machine),
+        str(source),
+        *(str(toolchain.SOURCES / f) for f in ("cpu.c", "error.c")),
+        "-o",
+        str(tmp_path / "try"),
+    ]
     subprocess.run(words, check=True)
 
     def ask(*features: str) -> str:
@@ -136,16 +159,32 @@ def test_a_cpu_without_the_instructions_is_refused(tmp_path: Path) -> None:
     for feature in target.CPUINFO_NAMES[machine]:
         if feature not in target.TILE_FEATURES:
             assert (ask(feature) == "ok") == (feature in target.host_features()), feature
-    assert "needs the instructions \"made-up\"" in ask("made-up")
+    assert 'needs the instructions "made-up"' in ask("made-up")
 
 
 def test_the_header_compiles_as_c_and_as_cpp(package: ht.Package, tmp_path: Path) -> None:
     package.save(tmp_path / "p.hawq")
-    source = '#include "model.h"\nint shape[] = HAWQ_INPUT_0_SHAPE;\ndouble scales[] = HAWQ_INPUT_0_SCALES;\nint main(void) { return sizeof(shape) / sizeof(int) != HAWQ_INPUT_0_RANK || HAWQ_INPUT_0_ZERO_POINT != 120; }\n'
+    source = (
+        '#include "model.h"\nint shape[] = HAWQ_INPUT_0_SHAPE;\ndouble scales[] = HAWQ_INPUT_0_SCALES;\nint main(void)'
+        " { return sizeof(shape) / sizeof(int) != HAWQ_INPUT_0_RANK || HAWQ_INPUT_0_ZERO_POINT != 120; }\n"
+    )
     machine = platform.machine()
     for language, standard in (("c", "-std=c11"), ("c++", "-std=c++17")):
         compiler = toolchain.compiler(machine)
-        words = [*compiler, "-x", language, standard, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only", "-I", str(tmp_path / "p.hawq"), "-"]
+        words = [
+            *compiler,
+            "-x",
+            language,
+            standard,
+            "-Wall",
+            "-Wextra",
+            "-Wpedantic",
+            "-Werror",
+            "-fsyntax-only",
+            "-I",
+            str(tmp_path / "p.hawq"),
+            "-",
+        ]
         subprocess.run(words, input=source, text=True, check=True)
 
 
@@ -155,18 +194,29 @@ def test_the_header_knows_the_interface() -> None:
     assert defined["HAWQ_INPUTS"] == "2" and defined["HAWQ_OUTPUTS"] == "3" and defined["HAWQ_INPUT_1_NAME"] == '"y"'
     assert defined["HAWQ_INPUT_0_BYTES"] == str(2 * 4 * 36 * 4) and defined["HAWQ_INPUT_1_BYTES"] == str(2 * 4 * 36)
     assert defined["HAWQ_OUTPUT_0_DTYPE"] == '"uint8"' and "HAWQ_OUTPUT_0_SCALE" not in defined
-    assert defined["HAWQ_INPUT_0_ROUNDING"] == '"half_even"' and float(defined["HAWQ_INPUT_0_SCALE"]) == float(np.float32(0.05))
+    assert defined["HAWQ_INPUT_0_ROUNDING"] == '"half_even"' and float(defined["HAWQ_INPUT_0_SCALE"]) == float(
+        np.float32(0.05)
+    )
 
 
 def test_the_runtime_compiles_without_a_warning() -> None:
     machine = platform.machine()
     for source in sorted(toolchain.SOURCES.glob("*.c")):
-        subprocess.run([*toolchain.compiler(machine), *toolchain.options(machine), "-Werror", "-fsyntax-only", str(source)], check=True)
+        subprocess.run(
+            [*toolchain.compiler(machine), *toolchain.options(machine), "-Werror", "-fsyntax-only", str(source)],
+            check=True,
+        )
 
 
 def test_a_missing_compiler_is_found_before_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
-    with pytest.raises(UsageError, match=r"no compiler links libraries for this architecture; expected gcc or clang or cc.*remedy: install a C compiler"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            r"no compiler links libraries for this architecture; expected gcc or clang or cc.*remedy: install a C"
+            r" compiler"
+        ),
+    ):
         ht.compile("no such model.onnx")
     with pytest.raises(UsageError, match=r"riscv64: .*expected riscv64-linux-gnu-gcc"):
         toolchain.compiler("riscv64")

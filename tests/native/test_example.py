@@ -31,7 +31,11 @@ def package() -> ht.Package:
 def program(package: ht.Package, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("example")
     package.save(folder / "model.hawq")
-    subprocess.run(["cmake", "-S", EXAMPLE, "-B", folder / "build", f"-DPACKAGE={folder / 'model.hawq'}"], check=True, capture_output=True)
+    subprocess.run(
+        ["cmake", "-S", EXAMPLE, "-B", folder / "build", f"-DPACKAGE={folder / 'model.hawq'}"],
+        check=True,
+        capture_output=True,
+    )
     built = subprocess.run(["cmake", "--build", folder / "build"], check=True, capture_output=True, text=True)
     assert "warning" not in built.stdout + built.stderr
     return folder / "build/classify"
@@ -49,11 +53,19 @@ def test_it_names_the_classes_that_python_finds(most: int, package: ht.Package, 
     assert printed == "".join(f"class {i}: {scores[0, i]:g}\n" for i in best)
 
 
-@pytest.mark.parametrize("data", [
-    b"P6\n8 12\n255\n", b"P5\n9 12\n255\n", b"", b"P6\n9 12\n255\n" + b"\0" * 100,
-    b"P6\n9 12\n65535\n" + b"\0" * 324, b"P6\n9 12\n0\n" + b"\0" * 324,
-    b"P6\n9 12\n65536\n" + b"\0" * 648, b"P6\n9 12\n-255\n" + b"\0" * 324,
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P6\n8 12\n255\n",
+        b"P5\n9 12\n255\n",
+        b"",
+        b"P6\n9 12\n255\n" + b"\0" * 100,
+        b"P6\n9 12\n65535\n" + b"\0" * 324,
+        b"P6\n9 12\n0\n" + b"\0" * 324,
+        b"P6\n9 12\n65536\n" + b"\0" * 648,
+        b"P6\n9 12\n-255\n" + b"\0" * 324,
+    ],
+)
 def test_other_pictures_are_refused(program: Path, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "p.ppm").write_bytes(data)
     done = subprocess.run([program, tmp_path / "p.ppm"], capture_output=True, text=True)
@@ -61,5 +73,7 @@ def test_other_pictures_are_refused(program: Path, tmp_path: Path, data: bytes) 
 
 
 def test_a_folder_that_is_no_package_is_refused(tmp_path: Path) -> None:
-    done = subprocess.run(["cmake", "-S", EXAMPLE, "-B", tmp_path / "build", f"-DPACKAGE={tmp_path}"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["cmake", "-S", EXAMPLE, "-B", tmp_path / "build", f"-DPACKAGE={tmp_path}"], capture_output=True, text=True
+    )
     assert done.returncode != 0 and "a package for a CPU" in done.stderr

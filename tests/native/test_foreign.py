@@ -1,4 +1,6 @@
-"""Packages for another architecture: compiled by the cross compiler, run under QEMU, every layer equal; and refusals where either is missing."""
+"""Packages for another architecture: compiled by the cross compiler, run under QEMU, every layer equal; and refusals
+where either is missing.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from .networks import FLOAT, NETWORKS
 
 ARM = "llvm -mtriple=aarch64-linux-gnu -mcpu=neoverse-n1"
 pytestmark = pytest.mark.skipif(platform.machine() == "aarch64", reason="this machine's own architecture is aarch64")
-cross = pytest.mark.skipif(shutil.which("aarch64-linux-gnu-gcc") is None, reason="no cross compiler: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross")
+cross = pytest.mark.skipif(
+    shutil.which("aarch64-linux-gnu-gcc") is None,
+    reason="no cross compiler: apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross",
+)
 qemu = pytest.mark.skipif(shutil.which("qemu-aarch64") is None, reason="no emulator: apt-get install qemu-user")
 
 
@@ -70,7 +75,9 @@ def test_a_foreign_package_is_loaded_and_run(saved: Path, tmp_path: Path, capsys
 def test_a_named_processor_is_emulated_and_refuses_what_it_lacks(saved: Path) -> None:
     root = " -L /usr/aarch64-linux-gnu"
     ht.load(saved, emulator="qemu-aarch64 -cpu neoverse-n1" + root).verify().raise_if_mismatch()
-    with pytest.raises(PackageError, match='needs the instructions "dotprod", which this processor or its operating system lacks'):
+    with pytest.raises(
+        PackageError, match='needs the instructions "dotprod", which this processor or its operating system lacks'
+    ):
         ht.load(saved, emulator="qemu-aarch64 -cpu cortex-a72" + root).verify()
     with pytest.raises(UsageError, match=r"the emulator is no program.*found nonsense"):
         ht.load(saved, emulator="nonsense -cpu max").verify()
@@ -79,7 +86,9 @@ def test_a_named_processor_is_emulated_and_refuses_what_it_lacks(saved: Path) ->
 @cross
 @pytest.mark.parametrize("emulator", ["true", "cat"])
 def test_a_program_that_is_no_emulator(saved: Path, emulator: str) -> None:
-    with pytest.raises(PackageError, match=r"the library could not be run.*check that this runs programs for the package's CPU"):
+    with pytest.raises(
+        PackageError, match=r"the library could not be run.*check that this runs programs for the package's CPU"
+    ):
         ht.load(saved, emulator=emulator).verify()
 
 
@@ -107,14 +116,22 @@ def test_without_an_emulator_it_is_loaded_and_not_run(saved: Path, monkeypatch: 
     package = ht.load(saved)
     assert package.inputs and package.certificate()["ok"]
     for call in (lambda: package.run(package.random_inputs(1, 0)[0]), package.verify):
-        with pytest.raises(PackageError, match=r"was built for another architecture.*install an emulator \(qemu-aarch64: apt-get install qemu-user\)"):
+        with pytest.raises(
+            PackageError,
+            match=(
+                r"was built for another architecture.*install an emulator \(qemu-aarch64: apt-get install qemu-user\)"
+            ),
+        ):
             call()
 
 
 def test_without_a_cross_compiler_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     which = shutil.which
     monkeypatch.setattr(toolchain.shutil, "which", lambda name: None if name.startswith("aarch64") else which(name))
-    with pytest.raises(UsageError, match=r"aarch64: no compiler links libraries.*aarch64-linux-gnu-gcc.*apt-get install gcc-aarch64-linux-gnu"):
+    with pytest.raises(
+        UsageError,
+        match=r"aarch64: no compiler links libraries.*aarch64-linux-gnu-gcc.*apt-get install gcc-aarch64-linux-gnu",
+    ):
         ht.compile("no such model.onnx", ARM)
 
 

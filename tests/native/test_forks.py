@@ -34,5 +34,11 @@ def test_memory_is_used_rightly_on_both_sides(tmp_path: Path) -> None:
     program = build(residual_net(), tmp_path, options=options, source=SOURCE)
     for way in WAYS:
         # A child that was cut out of another thread's run cannot free what only that thread knew.
-        done = subprocess.run([*FIXED, str(program), way, "3"], capture_output=True, text=True, timeout=300, env={"ASAN_OPTIONS": "detect_leaks=0"})
+        done = subprocess.run(
+            [*FIXED, str(program), way, "3"],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={"ASAN_OPTIONS": "detect_leaks=0"},
+        )
         assert done.returncode == 0, (way, done.stderr[-2000:])

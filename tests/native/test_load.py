@@ -1,4 +1,6 @@
-"""The C interface under load and under checkers: the same integers every time, no growth, no race, no access out of bounds."""
+"""The C interface under load and under checkers: the same integers every time, no growth, no race, no access out of
+bounds.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +30,46 @@ PORTABLE = "x86-avx2" if MACHINE == "x86_64" and {"avx2", "fma"} <= target.host_
 
 
 def build(
-    model: Any, folder: Path, name: str = "host", options: Sequence[str] = (), floats: bool = False, source: Path = SOURCE
-) -> Path:  # fmt: skip
+    model: Any,
+    folder: Path,
+    name: str = "host",
+    options: Sequence[str] = (),
+    floats: bool = False,
+    source: Path = SOURCE,
+) -> Path:
     """load.c, or another program, linked with a model's library, both compiled with more options."""
     chosen = target.parse(name)
     compiled = compile_model(model, chosen, allow_float_tail=floats)
     described = manifest.describe(compiled, "loaded")
     calls, features = plan.make(compiled.tir, chosen), target.required_features(chosen)
-    link.export(compiled.executable, folder / "model.so", calls, version="loaded", architecture=MACHINE, features=features, options=options)
+    link.export(
+        compiled.executable,
+        folder / "model.so",
+        calls,
+        version="loaded",
+        architecture=MACHINE,
+        features=features,
+        options=options,
+    )
     (folder / "model.h").write_text(header.text(described, "loaded"))
-    words = [*toolchain.compiler(MACHINE), *toolchain.FLAGS, "-D_GNU_SOURCE", "-Werror", *options, "-I", folder, source, folder / "model.so"]
+    words = [
+        *toolchain.compiler(MACHINE),
+        *toolchain.FLAGS,
+        "-D_GNU_SOURCE",
+        "-Werror",
+        *options,
+        "-I",
+        folder,
+        source,
+        folder / "model.so",
+    ]
     subprocess.run([*map(str, words), f"-Wl,-rpath,{folder}", "-o", str(folder / "program")], check=True)
     return folder / "program"
 
 
-def run(program: Path, *numbers: int, under: Sequence[str] = (), environment: dict[str, str] | None = None) -> list[int]:
+def run(
+    program: Path, *numbers: int, under: Sequence[str] = (), environment: dict[str, str] | None = None
+) -> list[int]:
     done = subprocess.run([*under, str(program), *map(str, numbers)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     return [int(word) for word in done.stdout.split()]
@@ -52,7 +79,10 @@ def works(tmp_path: Path, *options: str) -> bool:
     """Whether a program compiled with a sanitizer starts here."""
     (tmp_path / "try.c").write_text("int main(void) { return 0; }\n")
     words = [*toolchain.compiler(MACHINE), *options, str(tmp_path / "try.c"), "-o", str(tmp_path / "try")]
-    return not subprocess.run(words, capture_output=True).returncode and not subprocess.run([*FIXED, str(tmp_path / "try")], capture_output=True).returncode
+    return (
+        not subprocess.run(words, capture_output=True).returncode
+        and not subprocess.run([*FIXED, str(tmp_path / "try")], capture_output=True).returncode
+    )
 
 
 def test_threads_with_models_of_their_own_and_one_shared(tmp_path: Path) -> None:
@@ -64,7 +94,10 @@ def test_threads_with_models_of_their_own_and_one_shared(tmp_path: Path) -> None
 def test_a_hundred_thousand_runs_give_the_same_and_take_no_memory(tmp_path: Path, pool_threads: int) -> None:
     runs, early, late = run(build(residual_net(), tmp_path), 8, 10_000, 2_500, pool_threads)
     assert runs == 100_000
-    assert late - early <= 256, (early, late)  # kilobytes: stacks grow into their pages, and a leak of 3 bytes a run would show
+    assert late - early <= 256, (
+        early,
+        late,
+    )  # kilobytes: stacks grow into their pages, and a leak of 3 bytes a run would show
 
 
 @pytest.mark.slow
@@ -90,6 +123,8 @@ def test_no_access_out_of_bounds_in_c(tmp_path: Path, name: str) -> None:
 @pytest.mark.skipif(shutil.which("valgrind") is None, reason="no valgrind: apt-get install valgrind")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_access_out_of_bounds_in_kernels(tmp_path: Path, name: str) -> None:
-    """Every buffer and storage is a block of its own here, so that memcheck sees what a kernel reads or writes beside it."""
+    """Every buffer and storage is a block of its own here, so that memcheck sees what a kernel reads or writes
+    beside it.
+    """
     program = build(NETWORKS[name](), tmp_path, PORTABLE, ("-g", "-DHAWQ_SEPARATE_STORAGES"), name in FLOAT)
     run(program, 1, 2, 1, 2, under=["valgrind", "-q", "--error-exitcode=9", "--leak-check=full"])

@@ -45,7 +45,9 @@ def hawq_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_it(hawq_run: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """One call of the runner; whatever happens it ends by itself, and says at most one line of error."""
-    done = subprocess.run([str(hawq_run), *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [str(hawq_run), *map(str, arguments)], capture_output=True, text=True, check=False, timeout=60
+    )
     assert done.returncode in (0, 2, 3), (done.returncode, done.stderr)
     assert len(done.stderr.splitlines()) == (done.returncode != 0), done.stderr
     return done
@@ -53,7 +55,9 @@ def run_it(hawq_run: Path, *arguments: object) -> subprocess.CompletedProcess[st
 
 @pytest.fixture(params=["compiler", "runtime", "hawq-run"])
 def refused(request: pytest.FixtureRequest) -> Callable[[Path], str]:
-    """What a reader of packages says about one that it must refuse: the compiler's loader, the runtime's, the C++ runner."""
+    """What a reader of packages says about one that it must refuse: the compiler's loader, the runtime's, the C++
+    runner.
+    """
     if request.param == "hawq-run":
         program = request.getfixturevalue("hawq_run")
 

@@ -1,6 +1,8 @@
-"""forking.py PACKAGE compiler|runtime ARRAYS: runs a package in the children of a process; a program of its own, so that a hang can be ended.
+"""forking.py PACKAGE compiler|runtime ARRAYS: runs a package in the children of a process; a program of its own, so
+that a hang can be ended.
 
-ARRAYS: an .npz file of inputs (NUMBER/in/NAME) and of what a process that does not fork computes of them (NUMBER/out/NAME).
+ARRAYS: an .npz file of inputs (NUMBER/in/NAME) and of what a process that does not fork computes of them
+(NUMBER/out/NAME).
 """
 
 from __future__ import annotations
@@ -33,14 +35,18 @@ def load() -> Any:
 
 def check(number: int) -> bool:
     found = MODEL.run(GIVEN[number])
-    return found.keys() == EXPECTED[number].keys() and all(np.array_equal(value, EXPECTED[number][name]) for name, value in found.items())
+    return found.keys() == EXPECTED[number].keys() and all(
+        np.array_equal(value, EXPECTED[number][name]) for name, value in found.items()
+    )
 
 
 def check_all() -> None:
     assert all(map(check, range(COUNT)))
 
 
-def in_child(work: Callable[[], object], fork: Callable[[], int] = os.fork, end: Callable[[int], NoReturn] = os._exit) -> None:
+def in_child(
+    work: Callable[[], object], fork: Callable[[], int] = os.fork, end: Callable[[int], NoReturn] = os._exit
+) -> None:
     """Work in a child and end it; here, wait for it."""
     sys.stdout.flush()
     child = fork()
@@ -149,7 +155,9 @@ def raw() -> None:
 
 
 def layers() -> None:
-    """Every layer in the child, through the virtual machine and through C beside it, and a library that outlives the child."""
+    """Every layer in the child, through the virtual machine and through C beside it, and a library that outlives the
+    child.
+    """
     check_all()
 
     def verify() -> None:
@@ -167,7 +175,10 @@ if __name__ == "__main__":
     with np.load(sys.argv[3]) as stored:
         arrays = {name: stored[name] for name in stored.files}
     COUNT = 1 + max(int(name.partition("/")[0]) for name in arrays)
-    GIVEN, EXPECTED = ([{n.partition(side)[2]: v for n, v in arrays.items() if n.startswith(f"{i}{side}")} for i in range(COUNT)] for side in ("/in/", "/out/"))
+    GIVEN, EXPECTED = (
+        [{n.partition(side)[2]: v for n, v in arrays.items() if n.startswith(f"{i}{side}")} for i in range(COUNT)]
+        for side in ("/in/", "/out/")
+    )
     for way in (before, after, elsewhere, raw, pool, during, *([layers] if READER == "compiler" else [])):
         print(f"{time.monotonic() - START:.1f} s: {way.__name__}", flush=True)
         way()

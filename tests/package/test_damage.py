@@ -18,9 +18,24 @@ from hawq_tvm.core.errors import OutputError, PackageError
 from ..models import residual_net
 
 REQUIRED = (
-    "name", "producer.tvm", "producer.tvm_ffi", "producer.hawq_tvm", "producer.llvm", "target.architecture", "target.cpu_features",
-    "target.cpuinfo_flags", "target.kind", "c_interface", "graph_sha256", "products", "constants_bytes", "inputs", "outputs", "float_tail", "sha256",
-)  # fmt: skip
+    "name",
+    "producer.tvm",
+    "producer.tvm_ffi",
+    "producer.hawq_tvm",
+    "producer.llvm",
+    "target.architecture",
+    "target.cpu_features",
+    "target.cpuinfo_flags",
+    "target.kind",
+    "c_interface",
+    "graph_sha256",
+    "products",
+    "constants_bytes",
+    "inputs",
+    "outputs",
+    "float_tail",
+    "sha256",
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +73,12 @@ def test_a_library_copy_goes_with_its_package(package: ht.Package, tmp_path: Pat
     assert not copy.parent.exists()
 
 
-@pytest.mark.parametrize("names", [["manifest.json"], ["manifest.json", "graph.json", "notes.txt"], ["a"], ["graph.json"]])
-def test_a_folder_with_anything_else_in_it_is_never_replaced(package: ht.Package, tmp_path: Path, names: list[str]) -> None:
+@pytest.mark.parametrize(
+    "names", [["manifest.json"], ["manifest.json", "graph.json", "notes.txt"], ["a"], ["graph.json"]]
+)
+def test_a_folder_with_anything_else_in_it_is_never_replaced(
+    package: ht.Package, tmp_path: Path, names: list[str]
+) -> None:
     """A manifest.json alone makes no package: browser extensions and web pages have one too."""
     place = tmp_path / "mine"
     place.mkdir()
@@ -119,9 +138,20 @@ def test_the_folder_has_the_users_permissions(package: ht.Package, tmp_path: Pat
     assert stat.S_IMODE(place.stat().st_mode) == stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
 
 
-@pytest.mark.parametrize("content", [
-    b"[" * 100_000, b'{"format": ' + b"9" * 10_000 + b"}", b"\xff\xfe", b"[]", b"{}", b'{"format": "1"}', b'{"format": 1}', b"null", b"NaN",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b'{"format": ' + b"9" * 10_000 + b"}",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"format": "1"}',
+        b'{"format": 1}',
+        b"null",
+        b"NaN",
+    ],
+)
 def test_absurd_manifests(package: ht.Package, tmp_path: Path, content: bytes) -> None:
     place = package.save(tmp_path / "m.hawq")
     (place / "manifest.json").write_bytes(content)
@@ -133,7 +163,12 @@ def test_every_byte_of_the_manifest_counts(package: ht.Package, tmp_path: Path) 
     """Blanks and repeated keys too, which JSON itself ignores."""
     place = package.save(tmp_path / "m.hawq")
     text = (place / "manifest.json").read_text()
-    for edited in (text + " ", text.replace("\n", "\t\n", 1), text.replace("{", '{ "name": "other",', 1), json.dumps(json.loads(text))):
+    for edited in (
+        text + " ",
+        text.replace("\n", "\t\n", 1),
+        text.replace("{", '{ "name": "other",', 1),
+        json.dumps(json.loads(text)),
+    ):
         (place / "manifest.json").write_text(edited)
         with pytest.raises(PackageError, match="manifest was changed"):
             ht.load(place)

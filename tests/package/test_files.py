@@ -21,7 +21,9 @@ def test_a_link_stays_and_leads_to_the_new_contents(tmp_path: Path) -> None:
     check_output(link)
     assert target.read_text() == "old"
     write_text(link, "new")
-    assert link.is_symlink() and target.read_text() == "new" and [p.name for p in target.parent.iterdir()] == ["real.json"]
+    assert (
+        link.is_symlink() and target.read_text() == "new" and [p.name for p in target.parent.iterdir()] == ["real.json"]
+    )
 
 
 def test_devices_and_folders_are_no_files(tmp_path: Path) -> None:
@@ -46,7 +48,13 @@ def test_what_is_no_file_of_arrays(tmp_path: Path) -> None:
     data[200] ^= 0xFF
     (tmp_path / "damaged.npz").write_bytes(data)
     np.save(tmp_path / "one.npy", np.zeros(3))
-    for name, words in (("text.npz", "no array"), ("damaged.npz", "cannot be read"), ("one.npy", "without a name"), ("none.npz", "does not exist"), (".", "is a folder")):
+    for name, words in (
+        ("text.npz", "no array"),
+        ("damaged.npz", "cannot be read"),
+        ("one.npy", "without a name"),
+        ("none.npz", "does not exist"),
+        (".", "is a folder"),
+    ):
         with pytest.raises(InputError, match=words) as caught:
             load_npz(str(tmp_path / name))
         assert caught.value.exit_code == 2 and "\n" not in str(caught.value)

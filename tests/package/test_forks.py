@@ -1,4 +1,6 @@
-"""Packages in processes that fork: children, and theirs, run what their parent loaded and get the same integers; nobody waits for ever."""
+"""Packages in processes that fork: children, and theirs, run what their parent loaded and get the same integers;
+nobody waits for ever.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ PROGRAM = Path(__file__).parent / "forking.py"
 def test_children_run_what_their_parent_loaded(tiny: Path, tmp_path: Path, reader: str) -> None:
     package, arrays = ht.load(tiny), {}
     for number, inputs in enumerate(package.random_inputs(3, 0)):
-        arrays |= {f"{number}/in/{name}": v for name, v in inputs.items()} | {f"{number}/out/{name}": v for name, v in package.run(inputs).items()}
+        arrays |= {f"{number}/in/{name}": v for name, v in inputs.items()} | {
+            f"{number}/out/{name}": v for name, v in package.run(inputs).items()
+        }
     np.savez(tmp_path / "arrays.npz", **arrays)
     # Two threads on any machine: a pool of one would have nobody to lose.
     environment = {**os.environ, "TVM_NUM_THREADS": "2"}

@@ -1,4 +1,6 @@
-"""Packages whose checksums are right and whose contents lie: every reader compares, with the schema, the library and the graph, before it copies."""
+"""Packages whose checksums are right and whose contents lie: every reader compares, with the schema, the library and
+the graph, before it copies.
+"""
 
 from __future__ import annotations
 
@@ -56,14 +58,41 @@ def test_the_schema_is_one() -> None:
     assert all(fastjsonschema.compile({**schema, "$ref": f"#/definitions/{name}"}) for name in schema["definitions"])
 
 
-@pytest.mark.parametrize("where, value", [
-    ("inputs.0.shape", [-1, 3, 8, 8]), ("inputs.0.shape", [2**41]), ("inputs.0.shape", [2**20, 2**20, 2**20]), ("inputs.0.shape", [2.5]), ("inputs.0.shape", [2.0, 3, 8, 8]),
-    ("inputs.0.shape", ["2"]), ("inputs.0.shape", [True, 3, 8, 8]), ("inputs.0.shape", None), ("inputs.0.shape", [1] * 40), ("inputs.0.dtype", "object"),
-    ("inputs.0.dtype", "float80"), ("inputs.0.dtype", "int8"), ("inputs.0.type", "int4"), ("inputs.0.name", ""), ("inputs.0.name", 5), ("inputs.0", {}), ("inputs.0", []),
-    ("inputs.0.quantization.scale", [0]), ("inputs.0.quantization.scale", [-1.0]), ("inputs.0.quantization.scale", ["x"]),
-    ("inputs.0.quantization.zero_point", ["x"]), ("inputs.0.quantization", []), ("outputs.0.shape", [-2, 10]), ("target.architecture", "../x86_64"),
-    ("target.cpu_features", [5]), ("target.kind", "rom"), ("sha256.model.h", "x"), ("graph_sha256", "x"), ("products", -1), ("products", "many"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "where, value",
+    [
+        ("inputs.0.shape", [-1, 3, 8, 8]),
+        ("inputs.0.shape", [2**41]),
+        ("inputs.0.shape", [2**20, 2**20, 2**20]),
+        ("inputs.0.shape", [2.5]),
+        ("inputs.0.shape", [2.0, 3, 8, 8]),
+        ("inputs.0.shape", ["2"]),
+        ("inputs.0.shape", [True, 3, 8, 8]),
+        ("inputs.0.shape", None),
+        ("inputs.0.shape", [1] * 40),
+        ("inputs.0.dtype", "object"),
+        ("inputs.0.dtype", "float80"),
+        ("inputs.0.dtype", "int8"),
+        ("inputs.0.type", "int4"),
+        ("inputs.0.name", ""),
+        ("inputs.0.name", 5),
+        ("inputs.0", {}),
+        ("inputs.0", []),
+        ("inputs.0.quantization.scale", [0]),
+        ("inputs.0.quantization.scale", [-1.0]),
+        ("inputs.0.quantization.scale", ["x"]),
+        ("inputs.0.quantization.zero_point", ["x"]),
+        ("inputs.0.quantization", []),
+        ("outputs.0.shape", [-2, 10]),
+        ("target.architecture", "../x86_64"),
+        ("target.cpu_features", [5]),
+        ("target.kind", "rom"),
+        ("sha256.model.h", "x"),
+        ("graph_sha256", "x"),
+        ("products", -1),
+        ("products", "many"),
+    ],
+)
 def test_manifests_that_make_no_sense(folder: Path, request: pytest.FixtureRequest, where: str, value: Any) -> None:
     keys = where.split(".")
     change = (lambda m: m["sha256"].__setitem__("model.h", value)) if keys[0] == "sha256" else edit(where, value)
@@ -74,11 +103,25 @@ def test_manifests_that_make_no_sense(folder: Path, request: pytest.FixtureReque
         assert "\n" not in str(caught.value) and "copy.hawq" in str(caught.value)
 
 
-@pytest.mark.parametrize("where, value", [
-    ("inputs.0.shape", [-1, 3, 8, 8]), ("inputs.0.shape", [2**20, 2**20, 2**20]), ("inputs.0.shape", ["2"]), ("inputs.0.dtype", "object"), ("inputs.0.type", "int4"),
-    ("inputs.0.name", ""), ("inputs.0.quantization.scale", [-1.0]), ("inputs.0.quantization.scale", ["x"]), ("inputs.0.quantization.zero_point", ["x"]),
-    ("inputs.0.shape", [64, 3, 64, 64]), ("inputs.0.dtype", "uint8"), ("outputs.0.shape", [2, 1000]), ("outputs.0.shape", [20]), ("outputs.0.dtype", "float64"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "where, value",
+    [
+        ("inputs.0.shape", [-1, 3, 8, 8]),
+        ("inputs.0.shape", [2**20, 2**20, 2**20]),
+        ("inputs.0.shape", ["2"]),
+        ("inputs.0.dtype", "object"),
+        ("inputs.0.type", "int4"),
+        ("inputs.0.name", ""),
+        ("inputs.0.quantization.scale", [-1.0]),
+        ("inputs.0.quantization.scale", ["x"]),
+        ("inputs.0.quantization.zero_point", ["x"]),
+        ("inputs.0.shape", [64, 3, 64, 64]),
+        ("inputs.0.dtype", "uint8"),
+        ("outputs.0.shape", [2, 1000]),
+        ("outputs.0.shape", [20]),
+        ("outputs.0.dtype", "float64"),
+    ],
+)
 def test_the_runner_refuses_the_same(folder: Path, hawq_run: Path, where: str, value: Any) -> None:
     def change(manifest: dict[str, Any]) -> None:
         edit(where, value)(manifest)
@@ -97,9 +140,13 @@ def test_two_inputs_of_one_name(folder: Path, refused: Refused) -> None:
 
 
 LIES = [
-    ("inputs.0.shape", [64, 3, 64, 64]), ("inputs.0.shape", [1, 3, 8, 8]), ("inputs.0.dtype", "uint8"), ("outputs.0.shape", [2, 1000]),
-    ("outputs.0.dtype", "float64"), ("outputs", []),
-]  # fmt: skip
+    ("inputs.0.shape", [64, 3, 64, 64]),
+    ("inputs.0.shape", [1, 3, 8, 8]),
+    ("inputs.0.dtype", "uint8"),
+    ("outputs.0.shape", [2, 1000]),
+    ("outputs.0.dtype", "float64"),
+    ("outputs", []),
+]
 
 
 @pytest.mark.parametrize("where, value", LIES)
@@ -115,8 +162,12 @@ def test_a_lie_about_the_library_is_found_before_anything_is_copied(folder: Path
     package, model = ht.load(folder), runtime.load(folder)
     (x,) = package.random_inputs(1, 0)
     ways: list[Callable[[], Any]] = [
-        lambda: package.run(x), lambda: model.run(x), lambda: package.verify(random=1), lambda: package.verify(random=1, through="c"), lambda: package.profile(x),
-    ]  # fmt: skip
+        lambda: package.run(x),
+        lambda: model.run(x),
+        lambda: package.verify(random=1),
+        lambda: package.verify(random=1, through="c"),
+        lambda: package.profile(x),
+    ]
     if where.startswith("inputs"):
         ways.append(lambda: package._in_c(x, layers=False))
         library, values = package.library, list(x.values())
@@ -127,11 +178,20 @@ def test_a_lie_about_the_library_is_found_before_anything_is_copied(folder: Path
         assert "\n" not in str(caught.value), caught.value
 
 
-@pytest.mark.parametrize("name, content", [
-    ("report.json", b"{}"), ("report.json", b'[{"rule": 5}]'), ("report.json", b"NaN"), ("certificate.json", b"[]"), ("certificate.json", b'{"ok": true}'),
-    ("certificate.json", b"[" * 100_000),
-])  # fmt: skip
-def test_reports_and_certificates_of_another_tool(folder: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("report.json", b"{}"),
+        ("report.json", b'[{"rule": 5}]'),
+        ("report.json", b"NaN"),
+        ("certificate.json", b"[]"),
+        ("certificate.json", b'{"ok": true}'),
+        ("certificate.json", b"[" * 100_000),
+    ],
+)
+def test_reports_and_certificates_of_another_tool(
+    folder: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
     from hawq_tvm.cli.main import main
 
     (folder / name).write_bytes(content)
@@ -140,10 +200,18 @@ def test_reports_and_certificates_of_another_tool(folder: Path, name: str, conte
     assert "internal error" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, content", [
-    ("graph.json", b"{}"), ("graph.json", b"[]"), ("graph.json", b"x"), ("graph.json", b'{"nodes": [{"type": "ffi.Tensor", "data": {}}]}'),
-    ("graph.json", b'{"root_index": 0, "nodes": [{"type": "no.such.Type"}]}'), ("constants.npz", b""), ("constants.npz", b"PK\x03\x04"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("graph.json", b"{}"),
+        ("graph.json", b"[]"),
+        ("graph.json", b"x"),
+        ("graph.json", b'{"nodes": [{"type": "ffi.Tensor", "data": {}}]}'),
+        ("graph.json", b'{"root_index": 0, "nodes": [{"type": "no.such.Type"}]}'),
+        ("constants.npz", b""),
+        ("constants.npz", b"PK\x03\x04"),
+    ],
+)
 def test_graphs_of_another_tool(folder: Path, name: str, content: bytes) -> None:
     (folder / name).write_bytes(content)
     reseal(folder, lambda m: None)
@@ -164,14 +232,38 @@ def test_inputs_that_do_not_fit_are_our_errors(tiny: Path, reader: str) -> None:
     model = (ht.load if reader == "compiler" else runtime.load)(tiny)
     x = np.random.default_rng(0).normal(0, 1, (2, 3, 8, 8)).astype(np.float32)
     wanted = model.run({"x": x})
-    for same in (x.astype(">f4"), np.asfortranarray(x), np.repeat(x, 2, axis=3)[..., ::2], x.tolist() and np.array(x.tolist(), np.float32), memoryview(x)):
+    for same in (
+        x.astype(">f4"),
+        np.asfortranarray(x),
+        np.repeat(x, 2, axis=3)[..., ::2],
+        x.tolist() and np.array(x.tolist(), np.float32),
+        memoryview(x),
+    ):
         for name, value in model.run({"x": same}).items():
             np.testing.assert_array_equal(value, wanted[name])
     for wrong in (
-        {}, {"y": x}, {"x": x, "y": x}, x, [x], None, {"x": x.astype(np.float64)}, {"x": x.astype(np.int8)}, {"x": x[0]}, {"x": x[..., None]}, {"x": None}, {"x": "text"},
-        {"x": object()}, {"x": Strange()}, {"x": [[1, 2], [3]]}, {"x": np.full_like(x, np.nan)}, {"x": x.astype(np.complex64)}, {"x": x.astype(object)}, {"x": {}},
-        {5: x}, {"x": np.zeros((2, 3, 8, 8), "V4")},
-    ):  # fmt: skip
+        {},
+        {"y": x},
+        {"x": x, "y": x},
+        x,
+        [x],
+        None,
+        {"x": x.astype(np.float64)},
+        {"x": x.astype(np.int8)},
+        {"x": x[0]},
+        {"x": x[..., None]},
+        {"x": None},
+        {"x": "text"},
+        {"x": object()},
+        {"x": Strange()},
+        {"x": [[1, 2], [3]]},
+        {"x": np.full_like(x, np.nan)},
+        {"x": x.astype(np.complex64)},
+        {"x": x.astype(object)},
+        {"x": {}},
+        {5: x},
+        {"x": np.zeros((2, 3, 8, 8), "V4")},
+    ):
         with pytest.raises(InputError) as caught:
             model.run(wrong)
         assert "\n" not in str(caught.value)
@@ -179,7 +271,9 @@ def test_inputs_that_do_not_fit_are_our_errors(tiny: Path, reader: str) -> None:
 
 def test_the_command_line_prints_what_the_manifest_holds(tiny: Path, tmp_path: Path) -> None:
     """Records in Python, the same JSON as ever."""
-    done = subprocess.run([sys.executable, "-m", "hawq_tvm.cli", "info", str(tiny), "--json"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "hawq_tvm.cli", "info", str(tiny), "--json"], capture_output=True, text=True, check=True
+    )
     manifest = json.loads((tiny / files.MANIFEST).read_text())
     for side in ("inputs", "outputs"):
         assert json.dumps(json.loads(done.stdout)[side]) == json.dumps(manifest[side])

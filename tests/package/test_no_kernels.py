@@ -1,4 +1,6 @@
-"""Graphs whose outputs no kernel computes: constants, inputs handed through, movements that move nothing. Each is a package that runs."""
+"""Graphs whose outputs no kernel computes: constants, inputs handed through, movements that move nothing. Each is a
+package that runs.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,23 @@ def twice() -> onnx.ModelProto:
     """One input, and one constant beside it, both returned."""
     g = Graph()
     x, c = g.input("x", [2, 3], TensorProto.UINT8), g.constant(LEVELS, TensorProto.UINT8)
-    return g.model([(g.node("Identity", [x]), TensorProto.UINT8), (g.node("Identity", [c]), TensorProto.UINT8), (c, TensorProto.UINT8)])
+    return g.model(
+        [
+            (g.node("Identity", [x]), TensorProto.UINT8),
+            (g.node("Identity", [c]), TensorProto.UINT8),
+            (c, TensorProto.UINT8),
+        ]
+    )
 
 
 MODELS = {
-    "constant": constant(), "identity": handed_through("Identity", TensorProto.UINT8), "flatten": handed_through("Flatten", TensorProto.INT8),
-    "float": handed_through("Identity", TensorProto.FLOAT), "bool": handed_through("Identity", TensorProto.BOOL), "two": twice(),
-}  # fmt: skip
+    "constant": constant(),
+    "identity": handed_through("Identity", TensorProto.UINT8),
+    "flatten": handed_through("Flatten", TensorProto.INT8),
+    "float": handed_through("Identity", TensorProto.FLOAT),
+    "bool": handed_through("Identity", TensorProto.BOOL),
+    "two": twice(),
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -50,7 +62,11 @@ def test_it_runs_and_is_verified_and_proved(name: str) -> None:
     package = ht.compile(model)
     feed = package.random_inputs(1, 0)[0]
     outputs = list(package.run(feed).values())
-    wanted = [feed.get("x"), LEVELS, LEVELS] if name == "two" else [feed.get("x", (LEVELS - np.float32(3)) * np.float32(0.5))]
+    wanted = (
+        [feed.get("x"), LEVELS, LEVELS]
+        if name == "two"
+        else [feed.get("x", (LEVELS - np.float32(3)) * np.float32(0.5))]
+    )
     for got, array in zip(outputs, wanted, strict=True):
         np.testing.assert_array_equal(got, array, strict=True)
     for way in ("vm", "c"):

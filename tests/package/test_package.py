@@ -90,12 +90,22 @@ def test_an_edited_manifest_is_refused(copy: Path) -> None:
         ht.load(copy)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"format": 1}, "another format version; expected 2; found 1; remedy: use the hawq-tvm version that wrote it, or compile it again"),
-    ({"format": 3}, "another format version"), ({"producer": {"tvm": "0.1"}}, "another version of TVM"),
-    ({"target": {"architecture": "riscv64"}}, "another architecture"),
-    ({"target": {"cpu_features": ["avx2", "made-up-isa"]}}, "lacks.*missing made-up-isa"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"format": 1},
+            (
+                "another format version; expected 2; found 1; remedy: use the hawq-tvm version that wrote it, or"
+                " compile it again"
+            ),
+        ),
+        ({"format": 3}, "another format version"),
+        ({"producer": {"tvm": "0.1"}}, "another version of TVM"),
+        ({"target": {"architecture": "riscv64"}}, "another architecture"),
+        ({"target": {"cpu_features": ["avx2", "made-up-isa"]}}, "lacks.*missing made-up-isa"),
+    ],
+)
 def test_packages_from_elsewhere_are_refused(copy: Path, changes: dict[str, Any], message: str) -> None:
     _edit(copy, **changes)
     with pytest.raises(PackageError, match=message):
@@ -131,11 +141,19 @@ def test_saving_replaces_packages_and_nothing_else(saved: Path, copy: Path, tmp_
     assert {p.name for p in tmp_path.iterdir()} == {"copy.hawq", "precious"}
 
 
-@pytest.mark.parametrize("inputs, message", [
-    ({}, "other names.*found none"), ({"y": np.zeros((2, 3, 8, 8), "f4")}, "expected x; found y"),
-    ({"x": np.zeros((1, 3, 8, 8), "f4")}, "another shape"), ({"x": np.zeros((2, 3, 8, 8))}, r"another type; expected float32; found float64; remedy: give array\.astype\('float32'\)"),
-    ({"x": np.full((2, 3, 8, 8), np.nan, "f4")}, "contains NaN"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ({}, "other names.*found none"),
+        ({"y": np.zeros((2, 3, 8, 8), "f4")}, "expected x; found y"),
+        ({"x": np.zeros((1, 3, 8, 8), "f4")}, "another shape"),
+        (
+            {"x": np.zeros((2, 3, 8, 8))},
+            r"another type; expected float32; found float64; remedy: give array\.astype\('float32'\)",
+        ),
+        ({"x": np.full((2, 3, 8, 8), np.nan, "f4")}, "contains NaN"),
+    ],
+)
 def test_wrong_inputs_are_refused(saved: Path, inputs: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ht.load(saved).run(inputs)
@@ -152,8 +170,13 @@ def test_a_bare_array_is_told_the_name_it_needs(saved: Path) -> None:
 
 def test_integers_of_another_type_are_told_how_to_convert() -> None:
     g = Graph()
-    package = ht.compile(g.model([float_output(g.node("Relu", [g.dq(g.input("x", [2, 6], TensorProto.UINT8), 0.5, 3)]))]), allow_float_tail=True)
-    with pytest.raises(InputError, match=r"expected uint8; found int64; remedy: give array\.astype\('uint8'\) if its values fit"):
+    package = ht.compile(
+        g.model([float_output(g.node("Relu", [g.dq(g.input("x", [2, 6], TensorProto.UINT8), 0.5, 3)]))]),
+        allow_float_tail=True,
+    )
+    with pytest.raises(
+        InputError, match=r"expected uint8; found int64; remedy: give array\.astype\('uint8'\) if its values fit"
+    ):
         package.run({"x": np.zeros((2, 6), np.int64)})
     with pytest.raises(InputError, match="expected uint8; found float32; remedy: give the quantized integers"):
         package.run({"x": np.zeros((2, 6), np.float32)})
@@ -161,11 +184,21 @@ def test_integers_of_another_type_are_told_how_to_convert() -> None:
 
 def test_verify_of_nothing_is_an_error(saved: Path) -> None:
     package = ht.load(saved)
-    for options in ({"random": -1}, {"seed": -1}, {"random": 0}, {"inputs": []}, {"inputs": [], "random": 0}, {"inputs": package.random_inputs(1, 0), "random": -1}):
+    for options in (
+        {"random": -1},
+        {"seed": -1},
+        {"random": 0},
+        {"inputs": []},
+        {"inputs": [], "random": 0},
+        {"inputs": package.random_inputs(1, 0), "random": -1},
+    ):
         with pytest.raises(UsageError):
             package.verify(**options)
     assert package.verify().inputs == 1 and package.verify([], random=2).inputs == 2
-    assert package.verify(package.random_inputs(1, 0)).inputs == 1 and package.verify(iter(package.random_inputs(2, 0)), random=1).inputs == 3
+    assert (
+        package.verify(package.random_inputs(1, 0)).inputs == 1
+        and package.verify(iter(package.random_inputs(2, 0)), random=1).inputs == 3
+    )
 
 
 def test_what_a_package_says_about_itself(saved: Path) -> None:
@@ -177,7 +210,15 @@ def test_what_a_package_says_about_itself(saved: Path) -> None:
     given, said = package.inputs[0].quantization, package.manifest["inputs"][0]["quantization"]
     assert given is not None and (list(given.scale), list(given.zero_point)) == (said["scale"], said["zero_point"])
     assert (given.qmin, given.qmax, given.rounding) == (said["qmin"], said["qmax"], said["rounding"])
-    assert all(text in repr(package) for text in (repr(package.name), "x: float32[2, 3, 8, 8] -> ", "float32[2, 10]", package.manifest["target"]["architecture"]))
+    assert all(
+        text in repr(package)
+        for text in (
+            repr(package.name),
+            "x: float32[2, 3, 8, 8] -> ",
+            "float32[2, 10]",
+            package.manifest["target"]["architecture"],
+        )
+    )
     assert {"compile", "load", "inspect", "Package"} <= set(dir(ht))
 
 
@@ -190,7 +231,9 @@ def test_a_package_makes_no_folders_on_the_way(saved: Path, tmp_path: Path) -> N
 def test_views_and_infinities_are_taken(saved: Path) -> None:
     package = ht.load(saved)
     x = np.random.default_rng(0).standard_normal((8, 8, 3, 2)).astype(np.float32)
-    np.testing.assert_array_equal(*(next(iter(package.run({"x": v}).values())) for v in (x.T, np.ascontiguousarray(x.T))))
+    np.testing.assert_array_equal(
+        *(next(iter(package.run({"x": v}).values())) for v in (x.T, np.ascontiguousarray(x.T)))
+    )
     big = np.full((2, 3, 8, 8), np.inf, np.float32)
     package.verify({"x": big}).raise_if_mismatch()
 

@@ -55,12 +55,18 @@ def _fails(capsys: pytest.CaptureFixture[str], code: int, *words: object) -> str
     return error
 
 
-def test_the_full_package_is_not_replaced_by_its_stripped_self(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "would replace the full package" in _fails(capsys, 2, "strip", folder, "-o", folder.parent / "." / folder.name)
+def test_the_full_package_is_not_replaced_by_its_stripped_self(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "would replace the full package" in _fails(
+        capsys, 2, "strip", folder, "-o", folder.parent / "." / folder.name
+    )
     assert ht.load(folder).graph is not None
 
 
-def test_a_stripped_package_runs_and_says_what_it_cannot(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stripped_package_runs_and_says_what_it_cannot(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = tmp_path / "small.hawq"
     assert main(["strip", str(folder), "-o", str(small)]) == 0
     full, stripped = ht.load(folder), ht.load(small)
@@ -71,7 +77,11 @@ def test_a_stripped_package_runs_and_says_what_it_cannot(folder: Path, tmp_path:
     for model in (stripped, runtime.load(small)):
         np.testing.assert_array_equal(*model.run(x).values(), *full.run(x).values())
     assert stripped.bench(warmup_ms=0, duration=0, iterations=2).times_ms
-    assert _json(capsys, "bench", small, "--duration", "0", "--warmup-ms", "0", "--threads", "1")["products"] == full.products > 0
+    assert (
+        _json(capsys, "bench", small, "--duration", "0", "--warmup-ms", "0", "--threads", "1")["products"]
+        == full.products
+        > 0
+    )
     for verb in ("verify", "prove", "profile"):
         assert "stripped of its integer graph" in _fails(capsys, 3, verb, small)
     assert "stripped" in _fails(capsys, 3, "strip", small, "-o", tmp_path / "again.hawq")
@@ -92,8 +102,13 @@ def test_packages_of_one_model_carry_one_hash_of_the_graph(tiny: Path, target: s
 def test_info_tells_of_any_package(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fields = _json(capsys, "info", folder)
     assert fields["checksums"] == "ok" and fields["has_graph"] and fields["runs_on_this_cpu"] and not fields["signed"]
-    assert fields["files"] == {p.name: p.stat().st_size for p in folder.iterdir()} and fields["bytes"] == sum(fields["files"].values())
-    assert sum(fields["kernels_by_rule"].values()) == len(fields["report"]) and fields["inputs"][0]["quantization"]["scale"]
+    assert fields["files"] == {p.name: p.stat().st_size for p in folder.iterdir()} and fields["bytes"] == sum(
+        fields["files"].values()
+    )
+    assert (
+        sum(fields["kernels_by_rule"].values()) == len(fields["report"])
+        and fields["inputs"][0]["quantization"]["scale"]
+    )
     assert main(["pack", str(folder), "-o", str(tmp_path / "one.hawq")]) == 0
     assert _json(capsys, "info", tmp_path / "one.hawq")["single_file"]
     foreign = ht.compile(residual_net(), "x86-amx").save(tmp_path / "amx.hawq")
@@ -101,7 +116,17 @@ def test_info_tells_of_any_package(folder: Path, tmp_path: Path, capsys: pytest.
     assert fields["target"]["mcpu"] == "x86-64-v4" and (fields["runs_on_this_cpu"] or "amx" in fields["cannot_run"])
     assert main(["info", str(folder)]) == 0
     printed = capsys.readouterr().out
-    assert all(word in printed for word in (f"format {files.FORMAT_VERSION}", "checksums ok", "scale 0.", "model.so", "this machine's CPU runs it", "not signed"))
+    assert all(
+        word in printed
+        for word in (
+            f"format {files.FORMAT_VERSION}",
+            "checksums ok",
+            "scale 0.",
+            "model.so",
+            "this machine's CPU runs it",
+            "not signed",
+        )
+    )
     (folder / "model.so").write_bytes(b"")
     assert "does not match its checksum" in _fails(capsys, 3, "info", folder)
 
@@ -114,7 +139,10 @@ def test_signatures(folder: Path, keys: Path, tmp_path: Path, capsys: pytest.Cap
         assert main(["pack", str(folder), "-o", str(place)]) == 0
     assert "is not signed" in _fails(capsys, 1, "verify-signature", place, "--key", keys / "k.pub")
     assert main(["sign", str(place), "--key", str(keys / "k.key")]) == 0
-    assert _json(capsys, "verify-signature", place, "--key", keys / "k.pub") == {"ok": True, "trusted_comment": "file:manifest.json\tpackage:model\thashed"}
+    assert _json(capsys, "verify-signature", place, "--key", keys / "k.pub") == {
+        "ok": True,
+        "trusted_comment": "file:manifest.json\tpackage:model\thashed",
+    }
     assert "not valid for this key" in _fails(capsys, 1, "verify-signature", place, "--key", keys / "other.pub")
     assert _json(capsys, "info", place)["signed"]
     for load in (ht.load, runtime.load):
@@ -162,7 +190,14 @@ def test_minisign_itself_agrees(folder: Path, keys: Path) -> None:
     assert main(["sign", str(folder), "--key", str(keys / "k.key")]) == 0
     check = ["minisign", "-Vm", str(folder / files.MANIFEST), "-p", str(keys / "k.pub")]
     subprocess.run(check, check=True, capture_output=True)
-    subprocess.run(["minisign", "-G", "-W", "-p", str(keys / "m.pub"), "-s", str(keys / "m.key")], check=True, capture_output=True)
+    subprocess.run(
+        ["minisign", "-G", "-W", "-p", str(keys / "m.pub"), "-s", str(keys / "m.key")], check=True, capture_output=True
+    )
     (folder / files.SIGNATURE).unlink()
-    subprocess.run(["minisign", "-Sm", str(folder / files.MANIFEST), "-s", str(keys / "m.key")], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        ["minisign", "-Sm", str(folder / files.MANIFEST), "-s", str(keys / "m.key")],
+        check=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert main(["verify-signature", str(folder), "--key", str(keys / "m.pub")]) == 0

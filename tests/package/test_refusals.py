@@ -1,4 +1,6 @@
-"""Damaged, edited, foreign and malicious packages, folders and single files: every reader refuses them with a sentence, none crashes."""
+"""Damaged, edited, foreign and malicious packages, folders and single files: every reader refuses them with a
+sentence, none crashes.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,12 @@ def _regions(size: int, count: int) -> list[int]:
 
 def test_a_flipped_byte_anywhere_in_a_single_file(single: Path, refused: Refused) -> None:
     data = single.read_bytes()
-    structure = [i for name in (b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06") for i in range(data.find(name), data.find(name) + 46) if i < len(data)]
+    structure = [
+        i
+        for name in (b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06")
+        for i in range(data.find(name), data.find(name) + 46)
+        if i < len(data)
+    ]
     for offset in sorted({*_regions(len(data), 60), *structure[::2]}):
         damaged = bytearray(data)
         damaged[offset] ^= 0x5A
@@ -97,12 +104,22 @@ def _reseal(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (folder / files.MANIFEST).write_bytes(files.dump_json(manifest))
 
 
-@pytest.mark.parametrize("where, value, words", [
-    ("format", files.FORMAT_VERSION + 1, "another format version"), ("format", 10**30, ""), ("producer.tvm", "0.1", "another version of TVM"),
-    ("producer.tvm_ffi", "0.0.1", "another version of TVM"), ("target.architecture", "riscv64", "another architecture"),
-    ("sha256", {}, "damaged"), ("sha256", {"../model.so": "0" * 64}, ""), ("sha256", [], ""), ("target", None, ""),
-    ("inputs", {}, ""), ("producer", {"tvm": []}, ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "where, value, words",
+    [
+        ("format", files.FORMAT_VERSION + 1, "another format version"),
+        ("format", 10**30, ""),
+        ("producer.tvm", "0.1", "another version of TVM"),
+        ("producer.tvm_ffi", "0.0.1", "another version of TVM"),
+        ("target.architecture", "riscv64", "another architecture"),
+        ("sha256", {}, "damaged"),
+        ("sha256", {"../model.so": "0" * 64}, ""),
+        ("sha256", [], ""),
+        ("target", None, ""),
+        ("inputs", {}, ""),
+        ("producer", {"tvm": []}, ""),
+    ],
+)
 def test_an_edited_and_sealed_manifest(folder: Path, refused: Refused, where: str, value: Any, words: str) -> None:
     def change(manifest: dict[str, Any]) -> None:
         *outer, last = where.split(".")
@@ -121,7 +138,18 @@ def test_a_package_for_another_cpu(folder: Path, refused: Refused) -> None:
     assert "made" in refused(folder) and "CPU features that this machine lacks" in refused(folder)
 
 
-@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"format": ' + b"9" * 10_000 + b"}", b"\xff\xfe", b"[]", b"{}", b'\n "seal": "', b'{\n "seal": "' + b"0" * 64 + b'",\n}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 100_000,
+        b'{"format": ' + b"9" * 10_000 + b"}",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'\n "seal": "',
+        b'{\n "seal": "' + b"0" * 64 + b'",\n}',
+    ],
+)
 def test_an_absurd_manifest(folder: Path, refused: Refused, content: bytes) -> None:
     (folder / files.MANIFEST).write_bytes(content)
     refused(folder)
@@ -155,12 +183,14 @@ HOSTILE: dict[str, tuple[str, Callable[[zipfile.ZipFile], Any]]] = {
     "control": ("other characters", lambda z: z.writestr(_entry("model\n.so"), b"x")),
     "unicode": ("other characters", lambda z: z.writestr(_entry("mödel.so"), b"x")),
     "stranger": ("", lambda z: z.writestr(_entry("more.txt"), b"x")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_malicious_archive(tiny: Path, tmp_path: Path, kind: str, refused: Refused, request: pytest.FixtureRequest) -> None:
+def test_a_malicious_archive(
+    tiny: Path, tmp_path: Path, kind: str, refused: Refused, request: pytest.FixtureRequest
+) -> None:
     words, add = HOSTILE[kind]
     path = tmp_path / "hostile.hawq"
     with zipfile.ZipFile(path, "w") as z:

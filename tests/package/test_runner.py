@@ -29,11 +29,22 @@ def _two_ways() -> Any:
 
 def _integers(kind: str) -> Any:
     g = Graph()
-    x = g.dq(g.input("x", [2, 6], {"int4": TensorProto.INT4, "uint4": TensorProto.UINT4, "uint8": TensorProto.UINT8}[kind]), 0.5, 3 if kind[0] == "u" else 0, kind)
+    x = g.dq(
+        g.input("x", [2, 6], {"int4": TensorProto.INT4, "uint4": TensorProto.UINT4, "uint8": TensorProto.UINT8}[kind]),
+        0.5,
+        3 if kind[0] == "u" else 0,
+        kind,
+    )
     return g.model([float_output(g.qdq(g.node("Relu", [x]), 0.5, 0, "uint8"))])
 
 
-MODELS = {"residual": residual_net, "int4 weights": lambda: residual_net("int4"), "two ways": _two_ways, "uint8": lambda: _integers("uint8"), "int4": lambda: _integers("int4")}
+MODELS = {
+    "residual": residual_net,
+    "int4 weights": lambda: residual_net("int4"),
+    "two ways": _two_ways,
+    "uint8": lambda: _integers("uint8"),
+    "int4": lambda: _integers("int4"),
+}
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -63,10 +74,20 @@ X = np.zeros((2, 3, 8, 8), np.float32)
 NAN = np.where(np.arange(X.size).reshape(X.shape) == X.size - 1, np.nan, X).astype(np.float32)
 
 
-@pytest.mark.parametrize("array, words", [
-    (X.astype("f8"), "another type"), (X.astype(">f4"), "another type"), (X.astype("i4"), "another type"), (X[:1], "another shape"), (X.ravel(), "another shape"),
-    (np.float32(0), "another shape"), (np.asfortranarray(X), "Fortran order"), (NAN, "contains NaN"), (X[None], "another shape"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "array, words",
+    [
+        (X.astype("f8"), "another type"),
+        (X.astype(">f4"), "another type"),
+        (X.astype("i4"), "another type"),
+        (X[:1], "another shape"),
+        (X.ravel(), "another shape"),
+        (np.float32(0), "another shape"),
+        (np.asfortranarray(X), "Fortran order"),
+        (NAN, "contains NaN"),
+        (X[None], "another shape"),
+    ],
+)
 def test_arrays_that_do_not_fit(tiny: Path, hawq_run: Path, tmp_path: Path, array: Any, words: str) -> None:
     np.save(tmp_path / "x.npy", array)
     done = run_it(hawq_run, tiny, "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy")
@@ -98,15 +119,35 @@ def test_values_beyond_a_narrow_type(hawq_run: Path, tmp_path: Path) -> None:
         assert done.returncode == 2 and "leaves the range of int4; expected -8..7" in done.stderr
 
 
-@pytest.mark.parametrize("words, code", [
-    ([], 2), (["PKG"], 2), (["PKG", "--inputs", "x.npy"], 2), (["PKG", "--input"], 2), (["PKG", "PKG", "--bench"], 2), (["PKG", "--input", "none.npy"], 2),
-    (["PKG", "--bench", "--threads", "0"], 2), (["PKG", "--bench", "--threads", "1.5"], 2), (["PKG", "--bench", "--duration", "nan"], 2),
-    (["PKG", "--bench", "--duration", "-1"], 2), (["PKG", "--bench", "--iterations", "many"], 2), (["PKG", "--input", "."], 2),
-    (["PKG", "--bench", "--output", "none/y.npy"], 2), (["PKG", "--bench", "--output", "."], 2), (["none.hawq", "--bench"], 3),
-])  # fmt: skip
-def test_wrong_words(tiny: Path, hawq_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int) -> None:
+@pytest.mark.parametrize(
+    "words, code",
+    [
+        ([], 2),
+        (["PKG"], 2),
+        (["PKG", "--inputs", "x.npy"], 2),
+        (["PKG", "--input"], 2),
+        (["PKG", "PKG", "--bench"], 2),
+        (["PKG", "--input", "none.npy"], 2),
+        (["PKG", "--bench", "--threads", "0"], 2),
+        (["PKG", "--bench", "--threads", "1.5"], 2),
+        (["PKG", "--bench", "--duration", "nan"], 2),
+        (["PKG", "--bench", "--duration", "-1"], 2),
+        (["PKG", "--bench", "--iterations", "many"], 2),
+        (["PKG", "--input", "."], 2),
+        (["PKG", "--bench", "--output", "none/y.npy"], 2),
+        (["PKG", "--bench", "--output", "."], 2),
+        (["none.hawq", "--bench"], 3),
+    ],
+)
+def test_wrong_words(
+    tiny: Path, hawq_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int
+) -> None:
     monkeypatch.chdir(tmp_path)
-    done = run_it(hawq_run, *[str(tiny) if w == "PKG" else w for w in words], *(["--duration", "0"] if "--duration" not in words else []))
+    done = run_it(
+        hawq_run,
+        *[str(tiny) if w == "PKG" else w for w in words],
+        *(["--duration", "0"] if "--duration" not in words else []),
+    )
     assert done.returncode == code and list(tmp_path.iterdir()) == [], done.stderr
 
 
@@ -122,18 +163,30 @@ def test_names_that_are_none(tiny: Path, hawq_run: Path, tmp_path: Path) -> None
     np.save(tmp_path / "x.npy", X)
     (name,) = (i.name for i in ht.load(tiny).inputs)
     done = run_it(hawq_run, tiny, "--input", f"other={tmp_path / 'x.npy'}")
-    assert done.returncode == 2 and "--input: names none of the package's; expected NAME=FILE with a name of" in done.stderr
+    assert (
+        done.returncode == 2
+        and "--input: names none of the package's; expected NAME=FILE with a name of" in done.stderr
+    )
     assert name in done.stderr and "other=" in done.stderr
     (tmp_path / "a=b.npy").write_bytes((tmp_path / "x.npy").read_bytes())  # a file's name may look like one
     assert run_it(hawq_run, tiny, "--input", tmp_path / "a=b.npy").returncode == 0
 
 
 def test_times(tiny: Path, hawq_run: Path) -> None:
-    done = run_it(hawq_run, tiny, "--bench", "--json", "--threads", 1, "--duration", 0, "--iterations", 7, "--warmup-ms", 0)
+    done = run_it(
+        hawq_run, tiny, "--bench", "--json", "--threads", 1, "--duration", 0, "--iterations", 7, "--warmup-ms", 0
+    )
     fields = json.loads(done.stdout)
-    assert fields["iterations"] == 7 and fields["threads"] == 1 and fields["outputs"][0]["shape"] == list(ht.load(tiny).outputs[0].shape)
+    assert (
+        fields["iterations"] == 7
+        and fields["threads"] == 1
+        and fields["outputs"][0]["shape"] == list(ht.load(tiny).outputs[0].shape)
+    )
     latency = fields["latency_ms"]
-    assert 0 < latency["min"] <= latency["median"] <= latency["p90"] <= latency["p99"] <= latency["max"] and fields["throughput_per_s"] > 0
+    assert (
+        0 < latency["min"] <= latency["median"] <= latency["p90"] <= latency["p99"] <= latency["max"]
+        and fields["throughput_per_s"] > 0
+    )
     failed = run_it(hawq_run, "none.hawq", "--bench", "--json")
     assert json.loads(failed.stdout) == {"message": "none.hawq: does not exist; remedy: check the path", "exit_code": 3}
 

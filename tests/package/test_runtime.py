@@ -34,7 +34,13 @@ assert not {{"tvm", "schedules", "relay_passes"}} & {{name.partition(".")[0] for
 
 
 def _python(*words: object) -> None:
-    subprocess.run([sys.executable, *map(str, words)], check=True, cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": "."}, timeout=120)
+    subprocess.run(
+        [sys.executable, *map(str, words)],
+        check=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": "."},
+        timeout=120,
+    )
 
 
 def test_the_same_bits_without_the_compiler(tiny: Path, tmp_path: Path) -> None:
@@ -50,7 +56,11 @@ def test_the_same_bits_without_the_compiler(tiny: Path, tmp_path: Path) -> None:
 
 def test_in_the_compilers_process_too(tiny: Path) -> None:
     package, model = ht.load(tiny), runtime.load(tiny)
-    assert (model.name, model.inputs, model.outputs) == (package.name, package.inputs, package.outputs) and "Model 'model'" in repr(model)
+    assert (model.name, model.inputs, model.outputs) == (
+        package.name,
+        package.inputs,
+        package.outputs,
+    ) and "Model 'model'" in repr(model)
     for x in package.random_inputs(3, 2):
         np.testing.assert_array_equal(*model.run(x).values(), *package.run(x).values())
     assert model.bench(warmup_ms=0, duration=0, iterations=3, threads=2).threads == 2
@@ -76,10 +86,18 @@ def test_importing_it_takes_less_than_half_a_second() -> None:
 NAN = np.full((2, 3, 8, 8), np.nan, np.float32)
 
 
-@pytest.mark.parametrize("inputs, words", [
-    ({}, "other names"), ({"x": np.zeros((1, 3, 8, 8), np.float32)}, "another shape"), ({"x": np.zeros((2, 3, 8, 8))}, "another type"),
-    ({"x": np.zeros((2, 8, 8, 3), np.float32)}, "another shape"), ({"x": NAN}, "contains NaN"), (np.zeros(3), "no names"), ({"x": [[1], [2, 3]]}, "is no array"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "inputs, words",
+    [
+        ({}, "other names"),
+        ({"x": np.zeros((1, 3, 8, 8), np.float32)}, "another shape"),
+        ({"x": np.zeros((2, 3, 8, 8))}, "another type"),
+        ({"x": np.zeros((2, 8, 8, 3), np.float32)}, "another shape"),
+        ({"x": NAN}, "contains NaN"),
+        (np.zeros(3), "no names"),
+        ({"x": [[1], [2, 3]]}, "is no array"),
+    ],
+)
 def test_inputs_that_do_not_fit(tiny: Path, inputs: Any, words: str) -> None:
     for load in (ht.load, runtime.load):
         with pytest.raises(InputError, match=words):

@@ -1,4 +1,6 @@
-"""`deploy/environment.sh VENV runtime`: a fresh environment without the compiler loads a package and computes the same bits."""
+"""`deploy/environment.sh VENV runtime`: a fresh environment without the compiler loads a package and computes the
+same bits.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,18 @@ def test_a_fresh_environment(tiny: Path, tmp_path: Path) -> None:
     for name in ("pyproject.toml", "README.md", "LICENSE", "hawq_tvm", "relay_passes", "schedules", "deploy"):
         (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(["bash", "deploy/environment.sh", "venv", "runtime"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    if any(word in done.stdout + done.stderr for word in ("No matching distribution", "Could not find a version", "ConnectionError", "Temporary failure")):
+    done = subprocess.run(
+        ["bash", "deploy/environment.sh", "venv", "runtime"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if any(
+        word in done.stdout + done.stderr
+        for word in ("No matching distribution", "Could not find a version", "ConnectionError", "Temporary failure")
+    ):
         pytest.skip("no package registry can be reached")
     assert done.returncode == 0, done.stdout + done.stderr
     venv = tmp_path / "venv"
@@ -34,7 +46,13 @@ def test_a_fresh_environment(tiny: Path, tmp_path: Path) -> None:
     package = ht.load(tiny)
     (x,) = package.random_inputs(1, 0)
     np.savez(tmp_path / "in.npz", **x)
-    subprocess.run([venv / "bin" / "python", "-c", SCRIPT, tiny, "in.npz", "out.npz"], cwd=tmp_path, env=environment, check=True, timeout=120)
+    subprocess.run(
+        [venv / "bin" / "python", "-c", SCRIPT, tiny, "in.npz", "out.npz"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        timeout=120,
+    )
     with np.load(tmp_path / "out.npz") as found:
         for name, wanted in package.run(x).items():
             np.testing.assert_array_equal(found[name], wanted)

@@ -54,10 +54,20 @@ def test_threads_are_as_said_and_processors_as_allowed(package: ht.Package, tmp_
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("wrong", [
-    {"threads": 0}, {"threads": -1}, {"iterations": 0}, {"duration": -1}, {"duration": float("nan")}, {"duration": float("inf")},
-    {"warmup_ms": -1}, {"warmup_ms": float("nan")}, {"warmup_ms": float("inf")},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"threads": 0},
+        {"threads": -1},
+        {"iterations": 0},
+        {"duration": -1},
+        {"duration": float("nan")},
+        {"duration": float("inf")},
+        {"warmup_ms": -1},
+        {"warmup_ms": float("nan")},
+        {"warmup_ms": float("inf")},
+    ],
+)
 def test_numbers_that_make_no_sense(package: ht.Package, wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         package.bench(**wrong)  # type: ignore[arg-type]

@@ -56,7 +56,9 @@ def test_a_network_of_emulated_tiles_agrees_with_the_reference(
     emulator, made = ctypes.CDLL(None), ctypes.c_int64()
     emulator.hawq_emulated_failure.restype = ctypes.c_char_p
     monkeypatch.setattr(rules, "CPU_RULES", (x86_amx.Amx(emulated=True), *rules.CPU_RULES))
-    monkeypatch.setattr(link, "OPTIONS", tuple(o for o in link.OPTIONS if o != "-Wl,-z,defs"))  # the emulator is another library's
+    monkeypatch.setattr(
+        link, "OPTIONS", tuple(o for o in link.OPTIONS if o != "-Wl,-z,defs")
+    )  # the emulator is another library's
     package = ht.compile(residual_net(weights, activations, size=20))
     assert [r["rule"] for r in package.report()].count("x86.amx") >= 2
     package.verify(random=3).raise_if_mismatch()
@@ -70,7 +72,9 @@ def test_the_host_leaves_tiles_out_that_linux_does_not_grant(monkeypatch: pytest
     monkeypatch.setattr(target, "host_features", lambda: has)
     monkeypatch.setattr(target, "permit_tiles", lambda: None)
     assert set(target.required_features(target.host())) == has
-    monkeypatch.setattr(target, "permit_tiles", lambda: "Linux does not grant the tile registers (Operation not permitted)")
+    monkeypatch.setattr(
+        target, "permit_tiles", lambda: "Linux does not grant the tile registers (Operation not permitted)"
+    )
     assert set(target.required_features(target.host())) == has - target.TILE_FEATURES
 
 
@@ -80,8 +84,12 @@ def test_a_package_without_permission_is_refused_and_not_killed(monkeypatch: pyt
     monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(cpu, "permit_tiles", lambda: None)
     cpu.check_host("x86_64", features, "a package")
-    monkeypatch.setattr(cpu, "permit_tiles", lambda: "Linux does not grant the tile registers (Operation not permitted)")
-    with pytest.raises(PackageError, match=r"(?s)a package.*needs the tile registers of AMX.*Operation not permitted") as caught:
+    monkeypatch.setattr(
+        cpu, "permit_tiles", lambda: "Linux does not grant the tile registers (Operation not permitted)"
+    )
+    with pytest.raises(
+        PackageError, match=r"(?s)a package.*needs the tile registers of AMX.*Operation not permitted"
+    ) as caught:
         cpu.check_host("x86_64", features, "a package")
     assert caught.value.exit_code == 3
     cpu.check_host("x86_64", ["avx2"], "a package")

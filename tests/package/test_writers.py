@@ -1,4 +1,6 @@
-"""Many writers and readers of one path: every reader sees something whole, every writer ends, nothing is left behind, no link is followed."""
+"""Many writers and readers of one path: every reader sees something whole, every writer ends, nothing is left
+behind, no link is followed.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def test_many_writers_of_a_package(tiny: Path, tmp_path: Path, exchange: bool, m
             assert files.read_files(place)[0]["name"] in [p["name"] for p in packages]
 
     at_once([lambda p=p: files.install(place, p, contents) for p in packages], read, TIMES // 5)  # type: ignore[misc]
-    assert files.read_files(place)[0]["name"].startswith("writer") and [p.name for p in tmp_path.iterdir()] == ["m.hawq"]
+    assert files.read_files(place)[0]["name"].startswith("writer") and [p.name for p in tmp_path.iterdir()] == [
+        "m.hawq"
+    ]
 
 
 def test_the_name_of_the_temporary_file_cannot_be_foreseen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +88,11 @@ def test_the_name_of_the_temporary_file_cannot_be_foreseen(tmp_path: Path, monke
     monkeypatch.setattr(plain.secrets, "token_hex", lambda count: next(tokens))
     (tmp_path / ".out.taken.tmp").symlink_to(victim)
     plain.write_text(tmp_path / "out", "new")
-    assert victim.read_text() == "mine" and (tmp_path / "out").read_text() == "new" and not list(tmp_path.glob(".out.free*"))
+    assert (
+        victim.read_text() == "mine"
+        and (tmp_path / "out").read_text() == "new"
+        and not list(tmp_path.glob(".out.free*"))
+    )
     assert (tmp_path / ".out.taken.tmp").is_symlink()  # somebody else's
 
 
@@ -130,7 +138,9 @@ sys.exit(signals.cleanly(work))
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_program_that_is_told_to_end_cleans_up(number: signal.Signals, tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
     assert process.stdout is not None and Path(process.stdout.readline().strip()).is_dir()
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -142,9 +152,13 @@ def test_the_command_line_removes_its_folders(tiny: Path, tmp_path: Path, number
     words = [sys.executable, "-m", "hawq_tvm.cli", "bench", str(tiny), "--against", "c", "--duration", "60"]
     # A shell's background jobs ignore SIGINT.
     process = subprocess.Popen(
-        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)},
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     for _ in range(1200):
         if len(list(tmp_path.glob("hawq_tvm_*"))) >= 2:  # the library that is loaded, and its copy for C
             break

@@ -1,4 +1,6 @@
-"""Writers of small ANNOTATED modules and the comparison that every pass must stand: the same values before and after."""
+"""Writers of small ANNOTATED modules and the comparison that every pass must stand: the same values before and
+after.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def module(build: Build, inputs: dict[str, tuple[tuple[int, ...], str]], **attrs
     return tvm.IRModule({"main": func})
 
 
-def q(bb: relax.BlockBuilder, x: relax.Expr, scale: Any, zero: Any, qtype: QType = U8, name: str = "q", **kw: Any) -> relax.Expr:
+def q(
+    bb: relax.BlockBuilder, x: relax.Expr, scale: Any, zero: Any, qtype: QType = U8, name: str = "q", **kw: Any
+) -> relax.Expr:
     return bb.emit(ops.quantize(x, scale, zero, qtype=qtype, **kw), name)
 
 
@@ -46,7 +50,9 @@ def dq(bb: relax.BlockBuilder, x: relax.Expr, scale: Any, zero: Any, qtype: QTyp
 def weight(shape: tuple[int, ...], scale: Any, zero: Any = 0, qtype: QType = S8) -> relax.Expr:
     values = RNG.integers(qtype.qmin, qtype.qmax, size=shape, endpoint=True)
     values.flat[0], values.flat[-1] = qtype.qmin, qtype.qmax
-    return ops.dequantize(ops.const(values, qtype.storage), np.asarray(scale, np.float32), zero, qmin=qtype.qmin, qmax=qtype.qmax)
+    return ops.dequantize(
+        ops.const(values, qtype.storage), np.asarray(scale, np.float32), zero, qmin=qtype.qmin, qmax=qtype.qmax
+    )
 
 
 def full_range(shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -16,36 +16,50 @@ rng = np.random.default_rng(9)
 U8 = arith.QType.of("uint8")
 
 
-def requantize(operands: int, multipliers, offset, shift, rounding: str = "half_even", zero_point: int = 3, qtype=U8) -> tvm.IRModule:
+def requantize(
+    operands: int, multipliers, offset, shift, rounding: str = "half_even", zero_point: int = 3, qtype=U8
+) -> tvm.IRModule:
     builder = relax.BlockBuilder()
     rows = np.broadcast_shapes(np.shape(offset), np.shape(multipliers[0]), (1,))[0]
     params = [relax.Var(f"x{k}", relax.TensorType((rows, 256), "uint8")) for k in range(operands)]
     with builder.function("main", params, attrs={"hawq.output_names": ["y"]}):
         with builder.dataflow():
-            y = builder.emit(ops.requantize(params, multipliers, offset, shift, qtype=qtype, zero_point=zero_point, rounding=rounding), "y")
+            y = builder.emit(
+                ops.requantize(
+                    params, multipliers, offset, shift, qtype=qtype, zero_point=zero_point, rounding=rounding
+                ),
+                "y",
+            )
             result = builder.emit_output(relax.Tuple([y]))
         builder.emit_func_output(result)
     return builder.get()
 
 
 def roundings(module: tvm.IRModule) -> list[str]:
-    return [str(b.value.attrs["rounding"]) for b in module["main"].body.blocks[0].bindings if ops.op_name(b.value) == "hawq.requantize"]
+    return [
+        str(b.value.attrs["rounding"])
+        for b in module["main"].body.blocks[0].bindings
+        if ops.op_name(b.value) == "hawq.requantize"
+    ]
 
 
-@pytest.mark.parametrize(("multipliers", "offset", "shift", "settled"), [
-    ([2**30], 0, 31, {"half_away"}),                                # x / 2: half of the ties are even below
-    ([2**30], 1, 31, {"half_even", "half_away"}),                   # never on the boundary
-    ([2**30], 2**29, 30, {"half_away"}),                            # x + 1/2: always, and x is not negative
-    ([3], 0, 1, {"half_away"}),
-    ([2**30], -(2**37), 31, {}),                                    # x / 2 - 64
-    ([2**30, 2**30], 0, 31, {"half_away"}),
-    ([1431655765], 0, 32, {"half_even", "half_away"}),              # x / 3
-    ([2**29], 0, 31, {"half_away"}),                                # x / 4: a tie at every fourth
-    ([2**31 - 2**22], 2**41, 42, {"half_even", "half_away"}),       # one tie, at x = 0
-    ([2**31 - 2**22], 2**42 + 2**41, 42, {"half_even", "half_away"}),
-    ([2**30, 2**29], 1, 31, {"half_even", "half_away"}),
-    ([5], 0, 0, {"half_even", "half_away"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("multipliers", "offset", "shift", "settled"),
+    [
+        ([2**30], 0, 31, {"half_away"}),  # x / 2: half of the ties are even below
+        ([2**30], 1, 31, {"half_even", "half_away"}),  # never on the boundary
+        ([2**30], 2**29, 30, {"half_away"}),  # x + 1/2: always, and x is not negative
+        ([3], 0, 1, {"half_away"}),
+        ([2**30], -(2**37), 31, {}),  # x / 2 - 64
+        ([2**30, 2**30], 0, 31, {"half_away"}),
+        ([1431655765], 0, 32, {"half_even", "half_away"}),  # x / 3
+        ([2**29], 0, 31, {"half_away"}),  # x / 4: a tie at every fourth
+        ([2**31 - 2**22], 2**41, 42, {"half_even", "half_away"}),  # one tie, at x = 0
+        ([2**31 - 2**22], 2**42 + 2**41, 42, {"half_even", "half_away"}),
+        ([2**30, 2**29], 1, 31, {"half_even", "half_away"}),
+        ([5], 0, 0, {"half_even", "half_away"}),
+    ],
+)
 @pytest.mark.parametrize("rounding", ["half_even", "half_away"])
 def test_ties_are_settled_and_values_kept(multipliers, offset, shift, settled, rounding):
     module = requantize(len(multipliers), multipliers, offset, shift, rounding)
@@ -55,8 +69,12 @@ def test_ties_are_settled_and_values_kept(multipliers, offset, shift, settled, r
     np.testing.assert_array_equal(evaluate(new, inputs)["y"], evaluate(module, inputs)["y"], strict=True)
 
 
-def results(x: np.ndarray, m: int, offset: int, shift: int, rounding: str, zero_point: int, qtype: arith.QType) -> list[int]:
-    return arith.requantize([x], [m], offset, shift, rounding=rounding, zero_point=zero_point, qmin=qtype.qmin, qmax=qtype.qmax).tolist()
+def results(
+    x: np.ndarray, m: int, offset: int, shift: int, rounding: str, zero_point: int, qtype: arith.QType
+) -> list[int]:
+    return arith.requantize(
+        [x], [m], offset, shift, rounding=rounding, zero_point=zero_point, qmin=qtype.qmin, qmax=qtype.qmax
+    ).tolist()
 
 
 @pytest.mark.parametrize("rounding", ["half_even", "half_away", "half_toward_zero"])
@@ -73,12 +91,24 @@ def test_against_every_value_of_small_numbers(rounding):
         wanted = results(x, m, offset, shift, rounding, zero_point, qtype)
         fitting = [c for c in (0, -1) if results(x, m, offset + c, shift, "half_up", zero_point, qtype) == wanted]
         settled += change is not None
-        assert (int(change) in fitting) if change is not None else not fitting, (m, offset, shift, low, high, zero_point, qtype)
+        assert (int(change) in fitting) if change is not None else not fitting, (
+            m,
+            offset,
+            shift,
+            low,
+            high,
+            zero_point,
+            qtype,
+        )
     assert settled > 100
 
 
 def test_one_number_for_channels_of_different_intervals():
-    (call,) = [b.value for b in requantize(1, [2**31 - 2**22], 2**41, 42)["main"].body.blocks[0].bindings if ops.op_name(b.value) == "hawq.requantize"]
+    (call,) = [
+        b.value
+        for b in requantize(1, [2**31 - 2**22], 2**41, 42)["main"].body.blocks[0].bindings
+        if ops.op_name(b.value) == "hawq.requantize"
+    ]
     interval = Interval(np.array([0, 1, -5]).reshape(1, 3, 1, 1), np.array([9, 9, -1]).reshape(1, 3, 1, 1))
     assert settle_ties(call, [interval]).tolist() == [[[[-1]], [[0]], [[0]]]]
 
@@ -98,7 +128,15 @@ def test_channels_are_settled_each_for_itself():
 def test_directed_roundings_become_half_up_with_another_constant(rounding, zero_point, qmin, changed):
     shift = np.array([0, 1, 2, 5])
     qtype = arith.QType(qmin, 250, "uint8")
-    module = requantize(1, [np.array([3, -3, 2, 17])[:, None]], np.array([-90, 200, -120, 31])[:, None], shift[:, None], rounding, zero_point, qtype)
+    module = requantize(
+        1,
+        [np.array([3, -3, 2, 17])[:, None]],
+        np.array([-90, 200, -120, 31])[:, None],
+        shift[:, None],
+        rounding,
+        zero_point,
+        qtype,
+    )
     new, count = drop_ties(module)
     one_sided = rounding not in ("floor", "ceil")
     assert (count, roundings(new)) == ((1, ["half_up"]) if changed or not one_sided else (0, [rounding]))

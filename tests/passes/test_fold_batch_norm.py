@@ -31,7 +31,9 @@ def close(before: tvm.IRModule, after: tvm.IRModule) -> None:
     """Equal up to the float32 rounding of the constants that folding creates: at most one step, rarely."""
     feed = {p.name: full_range(ops.shape_of(p), ops.dtype_of(p)) for p in before["main"].params}
     wanted, got = (evaluate(m, feed)["out0"].astype(int) for m in (before, after))
-    assert np.abs(wanted - got).max() <= 1 and np.mean(wanted != got) < 0.01  # float32 constants against float64 formula
+    assert (
+        np.abs(wanted - got).max() <= 1 and np.mean(wanted != got) < 0.01
+    )  # float32 constants against float64 formula
 
 
 @pytest.mark.parametrize("negative", [False, True])
@@ -48,7 +50,11 @@ def test_into_a_convolution(bias: bool, negative: bool) -> None:
     after, _ = remove_dead_code(after)
     stages.verify(after, stages.Stage.ANNOTATED)
     assert count == 1 and "batch_norm" not in op_names(after) and op_names(after).count("add") == 1
-    (w,) = [b.value for b in stages.bindings(after["main"]) if ops.op_name(b.value) == "hawq.dequantize" and ops.is_const(b.value.args[0])]
+    (w,) = [
+        b.value
+        for b in stages.bindings(after["main"])
+        if ops.op_name(b.value) == "hawq.dequantize" and ops.is_const(b.value.args[0])
+    ]
     assert ops.const_value(w.args[1]).shape == (6, 1, 1, 1) and ops.dtype_of(w.args[1]) == "float64"
     close(before, after)
     lowered, _ = remove_dead_code(lower_to_integer(after)[0])

@@ -1,4 +1,6 @@
-"""join_tables: a chain on one 8-bit tensor is one table with the same integers, and only where nothing is hidden or lost."""
+"""join_tables: a chain on one 8-bit tensor is one table with the same integers, and only where nothing is hidden or
+lost.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,12 @@ def test_arithmetic_without_a_table_is_left_to_vectors() -> None:
 def test_tanh_gelu_with_every_operator_quantized_compiles() -> None:
     """As PyTorch exports it and ONNX Runtime's quantize_static annotates it."""
     g = Graph(3)
-    x = g.qdq(g.node("MatMul", [g.qdq(g.input("x", [1, 8, 32]), 0.03, 3, "int8"), g.weight([32, 32], axis=None)]), 0.025, 2, "int8")
+    x = g.qdq(
+        g.node("MatMul", [g.qdq(g.input("x", [1, 8, 32]), 0.03, 3, "int8"), g.weight([32, 32], axis=None)]),
+        0.025,
+        2,
+        "int8",
+    )
 
     def constant(value: float) -> str:
         return g.dq(g.constant(127, 3), np.float32(value / 127), 0, "int8")

@@ -27,7 +27,9 @@ def integers(build: Build, inputs: dict[str, Any]) -> tvm.IRModule:
 def block(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
     """A residual block, a pool, a concat of two scales, a softmax over channels and a classifier."""
     x = dq(bb, p[0], 0.0531, 100)
-    y = bb.emit(relax.op.nn.relu(bb.emit(relax.op.nn.conv2d(x, bb.emit(weight((4, 4, 3, 3), 0.011, qtype=S4)), padding=1))))
+    y = bb.emit(
+        relax.op.nn.relu(bb.emit(relax.op.nn.conv2d(x, bb.emit(weight((4, 4, 3, 3), 0.011, qtype=S4)), padding=1)))
+    )
     y = dq(bb, q(bb, y, 0.0317, 0), 0.0317, 0)
     r = dq(bb, q(bb, bb.emit(relax.op.add(y, x)), 0.0612, 99), 0.0612, 99)
     m = bb.emit(relax.op.nn.max_pool2d(r, (2, 2), (2, 2)))
@@ -38,7 +40,11 @@ def block(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
     g = bb.emit(relax.op.reshape(t, (2, 8 * 3 * 4)))
     f = bb.emit(relax.op.matmul(g, bb.emit(weight((96, 5), 0.02))))
     picked = bb.emit(relax.op.strided_slice(c, [1, 3], [1, 0], [7, 3], [2, 1]))
-    return [q(bb, f, 0.1, 128), q(bb, bb.emit(relax.op.mean(picked, [2, 3], False)), 0.05, 80), bb.emit(relax.op.argmax(c, 1))]
+    return [
+        q(bb, f, 0.1, 128),
+        q(bb, bb.emit(relax.op.mean(picked, [2, 3], False)), 0.05, 80),
+        bb.emit(relax.op.argmax(c, 1)),
+    ]
 
 
 INPUT = {"x": ((2, 4, 6, 8), "uint8")}
@@ -47,9 +53,11 @@ INPUT = {"x": ((2, 4, 6, 8), "uint8")}
 def test_everything_in_a_row_keeps_every_value() -> None:
     mod = integers(block, INPUT)
     for function, stage in (
-        (fold_constants, stages.Stage.INTEGER), (choose_layout, stages.Stage.INTEGER), (pack_int4, stages.Stage.INTEGER),
+        (fold_constants, stages.Stage.INTEGER),
+        (choose_layout, stages.Stage.INTEGER),
+        (pack_int4, stages.Stage.INTEGER),
         (fuse_epilogues, stages.Stage.PACKED),
-    ):  # fmt: skip
+    ):
         new, _ = function(mod)
         stages.verify(new, stage)
         same_values(mod, new)
@@ -66,7 +74,10 @@ def test_layout_is_channels_last_with_two_conversions() -> None:
 
 
 def test_a_model_without_images_keeps_its_layout() -> None:
-    mod = integers(lambda bb, p: q(bb, bb.emit(relax.op.matmul(dq(bb, p[0], 0.1, 3), bb.emit(weight((6, 5), 0.02)))), 0.1, 128), {"x": ((3, 6), "uint8")})
+    mod = integers(
+        lambda bb, p: q(bb, bb.emit(relax.op.matmul(dq(bb, p[0], 0.1, 3), bb.emit(weight((6, 5), 0.02)))), 0.1, 128),
+        {"x": ((3, 6), "uint8")},
+    )
     after, count = choose_layout(mod)
     assert count == 0 and op_names(after) == op_names(mod)
 
@@ -124,6 +135,7 @@ def test_dead_code_goes_and_inputs_stay() -> None:
 
 def test_wide_constants_stay_wide() -> None:
     """Relax makes int32 of an int64 array unless told: a bias beyond int32 must survive the layout pass."""
+
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.5, 255), bb.emit(weight((4, 3, 3, 3), 0.25))))
         bias = np.array([2**31 - 1, -(2**31), 5, 0]).reshape(1, 4, 1, 1)
@@ -137,6 +149,7 @@ def test_wide_constants_stay_wide() -> None:
 
 def test_a_cast_goes_with_the_sum_that_reads_it() -> None:
     """In the producer's kernel it would be written to memory as int32."""
+
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.5, 3), bb.emit(weight((4, 3, 3, 3), 0.25))))
         y = dq(bb, q(bb, y, 90.0, 128), 90.0, 128)
@@ -149,7 +162,10 @@ def test_a_cast_goes_with_the_sum_that_reads_it() -> None:
 
 
 def test_a_long_chain_of_roundings_is_cut_and_a_short_one_is_not() -> None:
-    """Every requantize doubles or triples the expression of the one before it: ten of them in one kernel never compile."""
+    """Every requantize doubles or triples the expression of the one before it: ten of them in one kernel never
+    compile.
+    """
+
     def chain(length: int) -> list[list[str]]:
         def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
             x = dq(bb, p[0], 0.5, 3)

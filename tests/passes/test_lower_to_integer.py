@@ -33,10 +33,15 @@ def check(build: Build, inputs: dict[str, tuple[tuple[int, ...], str]], **attrs:
     return after
 
 
-@pytest.mark.parametrize("groups, stride, dilation, pads, kernel", [
-    (1, (1, 1), (1, 1), (1, 1, 1, 1), (3, 3)), (1, (2, 1), (1, 2), (0, 2, 1, 1), (3, 2)),
-    (4, (1, 1), (1, 1), (1, 1, 1, 1), (3, 3)), (2, (1, 2), (1, 1), (0, 0, 0, 0), (1, 1)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "groups, stride, dilation, pads, kernel",
+    [
+        (1, (1, 1), (1, 1), (1, 1, 1, 1), (3, 3)),
+        (1, (2, 1), (1, 2), (0, 2, 1, 1), (3, 2)),
+        (4, (1, 1), (1, 1), (1, 1, 1, 1), (3, 3)),
+        (2, (1, 2), (1, 1), (0, 0, 0, 0), (1, 1)),
+    ],
+)
 @pytest.mark.parametrize("weight_zero", [0, 3])
 def test_conv_bias_relu(groups: int, stride: Any, dilation: Any, pads: Any, kernel: Any, weight_zero: int) -> None:
     scales = RNG.uniform(0.001, 0.02137, (8, 1, 1, 1)).astype(np.float32)
@@ -46,7 +51,15 @@ def test_conv_bias_relu(groups: int, stride: Any, dilation: Any, pads: Any, kern
         x = dq(bb, p[0], 0.05317, 117)
         w = bb.emit(weight((8, 4 // groups, *kernel), scales, weight_zero))
         y = bb.emit(relax.op.nn.conv2d(x, w, strides=stride, dilation=dilation, padding=list(pads), groups=groups))
-        b = bb.emit(ops.dequantize(ops.const(bias, "int32"), np.float32(0.05317) * scales.reshape(1, 8, 1, 1).astype(np.float64), 0, qmin=-(2**31), qmax=2**31 - 1))
+        b = bb.emit(
+            ops.dequantize(
+                ops.const(bias, "int32"),
+                np.float32(0.05317) * scales.reshape(1, 8, 1, 1).astype(np.float64),
+                0,
+                qmin=-(2**31),
+                qmax=2**31 - 1,
+            )
+        )
         y = bb.emit(relax.op.nn.relu(bb.emit(relax.op.add(y, b))))
         return q(bb, y, 0.4079, 7)
 
@@ -63,31 +76,42 @@ def test_conv_without_quantize_ends_in_dequantize() -> None:
 
 @pytest.mark.parametrize("pool", ["", "max", "maximum", "mean", "sum", "product"])
 def test_a_float_bias_keeps_its_fraction_up_to_the_next_requantize(pool: str) -> None:
-    """0.2 of a step of the sum is half a step after a ratio of 5/2; a product reads the sum itself, whose grid has no 0.2 (A11)."""
+    """0.2 of a step of the sum is half a step after a ratio of 5/2; a product reads the sum itself, whose grid has
+    no 0.2 (A11).
+    """
     ones = ops.dequantize(ops.const(np.ones((1, 1, 1, 1)), "int8"), np.float32(1), 0, qmin=-128, qmax=127)
 
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 1.0, 0), bb.emit(ones)))
         y = bb.emit(relax.op.add(y, relax.const(np.full((1, 1, 1, 1), 0.21, np.float32))))
         made = {
-            "max": lambda: relax.op.nn.max_pool2d(y, (1, 1)), "maximum": lambda: relax.op.max(y, [1], True), "mean": lambda: relax.op.mean(y, [1], True),
-            "sum": lambda: relax.op.sum(y, [1], True), "product": lambda: relax.op.multiply(y, dq(bb, p[1], 1.0, 0)),
-        }  # fmt: skip
+            "max": lambda: relax.op.nn.max_pool2d(y, (1, 1)),
+            "maximum": lambda: relax.op.max(y, [1], True),
+            "mean": lambda: relax.op.mean(y, [1], True),
+            "sum": lambda: relax.op.sum(y, [1], True),
+            "product": lambda: relax.op.multiply(y, dq(bb, p[1], 1.0, 0)),
+        }
         return q(bb, bb.emit(made[pool]()) if pool else y, 0.4, 0)
 
     x = np.arange(0, 100, dtype=np.uint8).reshape(1, 1, 10, 10)
     one = np.ones((1, 1, 1, 1), np.uint8)
     after, _ = lower_to_integer(module(build, {"x": (x.shape, "uint8"), "one": (one.shape, "uint8")}))
     exact = x * np.longdouble(1) + (0 if pool == "product" else np.longdouble(np.float32(0.21)))
-    np.testing.assert_array_equal(evaluate(after, {"x": x, "one": one})["out0"], np.rint(exact / np.longdouble(np.float32(0.4))).clip(0, 255))
+    np.testing.assert_array_equal(
+        evaluate(after, {"x": x, "one": one})["out0"], np.rint(exact / np.longdouble(np.float32(0.4))).clip(0, 255)
+    )
 
 
 def test_a_pool_of_another_pool_s_means_is_refused() -> None:
-    """Where padding does not count, a mean's divisor differs between positions: their integers cannot be compared, nor summed."""
+    """Where padding does not count, a mean's divisor differs between positions: their integers cannot be compared,
+    nor summed.
+    """
     for second in (relax.op.nn.max_pool2d, relax.op.nn.avg_pool2d):
 
         def build(bb: relax.BlockBuilder, p: list[relax.Expr], second: Any = second) -> Any:
-            y = bb.emit(relax.op.nn.avg_pool2d(dq(bb, p[0], 0.5, 3), (3, 3), (1, 1), (1, 1, 1, 1), count_include_pad=False))
+            y = bb.emit(
+                relax.op.nn.avg_pool2d(dq(bb, p[0], 0.5, 3), (3, 3), (1, 1), (1, 1, 1, 1), count_include_pad=False)
+            )
             return q(bb, bb.emit(second(y, (3, 3), (1, 1), (1, 1, 1, 1)), "again"), 0.4, 0)
 
         with pytest.raises(ModelError, match=r"again: .*scale varies along the reduced axes"):
@@ -117,14 +141,18 @@ def test_residual_add(branches: str, scales: tuple[float, float, float]) -> None
     after, _ = lower_to_integer(module(build, shapes))
     feed = {n: full_range(s, d) for n, (s, d) in shapes.items()}
     s = [float(np.float32(v)) for v in scales]
-    parts = np.rint((feed["a"].astype(int) - 100) * (s[0] / s[2])) + np.rint((feed["c"].astype(int) + 5) * (s[1] / s[2]))
+    parts = np.rint((feed["a"].astype(int) - 100) * (s[0] / s[2])) + np.rint(
+        (feed["c"].astype(int) + 5) * (s[1] / s[2])
+    )
     np.testing.assert_array_equal(evaluate(after, feed)["out0"], np.clip(parts, 0, 252) + 3)
 
 
 def test_conv_plus_residual_without_a_quantize_between() -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         x = dq(bb, p[0], 0.05317, 10)
-        y = bb.emit(relax.op.nn.conv2d(x, bb.emit(weight((4, 4, 3, 3), RNG.uniform(0.001, 0.01, (4, 1, 1, 1)))), padding=1))
+        y = bb.emit(
+            relax.op.nn.conv2d(x, bb.emit(weight((4, 4, 3, 3), RNG.uniform(0.001, 0.01, (4, 1, 1, 1)))), padding=1)
+        )
         return q(bb, bb.emit(relax.op.nn.relu(bb.emit(relax.op.add(y, x)))), 0.1129, 0)
 
     after = check(build, {"x": ((1, 4, 6, 6), "uint8")})
@@ -136,7 +164,9 @@ def test_subtract_multiply_divide_and_constants() -> None:
         a, c = dq(bb, p[0], 0.03171, 100), dq(bb, p[1], 0.02137, -5, S8)
         d = bb.emit(relax.op.subtract(a, c))
         e = bb.emit(relax.op.multiply(d, relax.const(np.array([0.5, -2.0, 1.25], np.float32).reshape(1, 3, 1, 1))))
-        f = bb.emit(relax.op.divide(bb.emit(relax.op.add(e, relax.const(np.float32(0.75)))), relax.const(np.float32(3))))
+        f = bb.emit(
+            relax.op.divide(bb.emit(relax.op.add(e, relax.const(np.float32(0.75)))), relax.const(np.float32(3)))
+        )
         return q(bb, f, 0.05317, 90)
 
     check(build, {"a": ((1, 3, 7, 5), "uint8"), "c": ((1, 3, 7, 5), "int8")})
@@ -154,9 +184,11 @@ def test_piecewise_linear(kind: str) -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         x = dq(bb, p[0], 0.03171, 100)
         made = {
-            "leaky": lambda: relax.op.nn.leakyrelu(x, 0.1), "abs": lambda: relax.op.abs(x), "clip": lambda: relax.op.clip(x, -1.0, 2.5),
+            "leaky": lambda: relax.op.nn.leakyrelu(x, 0.1),
+            "abs": lambda: relax.op.abs(x),
+            "clip": lambda: relax.op.clip(x, -1.0, 2.5),
             "prelu": lambda: relax.op.nn.prelu(x, relax.const(np.array([0.1, 0.25, -0.5], np.float32)), 1),
-        }[kind]()  # fmt: skip
+        }[kind]()
         return q(bb, bb.emit(made), 0.04191, 60)
 
     check(build, {"x": ((1, 3, 16, 16), "uint8")})
@@ -178,9 +210,12 @@ def test_max_pool_global_mean_and_reductions() -> None:
         x = dq(bb, p[0], 0.03171, 100)
         m = bb.emit(relax.op.nn.max_pool2d(x, (3, 3), (2, 2), (1, 1, 1, 1), ceil_mode=True))
         return [
-            q(bb, m, 0.03171, 100), q(bb, bb.emit(relax.op.mean(x, [2, 3], True)), 0.01127, 90), q(bb, bb.emit(relax.op.sum(x, [1], False)), 0.2071, 9),
-            q(bb, bb.emit(relax.op.max(x, [1], True)), 0.04191, 0), bb.emit(relax.op.argmax(x, 1)),
-        ]  # fmt: skip
+            q(bb, m, 0.03171, 100),
+            q(bb, bb.emit(relax.op.mean(x, [2, 3], True)), 0.01127, 90),
+            q(bb, bb.emit(relax.op.sum(x, [1], False)), 0.2071, 9),
+            q(bb, bb.emit(relax.op.max(x, [1], True)), 0.04191, 0),
+            bb.emit(relax.op.argmax(x, 1)),
+        ]
 
     check(build, {"x": ((2, 3, 9, 8), "uint8")})
 
@@ -202,19 +237,26 @@ def test_matmul_per_column_blocked_and_dynamic() -> None:
         column = bb.emit(weight((6, 5), RNG.uniform(0.01, 0.02137, (1, 5)), 2))
         blocks = np.repeat(RNG.uniform(0.01, 0.02137, (3, 5)), 2, axis=0)
         return [
-            q(bb, bb.emit(relax.op.matmul(a, column)), 0.3119, 128), q(bb, bb.emit(relax.op.matmul(a, bb.emit(weight((6, 5), blocks)))), 0.3119, 128),
+            q(bb, bb.emit(relax.op.matmul(a, column)), 0.3119, 128),
+            q(bb, bb.emit(relax.op.matmul(a, bb.emit(weight((6, 5), blocks)))), 0.3119, 128),
             q(bb, bb.emit(relax.op.matmul(a, c)), 0.4079, 128),
-        ]  # fmt: skip
+        ]
 
     check(build, {"a": ((3, 6), "uint8"), "c": ((6, 4), "int8")})
 
 
-@pytest.mark.parametrize("groups, strides, padding, extra", [(1, (2, 2), (1, 1, 1, 1), (1, 1)), (2, (1, 3), (0, 2, 1, 0), (0, 0))])
+@pytest.mark.parametrize(
+    "groups, strides, padding, extra", [(1, (2, 2), (1, 1, 1, 1), (1, 1)), (2, (1, 3), (0, 2, 1, 0), (0, 0))]
+)
 def test_transposed_convolution(groups: int, strides: Any, padding: Any, extra: Any) -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         x = dq(bb, p[0], 0.03171, 100)
         w = bb.emit(weight((4, 6 // groups, 3, 3), 0.01))
-        y = bb.emit(relax.op.nn.conv2d_transpose(x, w, strides=strides, padding=list(padding), output_padding=extra, groups=groups))
+        y = bb.emit(
+            relax.op.nn.conv2d_transpose(
+                x, w, strides=strides, padding=list(padding), output_padding=extra, groups=groups
+            )
+        )
         return q(bb, y, 0.3119, 128)
 
     check(build, {"x": ((1, 4, 5, 4), "uint8")})
@@ -222,7 +264,11 @@ def test_transposed_convolution(groups: int, strides: Any, padding: Any, extra: 
 
 def test_movement_carries_scales_per_channel() -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
-        y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.05317, 9), bb.emit(weight((6, 3, 1, 1), RNG.uniform(0.001, 0.01, (6, 1, 1, 1))))))
+        y = bb.emit(
+            relax.op.nn.conv2d(
+                dq(bb, p[0], 0.05317, 9), bb.emit(weight((6, 3, 1, 1), RNG.uniform(0.001, 0.01, (6, 1, 1, 1))))
+            )
+        )
         y = bb.emit(relax.op.permute_dims(y, [0, 2, 3, 1]))
         y = bb.emit(relax.op.reshape(y, (2, 8, 6)))
         y = bb.emit(relax.op.strided_slice(y, [1, 2], [1, 1], [7, 5]))
@@ -237,7 +283,10 @@ def test_resize_by_gather_and_weights_is_one_requantize() -> None:
         for axis, size in ((2, 4), (3, 3)):
             place = np.clip((np.arange(2 * size) + 0.5) / 2 - 0.5, 0, size - 1)
             i0 = np.floor(place).astype("int64")
-            i1, frac = np.minimum(i0 + 1, size - 1), (place - i0).astype("float32").reshape([-1 if i == axis else 1 for i in range(4)])
+            i1, frac = (
+                np.minimum(i0 + 1, size - 1),
+                (place - i0).astype("float32").reshape([-1 if i == axis else 1 for i in range(4)]),
+            )
             parts = [
                 bb.emit(relax.op.multiply(bb.emit(relax.op.take(x, relax.const(i), axis)), relax.const(f)))
                 for i, f in ((i0, 1 - frac), (i1, frac))
@@ -254,7 +303,9 @@ def test_batch_norm_like_negative_and_zero_scales() -> None:
         values = ops.const(RNG.integers(-128, 128, (4, 3, 3, 3)), "int8")
         w = bb.emit(ops.dequantize(values, scale, 0, qmin=-128, qmax=127))
         y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.05317, 9), w))
-        y = bb.emit(relax.op.add(y, relax.const(np.array([1, 2, 900, -4], np.float32).reshape(1, 4, 1, 1) * np.float32(0.0005))))
+        y = bb.emit(
+            relax.op.add(y, relax.const(np.array([1, 2, 900, -4], np.float32).reshape(1, 4, 1, 1) * np.float32(0.0005)))
+        )
         y = bb.emit(relax.op.nn.max_pool2d(bb.emit(relax.op.nn.relu(y)), (2, 2)))
         return q(bb, y, 0.3119, 0)
 
@@ -280,8 +331,13 @@ def test_identical_quantization_is_no_operation() -> None:
 
 def test_float_operators_are_named_all_at_once() -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
-        y = bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.05317, 9), relax.const(np.ones((2, 3, 1, 1), np.float32))), "the_conv")
-        z = bb.emit(relax.op.sigmoid(bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.05317, 9), bb.emit(weight((2, 3, 1, 1), 0.1))))), "the_sigmoid")
+        y = bb.emit(
+            relax.op.nn.conv2d(dq(bb, p[0], 0.05317, 9), relax.const(np.ones((2, 3, 1, 1), np.float32))), "the_conv"
+        )
+        z = bb.emit(
+            relax.op.sigmoid(bb.emit(relax.op.nn.conv2d(dq(bb, p[0], 0.05317, 9), bb.emit(weight((2, 3, 1, 1), 0.1))))),
+            "the_sigmoid",
+        )
         return [q(bb, y, 0.1, 0), q(bb, z, 0.1, 0)]
 
     mod = module(build, {"x": ((1, 3, 2, 2), "uint8")})
@@ -305,12 +361,17 @@ def test_float_tail_is_kept_only_when_asked() -> None:
 
 def _tail(*operators: str) -> Any:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
-        y = dq(bb, q(bb, bb.emit(relax.op.matmul(dq(bb, p[0], 0.1, 3), bb.emit(weight((5, 4), 0.1)))), 0.2, 128), 0.2, 128)
+        y = dq(
+            bb, q(bb, bb.emit(relax.op.matmul(dq(bb, p[0], 0.1, 3), bb.emit(weight((5, 4), 0.1)))), 0.2, 128), 0.2, 128
+        )
         made: dict[str, Any] = {
-            "add": lambda: relax.op.add(y, relax.const(1.0)), "subtract": lambda: relax.op.subtract(y, relax.const(1.0)),
-            "abs": lambda: relax.op.abs(y), "sigmoid": lambda: relax.op.sigmoid(y), "clip": lambda: relax.op.clip(y, 0, 0.33),
+            "add": lambda: relax.op.add(y, relax.const(1.0)),
+            "subtract": lambda: relax.op.subtract(y, relax.const(1.0)),
+            "abs": lambda: relax.op.abs(y),
+            "sigmoid": lambda: relax.op.sigmoid(y),
+            "clip": lambda: relax.op.clip(y, 0, 0.33),
             "relu": lambda: relax.op.nn.relu(y),
-        }  # fmt: skip
+        }
         for name in operators:
             y = bb.emit(made[name](), f"the_{name}")
         return y
@@ -318,13 +379,22 @@ def _tail(*operators: str) -> Any:
     return build
 
 
-@pytest.mark.parametrize("operators, outside", [
-    (("abs",), ["the_abs"]), (("add", "sigmoid"), ["the_sigmoid"]), (("subtract", "abs"), ["the_abs"]), (("clip",), ["the_clip"]),
-    (("abs", "add"), ["the_add.float", "the_add"]), (("clip", "sigmoid"), ["the_clip", "the_sigmoid"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "operators, outside",
+    [
+        (("abs",), ["the_abs"]),
+        (("add", "sigmoid"), ["the_sigmoid"]),
+        (("subtract", "abs"), ["the_abs"]),
+        (("clip",), ["the_clip"]),
+        (("abs", "add"), ["the_add.float", "the_add"]),
+        (("clip", "sigmoid"), ["the_clip", "the_sigmoid"]),
+    ],
+)
 def test_a_tail_that_no_integer_tensor_stands_for_is_float(operators: tuple[str, ...], outside: list[str]) -> None:
     inputs: dict[str, Any] = {"x": ((2, 5), "uint8")}
-    with pytest.raises(ModelError, match=r"remedy: keep it outside the integer region with --allow-float-tail, or quantize"):
+    with pytest.raises(
+        ModelError, match=r"remedy: keep it outside the integer region with --allow-float-tail, or quantize"
+    ):
         lower_to_integer(module(_tail(*operators), inputs))
     mod = module(_tail(*operators), inputs, **{"hawq.allow_float_tail": 1})
     after, _ = remove_dead_code(lower_to_integer(mod)[0])
@@ -362,7 +432,9 @@ def test_integers_from_a_float_head_can_be_any() -> None:
         return bb.emit(relax.op.multiply(y, y), "the_product")
 
     after, _ = lower_to_integer(module(build, {"x": ((2, 5), "float32")}, **{"hawq.allow_float_tail": 1}))
-    with pytest.raises(ModelError, match=r"the_product: .*can leave int32.*remedy: quantize its operands to fewer bits"):
+    with pytest.raises(
+        ModelError, match=r"the_product: .*can leave int32.*remedy: quantize its operands to fewer bits"
+    ):
         ranges.margins(after)
 
 
@@ -381,6 +453,7 @@ def test_the_flag_is_no_remedy_inside_the_network() -> None:
 
 def test_a_product_of_a_wide_product_keeps_its_bounds() -> None:
     """The casts to int64 of the first product have an interval too: without it the second product looked small."""
+
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         wide = QType.of("uint16")
         x = dq(bb, p[0], 0.01, 3, wide)
@@ -390,7 +463,9 @@ def test_a_product_of_a_wide_product_keeps_its_bounds() -> None:
 
     after = check(build, {"x": ((2, 5), "uint16")})
     ranges.margins(after)
-    assert [ops.dtype_of(b.var) for b in stages.bindings(after["main"]) if ops.op_name(b.value) == "relax.multiply"] == ["int64"] * 2
+    assert [
+        ops.dtype_of(b.var) for b in stages.bindings(after["main"]) if ops.op_name(b.value) == "relax.multiply"
+    ] == ["int64"] * 2
 
 
 def test_dynamic_quantization_inside_is_refused() -> None:

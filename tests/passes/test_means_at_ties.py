@@ -24,13 +24,20 @@ RNG = np.random.default_rng(6)
 
 def lowered(build: Callable[..., Any], shape: tuple[int, ...], qtype: QType) -> tuple[Any, list[relax.Call]]:
     after, _ = lower_to_integer(module(build, {"x": (shape, qtype.storage)}))
-    calls = [b.value for block in after["main"].body.blocks for b in block.bindings if ops.op_name(b.value) == "hawq.requantize"]
+    calls = [
+        b.value
+        for block in after["main"].body.blocks
+        for b in block.bindings
+        if ops.op_name(b.value) == "hawq.requantize"
+    ]
     return after, calls
 
 
 def proved(calls: list[relax.Call]) -> int:
     """The thresholds that were compared; none may differ."""
-    assert all(int(c.attrs["thresholds"]) >= 0 and int(c.attrs["differing"]) == 0 for c in calls), [str(c.attrs) for c in calls]
+    assert all(int(c.attrs["thresholds"]) >= 0 and int(c.attrs["differing"]) == 0 for c in calls), [
+        str(c.attrs) for c in calls
+    ]
     return sum(int(c.attrs["thresholds"]) for c in calls)
 
 
@@ -47,10 +54,17 @@ def sums_to_rows(sums: np.ndarray[Any, Any], n: int, qtype: QType) -> np.ndarray
     return rows.astype(qtype.storage)
 
 
-@pytest.mark.parametrize("qtype, zeros, scales", [
-    (U8, (128, 128), (0.05, 0.05)), (S8, (-17, 4), (0.05, 0.05)), (U8, (3, 200), (0.1, 0.05)), (S8, (0, -5), (0.25, 0.75)),
-    (U16, (1000, 1000), (0.001, 0.001)), (S16, (-7, 12), (0.001, 0.002)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "qtype, zeros, scales",
+    [
+        (U8, (128, 128), (0.05, 0.05)),
+        (S8, (-17, 4), (0.05, 0.05)),
+        (U8, (3, 200), (0.1, 0.05)),
+        (S8, (0, -5), (0.25, 0.75)),
+        (U16, (1000, 1000), (0.001, 0.001)),
+        (S16, (-7, 12), (0.001, 0.002)),
+    ],
+)
 def test_means_of_1_to_256_integers(qtype: QType, zeros: tuple[int, int], scales: tuple[float, float]) -> None:
     """Every sum near a tie, and random ones; the ratio is the exact quotient of the file's two float32 scales."""
     ratio = Fraction(float(np.float32(scales[0]))) / Fraction(float(np.float32(scales[1])))
@@ -76,8 +90,12 @@ def test_means_of_1_to_256_integers(qtype: QType, zeros: tuple[int, int], scales
 
 
 @pytest.mark.parametrize("include", [False, True])
-@pytest.mark.parametrize("kernel, pads", [((3, 3), (1, 1, 1, 1)), ((2, 3), (1, 0, 0, 2)), ((6, 1), (3, 0, 2, 0)), ((4, 5), (2, 3, 1, 2))])
-def test_average_pools_with_a_divisor_per_position(kernel: tuple[int, int], pads: tuple[int, ...], include: bool) -> None:
+@pytest.mark.parametrize(
+    "kernel, pads", [((3, 3), (1, 1, 1, 1)), ((2, 3), (1, 0, 0, 2)), ((6, 1), (3, 0, 2, 0)), ((4, 5), (2, 3, 1, 2))]
+)
+def test_average_pools_with_a_divisor_per_position(
+    kernel: tuple[int, int], pads: tuple[int, ...], include: bool
+) -> None:
     zero = 117
 
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
@@ -102,7 +120,10 @@ def test_an_average_of_two_tensors(divisor: int, how: str) -> None:
     second = 0.15 if how == "two scales" else 0.05
 
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
-        a, b = dq(bb, p[0], 0.05, 128), dq(bb, bb.emit(relax.op.flip(p[0], 0)), np.float32(0.05) * (2 if how == "two scales" else 1), 100)
+        a, b = (
+            dq(bb, p[0], 0.05, 128),
+            dq(bb, bb.emit(relax.op.flip(p[0], 0)), np.float32(0.05) * (2 if how == "two scales" else 1), 100),
+        )
         y = bb.emit((relax.op.subtract if how == "subtract" else relax.op.add)(a, b))
         y = bb.emit(relax.op.divide(y, relax.const(np.float32(divisor))))
         return q(bb, y, 0.05, 128)
@@ -128,7 +149,9 @@ def test_both_steps_are_one_kernel() -> None:
 
 @pytest.mark.parametrize("rounding", ["half_up", "half_even", "half_away", "half_toward_zero"])
 def test_two_steps_are_exact_for_every_operand(rounding: str) -> None:
-    """Brute force over the operand, and the proof must agree; ratios of both signs, constants of their own denominators."""
+    """Brute force over the operand, and the proof must agree; ratios of both signs, constants of their own
+    denominators.
+    """
     steps = (-8 + 1, 7)
     for _ in range(60):
         ratio = Fraction(int(RNG.integers(-40, 41)) or 1, int(RNG.integers(1, 60)))
@@ -143,7 +166,9 @@ def test_two_steps_are_exact_for_every_operand(rounding: str) -> None:
         for x in range(low, high + 1):
             fine = (x * first.multipliers[0] + first.offset) >> first.shift
             assert fine == (2**bits * (x * ratio + constant)).__floor__()
-            got, wanted = (thresholds.round_exactly(v, rounding) for v in (Fraction(fine, 2**bits), x * ratio + constant))
+            got, wanted = (
+                thresholds.round_exactly(v, rounding) for v in (Fraction(fine, 2**bits), x * ratio + constant)
+            )
             assert got == wanted, (ratio, constant, x)
 
 
@@ -152,7 +177,9 @@ def test_a_proof_of_two_steps_finds_a_wrong_one() -> None:
     first = two_steps.rounded_down(real, 3, (1,), "layer")
     assert first is not None
     assert two_steps.prove_two_steps(real, first, 3, "half_even", (-8, 8)).differing == 0
-    coarse = two_steps.rounded_down(real, 1, (1,), "layer")  # 2/6 of a step is taken for a tie at one bit after the point
+    coarse = two_steps.rounded_down(
+        real, 1, (1,), "layer"
+    )  # 2/6 of a step is taken for a tie at one bit after the point
     assert coarse is not None
     assert two_steps.prove_two_steps(real, coarse, 1, "half_even", (-8, 8)).differing > 0
 
@@ -160,6 +187,7 @@ def test_a_proof_of_two_steps_finds_a_wrong_one() -> None:
 @pytest.mark.parametrize("relu", [False, True])
 def test_the_double_rounding_of_tflite_is_kept(relu: bool) -> None:
     """(A8) for a mean, also behind a ReLU, whose bound is a real number: nothing replaces it by two steps."""
+
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         y = bb.emit(relax.op.mean(dq(bb, p[0], 0.05, 3, S8), [1]))
         return q(bb, bb.emit(relax.op.nn.relu(y)) if relu else y, 0.05, -5, S8, rounding="double")

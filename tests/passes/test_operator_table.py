@@ -1,4 +1,6 @@
-"""The operator table: every row can be computed and emitted, and a new operator takes a row, a reference function and an emitter."""
+"""The operator table: every row can be computed and emitted, and a new operator takes a row, a reference function
+and an emitter.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def mirror() -> Iterator[None]:
 
 
 def test_a_row_a_reference_and_an_emitter_are_all_that_a_new_operator_takes(mirror: None) -> None:
-    """It follows the layout of the convolution before it, joins its layer, has an interval, is scheduled, and is exact."""
+    """It follows the layout of the convolution before it, joins its layer, has an interval, is scheduled, and is
+    exact.
+    """
     w = full_range((8, 4, 3, 3), "int8")
 
     def body(bb: relax.BlockBuilder, params: list[relax.Expr]) -> relax.Expr:

@@ -1,4 +1,6 @@
-"""Which tensors of 4 bits are packed between layers, which are left as they are, and that the integers stay the same."""
+"""Which tensors of 4 bits are packed between layers, which are left as they are, and that the integers stay the
+same.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,15 @@ class Net:
         return module
 
 
-def conv(channels: tuple[int, int], q: arith.QType, *, size: int = 1, bits: int = 4, border: float | None = None, groups: int = 1) -> Any:
+def conv(
+    channels: tuple[int, int],
+    q: arith.QType,
+    *,
+    size: int = 1,
+    bits: int = 4,
+    border: float | None = None,
+    groups: int = 1,
+) -> Any:
     """A convolution to q; border: what is written around its data, None for nothing."""
 
     def body(emit: Any, x: relax.Expr) -> relax.Expr:
@@ -84,12 +94,16 @@ OUT = arith.QType.of("int8")
 FIRST = conv((16, 16), UINT4)
 
 
-@pytest.mark.parametrize(("channels", "bodies", "returns"), [
-    (16, [FIRST, conv((16, 8), OUT, size=3, border=0)], (-1,)),
-    (16, [conv((16, 16), INT4), conv((16, 8), OUT)], (-1,)),
-    (16, [FIRST, conv((16, 8), OUT), scaled(OUT)], (1, 2)),
-    (16, [FIRST, conv((16, 8), OUT), to_float], (1, 2)),
-], ids=["border of zeros", "signed", "beside an element-wise reader", "beside a dequantize"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("channels", "bodies", "returns"),
+    [
+        (16, [FIRST, conv((16, 8), OUT, size=3, border=0)], (-1,)),
+        (16, [conv((16, 16), INT4), conv((16, 8), OUT)], (-1,)),
+        (16, [FIRST, conv((16, 8), OUT), scaled(OUT)], (1, 2)),
+        (16, [FIRST, conv((16, 8), OUT), to_float], (1, 2)),
+    ],
+    ids=["border of zeros", "signed", "beside an element-wise reader", "beside a dequantize"],
+)
 def test_packed(channels: int, bodies: list[Any], returns: tuple[int, ...]) -> None:
     module = Net(channels).module(bodies, returns)
     after, count = pack_activations(module)
@@ -102,16 +116,29 @@ def test_packed(channels: int, bodies: list[Any], returns: tuple[int, ...]) -> N
         np.testing.assert_array_equal(found, expected, strict=True)
 
 
-@pytest.mark.parametrize(("channels", "bodies", "returns"), [
-    (16, [FIRST, conv((16, 8), OUT)], (0, 1)),
-    (16, [FIRST, conv((16, 8), OUT, bits=8)], (-1,)),
-    (16, [FIRST, conv((16, 8), OUT), conv((16, 8), OUT, bits=8)], (1, 2)),
-    (16, [FIRST, conv((16, 8), OUT, size=3, border=3)], (-1,)),
-    (16, [FIRST, conv((16, 16), OUT, groups=2)], (-1,)),
-    (16, [FIRST, scaled(OUT)], (-1,)),
-    (12, [conv((12, 12), UINT4), conv((12, 8), OUT)], (-1,)),
-    (16, [conv((16, 16), arith.QType(0, 16, "uint8")), conv((16, 8), OUT)], (-1,)),
-], ids=["an output", "8-bit weights", "8-bit weights too", "another border", "groups", "no contraction reads it", "channels", "more than 4 bits"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("channels", "bodies", "returns"),
+    [
+        (16, [FIRST, conv((16, 8), OUT)], (0, 1)),
+        (16, [FIRST, conv((16, 8), OUT, bits=8)], (-1,)),
+        (16, [FIRST, conv((16, 8), OUT), conv((16, 8), OUT, bits=8)], (1, 2)),
+        (16, [FIRST, conv((16, 8), OUT, size=3, border=3)], (-1,)),
+        (16, [FIRST, conv((16, 16), OUT, groups=2)], (-1,)),
+        (16, [FIRST, scaled(OUT)], (-1,)),
+        (12, [conv((12, 12), UINT4), conv((12, 8), OUT)], (-1,)),
+        (16, [conv((16, 16), arith.QType(0, 16, "uint8")), conv((16, 8), OUT)], (-1,)),
+    ],
+    ids=[
+        "an output",
+        "8-bit weights",
+        "8-bit weights too",
+        "another border",
+        "groups",
+        "no contraction reads it",
+        "channels",
+        "more than 4 bits",
+    ],
+)
 def test_left_as_they_are(channels: int, bodies: list[Any], returns: tuple[int, ...]) -> None:
     module = Net(channels).module(bodies, returns)
     after, count = pack_activations(module)

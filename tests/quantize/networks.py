@@ -32,25 +32,45 @@ class FloatNet:
 
     def node(self, op: str, *inputs: str, name: str | None = None, **attrs: Any) -> str:
         output = f"{op.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, inputs, [output], name=name if name is not None else f"n_{output}", **attrs))
+        self.nodes.append(
+            helper.make_node(op, inputs, [output], name=name if name is not None else f"n_{output}", **attrs)
+        )
         return output
 
     def conv(self, x: str, out: int, into: int, kernel: int, name: str, **attrs: Any) -> str:
         group = attrs.get("group", 1)
         scale = float((into // group * kernel * kernel) ** -0.5)
-        return self.node("Conv", x, self.random(out, into // group, kernel, kernel, scale=scale), self.random(out, scale=0.1), name=name, **attrs)
+        return self.node(
+            "Conv",
+            x,
+            self.random(out, into // group, kernel, kernel, scale=scale),
+            self.random(out, scale=0.1),
+            name=name,
+            **attrs,
+        )
 
     def norm(self, x: str, channels: int) -> str:
         low, high = self.rng.uniform(0.5, 1.5, channels), self.rng.uniform(0.5, 1.5, channels)
-        return self.node("BatchNormalization", x, self.constant(low), self.random(channels, scale=0.1), self.random(channels, scale=0.1), self.constant(high))
+        return self.node(
+            "BatchNormalization",
+            x,
+            self.constant(low),
+            self.random(channels, scale=0.1),
+            self.random(channels, scale=0.1),
+            self.constant(high),
+        )
 
     def model(self, output: str) -> onnx.ModelProto:
-        graph = helper.make_graph(self.nodes, "net", self.inputs, [helper.make_empty_tensor_value_info(output)], self.initializers)
+        graph = helper.make_graph(
+            self.nodes, "net", self.inputs, [helper.make_empty_tensor_value_info(output)], self.initializers
+        )
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=10)
 
 
 def residual_net(batch: Any = "n", size: int = 8, classes: int = 5) -> onnx.ModelProto:
-    """A stem, a residual block with a strided shortcut, a second block, a classifier; layers stem, a1, a2, short, b1, b2, fc."""
+    """A stem, a residual block with a strided shortcut, a second block, a classifier; layers stem, a1, a2, short,
+    b1, b2, fc.
+    """
     g = FloatNet([batch, 3, size, size])
     y = g.node("Relu", g.norm(g.conv("x", 4, 3, 3, "stem", pads=[1] * 4), 4))
     z = g.node("Relu", g.conv(y, 6, 4, 3, "a1", pads=[1] * 4, strides=[2, 2]))

@@ -1,4 +1,6 @@
-"""The allocation: against brute force over every assignment, against HAWQ-V3's published answers, its fronts, and what it says when nothing fits."""
+"""The allocation: against brute force over every assignment, against HAWQ-V3's published answers, its fronts, and
+what it says when nothing fits.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def assignments(problem: Table) -> Iterator[dict[str, str]]:
 
 @st.composite
 def tables(draw_: Any) -> Table:
-    """Up to six layers; sensitivities are integers, so that sums are exact; ties, fixed layers, latencies of any order."""
+    """Up to six layers; sensitivities are integers, so that sums are exact; ties, fixed layers, latencies of any
+    order.
+    """
     choices = draw_(st.sampled_from([CHOICES, ("W8A8", "W4A4")]))
     numbers = st.integers(0, 1000)
     rows = []
@@ -37,7 +41,17 @@ def tables(draw_: Any) -> Table:
         sensitivity = {c: float(draw_(numbers)) for c in choices}
         latency = {c: draw_(numbers) / 8 for c in choices}
         tie = draw_(st.sampled_from(["", "", "a", "b"]))
-        rows.append(Row(f"x{i}", draw_(st.integers(1, 10**6)), draw_(st.integers(0, 10**9)), sensitivity, latency, tie, draw_(st.sampled_from(["", "", "", "W8A8"]))))
+        rows.append(
+            Row(
+                f"x{i}",
+                draw_(st.integers(1, 10**6)),
+                draw_(st.integers(0, 10**9)),
+                sensitivity,
+                latency,
+                tie,
+                draw_(st.sampled_from(["", "", "", "W8A8"])),
+            )
+        )
     return Table(tuple(rows), choices)
 
 
@@ -58,7 +72,9 @@ def limits_of(problem: Table, given_: Sequence[Budget]) -> list[tuple[str, Fract
         widest = {r.name: problem.allowed(g)[0] for g in problem.groups() for r in g}
         least, most = min(problem.total(b.resource, a) for a in every), problem.total(b.resource, widest)
         share = sum(r.cost(b.resource, problem.choices[0]) for r in problem.rows)
-        found.append((b.resource, b.value * share if b.kind == "share" else least + b.value * max(most - least, Fraction(0))))
+        found.append(
+            (b.resource, b.value * share if b.kind == "share" else least + b.value * max(most - least, Fraction(0)))
+        )
     return found
 
 
@@ -90,7 +106,10 @@ def test_front_equals_brute_force(problem: Table, resource: str) -> None:
     assert list(zip(found.costs, found.sensitivities, strict=True)) == expected
     for cost, value, row in zip(found.costs, found.sensitivities, found.choices, strict=True):
         assignment = {r.name: problem.choices[c] for r, c in zip(problem.rows, row, strict=True)}
-        assert (float(problem.total(resource, assignment)), problem.sensitivity(assignment)) == (cost, value) and assignment in list(assignments(problem))
+        assert (float(problem.total(resource, assignment)), problem.sensitivity(assignment)) == (
+            cost,
+            value,
+        ) and assignment in list(assignments(problem))
 
 
 @pytest.mark.parametrize("budget", RESNET18_IN_4_BITS)
@@ -120,7 +139,9 @@ def test_the_front_holds_what_the_programme_finds(resource: str) -> None:
     for percent in (10, 35, 50, 80):
         found = allocate(problem, [Budget.parse(f"{resource}={percent / 100}")])
         inside = points.costs <= float(found.limits[0].limit)
-        assert points.sensitivities[inside].min() == pytest.approx(found.sensitivity, rel=1e-9)  # sums of floats in another order
+        assert points.sensitivities[inside].min() == pytest.approx(
+            found.sensitivity, rel=1e-9
+        )  # sums of floats in another order
 
 
 def test_several_budgets_hold_at_once() -> None:
@@ -131,8 +152,15 @@ def test_several_budgets_hold_at_once() -> None:
 
 
 def test_budgets_are_read() -> None:
-    assert Budget.parse("size=6.5MB").value == 52_000_000 and Budget.parse("bops=72 G").value == 72 * 10**9 and Budget.parse("latency=2.5ms").value == 2500
-    assert Budget.parse("size=60%") == Budget("size", "share", Fraction(3, 5), "size=60%") and Budget.parse("bops=.5").kind == "fraction"
+    assert (
+        Budget.parse("size=6.5MB").value == 52_000_000
+        and Budget.parse("bops=72 G").value == 72 * 10**9
+        and Budget.parse("latency=2.5ms").value == 2500
+    )
+    assert (
+        Budget.parse("size=60%") == Budget("size", "share", Fraction(3, 5), "size=60%")
+        and Budget.parse("bops=.5").kind == "fraction"
+    )
     for text in ("speed=1", "size", "size=-1", "size=x", "bops=3MB", "size=2", "latency=1e3", "size=nan"):
         with pytest.raises(UsageError, match=r"--budget "):
             Budget.parse(text)
@@ -142,19 +170,39 @@ def test_budgets_are_read() -> None:
 
 
 def test_infeasible_budgets_are_explained() -> None:
-    rows = [Row("small", 100, 1000, {"W8A8": 0, "W4A8": 1, "W4A4": 2}, {"W8A8": 5, "W4A8": 9, "W4A4": 10}), Row("ends", 900, 10, {c: 0 for c in CHOICES}, {c: 1 for c in CHOICES}, fixed="W8A8")]
+    rows = [
+        Row("small", 100, 1000, {"W8A8": 0, "W4A8": 1, "W4A4": 2}, {"W8A8": 5, "W4A8": 9, "W4A4": 10}),
+        Row("ends", 900, 10, {c: 0 for c in CHOICES}, {c: 1 for c in CHOICES}, fixed="W8A8"),
+    ]
     problem = Table(tuple(rows))
-    with pytest.raises(InfeasibleError, match=r"size=90%: no assignment meets this budget; .*at most 900.000 B; found 950.000 B at least, by ends W8A8 \(fixed\) 95%, small W4A8 5%; remedy: raise it to 950.000 B"):
+    with pytest.raises(
+        InfeasibleError,
+        match=(
+            r"size=90%: no assignment meets this budget; .*at most 900.000 B; found 950.000 B at least, by ends W8A8"
+            r" \(fixed\) 95%, small W4A8 5%; remedy: raise it to 950.000 B"
+        ),
+    ):
         allocate(problem, [Budget.parse("size=90%")])
     allocate(problem, [Budget.parse("size=950B")])
     # 4 bits are slower here: each budget can be met, both cannot.
-    with pytest.raises(InfeasibleError, match=r"latency=6us: no assignment meets this budget together with size=96%; .*found 10.000 us at least under size=96%, by small W4A8 90%"):
+    with pytest.raises(
+        InfeasibleError,
+        match=(
+            r"latency=6us: no assignment meets this budget together with size=96%; .*found 10.000 us at least under"
+            r" size=96%, by small W4A8 90%"
+        ),
+    ):
         allocate(problem, [Budget.parse("size=96%"), Budget.parse("latency=6us")])
     with pytest.raises(UsageError, match="two budgets of size"):
         allocate(problem, [Budget.parse("size=0.5"), Budget.parse("size=1MB")])
     with pytest.raises(UsageError, match="has no latency of W8A8"):
         allocate(Table((Row("x", 1, 1, {c: 0 for c in CHOICES}),)), [Budget.parse("latency=0.5")])
-    tied = Table((Row("a", 1, 1, {c: 0 for c in CHOICES}, tie="t", fixed="W8A8"), Row("b", 1, 1, {c: 0 for c in CHOICES}, tie="t", fixed="W4A4")))
+    tied = Table(
+        (
+            Row("a", 1, 1, {c: 0 for c in CHOICES}, tie="t", fixed="W8A8"),
+            Row("b", 1, 1, {c: 0 for c in CHOICES}, tie="t", fixed="W4A4"),
+        )
+    )
     with pytest.raises(UsageError, match="b is fixed to W4A4 and a, which is tied to it, to W8A8"):
         allocate(tied, [])
 
@@ -162,11 +210,19 @@ def test_infeasible_budgets_are_explained() -> None:
 ENTRY = {"parameters": 10, "macs": 20, "sensitivity": {"W8A8": 0, "W4A4": 1.5}}
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"parameters": -1}, "parameters that are no count"), ({"macs": 1.5}, "macs that are no count"), ({"sensitivity": {"W8A8": 0}}, "lacks a choice"),
-    ({"sensitivity": {"W8A8": 0, "W4A4": float("nan")}}, "no number"), ({"latency_us": {"W8A8": 1}}, "lacks a choice"), ({"fixed": "W2A2"}, "no choice"),
-    ({"tie": 3}, "tie that is no text"),
-], ids=lambda v: v if isinstance(v, str) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parameters": -1}, "parameters that are no count"),
+        ({"macs": 1.5}, "macs that are no count"),
+        ({"sensitivity": {"W8A8": 0}}, "lacks a choice"),
+        ({"sensitivity": {"W8A8": 0, "W4A4": float("nan")}}, "no number"),
+        ({"latency_us": {"W8A8": 1}}, "lacks a choice"),
+        ({"fixed": "W2A2"}, "no choice"),
+        ({"tie": 3}, "tie that is no text"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
 def test_bad_tables(change: dict[str, Any], message: str) -> None:
     good = {"choices": ["W4A4", "W8A8"], "layers": {"x": ENTRY}}
     parsed = parse_table(good, "t.json")
@@ -188,11 +244,14 @@ def test_files_of_bits(tmp_path: Path) -> None:
     path.write_text('{"layers": {"a": {"weight": 4, "activation": 8}, "b": {"weight": 8, "activation": 8}}}')
     assert read_bits(path, ["a", "b"]) == {"a": (4, 8), "b": (8, 8)}
     for layers, text, message in [
-        (["a"], None, "no weighted layer 'b'"), (["a", "b", "c"], None, "lacks 1 layers"),
+        (["a"], None, "no weighted layer 'b'"),
+        (["a", "b", "c"], None, "lacks 1 layers"),
         (["a"], '{"layers": {"a": {"weight": 9, "activation": 8}}}', "out of range.*2 to 8; found 9"),
-        (["a"], '{"layers": {"a": {"weight": true, "activation": 8}}}', "out of range"), (["a"], '{"layers": {"a": {"weight": 4}}}', "lacks the bits"),
-        (["a"], "[1]", "no bits of layers"), (["a"], "{", "is no JSON"),
-    ]:  # fmt: skip
+        (["a"], '{"layers": {"a": {"weight": true, "activation": 8}}}', "out of range"),
+        (["a"], '{"layers": {"a": {"weight": 4}}}', "lacks the bits"),
+        (["a"], "[1]", "no bits of layers"),
+        (["a"], "{", "is no JSON"),
+    ]:
         if text is not None:
             path.write_text(text)
         with pytest.raises((InputError, UsageError), match=message):
@@ -205,7 +264,11 @@ def test_pictures(tmp_path: Path) -> None:
     problem = table(RESNET18)
     fronts = [front(problem, r) for r in RESOURCES]
     marks = {c: {r.name: c for r in problem.rows} for c in problem.choices}
-    svg, again, png = draw(fronts, tmp_path / "a.svg", marks), draw(fronts, tmp_path / "a.svg", marks), draw(fronts, tmp_path / "a.png", marks)
+    svg, again, png = (
+        draw(fronts, tmp_path / "a.svg", marks),
+        draw(fronts, tmp_path / "a.svg", marks),
+        draw(fronts, tmp_path / "a.png", marks),
+    )
     assert svg == again and b"<svg" in svg and b"weights, MB" in svg and png.startswith(b"\x89PNG")
     with pytest.raises(UsageError, match="PNG or SVG"):
         draw(fronts, tmp_path / "a.pdf", marks)

@@ -1,4 +1,6 @@
-"""`allocate` and `latency` as a user meets them: files, JSON, exit codes, refusals with nothing half-written; and measured latencies."""
+"""`allocate` and `latency` as a user meets them: files, JSON, exit codes, refusals with nothing half-written; and
+measured latencies.
+"""
 
 from __future__ import annotations
 
@@ -45,16 +47,39 @@ def test_allocate_a_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
     options = ["--budget", "size=0.5", "--budget", "bops=0.6", "--metric", "hessian,fisher,output", "-o", str(bits)]
     assert main(arguments(place, *options, "--pareto", str(front), "--plot", str(plot))) == 0
     out = capsys.readouterr().out
-    assert "fixed W8A8" in out and "cross-entropy with the model's own argmax" in out and "size=0.5" in out and "fisher" in out
+    assert (
+        "fixed W8A8" in out
+        and "cross-entropy with the model's own argmax" in out
+        and "size=0.5" in out
+        and "fisher" in out
+    )
     graph = load_float(place / "net.onnx")
     chosen = read_bits(bits, [one.name for one in graph.layers])
     assert chosen["stem"] == chosen["fc"] == (8, 8) and chosen["a1"] == chosen["short"]
     fields = json.loads(bits.read_text())
     assert all(b["reached"] <= b["limit"] for b in fields["budgets"]) and fields["solver"]["status"] == "optimal"
-    assert fields["measured"]["probes"] == 16 and fields["measured"]["seed"] == 0 and fields["measured"]["images"] == fields["measured"]["probed_images"] == 8
-    assert {"layer", "choice", "weight_trace", "weight_error", "size", "bops", "sensitivity", "fisher", "output"} <= set(fields["report"][0])
+    assert (
+        fields["measured"]["probes"] == 16
+        and fields["measured"]["seed"] == 0
+        and fields["measured"]["images"] == fields["measured"]["probed_images"] == 8
+    )
+    assert {
+        "layer",
+        "choice",
+        "weight_trace",
+        "weight_error",
+        "size",
+        "bops",
+        "sensitivity",
+        "fisher",
+        "output",
+    } <= set(fields["report"][0])
     fronts = json.loads(front.read_text())
-    assert [f["resource"] for f in fronts["fronts"]] == ["size", "bops"] and len(fronts["layers"]) == 7 and plot.read_bytes().startswith(b"<?xml")
+    assert (
+        [f["resource"] for f in fronts["fronts"]] == ["size", "bops"]
+        and len(fronts["layers"]) == 7
+        and plot.read_bytes().startswith(b"<?xml")
+    )
     cost, value, digits = fronts["fronts"][0]["points"][0]
     assert len(digits) == 7 and cost > 0 and value > 0
     # The same command takes what is measured from the state beside it.
@@ -66,21 +91,39 @@ def test_allocate_a_table(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
     options = ["allocate", "--table", str(place / "resnet50.json"), "--json"]
     assert main([*options, "--budget", "bops=0.5", "--budget", "latency=0.8"]) == 0
     fields = json.loads(capsys.readouterr().out)
-    assert len(fields["layers"]) == 52 and fields["solver"]["seconds"] < 1 and {b["resource"] for b in fields["budgets"]} == {"bops", "latency"}
+    assert (
+        len(fields["layers"]) == 52
+        and fields["solver"]["seconds"] < 1
+        and {b["resource"] for b in fields["budgets"]} == {"bops", "latency"}
+    )
     assert main([*options, "--budget", "bops=0.5", "--fix", "x44=W8A8"]) == 0
     assert json.loads(capsys.readouterr().out)["layers"]["x44"] == {"weight": 8, "activation": 8}
-    assert main([*options, "--plot", str(tmp_path / "f.png")]) == 0 and (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*options, "--plot", str(tmp_path / "f.png")]) == 0 and (tmp_path / "f.png").read_bytes().startswith(
+        b"\x89PNG"
+    )
     assert json.loads(capsys.readouterr().out)["front_points"]["size"] == 201
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    (["--budget", "size=40%"], "no assignment meets this budget"), (["--budget", "speed=1"], "a budget is not understood"),
-    (["--budget", "size=0.5", "--fix", "a3=W8A8"], "there is no weighted layer 'a3'"), (["--budget", "size=0.5", "--fix", "a1=W9A8"], "bit width out of range"),
-    (["--budget", "size=0.5", "--fix", "a1=W2A2"], "is no choice of this table"), (["--budget", "size=0.5", "--fix", "a1"], "is not understood"),
-    (["--budget", "size=0.5", "--metric", "x"], "is no metric"), ([], "there is nothing to allocate for"), (["--budget", "size=0.5", "--plot", "f.pdf"], "PNG or SVG"),
-    (["--budget", "size=0.5", "--fix", "a1=W8A8", "--fix", "short=W4A4"], "which is tied to it"), (["--budget", "latency=0.5", "--latency", "none.json"], "cannot be read"),
-], ids=lambda v: v if isinstance(v, str) else "")  # fmt: skip
-def test_refusals(options: list[str], message: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "size=40%"], "no assignment meets this budget"),
+        (["--budget", "speed=1"], "a budget is not understood"),
+        (["--budget", "size=0.5", "--fix", "a3=W8A8"], "there is no weighted layer 'a3'"),
+        (["--budget", "size=0.5", "--fix", "a1=W9A8"], "bit width out of range"),
+        (["--budget", "size=0.5", "--fix", "a1=W2A2"], "is no choice of this table"),
+        (["--budget", "size=0.5", "--fix", "a1"], "is not understood"),
+        (["--budget", "size=0.5", "--metric", "x"], "is no metric"),
+        ([], "there is nothing to allocate for"),
+        (["--budget", "size=0.5", "--plot", "f.pdf"], "PNG or SVG"),
+        (["--budget", "size=0.5", "--fix", "a1=W8A8", "--fix", "short=W4A4"], "which is tied to it"),
+        (["--budget", "latency=0.5", "--latency", "none.json"], "cannot be read"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_refusals(
+    options: list[str], message: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments(place, *options, "-o", str(tmp_path / "bits.json"), "--state", str(place / "state.npz"))) == 2
     err = capsys.readouterr().err
     assert message in err and "Traceback" not in err and list(tmp_path.iterdir()) == []
@@ -89,24 +132,46 @@ def test_refusals(options: list[str], message: str, place: Path, tmp_path: Path,
 def test_wrong_commands(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, bits, budget = str(place / "net.onnx"), str(tmp_path / "bits.json"), ["--budget", "size=0.5"]
     for command, code, message in [
-        (["allocate", *budget, "-o", bits], 2, "takes a model or --table"), (["allocate", model, *budget, "-o", bits], 2, "needs calibration data"),
+        (["allocate", *budget, "-o", bits], 2, "takes a model or --table"),
+        (["allocate", model, *budget, "-o", bits], 2, "needs calibration data"),
         (["allocate", model, "--calib", "none", *budget, "-o", bits], 2, "none: does not exist"),
         (["allocate", "none.onnx", "--calib", "none", *budget, "-o", bits], 3, "no such file"),
         (["allocate", model, "--calib", "none", *budget], 2, "where to write the bits"),
         (["allocate", model, "--calib", str(place), *budget, "-o", bits, "--mean", "a"], 2, "is no list of numbers"),
         (["allocate", "--table", str(place / "net.onnx"), *budget, "-o", bits], 2, "is no JSON"),
         (["allocate", "--table", str(place / "none.json"), *budget, "-o", bits], 2, "cannot be read"),
-        (["allocate", "--table", str(place / "resnet50.json"), *budget, "-o", str(tmp_path / "no" / "bits.json")], 2, "no folder"),
+        (
+            ["allocate", "--table", str(place / "resnet50.json"), *budget, "-o", str(tmp_path / "no" / "bits.json")],
+            2,
+            "no folder",
+        ),
         (["latency", model, "-o", str(tmp_path / "t.json"), "--target", "x86-amx-9"], 2, "did you mean x86-amx?"),
-    ]:  # fmt: skip
+    ]:
         assert main([*command, "--quiet"]) == code, command
         assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_labels_beyond_the_classes_leave_nothing(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_beyond_the_classes_leave_nothing(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.savez(tmp_path / "in.npz", x=images(4), labels=np.array([1, 2, 3, 9]))
-    assert main(["allocate", str(place / "net.onnx"), "--calib", str(tmp_path / "in.npz"), "--budget", "size=0.5", "-o", str(tmp_path / "b.json"), "--quiet"]) == 2
+    assert (
+        main(
+            [
+                "allocate",
+                str(place / "net.onnx"),
+                "--calib",
+                str(tmp_path / "in.npz"),
+                "--budget",
+                "size=0.5",
+                "-o",
+                str(tmp_path / "b.json"),
+                "--quiet",
+            ]
+        )
+        == 2
+    )
     assert "a label that the model has no class for" in capsys.readouterr().err and not (tmp_path / "b.json").exists()
 
 
@@ -115,9 +180,15 @@ def test_latencies_are_measured_and_used(place: Path, tmp_path: Path, capsys: py
     assert main(["latency", str(place / "net.onnx"), "-o", str(path), "--threads", "1", "--quiet"]) == 0
     assert "all layers: W8A8" in capsys.readouterr().out
     times = read_latencies(path)
-    assert set(times) == {"stem", "a1", "a2", "short", "b1", "b2", "fc"} and all(0 < t < 1e6 for one in times.values() for t in one.values())
+    assert set(times) == {"stem", "a1", "a2", "short", "b1", "b2", "fc"} and all(
+        0 < t < 1e6 for one in times.values() for t in one.values()
+    )
     fields = json.loads(path.read_text())
-    assert fields["threads"] == 1 and fields["layers"]["a1"]["macs"] == 6 * 4 * 9 * 16 and set(fields["layers"]["a1"]["rule"]) == set(CHOICES)
+    assert (
+        fields["threads"] == 1
+        and fields["layers"]["a1"]["macs"] == 6 * 4 * 9 * 16
+        and set(fields["layers"]["a1"]["rule"]) == set(CHOICES)
+    )
     assert times["b1"] == times["b2"]  # one structure, measured once
     assert main(arguments(place, "--budget", "latency=0.9", "--latency", str(path), "-o", str(bits))) == 0
     (budget,) = json.loads(bits.read_text())["budgets"]
@@ -139,17 +210,23 @@ def test_layers_are_compiled_with_their_own_window(choice: str) -> None:
 
 def test_light_imports() -> None:
     code = (
-        "import sys, hawq_tvm.cli, hawq_tvm.quantize.plan, hawq_tvm.quantize.allocation, hawq_tvm.quantize.pareto, hawq_tvm.quantize.data;"
-        "print([m for m in ('torch', 'scipy', 'matplotlib', 'PIL') if m in sys.modules])"
+        "import sys, hawq_tvm.cli, hawq_tvm.quantize.plan, hawq_tvm.quantize.allocation, hawq_tvm.quantize.pareto,"
+        " hawq_tvm.quantize.data;print([m for m in ('torch', 'scipy', 'matplotlib', 'PIL') if m in sys.modules])"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
-def test_missing_extras_are_named(monkeypatch: pytest.MonkeyPatch, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_extras_are_named(
+    monkeypatch: pytest.MonkeyPatch, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for module in ("torch", "scipy.optimize"):
         monkeypatch.setitem(sys.modules, module, None)
     options = ["--budget", "size=0.5", "-o", str(tmp_path / "b.json")]
-    assert main(arguments(place, *options)) == main(["allocate", "--table", str(place / "resnet50.json"), *options]) == 2
+    assert (
+        main(arguments(place, *options)) == main(["allocate", "--table", str(place / "resnet50.json"), *options]) == 2
+    )
     err = capsys.readouterr().err
     assert "needs torch" in err and "needs scipy.optimize" in err and "pip install 'hawq-tvm[quantize]'" in err
 
@@ -158,7 +235,11 @@ def test_python_takes_programs(tmp_path: Path) -> None:
     program = torch.export.export(TorchNet().eval(), (torch.from_numpy(images(2)),))
     np.savez(tmp_path / "in.npz", x=images(4))
     problem = quantize.problem(program, tmp_path / "in.npz", quantize.Settings(probes=16), fixed={"deep": "W4A8"})
-    assert problem.allocate(["size=1"]).assignment == {"stem": "W8A8", "deep": "W4A8", "fc": "W8A8"} and problem.table.resources() == ["size", "bops"]
+    assert problem.allocate(["size=1"]).assignment == {
+        "stem": "W8A8",
+        "deep": "W4A8",
+        "fc": "W8A8",
+    } and problem.table.resources() == ["size", "bops"]
 
 
 def test_every_structure_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,4 +252,7 @@ def test_every_structure_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(latencies, "time_each", time_each)
     report = measure_latencies(load_float(residual_net()))
     assert len(calls) == 5 and all(len(c) == 3 for c in calls)
-    assert report.latencies["a2"] == report.latencies["b1"] == report.latencies["b2"] and report.latencies["stem"]["W8A8"] == 1.0
+    assert (
+        report.latencies["a2"] == report.latencies["b1"] == report.latencies["b2"]
+        and report.latencies["stem"]["W8A8"] == 1.0
+    )

@@ -1,4 +1,6 @@
-"""`compare-fake`: differences against exact rational arithmetic, NumPy and ONNX Runtime; ours is 0; figures, JSON and refusals."""
+"""`compare-fake`: differences against exact rational arithmetic, NumPy and ONNX Runtime; ours is 0; figures, JSON
+and refusals.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def compared(place: Path) -> dict[str, Comparison]:
     """Both networks beside the float one."""
-    return {stem: compare_fake(place / f"{stem}.onnx", place / f"{stem}.hawq", place / "in.npz", real=place / "net.onnx") for stem in STEMS}
+    return {
+        stem: compare_fake(place / f"{stem}.onnx", place / f"{stem}.hawq", place / "in.npz", real=place / "net.onnx")
+        for stem in STEMS
+    }
 
 
 def norm(value: Array, deployed: Array) -> float:
@@ -62,11 +67,14 @@ def saved(model: onnx.ModelProto, folder: Path, *inputs: Array) -> tuple[Path, P
     return folder / "m.onnx", folder / "m.hawq", folder / "in.npz"
 
 
-# -- against exact arithmetic ---------------------------------------------------------------------------------------------
+# -- against exact arithmetic
+# ---------------------------------------------------------------------------------------------
 
 
 def ties(kind: str) -> tuple[onnx.ModelProto, list[Any]]:
-    """Two residual sums of scale 0.1 tensors at the scale 0.6, where float32 meets ties that the exact ratio does not; then 4 bits, in one kernel with the second."""
+    """Two residual sums of scale 0.1 tensors at the scale 0.6, where float32 meets ties that the exact ratio does
+    not; then 4 bits, in one kernel with the second.
+    """
     _, low, high = models.TYPES[kind]
     zero = (low + high + 1) // 2
     g = models.Graph(3)
@@ -83,12 +91,18 @@ def ties(kind: str) -> tuple[onnx.ModelProto, list[Any]]:
 
 
 def exact(x: Array, plan: list[Any]) -> list[Array]:
-    """The integers of both sums in rational arithmetic on the scales that the file holds; round() takes a tie to even."""
+    """The integers of both sums in rational arithmetic on the scales that the file holds; round() takes a tie to
+    even.
+    """
     scale, zero, low, high = plan[0]
     quantized = np.clip(np.rint(x / scale), low - zero, high - zero).astype(int)
     step, found = Fraction(float(scale)), []
     for weights, w_scale, mid, out in plan[1:]:
-        ratio, mid, out = step * Fraction(float(w_scale)) / Fraction(float(mid)), Fraction(float(mid)), Fraction(float(out))
+        ratio, mid, out = (
+            step * Fraction(float(w_scale)) / Fraction(float(mid)),
+            Fraction(float(mid)),
+            Fraction(float(out)),
+        )
         result = np.zeros_like(quantized)
         for i, q in np.ndenumerate(quantized):
             z = min(max(round(int(q) * int(weights[i[1]]) * ratio), low - zero), high - zero)
@@ -116,15 +130,21 @@ def single(x: Array, plan: list[Any]) -> list[Array]:
 def test_the_quantized_model_in_float32(kind: str, tmp_path: Path) -> None:
     model, plan = ties(kind)
     spread = 6.0 if kind == "uint8" else 0.5
-    xs = [(spread * np.random.default_rng(i).standard_normal((1, CHANNELS, 6, 6))).astype(np.float32) for i in range(RUNS)]
+    xs = [
+        (spread * np.random.default_rng(i).standard_normal((1, CHANNELS, 6, 6))).astype(np.float32) for i in range(RUNS)
+    ]
     found = compare_fake(*saved(model, tmp_path, *xs))
     assert found.exact and found.residual and found.runs == RUNS and len(found.blocks) == 2
-    assert [row.inside for row in found.blocks] == [False, True] and {row.bits for row in found.blocks} == {8 if kind == "uint8" else 4}
+    assert [row.inside for row in found.blocks] == [False, True] and {row.bits for row in found.blocks} == {
+        8 if kind == "uint8" else 4
+    }
     zero = plan[0][1]
     for run, x in enumerate(xs):
         for row, fake, deployed in zip(found.blocks, single(x, plan), exact(x, plan), strict=True):
             assert row.curves["ours"][run] == 0
-            assert row.curves["fake"][run] == pytest.approx(norm(fake - zero, deployed - zero), rel=1e-12)  # both are float64 norms, in another order
+            assert row.curves["fake"][run] == pytest.approx(
+                norm(fake - zero, deployed - zero), rel=1e-12
+            )  # both are float64 norms, in another order
     if kind == "uint8":
         assert found.blocks[0].curves["fake"][0] > 0  # or the scales met no tie, and nothing was tested
 
@@ -141,11 +161,14 @@ def test_tensors_as_wide_as_they_have_channels(tmp_path: Path) -> None:
     assert not found.left_out and not found.not_matched
 
 
-# -- against ONNX Runtime ---------------------------------------------------------------------------------------------------
+# -- against ONNX Runtime
+# ---------------------------------------------------------------------------------------------------
 
 
 def simulated_by_onnxruntime(net: onnx.ModelProto, quantized: onnx.ModelProto, x: Array) -> list[Array]:
-    """Every residual sum after its ReLU, of the float network with Q and DQ before its layers and the rounded weights in them, before BatchNormalization."""
+    """Every residual sum after its ReLU, of the float network with Q and DQ before its layers and the rounded
+    weights in them, before BatchNormalization.
+    """
     constants = {t.name: numpy_helper.to_array(t) for t in quantized.graph.initializer}
     floats = {t.name: numpy_helper.to_array(t) for t in net.graph.initializer}
     layers = {n.name: n for n in quantized.graph.node}
@@ -160,11 +183,19 @@ def simulated_by_onnxruntime(net: onnx.ModelProto, quantized: onnx.ModelProto, x
                 if name not in {t.name for t in model.graph.initializer}:
                     model.graph.initializer.append(next(t for t in quantized.graph.initializer if t.name == name))
             names = [f"{node.name}_q", f"{node.name}_dq"]
-            nodes += [helper.make_node("QuantizeLinear", [node.input[0], *made.input[1:3]], names[:1]), helper.make_node("DequantizeLinear", [names[0], *made.input[1:3]], names[1:])]
+            nodes += [
+                helper.make_node("QuantizeLinear", [node.input[0], *made.input[1:3]], names[:1]),
+                helper.make_node("DequantizeLinear", [names[0], *made.input[1:3]], names[1:]),
+            ]
             given = floats[node.input[1]]
-            codes, scale = constants[f"{node.name}_weight_quantized"].astype(np.float32), constants[f"{node.name}_weight_scale"]
+            codes, scale = (
+                constants[f"{node.name}_weight_quantized"].astype(np.float32),
+                constants[f"{node.name}_weight_scale"],
+            )
             norms = [n for n in net.graph.node if n.op_type == "BatchNormalization" and n.input[0] == node.output[0]]
-            factor = floats[norms[0].input[1]] / np.sqrt(floats[norms[0].input[4]] + 1e-5) if norms else np.ones(len(given))
+            factor = (
+                floats[norms[0].input[1]] / np.sqrt(floats[norms[0].input[4]] + 1e-5) if norms else np.ones(len(given))
+            )
             weight = codes * (scale / factor).reshape(-1, *[1] * (given.ndim - 1))
             model.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), f"{node.name}_w"))
             node.input[0], node.input[1] = names[1], f"{node.name}_w"
@@ -175,13 +206,20 @@ def simulated_by_onnxruntime(net: onnx.ModelProto, quantized: onnx.ModelProto, x
     model.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in outputs)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, {"x": x})
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(
+        None, {"x": x}
+    )
 
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_the_float_network_simulated(stem: str, place: Path, compared: dict[str, Comparison]) -> None:
     found = compared[stem]
-    assert found.precision == ("W8A8" if stem == "w8" else "W4A4") and not found.not_matched and len(found.blocks) == 2 and found.exact
+    assert (
+        found.precision == ("W8A8" if stem == "w8" else "W4A4")
+        and not found.not_matched
+        and len(found.blocks) == 2
+        and found.exact
+    )
     quantized = onnx.load(str(place / f"{stem}.onnx"))
     package = ht.load(place / f"{stem}.hawq")
     constants = {t.name: numpy_helper.to_array(t) for t in quantized.graph.initializer}
@@ -193,9 +231,13 @@ def test_the_float_network_simulated(stem: str, place: Path, compared: dict[str,
             scale, zero = constants[node.input[1]], int(constants[node.input[2]])
             integers = written[row.kernel].transpose(0, 3, 1, 2).astype(int)
             # Their sums are in float32, in another order: one activation may be rounded to the next step.
-            assert row.curves["simulated"][run] == pytest.approx(norm(value, (integers - zero) * float(scale)), rel=0.02)
+            assert row.curves["simulated"][run] == pytest.approx(
+                norm(value, (integers - zero) * float(scale)), rel=0.02
+            )
             high = float(np.iinfo(np.uint8).max if row.bits == 8 else 15)
-            assert row.curves["simulated_rounded"][run] == pytest.approx(norm(np.clip(np.rint(value / scale), 0, high), integers), rel=0.02)  # as above
+            assert row.curves["simulated_rounded"][run] == pytest.approx(
+                norm(np.clip(np.rint(value / scale), 0, high), integers), rel=0.02
+            )  # as above
     assert all(row.spread("simulated").mean > 1e-3 for row in found.blocks)  # type: ignore[union-attr]
     first = found.rows[0]
     assert first.curves["simulated"] == first.curves["fake"] == [0] * RUNS  # the input, rounded by all alike
@@ -207,7 +249,8 @@ def kernels(package: Package) -> list[str]:
     return [b.var.name for b in layer_calls(package.graph)]
 
 
-# -- as a user meets it ---------------------------------------------------------------------------------------------------
+# -- as a user meets it
+# ---------------------------------------------------------------------------------------------------
 
 
 def arguments(place: Path, figure: Path, *more: str) -> list[str]:
@@ -215,26 +258,53 @@ def arguments(place: Path, figure: Path, *more: str) -> list[str]:
     return ["compare-fake", *pairs, "--data", str(place / "in.npz"), "-o", str(figure), "--quiet", *more]
 
 
-def test_figures_and_json(place: Path, tmp_path: Path, compared: dict[str, Comparison], capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_and_json(
+    place: Path, tmp_path: Path, compared: dict[str, Comparison], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(arguments(place, tmp_path / "f.png", "--float", str(place / "net.onnx"), "--limit", "2", "--json")) == 0
     fields = json.loads(capsys.readouterr().out)
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG\r\n")
     assert fields["figure"].endswith("f.png") and [p["precision"] for p in fields["pairs"]] == ["W8A8", "W4A4"]
     for pair in fields["pairs"]:
-        assert pair["exact"] and pair["runs"] == 2 and pair["blocks_are"] == "residual sums" and len(pair["blocks"]) == 2 and len(pair["layers"]) >= 7
+        assert (
+            pair["exact"]
+            and pair["runs"] == 2
+            and pair["blocks_are"] == "residual sums"
+            and len(pair["blocks"]) == 2
+            and len(pair["layers"]) >= 7
+        )
         for row in pair["layers"]:
-            assert row["ours"] == {"mean": 0, "deviation": 0, "least": 0, "greatest": 0} and row["differing"] == 0 and row["elements"] > 0
+            assert (
+                row["ours"] == {"mean": 0, "deviation": 0, "least": 0, "greatest": 0}
+                and row["differing"] == 0
+                and row["elements"] > 0
+            )
         for row in pair["blocks"]:
-            assert row in pair["layers"] and row["simulated"]["least"] <= row["simulated"]["mean"] <= row["simulated"]["greatest"]
+            assert (
+                row in pair["layers"]
+                and row["simulated"]["least"] <= row["simulated"]["mean"] <= row["simulated"]["greatest"]
+            )
     pictures = [draw(list(compared.values()), tmp_path / "f.svg").decode() for _ in range(2)]
-    assert pictures[0] == pictures[1] and pictures[0].startswith("<?xml") and "residual block" in pictures[0] and "w4 (W4A4): ours" in pictures[0]
+    assert (
+        pictures[0] == pictures[1]
+        and pictures[0].startswith("<?xml")
+        and "residual block" in pictures[0]
+        and "w4 (W4A4): ours" in pictures[0]
+    )
 
 
 def test_a_table(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, package, data = (str(place / n) for n in ("w8.onnx", "w8.hawq", "in.npz"))
-    assert main(["compare-fake", model, package, "--data", data, "-o", str(tmp_path / "f.svg"), "--limit", "1", "--quiet"]) == 0
+    assert (
+        main(["compare-fake", model, package, "--data", data, "-o", str(tmp_path / "f.svg"), "--limit", "1", "--quiet"])
+        == 0
+    )
     text = capsys.readouterr().out
-    assert "1 runs of 1 image:" in text and "equals the reference in every element" in text and "float network simulated" not in text
+    assert (
+        "1 runs of 1 image:" in text
+        and "equals the reference in every element" in text
+        and "float network simulated" not in text
+    )
     assert (tmp_path / "f.svg").read_text().startswith("<?xml")
 
 
@@ -242,13 +312,26 @@ def test_a_network_without_residual_blocks(tmp_path: Path, capsys: pytest.Captur
     g = models.Graph()
     y = g.qdq(g.conv(g.qdq(g.input("x", [1, 3, 5, 5]), 0.05, 128), g.weight([4, 3, 3, 3])), 0.07, 120)
     model, package, data = saved(g.model([models.float_output(y)]), tmp_path, np.zeros((1, 3, 5, 5), np.float32))
-    assert main(["compare-fake", str(model), str(package), "--data", str(data), "-o", str(tmp_path / "f.png"), "--quiet"]) == 0
+    assert (
+        main(["compare-fake", str(model), str(package), "--data", str(data), "-o", str(tmp_path / "f.png"), "--quiet"])
+        == 0
+    )
     assert "no residual blocks: every layer is shown" in capsys.readouterr().out
     found = compare_fake(model, package, data)
-    assert not found.residual and len(found.blocks) == 2 and found.to_dict()["blocks_are"] == "layers, as there are no residual sums"
+    assert (
+        not found.residual
+        and len(found.blocks) == 2
+        and found.to_dict()["blocks_are"] == "layers, as there are no residual sums"
+    )
 
 
-def test_a_package_that_computes_something_else(place: Path, tmp_path: Path, compared: dict[str, Comparison], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_package_that_computes_something_else(
+    place: Path,
+    tmp_path: Path,
+    compared: dict[str, Comparison],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     honest = Package.run_layers
 
     def wrong(self: Package, inputs: Any) -> LayerRun:
@@ -260,7 +343,10 @@ def test_a_package_that_computes_something_else(place: Path, tmp_path: Path, com
     blocks = [row.layer for row in compared["w8"].blocks]
     monkeypatch.setattr(Package, "run_layers", wrong)
     model, package, data = (str(place / n) for n in ("w8.onnx", "w8.hawq", "in.npz"))
-    assert main(["compare-fake", model, package, "--data", data, "-o", str(tmp_path / "f.png"), "--limit", "1", "--quiet"]) == 1
+    assert (
+        main(["compare-fake", model, package, "--data", data, "-o", str(tmp_path / "f.png"), "--limit", "1", "--quiet"])
+        == 1
+    )
     assert "NOT equal to the reference" in capsys.readouterr().out
     found = compare_fake(place / "w8.onnx", place / "w8.hawq", place / "in.npz", limit=1)
     row = found.blocks[0]
@@ -275,11 +361,20 @@ def refused(place: Path, capsys: pytest.CaptureFixture[str], figure: Path, *argv
     return text
 
 
-def test_refusals(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    model, package, data, figure = str(place / "w8.onnx"), str(place / "w8.hawq"), str(place / "in.npz"), tmp_path / "f.png"
+def test_refusals(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, package, data, figure = (
+        str(place / "w8.onnx"),
+        str(place / "w8.hawq"),
+        str(place / "in.npz"),
+        tmp_path / "f.png",
+    )
     assert "in pairs" in refused(place, capsys, figure, model, "--data", data)
     # What cannot be written is found out before anything is read: these models do not exist.
-    assert "ends in .png or .svg" in refused(place, capsys, tmp_path / "f.pdf", "none.onnx", "none.hawq", "--data", data)
+    assert "ends in .png or .svg" in refused(
+        place, capsys, tmp_path / "f.pdf", "none.onnx", "none.hawq", "--data", data
+    )
     assert "no folder" in refused(place, capsys, tmp_path / "none" / "f.png", "none.onnx", "none.hawq", "--data", data)
     text = refused(place, capsys, figure, model, str(place / "w4.hawq"), "--data", data)
     assert "w4.hawq: is not the package of this model" in text and "w8.onnx" in text
@@ -288,10 +383,16 @@ def test_refusals(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     np.savez(tmp_path / "bad.npz", x=np.zeros((1, 3, 9, 9), np.float32))
     assert "has another shape" in refused(place, capsys, figure, model, package, "--data", str(tmp_path / "bad.npz"))
     assert "does not exist" in refused(place, capsys, figure, model, package, "--data", str(tmp_path / "none"))
-    assert refused(place, capsys, figure, str(place / "net.onnx"), package, "--data", data, code=3)  # a float model compiles to nothing
-    assert "is of a quantized model" in refused(place, capsys, figure, model, package, "--data", data, "--float", model, code=3)
+    assert refused(
+        place, capsys, figure, str(place / "net.onnx"), package, "--data", data, code=3
+    )  # a float model compiles to nothing
+    assert "is of a quantized model" in refused(
+        place, capsys, figure, model, package, "--data", data, "--float", model, code=3
+    )
     onnx.save(residual_net(batch=2), str(tmp_path / "two.onnx"))
-    assert "takes other inputs" in refused(place, capsys, figure, model, package, "--data", data, "--float", str(tmp_path / "two.onnx"), code=3)
+    assert "takes other inputs" in refused(
+        place, capsys, figure, model, package, "--data", data, "--float", str(tmp_path / "two.onnx"), code=3
+    )
     monkeypatch.setattr(Package, "on_gpu", True)
     assert "a package for a CPU" in refused(place, capsys, figure, model, package, "--data", data)
 
@@ -307,7 +408,9 @@ def other(seed: int, extra: bool) -> onnx.ModelProto:
     rng = np.random.default_rng(seed)
     for tensor in net.graph.initializer:
         if len(tensor.dims) > 1:
-            tensor.CopyFrom(numpy_helper.from_array(rng.standard_normal(tuple(tensor.dims)).astype(np.float32), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(rng.standard_normal(tuple(tensor.dims)).astype(np.float32), tensor.name)
+            )
     return net
 
 
@@ -318,7 +421,9 @@ def test_another_float_network(extra: bool, place: Path) -> None:
 
 
 def test_names_and_signs_play_no_part(place: Path, compared: dict[str, Comparison]) -> None:
-    """Other names of nodes, and a BatchNormalization that multiplies by negative numbers what its layer negates: the same network."""
+    """Other names of nodes, and a BatchNormalization that multiplies by negative numbers what its layer negates: the
+    same network.
+    """
     net = residual_net(batch=1)
     constants = {t.name: t for t in net.graph.initializer}
     layers = {n.output[0]: n for n in net.graph.node}
@@ -328,7 +433,9 @@ def test_names_and_signs_play_no_part(place: Path, compared: dict[str, Compariso
     for i, node in enumerate(net.graph.node):
         node.name = f"node {i}"
     found = compare_fake(place / "w8.onnx", place / "w8.hawq", place / "in.npz", real=net)
-    assert [row.curves["simulated"] for row in found.blocks] == [row.curves["simulated"] for row in compared["w8"].blocks]
+    assert [row.curves["simulated"] for row in found.blocks] == [
+        row.curves["simulated"] for row in compared["w8"].blocks
+    ]
 
 
 def test_activations_are_no_residual_sums(tmp_path: Path) -> None:
@@ -336,10 +443,14 @@ def test_activations_are_no_residual_sums(tmp_path: Path) -> None:
     g = models.Graph()
     x = g.qdq(g.conv(g.qdq(g.input("x", [1, 3, 5, 5]), 0.05, 128), g.weight([4, 3, 3, 3])), 0.07, 120)
     y = g.qdq(g.node("Add", [x, g.node("Mul", [x, g.node("Sigmoid", [x])])]), 0.1, 90)
-    found = compare_fake(*saved(g.model([models.float_output(y)]), tmp_path, np.random.default_rng(0).standard_normal((2, 3, 5, 5)).astype(np.float32)))
+    found = compare_fake(
+        *saved(
+            g.model([models.float_output(y)]),
+            tmp_path,
+            np.random.default_rng(0).standard_normal((2, 3, 5, 5)).astype(np.float32),
+        )
+    )
     assert not found.residual and found.exact
-
-
 
 
 @pytest.mark.slow

@@ -54,7 +54,9 @@ def test_pictures(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("0.png 4\n1.png 0\n2.png 1\n3.png 2\n")
     data = open_data(tmp_path, INPUTS, Preprocess((127.0,), (128.0,)))
     batch = next(data.batches(4))
-    assert batch.inputs["x"].shape == (4, 3, 8, 8) and batch.labels is not None and batch.labels.tolist() == [4, 0, 1, 2]
+    assert (
+        batch.inputs["x"].shape == (4, 3, 8, 8) and batch.labels is not None and batch.labels.tolist() == [4, 0, 1, 2]
+    )
     assert (batch.inputs["x"][3] == np.array([1, -127 / 128, 0], np.float32).reshape(3, 1, 1)).all()
     with pytest.raises(UsageError, match=r"--mean and --std"):
         open_data(tmp_path, INPUTS)
@@ -79,14 +81,21 @@ NAN = GOOD.copy()
 NAN[1, 0, 0, 0] = np.nan
 
 
-@pytest.mark.parametrize(("arrays", "message"), [
-    ({"x": GOOD.astype(np.float64)}, r"in\.npz: x: has another type; expected float32; found float64"),
-    ({"x": GOOD[:, :, :7]}, r"another shape; expected imagesx3x8x8; found 4x3x7x8"), ({"x": GOOD[0, 0]}, "another shape"),
-    ({"x": GOOD[:0]}, "is empty"), ({"x": NAN}, "holds NaN or infinity; found 1 such values"), ({"y": GOOD}, "arrays of other names; expected x"),
-    ({"x": GOOD, "labels": np.arange(3)}, "labels that do not fit; expected 4 class numbers; found int64 3"),
-    ({"x": GOOD, "labels": np.ones(4)}, "labels that do not fit"),
-    ({"x": GOOD, "labels": -np.arange(4)}, "labels that do not fit.*from -3 to 0"),
-], ids=lambda v: v if isinstance(v, str) else "")  # fmt: skip
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": GOOD.astype(np.float64)}, r"in\.npz: x: has another type; expected float32; found float64"),
+        ({"x": GOOD[:, :, :7]}, r"another shape; expected imagesx3x8x8; found 4x3x7x8"),
+        ({"x": GOOD[0, 0]}, "another shape"),
+        ({"x": GOOD[:0]}, "is empty"),
+        ({"x": NAN}, "holds NaN or infinity; found 1 such values"),
+        ({"y": GOOD}, "arrays of other names; expected x"),
+        ({"x": GOOD, "labels": np.arange(3)}, "labels that do not fit; expected 4 class numbers; found int64 3"),
+        ({"x": GOOD, "labels": np.ones(4)}, "labels that do not fit"),
+        ({"x": GOOD, "labels": -np.arange(4)}, "labels that do not fit.*from -3 to 0"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
 def test_wrong_arrays(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", **arrays)
     with pytest.raises(InputError, match=message):

@@ -1,4 +1,6 @@
-"""`evaluate`: packages and ONNX models on labelled images in every form, agreement with another model, and what is refused."""
+"""`evaluate`: packages and ONNX models on labelled images in every form, agreement with another model, and what is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -67,12 +69,21 @@ def test_every_form_of_labels(place: Path, tmp_path: Path) -> None:
         (tmp_path / "folders" / f"class {c}" / n).symlink_to(place / "pictures" / n)
     pixels = np.stack([np.asarray(Image.open(place / "pictures" / n), np.float32).transpose(2, 0, 1) for n in names])
     np.savez(tmp_path / "images.npz", x=(pixels - 127) / 64, labels=labels)
-    for options in ({"data": place / "pictures", "labels": text}, {"data": table}, {"data": tmp_path / "folders"}, {"data": tmp_path / "images.npz"}):
+    for options in (
+        {"data": place / "pictures", "labels": text},
+        {"data": table},
+        {"data": tmp_path / "folders"},
+        {"data": tmp_path / "images.npz"},
+    ):
         for model in ("net.onnx", "net4.onnx"):
             found = evaluate(place / model, preprocess=PIXELS, **options)  # type: ignore[arg-type]
             assert (found.images, found.score.top1, found.score.top5) == (COUNT, top1, COUNT)
     for limit in (1, 5, 100):
-        assert evaluate(place / "net4.onnx", tmp_path / "images.npz", limit=limit).images == evaluate(place / "net4.onnx", table, preprocess=PIXELS, limit=limit).images == min(limit, COUNT)
+        assert (
+            evaluate(place / "net4.onnx", tmp_path / "images.npz", limit=limit).images
+            == evaluate(place / "net4.onnx", table, preprocess=PIXELS, limit=limit).images
+            == min(limit, COUNT)
+        )
 
 
 def test_agreement(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +100,11 @@ def test_agreement(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data", str(place / "pictures"), "--mean", "127", "--std", "64", "--quiet"]
     assert main(["evaluate", str(place / "q.onnx"), *options, "--against", str(place / "q.hawq"), "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)
-    assert fields["images"] == COUNT and fields["against"]["agreement"] == 1 - fields["against"]["flips"] / COUNT and fields["top1"] is None
+    assert (
+        fields["images"] == COUNT
+        and fields["against"]["agreement"] == 1 - fields["against"]["flips"] / COUNT
+        and fields["top1"] is None
+    )
     assert main(["evaluate", str(place / "q.hawq"), *options, "--against", str(place / "net.onnx")]) == 0
     assert f"of {COUNT} first answers differ" in capsys.readouterr().out
 
@@ -101,41 +116,77 @@ def test_preprocessing(place: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     for i in range(20):
         Image.fromarray(rng.integers(0, 256, (16, 24, 3), dtype=np.uint8)).save(folder / f"{i}.png")
-    (tmp_path / "p.json").write_text(json.dumps({"mean": [127, 126, 125], "std": 64, "resize": 12, "resample": "bicubic", "bgr": True}))
+    (tmp_path / "p.json").write_text(
+        json.dumps({"mean": [127, 126, 125], "std": 64, "resize": 12, "resample": "bicubic", "bgr": True})
+    )
     from hawq_tvm.quantize.judge.runners import open_runner
     from hawq_tvm.quantize.network.data import open_data
 
     inputs = open_runner(place / "net.onnx").inputs
     seen = {
-        Preprocess((127.0, 126.0, 125.0), (64.0,), *rest): open_data(folder, inputs, Preprocess((127.0, 126.0, 125.0), (64.0,), *rest)).fingerprint
+        Preprocess((127.0, 126.0, 125.0), (64.0,), *rest): open_data(
+            folder, inputs, Preprocess((127.0, 126.0, 125.0), (64.0,), *rest)
+        ).fingerprint
         for rest in ((), (12,), (16,), (12, "bicubic"), (12, "bicubic", True), (12, "nearest"))
     }
     assert len(set(seen.values())) == len(seen)
     picture = Image.open(folder / "0.png").resize((18, 12), Image.Resampling.BICUBIC).crop((5, 2, 13, 10))
-    wanted = ((np.asarray(picture, np.float32)[:, :, ::-1] - np.array([127, 126, 125], np.float32)) / np.float32(64)).transpose(2, 0, 1)
-    first = next(open_data(folder, inputs, Preprocess((127.0, 126.0, 125.0), (64.0,), 12, "bicubic", True)).batches(1)).inputs["x"][0]
+    wanted = (
+        (np.asarray(picture, np.float32)[:, :, ::-1] - np.array([127, 126, 125], np.float32)) / np.float32(64)
+    ).transpose(2, 0, 1)
+    first = next(
+        open_data(folder, inputs, Preprocess((127.0, 126.0, 125.0), (64.0,), 12, "bicubic", True)).batches(1)
+    ).inputs["x"][0]
     np.testing.assert_array_equal(first, wanted)
-    options = ["evaluate", str(place / "net.onnx"), "--data", str(folder), "--against", str(place / "q.onnx"), "--quiet", "--json"]
+    options = [
+        "evaluate",
+        str(place / "net.onnx"),
+        "--data",
+        str(folder),
+        "--against",
+        str(place / "q.onnx"),
+        "--quiet",
+        "--json",
+    ]
     assert main([*options, "--preprocess", str(tmp_path / "p.json")]) == 0
     assert main([*options, "--preprocess", str(tmp_path / "p.json"), "--mean", "1"]) == 2
     assert main([*options, "--mean", "127", "--resize", "4"]) == 2
-    for bad in ({"mean": 1}, {"mean": 1, "std": 0}, {"mean": "a", "std": 1}, {"mean": 1, "std": 1, "size": 3}, {"mean": 1, "std": 1, "resample": "best"}, [1]):
+    for bad in (
+        {"mean": 1},
+        {"mean": 1, "std": 0},
+        {"mean": "a", "std": 1},
+        {"mean": 1, "std": 1, "size": 3},
+        {"mean": 1, "std": 1, "resample": "best"},
+        [1],
+    ):
         (tmp_path / "bad.json").write_text(json.dumps(bad))
         assert main([*options, "--preprocess", str(tmp_path / "bad.json")]) == 2
 
 
 def test_refusals(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def refused(*options: str, model: str = "net.onnx", data: Path = place / "pictures") -> tuple[int, str]:
-        return main(["evaluate", str(place / model), "--data", str(data), "--mean", "127", "--std", "64", "--quiet", *options]), capsys.readouterr().err
+        return main(
+            ["evaluate", str(place / model), "--data", str(data), "--mean", "127", "--std", "64", "--quiet", *options]
+        ), capsys.readouterr().err
 
     code, text = refused()
     assert code == 2 and "holds no labels" in text and "--against" in text
     bad = tmp_path / "labels.txt"
-    for content, word in (("00.png one\n", "is no label"), ("00.png 1\nlost.png 2\n", "does not exist"), ("", "names no images"), ("00.png 7\n", "class that the model does not have")):
+    for content, word in (
+        ("00.png one\n", "is no label"),
+        ("00.png 1\nlost.png 2\n", "does not exist"),
+        ("", "names no images"),
+        ("00.png 7\n", "class that the model does not have"),
+    ):
         bad.write_text(content)
         code, text = refused("--labels", str(bad))
         assert code == 2 and word in text
-    assert refused("--labels", str(tmp_path / "none.txt"))[0] == refused(data=tmp_path / "none")[0] == refused("--limit", "0")[0] == 2
+    assert (
+        refused("--labels", str(tmp_path / "none.txt"))[0]
+        == refused(data=tmp_path / "none")[0]
+        == refused("--limit", "0")[0]
+        == 2
+    )
     assert refused(model="none.onnx")[0] == 3 and refused(model="pictures")[0] == 3
     np.savez(tmp_path / "bad.npz", x=images(2, 9), labels=[0, 1])
     assert "shape" in refused(data=tmp_path / "bad.npz")[1]

@@ -1,4 +1,6 @@
-"""Fine-tuning in the deployed arithmetic: what is trained equals what the package computes, gradients are those of the real formula, training helps."""
+"""Fine-tuning in the deployed arithmetic: what is trained equals what the package computes, gradients are those of
+the real formula, training helps.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def chain() -> onnx.ModelProto:
     y = g.node("Relu", g.conv("x", 5, 3, 3, "first", pads=[1] * 4))
     y = g.node("Relu", g.node("Conv", y, g.random(7, 5, 3, 3, scale=0.2), name="bare"))
     y = g.conv(y, 4, 7, 1, "linear")
-    return g.model(g.node("Flatten", g.node("GlobalMaxPool", g.conv(y, 6, 4, 2, "last", strides=[2, 2], dilations=[2, 2]))))
+    return g.model(
+        g.node("Flatten", g.node("GlobalMaxPool", g.conv(y, 6, 4, 2, "last", strides=[2, 2], dilations=[2, 2])))
+    )
 
 
 def mobile() -> onnx.ModelProto:
@@ -59,18 +63,29 @@ def averages() -> onnx.ModelProto:
     y = g.node("Relu", g.conv("x", 6, 3, 3, "stem"))
     y = g.node("AveragePool", y, kernel_shape=[2, 3], pads=[1, 0, 1, 2], count_include_pad=1)
     y = g.node("ReduceMean", g.node("Relu", g.conv(y, 10, 6, 3, "deep")), axes=[2, 3], keepdims=1)
-    shape = g.node("Concat", g.node("Unsqueeze", g.node("Gather", g.node("Shape", y), g.constant(0, np.int64)), g.constant([0], np.int64)), g.constant([-1], np.int64), axis=0)
+    shape = g.node(
+        "Concat",
+        g.node("Unsqueeze", g.node("Gather", g.node("Shape", y), g.constant(0, np.int64)), g.constant([0], np.int64)),
+        g.constant([-1], np.int64),
+        axis=0,
+    )
     return g.model(g.node("Gemm", g.node("Reshape", y, shape), g.random(5, 10), g.random(5), transB=1, name="fc"))
 
 
 def moves() -> onnx.ModelProto:
-    """Padding, a transpose, products of tensors of four dimensions, a sum of a tensor with itself and with a constant."""
+    """Padding, a transpose, products of tensors of four dimensions, a sum of a tensor with itself and with a
+    constant.
+    """
     g = FloatNet(["n", 3, 8, 8], seed=7)
     y = g.node("Relu", g.conv("x", 4, 3, 3, "first"))
     y = g.node("Add", g.node("Add", y, y), g.random(4, 1, 1))
     y = g.node("Transpose", g.node("Pad", y, g.constant([0, 0, 1, 1, 0, 0, 2, 0], np.int64)), perm=[0, 2, 3, 1])
     y = g.node("Relu", g.node("Add", g.node("MatMul", y, g.random(4, 5), name="inner"), g.random(5)))
-    return g.model(g.node("MatMul", g.node("ReduceMean", y, g.constant([1, 2], np.int64), keepdims=0), g.random(5, 3), name="outer"))
+    return g.model(
+        g.node(
+            "MatMul", g.node("ReduceMean", y, g.constant([1, 2], np.int64), keepdims=0), g.random(5, 3), name="outer"
+        )
+    )
 
 
 NETS = {"moves": moves, "chain": chain, "residual": residual_net, "mobile": mobile, "averages": averages}
@@ -82,26 +97,43 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.save(residual_net(), str(folder / "net.onnx"))
     x = images(160)
     # What the float network says, with a few answers wrong: labels that can be learned.
-    scores = np.concatenate([load_float(folder / "net.onnx").run({"x": one})[load_float(folder / "net.onnx").outputs[0]].numpy() for one in (x[:80], x[80:])])
+    scores = np.concatenate(
+        [
+            load_float(folder / "net.onnx").run({"x": one})[load_float(folder / "net.onnx").outputs[0]].numpy()
+            for one in (x[:80], x[80:])
+        ]
+    )
     labels = scores.argmax(1)
     np.savez(folder / "in.npz", x=x[:16])
     np.savez(folder / "train.npz", x=x, labels=labels)
     np.savez(folder / "bare.npz", x=x)
-    mixed = {n: {"weight": w, "activation": a} for n, (w, a) in zip(NAMES, [(8, 8), (4, 4), (8, 8), (4, 4), (4, 8), (4, 4), (8, 8)], strict=True)}
+    mixed = {
+        n: {"weight": w, "activation": a}
+        for n, (w, a) in zip(NAMES, [(8, 8), (4, 4), (8, 8), (4, 4), (4, 8), (4, 4), (8, 8)], strict=True)
+    }
     (folder / "mixed.json").write_text(json.dumps({"layers": mixed}))
     return folder
 
 
-# -- exactness ------------------------------------------------------------------------------------------------------------
+# -- exactness
+# ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("net", "bits", "keep"),
     [
-        ("chain", "W4A4", False), ("chain", 8, True), ("residual", 8, True), ("residual", "W4A4", False), ("residual", "mixed", True),
-        ("moves", 4, False), ("mobile", "W4A8", True), ("mobile", 4, False), ("averages", 8, True), ("averages", 4, False),
+        ("chain", "W4A4", False),
+        ("chain", 8, True),
+        ("residual", 8, True),
+        ("residual", "W4A4", False),
+        ("residual", "mixed", True),
+        ("moves", 4, False),
+        ("mobile", "W4A8", True),
+        ("mobile", 4, False),
+        ("averages", 8, True),
+        ("averages", 4, False),
     ],
-)  # fmt: skip
+)
 def test_package_computes_what_is_trained(place: Path, net: str, bits: Any, keep: bool) -> None:
     """At the start, and after every weight, bias and scale has moved: outputs are equal, element by element."""
     recipe = Recipe(place / "mixed.json" if bits == "mixed" else bits, keep_ends=keep)
@@ -122,7 +154,9 @@ def test_start_is_post_training_quantization(place: Path) -> None:
     started = draft(residual_net(), place / "in.npz", Recipe(4, adaround=20, correct_bias=True))
     written = Deployed(started).drafted()
     for name, ours in written.rounded.items():
-        assert torch.equal(ours.codes, started.rounded[name].codes) and torch.equal(ours.scale, started.rounded[name].scale)
+        assert torch.equal(ours.codes, started.rounded[name].codes) and torch.equal(
+            ours.scale, started.rounded[name].scale
+        )
     assert written.grids == started.grids and written.narrow == started.narrow
 
 
@@ -133,25 +167,35 @@ def test_shifts_are_those_of_arith() -> None:
     offset = rng.integers(-(2**59), 2**59, shift.size)
     x = np.concatenate([[-(2**31), -1, 0, 1, 2**31 - 1], rng.integers(-(2**24), 2**24, 500)])[:, None]
     # Ties of either parity: multipliers that are powers of two.
-    for m, b in ((multiplier, offset), (np.int64(1) << np.minimum(np.maximum(shift - 1, 0), 30), np.zeros_like(offset))):
+    for m, b in (
+        (multiplier, offset),
+        (np.int64(1) << np.minimum(np.maximum(shift - 1, 0), 30), np.zeros_like(offset)),
+    ):
         ours = shifted([torch.from_numpy(x).double()], Numbers((m,), b, shift)).numpy()
         assert np.array_equal(ours, arith.shift_round(x * m + b, shift, "half_even"))
 
 
 def test_numbers_have_the_thresholds_of_the_real_scales() -> None:
     rng = np.random.default_rng(1)
-    scales = np.concatenate([np.float32(10.0 ** rng.uniform(-6, 1, 60)).astype(np.float64), 2.0 ** np.arange(-8, 2), [1 / 3, 1.5, 2.5]])
+    scales = np.concatenate(
+        [np.float32(10.0 ** rng.uniform(-6, 1, 60)).astype(np.float64), 2.0 ** np.arange(-8, 2), [1 / 3, 1.5, 2.5]]
+    )
     step = float(np.float32(0.037))
     reach = np.full(scales.shape, 300_000)
     for unit in (step, 0.25):
-        found = dyadic_numbers([Operand(torch.zeros(1), torch.ones(1), scales, -reach, reach)], np.zeros(()), unit, (-128, 127), "here")
+        found = dyadic_numbers(
+            [Operand(torch.zeros(1), torch.ones(1), scales, -reach, reach)], np.zeros(()), unit, (-128, 127), "here"
+        )
         for i, scale in enumerate(scales):
             numbers = (int(found.multipliers[0][i]),), int(found.offset[i]), int(found.shift[i])
-            made = thresholds.Rescale((Fraction(float(scale)) / Fraction(unit),), Fraction(0), *numbers, (-300_000,), (300_000,))
+            made = thresholds.Rescale(
+                (Fraction(float(scale)) / Fraction(unit),), Fraction(0), *numbers, (-300_000,), (300_000,)
+            )
             assert thresholds.prove(made, "half_even", (-127, 127)).differing == 0, scale
 
 
-# -- gradients ------------------------------------------------------------------------------------------------------------
+# -- gradients
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_gradient_of_a_scale_is_that_of_learned_step_sizes() -> None:
@@ -172,35 +216,68 @@ def test_gradients_of_eight_bits_are_nearly_those_of_the_float_network(place: Pa
     goal = torch.arange(32) % 5
     torch.nn.functional.cross_entropy(trained({"x": x}), goal).backward()
     real = {n: p.clone().requires_grad_() for n, p in started.graph.parameters.items() if p.is_floating_point()}
-    torch.nn.functional.cross_entropy(started.graph.run({"x": x}, parameters=real)[started.graph.outputs[0]], goal).backward()
+    torch.nn.functional.cross_entropy(
+        started.graph.run({"x": x}, parameters=real)[started.graph.outputs[0]], goal
+    ).backward()
     for layer in started.graph.layers:
         ours, scale = trained.parameters[f"weight:{layer.name}"].grad, started.rounded[layer.name].scale
         ours = ours / scale.reshape([-1, *[1] * (ours.ndim - 1)])
         # Rounding of 8 bits turns a few ReLUs and pools the other way.
-        assert torch.nn.functional.cosine_similarity(ours.flatten(), real[layer.weight].grad.flatten(), 0) > 0.97, layer.name
+        assert torch.nn.functional.cosine_similarity(ours.flatten(), real[layer.weight].grad.flatten(), 0) > 0.97, (
+            layer.name
+        )
 
 
-# -- training -------------------------------------------------------------------------------------------------------------
+# -- training
+# -------------------------------------------------------------------------------------------------------------
 
 SETTINGS = Training(epochs=3, batch=16, held_out=0.2, checked=4, device="cpu")
 
 
 def test_training_helps_and_repeats_itself(place: Path, tmp_path: Path) -> None:
     recipe = Recipe("W4A4", keep_ends=False)
-    found = finetune(residual_net(), place / "train.npz", recipe, SETTINGS, calibration=place / "in.npz", state=tmp_path / "state.npz")
+    found = finetune(
+        residual_net(),
+        place / "train.npz",
+        recipe,
+        SETTINGS,
+        calibration=place / "in.npz",
+        state=tmp_path / "state.npz",
+    )
     notes = found.notes["finetune"]
     rows = notes["epochs_run"]
     assert [r["epoch"] for r in rows] == [0, 1, 2, 3] and notes["package_equal_on"] == 4
     assert (notes["images"], notes["validation_images"]) == (128, 32)
     assert rows[-1]["train_loss"] < rows[1]["train_loss"] and rows[-1]["loss"] < rows[0]["loss"]
     assert notes["kept_epoch"] == max(rows, key=lambda r: (r["top1"], -r["loss"]))["epoch"]
-    # From the state of a finished run nothing is trained again, and the result is the same; so it is from the beginning.
-    again = finetune(residual_net(), place / "train.npz", recipe, SETTINGS, calibration=place / "in.npz", state=tmp_path / "state.npz")
+    # From the state of a finished run nothing is trained again, and the result is the same; so it is from the
+    # beginning.
+    again = finetune(
+        residual_net(),
+        place / "train.npz",
+        recipe,
+        SETTINGS,
+        calibration=place / "in.npz",
+        state=tmp_path / "state.npz",
+    )
     assert again.model.SerializeToString() == found.model.SerializeToString() and again.notes == found.notes
-    anew = finetune(residual_net(), place / "train.npz", recipe, Training(**{**SETTINGS.__dict__, "checked": 0}), calibration=place / "in.npz")
+    anew = finetune(
+        residual_net(),
+        place / "train.npz",
+        recipe,
+        Training(**{**SETTINGS.__dict__, "checked": 0}),
+        calibration=place / "in.npz",
+    )
     assert anew.model.SerializeToString() == found.model.SerializeToString()
     with pytest.raises(UsageError, match="other settings"):
-        finetune(residual_net(), place / "train.npz", Recipe(8), SETTINGS, calibration=place / "in.npz", state=tmp_path / "state.npz")
+        finetune(
+            residual_net(),
+            place / "train.npz",
+            Recipe(8),
+            SETTINGS,
+            calibration=place / "in.npz",
+            state=tmp_path / "state.npz",
+        )
 
 
 def test_interrupted_run_continues(place: Path, tmp_path: Path) -> None:
@@ -211,7 +288,15 @@ def test_interrupted_run_continues(place: Path, tmp_path: Path) -> None:
             if stop and step.phase == "epoch 2 of 2":
                 raise KeyboardInterrupt
 
-        return finetune(residual_net(), place / "bare.npz", Recipe("W4A8"), settings, calibration=place / "in.npz", state=state, progress=tell).model.SerializeToString()
+        return finetune(
+            residual_net(),
+            place / "bare.npz",
+            Recipe("W4A8"),
+            settings,
+            calibration=place / "in.npz",
+            state=state,
+            progress=tell,
+        ).model.SerializeToString()
 
     with pytest.raises(KeyboardInterrupt):
         run(True, tmp_path / "one.npz")
@@ -220,12 +305,31 @@ def test_interrupted_run_continues(place: Path, tmp_path: Path) -> None:
 
 def test_programs_of_torch(place: Path) -> None:
     program = torch.export.export(TorchNet().eval(), (torch.zeros(4, 3, 8, 8),))
-    found = finetune(program, place / "bare.npz", Recipe("W4A8"), Training(epochs=1, checked=4, device="cpu"), calibration=place / "in.npz")
+    found = finetune(
+        program,
+        place / "bare.npz",
+        Recipe("W4A8"),
+        Training(epochs=1, checked=4, device="cpu"),
+        calibration=place / "in.npz",
+    )
     assert found.notes["finetune"]["package_equal_on"] == 4 and not found.notes["finetune"]["labels"]
 
 
 def test_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["finetune", str(place / "net.onnx"), "--data", str(place / "train.npz"), "--calib", str(place / "in.npz"), "--bits", "W4A4", "--epochs", "1", "--device", "cpu"]
+    line = [
+        "finetune",
+        str(place / "net.onnx"),
+        "--data",
+        str(place / "train.npz"),
+        "--calib",
+        str(place / "in.npz"),
+        "--bits",
+        "W4A4",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+    ]
     assert main([*line, "-o", str(tmp_path / "q.onnx"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["finetune"]["package_equal_on"] == 16 and (tmp_path / "q.onnx").stat().st_size == told["bytes"]
@@ -235,23 +339,37 @@ def test_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "images to train on" in capsys.readouterr().err and not (tmp_path / "r.onnx").exists()
 
 
-# -- refusals -------------------------------------------------------------------------------------------------------------
+# -- refusals
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_operators_without_integers_here(place: Path) -> None:
     g = FloatNet(["n", 3, 8, 8])
     y = g.node("Softmax", g.node("Flatten", g.conv("x", 4, 3, 3, "first")), name="probabilities")
-    with pytest.raises(ModelError, match=r"probabilities: Softmax cannot be fine-tuned in the deployed arithmetic.*quantize after training"):
+    with pytest.raises(
+        ModelError,
+        match=r"probabilities: Softmax cannot be fine-tuned in the deployed arithmetic.*quantize after training",
+    ):
         finetune(g.model(y), place / "bare.npz")
     g = FloatNet(["n", 3, 8, 8])
-    y = g.node("AveragePool", g.conv("x", 4, 3, 3, "first"), kernel_shape=[4, 4], strides=[4, 4], ceil_mode=1, name="pool")
+    y = g.node(
+        "AveragePool", g.conv("x", 4, 3, 3, "first"), kernel_shape=[4, 4], strides=[4, 4], ceil_mode=1, name="pool"
+    )
     with pytest.raises(ModelError, match="pool: AveragePool with ceil_mode"):
         finetune(g.model(y), place / "bare.npz", training=Training(checked=0))
 
 
 def test_bad_requests(place: Path, tmp_path: Path) -> None:
     net, data = place / "net.onnx", place / "train.npz"
-    for wrong in ({"epochs": 0}, {"rate": -1.0}, {"alpha": 1.5}, {"temperature": 0.0}, {"held_out": 1.0}, {"batch": 0}, {"checked": -1}):
+    for wrong in (
+        {"epochs": 0},
+        {"rate": -1.0},
+        {"alpha": 1.5},
+        {"temperature": 0.0},
+        {"held_out": 1.0},
+        {"batch": 0},
+        {"checked": -1},
+    ):
         with pytest.raises(UsageError, match=next(iter(wrong))):
             Training(**wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="device"):

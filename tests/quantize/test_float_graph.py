@@ -1,4 +1,6 @@
-"""The float graph: every operator against ONNX's own evaluator, its hooks, programs of torch.export, and what it refuses."""
+"""The float graph: every operator against ONNX's own evaluator, its hooks, programs of torch.export, and what it
+refuses.
+"""
 
 from __future__ import annotations
 
@@ -27,18 +29,40 @@ def run(model: onnx.ModelProto, x: Any) -> Any:
 
 POOL = {"kernel_shape": [3, 3], "strides": [2, 2]}
 CASES: list[tuple[str, dict[str, Any], tuple[Any, ...]]] = [
-    ("AveragePool", {**POOL, "pads": [1, 1, 1, 1]}, ()), ("AveragePool", {**POOL, "pads": [0, 1, 1, 0]}, ()),
-    ("AveragePool", {**POOL, "pads": [1, 1, 1, 1], "count_include_pad": 1}, ()), ("AveragePool", {**POOL, "ceil_mode": 1}, ()),
-    ("MaxPool", {**POOL, "pads": [1, 1, 1, 1]}, ()), ("MaxPool", {**POOL, "pads": [0, 0, 2, 1]}, ()), ("GlobalAveragePool", {}, ()),
-    ("Relu", {}, ()), ("Sigmoid", {}, ()), ("HardSigmoid", {"alpha": 0.3}, ()), ("HardSwish", {}, ()), ("LeakyRelu", {"alpha": 0.2}, ()),
-    ("Elu", {}, ()), ("Clip", {}, (np.float32(-0.5), np.float32(1))), ("Softmax", {"axis": 1}, ()), ("LogSoftmax", {}, ()),
-    ("Flatten", {"axis": 2}, ()), ("Reshape", {}, (np.array([0, -1, 7]),)), ("Transpose", {"perm": [0, 2, 3, 1]}, ()),
-    ("ReduceMean", {}, (np.array([2, 3]),)), ("ReduceMean", {"keepdims": 0}, (np.array([-1]),)), ("Pow", {}, (np.float32(2),)),
-    ("Pad", {}, (np.array([0, 0, 1, 2, 0, 0, 0, 3]), np.float32(2))), ("Pad", {"mode": "reflect"}, (np.array([0, 0, 1, 2, 0, 0, 0, 3]),)),
-    ("Add", {}, (np.ones((3, 1, 1), np.float32),)), ("Unsqueeze", {}, (np.array([0, -1]),)), ("Gather", {"axis": 1}, (np.array([0, -1]),)),
-    ("Slice", {}, (np.array([1]), np.array([-1]), np.array([2]))), ("Slice", {}, (np.array([6]), np.array([0]), np.array([3]), np.array([-2]))),
-    ("PRelu", {}, (np.full((3, 1, 1), 0.3, np.float32),)), ("Gelu", {}, ()), ("Softplus", {}, ()), ("Max", {}, (np.float32(0.1),)),
-]  # fmt: skip
+    ("AveragePool", {**POOL, "pads": [1, 1, 1, 1]}, ()),
+    ("AveragePool", {**POOL, "pads": [0, 1, 1, 0]}, ()),
+    ("AveragePool", {**POOL, "pads": [1, 1, 1, 1], "count_include_pad": 1}, ()),
+    ("AveragePool", {**POOL, "ceil_mode": 1}, ()),
+    ("MaxPool", {**POOL, "pads": [1, 1, 1, 1]}, ()),
+    ("MaxPool", {**POOL, "pads": [0, 0, 2, 1]}, ()),
+    ("GlobalAveragePool", {}, ()),
+    ("Relu", {}, ()),
+    ("Sigmoid", {}, ()),
+    ("HardSigmoid", {"alpha": 0.3}, ()),
+    ("HardSwish", {}, ()),
+    ("LeakyRelu", {"alpha": 0.2}, ()),
+    ("Elu", {}, ()),
+    ("Clip", {}, (np.float32(-0.5), np.float32(1))),
+    ("Softmax", {"axis": 1}, ()),
+    ("LogSoftmax", {}, ()),
+    ("Flatten", {"axis": 2}, ()),
+    ("Reshape", {}, (np.array([0, -1, 7]),)),
+    ("Transpose", {"perm": [0, 2, 3, 1]}, ()),
+    ("ReduceMean", {}, (np.array([2, 3]),)),
+    ("ReduceMean", {"keepdims": 0}, (np.array([-1]),)),
+    ("Pow", {}, (np.float32(2),)),
+    ("Pad", {}, (np.array([0, 0, 1, 2, 0, 0, 0, 3]), np.float32(2))),
+    ("Pad", {"mode": "reflect"}, (np.array([0, 0, 1, 2, 0, 0, 0, 3]),)),
+    ("Add", {}, (np.ones((3, 1, 1), np.float32),)),
+    ("Unsqueeze", {}, (np.array([0, -1]),)),
+    ("Gather", {"axis": 1}, (np.array([0, -1]),)),
+    ("Slice", {}, (np.array([1]), np.array([-1]), np.array([2]))),
+    ("Slice", {}, (np.array([6]), np.array([0]), np.array([3]), np.array([-2]))),
+    ("PRelu", {}, (np.full((3, 1, 1), 0.3, np.float32),)),
+    ("Gelu", {}, ()),
+    ("Softplus", {}, ()),
+    ("Max", {}, (np.float32(0.1),)),
+]
 
 
 @pytest.mark.parametrize(("op", "attrs", "constants"), CASES, ids=lambda v: v if isinstance(v, str) else "")
@@ -50,20 +74,32 @@ def test_operators_equal_onnx(op: str, attrs: dict[str, Any], constants: tuple[A
     np.testing.assert_allclose(run(model, x), expected, rtol=1e-5, atol=1e-6)  # float32 sums in another order
 
 
-@pytest.mark.parametrize("attrs", [
-    {}, {"pads": [1, 0, 2, 1], "strides": [2, 1]}, {"dilations": [2, 2], "group": 3}, {"auto_pad": "SAME_LOWER"}, {"auto_pad": "VALID"},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {},
+        {"pads": [1, 0, 2, 1], "strides": [2, 1]},
+        {"dilations": [2, 2], "group": 3},
+        {"auto_pad": "SAME_LOWER"},
+        {"auto_pad": "VALID"},
+    ],
+    ids=str,
+)
 def test_convolutions_equal_onnx(attrs: dict[str, Any]) -> None:
     g = FloatNet([2, 3, 9, 7])
     model = g.model(g.conv("x", 6, 3, 3, "c", kernel_shape=[3, 3], **attrs))
     x = np.random.default_rng(1).standard_normal((2, 3, 9, 7)).astype(np.float32)
-    np.testing.assert_allclose(run(model, x), ReferenceEvaluator(model).run(None, {"x": x})[0], rtol=1e-5, atol=1e-5)  # float32 sums in another order
+    np.testing.assert_allclose(
+        run(model, x), ReferenceEvaluator(model).run(None, {"x": x})[0], rtol=1e-5, atol=1e-5
+    )  # float32 sums in another order
 
 
 def test_a_network_and_its_layers() -> None:
     model, x = residual_net(), images(3)
     graph = load_float(model)
-    np.testing.assert_allclose(run(model, x), ReferenceEvaluator(model).run(None, {"x": x})[0], rtol=1e-4, atol=1e-5)  # float32 sums in another order
+    np.testing.assert_allclose(
+        run(model, x), ReferenceEvaluator(model).run(None, {"x": x})[0], rtol=1e-4, atol=1e-5
+    )  # float32 sums in another order
     assert [one.name for one in graph.layers] == ["stem", "a1", "a2", "short", "b1", "b2", "fc"]
     assert graph.layer("a1").input == graph.layer("short").input and graph.layer("a1").strides == (2, 2)
     assert graph.batch is None and load_float(residual_net(batch=4)).batch == 4
@@ -75,8 +111,12 @@ def test_record_and_feed_see_and_replace() -> None:
     seen: list[str] = []
     plain = graph.run({"x": x}, record=lambda name, value: seen.append(name))
     assert seen[0] == "x" and set(graph.outputs) <= set(seen) and len(seen) == 1 + len(graph.nodes)
-    other = graph.run({"x": x}, record=lambda name, value: torch.zeros_like(value) if name == graph.layer("b1").output else None)
-    fed = graph.run({"x": x}, feed=lambda node, i, value: torch.zeros_like(value) if node == "short" and i == 1 else None)
+    other = graph.run(
+        {"x": x}, record=lambda name, value: torch.zeros_like(value) if name == graph.layer("b1").output else None
+    )
+    fed = graph.run(
+        {"x": x}, feed=lambda node, i, value: torch.zeros_like(value) if node == "short" and i == 1 else None
+    )
     given = graph.run({"x": x}, parameters={graph.layer("short").weight: torch.zeros(6, 4, 1, 1)})
     assert all((plain[k] != other[k]).any() and (fed[k] == given[k]).all() for k in plain)
     with pytest.raises(InputError, match="expected x; found y"):
@@ -88,7 +128,11 @@ def test_weights_behind_constant_operators_are_layers() -> None:
     w = g.node("Transpose", g.random(3, 4))
     graph = load_float(g.model(g.node("MatMul", "x", w, name="")))
     (layer,) = graph.layers
-    assert layer.name == layer.output == "matmul_1" and graph.parameters[layer.weight].shape == (4, 3) and layer.channel_axis == 1
+    assert (
+        layer.name == layer.output == "matmul_1"
+        and graph.parameters[layer.weight].shape == (4, 3)
+        and layer.channel_axis == 1
+    )
 
 
 def test_programs(tmp_path: Path) -> None:
@@ -98,7 +142,11 @@ def test_programs(tmp_path: Path) -> None:
     for source in (program, tmp_path / "net.pt2"):
         graph = load_float(source)
         assert [one.name for one in graph.layers] == ["stem", "deep", "fc"] and graph.batch is None
-        assert graph.layer("deep").group == 2 and graph.layer("stem").strides == (2, 2) and graph.layer("stem").before == (1, 1)
+        assert (
+            graph.layer("deep").group == 2
+            and graph.layer("stem").strides == (2, 2)
+            and graph.layer("stem").before == (1, 1)
+        )
         with torch.no_grad():
             three = torch.from_numpy(images(3))
             assert (graph.run({graph.inputs[0].name: three})[graph.outputs[0]] == net(three)).all()
@@ -123,7 +171,9 @@ def test_refusals() -> None:
 def test_every_unknown_operator_is_named() -> None:
     g = FloatNet([1, 3, 8, 8])
     y = g.node("Det", g.node("GridSample", "x", "x", name="strange"), name="stranger")
-    expected = r"strange: GridSample is not known here; expected one of .*; found it, and stranger \(Det\); remedy: simplify"
+    expected = (
+        r"strange: GridSample is not known here; expected one of .*; found it, and stranger \(Det\); remedy: simplify"
+    )
     with pytest.raises(ModelError, match=expected):
         load_float(g.model(y))
 
@@ -132,7 +182,10 @@ def test_nodes_that_are_damaged() -> None:
     g = FloatNet([1, 3, 8, 8])
     for node, message in (
         (onnx.helper.make_node("Relu", ["x"], []), "Relu has no outputs"),
-        (onnx.helper.make_node("MaxPool", ["x"], ["y"], name="pool"), "pool: MaxPool has attributes that are not understood"),
+        (
+            onnx.helper.make_node("MaxPool", ["x"], ["y"], name="pool"),
+            "pool: MaxPool has attributes that are not understood",
+        ),
     ):
         model = g.model("y")
         model.graph.node.append(node)

@@ -1,4 +1,6 @@
-"""Convolutions with groups: the same numbers and the same first derivatives as PyTorch's, and second derivatives by finite differences."""
+"""Convolutions with groups: the same numbers and the same first derivatives as PyTorch's, and second derivatives by
+finite differences.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def test_derivatives(shape: tuple[int, ...], kernel: tuple[int, ...], window: di
     found = convolution(x, w, b, **window)
     torch.testing.assert_close(found, wanted)  # sums in another order
     u = torch.randn_like(wanted)
-    for ours, real in zip(torch.autograd.grad(found, (x, w, b), u), torch.autograd.grad(wanted, (x, w, b), u), strict=True):
+    for ours, real in zip(
+        torch.autograd.grad(found, (x, w, b), u), torch.autograd.grad(wanted, (x, w, b), u), strict=True
+    ):
         torch.testing.assert_close(ours, real)
     assert torch.autograd.gradgradcheck(lambda *v: convolution(*v, **window), (x, w, b))
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""Post-training quantization: what is written runs in ONNX Runtime, compiles to integers alone, and has the widths that were asked for."""
+"""Post-training quantization: what is written runs in ONNX Runtime, compiles to integers alone, and has the widths
+that were asked for.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def outputs(model: onnx.ModelProto, x: Array) -> Array:
 
 
 def compiled_exactly(model: onnx.ModelProto, x: Array) -> ht.Package:
-    """The package of a model, after its layers were compared with the reference on real inputs, and its outputs with ONNX Runtime's."""
+    """The package of a model, after its layers were compared with the reference on real inputs, and its outputs with
+    ONNX Runtime's.
+    """
     report = ht.inspect(model)
     assert report.compilable and not report.float_tail, report.verdict
     package = ht.compile(model)
@@ -51,7 +55,8 @@ def compiled_exactly(model: onnx.ModelProto, x: Array) -> ht.Package:
     (name,) = (one.name for one in package.outputs)
     ours = np.concatenate([package.run({"x": one[None]})[name] for one in x])
     theirs = outputs(model, x)
-    # ONNX Runtime computes layers in float32: a value at a rounding boundary may move by a step, which a net this small shows in its output.
+    # ONNX Runtime computes layers in float32: a value at a rounding boundary may move by a step, which a net this small
+    # shows in its output.
     assert np.abs(ours - theirs).max() <= 0.05 * np.abs(theirs).max()
     return package
 
@@ -61,16 +66,28 @@ def types_of(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def noise(model: onnx.ModelProto, found: Quantized) -> float:
-    """The squared error of the quantized net's outputs over the float ones' squares, on images it was not calibrated on."""
+    """The squared error of the quantized net's outputs over the float ones' squares, on images it was not calibrated
+    on.
+    """
     x = images(64, seed=9)
     real, integer = outputs(model, x), outputs(found.model, x)
     return float(((real - integer) ** 2).sum() / (real**2).sum())
 
 
-# -- what is written ------------------------------------------------------------------------------------------------------
+# -- what is written
+# ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(4), Recipe(4, keep_ends=False, symmetric=True), Recipe("W4A8", "percentile", equalize="relu", correct_bias=True)], ids=["8", "4", "all4", "W4A8"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(),
+        Recipe(4),
+        Recipe(4, keep_ends=False, symmetric=True),
+        Recipe("W4A8", "percentile", equalize="relu", correct_bias=True),
+    ],
+    ids=["8", "4", "all4", "W4A8"],
+)
 def test_runs_everywhere(place: Path, recipe: Recipe) -> None:
     net = residual_net(batch=1)
     found = post_training(net, place / "in.npz", recipe)
@@ -86,11 +103,18 @@ def test_four_bits_are_four_bits(place: Path) -> None:
     assert [types[f"{name}_weight_quantized"] for name in NAMES] == [TensorProto.INT4] * 7
     assert types["x_zero_point"] == TensorProto.INT4 and types["fc_bias_quantized"] == TensorProto.INT32
     # The stem's ReLU feeds layers of 4 bits alone, the block's also a sum, which reads 8.
-    assert {types[n] for n in types if n.endswith("_zero_point")} == {TensorProto.INT4, TensorProto.UINT4, TensorProto.UINT8}
+    assert {types[n] for n in types if n.endswith("_zero_point")} == {
+        TensorProto.INT4,
+        TensorProto.UINT4,
+        TensorProto.UINT8,
+    }
 
 
 def test_ends_keep_eight_bits(place: Path) -> None:
-    rows = {r["layer"]: (r["weight_bits"], r["activation_bits"]) for r in post_training(residual_net(), place / "in.npz", Recipe(4)).layers}
+    rows = {
+        r["layer"]: (r["weight_bits"], r["activation_bits"])
+        for r in post_training(residual_net(), place / "in.npz", Recipe(4)).layers
+    }
     assert rows["stem"] == rows["fc"] == (8, 8) and {rows[n] for n in NAMES[1:-1]} == {(4, 4)}
 
 
@@ -125,11 +149,15 @@ def test_grid_of_what_can_be_negative(place: Path) -> None:
 def mobile(kind: str) -> onnx.ModelProto:
     g = FloatNet([1, 3, 8, 8], seed=4)
     top = {"ReLU6": lambda y: g.node("Clip", y, g.constant(0.0), g.constant(6.0)), "ReLU": lambda y: g.node("Relu", y)}
-    act = top.get(kind) or (lambda y: g.node("Mul", y, g.node("Sigmoid", y)) if kind == "SiLU" else g.node("HardSwish", y))
+    act = top.get(kind) or (
+        lambda y: g.node("Mul", y, g.node("Sigmoid", y)) if kind == "SiLU" else g.node("HardSwish", y)
+    )
     y = act(g.norm(g.conv("x", 8, 3, 3, "stem", pads=[1] * 4, strides=[2, 2]), 8))
     z = act(g.norm(g.conv(y, 8, 8, 3, "depth", pads=[1] * 4, group=8), 8))
     y = g.node("Concat", g.norm(g.conv(z, 8, 8, 1, "project"), 8), y, axis=1)
-    gate = g.node("Sigmoid", g.conv(act(g.conv(g.node("GlobalAveragePool", y), 4, 16, 1, "squeeze")), 16, 4, 1, "excite"))
+    gate = g.node(
+        "Sigmoid", g.conv(act(g.conv(g.node("GlobalAveragePool", y), 4, 16, 1, "squeeze")), 16, 4, 1, "excite")
+    )
     y = g.node("MaxPool", g.node("Mul", y, gate), kernel_shape=[2, 2], strides=[2, 2])
     y = g.node("Reshape", g.node("AveragePool", y, kernel_shape=[2, 2]), g.constant([1, -1], np.int64))
     y = g.node("Add", g.node("MatMul", y, g.random(16, 6, scale=0.3)), g.random(6, scale=0.1))
@@ -152,13 +180,19 @@ def test_old_opsets_and_programs(tmp_path: Path) -> None:
     y = g.node("Clip", g.conv("x", 4, 3, 3, "c"), g.constant(0.0), g.constant(6.0), name="")
     net = g.model(g.node("Gemm", g.node("Flatten", y), g.random(144, 3), g.random(3), name="", alpha=0.5, beta=2.0))
     found = post_training(net, tmp_path / "in.npz")
-    assert [row["layer"] for row in found.layers] == [layer.name for layer in load_float(net).layers] and noise(net, found) < 0.01
+    assert [row["layer"] for row in found.layers] == [layer.name for layer in load_float(net).layers] and noise(
+        net, found
+    ) < 0.01
 
     program = torch.export.export(TorchNet().eval(), (torch.randn(1, 3, 8, 8),))
     torch.export.save(program, tmp_path / "net.pt2")
     for model in (program, tmp_path / "net.pt2"):
         found = post_training(model, tmp_path / "in.npz", Recipe(4))
-        assert [row["layer"] for row in found.layers] == [layer.name for layer in load_float(model).layers] == ["stem", "deep", "fc"]
+        assert (
+            [row["layer"] for row in found.layers]
+            == [layer.name for layer in load_float(model).layers]
+            == ["stem", "deep", "fc"]
+        )
     x = images(4, seed=3)
     with torch.no_grad():
         real = np.concatenate([program.module()(torch.from_numpy(one[None])).numpy() for one in x])
@@ -178,7 +212,8 @@ def test_dead_channels_keep_their_bias(place: Path) -> None:
     compiled_exactly(found.model, images(2, seed=1))
 
 
-# -- better weights -------------------------------------------------------------------------------------------------------
+# -- better weights
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_adaround_and_bias_correction_help(place: Path) -> None:
@@ -191,7 +226,10 @@ def test_adaround_and_bias_correction_help(place: Path) -> None:
 
 
 def test_adaround_is_reproducible(place: Path) -> None:
-    first, second = (post_training(residual_net(), place / "in.npz", Recipe("W4A8", adaround=20)).model.SerializeToString() for _ in range(2))
+    first, second = (
+        post_training(residual_net(), place / "in.npz", Recipe("W4A8", adaround=20)).model.SerializeToString()
+        for _ in range(2)
+    )
     assert first == second
 
 
@@ -204,7 +242,13 @@ def test_equalisation_changes_no_function(place: Path) -> None:
     y = g.node("Relu", g.conv(y, 8, 8, 3, "b", group=8))
     y = g.conv(y, 4, 8, 1, "c")
     net = g.model(g.conv(g.node("Clip", y, g.constant(0.0), g.constant(6.0)), 4, 4, 1, "d", group=2))
-    net.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(net.graph.initializer[0]) * np.logspace(-3, 1, 8, dtype=np.float32).reshape(8, 1, 1, 1), "c0"))
+    net.graph.initializer[0].CopyFrom(
+        onnx.numpy_helper.from_array(
+            onnx.numpy_helper.to_array(net.graph.initializer[0])
+            * np.logspace(-3, 1, 8, dtype=np.float32).reshape(8, 1, 1, 1),
+            "c0",
+        )
+    )
     prepared, graph = prepare(net)
     scaled, clips = equalize(prepared, graph, relu6=False)
     assert scaled == ["a", "b"] and not clips
@@ -227,15 +271,34 @@ def test_equalisation_helps_uneven_channels(place: Path) -> None:
     assert noise(net, even) < 0.1 * noise(net, plain)
 
 
-# -- the command line, and what is refused --------------------------------------------------------------------------------
+# -- the command line, and what is refused
+# --------------------------------------------------------------------------------
 
 
 def test_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "q.onnx"
-    command = ["quantize", str(place / "net.onnx"), "--calib", str(place / "in.npz"), "-o", str(target), "--bits", "4", "--adaround", "10", "--bias-correction"]
+    command = [
+        "quantize",
+        str(place / "net.onnx"),
+        "--calib",
+        str(place / "in.npz"),
+        "-o",
+        str(target),
+        "--bits",
+        "4",
+        "--adaround",
+        "10",
+        "--bias-correction",
+    ]
     assert main([*command, "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)
-    assert fields["bytes"] == target.stat().st_size and {"weight_bits", "activation_scale", "observer", "weight_error", "output_error"} <= set(fields["layers"][1])
+    assert fields["bytes"] == target.stat().st_size and {
+        "weight_bits",
+        "activation_scale",
+        "observer",
+        "weight_error",
+        "output_error",
+    } <= set(fields["layers"][1])
     assert main(command) == 0
     shown = capsys.readouterr()
     assert "W4A4" in shown.out and "adaround" in shown.out and "reconstructing layers" in shown.err
@@ -246,7 +309,9 @@ def test_refusals(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     target = tmp_path / "q.onnx"
     bits = tmp_path / "bits.json"
 
-    def refused(*options: str, calib: str = str(place / "in.npz"), model: str = str(place / "net.onnx")) -> tuple[int, str]:
+    def refused(
+        *options: str, calib: str = str(place / "in.npz"), model: str = str(place / "net.onnx")
+    ) -> tuple[int, str]:
         code = main(["quantize", model, "--calib", calib, "-o", str(target), "--quiet", *options])
         assert not target.exists()
         return code, capsys.readouterr().err
@@ -262,13 +327,39 @@ def test_refusals(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert code == 2 and "out of range" in text and "a1" in text
     assert refused("--bits", "5")[0] == refused("--bits", "W4A32")[0] == 2
     assert "does not exist" in refused(calib=str(tmp_path / "none.npz"))[1]
-    for arrays, word in (({"x": images(2, 9)}, "shape"), ({"x": images(2).astype(np.float64)}, "type"), ({"x": images(2)[:0]}, "empty"), ({"y": images(2)}, "names"), ({"x": images(2) * np.nan}, "NaN")):
+    for arrays, word in (
+        ({"x": images(2, 9)}, "shape"),
+        ({"x": images(2).astype(np.float64)}, "type"),
+        ({"x": images(2)[:0]}, "empty"),
+        ({"y": images(2)}, "names"),
+        ({"x": images(2) * np.nan}, "NaN"),
+    ):
         np.savez(tmp_path / "bad.npz", **arrays)
         code, text = refused(calib=str(tmp_path / "bad.npz"))
         assert code == 2 and word in text
-    assert refused("--adaround", "0")[0] == refused("--adaround", "5", "--rounding", "nearest")[0] == refused("--percentile", "20", "--observer", "percentile")[0] == 2
+    assert (
+        refused("--adaround", "0")[0]
+        == refused("--adaround", "5", "--rounding", "nearest")[0]
+        == refused("--percentile", "20", "--observer", "percentile")[0]
+        == 2
+    )
     assert refused("--bits", str(bits), "--keep-first-last")[0] == 2
-    assert "no folder" in (main(["quantize", str(place / "net.onnx"), "--calib", str(place / "in.npz"), "-o", str(tmp_path / "no/q.onnx")]), capsys.readouterr().err)[1]
+    assert (
+        "no folder"
+        in (
+            main(
+                [
+                    "quantize",
+                    str(place / "net.onnx"),
+                    "--calib",
+                    str(place / "in.npz"),
+                    "-o",
+                    str(tmp_path / "no/q.onnx"),
+                ]
+            ),
+            capsys.readouterr().err,
+        )[1]
+    )
     quantized = tmp_path / "done.onnx"
     onnx.save(post_training(residual_net(), place / "in.npz").model, str(quantized))
     code, text = refused(model=str(quantized))

@@ -1,4 +1,6 @@
-"""The Fashion-MNIST figure in small: one epoch, and what must hold of any seed. Skipped where Debian's data set is not installed."""
+"""The Fashion-MNIST figure in small: one epoch, and what must hold of any seed. Skipped where Debian's data set is
+not installed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,12 @@ def test_lost_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(not fashion.FOLDER.is_dir(), reason=f"no {fashion.FOLDER}: apt-get install dataset-fashion-mnist")
 def test_eight_bits_cost_little_and_learned_rounding_helps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fashion, "EPOCHS", 1)
-    rows = {row["network"]: row for row in fashion.measure(fashion.FOLDER, 0, ["W8A8", "W4A4, nearest", "W4A4, adaround"], lambda text: None)}
+    rows = {
+        row["network"]: row
+        for row in fashion.measure(fashion.FOLDER, 0, ["W8A8", "W4A4, nearest", "W4A4, adaround"], lambda text: None)
+    }
     assert rows["float"]["top1"] > 0.8
-    assert abs(rows["W8A8"]["top1"] - rows["float"]["top1"]) < 0.005  # the half a point that the project promises at 8 bits
+    assert (
+        abs(rows["W8A8"]["top1"] - rows["float"]["top1"]) < 0.005
+    )  # the half a point that the project promises at 8 bits
     assert rows["W4A4, adaround"]["flips"] < rows["W4A4, nearest"]["flips"]

@@ -99,7 +99,10 @@ def test_entropy_takes_the_least_divergence(kind: str) -> None:
     made = make(4, kind != "relu", True)
     low, high = entropy(seen(values), made, 0)
     ends = [(min(values.min(), 0) * f, values.max() * f) for f in np.arange(5, 101, 5) / 100]
-    assert dumb_divergence(values, made(low, high), low, high) <= min(dumb_divergence(values, made(a, b), a, b) for a, b in ends) + 1e-9
+    assert (
+        dumb_divergence(values, made(low, high), low, high)
+        <= min(dumb_divergence(values, made(a, b), a, b) for a, b in ends) + 1e-9
+    )
     if kind == "outliers":
         assert high < 15  # a thousandth of the values reaches to 30
 
@@ -133,7 +136,9 @@ def test_weight_scales(bits: int) -> None:
     top = 2 ** (bits - 1) - 1
     plain, searched = (nearest(weight, None, LAYER, bits, search, 0.1) for search in (False, True))
     rows = weight.reshape(6, -1).numpy().astype(np.float64)
-    np.testing.assert_array_equal(plain.scale.numpy()[[0, 1, 3, 4, 5]], (np.abs(rows).max(1) / top).astype(np.float32)[[0, 1, 3, 4, 5]])
+    np.testing.assert_array_equal(
+        plain.scale.numpy()[[0, 1, 3, 4, 5]], (np.abs(rows).max(1) / top).astype(np.float32)[[0, 1, 3, 4, 5]]
+    )
     assert int(plain.codes.max()) <= top and int(searched.codes.min()) >= -top - 1 and not plain.codes[2].any()
     for c in (0, 1, 3, 4, 5):
 

@@ -24,7 +24,9 @@ def saved(folder: Path, name: str = "in.npz", **arrays: Any) -> Path:
 
 
 def tiny_net() -> Any:
-    """Two convolutions of which the second reads what a third reads too, and a classifier: small enough for whole Hessians."""
+    """Two convolutions of which the second reads what a third reads too, and a classifier: small enough for whole
+    Hessians.
+    """
     g = FloatNet(["n", 1, 4, 4])
     y = g.node("Sigmoid", g.conv("x", 2, 1, 3, "one", pads=[1] * 4))
     z = g.node("Add", g.node("Sigmoid", g.conv(y, 2, 2, 3, "two")), g.conv(y, 2, 2, 3, "three"))
@@ -47,27 +49,50 @@ def test_traces_equal_the_exact_hessian(tmp_path: Path) -> None:
             return loss(graph.run({"x": x}, parameters={layer.weight: w})[graph.outputs[0]])
 
         seen: dict[str, torch.Tensor] = {}
-        graph.run({"x": x}, feed=lambda node, k, v, layer=layer, seen=seen: seen.update(a=v) if (node, k) == (layer.node, 0) else None)
+        graph.run(
+            {"x": x},
+            feed=lambda node, k, v, layer=layer, seen=seen: seen.update(a=v) if (node, k) == (layer.node, 0) else None,
+        )
 
         def by_input(a: torch.Tensor, layer: Any = layer) -> torch.Tensor:
-            return loss(graph.run({"x": x}, feed=lambda node, k, v: a if (node, k) == (layer.node, 0) else None)[graph.outputs[0]])
+            return loss(
+                graph.run({"x": x}, feed=lambda node, k, v: a if (node, k) == (layer.node, 0) else None)[
+                    graph.outputs[0]
+                ]
+            )
 
-        for side, function, at in (("weight", by_weight, graph.parameters[layer.weight]), ("activation", by_input, seen["a"])):
+        for side, function, at in (
+            ("weight", by_weight, graph.parameters[layer.weight]),
+            ("activation", by_input, seen["a"]),
+        ):
             exact = torch.autograd.functional.hessian(function, at).reshape(at.numel(), at.numel()).trace().item()
             estimate, error = found.arrays[f"{side}_trace"][i], found.arrays[f"{side}_error"][i]
-            # Within 4.5 standard errors: of 8 normal estimates one is farther with a chance of 5e-5. The slack is float32's, for a product with no variance.
-            assert abs(estimate - exact) <= 4.5 * error + 1e-5 * abs(exact) + 1e-7, (layer.name, side, exact, estimate, error)
+            # Within 4.5 standard errors: of 8 normal estimates one is farther with a chance of 5e-5. The slack is
+            # float32's, for a product with no variance.
+            assert abs(estimate - exact) <= 4.5 * error + 1e-5 * abs(exact) + 1e-7, (
+                layer.name,
+                side,
+                exact,
+                estimate,
+                error,
+            )
             assert error < 0.25 * abs(exact) + 0.02  # or the comparison says nothing; a trace near 0 is known to 0.02
 
 
 def test_the_standard_error_is_honest(tmp_path: Path) -> None:
-    """Of many measurements of 32 probes, the share within one standard error of a long one's mean is about a normal variable's."""
+    """Of many measurements of 32 probes, the share within one standard error of a long one's mean is about a normal
+    variable's.
+    """
     graph = tiny_net()
-    data = open_data(saved(tmp_path, x=np.random.default_rng(0).standard_normal((4, 1, 4, 4)).astype(np.float32)), graph.inputs)
+    data = open_data(
+        saved(tmp_path, x=np.random.default_rng(0).standard_normal((4, 1, 4, 4)).astype(np.float32)), graph.inputs
+    )
     runs = [measure(graph, data, Settings(probes=32, tolerance=1e-9, batch=4, seed=s)).arrays for s in range(1, 9)]
     long = measure(graph, data, Settings(probes=300, tolerance=1e-9, batch=4)).arrays["weight_trace"]
     inside = np.mean([np.abs(r["weight_trace"] - long) <= r["weight_error"] for r in runs])
-    assert 0.47 < inside < 0.89  # 32 trials, not quite independent: 0.68 is expected, two and a half deviations of 0.083 are 0.21
+    assert (
+        0.47 < inside < 0.89
+    )  # 32 trials, not quite independent: 0.68 is expected, two and a half deviations of 0.083 are 0.21
 
 
 def test_stops_when_errors_are_small(tmp_path: Path) -> None:
@@ -94,11 +119,15 @@ def test_interrupted_runs_continue_to_the_same_result(tmp_path: Path) -> None:
     steps: list[Step] = []
     found = measure(graph, data, settings, state, steps.append)
     assert not any(s.phase in ("ranges", "Fisher") for s in steps)
-    assert set(found.arrays) == set(whole.arrays) and all((found.arrays[k] == whole.arrays[k]).all() for k in whole.arrays)
+    assert set(found.arrays) == set(whole.arrays) and all(
+        (found.arrays[k] == whole.arrays[k]).all() for k in whole.arrays
+    )
     # More probes continue from those that are there; another seed, other data or another batch do not.
     assert measure(graph, data, Settings(probes=24, tolerance=1e-9), state).probes == 24
     for other in (Settings(seed=1), Settings(batch=2)):
-        with pytest.raises(UsageError, match=r"state\.npz: was measured with another model, other data or other settings"):
+        with pytest.raises(
+            UsageError, match=r"state\.npz: was measured with another model, other data or other settings"
+        ):
             measure(graph, data, other, state)
     with pytest.raises(UsageError, match="was measured with another model"):
         measure(graph, open_data(saved(tmp_path, "b.npz", x=images(10, seed=1)), graph.inputs), settings, state)
@@ -125,25 +154,41 @@ def test_table(tmp_path: Path) -> None:
     plain = graph.run({"x": x})[graph.outputs[0]]
     low, high = (float(found.arrays[k][[one.name for one in graph.layers].index("b1")]) for k in ("low", "high"))
     weight = rounded_weight(graph.parameters[layer.weight], 0, 4)
-    changed = graph.run({"x": x}, feed=lambda n, k, v: (rounded_activation(v, low, high, 8), weight)[k] if n == "b1" and k < 2 else None)[graph.outputs[0]]
+    changed = graph.run(
+        {"x": x}, feed=lambda n, k, v: (rounded_activation(v, low, high, 8), weight)[k] if n == "b1" and k < 2 else None
+    )[graph.outputs[0]]
     expected = float(((changed - plain).double() ** 2).sum() / (plain.double() ** 2).sum())
-    assert found.values("output")[[one.name for one in graph.layers].index("b1"), 1] == pytest.approx(expected, rel=1e-5)  # batches of 4 sum otherwise
+    assert found.values("output")[[one.name for one in graph.layers].index("b1"), 1] == pytest.approx(
+        expected, rel=1e-5
+    )  # batches of 4 sum otherwise
 
 
 def test_rounding() -> None:
     w = torch.tensor([[-1.0, 0.55, 0.07], [3.0, -2.9, 0.2]])
-    assert torch.allclose(rounded_weight(w, 0, 4) * torch.tensor([[7.0], [7 / 3]]), torch.tensor([[-7.0, 4.0, 0.0], [7.0, -7.0, 0.0]]))
+    assert torch.allclose(
+        rounded_weight(w, 0, 4) * torch.tensor([[7.0], [7 / 3]]), torch.tensor([[-7.0, 4.0, 0.0], [7.0, -7.0, 0.0]])
+    )
     assert torch.equal(rounded_weight(torch.zeros(2, 2), 0, 4), torch.zeros(2, 2))
     a = torch.tensor([0.0, 0.9, 3.0, 15.0, 20.0])
     assert torch.equal(rounded_activation(a, 0.0, 15.0, 4), torch.tensor([0.0, 1.0, 3.0, 15.0, 15.0]))
-    assert torch.equal(rounded_activation(torch.tensor([-5.0, 0.0, 10.4]), -5.0, 10.0, 4), torch.tensor([-5.0, 0.0, 10.0]))
+    assert torch.equal(
+        rounded_activation(torch.tensor([-5.0, 0.0, 10.4]), -5.0, 10.0, 4), torch.tensor([-5.0, 0.0, 10.0])
+    )
 
 
 def test_programs_and_probabilities(tmp_path: Path) -> None:
     program = torch.export.export(TorchNet().eval(), (torch.from_numpy(images(2)),))
     graph = load_float(program)
-    found = measure(graph, open_data(saved(tmp_path, x=images(5)), graph.inputs), Settings(("hessian", "fisher"), probes=16, tolerance=9))
-    assert found.images == 4 and [r.name for r in found.table("hessian").rows] == ["stem", "deep", "fc"]  # the program takes two images at a time
+    found = measure(
+        graph,
+        open_data(saved(tmp_path, x=images(5)), graph.inputs),
+        Settings(("hessian", "fisher"), probes=16, tolerance=9),
+    )
+    assert found.images == 4 and [r.name for r in found.table("hessian").rows] == [
+        "stem",
+        "deep",
+        "fc",
+    ]  # the program takes two images at a time
     with pytest.raises(UsageError, match=r"model fixes its batch.*expected 2"):
         measure(graph, open_data(saved(tmp_path, x=images(5)), graph.inputs), Settings(batch=4))
     # A Softmax at the end changes nothing: the loss takes its logarithm.
@@ -152,7 +197,12 @@ def test_programs_and_probabilities(tmp_path: Path) -> None:
         g = FloatNet(["n", 3, 8, 8])
         y = g.node("Flatten", g.node("GlobalAveragePool", g.conv("x", 4, 3, 3, "c")))
         nets.append(load_float(g.model(g.node("Softmax", y) if softmax else y)))
-    traces = [measure(n, open_data(saved(tmp_path, x=images(4)), n.inputs), Settings(probes=16, tolerance=9)).arrays["weight_trace"] for n in nets]
+    traces = [
+        measure(n, open_data(saved(tmp_path, x=images(4)), n.inputs), Settings(probes=16, tolerance=9)).arrays[
+            "weight_trace"
+        ]
+        for n in nets
+    ]
     np.testing.assert_allclose(*traces, rtol=1e-4)  # two ways to the same loss in float32
 
 

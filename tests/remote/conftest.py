@@ -37,7 +37,18 @@ class Process:
 
     def __init__(self, folder: Path, number: int, name: str, *options: str) -> None:
         self.port, self.log = free_port(), folder / f"{number}.log"
-        command = [sys.executable, "-m", f"tvm.exec.{name}", "--host", HOST, "--port", str(self.port), "--port-end", str(self.port + 1), *options]
+        command = [
+            sys.executable,
+            "-m",
+            f"tvm.exec.{name}",
+            "--host",
+            HOST,
+            "--port",
+            str(self.port),
+            "--port-end",
+            str(self.port + 1),
+            *options,
+        ]
         # TVM imports PyTorch where it is installed, which takes most of the start and which nobody here needs.
         (folder / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
         environment = {**os.environ, "TVM_NUM_THREADS": "1", "TVM_BIND_THREADS": "0", "PYTHONPATH": str(folder)}
@@ -121,7 +132,9 @@ class Cluster:
 
 @pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A tracker, two servers with the key "two", and "lonely", who has no tracker; tests may start others and kill them."""
+    """A tracker, two servers with the key "two", and "lonely", who has no tracker; tests may start others and kill
+    them.
+    """
     for needed in ("tornado", "psutil", "cloudpickle"):
         if importlib.util.find_spec(needed) is None:
             pytest.skip(f"TVM's tracker and servers need {needed}: pip install 'hawq-tvm[remote]'")

@@ -45,7 +45,9 @@ def refused(command: Command, *arguments: object, code: int = 4) -> str:
 # -- what works ------------------------------------------------------------------------------------------------
 
 
-def test_outputs_are_the_local_ones(cluster: Cluster, package: ht.Package, saved: Path, tmp_path: Path, command: Command) -> None:
+def test_outputs_are_the_local_ones(
+    cluster: Cluster, package: ht.Package, saved: Path, tmp_path: Path, command: Command
+) -> None:
     batches = package.random_inputs(5, 2)
     with opened(cluster.at("two")) as session:
         there = RemotePackage(package, session)
@@ -55,14 +57,27 @@ def test_outputs_are_the_local_ones(cluster: Cluster, package: ht.Package, saved
             for name, value in package.run(batch).items():
                 np.testing.assert_array_equal(found[name], value, strict=True)
     np.savez(tmp_path / "in.npz", **batches[0])
-    code, _, _ = command("run", saved, "--inputs", tmp_path / "in.npz", "-o", tmp_path / "out.npz", "--rpc", cluster.tracker.address, "--rpc-key", "two")
+    code, _, _ = command(
+        "run",
+        saved,
+        "--inputs",
+        tmp_path / "in.npz",
+        "-o",
+        tmp_path / "out.npz",
+        "--rpc",
+        cluster.tracker.address,
+        "--rpc-key",
+        "two",
+    )
     assert code == 0
     with np.load(tmp_path / "out.npz") as outputs:
         for name, value in package.run(batches[0]).items():
             np.testing.assert_array_equal(outputs[name], value, strict=True)
 
 
-def test_a_measurement_has_the_fields_of_a_local_one(cluster: Cluster, package: ht.Package, saved: Path, tmp_path: Path, command: Command) -> None:
+def test_a_measurement_has_the_fields_of_a_local_one(
+    cluster: Cluster, package: ht.Package, saved: Path, tmp_path: Path, command: Command
+) -> None:
     settings = ("--duration", 0.1, "--warmup-ms", 10, "--iterations", 20)
     code, out, _ = command("bench", saved, *settings, "--rpc", cluster.tracker.address, "--rpc-key", "two", "--json")
     fields = json.loads(out)
@@ -74,11 +89,15 @@ def test_a_measurement_has_the_fields_of_a_local_one(cluster: Cluster, package: 
     assert fields["iterations"] >= 20 and fields["threads"] == 1  # TVM_NUM_THREADS of the servers
     assert (fields["rpc"]["address"], fields["rpc"]["key"], fields["limits"]) == (cluster.tracker.address, "two", None)
     assert fields["machine"]["architecture"] == package.manifest["target"]["architecture"] and fields["machine"]["cpu"]
-    code, out, _ = command("bench", saved, *settings, "--rpc", cluster.tracker.address, "--rpc-key", "two", "--threads", 3)
+    code, out, _ = command(
+        "bench", saved, *settings, "--rpc", cluster.tracker.address, "--rpc-key", "two", "--threads", 3
+    )
     assert code == 0 and "threads 3," in out and "key two" in out and "by its clock" in out and "median" in out
 
 
-def test_the_network_is_not_in_the_times(cluster: Cluster, package: ht.Package, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_network_is_not_in_the_times(
+    cluster: Cluster, package: ht.Package, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An answer that takes 50 ms longer changes no time: a network that slow would be seen in each of them."""
     slow = RemotePackage.times_ms
 
@@ -88,7 +107,9 @@ def test_the_network_is_not_in_the_times(cluster: Cluster, package: ht.Package, 
 
     monkeypatch.setattr(RemotePackage, "times_ms", late)
     fields = packaged.alone(package, cluster.at("two"), duration=0, iterations=50, warmup_ms=0)
-    assert fields["iterations"] == 50 and fields["latency_ms"]["median"] < 25  # an inference takes 0.01 ms; the rest is for a busy machine
+    assert (
+        fields["iterations"] == 50 and fields["latency_ms"]["median"] < 25
+    )  # an inference takes 0.01 ms; the rest is for a busy machine
 
 
 def test_a_server_without_a_tracker(cluster: Cluster, package: ht.Package, saved: Path, command: Command) -> None:
@@ -100,7 +121,9 @@ def test_a_server_without_a_tracker(cluster: Cluster, package: ht.Package, saved
     said = refused(command, "bench", saved, "--rpc", alone.address, "--rpc-key", "other")
     assert "another key" in said and "other" in said
     with opened(servers):
-        assert "answers nothing" in refused(command, "bench", saved, "--rpc", alone.address, "--rpc-key", "lonely", "--rpc-timeout", 0.3)
+        assert "answers nothing" in refused(
+            command, "bench", saved, "--rpc", alone.address, "--rpc-key", "lonely", "--rpc-timeout", 0.3
+        )
 
 
 # -- what is refused before anything runs ----------------------------------------------------------------------
@@ -112,7 +135,9 @@ def test_addresses_and_options_that_mean_nothing(saved: Path, command: Command) 
     assert "more than 0" in refused(command, "bench", saved, "--rpc", "h:1", "--rpc-timeout", 0, code=2)
     assert "without --rpc" in refused(command, "bench", saved, "--rpc-key", "k", code=2)
     assert "--against" in refused(command, "bench", saved, "--rpc", "h:1", "--against", saved, code=2)
-    assert "measures now" in refused(command, "tune", "m.onnx", "--rpc", "h:1", "--export", "d", "--target", "cuda-sm80", code=2)
+    assert "measures now" in refused(
+        command, "tune", "m.onnx", "--rpc", "h:1", "--export", "d", "--target", "cuda-sm80", code=2
+    )
     assert parse("[::1]:9190").host == "::1"
 
 
@@ -123,7 +148,9 @@ def test_a_dead_tracker_and_what_is_none(saved: Path, command: Command) -> None:
         with socket.create_server((HOST, 0)) as other:
             kept: list[socket.socket] = []
 
-            def answer(other: socket.socket = other, greeting: bytes | None = greeting, kept: list[socket.socket] = kept) -> None:
+            def answer(
+                other: socket.socket = other, greeting: bytes | None = greeting, kept: list[socket.socket] = kept
+            ) -> None:
                 for _ in range(2):
                     try:
                         connection, _ = other.accept()
@@ -136,7 +163,17 @@ def test_a_dead_tracker_and_what_is_none(saved: Path, command: Command) -> None:
                         connection.close()
 
             threading.Thread(target=answer, daemon=True).start()
-            said = refused(command, "bench", saved, "--rpc", f"{HOST}:{other.getsockname()[1]}", "--rpc-key", "k", "--rpc-timeout", 0.5)
+            said = refused(
+                command,
+                "bench",
+                saved,
+                "--rpc",
+                f"{HOST}:{other.getsockname()[1]}",
+                "--rpc-key",
+                "k",
+                "--rpc-timeout",
+                0.5,
+            )
             assert ("answers nothing within 0.5 s" if greeting is None else "neither a tracker nor a server") in said
             for connection in kept:
                 connection.close()
@@ -150,7 +187,9 @@ def test_a_wrong_key_is_told_the_right_ones(cluster: Cluster, saved: Path, comma
 
 def test_when_all_servers_are_in_use(cluster: Cluster, saved: Path, command: Command) -> None:
     with opened(cluster.at("two")), opened(cluster.at("two")):
-        assert "no server became free within 0.3 s" in refused(command, "bench", saved, "--rpc", cluster.tracker.address, "--rpc-key", "two", "--rpc-timeout", 0.3)
+        assert "no server became free within 0.3 s" in refused(
+            command, "bench", saved, "--rpc", cluster.tracker.address, "--rpc-key", "two", "--rpc-timeout", 0.3
+        )
 
 
 def changed(package: ht.Package, part: str, **fields: Any) -> ht.Package:
@@ -163,7 +202,10 @@ def test_what_cannot_run_there_is_not_sent_there(cluster: Cluster, package: ht.P
     features = package.manifest["target"]["cpu_features"]
     with opened(cluster.at("two")) as session:
         for other, words in (
-            (changed(package, "target", cpu_features=[*features, "a-feature-of-tomorrow"]), "missing a-feature-of-tomorrow"),
+            (
+                changed(package, "target", cpu_features=[*features, "a-feature-of-tomorrow"]),
+                "missing a-feature-of-tomorrow",
+            ),
             (changed(package, "target", architecture="riscv64"), "expected riscv64"),
             (changed(package, "producer", tvm="0.1"), "expected tvm 0.1"),
         ):
@@ -190,17 +232,29 @@ def test_what_cannot_run_there_is_not_sent_there(cluster: Cluster, package: ht.P
 def test_what_a_server_of_a_smaller_tvm_does_not_tell(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the compiler's functions, or with others under their names, nothing is known, and nothing breaks."""
     inner = Session._function
-    monkeypatch.setattr(Session, "_function", lambda self, name: None if "llvm" in name or name.startswith("node.") else inner(self, name))
+    monkeypatch.setattr(
+        Session,
+        "_function",
+        lambda self, name: None if "llvm" in name or name.startswith("node.") else inner(self, name),
+    )
     with opened(cluster.at("two")) as session:
         assert session.machine == Machine(None, None, None, None)
-    monkeypatch.setattr(Session, "_function", lambda self, name: inner(self, "rpc.test.except" if name in ("ffi.ToJSONGraphString", "node.PrinterConfig") else name))
+    monkeypatch.setattr(
+        Session,
+        "_function",
+        lambda self, name: inner(
+            self, "rpc.test.except" if name in ("ffi.ToJSONGraphString", "node.PrinterConfig") else name
+        ),
+    )
     with opened(cluster.at("two")) as session:
         assert (session.machine.features, session.machine.tvm) == (None, None) and session.machine.cpu
 
 
 def test_an_answer_in_another_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
     def other(*_: object) -> None:
-        raise tvm.error.RPCError("Server: Client protocol version mismatch with the server server protocol=0.9, client protocol=0.8")
+        raise tvm.error.RPCError(
+            "Server: Client protocol version mismatch with the server server protocol=0.9, client protocol=0.8"
+        )
 
     monkeypatch.setattr(tvm.rpc, "connect", other)
     with pytest.raises(RemoteError, match=r"another version.*apache-tvm=="):
@@ -221,7 +275,10 @@ def test_the_tile_registers_are_asked_for_there(cluster: Cluster) -> None:
 
 def test_files_without_a_size_are_read_there(cluster: Cluster) -> None:
     with opened(cluster.at("two")) as session:
-        assert cpu.features_of(session.read_file("/proc/cpuinfo", platform.machine()).decode(), platform.machine()) == target.host_features()
+        assert (
+            cpu.features_of(session.read_file("/proc/cpuinfo", platform.machine()).decode(), platform.machine())
+            == target.host_features()
+        )
         library = "/bin/sh"  # more than is read at once
         assert session.read_file(library, platform.machine()) == Path(library).read_bytes()
         with pytest.raises(RemoteError, match=r"/no/such/file: cannot be read there"):
@@ -229,7 +286,9 @@ def test_files_without_a_size_are_read_there(cluster: Cluster) -> None:
 
 
 def test_an_arm_server_has_what_its_kernel_reports(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LLVM tells neither dotprod nor i8mm of it; where nothing for it can be linked here, there is only what LLVM tells."""
+    """LLVM tells neither dotprod nor i8mm of it; where nothing for it can be linked here, there is only what LLVM
+    tells.
+    """
     text = (Path(__file__).parents[1] / "targets/cpuinfo/graviton2.txt").read_bytes()
     monkeypatch.setattr(session_module, "_architecture", lambda triple: "aarch64")
     monkeypatch.setattr(Session, "read_file", lambda self, path, architecture: text)
@@ -248,7 +307,10 @@ def test_an_arm_server_has_what_its_kernel_reports(cluster: Cluster, monkeypatch
 
 
 def test_a_library_that_cannot_be_loaded_or_linked(cluster: Cluster) -> None:
-    with opened(cluster.at("two")) as session, pytest.raises(RemoteError, match=r"loading x\.so .* failed there; found .*load.*x\.so"):
+    with (
+        opened(cluster.at("two")) as session,
+        pytest.raises(RemoteError, match=r"loading x\.so .* failed there; found .*load.*x\.so"),
+    ):
         session.load(b"no library", "x.so")
     module = tvm.tirx.build(tvm.IRModule({}), target="llvm")
     if shutil.which("aarch64-linux-gnu-gcc"):

@@ -47,7 +47,9 @@ def in_two_steps(emit: Callable[..., relax.Expr], sums: relax.Expr, bits: int = 
     """(A23a): sums / (3 2^bits) in two requantizes, at whose ties half go up."""
     fine = arith.QType(-228 << bits, 156 << bits, "int32")
     first = emit(ops.requantize([sums], [715827883], 40000, 31, qtype=fine, zero_point=0, rounding="half_up"))
-    return ops.requantize([first], [1], 0, bits, qtype=arith.QType(-128, 127, "int8"), zero_point=100, rounding="half_even")
+    return ops.requantize(
+        [first], [1], 0, bits, qtype=arith.QType(-128, 127, "int8"), zero_point=100, rounding="half_even"
+    )
 
 
 def layer_of(module: tvm.IRModule) -> Layer:

@@ -1,4 +1,6 @@
-"""What contractions leave out: products with a border of zeros, at awkward shapes, and nothing is read beside the data."""
+"""What contractions leave out: products with a border of zeros, at awkward shapes, and nothing is read beside the
+data.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ CASES = [
     Conv(1, 3, 6, 128, 33, (3, 1), pad=(1, 3, 1, 6)),
     Conv(1, 9, 13, 30, 33),
     Conv(1, 1, 1, 256, 32, (1, 1), (2, 2), pad=(1, 1, 1, 1)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("target", [HOST, PORTABLE], ids=["host", "portable"])
@@ -71,7 +73,18 @@ def convolutions(draw) -> Conv:
     pad = tuple(size(0, 4) for _ in range(4))
     h, w = (max(size(1, 14), (k[a] - 1) * dilation[a] + 1 - pad[a] - pad[a + 2]) for a in (0, 1))
     groups = draw(st.sampled_from([1, 1, 1, 2]))
-    return Conv(size(1, 2), h, w, draw(st.sampled_from([3, 30, 64, 66, 128, 256])) // groups * groups, size(1, 40) * groups, k, stride, dilation, groups, pad)
+    return Conv(
+        size(1, 2),
+        h,
+        w,
+        draw(st.sampled_from([3, 30, 64, 66, 128, 256])) // groups * groups,
+        size(1, 40) * groups,
+        k,
+        stride,
+        dilation,
+        groups,
+        pad,
+    )
 
 
 def any_convolution(c: Conv, dtype: str, target: tvm.target.Target) -> None:
@@ -93,7 +106,11 @@ def test_many_convolutions(c, dtype, target):
     any_convolution(c, dtype, target)
 
 
-@pytest.mark.parametrize("width", [[0, 0, 1, 1, 1, 1, 16, 16], [0, 0, 1, 1, 1, 1, 0, 64], [1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 3, 3, 0, 0, 0, 64]], ids=str)
+@pytest.mark.parametrize(
+    "width",
+    [[0, 0, 1, 1, 1, 1, 16, 16], [0, 0, 1, 1, 1, 1, 0, 64], [1, 1, 1, 1, 1, 1, 0, 0], [0, 0, 3, 3, 0, 0, 0, 64]],
+    ids=str,
+)
 def test_a_border_around_channels_or_images_is_kept(width):
     x = full("uint8", 1, 7, 7, 64)
     padded = np.pad(x, np.reshape(width, (4, 2)))
@@ -119,12 +136,19 @@ def test_every_vector_unit_leaves_out_the_same(c, unit, monkeypatch):
 
 @pytest.mark.parametrize("c", [CASES[0], CASES[2], CASES[6], CASES[8]], ids=str)
 def test_four_bit_weights_under_a_border_of_zeros(c):
-    x, w = full("uint8", c.n, c.h, c.w, c.ci), np.random.default_rng(2).integers(-8, 8, (*c.k, c.ci, c.co), dtype=np.int8)
+    x, w = (
+        full("uint8", c.n, c.h, c.w, c.ci),
+        np.random.default_rng(2).integers(-8, 8, (*c.k, c.ci, c.co), dtype=np.int8),
+    )
     m, q = np.full((1, 1, 1, c.co), 2**30), arith.QType.of("uint8")
 
     def body(emit, p):
         opened = emit(ops.unpack_int4(arith.pack_int4(w), w.shape, True))
-        return emit(ops.requantize([accumulate(emit, c, p, opened, 0, "int32")], [m], 0, 40, qtype=q, zero_point=7, rounding="half_up"))
+        return emit(
+            ops.requantize(
+                [accumulate(emit, c, p, opened, 0, "int32")], [m], 0, 40, qtype=q, zero_point=7, rounding="half_up"
+            )
+        )
 
     (out,) = run(body, x)
     acc = convolve(c, x, w, 0)
@@ -141,7 +165,11 @@ def test_ranges_are_the_pixels_that_read_data(data):
     every = iter(ranges.all)
     for base in range(0, outputs * scale, block):
         for tap in range(taps):
-            pixels = [p for p in range(min(block, outputs * scale - base)) if 0 <= axis.data((base + p) // scale, tap) < axis.size]
+            pixels = [
+                p
+                for p in range(min(block, outputs * scale - base))
+                if 0 <= axis.data((base + p) // scale, tap) < axis.size
+            ]
             first, last = next(every)
             assert list(range(first, last)) == pixels
 
@@ -149,7 +177,9 @@ def test_ranges_are_the_pixels_that_read_data(data):
 def kernel_of(c: Conv, fill: int = 0, dtype: str = "uint8") -> tuple[tvm.IRModule, Layer, relax.Call]:
     """The PACKED module of a convolution of padded data, its layer and its call."""
     w = full("int8", *c.k, c.ci // c.groups, c.co)
-    module = packed(lambda emit, p: accumulate(emit, c, p, relax.const(w), fill, "int32"), [((c.n, c.h, c.w, c.ci), dtype)])
+    module = packed(
+        lambda emit, p: accumulate(emit, c, p, relax.const(w), fill, "int32"), [((c.n, c.h, c.w, c.ci), dtype)]
+    )
     layer = layer_of(module)
     return module, layer, layer.anchor_call
 
@@ -187,7 +217,11 @@ def test_pixels_beyond_a_row_are_left_out():
 
 
 @vnni
-@pytest.mark.parametrize(("c", "copied"), [(CASES[0], False), (CASES[6], False), (CASES[9], False), (CASES[10], False), (CASES[12], True)], ids=str)
+@pytest.mark.parametrize(
+    ("c", "copied"),
+    [(CASES[0], False), (CASES[6], False), (CASES[9], False), (CASES[10], False), (CASES[12], True)],
+    ids=str,
+)
 def test_data_are_copied_only_where_zeros_are_read(c, copied):
     kernels = [str(f) for f in lower(kernel_of(c)[0], HOST).functions.values() if not isinstance(f, relax.Function)]
     assert ["rows = " in k for k in kernels] == [copied]
@@ -207,11 +241,20 @@ def between_guards(data: np.ndarray) -> np.ndarray:
 
 
 @vnni
-@pytest.mark.parametrize("c", [
-    Conv(1, 8, 8, 64, 32, pad=(1, 1, 1, 1)), Conv(1, 8, 8, 64, 32, (5, 5), pad=(2, 2, 2, 2)), Conv(1, 8, 8, 64, 16, (3, 3), (2, 2), pad=(1, 1, 1, 1)),
-    Conv(1, 16, 4, 64, 48, (7, 1), pad=(3, 0, 3, 0)), Conv(1, 16, 4, 64, 48, (1, 7), pad=(0, 3, 0, 3)), Conv(1, 4, 16, 64, 16, pad=(4, 4, 4, 4)),
-    Conv(1, 32, 1, 128, 16, (3, 3), pad=(1, 1, 1, 1)), Conv(1, 1, 64, 64, 16, (1, 1)),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "c",
+    [
+        Conv(1, 8, 8, 64, 32, pad=(1, 1, 1, 1)),
+        Conv(1, 8, 8, 64, 32, (5, 5), pad=(2, 2, 2, 2)),
+        Conv(1, 8, 8, 64, 16, (3, 3), (2, 2), pad=(1, 1, 1, 1)),
+        Conv(1, 16, 4, 64, 48, (7, 1), pad=(3, 0, 3, 0)),
+        Conv(1, 16, 4, 64, 48, (1, 7), pad=(0, 3, 0, 3)),
+        Conv(1, 4, 16, 64, 16, pad=(4, 4, 4, 4)),
+        Conv(1, 32, 1, 128, 16, (3, 3), pad=(1, 1, 1, 1)),
+        Conv(1, 1, 64, 64, 16, (1, 1)),
+    ],
+    ids=str,
+)
 def test_nothing_beside_the_data_is_read(c):
     x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
     module = packed(lambda emit, p: accumulate(emit, c, p, relax.const(w), 0, "int32"), [(x.shape, "uint8")])

@@ -110,10 +110,18 @@ def accumulate(emit, c: Conv, p: relax.Expr, w: relax.Expr, fill: int, dtype: st
     t, left, b, r = c.pad
     if any(c.pad):
         p = emit(R.nn.pad(p, [0, 0, t, b, left, r, 0, 0], "constant", fill))
-    return emit(R.nn.conv2d(
-        p, w, strides=c.stride, dilation=c.dilation, groups=c.groups, data_layout="NHWC", kernel_layout="HWIO",
-        out_dtype=dtype,
-    ))  # fmt: skip
+    return emit(
+        R.nn.conv2d(
+            p,
+            w,
+            strides=c.stride,
+            dilation=c.dilation,
+            groups=c.groups,
+            data_layout="NHWC",
+            kernel_layout="HWIO",
+            out_dtype=dtype,
+        )
+    )
 
 
 def with_epilogue(c: Conv, x: np.ndarray, w: np.ndarray, fill: int):
@@ -146,7 +154,19 @@ def test_conv2d_with_bias_residual_requantize_and_lookup(c, dtype, target):
 
 @pytest.mark.parametrize("target", [HOST, PORTABLE], ids=["host", "portable"])
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
-@pytest.mark.parametrize("c", [*CONVS[::3], *JOINED, Conv(1, 7, 7, 12, 320, (1, 1)), Conv(1, 5, 6, 8, 16, (1, 1)), Conv(1, 9, 13, 4, 64), Conv(1, 8, 29, 32, 32, groups=32), Conv(2, 5, 6, 8, 48, (3, 3), pad=(1, 1, 1, 1))], ids=str)
+@pytest.mark.parametrize(
+    "c",
+    [
+        *CONVS[::3],
+        *JOINED,
+        Conv(1, 7, 7, 12, 320, (1, 1)),
+        Conv(1, 5, 6, 8, 16, (1, 1)),
+        Conv(1, 9, 13, 4, 64),
+        Conv(1, 8, 29, 32, 32, groups=32),
+        Conv(2, 5, 6, 8, 48, (3, 3), pad=(1, 1, 1, 1)),
+    ],
+    ids=str,
+)
 def test_conv2d_rounded_half_up_and_added_to_a_residual(c, dtype, target):
     x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
     acc = convolve(c, x, w, 3)
@@ -159,7 +179,9 @@ def test_conv2d_rounded_half_up_and_added_to_a_residual(c, dtype, target):
     def body(emit, p, other):
         a = emit(R.add(accumulate(emit, c, p, relax.const(w), 3, "int32"), relax.const(bias)))
         y = emit(ops.requantize([a], [m], 0, shift, qtype=arith.QType.of("uint8"), zero_point=100, rounding="half_up"))
-        return ops.requantize([other, y], ms, offset, 31, qtype=arith.QType(3, 250, "uint8"), zero_point=7, rounding="half_up")
+        return ops.requantize(
+            [other, y], ms, offset, 31, qtype=arith.QType(3, 250, "uint8"), zero_point=7, rounding="half_up"
+        )
 
     y = arith.requantize([acc + bias], [m], 0, shift, **first)
     expected = arith.requantize([residual, y], ms, offset, 31, **second).astype(np.uint8)
@@ -167,7 +189,9 @@ def test_conv2d_rounded_half_up_and_added_to_a_residual(c, dtype, target):
     np.testing.assert_array_equal(out, expected, strict=True)
 
 
-@pytest.mark.parametrize("unit", [VectorUnit(4, 32, False), VectorUnit(8, 16, True), VectorUnit(16, 32, False)], ids=str)
+@pytest.mark.parametrize(
+    "unit", [VectorUnit(4, 32, False), VectorUnit(8, 16, True), VectorUnit(16, 32, False)], ids=str
+)
 @pytest.mark.parametrize("c", [*CONVS[:12:2], *JOINED], ids=str)
 def test_every_vector_unit_computes_the_same(c, unit, monkeypatch):
     monkeypatch.setattr(rules, "CPU_RULES", (Contract(unit), Generic()))
@@ -176,10 +200,17 @@ def test_every_vector_unit_computes_the_same(c, unit, monkeypatch):
     np.testing.assert_array_equal(out, convolve(c, x, w, 0).astype(np.int32), strict=True)
 
 
-@pytest.mark.parametrize(("data", "weight", "acc"), [
-    ("int16", "int8", "int32"), ("int16", "int16", "int64"), ("uint16", "int8", "int64"), ("uint8", "int16", "int32"),
-    ("int8", "int8", "int64"), ("uint16", "int8", "int32"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("data", "weight", "acc"),
+    [
+        ("int16", "int8", "int32"),
+        ("int16", "int16", "int64"),
+        ("uint16", "int8", "int64"),
+        ("uint8", "int16", "int32"),
+        ("int8", "int8", "int64"),
+        ("uint16", "int8", "int32"),
+    ],
+)
 def test_conv2d_of_wider_types(data, weight, acc):
     c = Conv(1, 7, 9, 17, 33, pad=(1, 1, 1, 1))
     x, w = full(data, c.n, c.h, c.w, c.ci), full(weight, *c.k, c.ci, c.co)
@@ -222,14 +253,25 @@ def plain(c: Conv) -> tvm.IRModule:
     return packed(lambda e, p: accumulate(e, c, p, relax.const(w), 0, "int32"), [((c.n, c.h, c.w, c.ci), "uint8")])
 
 
-UNITS = [VectorUnit(16, 32, True, True), VectorUnit(8, 16, True, True), VectorUnit(8, 16, True), VectorUnit(4, 16, True)]
+UNITS = [
+    VectorUnit(16, 32, True, True),
+    VectorUnit(8, 16, True, True),
+    VectorUnit(8, 16, True),
+    VectorUnit(4, 16, True),
+]
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=str)
 def test_lines_are_joined_where_blocks_of_pixels_do_not_divide_them(unit):
-    for c, joined in [(JOINED[0], True), (JOINED[1], True), (Conv(1, 8, 8, 64, 64, (1, 1)), False), (Conv(1, 17, 17, 64, 64, (1, 3)), False),
-                      (Conv(1, 17, 17, 64, 64, (1, 1), (2, 2)), False), (Conv(1, 17, 17, 64, 64, (1, 1), groups=2), False),
-                      (Conv(1, 1, 17, 64, 64, (1, 1)), False)]:  # fmt: skip
+    for c, joined in [
+        (JOINED[0], True),
+        (JOINED[1], True),
+        (Conv(1, 8, 8, 64, 64, (1, 1)), False),
+        (Conv(1, 17, 17, 64, 64, (1, 3)), False),
+        (Conv(1, 17, 17, 64, 64, (1, 1), (2, 2)), False),
+        (Conv(1, 17, 17, 64, 64, (1, 1), groups=2), False),
+        (Conv(1, 1, 17, 64, 64, (1, 1)), False),
+    ]:
         _, call = first_conv(plain(c))
         form = form_of(call, unit, Step(4 if unit.quads else 2))
         assert (form.width == c.w) == joined and form.pixels == (c.h * c.w if joined else call.ty.shape[2])
@@ -245,7 +287,9 @@ def test_joined_lines_of_single_taps_are_read_where_they_lie():
 def test_every_tile_of_joined_lines_computes_the_same(c, monkeypatch):
     x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
     m = rng.integers(2**30, 2**31, (1, 1, 1, c.co))
-    expected = arith.requantize([convolve(c, x, w, 0)], [m], 0, 44, rounding="half_up", zero_point=100, qmin=0, qmax=255).astype(np.uint8)
+    expected = arith.requantize(
+        [convolve(c, x, w, 0)], [m], 0, 44, rounding="half_up", zero_point=100, qmin=0, qmax=255
+    ).astype(np.uint8)
     layer, _ = first_conv(plain(c))
     rule = Vnni() if DOT == "x86.vnni" else Contract()
     tiles = rule.tiles(layer, HOST)
@@ -254,7 +298,15 @@ def test_every_tile_of_joined_lines_computes_the_same(c, monkeypatch):
         monkeypatch.setattr(cpu_contract, "choose_tile", lambda *arguments, tile=tile: tile)
 
         def body(e, p):
-            return ops.requantize([accumulate(e, c, p, relax.const(w), 0, "int32")], [m], 0, 44, qtype=arith.QType.of("uint8"), zero_point=100, rounding="half_up")
+            return ops.requantize(
+                [accumulate(e, c, p, relax.const(w), 0, "int32")],
+                [m],
+                0,
+                44,
+                qtype=arith.QType.of("uint8"),
+                zero_point=100,
+                rounding="half_up",
+            )
 
         (out,) = run(body, x, target=HOST, rule=DOT)
         np.testing.assert_array_equal(out, expected, strict=True)
@@ -266,31 +318,50 @@ def test_dilated_data_is_read_in_place():
     spread[:, ::2, ::2] = x
     c = Conv(1, 7, 9, 17, 8, pad=(2, 2, 1, 1))
     (out,) = run(
-        lambda e, p: accumulate(e, c, e(ops.dilate2d(p, (2, 2), 9, layout="NHWC")), relax.const(w), 9, "int32"), x,
-        target=HOST, rule=DOT,
-    )  # fmt: skip
+        lambda e, p: accumulate(e, c, e(ops.dilate2d(p, (2, 2), 9, layout="NHWC")), relax.const(w), 9, "int32"),
+        x,
+        target=HOST,
+        rule=DOT,
+    )
     np.testing.assert_array_equal(out, convolve(c, spread, w, 9).astype(np.int32), strict=True)
 
 
 def test_no_full_tensor_of_sums_is_in_memory():
     x, w = full("uint8", 1, 28, 28, 64), full("int8", 3, 3, 64, 64)
     c = Conv(1, 28, 28, 64, 64, pad=(1, 1, 1, 1))
-    lowered = lower(packed(lambda e, p: ops.requantize(
-        [accumulate(e, c, p, relax.const(w), 0, "int32")], [2**30], 0, 40, qtype=arith.QType.of("int8"), zero_point=0,
-        rounding="half_even",
-    ), [(x.shape, "uint8")]), HOST)  # fmt: skip
+    lowered = lower(
+        packed(
+            lambda e, p: ops.requantize(
+                [accumulate(e, c, p, relax.const(w), 0, "int32")],
+                [2**30],
+                0,
+                40,
+                qtype=arith.QType.of("int8"),
+                zero_point=0,
+                rounding="half_even",
+            ),
+            [(x.shape, "uint8")],
+        ),
+        HOST,
+    )
     passes = tvm.s_tir.transform
-    small = tvm.ir.transform.Sequential([
-        passes.LowerInitBlock(), passes.PlanAndUpdateBufferAllocationLocation(), passes.ConvertBlocksToOpaque(),
-        passes.CompactBufferAllocation(),
-    ])(tvm.IRModule({"f": lowered["fused"]}))  # fmt: skip
+    small = tvm.ir.transform.Sequential(
+        [
+            passes.LowerInitBlock(),
+            passes.PlanAndUpdateBufferAllocationLocation(),
+            passes.ConvertBlocksToOpaque(),
+            passes.CompactBufferAllocation(),
+        ]
+    )(tvm.IRModule({"f": lowered["fused"]}))
     shapes = re.findall(r'sblock_alloc_buffer\(\(([^)]*)\), "int32"', small["f"].script())
     sizes = [prod(int(d) for d in shape.split(",") if d.strip()) for shape in shapes]
     assert sizes and max(sizes) <= 14 * 64
 
 
 @pytest.mark.parametrize("preset", ["x86-vnni", "x86-amx", "x86-avx2", "arm-neon", "arm-dotprod", "arm-i8mm"])
-@pytest.mark.parametrize("c", [Conv(1, 14, 14, 64, 256, (1, 1)), Conv(1, 14, 14, 64, 64, (3, 3), groups=64, pad=(1, 1, 1, 1))], ids=str)
+@pytest.mark.parametrize(
+    "c", [Conv(1, 14, 14, 64, 256, (1, 1)), Conv(1, 14, 14, 64, 64, (3, 3), groups=64, pad=(1, 1, 1, 1))], ids=str
+)
 def test_registers_are_not_in_memory(c, preset):
     """From the heap come rows of data, and what AMX stores of its tiles."""
     on = target.parse(preset)
@@ -298,17 +369,27 @@ def test_registers_are_not_in_memory(c, preset):
     choice = schedules.rule.choose(rules.rules_for(on), layer, on)
     module, _ = race.library([choice.rule.build(layer, on)], on)
     taken = re.findall(r"%(\S+) = (?:tail )?call ptr %\d+\(i32 1, i32 %dev_id, i64 \d+", module.inspect_source("ll"))
-    assert {re.sub(r"[.\d]+$", "", name) for name in taken} <= {"rows", "quads", *(["acc"] if choice.rule.name == "x86.amx" else [])}
+    assert {re.sub(r"[.\d]+$", "", name) for name in taken} <= {
+        "rows",
+        "quads",
+        *(["acc"] if choice.rule.name == "x86.amx" else []),
+    }
 
 
 def clamped(c: Conv, w: np.ndarray, m: np.ndarray, to: arith.QType) -> tvm.IRModule:
     """A convolution of u8 data, requantized."""
-    return packed(lambda e, p: ops.requantize(
-        [accumulate(e, c, p, relax.const(w), 0, "int32")], [m], 0, 42, qtype=to, zero_point=2, rounding="half_up"
-    ), [((c.n, c.h, c.w, c.ci), "uint8")])  # fmt: skip
+    return packed(
+        lambda e, p: ops.requantize(
+            [accumulate(e, c, p, relax.const(w), 0, "int32")], [m], 0, 42, qtype=to, zero_point=2, rounding="half_up"
+        ),
+        [((c.n, c.h, c.w, c.ci), "uint8")],
+    )
 
 
-@pytest.mark.parametrize(("preset", "instruction"), [("x86-vnni", "avx512.packuswb"), ("x86-amx", "avx512.packuswb"), ("x86-avx2", "avx2.packuswb"), ("x86-64-v2", "")])
+@pytest.mark.parametrize(
+    ("preset", "instruction"),
+    [("x86-vnni", "avx512.packuswb"), ("x86-amx", "avx512.packuswb"), ("x86-avx2", "avx2.packuswb"), ("x86-64-v2", "")],
+)
 def test_results_are_packed(preset, instruction):
     on = target.parse(preset)
     for channels, spelled in ((256, instruction), (17, "")):
@@ -318,12 +399,24 @@ def test_results_are_packed(preset, instruction):
         assert spelled in script and ("packus" in script) == bool(spelled)
 
 
-@pytest.mark.parametrize("to", [arith.QType.of("uint8"), arith.QType.of("int8"), arith.QType(3, 250, "uint8"), arith.QType(-100, 90, "int8")], ids=str)
-@pytest.mark.parametrize("c", [Conv(1, 6, 7, 16, 192, (1, 1)), Conv(1, 5, 8, 16, 96, (3, 3), pad=(1, 1, 1, 1))], ids=str)
+@pytest.mark.parametrize(
+    "to",
+    [arith.QType.of("uint8"), arith.QType.of("int8"), arith.QType(3, 250, "uint8"), arith.QType(-100, 90, "int8")],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "c", [Conv(1, 6, 7, 16, 192, (1, 1)), Conv(1, 5, 8, 16, 96, (3, 3), pad=(1, 1, 1, 1))], ids=str
+)
 def test_every_number_of_vectors_is_packed_right(c, to, monkeypatch):
-    x, w, m = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co), rng.integers(2**30, 2**31, (1, 1, 1, c.co))
+    x, w, m = (
+        full("uint8", c.n, c.h, c.w, c.ci),
+        full("int8", *c.k, c.ci, c.co),
+        rng.integers(2**30, 2**31, (1, 1, 1, c.co)),
+    )
     module = clamped(c, w, m, to)
-    expected = arith.requantize([convolve(c, x, w, 0)], [m], 0, 42, rounding="half_up", zero_point=2, qmin=to.qmin, qmax=to.qmax).astype(to.storage)
+    expected = arith.requantize(
+        [convolve(c, x, w, 0)], [m], 0, 42, rounding="half_up", zero_point=2, qmin=to.qmin, qmax=to.qmax
+    ).astype(to.storage)
     layer, _ = first_conv(module)
     rule = Vnni() if DOT == "x86.vnni" else Contract()
     for tile in {t.vectors: t for t in rule.tiles(layer, HOST)}.values():
@@ -332,13 +425,23 @@ def test_every_number_of_vectors_is_packed_right(c, to, monkeypatch):
         np.testing.assert_array_equal(vm["main"](tvm.runtime.tensor(x))[0].numpy(), expected, strict=True)
 
 
-@pytest.mark.parametrize(("body", "inputs", "why"), [
-    (lambda e, x: R.flip(x, axis=0), [((3, 4), "int8")], "not a convolution"),
-    (lambda e, x: R.matmul(x, x, out_dtype="int32"), [((4,), "int8")], "a matrix times a vector"),
-    (lambda e, x: R.nn.conv2d(x, relax.const(np.ones((2, 4, 1, 1), np.int8)), out_dtype="int32"),
-     [((1, 4, 5, 5), "int8")], "the layout is NCHW"),
-    (lambda e, x: R.permute_dims(e(R.matmul(x, x, out_dtype="int32"))), [((4, 4), "int8")], "relax.permute_dims after the relax.matmul"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "inputs", "why"),
+    [
+        (lambda e, x: R.flip(x, axis=0), [((3, 4), "int8")], "not a convolution"),
+        (lambda e, x: R.matmul(x, x, out_dtype="int32"), [((4,), "int8")], "a matrix times a vector"),
+        (
+            lambda e, x: R.nn.conv2d(x, relax.const(np.ones((2, 4, 1, 1), np.int8)), out_dtype="int32"),
+            [((1, 4, 5, 5), "int8")],
+            "the layout is NCHW",
+        ),
+        (
+            lambda e, x: R.permute_dims(e(R.matmul(x, x, out_dtype="int32"))),
+            [((4, 4), "int8")],
+            "relax.permute_dims after the relax.matmul",
+        ),
+    ],
+)
 def test_refusals_are_sentences_in_the_report(body, inputs, why):
     (entry,) = schedules.report(lower(packed(body, inputs)))
     assert entry["rule"] != "cpu.contract" and f"cpu.contract: {why}" in entry["refused"]
@@ -349,18 +452,25 @@ def test_refusals_are_sentences_in_the_report(body, inputs, why):
 def test_shifted_sums_that_may_leave_32_bits_are_refused(rule, groups, dtype):
     w = np.full((260, 260, 2 // groups, 2), -128, np.int8)
     module = packed(
-        lambda e, p: R.nn.conv2d(p, relax.const(w), groups=groups, data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32"),
+        lambda e, p: R.nn.conv2d(
+            p, relax.const(w), groups=groups, data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32"
+        ),
         [((1, 260, 260, 2), dtype)],
-    )  # fmt: skip
+    )
     why = rule.applies(layer_of(module), tvm.target.Target(target.PRESETS["x86-vnni"]))
     assert why == ("sums of shifted int8 data that may leave 32 bits." if dtype == "int8" else None)
 
 
 def test_report_names_layer_rule_and_tile():
-    (entry,) = schedules.report(lower(packed(
-        lambda e, x: R.matmul(x, relax.const(np.ones((17, 33), np.int8)), out_dtype="int32"), [((7, 17), "int8")],
-        layer="/fc/Gemm",
-    )))  # fmt: skip
+    (entry,) = schedules.report(
+        lower(
+            packed(
+                lambda e, x: R.matmul(x, relax.const(np.ones((17, 33), np.int8)), out_dtype="int32"),
+                [((7, 17), "int8")],
+                layer="/fc/Gemm",
+            )
+        )
+    )
     assert (entry["layer"], entry["rule"]) == ("/fc/Gemm", "cpu.contract") and "vectors of" in entry["tile"]
 
 
@@ -380,7 +490,18 @@ def test_tiles_fit_the_registers(pixels, channels):
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
-@pytest.mark.parametrize("c", [CONVS[0], CONVS[2], CONVS[9], *JOINED[:3], Conv(1, 7, 14, 64, 64, pad=(1, 1, 1, 1)), Conv(3, 5, 7, 24, 80, (1, 1))], ids=str)
+@pytest.mark.parametrize(
+    "c",
+    [
+        CONVS[0],
+        CONVS[2],
+        CONVS[9],
+        *JOINED[:3],
+        Conv(1, 7, 14, 64, 64, pad=(1, 1, 1, 1)),
+        Conv(3, 5, 7, 24, 80, (1, 1)),
+    ],
+    ids=str,
+)
 def test_four_bit_weights_under_a_requantize(c, dtype):
     x, w = full(dtype, c.n, c.h, c.w, c.ci), rng.integers(-8, 8, (*c.k, c.ci // c.groups, c.co)).astype(np.int8)
     acc, bias = convolve(c, x, w, 3), rng.integers(-(2**20), 2**20, (1, 1, 1, c.co)).astype(np.int32)

@@ -1,4 +1,6 @@
-"""Tensor-core kernels whose threads run one after the other on the CPU, every intrinsic as its meaning, against the arithmetic."""
+"""Tensor-core kernels whose threads run one after the other on the CPU, every intrinsic as its meaning, against the
+arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -55,12 +57,18 @@ def test_conv2d_with_bias_residual_requantize_and_lookup(c: Conv, tile: MmaTile,
 
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
-@pytest.mark.parametrize("c", [*CONVS[::4], Conv(1, 5, 6, 16, 40, pad=(1, 1, 1, 1)), Conv(2, 3, 3, 64, 24, (1, 1))], ids=str)
+@pytest.mark.parametrize(
+    "c", [*CONVS[::4], Conv(1, 5, 6, 16, 40, pad=(1, 1, 1, 1)), Conv(2, 3, 3, 64, 24, (1, 1))], ids=str
+)
 def test_weights_of_4_bits_are_opened_as_16_times_their_values(c: Conv, tile: MmaTile, on_cpu) -> None:
     on_cpu(tile)
     x, w = full("int8" if c.co % 3 else "uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co) >> 4
     acc = convolve(c, x, w, 0)
-    bias, m, shift = rng.integers(-(2**20), 2**20, (1, 1, 1, c.co)).astype(np.int32), rng.integers(2**30, 2**31, (1, 1, 1, c.co)), 40
+    bias, m, shift = (
+        rng.integers(-(2**20), 2**20, (1, 1, 1, c.co)).astype(np.int32),
+        rng.integers(2**30, 2**31, (1, 1, 1, c.co)),
+        40,
+    )
 
     def body(emit, p):
         weights = emit(ops.unpack_int4(arith.pack_int4(w), w.shape, True))
@@ -74,7 +82,9 @@ def test_weights_of_4_bits_are_opened_as_16_times_their_values(c: Conv, tile: Mm
 
 @pytest.mark.parametrize("tile", TILES, ids=str)
 @pytest.mark.parametrize(("pixels", "depth", "channels"), [(1, 40, 1), (33, 17, 65), (7, 256, 8)])
-def test_matmul_without_an_epilogue_and_into_floats(pixels: int, depth: int, channels: int, tile: MmaTile, on_cpu) -> None:
+def test_matmul_without_an_epilogue_and_into_floats(
+    pixels: int, depth: int, channels: int, tile: MmaTile, on_cpu
+) -> None:
     on_cpu(tile)
     x, w = full("int8", pixels, depth), full("int8", depth, channels)
     acc = (x.astype(np.int64) @ w.astype(np.int64)).astype(np.int32)
@@ -83,14 +93,20 @@ def test_matmul_without_an_epilogue_and_into_floats(pixels: int, depth: int, cha
     scale = np.float32(0.037)
 
     def body(emit, p):
-        return ops.dequantize(emit(R.matmul(p, relax.const(w), out_dtype="int32")), scale, 0, qmin=-(2**31), qmax=2**31 - 1)
+        return ops.dequantize(
+            emit(R.matmul(p, relax.const(w), out_dtype="int32")), scale, 0, qmin=-(2**31), qmax=2**31 - 1
+        )
 
     (out,) = run(body, x, rule="cuda.mma")
     np.testing.assert_array_equal(out, acc.astype(np.float32) * scale, strict=True)
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@pytest.mark.parametrize("c", [Conv(1, 5, 6, 32, 24, pad=(1, 1, 1, 1)), Conv(2, 7, 3, 8, 16, (1, 1), (2, 2)), Conv(1, 4, 5, 40, 40, (1, 1))], ids=str)
+@pytest.mark.parametrize(
+    "c",
+    [Conv(1, 5, 6, 32, 24, pad=(1, 1, 1, 1)), Conv(2, 7, 3, 8, 16, (1, 1), (2, 2)), Conv(1, 4, 5, 40, 40, (1, 1))],
+    ids=str,
+)
 def test_layers_of_4_bits_with_a_residual_packed_in_memory(c: Conv, signed: bool, on_cpu) -> None:
     """Two convolutions, the second of which may add its data to its result: what is between them is packed."""
     on_cpu()
@@ -114,7 +130,9 @@ def two_layers(c: Conv, first: np.ndarray, second: np.ndarray, q: arith.QType) -
     """A PACKED module: a 1x1 convolution `first` to 4 bits, then `c` on its result."""
     builder = relax.BlockBuilder()
 
-    def layer(name: str, shape: tuple[int, ...], dtype: str, conv: Conv, w: np.ndarray, qtype: arith.QType) -> tvm.ir.GlobalVar:
+    def layer(
+        name: str, shape: tuple[int, ...], dtype: str, conv: Conv, w: np.ndarray, qtype: arith.QType
+    ) -> tvm.ir.GlobalVar:
         p = relax.Var("p0", relax.TensorType(shape, dtype))
         inner = relax.BlockBuilder()
         with inner.function(name, [p], attrs={"Primitive": 1, "hawq.layer": name}, private=True):
@@ -123,7 +141,9 @@ def two_layers(c: Conv, first: np.ndarray, second: np.ndarray, q: arith.QType) -
                 a = accumulate(lambda e: inner.emit(e), conv, p, weights, 0, "int32")
                 y = ops.requantize([a], [1 << 30], 0, 37, qtype=qtype, zero_point=0, rounding="half_up")
                 if conv.k == (1, 1) and conv.stride == (1, 1) and name == "second":
-                    y = ops.requantize([inner.emit(y), p], [1 << 30, 1 << 30], 0, 31, qtype=qtype, zero_point=0, rounding="half_up")
+                    y = ops.requantize(
+                        [inner.emit(y), p], [1 << 30, 1 << 30], 0, 31, qtype=qtype, zero_point=0, rounding="half_up"
+                    )
                 result = inner.emit_output(y)
             inner.emit_func_output(result)
         return builder.add_func(inner.get()[name], name)
@@ -144,7 +164,9 @@ def two_layers(c: Conv, first: np.ndarray, second: np.ndarray, q: arith.QType) -
 
 @pytest.mark.parametrize("form", Form)
 def test_packed_weights_hold_every_weight_once(form: Form) -> None:
-    """What the meaning of `multiply_step` reads of them is the product of data and weights; here, that nothing is lost."""
+    """What the meaning of `multiply_step` reads of them is the product of data and weights; here, that nothing is
+    lost.
+    """
     problem, tile = Problem((1, 3, 3), 21, 2, 16, form, (2, 1)), MmaTile((1, 2), 1, 2, slices=2, depth=2)
     w = rng.integers(1, 7, (2, 16 * (2 if form.is_packed else 1), 42)).astype(np.int8)
     packed_weights = pack_weights(w, problem, tile)
@@ -154,15 +176,24 @@ def test_packed_weights_hold_every_weight_once(form: Form) -> None:
 
 
 @pytest.mark.parametrize("arch", GPUS)
-@pytest.mark.parametrize("problem", [
-    Problem((1, 7, 7), 512, 1, 512, Form.U8S8, (3, 3)), Problem((32, 56, 56), 64, 1, 64, Form.U8S4, (1, 1)), Problem((1,), 1000, 1, 2048, Form.S8S8),
-    Problem((1, 112, 112), 64, 1, 3, Form.U8S8, (7, 7), (2, 2)), Problem((8, 14, 14), 4, 32, 4, Form.U4S4, (3, 3)),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "problem",
+    [
+        Problem((1, 7, 7), 512, 1, 512, Form.U8S8, (3, 3)),
+        Problem((32, 56, 56), 64, 1, 64, Form.U8S4, (1, 1)),
+        Problem((1,), 1000, 1, 2048, Form.S8S8),
+        Problem((1, 112, 112), 64, 1, 3, Form.U8S8, (7, 7), (2, 2)),
+        Problem((8, 14, 14), 4, 32, 4, Form.U4S4, (3, 3)),
+    ],
+    ids=str,
+)
 def test_ranked_tiles_fit_the_gpu(problem: Problem, arch: str) -> None:
     gpu = gpu_of([arch])
     tiles = ranked_tiles(problem, gpu)
     times = [cycles(problem, t, gpu) for t in tiles]
-    assert times == sorted(times) and all(t.threads <= 256 and t.shared_bytes(problem.form) <= gpu.shared for t in tiles)
+    assert times == sorted(times) and all(
+        t.threads <= 256 and t.shared_bytes(problem.form) <= gpu.shared for t in tiles
+    )
 
 
 def test_reasons_to_refuse() -> None:
@@ -173,12 +204,22 @@ def test_reasons_to_refuse() -> None:
 
     w = relax.const(full("int8", 16, 8))
     assert why(lambda e, x: R.matmul(x, w, out_dtype="int32"), ((3, 16), "int8")) is None
-    assert "run time" in str(why(lambda e, x, y: R.matmul(x, y, out_dtype="int32"), ((3, 16), "int8"), ((16, 8), "int8")))
+    assert "run time" in str(
+        why(lambda e, x, y: R.matmul(x, y, out_dtype="int32"), ((3, 16), "int8"), ((16, 8), "int8"))
+    )
     assert "8 bits" in str(why(lambda e, x: R.matmul(x, w, out_dtype="int32"), ((3, 16), "int16")))
-    assert "beyond 127" in str(why(lambda e, x: R.matmul(x, relax.const(np.full((16, 8), 200, np.uint8)), out_dtype="int32"), ((3, 16), "int8")))
-    assert "several results" in str(why(lambda e, x: relax.Tuple([e(R.matmul(x, w, out_dtype="int32")), x]), ((3, 16), "int8")))
+    assert "beyond 127" in str(
+        why(
+            lambda e, x: R.matmul(x, relax.const(np.full((16, 8), 200, np.uint8)), out_dtype="int32"), ((3, 16), "int8")
+        )
+    )
+    assert "several results" in str(
+        why(lambda e, x: relax.Tuple([e(R.matmul(x, w, out_dtype="int32")), x]), ((3, 16), "int8"))
+    )
     constant = relax.const(np.arange(24, dtype=np.int32).reshape(3, 8))
-    assert "pixel to pixel" in str(why(lambda e, x: R.add(e(R.matmul(x, w, out_dtype="int32")), constant), ((3, 16), "int8")))
+    assert "pixel to pixel" in str(
+        why(lambda e, x: R.add(e(R.matmul(x, w, out_dtype="int32")), constant), ((3, 16), "int8"))
+    )
 
 
 @pytest.mark.parametrize("most", [15, 127])

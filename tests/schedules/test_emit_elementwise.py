@@ -25,9 +25,13 @@ def full(dtype: str, *shape: int) -> np.ndarray:
 
 
 BINARY = {
-    "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "maximum": np.maximum, "minimum": np.minimum,
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
     "greater_equal": np.greater_equal,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("name", "dtype"), list(itertools.product(BINARY, ["int16", "int32", "int64", "uint8"])))
@@ -49,14 +53,18 @@ def test_clip():
     np.testing.assert_array_equal(out, a.clip(-300, 4000), strict=True)
 
 
-@pytest.mark.parametrize(("source", "to"), [("int8", "int32"), ("uint8", "int16"), ("int32", "int8"), ("int64", "int32")])
+@pytest.mark.parametrize(
+    ("source", "to"), [("int8", "int32"), ("uint8", "int16"), ("int32", "int8"), ("int64", "int32")]
+)
 def test_astype(source, to):
     a = full(source, 3, 31)
     (out,) = run(lambda e, x: R.astype(x, to), a)
     np.testing.assert_array_equal(out, a.astype(to), strict=True)
 
 
-@pytest.mark.parametrize(("source", "to"), [("int8", "uint8"), ("uint8", "int8"), ("int16", "int16"), ("uint16", "int8")])
+@pytest.mark.parametrize(
+    ("source", "to"), [("int8", "uint8"), ("uint8", "int8"), ("int16", "int16"), ("uint16", "int8")]
+)
 def test_lookup(source, to):
     a = np.concatenate([full(source, 3, 31).ravel(), np.arange(arith.RANGES[source][0], arith.RANGES[source][0] + 99)])
     a = a.astype(source)
@@ -96,7 +104,10 @@ def test_requantize_of_three_operands_with_channels_and_offsets(rounding):
     offset, shift = rng.integers(-(2**61), 2**61, 17), rng.integers(30, 50, (7, 1))
     q = arith.QType(-100, 90, "int8")
     (out,) = run(
-        lambda e, a, b, c: ops.requantize([a, b, c], m, offset, shift, qtype=q, zero_point=-5, rounding=rounding), x, y, z
+        lambda e, a, b, c: ops.requantize([a, b, c], m, offset, shift, qtype=q, zero_point=-5, rounding=rounding),
+        x,
+        y,
+        z,
     )
     expected = arith.requantize(
         [x, y, z], m, offset, shift, rounding=rounding, zero_point=-5, qmin=-100, qmax=90
@@ -119,7 +130,9 @@ def reals(scale: np.ndarray) -> np.ndarray:
     k = np.arange(-300, 300, dtype=np.float32)[:, None]
     at = (k + np.float32(0.5)) * scale.astype(np.float32)
     near = [np.nextafter(at, np.float32(np.inf)), np.nextafter(at, np.float32(-np.inf))]
-    wild = np.broadcast_to(np.array([[3e38], [-3e38], [np.inf], [-np.inf], [1e-45], [-0.0]], np.float32), (6, scale.size))
+    wild = np.broadcast_to(
+        np.array([[3e38], [-3e38], [np.inf], [-np.inf], [1e-45], [-0.0]], np.float32), (6, scale.size)
+    )
     return np.concatenate([at, *near, wild, rng.normal(0, 50, at.shape).astype(np.float32)]).astype(np.float32)
 
 
@@ -132,9 +145,7 @@ def test_quantize(form, rounding, name):
     zero = np.array([0, 3, q.qmin // 2, q.qmax // 2], np.int32)
     x = reals(scale)
     (out,) = run(lambda e, v: ops.quantize(v, scale, zero, qtype=q, rounding=rounding, form=form), x)
-    expected = arith.quantize(
-        x, scale, zero, qmin=q.qmin, qmax=q.qmax, storage=q.storage, rounding=rounding, form=form
-    )
+    expected = arith.quantize(x, scale, zero, qmin=q.qmin, qmax=q.qmax, storage=q.storage, rounding=rounding, form=form)
     np.testing.assert_array_equal(out, expected, strict=True)
 
 
@@ -153,10 +164,16 @@ def test_dequantize(dtype, real):
     np.testing.assert_array_equal(out, (difference.astype(real) * scale).astype(np.float32), strict=True)
 
 
-@pytest.mark.parametrize("x", [
-    rng.normal(1, 3, (3, 7, 17)), np.zeros((1, 5)), np.abs(rng.normal(0, 1, (31,))), -np.abs(rng.normal(0, 1, (31,))),
-    np.array([[0.0, 255.0, 0.5, 1.5, 2.5]]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "x",
+    [
+        rng.normal(1, 3, (3, 7, 17)),
+        np.zeros((1, 5)),
+        np.abs(rng.normal(0, 1, (31,))),
+        -np.abs(rng.normal(0, 1, (31,))),
+        np.array([[0.0, 255.0, 0.5, 1.5, 2.5]]),
+    ],
+)
 def test_dynamic_quantize(x):
     x = x.astype(np.float32)
     out, scale, zero = run(lambda e, v: ops.dynamic_quantize(v), x)

@@ -31,7 +31,11 @@ MOVES = {
     "expand_dims": (lambda e, x: R.expand_dims(x, [0, 2]), [X], X[None, :, None]),
     "permute": (lambda e, x: R.permute_dims(x, [0, 3, 1, 2]), [X], X.transpose(0, 3, 1, 2)),
     "permute_all": (lambda e, x: R.permute_dims(x), [X], X.transpose()),
-    "broadcast": (lambda e, x: R.broadcast_to(x, (2, 3, 7, 5, 17)), [X[:, :1]], np.broadcast_to(X[:, :1], (2, 3, 7, 5, 17))),
+    "broadcast": (
+        lambda e, x: R.broadcast_to(x, (2, 3, 7, 5, 17)),
+        [X[:, :1]],
+        np.broadcast_to(X[:, :1], (2, 3, 7, 5, 17)),
+    ),
     "concat": (lambda e, x, y: R.concat([x, y, x], axis=-1), [X, Y], np.concatenate([X, Y, X], -1)),
     "slice": (lambda e, x: R.strided_slice(x, [1, -1], [-6, 1], [100, 16], [2, 3]), [X], X[:, -6:100:2, :, 1:16:3]),
     "slice_back": (lambda e, x: R.strided_slice(x, [2], [4], [-6], [-2]), [X], X[:, :, ::-2]),
@@ -43,10 +47,11 @@ MOVES = {
     "repeat": (lambda e, x: R.repeat(x, 3, axis=2), [X], X.repeat(3, axis=2)),
     "repeat_all": (lambda e, x: R.repeat(x, 2), [X], X.repeat(2)),
     "pad": (
-        lambda e, x: R.nn.pad(x, [0, 0, 1, 2, 3, 0, 0, 0], "constant", -7), [X],
+        lambda e, x: R.nn.pad(x, [0, 0, 1, 2, 3, 0, 0, 0], "constant", -7),
+        [X],
         np.pad(X, ((0, 0), (1, 2), (3, 0), (0, 0)), constant_values=-7),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MOVES)
@@ -82,6 +87,8 @@ def test_dilate2d(strides):
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_unpack_int4(signed):
-    values = rng.integers(-8, 8, (3, 3, 5)).astype(np.int8) if signed else rng.integers(0, 16, (3, 3, 5)).astype(np.uint8)
+    values = (
+        rng.integers(-8, 8, (3, 3, 5)).astype(np.int8) if signed else rng.integers(0, 16, (3, 3, 5)).astype(np.uint8)
+    )
     (out,) = run(lambda e, x: R.add(e(ops.unpack_int4(arith.pack_int4(values), values.shape, signed)), x), 0 * values)
     np.testing.assert_array_equal(out, values, strict=True)

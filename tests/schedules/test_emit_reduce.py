@@ -90,9 +90,15 @@ def test_arg_extremum_is_the_first(name, axis, keepdims):
     np.testing.assert_array_equal(out, getattr(np, name)(x, axis=axis, keepdims=keepdims).astype(np.int64), strict=True)
 
 
-@pytest.mark.parametrize(("axis", "dtype", "step", "scale"), [
-    (-1, "int8", 1 / 256, 0.05), (1, "uint8", 1 / 200, 1.0), (2, "int16", 2.0**-15, 0.001), (3, "uint8", 2.0**-17, 0.1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("axis", "dtype", "step", "scale"),
+    [
+        (-1, "int8", 1 / 256, 0.05),
+        (1, "uint8", 1 / 200, 1.0),
+        (2, "int16", 2.0**-15, 0.001),
+        (3, "uint8", 2.0**-17, 0.1),
+    ],
+)
 def test_softmax(axis, dtype, step, scale):
     x = full(dtype, 3, 5, 7, 11)
     table = arith.softmax_table(Fraction(scale), 2 ** (8 * x.dtype.itemsize))
@@ -106,11 +112,16 @@ def test_softmax(axis, dtype, step, scale):
 
 
 MATMULS = {
-    "row": ((1, 65), (65, 31), "int8"), "rows": ((7, 17), (17, 33), "int8"), "batch": ((3, 7, 17), (3, 17, 5), "int8"),
-    "broadcast_left": ((7, 17), (2, 3, 17, 5), "int8"), "broadcast_right": ((2, 1, 7, 16), (3, 16, 32), "int8"),
-    "vector_left": ((17,), (17, 5), "int8"), "vector_right": ((3, 7, 17), (17,), "int8"), "dot": ((17,), (17,), "int8"),
+    "row": ((1, 65), (65, 31), "int8"),
+    "rows": ((7, 17), (17, 33), "int8"),
+    "batch": ((3, 7, 17), (3, 17, 5), "int8"),
+    "broadcast_left": ((7, 17), (2, 3, 17, 5), "int8"),
+    "broadcast_right": ((2, 1, 7, 16), (3, 16, 32), "int8"),
+    "vector_left": ((17,), (17, 5), "int8"),
+    "vector_right": ((3, 7, 17), (17,), "int8"),
+    "dot": ((17,), (17,), "int8"),
     "wide": ((7, 17), (17, 33), "int16"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MATMULS)

@@ -40,7 +40,9 @@ def test_dot_u8s8_at_the_extremes(lanes, data):
         pytest.skip("this CPU has no vectors of 512 bits")
     offset = 128 if data == "int8" else 0
     ends = [np.iinfo(data).min, -1, 0, 1, np.iinfo(data).max]
-    quads = np.array(list(product([e for e in ends if np.iinfo(data).min <= e <= np.iinfo(data).max], repeat=4))).astype(data)
+    quads = np.array(
+        list(product([e for e in ends if np.iinfo(data).min <= e <= np.iinfo(data).max], repeat=4))
+    ).astype(data)
     rows = len(quads)
 
     @T.prim_func(s_tir=True)
@@ -55,7 +57,9 @@ def test_dot_u8s8_at_the_extremes(lanes, data):
                 for i, k in T.grid(lanes, 4):
                     with T.sblock("dot"):
                         vr, vi, vk = T.axis.remap("SSR", [r, i, k])
-                        acc[vr, vi] = acc[vr, vi] + (T.cast(A[vr, vk], "int32") + offset) * T.cast(W[vr, vi, vk], "int32")
+                        acc[vr, vi] = acc[vr, vi] + (T.cast(A[vr, vk], "int32") + offset) * T.cast(
+                            W[vr, vi, vk], "int32"
+                        )
                 for i in range(lanes):
                     with T.sblock("store"):
                         vr, vi = T.axis.remap("SS", [r, i])
@@ -77,11 +81,18 @@ def test_multiply_high_at_the_extremes(lanes, target):
     rows = len(pairs)
 
     @T.prim_func(s_tir=True)
-    def main(A: T.Buffer((rows, lanes), "int32"), M: T.Buffer((lanes,), "int32"), B: T.Buffer((lanes,), "int64"), C: T.Buffer((rows, lanes), "int32")):
+    def main(
+        A: T.Buffer((rows, lanes), "int32"),
+        M: T.Buffer((lanes,), "int32"),
+        B: T.Buffer((lanes,), "int64"),
+        C: T.Buffer((rows, lanes), "int32"),
+    ):
         for r, i in T.grid(rows, lanes):
             with T.sblock("high"):
                 vr, vi = T.axis.remap("SS", [r, i])
-                C[vr, vi] = T.cast(T.shift_right(T.cast(A[vr, vi], "int64") * T.cast(M[vi], "int64") + B[vi], T.int64(32)), "int32")
+                C[vr, vi] = T.cast(
+                    T.shift_right(T.cast(A[vr, vi], "int64") * T.cast(M[vi], "int64") + B[vi], T.int64(32)), "int32"
+                )
 
     function = tensorized(main, "high", intrinsics.multiply_high(lanes), 1)
     a = np.repeat(pairs[:, :1], lanes, axis=1).astype(np.int32)
@@ -112,7 +123,11 @@ def test_narrow_at_the_extremes(lanes, vectors, dtype):
                 vr, vi = T.axis.remap("SS", [r, i])
                 C[vr, vi] = T.cast(T.min(T.max(A[vr, vi], low), high), dtype)
 
-    a = np.where(rng.random((rows, size)) < 0.5, rng.choice(np.array(ends), (rows, size)), rng.integers(low - 300, high + 300, (rows, size))).astype(np.int32)
+    a = np.where(
+        rng.random((rows, size)) < 0.5,
+        rng.choice(np.array(ends), (rows, size)),
+        rng.integers(low - 300, high + 300, (rows, size)),
+    ).astype(np.int32)
     out = np.zeros((rows, size), dtype)
     run(tensorized(main, "narrow", intrinsics.narrow(lanes, vectors, dtype), 1), a, out)
     np.testing.assert_array_equal(out, np.clip(a, low, high).astype(dtype), strict=True)
@@ -124,7 +139,9 @@ def test_dot_quads_at_the_extremes():
     rows = len(ends)
 
     @T.prim_func(s_tir=True)
-    def main(Q: T.Buffer((rows, lanes), "int32"), W: T.Buffer((rows, lanes, 4), "int8"), C: T.Buffer((rows, lanes), "int32")):
+    def main(
+        Q: T.Buffer((rows, lanes), "int32"), W: T.Buffer((rows, lanes, 4), "int8"), C: T.Buffer((rows, lanes), "int32")
+    ):
         with T.sblock("root"):
             acc = T.sblock_alloc_buffer((rows, lanes), "int32", scope="local")
             for r in range(rows):
@@ -135,7 +152,9 @@ def test_dot_quads_at_the_extremes():
                 for i, k in T.grid(lanes, 4):
                     with T.sblock("dot"):
                         vr, vi, vk = T.axis.remap("SSR", [r, i, k])
-                        acc[vr, vi] = acc[vr, vi] + T.bitwise_and(T.shift_right(Q[vr, vi], vk * 8), 255) * T.cast(W[vr, vi, vk], "int32")
+                        acc[vr, vi] = acc[vr, vi] + T.bitwise_and(T.shift_right(Q[vr, vi], vk * 8), 255) * T.cast(
+                            W[vr, vi, vk], "int32"
+                        )
                 for i in range(lanes):
                     with T.sblock("store"):
                         vr, vi = T.axis.remap("SS", [r, i])
@@ -168,7 +187,15 @@ def test_dot_u8s4_at_the_extremes(data):
                     with T.sblock("dot"):
                         vr, vi, vk = T.axis.remap("SSR", [r, i, k])
                         acc[vr, vi] = acc[vr, vi] + (T.cast(A[vr, vk], "int32") + offset) * T.cast(
-                            T.cast(T.Select(vk < 4, T.shift_left(W[vr, vi, vk % 4], T.uint8(4)), T.bitwise_and(W[vr, vi, vk % 4], T.uint8(240))), "int8"), "int32"
+                            T.cast(
+                                T.Select(
+                                    vk < 4,
+                                    T.shift_left(W[vr, vi, vk % 4], T.uint8(4)),
+                                    T.bitwise_and(W[vr, vi, vk % 4], T.uint8(240)),
+                                ),
+                                "int8",
+                            ),
+                            "int32",
                         )
                 for i in range(lanes):
                     with T.sblock("store"):

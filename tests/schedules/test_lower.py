@@ -36,12 +36,20 @@ def two_layers_and_a_float_tail() -> tvm.IRModule:
     builder = relax.BlockBuilder()
     function(builder, "q", "/in/Quantize", lambda e, x: ops.quantize(x, 0.1, 3, qtype=U8), ((2, 16), "float32"))
     function(
-        builder, "mm", "/fc/MatMul", lambda e, x: R.matmul(x, relax.const(WEIGHT), out_dtype="int32"), ((2, 16), "uint8")
+        builder,
+        "mm",
+        "/fc/MatMul",
+        lambda e, x: R.matmul(x, relax.const(WEIGHT), out_dtype="int32"),
+        ((2, 16), "uint8"),
     )
     function(
-        builder, "dq", "/out/Dequantize", lambda e, x, y: ops.dequantize(e(R.add(x, y)), 1e-5, 0, qmin=0, qmax=1),
-        ((2, 5), "int32"), ((2, 5), "int32"),
-    )  # fmt: skip
+        builder,
+        "dq",
+        "/out/Dequantize",
+        lambda e, x, y: ops.dequantize(e(R.add(x, y)), 1e-5, 0, qmin=0, qmax=1),
+        ((2, 5), "int32"),
+        ((2, 5), "int32"),
+    )
     module = builder.get()
     builder = relax.BlockBuilder(module)
     x = relax.Var("input", relax.TensorType((2, 16), "float32"))
@@ -112,7 +120,11 @@ def test_a_constant_left_matrix():
 CASES = {
     "cpu.depthwise": (
         lambda e, x: R.nn.conv2d(
-            x, relax.const(np.ones((3, 3, 1, 16), np.int8)), groups=16, data_layout="NHWC", kernel_layout="HWIO",
+            x,
+            relax.const(np.ones((3, 3, 1, 16), np.int8)),
+            groups=16,
+            data_layout="NHWC",
+            kernel_layout="HWIO",
             out_dtype="int32",
         ),
         [((1, 5, 5, 16), "uint8")],
@@ -120,7 +132,7 @@ CASES = {
     "cpu.window": (lambda e, x: R.nn.max_pool2d(x, (2, 2), (2, 2), 0, layout="NHWC"), [((1, 4, 4, 16), "int8")]),
     "cpu.elementwise": (lambda e, x, y: R.concat([x, y], axis=1), [((1, 4), "int8"), ((1, 8), "int8")]),
     "cpu.generic": (lambda e, x: R.argmax(x, axis=1), [((1, 40), "int8")]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -131,12 +143,23 @@ def test_each_kind_of_layer_finds_its_rule(name):
     assert earlier == "" or earlier.endswith(".")
 
 
-@pytest.mark.parametrize(("body", "shape", "why"), [
-    (lambda e, x: R.nn.max_pool2d(x, (2, 2), (2, 2), 0, layout="NCHW"), (1, 16, 4, 4), "the layout is NCHW, not NHWC."),
-    (lambda e, x: R.nn.max_pool2d(x, (2, 2), (2, 2), 0, layout="NHWC"), (1, 4, 4, 3), "3 channels do not fill vectors."),
-    (lambda e, x: R.sum(e(R.astype(x, "int32")), axis=[1]), (3, 16), "the last axis is reduced."),
-    (lambda e, x: R.max(x, axis=[0]), (1, 16), "nothing is reduced."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "shape", "why"),
+    [
+        (
+            lambda e, x: R.nn.max_pool2d(x, (2, 2), (2, 2), 0, layout="NCHW"),
+            (1, 16, 4, 4),
+            "the layout is NCHW, not NHWC.",
+        ),
+        (
+            lambda e, x: R.nn.max_pool2d(x, (2, 2), (2, 2), 0, layout="NHWC"),
+            (1, 4, 4, 3),
+            "3 channels do not fill vectors.",
+        ),
+        (lambda e, x: R.sum(e(R.astype(x, "int32")), axis=[1]), (3, 16), "the last axis is reduced."),
+        (lambda e, x: R.max(x, axis=[0]), (1, 16), "nothing is reduced."),
+    ],
+)
 def test_windows_refuse_with_a_sentence(body, shape, why):
     (entry,) = schedules.report(lower(packed(body, [(shape, "int8")])))
     assert entry["rule"] == "cpu.generic" and f"cpu.window: {why}" in entry["refused"]
@@ -150,14 +173,22 @@ def test_depthwise_tiles_check_themselves(bad):
 
 def test_depthwise_products_are_16_bits_only_where_they_fit():
     narrow, wide = (
-        schedules.report(lower(packed(
-            lambda e, x: R.nn.conv2d(
-                x, relax.const(np.ones((3, 3, 1, 16), np.int8)), groups=16, data_layout="NHWC", kernel_layout="HWIO",
-                out_dtype="int32",
-            ),
-            [((1, 5, 5, 16), dtype)],
-        )))[0]["tile"]
+        schedules.report(
+            lower(
+                packed(
+                    lambda e, x: R.nn.conv2d(
+                        x,
+                        relax.const(np.ones((3, 3, 1, 16), np.int8)),
+                        groups=16,
+                        data_layout="NHWC",
+                        kernel_layout="HWIO",
+                        out_dtype="int32",
+                    ),
+                    [((1, 5, 5, 16), dtype)],
+                )
+            )
+        )[0]["tile"]
         for dtype in ("uint8", "int16")
-    )  # fmt: skip
+    )
     assert "int16 products" in narrow and "int32 products" in wide
     assert tiles_of(7, 16, VectorUnit(16, 32, True), "int16")[0].pixels == 7

@@ -59,7 +59,9 @@ def emulator(tmp_path_factory):
     if compiler is None:
         pytest.skip("no C++ compiler for the emulator")
     library = tmp_path_factory.mktemp("amx") / "emulator.so"
-    subprocess.run([compiler, "-O2", "-shared", "-fPIC", "-o", library, Path(__file__).parent / "amx_emulator.cpp"], check=True)
+    subprocess.run(
+        [compiler, "-O2", "-shared", "-fPIC", "-o", library, Path(__file__).parent / "amx_emulator.cpp"], check=True
+    )
     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     loaded = ctypes.CDLL(None)  # as kernels do: where another test loaded an emulator first, it is that one
     loaded.hawq_emulated_failure.restype = ctypes.c_char_p
@@ -98,7 +100,15 @@ def test_conv2d_with_residual_and_requantize(c, dtype, amx):
     def body(emit, p, other):
         a = emit(R.add(accumulate(emit, c, p, relax.const(w), 3, "int32"), relax.const(bias)))
         y = emit(ops.requantize([a], [m], 0, shift, qtype=arith.QType.of("uint8"), zero_point=100, rounding="half_up"))
-        return ops.requantize([other, y], [2**30, 2**29 + 3], 5, 31, qtype=arith.QType(3, 250, "uint8"), zero_point=7, rounding="half_even")
+        return ops.requantize(
+            [other, y],
+            [2**30, 2**29 + 3],
+            5,
+            31,
+            qtype=arith.QType(3, 250, "uint8"),
+            zero_point=7,
+            rounding="half_even",
+        )
 
     y = arith.requantize([acc + bias], [m], 0, shift, **first)
     expected = arith.requantize([residual, y], [2**30, 2**29 + 3], 5, 31, **second).astype(np.uint8)
@@ -144,7 +154,18 @@ def test_conv2d_with_four_bit_weights_keeps_them_packed(c, dtype, signed, amx):
     assert re.search(r'weights: T.Buffer\(\([^)]*\), "uint8"\)', kernel)
 
 
-@pytest.mark.parametrize(("a", "b"), [((2, 64), (64, 16)), ((7, 17), (17, 65)), ((50, 768), (768, 64)), ((3, 31, 65), (65, 33)), ((2, 3, 12, 64), (2, 1, 64, 20)), ((3, 17, 100), (3, 100, 17))], ids=str)
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ((2, 64), (64, 16)),
+        ((7, 17), (17, 65)),
+        ((50, 768), (768, 64)),
+        ((3, 31, 65), (65, 33)),
+        ((2, 3, 12, 64), (2, 1, 64, 20)),
+        ((3, 17, 100), (3, 100, 17)),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("constant", [True, False])
 def test_matmul(a, b, constant, amx):
     x, w = full("int8", *a), full("int8", *b)
@@ -159,10 +180,18 @@ def test_matmul(a, b, constant, amx):
 def layer(c: Conv, dtype: str = "uint8") -> tvm.IRModule:
     """A convolution of a parameter as it is, rounded to 8 bits."""
     w = full("int8", *c.k, c.ci // c.groups, c.co)
-    return packed(lambda e, p: ops.requantize(
-        [accumulate(e, c, p, relax.const(w), 0, "int32")], [2**30], 0, 40, qtype=arith.QType.of("int8"), zero_point=0,
-        rounding="half_up",
-    ), [((c.n, c.h, c.w, c.ci), dtype)])  # fmt: skip
+    return packed(
+        lambda e, p: ops.requantize(
+            [accumulate(e, c, p, relax.const(w), 0, "int32")],
+            [2**30],
+            0,
+            40,
+            qtype=arith.QType.of("int8"),
+            zero_point=0,
+            rounding="half_up",
+        ),
+        [((c.n, c.h, c.w, c.ci), dtype)],
+    )
 
 
 def test_whole_pixels_are_loaded_where_they_lie():
@@ -180,14 +209,22 @@ def test_no_tile_reaches_beyond_its_row(c):
         pixels, length = x86_amx._rounded_up(s, tile)
         assert pixels >= s.pixels and pixels % (tile.columns * tile.pixels) == 0 and tile.columns * tile.lines <= 2
         starts = [int(s.start(b, tile.channels)) for b in range(-(-s.channels // tile.channels))]
-        ends = [(pixels - 1) * s.step + (s.taps[1] - 1) * s.hop + start + -(-s.run // BYTES) * BYTES for start in starts]
+        ends = [
+            (pixels - 1) * s.step + (s.taps[1] - 1) * s.hop + start + -(-s.run // BYTES) * BYTES for start in starts
+        ]
         assert max(ends) <= length and min(starts) >= 0
 
 
-@pytest.mark.parametrize(("c", "fill"), [
-    (Conv(1, 12, 33, 16, 48, pad=(1, 1, 1, 1)), 1), (Conv(2, 7, 7, 64, 40, (1, 1)), 1), (Conv(1, 12, 33, 16, 48, pad=(1, 1, 1, 1)), 0),
-    *((BORDERED[k], 0) for k in (0, 2, 4, 8, 9)),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("c", "fill"),
+    [
+        (Conv(1, 12, 33, 16, 48, pad=(1, 1, 1, 1)), 1),
+        (Conv(2, 7, 7, 64, 40, (1, 1)), 1),
+        (Conv(1, 12, 33, 16, 48, pad=(1, 1, 1, 1)), 0),
+        *((BORDERED[k], 0) for k in (0, 2, 4, 8, 9)),
+    ],
+    ids=str,
+)
 def test_every_tile_of_the_space_computes_the_same(c, fill, amx, monkeypatch):
     x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
     tiles = Amx.tiles
@@ -205,12 +242,16 @@ def private(module: tvm.IRModule) -> tuple[tvm.ir.GlobalVar, relax.Function]:
     return module.get_global_var(name), func
 
 
-@pytest.mark.parametrize(("c", "why"), [
-    (Conv(1, 32, 32, 3, 64, (7, 7), (2, 2), pad=(3, 3, 3, 3)), "runs of 21 elements, which tiles would pad to 64."),
-    (Conv(1, 9, 9, 64, 12, (1, 1)), "12 output channels, of the 16 of a tile."),
-    (Conv(1, 1, 1, 512, 1000, (1, 1)), "a single pixel, of the 16 of a tile."),
-    (Conv(1, 9, 9, 64, 128, (3, 3), groups=4), "runs of 16 elements, which tiles would pad to 64."),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("c", "why"),
+    [
+        (Conv(1, 32, 32, 3, 64, (7, 7), (2, 2), pad=(3, 3, 3, 3)), "runs of 21 elements, which tiles would pad to 64."),
+        (Conv(1, 9, 9, 64, 12, (1, 1)), "12 output channels, of the 16 of a tile."),
+        (Conv(1, 1, 1, 512, 1000, (1, 1)), "a single pixel, of the 16 of a tile."),
+        (Conv(1, 9, 9, 64, 128, (3, 3), groups=4), "runs of 16 elements, which tiles would pad to 64."),
+    ],
+    ids=str,
+)
 def test_where_tiles_do_not_pay_vectors_take_over(c, why):
     (entry,) = schedules.report(lower(layer(c), AMX))
     assert entry["rule"] == "x86.vnni" and f"x86.amx: {why}" in entry["refused"]
@@ -248,7 +289,9 @@ def disassembled(library: Path) -> list[str]:
     return [names[i.mnemonic] for i in iced.Decoder(64, code)]
 
 
-@pytest.mark.parametrize("bad", [(2, 2, 14, 1, 2), (1, 2, 17, 2, 1), (2, 1, 7, 2, 3), (1, 3, 16, 2, 1), (1, 1, 1, 2, 1)])
+@pytest.mark.parametrize(
+    "bad", [(2, 2, 14, 1, 2), (1, 2, 17, 2, 1), (2, 1, 7, 2, 3), (1, 3, 16, 2, 1), (1, 1, 1, 2, 1)]
+)
 def test_tiles_check_themselves(bad):
     with pytest.raises(ValueError, match="not a"):
         AmxTile(*bad)

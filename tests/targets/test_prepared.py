@@ -1,4 +1,6 @@
-"""Whatever runs kernels prepares its process first: Linux is asked for the tile registers before the first tile instruction."""
+"""Whatever runs kernels prepares its process first: Linux is asked for the tile registers before the first tile
+instruction.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from schedules.cpu import x86_amx
 from ..models import residual_net
 
 VECTORS = set(target.required_features(target.parse("x86-amx"))) - cpu.TILE_FEATURES
-needs_vectors = pytest.mark.skipif(not target.host_features() >= VECTORS, reason="the kernels around the tiles take AVX-512 VNNI")
+needs_vectors = pytest.mark.skipif(
+    not target.host_features() >= VECTORS, reason="the kernels around the tiles take AVX-512 VNNI"
+)
 
 
 class Machine:
@@ -87,7 +91,10 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
 def float_net() -> onnx.ModelProto:
     """One float convolution."""
     w = numpy_helper.from_array(np.random.default_rng(0).normal(size=[32, 32, 3, 3]).astype(np.float32), "w")
-    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [1, 32, 20, 20]), ("y", [1, 32, 18, 18]))]
+    ends = [
+        helper.make_tensor_value_info(n, TensorProto.FLOAT, s)
+        for n, s in (("x", [1, 32, 20, 20]), ("y", [1, 32, 18, 18]))
+    ]
     graph = helper.make_graph([helper.make_node("Conv", ["x", "w"], ["y"])], "one", ends[:1], ends[1:], [w])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
 
@@ -116,9 +123,13 @@ WAYS: dict[str, Callable[[ht.Package], Any]] = {
 
 @needs_vectors
 @pytest.mark.parametrize("action", [tune, latency], ids=lambda f: f.__name__)
-def test_kernels_alone_ask_before_the_first_tile(machine: Machine, tmp_path: Path, action: Callable[[Path], None]) -> None:
+def test_kernels_alone_ask_before_the_first_tile(
+    machine: Machine, tmp_path: Path, action: Callable[[Path], None]
+) -> None:
     machine.refuse()
-    with pytest.raises(UsageError, match=r"--target x86-amx: .*Operation not permitted.*remedy: allow them \(Linux 5\.16 or newer"):
+    with pytest.raises(
+        UsageError, match=r"--target x86-amx: .*Operation not permitted.*remedy: allow them \(Linux 5\.16 or newer"
+    ):
         action(tmp_path)
     assert machine.tiles == 0 and machine.asked
     machine.grant()
@@ -140,8 +151,17 @@ def test_packages_ask_before_the_first_tile(machine: Machine, tmp_path: Path) ->
     assert len(machine.asked) == asked + 1
     machine.refuse()
     before = machine.tiles
-    for refused in (*(lambda way=way: way(ht.Package(made.manifest, made._files, "m")) for way in WAYS.values()), lambda: ht.load(path)):
-        with pytest.raises(PackageError, match=r"m.*: needs the tile registers of AMX; found .*Operation not permitted.*remedy: allow them \(Linux 5\.16 or newer"):
+    for refused in (
+        *(lambda way=way: way(ht.Package(made.manifest, made._files, "m")) for way in WAYS.values()),
+        lambda: ht.load(path),
+    ):
+        with pytest.raises(
+            PackageError,
+            match=(
+                r"m.*: needs the tile registers of AMX; found .*Operation not permitted.*remedy: allow them \(Linux"
+                r" 5\.16 or newer"
+            ),
+        ):
             refused()
     assert machine.tiles == before
 
@@ -176,7 +196,11 @@ def test_what_is_asked_of_linux(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cpu.prepare("x86_64", ["amx-int8", "amx-tile", "avx2"]) is None and calls == [(158, 0x1023, 18)]
     answer = -1
     refused = cpu.prepare("x86_64", ["amx-int8"])
-    assert refused is not None and refused.found == "Linux does not grant the tile registers (Operation not permitted)" and "Linux 5.16" in refused.remedy
+    assert (
+        refused is not None
+        and refused.found == "Linux does not grant the tile registers (Operation not permitted)"
+        and "Linux 5.16" in refused.remedy
+    )
     assert cpu.prepare("x86_64", ["avx2"]) is None and len(calls) == 2
     monkeypatch.setattr(cpu.platform, "machine", lambda: "aarch64")
     assert cpu.permit_tiles() == "only Linux on x86-64 grants the tile registers" and len(calls) == 2
@@ -185,7 +209,13 @@ def test_what_is_asked_of_linux(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tune_refuses_what_this_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "host_features", lambda: VECTORS)
     monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
-    with pytest.raises(UsageError, match=r"--target x86-amx: this machine cannot run what it should measure; found missing amx-int8, amx-tile; remedy: measure on such a machine"):
+    with pytest.raises(
+        UsageError,
+        match=(
+            r"--target x86-amx: this machine cannot run what it should measure; found missing amx-int8, amx-tile;"
+            r" remedy: measure on such a machine"
+        ),
+    ):
         tuner.runnable("x86-amx")
     with pytest.raises(UsageError, match=r"--target arm-neon: .*expected x86_64; found aarch64"):
         tuner.runnable("arm-neon")

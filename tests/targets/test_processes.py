@@ -20,25 +20,50 @@ FOREIGN = "arm-neon"
 
 
 def ended(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", f"import os, signal, sys\n{code}"], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", f"import os, signal, sys\n{code}"], capture_output=True, text=True, check=False
+    )
 
 
-@pytest.mark.parametrize(("name", "says", "do"), [
-    ("SIGILL", "an instruction that the processor", "--target"), ("SIGKILL", "memory ran out", "free memory"),
-    ("SIGSEGV", "a fault of the program", "HAWQ_TVM_DEBUG=1"), ("SIGABRT", "a fault of the program", "report it"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "says", "do"),
+    [
+        ("SIGILL", "an instruction that the processor", "--target"),
+        ("SIGKILL", "memory ran out", "free memory"),
+        ("SIGSEGV", "a fault of the program", "HAWQ_TVM_DEBUG=1"),
+        ("SIGABRT", "a fault of the program", "report it"),
+    ],
+)
 def test_a_signal_is_named(name: str, says: str, do: str) -> None:
-    told = processes.failure(ended(f"print('fine so far', file=sys.stderr, flush=True)\nos.kill(os.getpid(), signal.{name})"), "try again")
+    told = processes.failure(
+        ended(f"print('fine so far', file=sys.stderr, flush=True)\nos.kill(os.getpid(), signal.{name})"), "try again"
+    )
     assert told["found"].startswith(f"it was killed by {name}: ") and says in told["found"] and do in told["remedy"]
-    through_a_shell = subprocess.run(["sh", "-c", f"'{sys.executable}' -c 'import os; os.kill(os.getpid(), {getattr(processes.signal, name).value})'; exit $?"], capture_output=True, text=True)
+    through_a_shell = subprocess.run(
+        [
+            "sh",
+            "-c",
+            (
+                f"'{sys.executable}' -c 'import os; os.kill(os.getpid(), {getattr(processes.signal, name).value})';"
+                " exit $?"
+            ),
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert processes.failure(through_a_shell, "try again") == told
 
 
 def test_another_end_is_told_by_its_own_words() -> None:
-    assert processes.failure(ended("print('a\\nb: error: c\\nd', file=sys.stderr)\nsys.exit(1)"), "try again", ("error",)) == {"found": "b: error: c", "remedy": "try again"}
+    assert processes.failure(
+        ended("print('a\\nb: error: c\\nd', file=sys.stderr)\nsys.exit(1)"), "try again", ("error",)
+    ) == {"found": "b: error: c", "remedy": "try again"}
     assert processes.failure(ended("print('a\\nb', file=sys.stderr)\nsys.exit(1)"), "try again")["found"] == "b"
     for code in (3, 127, 255):
-        assert processes.failure(ended(f"sys.exit({code})"), "try again")["found"] == f"it ended with {code} and said nothing"
+        assert (
+            processes.failure(ended(f"sys.exit({code})"), "try again")["found"]
+            == f"it ended with {code} and said nothing"
+        )
 
 
 def killed(folder: Path, number: int) -> Path:
@@ -53,12 +78,17 @@ def test_an_emulator_that_meets_an_unknown_instruction(tmp_path: Path) -> None:
     package = ht.compile(residual_net(), FOREIGN)
     path = package.save(tmp_path / "m.hawq")
     foreign = ht.load(path, emulator=str(killed(tmp_path, 4)))
-    with pytest.raises(PackageError, match=r"the library could not be run; found it was killed by SIGILL.*remedy: .*--target"):
+    with pytest.raises(
+        PackageError, match=r"the library could not be run; found it was killed by SIGILL.*remedy: .*--target"
+    ):
         foreign.verify(random=1)
 
 
 def test_a_compiler_that_is_killed(tmp_path: Path) -> None:
-    with pytest.raises(PackageError, match=r"a program could not be made; found it was killed by SIGKILL: .*memory ran out; remedy: free memory"):
+    with pytest.raises(
+        PackageError,
+        match=r"a program could not be made; found it was killed by SIGKILL: .*memory ran out; remedy: free memory",
+    ):
         toolchain.run([str(killed(tmp_path, 9))], "a program")
 
 

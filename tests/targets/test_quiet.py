@@ -1,4 +1,6 @@
-"""What commands leave to TVM and LLVM to say: nothing. And what they print is whole where a file or a program reads it."""
+"""What commands leave to TVM and LLVM to say: nothing. And what they print is whole where a file or a program reads
+it.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,12 @@ def test_a_builder_that_an_error_leaves_warns_nobody(capfd: pytest.CaptureFixtur
 
 def test_everybody_builds_with_it() -> None:
     folders = ("hawq_tvm", "relay_passes", "schedules")
-    plain = [str(p) for f in folders for p in (ROOT / f).rglob("*.py") if re.search(r"relax\.BlockBuilder\(\)", p.read_text())]
+    plain = [
+        str(p)
+        for f in folders
+        for p in (ROOT / f).rglob("*.py")
+        if re.search(r"relax\.BlockBuilder\(\)", p.read_text())
+    ]
     assert plain == []
 
 
@@ -95,7 +102,9 @@ def test_a_refusal_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]
 def piped(*arguments: object, columns: str = "80") -> str:
     """What a command prints into a pipe."""
     words = [sys.executable, "-m", "hawq_tvm.cli", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": columns}).stdout
+    return subprocess.run(
+        words, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": columns}
+    ).stdout
 
 
 def test_names_are_whole_in_every_table_of_a_pipe(tmp_path: Path) -> None:
@@ -105,7 +114,11 @@ def test_names_are_whole_in_every_table_of_a_pipe(tmp_path: Path) -> None:
     package.save(tmp_path / "m.hawq")
     names = [row["layer"] for row in package.report()]
     assert any(len(n) > 80 for n in names)
-    for command in (["verify", tmp_path / "m.hawq"], ["info", tmp_path / "m.hawq"], ["profile", tmp_path / "m.hawq", "--duration", "0.01"]):
+    for command in (
+        ["verify", tmp_path / "m.hawq"],
+        ["info", tmp_path / "m.hawq"],
+        ["profile", tmp_path / "m.hawq", "--duration", "0.01"],
+    ):
         text = piped(*command)
         assert all(name in text for name in names) and "…" not in text, command
     assert LONG in piped("inspect", tmp_path / "bad.onnx")
@@ -113,9 +126,14 @@ def test_names_are_whole_in_every_table_of_a_pipe(tmp_path: Path) -> None:
 
 def test_a_terminal_folds_and_cuts_nothing() -> None:
     """A terminal of 40 columns has every letter, in its lines' order."""
-    code = f"from hawq_tvm.terminal import OUT, Grid\ngrid = Grid('layer', 'n')\ngrid.add_row({LONG!r}, '1')\nOUT.print(grid)"
+    code = (
+        f"from hawq_tvm.terminal import OUT, Grid\ngrid = Grid('layer', 'n')\ngrid.add_row({LONG!r},"
+        " '1')\nOUT.print(grid)"
+    )
     master, slave = pty.openpty()
-    done = subprocess.Popen([sys.executable, "-c", code], stdout=slave, env={**os.environ, "COLUMNS": "40", "TERM": "xterm"})
+    done = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=slave, env={**os.environ, "COLUMNS": "40", "TERM": "xterm"}
+    )
     os.close(slave)
     text = b""
     while True:
@@ -142,7 +160,9 @@ def test_a_file_has_no_width(capsys: pytest.CaptureFixture[str], monkeypatch: py
         assert LONG in out and ("word " * 100).strip() in out and max(map(len, out.splitlines())) < 600
 
 
-def test_tune_interrupted_before_anything_names_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tune_interrupted_before_anything_names_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     onnx.save(named(), str(tmp_path / "m.onnx"))
     arguments = ["tune", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "r.json"), "--trials", "4", "--quiet"]
 
@@ -152,16 +172,34 @@ def test_tune_interrupted_before_anything_names_no_file(tmp_path: Path, monkeypa
     monkeypatch.setattr(tuner, "race", interrupted)
     assert main(arguments) == 130
     said = capsys.readouterr().err
-    assert "interrupted before a result was kept; no file was written" in said and "r.json" not in said and not (tmp_path / "r.json").exists()
-    (tmp_path / "r.json").write_text(json.dumps({"format": "hawq_tvm tile records 1", "entries": {}}))  # of an earlier run
+    assert (
+        "interrupted before a result was kept; no file was written" in said
+        and "r.json" not in said
+        and not (tmp_path / "r.json").exists()
+    )
+    (tmp_path / "r.json").write_text(
+        json.dumps({"format": "hawq_tvm tile records 1", "entries": {}})
+    )  # of an earlier run
     assert main(arguments) == 130 and "r.json" in capsys.readouterr().err
 
 
-def test_allocate_interrupted_names_the_file_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    onnx.save(helper.make_model(helper.make_graph(
-        [helper.make_node("Conv", ["x", "w"], ["y"])], "one", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 8, 8])], [onnx.numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), "w")],
-    ), opset_imports=[helper.make_opsetid("", 21)], ir_version=10), str(tmp_path / "f.onnx"))  # fmt: skip
+def test_allocate_interrupted_names_the_file_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(
+        helper.make_model(
+            helper.make_graph(
+                [helper.make_node("Conv", ["x", "w"], ["y"])],
+                "one",
+                [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4, 8, 8])],
+                [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, 8, 8])],
+                [onnx.numpy_helper.from_array(np.ones((4, 4, 1, 1), np.float32), "w")],
+            ),
+            opset_imports=[helper.make_opsetid("", 21)],
+            ir_version=10,
+        ),
+        str(tmp_path / "f.onnx"),
+    )
     state = tmp_path / "bits.state.npz"
     kept = [False]
 
@@ -172,7 +210,16 @@ def test_allocate_interrupted_names_the_file_that_is_there(tmp_path: Path, monke
         raise KeyboardInterrupt
 
     monkeypatch.setattr(plan, "problem", interrupted)
-    arguments = ["allocate", str(tmp_path / "f.onnx"), "--calib", str(tmp_path), "--budget", "bops=0.6", "-o", str(tmp_path / "bits.json")]
+    arguments = [
+        "allocate",
+        str(tmp_path / "f.onnx"),
+        "--calib",
+        str(tmp_path),
+        "--budget",
+        "bops=0.6",
+        "-o",
+        str(tmp_path / "bits.json"),
+    ]
     assert main(arguments) == 130 and "no file was written" in capsys.readouterr().err
     kept[0] = True
     assert main(arguments) == 130 and f"is in {state}, and the same command continues" in capsys.readouterr().err
@@ -186,5 +233,11 @@ def test_what_libraries_announce_is_for_those_who_debug(tmp_path: Path) -> None:
         "cli.COMMANDS['inspect'] = warn\nsys.exit(cli.main(['inspect', 'x']))"
     )
     for options, debug, shown in (((), "0", False), ((), "1", True), (("-W", "default"), "0", True)):
-        done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "HAWQ_TVM_DEBUG": debug})
+        done = subprocess.run(
+            [sys.executable, *options, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "HAWQ_TVM_DEBUG": debug},
+        )
         assert done.returncode == 0 and ("of a library" in done.stderr) == shown

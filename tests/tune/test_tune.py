@@ -1,4 +1,6 @@
-"""Tuning: the space of tiles, the records and their file, what is measured and what is not, and what a record changes."""
+"""Tuning: the space of tiles, the records and their file, what is measured and what is not, and what a record
+changes.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ from schedules.rules import rules_for
 from ..models import Graph, float_output, residual_net
 
 HOST, PORTABLE = target.host(), tvm.target.Target({"kind": "llvm"})
-RECORD = Record("cpu.contract", {"pixels": 1}, 2.0, 3.0, "conv", 1, 5, "a CPU", 0.1, {"tvm": "0"}, "2026-11-21T00:00:00Z")
+RECORD = Record(
+    "cpu.contract", {"pixels": 1}, 2.0, 3.0, "conv", 1, 5, "a CPU", 0.1, {"tvm": "0"}, "2026-11-21T00:00:00Z"
+)
 
 
 def depthwise_net(channels: int = 20, seed: int = 3, zero: int = 100) -> onnx.ModelProto:
@@ -75,10 +79,19 @@ def test_the_space_holds_the_default_and_valid_tiles(pixels: int, channels: int)
     assert len(set(sizes)) == len(sizes) <= 14 and set(sizes) <= set(range(1, 15))
 
 
-@pytest.mark.parametrize(("model", "where"), [
-    (residual_net(size=9), HOST), (residual_net("int4", "int8"), HOST), (depthwise_net(), HOST), (depthwise_net(), PORTABLE),
-], ids=["residual", "int4", "depthwise", "portable"])  # fmt: skip
-def test_every_tile_of_a_space_computes_the_same(model: onnx.ModelProto, where: tvm.target.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("model", "where"),
+    [
+        (residual_net(size=9), HOST),
+        (residual_net("int4", "int8"), HOST),
+        (depthwise_net(), HOST),
+        (depthwise_net(), PORTABLE),
+    ],
+    ids=["residual", "int4", "depthwise", "portable"],
+)
+def test_every_tile_of_a_space_computes_the_same(
+    model: onnx.ModelProto, where: tvm.target.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(races, "_heat", lambda runs, who, *_: dict.fromkeys(who, 1.0))
     found, here = tuner.workloads(packed(model), where, 1), tuner.Here("host", 2)
     assert found and all(len(w.tiles) > 1 for w in found)
@@ -103,11 +116,20 @@ def test_a_kernel_that_computes_something_else_cannot_win() -> None:
 def test_a_real_race_is_measured_and_recorded(tmp_path: Path) -> None:
     steps: list[tuner.TuneStep] = []
     report = ht.tune(residual_net(), tmp_path / "r.json", trials=6, threads=2, progress=steps.append)
-    assert report.trials == 6 and report.threads == 2 and len(report.outcomes) == 3 and (report.kept, report.left) == (0, 0)
-    assert [(s.number, s.of, s.outcome is None) for s in steps] == [(n, 3, first) for n in (1, 2, 3) for first in (True, False)]
+    assert (
+        report.trials == 6
+        and report.threads == 2
+        and len(report.outcomes) == 3
+        and (report.kept, report.left) == (0, 0)
+    )
+    assert [(s.number, s.of, s.outcome is None) for s in steps] == [
+        (n, 3, first) for n in (1, 2, 3) for first in (True, False)
+    ]
     entries = record.read(tmp_path / "r.json")
     assert {o.key for o in report.outcomes} == set(entries)
-    assert all(e.median_us <= e.default_us and e.threads == 2 and e.candidates == 2 and e.machine for e in entries.values())
+    assert all(
+        e.median_us <= e.default_us and e.threads == 2 and e.candidates == 2 and e.machine for e in entries.values()
+    )
 
 
 def test_keys_are_of_structure_target_and_threads() -> None:
@@ -156,7 +178,9 @@ def test_what_has_a_record_is_not_measured_again(tmp_path: Path, fake_race: list
     assert third.kept == 3 and not third.outcomes and len(fake_race) == 3 and path.read_text() == before
 
 
-def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_race: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_run_keeps_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_race: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
     onnx.save(residual_net(), str(tmp_path / "m.onnx"))
     arguments = ["tune", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "r.json"), "--trials", "9"]
     inner = tuner.race
@@ -172,10 +196,16 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(tuner, "race", inner)
     assert main([*arguments, "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)
-    assert fields["kept"] == 1 and len(fields["workloads"]) == 2 and [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    assert (
+        fields["kept"] == 1
+        and len(fields["workloads"]) == 2
+        and [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    )
 
 
-def test_a_record_changes_the_tile_and_nothing_else(tmp_path: Path, fake_race: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_record_changes_the_tile_and_nothing_else(
+    tmp_path: Path, fake_race: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
     plain = ht.compile(residual_net())
     ht.tune(residual_net(), tmp_path / "r.json", trials=9)
     tuned = ht.compile(residual_net(), records=tmp_path / "r.json")
@@ -196,7 +226,9 @@ def test_a_record_changes_the_tile_and_nothing_else(tmp_path: Path, fake_race: l
     assert a == b
 
 
-def test_broken_and_foreign_records_are_named_and_ignored(tmp_path: Path, fake_race: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_and_foreign_records_are_named_and_ignored(
+    tmp_path: Path, fake_race: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
     path, model = tmp_path / "r.json", packed(residual_net())
     ht.tune(residual_net(), path, trials=9)
     good = record.read(path)
@@ -210,15 +242,32 @@ def test_broken_and_foreign_records_are_named_and_ignored(tmp_path: Path, fake_r
         return f"{count} {said[0]}"
 
     assert warned(record.dump(good)) == "3 "
-    for text, words in (("{", "no JSON"), ("[]", "list"), ("\xff", "no JSON"), ('{"format": "other"}', "other"), (f'{{"format": "{record.FORMAT}"}}', "ignored")):
+    for text, words in (
+        ("{", "no JSON"),
+        ("[]", "list"),
+        ("\xff", "no JSON"),
+        ('{"format": "other"}', "other"),
+        (f'{{"format": "{record.FORMAT}"}}', "ignored"),
+    ):
         assert warned(text).startswith("0 hawq_tvm: warning: ") and words in said[0] and str(path) in said[0]
     content = json.loads(record.dump(good))
     for change, words in (
-        ({"rule": "gpu.wmma"}, "no rule 'gpu.wmma'"), ({"rule": "cpu.depthwise"}, "not cpu.depthwise"), ({"tile": {"pixels": 1}}, "no such tile"),
-        ({"median_us": -1}, "median_us"), ({"tile": [1]}, "tile"), ({"tile": {"pixels": [1]}}, "tile"), ({"extra": 1}, "extra"), ({"load": "low"}, "load"), ({"threads": None}, "threads"),
-    ):  # fmt: skip
+        ({"rule": "gpu.wmma"}, "no rule 'gpu.wmma'"),
+        ({"rule": "cpu.depthwise"}, "not cpu.depthwise"),
+        ({"tile": {"pixels": 1}}, "no such tile"),
+        ({"median_us": -1}, "median_us"),
+        ({"tile": [1]}, "tile"),
+        ({"tile": {"pixels": [1]}}, "tile"),
+        ({"extra": 1}, "extra"),
+        ({"load": "low"}, "load"),
+        ({"threads": None}, "threads"),
+    ):
         entries = {**content["entries"], second: {**content["entries"][second], **change}}
-        assert warned(json.dumps({**content, "entries": entries})).startswith("2 ") and words in said[0] and repr(second) in said[0]
+        assert (
+            warned(json.dumps({**content, "entries": entries})).startswith("2 ")
+            and words in said[0]
+            and repr(second) in said[0]
+        )
         assert first not in said[0] and third not in said[0]
     entries = {**content["entries"], first: 5}
     assert warned(json.dumps({**content, "entries": entries})).startswith("2 ") and "no object" in said[0]
@@ -231,7 +280,9 @@ def test_a_stored_tile_that_does_not_fit_is_an_error() -> None:
     model = packed(residual_net())
     tiled = {n: f for n, f in stages.private_functions(model).items() if isinstance(_rule(model, n, f), Tiled)}
     name, func = next(iter(tiled.items()))
-    layer = Layer.of(model.get_global_var(name), func.with_attr(record.ATTRIBUTE, json.dumps({"rule": "x", "tile": {}})))
+    layer = Layer.of(
+        model.get_global_var(name), func.with_attr(record.ATTRIBUTE, json.dumps({"rule": "x", "tile": {}}))
+    )
     with pytest.raises(ScheduleError, match="compile the model again"):
         record.recorded_tile(_rule(model, name, func), layer, HOST)
 
@@ -244,13 +295,18 @@ def test_records_of_several_threads_go_first(tmp_path: Path, fake_race: list[int
     model = packed(depthwise_net())
     (one, *_) = [w for w in tuner.workloads(model, HOST, 1) if w.key.endswith(" one")]
     keys = workload.keys(one.rule, one.layer, HOST)
-    found = {c: replace(RECORD, rule=one.rule.name, tile=record.fields_of(one.tiles[i])) for i, c in enumerate(("many", "one"))}
+    found = {
+        c: replace(RECORD, rule=one.rule.name, tile=record.fields_of(one.tiles[i]))
+        for i, c in enumerate(("many", "one"))
+    }
     chosen = record.find({keys[c]: r for c, r in found.items()}, keys.values(), one.rule, one.layer, HOST, set())
     assert chosen == found["many"]
     assert record.find({keys["one"]: found["one"]}, keys.values(), one.rule, one.layer, HOST, set()) == found["one"]
 
 
-def test_the_command_line(tmp_path: Path, fake_race: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line(
+    tmp_path: Path, fake_race: list[int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     onnx.save(residual_net(), "m.onnx")
     assert main(["tune", "m.onnx", "--trials", "9", "--threads", "1"]) == 0
@@ -259,7 +315,11 @@ def test_the_command_line(tmp_path: Path, fake_race: list[int], capsys: pytest.C
     assert main(["compile", "m.onnx", "-o", "m.hawq", "--records", "m.records.json"]) == 0
     assert "tiles   3 from records" in capsys.readouterr().out
     assert main(["info", "m.hawq"]) == 0 and "record" in capsys.readouterr().out
-    assert main(["tune", "m.onnx", "--trials", "1"]) == main(["compile", "m.onnx", "-o", "n.hawq", "--records", "none.json"]) == 2
+    assert (
+        main(["tune", "m.onnx", "--trials", "1"])
+        == main(["compile", "m.onnx", "-o", "n.hawq", "--records", "none.json"])
+        == 2
+    )
     Path("notes.json").write_text("{}")
     assert main(["tune", "m.onnx", "-o", "notes.json"]) == 2 and Path("notes.json").read_text() == "{}"
     assert "no file of records" in capsys.readouterr().err

@@ -23,7 +23,9 @@ Build = Callable[..., Any]
 
 
 def graph(build: Build, *arrays: tuple[tuple[int, ...], str] | Array, **attrs: Any) -> tvm.IRModule:
-    """`main` with inputs x0, x1 ... of the given shapes and types; build(emit, *inputs) returns its output or a list of them."""
+    """`main` with inputs x0, x1 ... of the given shapes and types; build(emit, *inputs) returns its output or a list
+    of them.
+    """
     specs = [(a.shape, str(a.dtype)) if isinstance(a, np.ndarray) else a for a in arrays]
     builder = relax.BlockBuilder()
     params = [relax.Var(f"x{i}", relax.TensorType(s, d)) for i, (s, d) in enumerate(specs)]
@@ -31,7 +33,9 @@ def graph(build: Build, *arrays: tuple[tuple[int, ...], str] | Array, **attrs: A
         with builder.dataflow():
             outs = build(lambda e, name="v": builder.emit(e, name_hint=name), *params)
             outs = outs if isinstance(outs, list) else [outs]
-            result = builder.emit_output(relax.Tuple([o if isinstance(o, relax.Var) else builder.emit(o) for o in outs]))
+            result = builder.emit_output(
+                relax.Tuple([o if isinstance(o, relax.Var) else builder.emit(o) for o in outs])
+            )
         builder.emit_func_output(result)
     func = builder.get()["main"]
     for key, value in {"hawq.output_names": [f"y{i}" for i in range(len(outs))], **attrs}.items():
@@ -69,9 +73,16 @@ def network(extra: int = 0) -> tvm.IRModule:
         y = emit(relax.op.nn.conv2d(q, weights, out_dtype="int32"), "conv_acc")
         y = emit(relax.op.add(y, ops.const(bias, "int32")), "conv_bias")
         multipliers = rng.integers(2**29, 2**31, (1, 3, 1, 1))
-        y = emit(ops.requantize([y], [multipliers], 0, 42, qtype=INT8, zero_point=-4, rounding="half_even", thresholds=300, differing=2), "conv")
+        y = emit(
+            ops.requantize(
+                [y], [multipliers], 0, 42, qtype=INT8, zero_point=-4, rounding="half_even", thresholds=300, differing=2
+            ),
+            "conv",
+        )
         p = emit(relax.op.nn.max_pool2d(y, (2, 2), (1, 1)), "pool")
-        s = emit(ops.requantize([p, p], [5, -3], 7, 1, qtype=INT8, zero_point=0, rounding="half_up", thresholds=50), "sum")
+        s = emit(
+            ops.requantize([p, p], [5, -3], 7, 1, qtype=INT8, zero_point=0, rounding="half_up", thresholds=50), "sum"
+        )
         return [emit(ops.dequantize(s, np.float32(0.1), 0, qmin=-128, qmax=127), "out"), s]
 
     return graph(build, ((1, 2, 6, 6), "float32"))

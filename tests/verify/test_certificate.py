@@ -59,8 +59,11 @@ def test_an_integer_network_is_certified(packed: tvm.IRModule, tir_and_library: 
     assert (certificate.thresholds, certificate.differing, certificate.differing_layers) == (350, 2, {"conv": 2})
     assert certificate.roundings == {"half_even": 1, "half_up": 1}
     assert [(m["layer"], m["kind"]) for m in certificate.margins] == [
-        ("conv", "conv2d"), ("conv", "add"), ("conv", "requantize"), ("sum", "requantize")
-    ]  # fmt: skip
+        ("conv", "conv2d"),
+        ("conv", "add"),
+        ("conv", "requantize"),
+        ("sum", "requantize"),
+    ]
     assert certificate.least_margin is not None and certificate.least_margin["kind"] == "add"
 
 
@@ -71,7 +74,9 @@ def test_it_survives_json(packed: tvm.IRModule, tir_and_library: tuple[tvm.IRMod
     assert Certificate.from_dict(stored) == certificate
 
 
-def test_a_float_operation_is_caught_in_tir_and_in_the_code(packed: tvm.IRModule, tmp_path: Path, tir_and_library: tuple[tvm.IRModule, Path]) -> None:
+def test_a_float_operation_is_caught_in_tir_and_in_the_code(
+    packed: tvm.IRModule, tmp_path: Path, tir_and_library: tuple[tvm.IRModule, Path]
+) -> None:
     tir, library = tir_and_library
     kernel = next(n for n, f in stages.private_functions(packed).items() if str(f.attrs["hawq.layer"]) == "pool")
     bad = planted(tir, kernel)
@@ -86,7 +91,9 @@ def test_a_float_operation_is_caught_in_tir_and_in_the_code(packed: tvm.IRModule
     assert only_code.code_offenders and not only_code.tir_offenders and not only_code.ok
 
 
-def test_an_unused_float_parameter_is_caught_in_tir(packed: tvm.IRModule, tir_and_library: tuple[tvm.IRModule, Path]) -> None:
+def test_an_unused_float_parameter_is_caught_in_tir(
+    packed: tvm.IRModule, tir_and_library: tuple[tvm.IRModule, Path]
+) -> None:
     tir, library = tir_and_library
     kernel = next(n for n, f in stages.private_functions(packed).items() if str(f.attrs["hawq.layer"]) == "pool")
     a, unused = te.placeholder((4,), "int8", name="a"), te.placeholder((4,), "float16", name="unused")
@@ -148,7 +155,9 @@ def test_a_float_tail_is_named_and_left_out(tmp_path: Path) -> None:
 
 
 def test_a_possible_overflow_is_not_certified(tmp_path: Path) -> None:
-    overflowing, _ = fuse_epilogues(graph(lambda emit, x: emit(relax.op.add(x, ops.const(1, "int32")), "too_much"), ((4,), "int32")))
+    overflowing, _ = fuse_epilogues(
+        graph(lambda emit, x: emit(relax.op.add(x, ops.const(1, "int32")), "too_much"), ((4,), "int32"))
+    )
     tir, executable = compiled(overflowing)
     with pytest.raises(OverflowBoundError, match="too_much"):
         certify(overflowing, tir, exported(executable, tmp_path / "overflow.so"))

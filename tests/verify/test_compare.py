@@ -39,7 +39,9 @@ def library(packed: tvm.IRModule) -> Callable[[Mapping[str, Array]], LayerRun]:
     return lambda batch: run_with_layers(vm, packed, batch, kernels)
 
 
-def pretended(packed: tvm.IRModule, change: Callable[[LayerRun], LayerRun]) -> Callable[[Mapping[str, Array]], LayerRun]:
+def pretended(
+    packed: tvm.IRModule, change: Callable[[LayerRun], LayerRun]
+) -> Callable[[Mapping[str, Array]], LayerRun]:
     """A library that computes what the reference computes, but for a planted change."""
 
     def run(batch: Mapping[str, Array]) -> LayerRun:
@@ -79,7 +81,9 @@ def test_a_library_with_another_bias_is_caught_in_its_layer() -> None:
     row = {r.layer: r for r in report.rows}
     assert row["input_q"].different == 0 and row["conv"].different == int(different.sum())
     assert row["conv"].first == first and row["input_q"].first is None
-    with pytest.raises(MismatchError, match=r"first: layer conv, index \[0, 1, .*accumulator \[-?\d+\]: expected") as caught:
+    with pytest.raises(
+        MismatchError, match=r"first: layer conv, index \[0, 1, .*accumulator \[-?\d+\]: expected"
+    ) as caught:
         report.raise_if_mismatch()
     assert caught.value.exit_code == 1
     assert report.to_dict()["first_difference"]["index"] == list(index)
@@ -222,8 +226,12 @@ def test_a_float_head_goes_through_the_whole_compiler(dynamic: bool) -> None:
             return [emit(relax.op.nn.max_pool2d(emit(relax.op.reshape(q, (1, 1, 4, 6))), (2, 2)), "pool")]
         q = emit(ops.quantize(head, 0.013, 3, qtype=INT8), "q")
         real = emit(ops.dequantize(q, np.float32(0.013), 3, qmin=-128, qmax=127))
-        y = emit(relax.op.matmul(real, emit(ops.dequantize(weights, np.float32(0.01), 0, qmin=-128, qmax=127))), "product")
-        y = emit(ops.dequantize(emit(ops.quantize(y, 0.07, -5, qtype=INT8), "y"), np.float32(0.07), -5, qmin=-128, qmax=127))
+        y = emit(
+            relax.op.matmul(real, emit(ops.dequantize(weights, np.float32(0.01), 0, qmin=-128, qmax=127))), "product"
+        )
+        y = emit(
+            ops.dequantize(emit(ops.quantize(y, 0.07, -5, qtype=INT8), "y"), np.float32(0.07), -5, qmin=-128, qmax=127)
+        )
         return [emit(relax.op.nn.softmax(y, 1), "tail"), y]
 
     x = np.random.default_rng(4).normal(size=(4, 6)).astype(np.float32)
@@ -236,7 +244,11 @@ def test_a_float_head_goes_through_the_whole_compiler(dynamic: bool) -> None:
 
 
 def test_a_comparison_of_nothing_is_never_ok() -> None:
-    for report in (VerifyReport((), 0), VerifyReport((LayerRow("a", 4, 0),), 0), VerifyReport((), 2, not_compared=("y",))):
+    for report in (
+        VerifyReport((), 0),
+        VerifyReport((LayerRow("a", 4, 0),), 0),
+        VerifyReport((), 2, not_compared=("y",)),
+    ):
         assert not report.ok and report.to_dict()["ok"] is False and "nothing was compared" in report.summary()
         with pytest.raises(MismatchError, match="nothing was compared"):
             report.raise_if_mismatch()

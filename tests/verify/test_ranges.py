@@ -73,7 +73,10 @@ def test_the_worst_input_reaches_the_bounds_exactly(groups: int, dtype: str) -> 
 def test_four_bit_weights_are_read_through_their_packing() -> None:
     w = np.array([-8, 7, 3], np.int8).reshape(1, 3, 1, 1)
     found = bounds(
-        lambda emit, x: relax.op.nn.conv2d(x, emit(ops.unpack_int4(arith.pack_int4(w), w.shape, True)), out_dtype="int32"), ((1, 3, 2, 2), "uint8")
+        lambda emit, x: relax.op.nn.conv2d(
+            x, emit(ops.unpack_int4(arith.pack_int4(w), w.shape, True)), out_dtype="int32"
+        ),
+        ((1, 3, 2, 2), "uint8"),
     )
     assert found.scalar == (-8 * 255, 10 * 255)
 
@@ -88,7 +91,9 @@ def test_matrix_product_per_column_and_with_a_runtime_operand() -> None:
 
 
 def test_padding_and_dilation_add_their_value() -> None:
-    assert bounds(lambda emit, x: relax.op.nn.pad(x, [0, 0, 0, 0, 1, 1, 0, 0], pad_value=-100), ((1, 2, 3, 3), "uint8")).scalar == (-100, 255)
+    assert bounds(
+        lambda emit, x: relax.op.nn.pad(x, [0, 0, 0, 0, 1, 1, 0, 0], pad_value=-100), ((1, 2, 3, 3), "uint8")
+    ).scalar == (-100, 255)
     assert bounds(lambda emit, x: ops.dilate2d(x, (2, 2), -7), ((1, 2, 3, 3), "uint8")).scalar == (-7, 255)
 
 
@@ -99,12 +104,17 @@ def test_arguments_are_bounded_by_the_axis_or_the_whole_tensor() -> None:
 
 def test_a_lookup_is_bounded_by_the_entries_that_can_be_read() -> None:
     table = np.arange(256, dtype=np.int16)
-    assert bounds(lambda emit, x: ops.lookup(emit(relax.op.maximum(x, ops.const(0, "int8"))), table), ((4,), "int8")).scalar == (128, 255)
+    assert bounds(
+        lambda emit, x: ops.lookup(emit(relax.op.maximum(x, ops.const(0, "int8"))), table), ((4,), "int8")
+    ).scalar == (128, 255)
 
 
 def test_requantize_follows_the_sign_of_each_multiplier() -> None:
     m = np.array([3, -3, 0]).reshape(1, 3, 1, 1)
-    found = bounds(lambda emit, x: ops.requantize([x], [m], 8, 2, qtype=I32, zero_point=1, rounding="half_up"), ((1, 3, 2, 2), "uint8"))
+    found = bounds(
+        lambda emit, x: ops.requantize([x], [m], 8, 2, qtype=I32, zero_point=1, rounding="half_up"),
+        ((1, 3, 2, 2), "uint8"),
+    )
     np.testing.assert_array_equal(found.low.ravel(), [3, (-765 + 8 + 2) // 4 + 1, 3])
     np.testing.assert_array_equal(found.high.ravel(), [(765 + 8 + 2) // 4 + 1, 3, 3])
 
@@ -112,7 +122,9 @@ def test_requantize_follows_the_sign_of_each_multiplier() -> None:
 @pytest.mark.parametrize(("kind", "expected"), [("int4", (-8, 7)), ("uint4", (0, 15)), ("int8", (-128, 127))])
 def test_inputs_of_less_than_eight_bits(kind: str, expected: tuple[int, int]) -> None:
     storage = QType.of(kind).storage
-    assert bounds(lambda emit, x: relax.op.flip(x, 0), ((4,), storage), **{"hawq.input_types": [kind]}).scalar == expected
+    assert (
+        bounds(lambda emit, x: relax.op.flip(x, 0), ((4,), storage), **{"hawq.input_types": [kind]}).scalar == expected
+    )
 
 
 def test_an_input_of_an_unknown_type_is_refused() -> None:
@@ -127,10 +139,12 @@ def test_positions_are_forgotten_where_a_layer_moves_them() -> None:
     def build(emit: Any, x: relax.Expr) -> list[relax.Expr]:
         y = emit(ops.requantize([x], [m], 0, 2, qtype=I32, zero_point=0, rounding="half_even"), "rescaled")
         return [
-            emit(relax.op.nn.max_pool2d(y, (2, 2)), "max"), emit(ops.sum_pool2d(y, (2, 2), (1, 1)), "sum"),
-            emit(relax.op.nn.pad(y, [0, 0, 0, 0, 1, 1, 1, 1], pad_value=0), "pad"), emit(ops.dilate2d(y, (2, 2), 0), "dilate"),
+            emit(relax.op.nn.max_pool2d(y, (2, 2)), "max"),
+            emit(ops.sum_pool2d(y, (2, 2), (1, 1)), "sum"),
+            emit(relax.op.nn.pad(y, [0, 0, 0, 0, 1, 1, 1, 1], pad_value=0), "pad"),
+            emit(ops.dilate2d(y, (2, 2), 0), "dilate"),
             emit(relax.op.permute_dims(y, [0, 2, 3, 1]), "moved"),
-        ]  # fmt: skip
+        ]
 
     module = graph(build, ((2, 5, 3, 4), "uint8"))
     for name, interval in ranges.module_ranges(module).items():
@@ -163,7 +177,9 @@ def test_the_least_int32_is_no_overflow_and_one_less_is() -> None:
 
     def build(x_dtype: str, extra: int) -> Any:
         def body(emit: Any, x: relax.Expr) -> relax.Expr:
-            return emit(relax.op.add(emit(conv(x, w), "acc"), ops.const(np.full((1, 1, 1, 1), extra), "int32")), "layer")
+            return emit(
+                relax.op.add(emit(conv(x, w), "acc"), ops.const(np.full((1, 1, 1, 1), extra), "int32")), "layer"
+            )
 
         return graph(body, ((1, 2**8, 1, 1), x_dtype))
 
@@ -175,19 +191,25 @@ def test_the_least_int32_is_no_overflow_and_one_less_is() -> None:
 
 OVERFLOWS = {
     "conv": lambda emit, x: conv(emit(relax.op.astype(x, "int16")), np.full((1, 4, 1, 1), 2**15 - 1, np.int16)),
-    "add int64": lambda emit, x: relax.op.add(emit(relax.op.astype(x, "int64")), ops.const(np.full((4, 1, 1), 2**63 - 100), "int64")),
+    "add int64": lambda emit, x: relax.op.add(
+        emit(relax.op.astype(x, "int64")), ops.const(np.full((4, 1, 1), 2**63 - 100), "int64")
+    ),
     "multiply int64": lambda emit, x: relax.op.multiply(emit(relax.op.astype(x, "int64")), ops.const(2**56, "int64")),
     "unsigned": lambda emit, x: relax.op.subtract(x, ops.const(1, "uint8")),
     "astype": lambda emit, x: relax.op.astype(x, "int8"),
     "sum": lambda emit, x: relax.op.sum(x, [1]),
     "sum_pool2d": lambda emit, x: ops.sum_pool2d(x, (20, 20), (1, 1), out_dtype="int16"),
-    "requantize": lambda emit, x: ops.requantize([x], [2**31 - 1], 2**63 - 1000, 3, qtype=I8, zero_point=0, rounding="half_up"),
-    "requantize half": lambda emit, x: ops.requantize([x], [0], 2**62 + 2**61, 62, qtype=I8, zero_point=0, rounding="half_up"),
+    "requantize": lambda emit, x: ops.requantize(
+        [x], [2**31 - 1], 2**63 - 1000, 3, qtype=I8, zero_point=0, rounding="half_up"
+    ),
+    "requantize half": lambda emit, x: ops.requantize(
+        [x], [0], 2**62 + 2**61, 62, qtype=I8, zero_point=0, rounding="half_up"
+    ),
     "double": lambda emit, x: ops.requantize([x], [2**30], 0, 7, qtype=I8, zero_point=0, rounding="double"),
     "softmax": lambda emit, x: ops.softmax(
         x, arith.softmax_table(Fraction(1, 100), 256), axis=1, multiplier=2**30, shift=31, qtype=I8, zero_point=0
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OVERFLOWS)
@@ -205,9 +227,13 @@ def test_a_possible_overflow_is_an_error_that_names_the_layer(name: str) -> None
 
 def test_the_same_layers_one_step_smaller_pass() -> None:
     small = {
-        "requantize half": lambda x: ops.requantize([x], [0], 2**62 + 2**61 - 2**61 - 1, 62, qtype=I8, zero_point=0, rounding="half_up"),
+        "requantize half": lambda x: ops.requantize(
+            [x], [0], 2**62 + 2**61 - 2**61 - 1, 62, qtype=I8, zero_point=0, rounding="half_up"
+        ),
         "double": lambda x: ops.requantize([x], [2**30], 0, 8, qtype=I8, zero_point=0, rounding="double"),
-        "softmax": lambda x: ops.softmax(x, arith.softmax_table(Fraction(1, 100), 256), axis=1, multiplier=2**30, shift=30, qtype=I8, zero_point=0),
+        "softmax": lambda x: ops.softmax(
+            x, arith.softmax_table(Fraction(1, 100), 256), axis=1, multiplier=2**30, shift=30, qtype=I8, zero_point=0
+        ),
     }
     for build in small.values():
         assert ranges.margins(graph(lambda emit, x, b=build: emit(b(x)), ((1, 4, 20, 20), "uint8")))
@@ -215,19 +241,25 @@ def test_the_same_layers_one_step_smaller_pass() -> None:
 
 def test_partial_sums_start_at_zero() -> None:
     """Inputs of 5 and 6 only: the sum is 5 to 7 with weights 2 and -1, but 12 and -6 occur on the way."""
+
     def call_of(x: relax.Var) -> relax.Call:
         builder = relax.BlockBuilder()
         return builder.normalize(conv(x, np.array([2, -1], np.int8).reshape(1, 2, 1, 1)))
 
     call = call_of(relax.Var("x", relax.TensorType((1, 2, 1, 1), "uint8")))
-    args = [Interval.of_range(5, 6), Interval(ops.const_value(call.args[1]).astype(np.int64), ops.const_value(call.args[1]).astype(np.int64))]
+    args = [
+        Interval.of_range(5, 6),
+        Interval(ops.const_value(call.args[1]).astype(np.int64), ops.const_value(call.args[1]).astype(np.int64)),
+    ]
     assert interval_of(call, args).scalar == (4, 7)
     assert partial_sums(call, args).scalar == (-6, 12)
 
 
 def test_the_bound_of_a_requantize_is_exact_beyond_int64() -> None:
     x = relax.Var("x", relax.TensorType((2,), "int64"))
-    call = ops.requantize([x], [np.array([2**31 - 1, 1])], np.array([5, -(2**62)]), 40, qtype=I8, zero_point=0, rounding="half_up")
+    call = ops.requantize(
+        [x], [np.array([2**31 - 1, 1])], np.array([5, -(2**62)]), 40, qtype=I8, zero_point=0, rounding="half_up"
+    )
     worst = requantize_worst(call, [Interval.of_range(-(2**63), 7)])
     assert worst == 2**63 * (2**31 - 1) + 5 + 2**39
 
@@ -241,7 +273,12 @@ def networks(draw: st.DrawFn) -> tuple[Any, np.ndarray]:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     dtype = draw(st.sampled_from(["int8", "uint8"]))
     channels = draw(st.sampled_from([1, 2, 4]))
-    kinds = draw(st.lists(st.sampled_from(["conv", "depthwise", "pool", "mean", "lookup", "residual", "pad", "flip", "concat"]), max_size=5))
+    kinds = draw(
+        st.lists(
+            st.sampled_from(["conv", "depthwise", "pool", "mean", "lookup", "residual", "pad", "flip", "concat"]),
+            max_size=5,
+        )
+    )
 
     def quantized(emit: Any, operands: list[relax.Expr], shift: int) -> relax.Expr:
         size = next(ops.shape_of(o) for o in operands)[1]
@@ -249,7 +286,17 @@ def networks(draw: st.DrawFn) -> tuple[Any, np.ndarray]:
         qtype = U8 if rng.integers(2) else I8
         rounding = ["half_up", "half_even", "half_away"][int(rng.integers(3))]
         offset = rng.integers(-(2**20), 2**20, (1, size, 1, 1))
-        return emit(ops.requantize(operands, multipliers, offset, shift, qtype=qtype, zero_point=int(rng.integers(-9, 9)), rounding=rounding))
+        return emit(
+            ops.requantize(
+                operands,
+                multipliers,
+                offset,
+                shift,
+                qtype=qtype,
+                zero_point=int(rng.integers(-9, 9)),
+                rounding=rounding,
+            )
+        )
 
     def build(emit: Any, x: relax.Expr) -> relax.Expr:
         for kind in kinds:
@@ -277,7 +324,11 @@ def networks(draw: st.DrawFn) -> tuple[Any, np.ndarray]:
                 x = emit(relax.op.concat([x, emit(relax.op.minimum(x, ops.const(7, ops.dtype_of(x))))], 1))
         y = emit(relax.op.sum(emit(relax.op.astype(x, "int32")), [2, 3]))
         narrow = emit(relax.op.astype(emit(relax.op.clip(y, -128, 127)), "int8"))
-        return emit(relax.op.matmul(narrow, ops.const(full_range(rng, (ops.shape_of(y)[1], 3), "int8"), "int8"), out_dtype="int32"))
+        return emit(
+            relax.op.matmul(
+                narrow, ops.const(full_range(rng, (ops.shape_of(y)[1], 3), "int8"), "int8"), out_dtype="int32"
+            )
+        )
 
     x = full_range(rng, (2, channels, 5, 4), dtype)
     return graph(build, x), x

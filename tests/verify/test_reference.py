@@ -25,7 +25,10 @@ def requantized(values, multiplier, offset, shift, rounding, zero_point=0, qtype
     """The reference's (A9) of one int32 operand."""
     x = np.asarray(values, np.int32)
     return result(
-        lambda emit, a: ops.requantize([a], [multiplier], offset, shift, qtype=qtype, zero_point=zero_point, rounding=rounding), x
+        lambda emit, a: ops.requantize(
+            [a], [multiplier], offset, shift, qtype=qtype, zero_point=zero_point, rounding=rounding
+        ),
+        x,
     )
 
 
@@ -35,9 +38,14 @@ def requantized(values, multiplier, offset, shift, rounding, zero_point=0, qtype
 @pytest.mark.parametrize(
     ("rounding", "expected"),
     [
-        ("half_even", [10, 12, 10, 8, 12]), ("half_up", [11, 12, 10, 9, 13]), ("half_away", [11, 12, 9, 8, 13]),
-        ("half_toward_zero", [10, 11, 10, 9, 12]), ("floor", [10, 11, 9, 8, 12]), ("ceil", [11, 12, 10, 9, 13]),
-        ("toward_zero", [10, 11, 10, 9, 12]), ("away", [11, 12, 9, 8, 13]),
+        ("half_even", [10, 12, 10, 8, 12]),
+        ("half_up", [11, 12, 10, 9, 13]),
+        ("half_away", [11, 12, 9, 8, 13]),
+        ("half_toward_zero", [10, 11, 10, 9, 12]),
+        ("floor", [10, 11, 9, 8, 12]),
+        ("ceil", [11, 12, 10, 9, 13]),
+        ("toward_zero", [10, 11, 10, 9, 12]),
+        ("away", [11, 12, 9, 8, 13]),
     ],
 )
 def test_quantize_rounds_ties_as_named(rounding: str, expected: list[int]) -> None:
@@ -111,7 +119,8 @@ def test_halves_by_every_rounding(rounding: str, expected: list[int]) -> None:
 
 
 def test_double_rounds_twice() -> None:
-    # A half: the high multiply alone, whose negative ties go up.  A quarter: its result is halved again, away from zero.
+    # A half: the high multiply alone, whose negative ties go up.  A quarter: its result is halved again, away from
+    # zero.
     np.testing.assert_array_equal(requantized(HALVES, 1 << 30, 0, 31, "double"), [-2, -1, -1, 0, 0, 1, 1, 2, 3])
     np.testing.assert_array_equal(requantized([2, -2, 6, -6, 1], 1 << 30, 0, 32, "double"), [1, -1, 2, -2, 1])
     np.testing.assert_array_equal(requantized([5, -5, 0], 1 << 30, 0, 30, "double"), [5, -5, 0])
@@ -129,12 +138,16 @@ def test_no_shift_changes_nothing() -> None:
 
 
 def test_the_zero_point_is_added_after_rounding_and_before_the_clamp() -> None:
-    np.testing.assert_array_equal(requantized([1, 3, 600, -600], 1, 0, 1, "half_even", 1, U8), np.array([1, 3, 255, 0], np.uint8), strict=True)
+    np.testing.assert_array_equal(
+        requantized([1, 3, 600, -600], 1, 0, 1, "half_even", 1, U8), np.array([1, 3, 255, 0], np.uint8), strict=True
+    )
 
 
 def test_several_operands_are_rounded_once() -> None:
     x, y = np.array([10, -10, 7], np.int32), np.array([2, 4, 100], np.int8)
-    z = result(lambda emit, a, b: ops.requantize([a, b], [3, -1], 2, 2, qtype=I8, zero_point=-1, rounding="half_up"), x, y)
+    z = result(
+        lambda emit, a, b: ops.requantize([a, b], [3, -1], 2, 2, qtype=I8, zero_point=-1, rounding="half_up"), x, y
+    )
     # (30 - 2 + 2) / 4 = 7.5, (-30 - 4 + 2) / 4 = -8, (21 - 100 + 2) / 4 = -19.25
     np.testing.assert_array_equal(z, np.array([7, -9, -20], np.int8), strict=True)
 
@@ -156,7 +169,14 @@ def test_requantize_equals_arith_on_full_range_operands(rounding: str) -> None:
             x,
         )
         expected = arith.requantize(
-            [x.astype(np.int64)], [multiplier], offset, shift, rounding=rounding, zero_point=zero, qmin=qtype.qmin, qmax=qtype.qmax
+            [x.astype(np.int64)],
+            [multiplier],
+            offset,
+            shift,
+            rounding=rounding,
+            zero_point=zero,
+            qmin=qtype.qmin,
+            qmax=qtype.qmax,
         )
         np.testing.assert_array_equal(found, expected.astype(qtype.storage), strict=True)
 
@@ -172,20 +192,33 @@ def test_convolution_by_hand() -> None:
     np.testing.assert_array_equal(y, np.array([[16, 21], [31, 36]], np.int32).reshape(1, 1, 2, 2), strict=True)
 
 
-@pytest.mark.parametrize(("groups", "strides", "dilation"), [(1, (1, 1), (1, 1)), (2, (2, 1), (1, 2)), (6, (2, 3), (2, 1))])
-def test_convolution_equals_torch_in_both_layouts(groups: int, strides: tuple[int, int], dilation: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("groups", "strides", "dilation"), [(1, (1, 1), (1, 1)), (2, (2, 1), (1, 2)), (6, (2, 3), (2, 1))]
+)
+def test_convolution_equals_torch_in_both_layouts(
+    groups: int, strides: tuple[int, int], dilation: tuple[int, int]
+) -> None:
     rng = np.random.default_rng(2)
     x, w = full_range(rng, (2, 6, 9, 8), "int8"), full_range(rng, (12, 6 // groups, 3, 2), "int8")
     double = torch.float64  # exact: every sum is far below 2^53
-    expected = torch.nn.functional.conv2d(
-        torch.tensor(x, dtype=double), torch.tensor(w, dtype=double), stride=strides, dilation=dilation, groups=groups
-    ).numpy().astype(np.int32)  # fmt: skip
+    expected = (
+        torch.nn.functional.conv2d(
+            torch.tensor(x, dtype=double),
+            torch.tensor(w, dtype=double),
+            stride=strides,
+            dilation=dilation,
+            groups=groups,
+        )
+        .numpy()
+        .astype(np.int32)
+    )
     options = {"strides": strides, "dilation": dilation, "groups": groups, "out_dtype": "int32"}
     y = result(lambda emit, a: relax.op.nn.conv2d(a, ops.const(w, "int8"), **options), x)
     np.testing.assert_array_equal(y, expected, strict=True)
     hwio = ops.const(w.transpose(2, 3, 1, 0), "int8")
     y = result(
-        lambda emit, a: relax.op.nn.conv2d(a, hwio, data_layout="NHWC", kernel_layout="HWIO", **options), x.transpose(0, 2, 3, 1).copy()
+        lambda emit, a: relax.op.nn.conv2d(a, hwio, data_layout="NHWC", kernel_layout="HWIO", **options),
+        x.transpose(0, 2, 3, 1).copy(),
     )
     np.testing.assert_array_equal(y.transpose(0, 3, 1, 2), expected)
 
@@ -234,7 +267,9 @@ def test_lookup_starts_at_the_least_value_of_the_type() -> None:
 )
 def test_softmax_by_hand(table: list[int], x: list[int], multiplier: int, shift: int, expected: list[int]) -> None:
     y = result(
-        lambda emit, a: ops.softmax(a, np.array(table) * (2**30 // table[0]), axis=1, multiplier=multiplier, shift=shift, qtype=I8, zero_point=0),
+        lambda emit, a: ops.softmax(
+            a, np.array(table) * (2**30 // table[0]), axis=1, multiplier=multiplier, shift=shift, qtype=I8, zero_point=0
+        ),
         np.array([x], np.int8),
     )
     np.testing.assert_array_equal(y, np.array([expected], np.int8), strict=True)
@@ -242,19 +277,31 @@ def test_softmax_by_hand(table: list[int], x: list[int], multiplier: int, shift:
 
 @pytest.mark.parametrize(("signed", "expected"), [(True, [1, -1, -8]), (False, [1, 15, 8])])
 def test_four_bits_low_nibble_first(signed: bool, expected: list[int]) -> None:
-    y = result(lambda emit, a: emit(ops.unpack_int4(np.array([0xF1, 0x08], np.uint8), (3,), signed)), np.zeros(1, np.int8))
+    y = result(
+        lambda emit, a: emit(ops.unpack_int4(np.array([0xF1, 0x08], np.uint8), (3,), signed)), np.zeros(1, np.int8)
+    )
     np.testing.assert_array_equal(y, np.array(expected, np.int8 if signed else np.uint8), strict=True)
-    values = np.random.default_rng(3).integers(-8 if signed else 0, 8 if signed else 16, (3, 5)).astype(np.int8 if signed else np.uint8)
-    y = result(lambda emit, a: emit(ops.unpack_int4(arith.pack_int4(values), values.shape, signed)), np.zeros(1, np.int8))
+    values = (
+        np.random.default_rng(3)
+        .integers(-8 if signed else 0, 8 if signed else 16, (3, 5))
+        .astype(np.int8 if signed else np.uint8)
+    )
+    y = result(
+        lambda emit, a: emit(ops.unpack_int4(arith.pack_int4(values), values.shape, signed)), np.zeros(1, np.int8)
+    )
     np.testing.assert_array_equal(y, values, strict=True)
 
 
 def test_arguments_and_comparisons_do_not_truncate_floats() -> None:
     x = np.array([[0.25, 0.75, 0.5]], np.float32)
     np.testing.assert_array_equal(result(lambda emit, a: relax.op.argmax(a, 1), x), np.array([1]), strict=True)
-    np.testing.assert_array_equal(result(lambda emit, a: relax.op.argmin(a, 1, keepdims=True), x), np.array([[0]]), strict=True)
+    np.testing.assert_array_equal(
+        result(lambda emit, a: relax.op.argmin(a, 1, keepdims=True), x), np.array([[0]]), strict=True
+    )
     half = relax.const(np.float32(0.5))
-    np.testing.assert_array_equal(result(lambda emit, a: relax.op.greater_equal(a, half), x), np.array([[False, True, True]]), strict=True)
+    np.testing.assert_array_equal(
+        result(lambda emit, a: relax.op.greater_equal(a, half), x), np.array([[False, True, True]]), strict=True
+    )
 
 
 # -- the evaluator itself ----------------------------------------------------------------------------------
@@ -276,10 +323,14 @@ OVERFLOWS = {
     "sum int64": (lambda emit, a: relax.op.sum(a, [0]), np.full(3, 2**62, np.int64)),
     "astype": (lambda emit, a: relax.op.astype(a, "int8"), _int32(128)),
     "requantize": (
-        lambda emit, a: ops.requantize([a], [2**31 - 1], 2**62, 40, qtype=I8, zero_point=0, rounding="half_up"), np.array([2**31 + 8], np.int64),
+        lambda emit, a: ops.requantize([a], [2**31 - 1], 2**62, 40, qtype=I8, zero_point=0, rounding="half_up"),
+        np.array([2**31 + 8], np.int64),
     ),
-    "double": (lambda emit, a: ops.requantize([a], [2**30], 0, 20, qtype=I8, zero_point=0, rounding="double"), _int32(2**20)),
-}  # fmt: skip
+    "double": (
+        lambda emit, a: ops.requantize([a], [2**30], 0, 20, qtype=I8, zero_point=0, rounding="double"),
+        _int32(2**20),
+    ),
+}
 
 
 @pytest.mark.parametrize("name", OVERFLOWS)
@@ -291,8 +342,12 @@ def test_overflow_is_an_error_never_a_wrap(name: str) -> None:
 
 def test_the_very_ends_of_int64_are_no_overflow() -> None:
     x = np.array([-(2**63), 2**63 - 1], np.int64)
-    np.testing.assert_array_equal(result(lambda emit, a: relax.op.multiply(a, ops.const(1, "int64")), x), x, strict=True)
-    np.testing.assert_array_equal(result(lambda emit, a: relax.op.add(a, ops.const([0, 0], "int64")), x), x, strict=True)
+    np.testing.assert_array_equal(
+        result(lambda emit, a: relax.op.multiply(a, ops.const(1, "int64")), x), x, strict=True
+    )
+    np.testing.assert_array_equal(
+        result(lambda emit, a: relax.op.add(a, ops.const([0, 0], "int64")), x), x, strict=True
+    )
 
 
 def test_inputs_of_another_type_or_shape_are_refused() -> None:
@@ -324,7 +379,9 @@ def test_layers_are_seen_in_order_functions_are_entered_and_values_can_be_given(
         np.testing.assert_array_equal(seen["conv"][0, 0], np.array([[0, 0], [1, 2]], np.int8), strict=True)
         np.testing.assert_array_equal(y, np.full((1, 2, 1, 1), 2, np.int8), strict=True)
         given = {"conv": np.full((1, 2, 2, 2), -3, np.int8)}
-        np.testing.assert_array_equal(evaluate(m, inputs(x), given=given)["y0"], np.full((1, 2, 1, 1), -3, np.int8), strict=True)
+        np.testing.assert_array_equal(
+            evaluate(m, inputs(x), given=given)["y0"], np.full((1, 2, 1, 1), -3, np.int8), strict=True
+        )
 
 
 def test_the_reference_shares_no_code_with_what_it_checks() -> None:
@@ -333,5 +390,13 @@ def test_the_reference_shares_no_code_with_what_it_checks() -> None:
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         imported |= {"." * n.level + (n.module or "") for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         assert imported <= {
-            "__future__", "collections.abc", "typing", "math", "numpy", "numpy.lib.stride_tricks", "numpy.typing", "tvm", "."
-        }  # fmt: skip
+            "__future__",
+            "collections.abc",
+            "typing",
+            "math",
+            "numpy",
+            "numpy.lib.stride_tricks",
+            "numpy.typing",
+            "tvm",
+            ".",
+        }

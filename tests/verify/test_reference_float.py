@@ -36,8 +36,12 @@ CASES: dict[str, tuple[Callable[[relax.Expr], relax.Expr], Callable[[torch.Tenso
         lambda x: F.conv2d(F.pad(x, (0, 1, 1, 2)), t(W), stride=(2, 1), dilation=(1, 2), groups=2),
     ),
     "conv_transpose": (
-        lambda x: nn.conv2d_transpose(x, const(WT), strides=[2, 3], padding=[1, 1, 1, 1], output_padding=[1, 0], dilation=[1, 2], groups=2),
-        lambda x: F.conv_transpose2d(x, t(WT), stride=(2, 3), padding=1, output_padding=(1, 0), dilation=(1, 2), groups=2),
+        lambda x: nn.conv2d_transpose(
+            x, const(WT), strides=[2, 3], padding=[1, 1, 1, 1], output_padding=[1, 0], dilation=[1, 2], groups=2
+        ),
+        lambda x: F.conv_transpose2d(
+            x, t(WT), stride=(2, 3), padding=1, output_padding=(1, 0), dilation=(1, 2), groups=2
+        ),
     ),
     "max_pool_ceil": (
         lambda x: nn.max_pool2d(x, [3, 2], [2, 2], [1, 0, 1, 0], ceil_mode=True),
@@ -67,15 +71,24 @@ CASES: dict[str, tuple[Callable[[relax.Expr], relax.Expr], Callable[[torch.Tenso
     "sigmoid": (relax.op.sigmoid, torch.sigmoid),
     "rsqrt": (lambda x: relax.op.rsqrt(relax.op.square(x)), lambda x: 1 / x.abs()),
     "mean": (lambda x: relax.op.mean(x, [2, 3], keepdims=True), lambda x: x.mean((2, 3), keepdim=True)),
-    "reflect": (lambda x: nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 1], "reflect"), lambda x: F.pad(x, (0, 1, 1, 2), mode="reflect")),
-    "replicate": (lambda x: nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 1], "replicate"), lambda x: F.pad(x, (0, 1, 1, 2), mode="replicate")),
+    "reflect": (
+        lambda x: nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 1], "reflect"),
+        lambda x: F.pad(x, (0, 1, 1, 2), mode="reflect"),
+    ),
+    "replicate": (
+        lambda x: nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 1], "replicate"),
+        lambda x: F.pad(x, (0, 1, 1, 2), mode="replicate"),
+    ),
     "clip": (lambda x: relax.op.clip(x, -0.5, 1.25), lambda x: x.clamp(-0.5, 1.25)),
-    "slice": (lambda x: relax.op.strided_slice(x, [2, 3], [7, 0], [-10, 8], [-2, 3]), lambda x: x.flip(2)[:, :, 1::2, ::3]),
+    "slice": (
+        lambda x: relax.op.strided_slice(x, [2, 3], [7, 0], [-10, 8], [-2, 3]),
+        lambda x: x.flip(2)[:, :, 1::2, ::3],
+    ),
     "take": (lambda x: relax.op.take(x, relax.const(np.array([2, 0])), 1), lambda x: x[:, [2, 0]]),
     "tile": (lambda x: relax.op.tile(x, [1, 2, 1, 1]), lambda x: x.tile(1, 2, 1, 1)),
     "flip": (lambda x: relax.op.flip(x, 3), lambda x: x.flip(3)),
     "repeat": (lambda x: relax.op.repeat(x, 2, 3), lambda x: x.repeat_interleave(2, 3)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -84,7 +97,11 @@ def test_float_operator_equals_torch(name: str) -> None:
 
     def body(emit: Any, x: relax.Expr) -> relax.Expr:
         expr = build(x)
-        return emit(relax.TupleGetItem(emit(expr.tuple_value), expr.index)) if isinstance(expr, relax.TupleGetItem) else emit(expr)
+        return (
+            emit(relax.TupleGetItem(emit(expr.tuple_value), expr.index))
+            if isinstance(expr, relax.TupleGetItem)
+            else emit(expr)
+        )
 
     y = evaluate(graph(body, X), inputs(X))["y0"]
     wanted = expected(t(X)).numpy()

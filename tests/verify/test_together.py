@@ -42,13 +42,19 @@ def graph_of(model: Any, target: tvm.target.Target | None = None) -> tvm.IRModul
     return pipeline.to_packed(pipeline.import_annotated(model), None, target)
 
 
-def pretended(graph: tvm.IRModule, change: Callable[[LayerRun], LayerRun] = lambda run: run) -> Callable[[Mapping[str, Array]], LayerRun]:
+def pretended(
+    graph: tvm.IRModule, change: Callable[[LayerRun], LayerRun] = lambda run: run
+) -> Callable[[Mapping[str, Array]], LayerRun]:
     """A library that computes what the reference computes, but for a planted change."""
 
     def run(inputs: Mapping[str, Array]) -> LayerRun:
         seen: dict[str, Any] = {}
         outputs = evaluate(graph, inputs, seen.__setitem__)
-        return change(LayerRun({k: np.array(v) for k, v in outputs.items()}, [np.array(seen[b.var.name]) for b in layer_calls(graph)]))
+        return change(
+            LayerRun(
+                {k: np.array(v) for k, v in outputs.items()}, [np.array(seen[b.var.name]) for b in layer_calls(graph)]
+            )
+        )
 
     return run
 
@@ -65,7 +71,11 @@ def test_packages_of_several_targets_are_identical(packages: list[ht.Package]) -
     assert report.ok and report.identical and len(seen) == 3
     rows = report.verdicts[0].report
     assert rows is not None
-    assert report.summary() == f"identical: {len(rows.rows)} layers, {rows.elements} elements over 2 inputs, in 3 packages and the reference"
+    assert (
+        report.summary()
+        == f"identical: {len(rows.rows)} layers, {rows.elements} elements over 2 inputs, in 3 packages and the"
+        " reference"
+    )
     assert json.loads(json.dumps(report.to_dict()))["packages"][2]["ok"]
 
 
@@ -76,10 +86,15 @@ def test_a_difference_is_named_with_its_package_and_layer() -> None:
         run.layers[2][0, 3, 4, 2] += 1  # type: ignore[index]
         return run
 
-    report = verify_together([Library("a", "x86", graph, pretended(graph)), Library("b", "arm", graph, pretended(graph, change))], [X])
+    report = verify_together(
+        [Library("a", "x86", graph, pretended(graph)), Library("b", "arm", graph, pretended(graph, change))], [X]
+    )
     assert not report.ok and not report.identical and [v.ok for v in report.verdicts] == [True, False]
     layer = layer_calls(graph)[2].var.name
-    assert report.summary().startswith("b: NOT bit-exact: 1 of ") and f"first: layer {layer}, index [0, 3, 4, 2]" in report.summary()
+    assert (
+        report.summary().startswith("b: NOT bit-exact: 1 of ")
+        and f"first: layer {layer}, index [0, 3, 4, 2]" in report.summary()
+    )
 
 
 def test_a_library_that_packs_its_activations_is_the_same() -> None:
@@ -112,11 +127,16 @@ def test_what_this_machine_cannot_run_is_not_called_identical() -> None:
     libraries = [Library("a", "x86", graph, pretended(graph)), Library("c", "amx", graph, refuse)]
     report = verify_together(libraries, [X])
     assert report.identical and not report.ok
-    assert "in 1 of 2 packages and the reference" in report.summary() and "not run: c: needs CPU features" in report.summary()
+    assert (
+        "in 1 of 2 packages and the reference" in report.summary()
+        and "not run: c: needs CPU features" in report.summary()
+    )
     assert not verify_together(libraries[1:], [X]).identical
 
 
-def test_packages_of_other_models_are_refused(packages: list[ht.Package], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packages_of_other_models_are_refused(
+    packages: list[ht.Package], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UsageError, match="no package of the same integer graph as model"):
         verify_packages([packages[0], ht.compile(residual(8), "x86-64-v2")])
     paths = [str(p.save(tmp_path / f"{i}.hawq")) for i, p in enumerate(packages)]
@@ -135,14 +155,20 @@ def test_a_stripped_package_is_verified_beside_a_full_one(packages: list[ht.Pack
         verify_packages([ht.load(small), ht.load(small)], random=1)
 
 
-def test_a_package_for_other_instructions_is_listed(packages: list[ht.Package], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_package_for_other_instructions_is_listed(
+    packages: list[ht.Package], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     amx = ht.compile(residual(), "x86-amx")
     if targets.runs_here(amx.manifest["target"]["cpu_features"]):
         pytest.skip("this CPU has AMX")
     paths = [str(p.save(tmp_path / f"{i}.hawq")) for i, p in enumerate((packages[0], amx))]
     assert cli.main(["verify", *paths]) == 3
     out = capsys.readouterr().out
-    assert "in 1 of 2 packages and the reference" in out and f"not run: {paths[1]}: needs CPU features" in out and "(x86-amx), run by TVM's virtual machine" in out
+    assert (
+        "in 1 of 2 packages and the reference" in out
+        and f"not run: {paths[1]}: needs CPU features" in out
+        and "(x86-amx), run by TVM's virtual machine" in out
+    )
     assert cli.main(["verify", *paths, "--where-possible", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"]
     assert cli.main(["verify", paths[1], paths[1]]) == 3

@@ -1,10 +1,12 @@
-"""The GPU bundle: everything that a machine with a GPU, without TVM and without a network needs to check and time our packages.
+"""The GPU bundle: everything that a machine with a GPU, without TVM and without a network needs to check and time
+our packages.
 
     python -m hawq_tvm.bench.gpu.gpu_bundle          (make gpu-bundle; then, on the other machine, make gpu-check)
 
-Libraries are compiled once and kept in --work until the compiler's source changes. All weights of the networks are random; in
-the networks that are verified all but one in 16 (of the largest layers: in 64) are zero, so that they compress; times are taken with dense random weights, which
-the other machine makes itself. Needs nvcc and the extras `bench`, `torch` and `cuda`.
+Libraries are compiled once and kept in --work until the compiler's source changes. All weights of the networks are
+random; in the networks that are verified all but one in 16 (of the largest layers: in 64) are zero, so that they
+compress; times are taken with dense random weights, which the other machine makes itself. Needs nvcc and the extras
+`bench`, `torch` and `cuda`.
 """
 
 from __future__ import annotations
@@ -74,9 +76,14 @@ class Wanted:
         return f"{self.net}-{self.precision}-{self.size}" if self.net else self.name
 
 
-def plan(nets: Sequence[str], precisions: Sequence[str], batches: Sequence[int], size: int | None = None) -> list[Wanted]:
+def plan(
+    nets: Sequence[str], precisions: Sequence[str], batches: Sequence[int], size: int | None = None
+) -> list[Wanted]:
     """The entries in order of importance; size: of all images (None: each network's own, and a small one for some)."""
-    made = [Wanted(f"case-{n}", "", n, 0, gpu_cases.BATCH, tuple(range(1, gpu_cases.BATCH + 1)), True, 0) for n in gpu_cases.CASES]
+    made = [
+        Wanted(f"case-{n}", "", n, 0, gpu_cases.BATCH, tuple(range(1, gpu_cases.BATCH + 1)), True, 0)
+        for n in gpu_cases.CASES
+    ]
     for net in nets:
         for precision in precisions:
             sizes = [size or zoo.NETWORKS[net][2]] + ([SMALL[net]] if size is None and net in SMALL else [])
@@ -84,7 +91,18 @@ def plan(nets: Sequence[str], precisions: Sequence[str], batches: Sequence[int],
                 small = pixels <= 64
                 for batch in (3,) if small and size is None else batches:
                     rank = 1 + (batches.index(batch) if batch in batches else 0)
-                    made.append(Wanted(f"{net}-{precision}-{pixels}-b{batch}", net, precision, pixels, batch, (1, 2, 3) if small else (1, 2), small, rank))
+                    made.append(
+                        Wanted(
+                            f"{net}-{precision}-{pixels}-b{batch}",
+                            net,
+                            precision,
+                            pixels,
+                            batch,
+                            (1, 2, 3) if small else (1, 2),
+                            small,
+                            rank,
+                        )
+                    )
     return sorted(made, key=lambda w: w.rank)
 
 
@@ -93,11 +111,15 @@ class Maker:
 
     def __init__(self, work: Path, target: str, say: Callable[[str], None]) -> None:
         self.work, self.target, self.say = work, target, say
-        self.stamp = hashlib.sha256((target + str(tvm.__version__)).encode() + b"".join(p.read_bytes() for p in _sources())).hexdigest()
+        self.stamp = hashlib.sha256(
+            (target + str(tvm.__version__)).encode() + b"".join(p.read_bytes() for p in _sources())
+        ).hexdigest()
         self._expected: dict[str, list[dict[str, Any]]] = {}
 
     def make(self, wanted: Wanted) -> Path:
-        """The folder of an entry: library.so.xz, entry.json.xz, and its constants in the folder `constants` beside it."""
+        """The folder of an entry: library.so.xz, entry.json.xz, and its constants in the folder `constants` beside
+        it.
+        """
         folder = self.work / "entries" / wanted.name
         stamp = folder / "stamp"
         if stamp.is_file() and stamp.read_text() == self.stamp:
@@ -111,7 +133,9 @@ class Maker:
             _write(self.work / "constants" / f"{digest}.xz", partial(packed, data))
         (folder / "library.so.xz").write_bytes(packed(entry.library))
         (folder / "entry.json.xz").write_bytes(packed(json.dumps(entry.fields).encode()))
-        (folder / "expected.json.xz").write_bytes(packed(json.dumps([s["results"] for s in self._samples(wanted)]).encode()))
+        (folder / "expected.json.xz").write_bytes(
+            packed(json.dumps([s["results"] for s in self._samples(wanted)]).encode())
+        )
         (folder / "constants.json").write_text(json.dumps(sorted(entry.constants)))
         stamp.write_text(self.stamp)
         return folder
@@ -135,9 +159,18 @@ class Maker:
         weight_bits, activation_bits = PRECISIONS[wanted.precision]
         made_by = hashlib.sha256(Path(zoo.__file__).read_bytes() + str(KEEP).encode()).hexdigest()[:12]
         path = self.work / "models" / made_by / f"{wanted.expected}.onnx"
-        return str(zoo.make(
-            wanted.net, path, size=wanted.size, weight_bits=weight_bits, activation_bits=activation_bits, keep=KEEP, symbolic=True, say=self.say,
-        ))  # fmt: skip
+        return str(
+            zoo.make(
+                wanted.net,
+                path,
+                size=wanted.size,
+                weight_bits=weight_bits,
+                activation_bits=activation_bits,
+                keep=KEEP,
+                symbolic=True,
+                say=self.say,
+            )
+        )
 
 
 def _shapes(wanted: Wanted, batch: int) -> dict[str, tuple[int, ...]]:
@@ -158,22 +191,35 @@ def _write(path: Path, data: Callable[[], bytes]) -> None:
         write_bytes(path, data())
 
 
-def choose(wanted: Sequence[Wanted], folders: Sequence[Path], constants: Path, room: int) -> tuple[dict[str, Path], list[str]]:
-    """The files, by their names in the bundle, of libraries and, in order of rank, of those constants that fit into `room` bytes.
+def choose(
+    wanted: Sequence[Wanted], folders: Sequence[Path], constants: Path, room: int
+) -> tuple[dict[str, Path], list[str]]:
+    """The files, by their names in the bundle, of libraries and, in order of rank, of those constants that fit into
+    `room` bytes.
 
     The second result: the entries whose constants do not fit; they can be timed, not verified.
     Raises OutputError when the libraries alone do not fit.
     """
     files: dict[str, Path] = {}
     for w, folder in zip(wanted, folders, strict=True):
-        files |= {f"libraries/{w.name}.so.xz": folder / "library.so.xz", f"entries/{w.name}.json.xz": folder / "entry.json.xz"}
+        files |= {
+            f"libraries/{w.name}.so.xz": folder / "library.so.xz",
+            f"entries/{w.name}.json.xz": folder / "entry.json.xz",
+        }
         files |= {f"expected/{w.expected}.json.xz": folder / "expected.json.xz"}
     left = room - sum(p.stat().st_size for p in files.values())
     if left < 0:
-        raise OutputError("the bundle would be larger than its limit", where="--limit-mb", found=f"{-left / 1e6:.1f} MB too much without any weights", remedy="leave out networks, precisions or batches")
+        raise OutputError(
+            "the bundle would be larger than its limit",
+            where="--limit-mb",
+            found=f"{-left / 1e6:.1f} MB too much without any weights",
+            remedy="leave out networks, precisions or batches",
+        )
     without: list[str] = []
     for w, folder in zip(wanted, folders, strict=True):
-        needed = {f"constants/{d}.xz": constants / f"{d}.xz" for d in json.loads((folder / "constants.json").read_text())}
+        needed = {
+            f"constants/{d}.xz": constants / f"{d}.xz" for d in json.loads((folder / "constants.json").read_text())
+        }
         more = sum(p.stat().st_size for n, p in needed.items() if n not in files)
         if more > left:
             without.append(w.name)
@@ -184,7 +230,8 @@ def choose(wanted: Sequence[Wanted], folders: Sequence[Path], constants: Path, r
 
 
 def runtime_files(folder: Path, wheel: Path | None) -> dict[str, Path]:
-    """TVM's runtime libraries of this installation, and the wheel of tvm-ffi for the other machine's Python, in a folder.
+    """TVM's runtime libraries of this installation, and the wheel of tvm-ffi for the other machine's Python, in a
+    folder.
 
     Raises OutputError when the wheel cannot be had.
     """
@@ -209,8 +256,20 @@ def _packed_file(path: Path) -> bytes:
 
 def _download(folder: Path, version: str) -> Path:
     platforms = [f"--platform=manylinux_2_{n}_x86_64" for n in (24, 28)]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", f"--python-version={PYTHON}", *platforms]
-    done = subprocess.run([*command, f"apache-tvm-ffi=={version}", "--dest", str(folder)], capture_output=True, text=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary=:all:",
+        f"--python-version={PYTHON}",
+        *platforms,
+    ]
+    done = subprocess.run(
+        [*command, f"apache-tvm-ffi=={version}", "--dest", str(folder)], capture_output=True, text=True
+    )
     found = sorted(folder.glob("apache_tvm_ffi-*.whl"))
     if done.returncode or not found:
         told = processes.failure(done, "give it with --wheel FILE")
@@ -222,7 +281,9 @@ def _check(destination: Path) -> None:
     """Refuse a destination, before the work, whose folder does not exist or that is something else than a bundle."""
     check_folder(destination)
     if destination.exists() and not (destination / MANIFEST).is_file():
-        raise OutputError("exists and is not a bundle", where=str(destination), remedy="choose another --output, or remove it")
+        raise OutputError(
+            "exists and is not a bundle", where=str(destination), remedy="choose another --output, or remove it"
+        )
 
 
 def write(destination: Path, files: dict[str, Path], manifest: dict[str, Any]) -> dict[str, int]:
@@ -231,7 +292,10 @@ def write(destination: Path, files: dict[str, Path], manifest: dict[str, Any]) -
     Raises OutputError when the destination is something else than a bundle.
     """
     _check(destination)
-    sources = [DEPLOY / "__init__.py", *(p for folder in ("gpu_check", "machine") for p in sorted((DEPLOY / folder).glob("*.py")))]
+    sources = [
+        DEPLOY / "__init__.py",
+        *(p for folder in ("gpu_check", "machine") for p in sorted((DEPLOY / folder).glob("*.py"))),
+    ]
     runner = {f"deploy/{p.relative_to(DEPLOY)}": p for p in sources}
     files = {"gpu_check.py": DEPLOY / "gpu_check" / "__main__.py", **runner, **files}
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.resolve().parent) as staging:
@@ -242,7 +306,9 @@ def write(destination: Path, files: dict[str, Path], manifest: dict[str, Any]) -
             (new / name).parent.mkdir(parents=True, exist_ok=True)
             (new / name).write_bytes(data)
             known[name] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        (new / MANIFEST).write_text(json.dumps({"format": FORMAT, **manifest, "files": known}, indent=1, sort_keys=True) + "\n")
+        (new / MANIFEST).write_text(
+            json.dumps({"format": FORMAT, **manifest, "files": known}, indent=1, sort_keys=True) + "\n"
+        )
         if destination.exists():
             os.replace(destination, Path(staging) / "old")
         os.replace(new, destination)
@@ -250,9 +316,15 @@ def write(destination: Path, files: dict[str, Path], manifest: dict[str, Any]) -
 
 
 def make(
-    destination: Path, work: Path, wanted: Sequence[Wanted], target: str, *, wheel: Path | None = None, limit: float = LIMIT_MB * 1e6,
+    destination: Path,
+    work: Path,
+    wanted: Sequence[Wanted],
+    target: str,
+    *,
+    wheel: Path | None = None,
+    limit: float = LIMIT_MB * 1e6,
     say: Callable[[str], None] = lambda text: None,
-) -> dict[str, int]:  # fmt: skip
+) -> dict[str, int]:
     """Make a bundle of entries; returns every file's bytes.
 
     limit: bytes of all files.  Raises OutputError when it would be larger, or cannot be written.
@@ -264,13 +336,33 @@ def make(
         folders.append(maker.make(w))
         say(f"{i + 1} of {len(wanted)}: {w.name}")
     runtime = runtime_files(work / "runtime", wheel)
-    spare = 200_000 + 200 * 4 * len(wanted) + sum(p.stat().st_size for p in runtime.values())  # the runner, the manifest, the runtime
+    spare = (
+        200_000 + 200 * 4 * len(wanted) + sum(p.stat().st_size for p in runtime.values())
+    )  # the runner, the manifest, the runtime
     files, without = choose(wanted, folders, work / "constants", int(limit - spare))
     manifest = {
-        "made": datetime.datetime.now(datetime.timezone.utc).date().isoformat(), "target": target, "targets": targets.describe(targets.parse(target)),
-        "producer": {"hawq_tvm": __version__, "tvm": str(tvm.__version__), "tvm_ffi": str(tvm_ffi.__version__), **compilers.compiler_versions(targets.parse(target))},
-        "keep": KEEP, "entries": [{"name": w.name, "net": w.net, "precision": w.precision, "size": w.size, "batch": w.batch, "verifiable": w.name not in without} for w in wanted],
-    }  # fmt: skip
+        "made": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "target": target,
+        "targets": targets.describe(targets.parse(target)),
+        "producer": {
+            "hawq_tvm": __version__,
+            "tvm": str(tvm.__version__),
+            "tvm_ffi": str(tvm_ffi.__version__),
+            **compilers.compiler_versions(targets.parse(target)),
+        },
+        "keep": KEEP,
+        "entries": [
+            {
+                "name": w.name,
+                "net": w.net,
+                "precision": w.precision,
+                "size": w.size,
+                "batch": w.batch,
+                "verifiable": w.name not in without,
+            }
+            for w in wanted
+        ],
+    }
     sizes = write(destination, {**runtime, **files}, manifest)
     for name in without:
         say(f"{name}: its weights do not fit: it can be timed, not verified")
@@ -284,14 +376,41 @@ def _parser() -> argparse.ArgumentParser:
             raise argparse.ArgumentTypeError(f"{', '.join(sorted(odd))}: expected {', '.join(known)}")
         return parts
 
-    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.bench.gpu.gpu_bundle", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--nets", type=partial(names, NETS), default=list(NETS), metavar="A,B", help=f"default: {','.join(NETS)}")
-    parser.add_argument("--precisions", type=partial(names, list(PRECISIONS)), default=list(PRECISIONS), metavar="A,B", help=f"default: {','.join(PRECISIONS)}")
-    parser.add_argument("--batches", type=partial(names, [str(b) for b in BATCHES]), default=[str(b) for b in BATCHES], metavar="1,8", help="default: 1,8,32,128")
+    parser = argparse.ArgumentParser(
+        prog="python -m hawq_tvm.bench.gpu.gpu_bundle", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--nets", type=partial(names, NETS), default=list(NETS), metavar="A,B", help=f"default: {','.join(NETS)}"
+    )
+    parser.add_argument(
+        "--precisions",
+        type=partial(names, list(PRECISIONS)),
+        default=list(PRECISIONS),
+        metavar="A,B",
+        help=f"default: {','.join(PRECISIONS)}",
+    )
+    parser.add_argument(
+        "--batches",
+        type=partial(names, [str(b) for b in BATCHES]),
+        default=[str(b) for b in BATCHES],
+        metavar="1,8",
+        help="default: 1,8,32,128",
+    )
     parser.add_argument("--target", default="cuda-sm90", help="default: cuda-sm90")
     parser.add_argument("--limit-mb", type=float, default=LIMIT_MB, metavar="MB", help=f"default: {LIMIT_MB}")
-    parser.add_argument("--wheel", type=Path, metavar="FILE", help=f"tvm-ffi for the other machine's Python (default: downloaded, for Python {PYTHON})")
-    parser.add_argument("--work", type=Path, default=Path(".bench/gpu"), metavar="FOLDER", help="where models and libraries are kept (default: .bench/gpu)")
+    parser.add_argument(
+        "--wheel",
+        type=Path,
+        metavar="FILE",
+        help=f"tvm-ffi for the other machine's Python (default: downloaded, for Python {PYTHON})",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path(".bench/gpu"),
+        metavar="FOLDER",
+        help="where models and libraries are kept (default: .bench/gpu)",
+    )
     parser.add_argument("--output", type=Path, default=Path("gpu-bundle"), metavar="FOLDER")
     return parser
 

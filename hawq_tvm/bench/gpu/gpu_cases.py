@@ -14,14 +14,22 @@ import onnx
 from onnx import TensorProto, helper
 
 CHANNELS, WIDTHS, BATCH = (1, 3, 17, 65), (1, 7, 31), 3
-# The forms of tensor-core products that the schedules know, as (activations, weights, whether activations are packed in memory).
+# The forms of tensor-core products that the schedules know, as (activations, weights, whether activations are packed in
+# memory).
 FORMS = {
-    "u8s8": ("uint8", "int8"), "s8s8": ("int8", "int8"), "u8s4": ("uint8", "int4"), "s8s4": ("int8", "int4"), "u4s4": ("uint4", "int4"),
+    "u8s8": ("uint8", "int8"),
+    "s8s8": ("int8", "int8"),
+    "u8s4": ("uint8", "int4"),
+    "s8s4": ("int8", "int4"),
+    "u4s4": ("uint4", "int4"),
     "s4s4": ("int4", "int4"),
-}  # fmt: skip
+}
 RANGES = {
-    "uint8": (TensorProto.UINT8, 0, 255), "int8": (TensorProto.INT8, -128, 127), "uint4": (TensorProto.UINT4, 0, 15), "int4": (TensorProto.INT4, -8, 7),
-}  # fmt: skip
+    "uint8": (TensorProto.UINT8, 0, 255),
+    "int8": (TensorProto.INT8, -128, 127),
+    "uint4": (TensorProto.UINT4, 0, 15),
+    "int4": (TensorProto.INT4, -8, 7),
+}
 REACH = 1.74  # the images' largest magnitude, a little less
 
 
@@ -64,7 +72,11 @@ class _Writer:
         values = self.rng.integers(low, high, size=shape, endpoint=True)
         scales = (self.rng.uniform(0.3, 1, shape[axis]) / high).astype(np.float32)
         zeros = np.zeros(shape[axis], np.int64)
-        name = self.node("DequantizeLinear", [self.constant(values, proto), self.constant(scales, TensorProto.FLOAT), self.constant(zeros, proto)], axis=axis)
+        name = self.node(
+            "DequantizeLinear",
+            [self.constant(values, proto), self.constant(scales, TensorProto.FLOAT), self.constant(zeros, proto)],
+            axis=axis,
+        )
         return name, 0.4 * float(np.prod(shape) / shape[axis]) ** 0.5
 
     def convolution(self, x: str, shape: Sequence[int], kind: str, **attributes: Any) -> str:
@@ -80,21 +92,31 @@ class _Writer:
 
 
 def form(name: str) -> onnx.ModelProto:
-    """Convolutions of one form at odd channels and widths: 1x1, 3x3, with stride and dilation; a grouped one; a product."""
+    """Convolutions of one form at odd channels and widths: 1x1, 3x3, with stride and dilation; a grouped one; a
+    product.
+    """
     data, weight = FORMS[name]
     w = _Writer(sorted(FORMS).index(name), data)
     for i, channels in enumerate(CHANNELS):
         for j, width in enumerate(WIDTHS):
             out = CHANNELS[(i + j + 1) % len(CHANNELS)]
             window, options = [
-                ((1, 1), {}), ((3, 3), {"pads": [1, 1, 1, 1]}), ((3, 3), {"pads": [2, 2, 2, 2], "dilations": [2, 2], "strides": [2, 2]}),
-            ][(i + j) % 3]  # fmt: skip
+                ((1, 1), {}),
+                ((3, 3), {"pads": [1, 1, 1, 1]}),
+                ((3, 3), {"pads": [2, 2, 2, 2], "dilations": [2, 2], "strides": [2, 2]}),
+            ][(i + j) % 3]
             # In the middle of a network 4-bit data is packed in memory: a layer before the one that is meant.
             x = w.convolution(w.input(channels, 5, width), (channels + 1, channels, 1, 1), weight)
             w.output(w.convolution(x, (out, channels + 1, *window), weight, **options))
     for channels in (16, 64):  # 4-bit data of such channels stays packed between layers
         x = w.convolution(w.input(channels, 7, 7), (channels, channels, 1, 1), weight)
-        w.output(w.convolution(w.convolution(x, (2 * channels, channels, 3, 3), weight, pads=[1, 1, 1, 1]), (channels, 2 * channels, 1, 1), weight))
+        w.output(
+            w.convolution(
+                w.convolution(x, (2 * channels, channels, 3, 3), weight, pads=[1, 1, 1, 1]),
+                (channels, 2 * channels, 1, 1),
+                weight,
+            )
+        )
     w.output(w.convolution(w.input(24, 7, 7), (36, 12, 3, 3), weight, group=2, pads=[1, 1, 1, 1]))
     w.output(w.convolution(w.input(64, 14, 14), (128, 64, 3, 3), weight, pads=[1, 1, 1, 1]))
     flat = w.node("Flatten", [w.input(65, 1, 1)])
@@ -110,10 +132,16 @@ def others() -> onnx.ModelProto:
         for width in WIDTHS:
             x = w.input(channels, 7, width)
             if channels > 1:
-                w.output(w.convolution(x, (channels, 1, 3, 3), "int8", group=channels, pads=[1, 1, 1, 1], strides=[1 + channels % 2, 1]))
+                w.output(
+                    w.convolution(
+                        x, (channels, 1, 3, 3), "int8", group=channels, pads=[1, 1, 1, 1], strides=[1 + channels % 2, 1]
+                    )
+                )
             w.output(w.quantized(w.node("Sigmoid", [x]), 1))
             w.output(w.quantized(w.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]), REACH))
-            w.output(w.quantized(w.node("AveragePool", [x], kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1), 1))
+            w.output(
+                w.quantized(w.node("AveragePool", [x], kernel_shape=[3, 3], pads=[1, 1, 1, 1], count_include_pad=1), 1)
+            )
             y = w.input(channels, 7, width)
             w.output(w.quantized(w.node("Add", [x, y]), 3))
             w.output(w.quantized(w.node("Concat", [x, y, x], axis=1), 1.5))
@@ -128,5 +156,6 @@ def others() -> onnx.ModelProto:
 
 
 CASES: dict[str, Callable[[], onnx.ModelProto]] = {
-    "others": others, **{f"form-{name}": partial(form, name) for name in FORMS},
-}  # fmt: skip
+    "others": others,
+    **{f"form-{name}": partial(form, name) for name in FORMS},
+}

@@ -1,4 +1,6 @@
-"""One entry of the GPU bundle: a library without its large constants, and the integers that the reference says its layers compute."""
+"""One entry of the GPU bundle: a library without its large constants, and the integers that the reference says its
+layers compute.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ LEAST = 4096  # bytes from which a constant of weights lies outside the library
 class Entry:
     """A library and what must be known to check and time it.
 
-    library: with zeros in the place of `constants`, which are kept by their SHA-256.  fields: JSON-ready, see deploy/gpu_check/bundle.py.
+    library: with zeros in the place of `constants`, which are kept by their SHA-256.  fields: JSON-ready, see
+    deploy/gpu_check/bundle.py.
     """
 
     library: bytes
@@ -43,7 +46,8 @@ class Entry:
 def make(compiled: Compiled, seeds: Sequence[int], samples: Sequence[Mapping[str, Any]], **about: Any) -> Entry:
     """The entry of a compiled model whose inputs' first axis counts images.
 
-    seeds: of the images that its batch repeats.  samples: `expected_layers` of the same network.  about: further fields.
+    seeds: of the images that its batch repeats.  samples: `expected_layers` of the same network.  about: further
+    fields.
     Raises PackageError when its layers are not those of `samples`, or a constant is not in the library.
     """
     with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
@@ -56,30 +60,51 @@ def make(compiled: Compiled, seeds: Sequence[int], samples: Sequence[Mapping[str
     found = [(layer["layer"], [r["shape"] for r in layer["results"]]) for layer in layers]
     wanted = [(s["layer"], [[batch, *r["shape"]] for r in s["results"]]) for s in samples]
     if found != wanted:
-        odd = next((f"{a} beside {b}" for a, b in zip(found, wanted) if a != b), f"{len(found)} beside {len(wanted)} layers")
-        raise PackageError("the layers are not those of the network that gave the expected integers", where=str(about.get("name", "")), found=odd)
+        odd = next(
+            (f"{a} beside {b}" for a, b in zip(found, wanted) if a != b), f"{len(found)} beside {len(wanted)} layers"
+        )
+        raise PackageError(
+            "the layers are not those of the network that gave the expected integers",
+            where=str(about.get("name", "")),
+            found=odd,
+        )
     rules = {row["layer"]: row for row in schedules.report(compiled.tir)}
     rows = []
     for layer in layers:
         del layer["results"]
-        rows.append({**layer, **{k: str(rules[layer["layer"]][k]) for k in ("rule", "tile") if layer["layer"] in rules}})
+        rows.append(
+            {**layer, **{k: str(rules[layer["layer"]][k]) for k in ("rule", "tile") if layer["layer"] in rules}}
+        )
     fields = {
-        **about, "batch": batch, "inputs": [{"name": p.name, "shape": list(ops.shape_of(p)), "seeds": list(seeds)} for p in graph["main"].params],
-        "samples": len(seeds), "layers": rows, "holes": holes, "products": work.products(graph),
-    }  # fmt: skip
+        **about,
+        "batch": batch,
+        "inputs": [
+            {"name": p.name, "shape": list(ops.shape_of(p)), "seeds": list(seeds)} for p in graph["main"].params
+        ],
+        "samples": len(seeds),
+        "layers": rows,
+        "holes": holes,
+        "products": work.products(graph),
+    }
     return Entry(library, fields, constants)
 
 
 def _layers(graph: tvm.IRModule) -> list[dict[str, Any]]:
-    """Name, kernel, results and multiplications of every layer, in the order of execution; 1x1 convolutions with their matrix product."""
+    """Name, kernel, results and multiplications of every layer, in the order of execution; 1x1 convolutions with
+    their matrix product.
+    """
     made = []
     for b in layer_calls(graph):
         function = graph[b.value.op]
         results = list(b.var.ty.fields) if isinstance(b.var.ty, relax.TupleType) else [b.var.ty]
         row: dict[str, Any] = {
-            "layer": b.var.name, "kernel": str(function.attrs["global_symbol"]) if function.attrs and "global_symbol" in function.attrs else b.value.op.name_hint,
-            "results": [{"dtype": str(t.dtype), "shape": [int(d) for d in t.shape.values]} for t in results], "products": work.layer_products(function),
-        }  # fmt: skip
+            "layer": b.var.name,
+            "kernel": str(function.attrs["global_symbol"])
+            if function.attrs and "global_symbol" in function.attrs
+            else b.value.op.name_hint,
+            "results": [{"dtype": str(t.dtype), "shape": [int(d) for d in t.shape.values]} for t in results],
+            "products": work.layer_products(function),
+        }
         product = next((m for i in stages.bindings(function) if (m := _matrix(i.value)) is not None), None)
         made.append({**row, **({"matrix": product} if product else {})})
     return made
@@ -148,6 +173,13 @@ def without_constants(library: bytes, values: Sequence[Array]) -> tuple[bytes, l
                 continue
             raise PackageError("a constant is not found in its library", found=f"{value.dtype}{list(value.shape)}")
         left[offset : offset + len(data)] = bytes(len(data))
-        holes.append({"offset": offset, "count": len(data), "sha256": digest, "kind": "int8" if value.dtype == np.int8 else "nibbles"})
+        holes.append(
+            {
+                "offset": offset,
+                "count": len(data),
+                "sha256": digest,
+                "kind": "int8" if value.dtype == np.int8 else "nibbles",
+            }
+        )
         constants[digest] = data
     return bytes(left), holes, constants

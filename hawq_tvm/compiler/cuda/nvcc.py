@@ -31,9 +31,11 @@ _CALLBACK = "tvm_callback_cuda_compile"
 
 @dataclass(frozen=True)
 class Usage:
-    """What one kernel takes on one architecture: registers of a thread, bytes spilled, shared memory of a block in bytes.
+    """What one kernel takes on one architecture: registers of a thread, bytes spilled, shared memory of a block in
+    bytes.
 
-    stack: bytes of a thread in memory, where nvcc keeps arrays that it cannot keep in registers; not counted as spilled.
+    stack: bytes of a thread in memory, where nvcc keeps arrays that it cannot keep in registers; not counted as
+    spilled.
     """
 
     arch: str
@@ -45,7 +47,10 @@ class Usage:
     stack: int = 0
 
     def __str__(self) -> str:
-        return f"{self.arch} {self.kernel}: {self.registers} registers, spills {self.spill_stores} + {self.spill_loads} bytes, stack {self.stack} bytes, shared {self.shared} bytes"
+        return (
+            f"{self.arch} {self.kernel}: {self.registers} registers, spills {self.spill_stores} + {self.spill_loads}"
+            f" bytes, stack {self.stack} bytes, shared {self.shared} bytes"
+        )
 
 
 @dataclass
@@ -72,9 +77,11 @@ def find() -> Path:
         if os.access(path, os.X_OK):
             return path
     raise UsageError(
-        "compiling for CUDA needs nvcc", where="--target", found="none on PATH, in CUDA_HOME or in /usr/local/cuda",
+        "compiling for CUDA needs nvcc",
+        where="--target",
+        found="none on PATH, in CUDA_HOME or in /usr/local/cuda",
         remedy="install the CUDA toolkit 13 (a GPU and its driver are not needed), or compile for a CPU",
-    )  # fmt: skip
+    )
 
 
 @cache
@@ -83,7 +90,11 @@ def release(nvcc: Path) -> str:
     text = _run([str(nvcc), "--version"])
     found = re.search(r"release (\d+\.\d+)", text)
     if found is None:
-        raise UsageError("nvcc does not say its version", where=str(nvcc), found=text.strip().splitlines()[-1] if text.strip() else "nothing")
+        raise UsageError(
+            "nvcc does not say its version",
+            where=str(nvcc),
+            found=text.strip().splitlines()[-1] if text.strip() else "nothing",
+        )
     return found[1]
 
 
@@ -97,8 +108,11 @@ def check(architectures: Sequence[str]) -> None:
     missing = [a for a in architectures if a not in known]
     if missing:
         raise UsageError(
-            f"nvcc {release(nvcc)} does not know this architecture", where=str(nvcc), found=", ".join(missing), remedy="install the CUDA toolkit 13",
-        )  # fmt: skip
+            f"nvcc {release(nvcc)} does not know this architecture",
+            where=str(nvcc),
+            found=", ".join(missing),
+            remedy="install the CUDA toolkit 13",
+        )
 
 
 @contextmanager
@@ -181,7 +195,11 @@ def fatbin(code: str, architectures: Sequence[str]) -> tuple[bytes, str]:
         done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             keep = _keep(code)
-            raise PackageError("nvcc refuses the kernels", where=keep, **processes.failure(done, "report it with this file", ("error",)))
+            raise PackageError(
+                "nvcc refuses the kernels",
+                where=keep,
+                **processes.failure(done, "report it with this file", ("error",)),
+            )
         return (Path(folder) / "kernels.fatbin").read_bytes(), done.stdout
 
 

@@ -1,4 +1,6 @@
-"""TVM's CUDA runtime on any machine: where the driver is missing, a library of the same name lets kernels be built, not run."""
+"""TVM's CUDA runtime on any machine: where the driver is missing, a library of the same name lets kernels be built,
+not run.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ def load(toolkit: Iterable[Path] = ()) -> None:
 
 def _package_folders() -> list[Path]:
     spec = find_spec("nvidia")
-    return [p for root in (spec.submodule_search_locations or () if spec else ()) for p in sorted(Path(root).glob("*/lib"))]
+    return [
+        p for root in (spec.submodule_search_locations or () if spec else ()) for p in sorted(Path(root).glob("*/lib"))
+    ]
 
 
 def _load_toolkit(folders: Iterable[Path]) -> None:
@@ -59,25 +63,41 @@ def _load_toolkit(folders: Iterable[Path]) -> None:
             return
         except OSError:
             continue
-    raise PackageError("CUDA's runtime library is missing", expected=TOOLKIT, remedy="pip install nvidia-cuda-runtime==13.0.96, or install the CUDA toolkit 13")
+    raise PackageError(
+        "CUDA's runtime library is missing",
+        expected=TOOLKIT,
+        remedy="pip install nvidia-cuda-runtime==13.0.96, or install the CUDA toolkit 13",
+    )
 
 
 def driver_symbols(library: Path) -> list[str]:
     """The functions of the driver that a library calls."""
     with library.open("rb") as stream:
         symbols: Any = ELFFile(stream).get_section_by_name(".dynsym")
-        return sorted(s.name for s in symbols.iter_symbols() if s["st_shndx"] == "SHN_UNDEF" and s.name[:2] == "cu" and s.name[2:3].isupper())
+        return sorted(
+            s.name
+            for s in symbols.iter_symbols()
+            if s["st_shndx"] == "SHN_UNDEF" and s.name[:2] == "cu" and s.name[2:3].isupper()
+        )
 
 
 def _load_stub(user: Path) -> None:
     """Load a library called like the driver whose every function reports that there is no GPU."""
     compiler = next((c for c in ("cc", "gcc", "clang", "g++", "clang++") if shutil.which(c)), None)
     if compiler is None:
-        raise PackageError("no C compiler", expected="cc, gcc or clang, to build for GPUs without their driver", remedy="install a C++ compiler (apt-get install g++)")
+        raise PackageError(
+            "no C compiler",
+            expected="cc, gcc or clang, to build for GPUs without their driver",
+            remedy="install a C++ compiler (apt-get install g++)",
+        )
     names = dict.fromkeys([MARK, "cuInit", *driver_symbols(user)])
     # Loaded, it needs its file no more.
     with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
         source, library = Path(folder) / "stub.c", Path(folder) / DRIVER
         source.write_text("".join(f"int {name}(void) {{ return {NO_DEVICE}; }}\n" for name in names))
-        subprocess.run([compiler, "-x", "c", "-shared", "-fPIC", f"-Wl,-soname,{DRIVER}", "-o", str(library), str(source)], check=True, capture_output=True)
+        subprocess.run(
+            [compiler, "-x", "c", "-shared", "-fPIC", f"-Wl,-soname,{DRIVER}", "-o", str(library), str(source)],
+            check=True,
+            capture_output=True,
+        )
         ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)

@@ -1,4 +1,6 @@
-"""CUDA source of scheduled PrimFuncs with what launches them, as TVM's host code would; neither nvcc nor a driver is needed."""
+"""CUDA source of scheduled PrimFuncs with what launches them, as TVM's host code would; neither nvcc nor a driver is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,18 @@ class Launch:
     arguments: tuple[int, ...]
 
 
-def kernels(functions: Mapping[str, tirx.PrimFunc], target: tvm.target.Target, prelude: str = "") -> tuple[str, dict[str, Launch]]:
+def kernels(
+    functions: Mapping[str, tirx.PrimFunc], target: tvm.target.Target, prelude: str = ""
+) -> tuple[str, dict[str, Launch]]:
     """One source with the kernels of PrimFuncs for a CUDA target, and every PrimFunc's launch, by name.
 
     prelude: source that goes before the kernels.
     Raises ScheduleError for a PrimFunc that is not one kernel over its parameters.
     """
-    named = {n: f.with_attr({"global_symbol": n, "tirx.noalias": True, "tirx.is_scheduled": True}) for n, f in functions.items()}
+    named = {
+        n: f.with_attr({"global_symbol": n, "tirx.noalias": True, "tirx.is_scheduled": True})
+        for n, f in functions.items()
+    }
     module = tvm.tirx.transform.BindTarget(target)(tvm.IRModule(named))
     lower, _, finalize = tvm.tirx.get_tir_pipeline("s_tir")
     with target:
@@ -53,7 +60,11 @@ def kernels(functions: Mapping[str, tirx.PrimFunc], target: tvm.target.Target, p
 def _launch(name: str, params: list[str], host: tirx.PrimFunc) -> Launch:
     """The only launch in a host function."""
     calls: list[Any] = []
-    tvm_ffi.structural_walk(host.body, (tvm.ir.Call, lambda c: calls.append(c) if str(getattr(c.op, "name", "")) == "tirx.call_ffi_kernel" else None), order="pre")
+    tvm_ffi.structural_walk(
+        host.body,
+        (tvm.ir.Call, lambda c: calls.append(c) if str(getattr(c.op, "name", "")) == "tirx.call_ffi_kernel" else None),
+        order="pre",
+    )
     if len(calls) != 1:
         raise ScheduleError("is not one kernel", where=name, expected="1 launch", found=str(len(calls)))
     call, places = calls[0], [str(p) for p in calls[0].attrs.launch_params]
@@ -61,7 +72,9 @@ def _launch(name: str, params: list[str], host: tirx.PrimFunc) -> Launch:
     sizes = {p: int(v) for p, v in zip(places, call.args[len(call.args) - len(places) :], strict=True)}
     shared = sizes.pop(DYNAMIC, 0)
     names = [str(a.args[0].name) for a in arguments]
-    odd = sorted(set(names) - set(params)) + sorted(p for p in sizes if p.split(".")[0] not in ("blockIdx", "threadIdx"))
+    odd = sorted(set(names) - set(params)) + sorted(
+        p for p in sizes if p.split(".")[0] not in ("blockIdx", "threadIdx")
+    )
     if odd:
         raise ScheduleError("its kernel is launched with more than its parameters", where=name, found=", ".join(odd))
     grid, block = (tuple(sizes.get(f"{kind}.{d}", 1) for d in "xyz") for kind in ("blockIdx", "threadIdx"))

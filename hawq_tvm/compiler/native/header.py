@@ -39,7 +39,10 @@ def _entry(prefix: str, entry: Mapping[str, Any]) -> Iterator[str]:
     q = entry.get("quantization")
     if q:
         # real = scale (integer - zero point), by channel where there are several.
-        for key, values in (("SCALE", [repr(float(s)) for s in q["scale"]]), ("ZERO_POINT", [str(z) for z in q["zero_point"]])):
+        for key, values in (
+            ("SCALE", [repr(float(s)) for s in q["scale"]]),
+            ("ZERO_POINT", [str(z) for z in q["zero_point"]]),
+        ):
             yield f"#define {prefix}_{key}S {{{', '.join(values)}}}"
             yield f"#define {prefix}_{key}_COUNT {len(values)}"
             if len(values) == 1:

@@ -1,4 +1,6 @@
-"""The library of a package and the header beside it: with the C interface for a CPU, for TVM's virtual machine alone on a GPU."""
+"""The library of a package and the header beside it: with the C interface for a CPU, for TVM's virtual machine alone
+on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,19 @@ def export(compiled: Compiled, manifest: Mapping[str, Any], library: Path) -> di
     if target["kind"] == "cuda":
         _for_gpu(compiled, library)
         return {}
-    version = f"hawq_tvm {producer['hawq_tvm']}, tvm {producer['tvm']}: {manifest['name']} for {target['architecture']} {target.get('mcpu', '')}".rstrip()
+    version = (
+        f"hawq_tvm {producer['hawq_tvm']}, tvm {producer['tvm']}: {manifest['name']} for {target['architecture']}"
+        f" {target.get('mcpu', '')}".rstrip()
+    )
     calls = plan.make(compiled.tir, compiled.target)
-    link.export(compiled.executable, library, calls, version=version, architecture=target["architecture"], features=target["cpu_features"])
+    link.export(
+        compiled.executable,
+        library,
+        calls,
+        version=version,
+        architecture=target["architecture"],
+        features=target["cpu_features"],
+    )
     return {HEADER: header.text(manifest, version).encode()}
 
 
@@ -34,6 +46,8 @@ def _for_gpu(compiled: Compiled, library: Path) -> None:
         compiled.executable.export_library(str(library), options=[link.NO_EXPORT])
     except (RuntimeError, FileNotFoundError) as e:
         raise PackageError(
-            "the library could not be linked", where=str(library), found=str(e).splitlines()[0],
+            "the library could not be linked",
+            where=str(library),
+            found=str(e).splitlines()[0],
             remedy="install a C++ compiler (apt-get install g++)",
-        ) from e  # fmt: skip
+        ) from e

@@ -1,4 +1,6 @@
-"""An executable to the library of a package: TVM's objects, the generated plan and the C runtime, linked by the machine's C compiler."""
+"""An executable to the library of a package: TVM's objects, the generated plan and the C runtime, linked by the
+machine's C compiler.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,31 @@ BLOB = "__tvm_ffi__library_bin"
 NO_EXPORT = "-DTVM_EXPORT="
 # The pointers by which kernels reach TVM's runtime, or the C runtime (deploy/native/threads.c).
 POINTERS = frozenset({"__TVMBackendParallelLaunch", "__TVMBackendAllocWorkspace", "__TVMBackendFreeWorkspace"})
-# Two libraries in a process have kernels of the same names: each calls its own. Only what TVM replaces when it is there stays open.
+# Two libraries in a process have kernels of the same names: each calls its own. Only what TVM replaces when it is there
+# stays open.
 _OPEN = "{ TVMFFIErrorSetRaisedFromCStrParts; };\n"
-# Nothing but the contents decides about the bytes: no debug information, no random identifier. The certificate needs the symbols.
-OPTIONS = ("-shared", "-Wl,-soname,model.so", "-Wl,--build-id=none", "-Wl,--strip-debug", "-Wl,-z,defs", "-Wl,-z,noexecstack", "-Wl,--as-needed")
+# Nothing but the contents decides about the bytes: no debug information, no random identifier. The certificate needs
+# the symbols.
+OPTIONS = (
+    "-shared",
+    "-Wl,-soname,model.so",
+    "-Wl,--build-id=none",
+    "-Wl,--strip-debug",
+    "-Wl,-z,defs",
+    "-Wl,-z,noexecstack",
+    "-Wl,--as-needed",
+)
 
 
 def export(
-    executable: relax.VMExecutable, library: Path, plan: Plan, *, version: str, architecture: str, features: Sequence[str], options: Sequence[str] = ()
+    executable: relax.VMExecutable,
+    library: Path,
+    plan: Plan,
+    *,
+    version: str,
+    architecture: str,
+    features: Sequence[str],
+    options: Sequence[str] = (),
 ) -> None:
     """Write the library of a CPU's executable, C interface included.
 
@@ -68,12 +87,19 @@ def _symbols(path: str) -> tuple[Any, Any]:
 
 
 def _check_self_contained(objects: Sequence[str]) -> None:
-    """Refuse kernels that call functions of TVM's runtime which the C runtime does not have: no operator of ours does."""
+    """Refuse kernels that call functions of TVM's runtime which the C runtime does not have: no operator of ours
+    does.
+    """
     for path in objects:
         _, symbols = _symbols(path)
-        foreign = sorted(s.name for s in symbols.iter_symbols() if s.name.startswith("__TVM") and s.name not in POINTERS)
+        foreign = sorted(
+            s.name for s in symbols.iter_symbols() if s.name.startswith("__TVM") and s.name not in POINTERS
+        )
         if foreign:
-            raise PackageError("a kernel calls TVM's runtime, which a library with a C interface does without", found=", ".join(foreign))
+            raise PackageError(
+                "a kernel calls TVM's runtime, which a library with a C interface does without",
+                found=", ".join(foreign),
+            )
 
 
 def _blob(objects: Sequence[str]) -> bytes:
@@ -83,4 +109,8 @@ def _blob(objects: Sequence[str]) -> bytes:
         found = symbols.get_symbol_by_name(BLOB)
         if found:
             return elf.get_section(found[0]["st_shndx"]).data()[found[0]["st_value"] :]
-    raise PackageError("the library holds nothing for TVM's virtual machine", expected=BLOB, found=", ".join(Path(o).name for o in objects))
+    raise PackageError(
+        "the library holds nothing for TVM's virtual machine",
+        expected=BLOB,
+        found=", ".join(Path(o).name for o in objects),
+    )

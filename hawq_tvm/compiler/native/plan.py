@@ -1,4 +1,6 @@
-"""What a library does, in a list: the buffers of `main` after TVM planned its memory, and the kernels that it calls, in order."""
+"""What a library does, in a list: the buffers of `main` after TVM planned its memory, and the kernels that it calls,
+in order.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +114,9 @@ class _Reader:
             self._call(value, var.name)
         elif isinstance(value, relax.Call):
             if not name.startswith("relax.memory.kill"):
-                raise StageError("has no C code", where=var.name, expected="a call of a kernel", found=name or str(value.op))
+                raise StageError(
+                    "has no C code", where=var.name, expected="a call of a kernel", found=name or str(value.op)
+                )
         else:
             self.values[var] = self._value(value)
 
@@ -120,7 +124,12 @@ class _Reader:
         name = call.op.name_hint
         arguments = tuple(n for a in call.args for n in _flat(self._value(a)))
         if len(arguments) > MAX_ARGUMENTS:
-            raise StageError("has too many arguments for C", where=name or where, expected=f"at most {MAX_ARGUMENTS}", found=str(len(arguments)))
+            raise StageError(
+                "has too many arguments for C",
+                where=name or where,
+                expected=f"at most {MAX_ARGUMENTS}",
+                found=str(len(arguments)),
+            )
         # What a kernel writes comes last, and nobody has written it before: every result has a variable of its own.
         fresh = [n for n in arguments if self.tensors[n].storage != CONSTANT and n not in self.written]
         if not fresh or tuple(fresh) != arguments[-len(fresh) :]:

@@ -18,28 +18,42 @@ _MAGIC = 0xDD5E40F096B4A13F
 def text(plan: Plan, blob: bytes, version: str, architecture: str, features: Sequence[str]) -> str:
     """C source that defines `hawq_library_plan` (deploy/native/plan.h).
 
-    blob: what the library keeps for TVM's virtual machine, in which the constants are.  Raises PackageError when one is not.
+    blob: what the library keeps for TVM's virtual machine, in which the constants are.  Raises PackageError when one
+    is not.
     """
     shapes = sorted({t.shape for t in plan.tensors})
     names = {s: f"shape_{i}" for i, s in enumerate(shapes)}
     arguments = [n for c in plan.calls for n in c.arguments]
     kernels = sorted({c.name for c in plan.calls})
     lines = [
-        '#include "plan.h"', "",
+        '#include "plan.h"',
+        "",
         "extern const uint8_t __tvm_ffi__library_bin[];",
-        *(f"extern int __tvm_ffi_{k}(void *, const TVMFFIAny *, int32_t, TVMFFIAny *);" for k in kernels), "",
+        *(f"extern int __tvm_ffi_{k}(void *, const TVMFFIAny *, int32_t, TVMFFIAny *);" for k in kernels),
+        "",
         *(f"static const int64_t {names[s]}[] = {_list(s or (0,))};" for s in shapes),
         f"static const uint64_t storages[] = {_list(plan.storages or (0,))};",
         f"static const int32_t arguments[] = {_list(arguments or (0,))};",
         f"static const int32_t inputs[] = {_list(plan.inputs or (0,))};",
         f"static const int32_t outputs[] = {_list(plan.outputs or (0,))};",
-        f"static const char *const features[] = {{{''.join(f'{quoted(f)}, ' for f in features)}NULL}};", "",
-        "static const hawq_plan_tensor tensors[] = {", *(f"    {_tensor(t, names[t.shape], blob)}," for t in plan.tensors), "};", "",
-        "static const hawq_plan_call calls[] = {", *_calls(plan), "};", "",
+        f"static const char *const features[] = {{{''.join(f'{quoted(f)}, ' for f in features)}NULL}};",
+        "",
+        "static const hawq_plan_tensor tensors[] = {",
+        *(f"    {_tensor(t, names[t.shape], blob)}," for t in plan.tensors),
+        "};",
+        "",
+        "static const hawq_plan_call calls[] = {",
+        *_calls(plan),
+        "};",
+        "",
         "const hawq_plan hawq_library_plan = {",
-        f"    {quoted(version)}, {quoted(architecture)}, features, __tvm_ffi__library_bin, storages, tensors, calls, inputs, outputs,",
-        f"    {len(plan.storages)}, {len(plan.tensors)}, {len(plan.calls)}, {len(plan.inputs)}, {len(plan.outputs)}}};", "",
-    ]  # fmt: skip
+        (
+            f"    {quoted(version)}, {quoted(architecture)}, features, __tvm_ffi__library_bin, storages, tensors,"
+            " calls, inputs, outputs,"
+        ),
+        f"    {len(plan.storages)}, {len(plan.tensors)}, {len(plan.calls)}, {len(plan.inputs)}, {len(plan.outputs)}}};",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -59,7 +73,10 @@ def _calls(plan: Plan) -> Iterable[str]:
 def _tensor(t: Tensor, shape: str, blob: bytes) -> str:
     kind = tvm_ffi.dtype(t.dtype)
     offset = constant_offset(t, blob) if t.storage == CONSTANT else t.offset
-    return f"{{{offset}, {t.bytes}, {shape}, {quoted(t.dtype)}, {t.storage}, {len(t.shape)}, {{{int(kind.type_code)}, {kind.bits}, {kind.lanes}}}}}"
+    return (
+        f"{{{offset}, {t.bytes}, {shape}, {quoted(t.dtype)}, {t.storage}, {len(t.shape)}, {{{int(kind.type_code)},"
+        f" {kind.bits}, {kind.lanes}}}}}"
+    )
 
 
 def constant_offset(t: Tensor, blob: bytes) -> int:
@@ -67,7 +84,19 @@ def constant_offset(t: Tensor, blob: bytes) -> int:
     assert t.value is not None
     kind = tvm_ffi.dtype(t.dtype)
     # The reserved word, the device (CPU 0), and what follows, as TVM writes them on every machine: little endian.
-    header = struct.pack(f"<QQiiiBBH{len(t.shape)}qq", _MAGIC, 0, 1, 0, len(t.shape), int(kind.type_code), kind.bits, kind.lanes, *t.shape, t.bytes)
+    header = struct.pack(
+        f"<QQiiiBBH{len(t.shape)}qq",
+        _MAGIC,
+        0,
+        1,
+        0,
+        len(t.shape),
+        int(kind.type_code),
+        kind.bits,
+        kind.lanes,
+        *t.shape,
+        t.bytes,
+    )
     data = t.value.tobytes()
     at = blob.find(header)
     while at >= 0:
@@ -75,7 +104,11 @@ def constant_offset(t: Tensor, blob: bytes) -> int:
         if blob.startswith(data, begin):
             return begin
         at = blob.find(header, at + 1)
-    raise PackageError("a constant is not where TVM keeps constants", expected=f"{t.dtype}{list(t.shape)}", remedy="report it: this TVM writes them in another way")
+    raise PackageError(
+        "a constant is not where TVM keeps constants",
+        expected=f"{t.dtype}{list(t.shape)}",
+        remedy="report it: this TVM writes them in another way",
+    )
 
 
 def quoted(text: str) -> str:

@@ -60,12 +60,18 @@ def _finish(node: Operation, y: relax.Expr, bias: Value | None, channels: int, r
     return relax.op.squeeze(node.emit(y, "flat"), [2]) if rank == 3 else y
 
 
-def convolved(node: Operation, x: relax.Expr, w: relax.Expr, bias: Value | None, window: Window, group: int) -> relax.Expr:
+def convolved(
+    node: Operation, x: relax.Expr, w: relax.Expr, bias: Value | None, window: Window, group: int
+) -> relax.Expr:
     """The float convolution: x (N, C, spatial), w (O, C / group, spatial), bias (O)."""
     y = relax.op.nn.conv2d(
-        _to_2d(node, x, "x2d"), _to_2d(node, w, "w2d"), strides=window.flat(window.strides, 1), padding=window.padding,
-        dilation=window.flat(window.dilations, 1), groups=group,
-    )  # fmt: skip
+        _to_2d(node, x, "x2d"),
+        _to_2d(node, w, "w2d"),
+        strides=window.flat(window.strides, 1),
+        padding=window.padding,
+        dilation=window.flat(window.dilations, 1),
+        groups=group,
+    )
     return _finish(node, y, bias, ops.shape_of(w)[0], len(ops.shape_of(x)))
 
 
@@ -74,9 +80,14 @@ def convolved_transposed(
 ) -> relax.Expr:
     """The transposed convolution: w (C, O / group, spatial); extra: the output padding."""
     y = relax.op.nn.conv2d_transpose(
-        _to_2d(node, x, "x2d"), _to_2d(node, w, "w2d"), strides=window.flat(window.strides, 1), padding=window.padding,
-        output_padding=window.flat(extra, 0), dilation=window.flat(window.dilations, 1), groups=group,
-    )  # fmt: skip
+        _to_2d(node, x, "x2d"),
+        _to_2d(node, w, "w2d"),
+        strides=window.flat(window.strides, 1),
+        padding=window.padding,
+        output_padding=window.flat(extra, 0),
+        dilation=window.flat(window.dilations, 1),
+        groups=group,
+    )
     return _finish(node, y, bias, ops.shape_of(w)[1] * group, len(ops.shape_of(x)))
 
 
@@ -84,12 +95,19 @@ def check_transposed(node: Operation, spatial: Ints, window: Window, extra: Ints
     """Raise ModelError when the output padding or the pads leave no output."""
     if any(e >= max(s, d) for e, s, d in zip(extra, window.strides, window.dilations, strict=True)):
         raise node.fail(
-            "has an output_padding that its strides cannot leave open", expected=f"below {list(window.strides)}", found=str(extra)
+            "has an output_padding that its strides cannot leave open",
+            expected=f"below {list(window.strides)}",
+            found=str(extra),
         )
     sizes = [
         s * (d - 1) + e + r - b - a
-        for s, d, e, r, b, a in zip(window.strides, spatial, extra, window.reach, window.before, window.after, strict=True)
+        for s, d, e, r, b, a in zip(
+            window.strides, spatial, extra, window.reach, window.before, window.after, strict=True
+        )
     ]
     node.need(
-        math.prod(max(0, s) for s in sizes) > 0, "has pads larger than its output", expected="an output of positive size", found=sizes
+        math.prod(max(0, s) for s in sizes) > 0,
+        "has pads larger than its output",
+        expected="an output of positive size",
+        found=sizes,
     )

@@ -32,7 +32,9 @@ COLOURS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Declared:
-    """An input as the model declares it: sizes, and names (or "?") of symbolic dimensions; None when the rank is unknown."""
+    """An input as the model declares it: sizes, and names (or "?") of symbolic dimensions; None when the rank is
+    unknown.
+    """
 
     name: str
     kind: str
@@ -98,9 +100,12 @@ def _checked(value: Declared) -> Declared:
     if value.kind not in SUPPORTED:
         floats = value.kind in ("float16", "bfloat16", "float64")
         raise ModelError(
-            "has an element type that is not supported", where=f"input {value.name!r}", expected=f"a dense tensor of {', '.join(sorted(SUPPORTED))}",
-            found=value.kind, remedy="convert the model's float tensors to float32" if floats else "",
-        )  # fmt: skip
+            "has an element type that is not supported",
+            where=f"input {value.name!r}",
+            expected=f"a dense tensor of {', '.join(sorted(SUPPORTED))}",
+            found=value.kind,
+            remedy="convert the model's float tensors to float32" if floats else "",
+        )
     return value
 
 
@@ -131,9 +136,12 @@ def _shape(value: Declared, given: bool) -> tuple[int, ...]:
     where, dims = f"input {value.name!r}", value.dims
     if dims is None or any(isinstance(d, str) for d in dims):
         raise ModelError(
-            "has a shape that is not fixed", where=where, expected="every dimension known",
-            found=_text(dims) if dims is not None else "no shape", remedy=f"pass --shape {value.name}={example(dims)}",
-        )  # fmt: skip
+            "has a shape that is not fixed",
+            where=where,
+            expected="every dimension known",
+            found=_text(dims) if dims is not None else "no shape",
+            remedy=f"pass --shape {value.name}={example(dims)}",
+        )
     shape = tuple(int(d) for d in dims)
     if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
         expected = f"sizes of at least 1, at most {MAX_ELEMENTS} elements"

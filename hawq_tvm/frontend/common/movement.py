@@ -82,7 +82,9 @@ def sliced(node: Operation, ranges: Mapping[int, range]) -> Result:
     )
 
 
-def _slice(x: relax.Expr, axes: list[int], begin: list[int], end: list[int], steps: list[int] | None = None) -> relax.Call:
+def _slice(
+    x: relax.Expr, axes: list[int], begin: list[int], end: list[int], steps: list[int] | None = None
+) -> relax.Call:
     return relax.op.strided_slice(x, axes, begin, end, steps or [1] * len(axes))
 
 

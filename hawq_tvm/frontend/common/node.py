@@ -90,10 +90,13 @@ class Operation:
         name = self.source(index)
         outside = name in self.graph_inputs
         raise self.fail(
-            f"has a {what} {name!r} that is {'a graph input' if outside else 'computed at run time'}", expected="a constant",
-            found=f"{value.kind}{list(value.shape)}", remedy=self.make_constant(name) if outside
+            f"has a {what} {name!r} that is {'a graph input' if outside else 'computed at run time'}",
+            expected="a constant",
+            found=f"{value.kind}{list(value.shape)}",
+            remedy=self.make_constant(name)
+            if outside
             else "quantize the model statically, or fold the computation into a constant",
-        )  # fmt: skip
+        )
 
     def make_constant(self, name: str) -> str:
         """The remedy for a run-time input that must be constant."""

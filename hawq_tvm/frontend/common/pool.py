@@ -46,8 +46,11 @@ def _padded(node: Operation, data: relax.Expr, options: dict[str, Any]) -> relax
     return node.emit(relax.op.nn.pad(data, width, "constant", lowest), "pad")
 
 
-def pooled(node: Operation, x: relax.Expr, window: Window, kind: str, *, ceil_mode: bool, count_include_pad: bool = False) -> relax.Expr:
-    """max_pool2d (kind "max") or avg_pool2d (kind "average") of data of rank 3 or 4; a 1-D pool runs as a 2-D one of height 1.
+def pooled(
+    node: Operation, x: relax.Expr, window: Window, kind: str, *, ceil_mode: bool, count_include_pad: bool = False
+) -> relax.Expr:
+    """max_pool2d (kind "max") or avg_pool2d (kind "average") of data of rank 3 or 4; a 1-D pool runs as a 2-D one of
+    height 1.
 
     ceil_mode: a last window may be partial.  count_include_pad: padding counts in a mean.
     """
@@ -61,10 +64,12 @@ def pooled(node: Operation, x: relax.Expr, window: Window, kind: str, *, ceil_mo
     data = node.emit(relax.op.expand_dims(x, [2]), "x2d") if len(shape) == 3 else x
     window, partial = _ceil_mode(node, window, shape[2:]) if ceil_mode else (window, False)
     options = {
-        "pool_size": window.flat(window.kernel, 1), "strides": window.flat(window.strides, 1),
+        "pool_size": window.flat(window.kernel, 1),
+        "strides": window.flat(window.strides, 1),
         "padding": window.padding,
-        "dilation": window.flat(window.dilations, 1), "ceil_mode": partial,
-    }  # fmt: skip
+        "dilation": window.flat(window.dilations, 1),
+        "ceil_mode": partial,
+    }
     if kind == "max" and not node.is_float():
         data = _padded(node, data, options)
         y = relax.op.nn.max_pool2d(data, **{**options, "padding": (0, 0), "ceil_mode": False})

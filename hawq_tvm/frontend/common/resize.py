@@ -12,8 +12,8 @@ from .node import Operation
 from .quant import Affine, dequantized, quantized
 from .values import QUANTIZED, Array, Result
 
-# By axis: the lower of the two positions that each output element reads, and the weight of the one after it as a fraction,
-# its numerator for each element and the one denominator. Where that is 1, numerators are float32 numbers.
+# By axis: the lower of the two positions that each output element reads, and the weight of the one after it as a
+# fraction, its numerator for each element and the one denominator. Where that is 1, numerators are float32 numbers.
 Plans = dict[int, tuple[Array, Array, int]]
 
 

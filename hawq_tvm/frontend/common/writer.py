@@ -43,7 +43,9 @@ class Writer(ABC):
         """Whether the model holds any operator of quantization."""
 
     def failed(self, error: ModelError, op: str, operands: Sequence[Any] = ()) -> Failed:
-        """Note what is wrong with an operator, input or output, and go on without its results; operands: what it would have read."""
+        """Note what is wrong with an operator, input or output, and go on without its results; operands: what it
+        would have read.
+        """
         error.op = op
         self.failures.append(error)
         self.unread += [v for v in operands if isinstance(v, Tensor)]
@@ -63,14 +65,18 @@ class Writer(ABC):
         return module
 
     def keep(self, name: str, value: Any, promises: Iterable[Promise], *, output: bool) -> None:
-        """Note a failure where a tensor is not what was said about it, an output's type included; anything but a tensor is not compared."""
+        """Note a failure where a tensor is not what was said about it, an output's type included; anything but a
+        tensor is not compared.
+        """
         if isinstance(value, Constant | Tensor):
             try:
                 contract.check(name, value.kind if output else "", value.shape, promises)
             except ModelError as e:
                 self.failed(e, "shape")
 
-    def write(self, body: Callable[[Env], Sequence[Value]], outputs: Sequence[str], layers: Sequence[str]) -> tvm.IRModule:
+    def write(
+        self, body: Callable[[Env], Sequence[Value]], outputs: Sequence[str], layers: Sequence[str]
+    ) -> tvm.IRModule:
         """The module of one function `main`.
 
         body: imports everything into an environment that holds the inputs, and gives the outputs' values.

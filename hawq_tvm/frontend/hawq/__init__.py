@@ -19,8 +19,9 @@ from .source import Checkpoint, hawq_checkpoint
 def import_checkpoint(source: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> tvm.IRModule:
     """A checkpoint (a Checkpoint, a path or bytes) as an ANNOTATED module.
 
-    shapes: the shape of "input", by default one image of the size that HAWQ feeds the network.  Raises ModelError naming the first tensor
-    that is missing or wrong, UsageError for an unknown network or a wrong configuration of bits.
+    shapes: the shape of "input", by default one image of the size that HAWQ feeds the network.  Raises ModelError
+    naming the first tensor that is missing or wrong, UsageError for an unknown network or a wrong configuration of
+    bits.
     """
     return Importer(read_model(source), shapes).complete()
 

@@ -1,8 +1,9 @@
 """A checked checkpoint written as an ANNOTATED module, in HAWQ's own arithmetic.
 
-HAWQ multiplies integers by x / s_x, and rescales by dyadic numbers that it computes itself: m / 2^e is the 31-bit number nearest to the float64
-quotient of float32(s_x s_w) and s_y. So integers enter a convolution with the scale 1, and its weights carry the scale s_y m / 2^e, which makes the
-ratio of the next requantize exactly m / 2^e; what is real stays real up to 2^-31. Everything rounds half to even; every branch of a sum on its own (A14).
+HAWQ multiplies integers by x / s_x, and rescales by dyadic numbers that it computes itself: m / 2^e is the 31-bit
+number nearest to the float64 quotient of float32(s_x s_w) and s_y. So integers enter a convolution with the scale 1,
+and its weights carry the scale s_y m / 2^e, which makes the ratio of the next requantize exactly m / 2^e; what is
+real stays real up to 2^-31. Everything rounds half to even; every branch of a sum on its own (A14).
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Integers:
 
 
 def act_type(bits: int) -> arith.QType:
-    """What an activation of so many bits can hold: HAWQ takes 4 bits as unsigned without a zero point, which clamps what is negative, others as signed."""
+    """What an activation of so many bits can hold: HAWQ takes 4 bits as unsigned without a zero point, which clamps
+    what is negative, others as signed.
+    """
     if bits == UNSIGNED_BITS:
         return arith.QType.of("uint4")
     return arith.QType(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, "int8" if bits <= 8 else "int16")
@@ -96,9 +99,11 @@ class Importer(Writer):
         except TYPE_RULE_ERRORS as e:
             shape = "x".join(str(d) for d in self.inputs[0].shape)
             raise ModelError(
-                f"does not fit its operands: {last_line(e)}", where=step.layer, found=f"an input of {shape}",
+                f"does not fit its operands: {last_line(e)}",
+                where=step.layer,
+                found=f"an input of {shape}",
                 remedy=f"give a larger image: --shape {INPUT}=1x3x{self.model.net.pixels}x{self.model.net.pixels}",
-            ) from None  # fmt: skip
+            ) from None
 
     def _import(self, step: Step, image: relax.Expr) -> None:
         if isinstance(step, Act):
@@ -121,17 +126,22 @@ class Importer(Writer):
         else:
             real = parts[0] if len(parts) == 1 else self.bind(relax.op.add(*parts), f"{step.layer}.sum")
         if len(parts) == 2 and not step.joined:
-            # HAWQ clamps no sum of branches: behind ReLU 16 bits without a sign hold twice its calibrated range, what has a sign gets 32.
+            # HAWQ clamps no sum of branches: behind ReLU 16 bits without a sign hold twice its calibrated range, what
+            # has a sign gets 32.
             qtype = arith.QType.of("int32" if step.high is None else "uint16")
         signed = step.high is None and not all(s in self.values and not self.values[s].signed for s in step.sources)
         if step.high is not None:
             real = self.bind(relax.op.nn.relu(real), f"{step.layer}.relu")
         if step.high is not None and np.isfinite(step.high):
             return Integers(self._clipped(step, real, scale, qtype), scale, signed)
-        return Integers(self.bind(ops.quantize(real, scale, 0, qtype=qtype, branches="each"), step.layer), scale, signed)
+        return Integers(
+            self.bind(ops.quantize(real, scale, 0, qtype=qtype, branches="each"), step.layer), scale, signed
+        )
 
     def _clipped(self, step: Act, real: relax.Expr, scale: np.float32, qtype: arith.QType) -> relax.Expr:
-        """`real` quantized, with what ReLU6 leaves: one bound, or where HAWQ's float32 makes channels differ, one for each."""
+        """`real` quantized, with what ReLU6 leaves: one bound, or where HAWQ's float32 makes channels differ, one
+        for each.
+        """
         ceiling = np.minimum(self._ceiling(step, scale), qtype.qmax)
         bounded = arith.QType(qtype.qmin, int(ceiling.max()), qtype.storage)
         quantized = ops.quantize(real, scale, 0, qtype=bounded)
@@ -141,7 +151,9 @@ class Importer(Writer):
         return self.bind(relax.op.minimum(rounded, ops.const(ceiling.reshape(1, -1, 1, 1), qtype.storage)), step.layer)
 
     def _ceiling(self, step: Act, scale: np.float32) -> Array:
-        """What ReLU6 leaves of a channel, in steps of `scale`: HAWQ clips the real value, brings 6 back to the sum's grid in float32, and rescales that."""
+        """What ReLU6 leaves of a channel, in steps of `scale`: HAWQ clips the real value, brings 6 back to the sum's
+        grid in float32, and rescales that.
+        """
         (source,) = step.sources
         weighted = self.weighted[source]
         x_scale, layer = self.values[weighted.x].scale, self.model.layers[source]
@@ -200,11 +212,15 @@ class Importer(Writer):
         data, pad = value.data, step.padding
         if pad:
             lowest = arith.RANGES[ops.dtype_of(data)][0]
-            data = self.bind(relax.op.nn.pad(data, [0, 0, 0, 0, pad, pad, pad, pad], "constant", lowest), f"{step.layer}.pad")
+            data = self.bind(
+                relax.op.nn.pad(data, [0, 0, 0, 0, pad, pad, pad, pad], "constant", lowest), f"{step.layer}.pad"
+            )
         return Integers(self.bind(relax.op.nn.max_pool2d(data, (3, 3), (2, 2)), step.layer), value.scale, value.signed)
 
     def _mean_pool(self, step: MeanPool) -> Integers:
-        """HAWQ cuts the mean of the integers off after it added 0.01: the fraction of a mean of up to 99 of them stays below 1."""
+        """HAWQ cuts the mean of the integers off after it added 0.01: the fraction of a mean of up to 99 of them
+        stays below 1.
+        """
         value = self.values[step.x]
         real = self._dequantized(value.data, value.scale, f"{step.layer}.x")
         if step.whole:
@@ -212,7 +228,13 @@ class Importer(Writer):
         else:
             mean = relax.op.nn.avg_pool2d(real, (3, 3), (1, 1), (1, 1), count_include_pad=True)
         mean = self.bind(mean, f"{step.layer}.mean")
-        raised = self.bind(relax.op.add(mean, ops.const(np.float32(0.01) * value.scale, "float32")), f"{step.layer}.raised")
+        raised = self.bind(
+            relax.op.add(mean, ops.const(np.float32(0.01) * value.scale, "float32")), f"{step.layer}.raised"
+        )
         whole = arith.QType.of(ops.dtype_of(value.data))
         qtype = whole if value.signed else arith.QType(0, whole.qmax, whole.storage)
-        return Integers(self.bind(ops.quantize(raised, value.scale, 0, qtype=qtype, rounding="toward_zero"), step.layer), value.scale, value.signed)
+        return Integers(
+            self.bind(ops.quantize(raised, value.scale, 0, qtype=qtype, rounding="toward_zero"), step.layer),
+            value.scale,
+            value.signed,
+        )

@@ -1,7 +1,8 @@
-"""HAWQ's quantized networks as lists of steps: which quantizer stands where, what convolutions look like, and how their modules are called.
+"""HAWQ's quantized networks as lists of steps: which quantizer stands where, what convolutions look like, and how
+their modules are called.
 
-HAWQ's files hold tensors by module and nothing of the graph. The base networks are pytorchcv's; the quantizers are those of HAWQ-V3's
-q_resnet, q_mobilenetv2 and q_inceptionv3, in the order in which data passes.
+HAWQ's files hold tensors by module and nothing of the graph. The base networks are pytorchcv's; the quantizers are
+those of HAWQ-V3's q_resnet, q_mobilenetv2 and q_inceptionv3, in the order in which data passes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ CONVBN, CONV, FC = "convbn_scaling_factor", "conv_scaling_factor", "fc_scaling_f
 
 @dataclass(frozen=True)
 class Weighted:
-    """A convolution (shape of four) or the last linear layer (of two), output first; None stands for any number of classes.
+    """A convolution (shape of four) or the last linear layer (of two), output first; None stands for any number of
+    classes.
 
     x: the layer that it reads.  scale: what HAWQ calls its scales.  fixed: HAWQ never gives it 4 bits.
     """
@@ -37,8 +39,9 @@ class Weighted:
 class Act:
     """A quantizer of activations: of the image, one tensor, a sum of two (A14) or a concatenation.
 
-    sources: the layers that it reads, none for the image; a Weighted is read by exactly one Act.  high: the bound of the ReLU between,
-    None without one.  wide: part of the residual stream, 16 bits in HAWQ's configurations.  joined: the sources are concatenated, not added.
+    sources: the layers that it reads, none for the image; a Weighted is read by exactly one Act.  high: the bound of
+    the ReLU between, None without one.  wide: part of the residual stream, 16 bits in HAWQ's configurations.
+    joined: the sources are concatenated, not added.
     """
 
     layer: str
@@ -71,7 +74,9 @@ Step: TypeAlias = Weighted | Act | MaxPool | MeanPool
 
 @dataclass(frozen=True)
 class Network:
-    """A network: the steps in order, the last one gives the classes; pixels: the side of the images that HAWQ feeds it."""
+    """A network: the steps in order, the last one gives the classes; pixels: the side of the images that HAWQ feeds
+    it.
+    """
 
     name: str
     pixels: int
@@ -101,7 +106,16 @@ class Network:
 RELU = math.inf
 
 
-def _convolution(layer: str, x: str, outputs: int, inputs: int, kernel: int | tuple[int, int], stride: int = 1, padding: int | tuple[int, int] = 0, **more: object) -> Weighted:
+def _convolution(
+    layer: str,
+    x: str,
+    outputs: int,
+    inputs: int,
+    kernel: int | tuple[int, int],
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+    **more: object,
+) -> Weighted:
     height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
     pads = (padding, padding) if isinstance(padding, int) else padding
     return Weighted(layer, x, (outputs, inputs, height, width), stride, pads, **more)  # type: ignore[arg-type]
@@ -146,10 +160,16 @@ def _resnet(form: _ResNet) -> Iterator[Step]:
     yield Weighted("quant_output", "quant_act_output", (None, inputs), scale=FC, fixed=True)
 
 
-def _residual_unit(at: str, x: str, inputs: int, middle: int, outputs: int, stride: int, form: _ResNet) -> Iterator[Step]:
+def _residual_unit(
+    at: str, x: str, inputs: int, middle: int, outputs: int, stride: int, form: _ResNet
+) -> Iterator[Step]:
     yield Act(f"{at}.quant_act", (x,))
     first, second = (stride, 1) if form.stride_first or not form.bottleneck else (1, stride)
-    kernels = [(1, first, 0, middle), (3, second, 1, middle), (1, 1, 0, outputs)] if form.bottleneck else [(3, first, 1, middle), (3, 1, 1, outputs)]
+    kernels = (
+        [(1, first, 0, middle), (3, second, 1, middle), (1, 1, 0, outputs)]
+        if form.bottleneck
+        else [(3, first, 1, middle), (3, 1, 1, outputs)]
+    )
     read, width = f"{at}.quant_act", inputs
     for i, (kernel, step, padding, made) in enumerate(kernels, 1):
         yield _convolution(f"{at}.quant_convbn{i}", read, made, width, kernel, step, padding)
@@ -198,8 +218,8 @@ def _mobilenetv2() -> Iterator[Step]:
 
 # A convolution: its outputs, kernel, stride and padding.
 _Conv: TypeAlias = tuple[int, int | tuple[int, int], int, int | tuple[int, int]]
-# A branch: convolutions in sequence ("split": at last two side by side, of 1 x 3 and 3 x 1, joined), a number for a mean pool and a
-# convolution with so many outputs, 0 for a max pool.
+# A branch: convolutions in sequence ("split": at last two side by side, of 1 x 3 and 3 x 1, joined), a number for a
+# mean pool and a convolution with so many outputs, 0 for a max pool.
 _Branch: TypeAlias = int | tuple[_Conv | str, ...]
 _SPLIT = "split"
 _ROW, _COLUMN = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
@@ -221,9 +241,16 @@ def _inception_b(middle: int) -> tuple[_Branch, ...]:
 _INCEPTION_C: tuple[_Branch, ...] = ((_one(320),), (_one(384), _SPLIT), (_one(448), (384, 3, 1, 1), _SPLIT), 192)
 _INCEPTION_STAGES: tuple[tuple[tuple[_Branch, ...], ...], ...] = (
     (_inception_a(32), _inception_a(64), _inception_a(64)),
-    ((((384, 3, 2, 0),), (_one(64), (96, 3, 1, 1), (96, 3, 2, 0)), 0), *(_inception_b(n) for n in (128, 160, 160, 192))),
-    (((_one(192), (320, 3, 2, 0)), (_one(192), (192, *_ROW), (192, *_COLUMN), (192, 3, 2, 0)), 0), _INCEPTION_C, _INCEPTION_C),
-)  # fmt: skip
+    (
+        (((384, 3, 2, 0),), (_one(64), (96, 3, 1, 1), (96, 3, 2, 0)), 0),
+        *(_inception_b(n) for n in (128, 160, 160, 192)),
+    ),
+    (
+        ((_one(192), (320, 3, 2, 0)), (_one(192), (192, *_ROW), (192, *_COLUMN), (192, 3, 2, 0)), 0),
+        _INCEPTION_C,
+        _INCEPTION_C,
+    ),
+)
 
 
 def _inceptionv3() -> Iterator[Step]:
@@ -273,7 +300,14 @@ def _branch(at: str, x: str, inputs: int, branch: _Branch) -> tuple[list[Step], 
         if isinstance(form, str):
             for name, kernel, padding in (("q_conv1x3", (1, 3), (0, 1)), ("q_conv3x1", (3, 1), (1, 0))):
                 steps += _activated(f"{at}.{name}", x, inputs, (inputs, kernel, 1, padding), wide=True)
-            steps.append(Act(f"{at}.q_rescaling_activ", (f"{at}.q_conv1x3.q_activ", f"{at}.q_conv3x1.q_activ"), wide=True, joined=True))
+            steps.append(
+                Act(
+                    f"{at}.q_rescaling_activ",
+                    (f"{at}.q_conv1x3.q_activ", f"{at}.q_conv3x1.q_activ"),
+                    wide=True,
+                    joined=True,
+                )
+            )
             return steps, f"{at}.q_rescaling_activ", 2 * inputs
         name = f"{at}.q_conv" if len(branch) == 1 and form[1] == 1 else f"{at}.q_conv_list.q_conv{i}"
         steps += _activated(name, x, inputs, form, wide=i == len(branch))

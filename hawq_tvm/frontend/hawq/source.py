@@ -32,8 +32,10 @@ class Checkpoint:
 def hawq_checkpoint(path: str | Path | bytes, *, network: str | None = None, bits: Bits = None) -> Checkpoint:
     """A HAWQ checkpoint with what it does not say itself; `compile`, `inspect` and `tune` take it like a path.
 
-    network: resnet18, resnet50, resnet50b, resnet101, mobilenetv2_w1 or inceptionv3; needed where the tensors' names and shapes fit several.
-    bits: a configuration, as a mapping of HAWQ's layers to bits, a JSON file of one, or a name such as "uniform8" or "bops_0.5"; without it
-    weights tell their width, and activations have the width of the layer that reads them. Nothing is read before the model is compiled.
+    network: resnet18, resnet50, resnet50b, resnet101, mobilenetv2_w1 or inceptionv3; needed where the tensors' names
+    and shapes fit several.
+    bits: a configuration, as a mapping of HAWQ's layers to bits, a JSON file of one, or a name such as "uniform8" or
+    "bops_0.5"; without it weights tell their width, and activations have the width of the layer that reads them.
+    Nothing is read before the model is compiled.
     """
     return Checkpoint(path, network, bits)

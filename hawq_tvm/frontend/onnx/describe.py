@@ -82,11 +82,15 @@ _ROLES: dict[str, dict[str, tuple[int, int]]] = {
     **{
         name: {"input": (1, 2), "output": (3, 4)}
         for name in (
-            "QLinearAveragePool", "QLinearGlobalAveragePool", "QLinearReduceMean", "QLinearSigmoid",
-            "QLinearLeakyRelu", "QLinearSoftmax",
+            "QLinearAveragePool",
+            "QLinearGlobalAveragePool",
+            "QLinearReduceMean",
+            "QLinearSigmoid",
+            "QLinearLeakyRelu",
+            "QLinearSoftmax",
         )
     },
-}  # fmt: skip
+}
 
 
 # What a dequantized constant is to the node that reads it, by operator and place among its operands.
@@ -116,8 +120,11 @@ def _quantized(
 
 # Where QONNX's operators have their scale, their zero point and the bit width of their result.
 _QONNX: dict[str, tuple[int, int | None, int | None]] = {
-    "Quant": (1, 2, 3), "IntQuant": (1, 2, 3), "BipolarQuant": (1, None, None), "Trunc": (1, 2, 4),
-}  # fmt: skip
+    "Quant": (1, 2, 3),
+    "IntQuant": (1, 2, 3),
+    "BipolarQuant": (1, None, None),
+    "Trunc": (1, 2, 4),
+}
 
 
 def _qonnx_quantized(
@@ -127,16 +134,36 @@ def _qonnx_quantized(
         return []
     scale, zero, width = _QONNX[node.op_type]
     second = node.op_type == "Trunc" and len(node.input) == 6  # version 2 puts its scale before the width
-    tensors = [constants.get(node.input[i]) if i is not None and i < len(node.input) else None for i in (4 if second else scale, zero, 5 if second else width)]
+    tensors = [
+        constants.get(node.input[i]) if i is not None and i < len(node.input) else None
+        for i in (4 if second else scale, zero, 5 if second else width)
+    ]
     bits = 1 if width is None else _first(tensors[2])
     signed = {a.name: a.i for a in node.attribute}.get("signed", 1)
-    kind = "bipolar" if width is None or (bits == 1 and signed) else f"{'int' if signed else 'uint'}{bits or ' of unknown width'}"
+    kind = (
+        "bipolar"
+        if width is None or (bits == 1 and signed)
+        else f"{'int' if signed else 'uint'}{bits or ' of unknown width'}"
+    )
     role = _CONSTANTS.get(readers.get(node.output[0], ("", 0)), "constant") if node.input[0] in constants else "output"
-    symmetric = True if zero is None else None if tensors[1] is None else not fold.read_tensor(tensors[1], node_name(node)).any()
-    return [{
-        "name": node_name(node), "op": node.op_type, "role": role, "type": kind, "bits": bits, "granularity": _granularity(tensors[0], {}),
-        "symmetric": symmetric,
-    }]  # fmt: skip
+    symmetric = (
+        True
+        if zero is None
+        else None
+        if tensors[1] is None
+        else not fold.read_tensor(tensors[1], node_name(node)).any()
+    )
+    return [
+        {
+            "name": node_name(node),
+            "op": node.op_type,
+            "role": role,
+            "type": kind,
+            "bits": bits,
+            "granularity": _granularity(tensors[0], {}),
+            "symmetric": symmetric,
+        }
+    ]
 
 
 def _first(tensor: onnx.TensorProto | None) -> int | None:

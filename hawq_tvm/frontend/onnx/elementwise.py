@@ -16,16 +16,31 @@ from .node import Node, handles, scalar
 from .values import FLOAT_KINDS, Constant, Result, Tensor, Value, storage_of
 
 BINARY: dict[str, Callable[[relax.Expr, relax.Expr], relax.Expr]] = {
-    "Add": relax.op.add, "Sub": relax.op.subtract, "Mul": relax.op.multiply, "Div": relax.op.divide,
+    "Add": relax.op.add,
+    "Sub": relax.op.subtract,
+    "Mul": relax.op.multiply,
+    "Div": relax.op.divide,
     "Pow": relax.op.power,
-    "Max": relax.op.maximum, "Min": relax.op.minimum, "Sum": relax.op.add, "Mean": relax.op.add,
-}  # fmt: skip
+    "Max": relax.op.maximum,
+    "Min": relax.op.minimum,
+    "Sum": relax.op.add,
+    "Mean": relax.op.add,
+}
 UNARY: dict[str, Callable[[relax.Expr], relax.Expr]] = {
-    "Abs": relax.op.abs, "Neg": relax.op.negative, "Floor": relax.op.floor, "Ceil": relax.op.ceil,
+    "Abs": relax.op.abs,
+    "Neg": relax.op.negative,
+    "Floor": relax.op.floor,
+    "Ceil": relax.op.ceil,
     "Round": relax.op.round,
-    "Sqrt": relax.op.sqrt, "Exp": relax.op.exp, "Log": relax.op.log, "Sin": relax.op.sin, "Cos": relax.op.cos,
-    "Erf": relax.op.erf, "Tanh": relax.op.tanh, "Sigmoid": relax.op.sigmoid,
-}  # fmt: skip
+    "Sqrt": relax.op.sqrt,
+    "Exp": relax.op.exp,
+    "Log": relax.op.log,
+    "Sin": relax.op.sin,
+    "Cos": relax.op.cos,
+    "Erf": relax.op.erf,
+    "Tanh": relax.op.tanh,
+    "Sigmoid": relax.op.sigmoid,
+}
 
 
 @handles(*BINARY)

@@ -87,9 +87,16 @@ FOLDABLE = frozenset(
 # The elements of one constant that folding makes, and of all of them together; a larger file may hold larger ones.
 LIMIT, LIMIT_OF_ALL = 1 << 24, 1 << 26
 REFERENCE_ERRORS = (
-    RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, AssertionError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
     MemoryError,
-)  # fmt: skip
+)
 
 
 def read_tensor(tensor: onnx.TensorProto, where: str) -> Array:
@@ -100,9 +107,11 @@ def read_tensor(tensor: onnx.TensorProto, where: str) -> Array:
     kind = ELEMENT_TYPES.get(tensor.data_type)
     if kind is None:
         raise ModelError(
-            "has an element type that is not supported", where=where, expected="an integer, boolean or float type",
+            "has an element type that is not supported",
+            where=where,
+            expected="an integer, boolean or float type",
             found=type_name(tensor.data_type),
-        )  # fmt: skip
+        )
     dims = [int(d) for d in tensor.dims]
     if any(d < 0 for d in dims):
         raise ModelError("has a negative dimension", where=where, found=str(dims))
@@ -160,9 +169,11 @@ class Budget:
         limit = min(self.largest, self.left)
         if size > limit:
             raise node.fail(
-                "would make a very large constant", expected=f"at most {limit} elements", found=str(size),
+                "would make a very large constant",
+                expected=f"at most {limit} elements",
+                found=str(size),
                 remedy="compute it at run time, or store it in the file",
-            )  # fmt: skip
+            )
 
 
 def fold(node: Node, budget: Budget) -> list[Constant]:

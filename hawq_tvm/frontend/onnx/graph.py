@@ -15,7 +15,8 @@ def node_name(node: onnx.NodeProto) -> str:
 
 
 def check_names(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> list[ModelError]:
-    """What is wrong with a graph's names: a tensor that is defined twice, or that is read and not defined, or no output.
+    """What is wrong with a graph's names: a tensor that is defined twice, or that is read and not defined, or no
+    output.
 
     outer: names visible from an enclosing graph.
     """
@@ -28,9 +29,11 @@ def check_names(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> list[Model
     def define(name: str, by: str) -> None:
         if name in defined:
             wrong(
-                f"defines tensor {name!r} a second time", by, found=f"already defined by {defined[name]}",
+                f"defines tensor {name!r} a second time",
+                by,
+                found=f"already defined by {defined[name]}",
                 remedy="give every tensor of the model its own name",
-            )  # fmt: skip
+            )
         defined[name] = by
 
     title = graph.name or "graph"
@@ -59,7 +62,11 @@ def check_names(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> list[Model
     for node in graph.node:
         for name in node.input:
             if name and name not in known:
-                wrong(f"reads a tensor that does not exist: {name!r}", node_name(node), expected="an input, an initializer or the output of a node")
+                wrong(
+                    f"reads a tensor that does not exist: {name!r}",
+                    node_name(node),
+                    expected="an input, an initializer or the output of a node",
+                )
     names = [o.name for o in graph.output]
     if not names:
         wrong("has no output", title, expected="at least one output", remedy="export the model again, with its outputs")

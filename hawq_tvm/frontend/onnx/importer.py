@@ -26,10 +26,20 @@ from .values import ELEMENT_TYPES, Array, Constant, Failed, Value
 # Beside these, what begins with QLinear.
 QUANTIZING = frozenset(
     {
-        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QGemm", "Quant", "IntQuant", "BipolarQuant",
-        "Trunc", "FloatQuant", "MatMulNBits",
+        "QuantizeLinear",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "ConvInteger",
+        "MatMulInteger",
+        "QGemm",
+        "Quant",
+        "IntQuant",
+        "BipolarQuant",
+        "Trunc",
+        "FloatQuant",
+        "MatMulNBits",
     }
-)  # fmt: skip
+)
 
 
 class Importer(Writer):
@@ -113,11 +123,17 @@ class Importer(Writer):
         domain = "" if proto.domain == "ai.onnx" else proto.domain
         values = [env.get(name, Failed()) if name else None for name in proto.input]
         node = Node(
-            name=node_name(proto), op=proto.op_type, domain=domain, opset=self.opsets.get(domain) or 1,
-            inputs=[v for v in values if not isinstance(v, Failed)], sources=list(proto.input),
+            name=node_name(proto),
+            op=proto.op_type,
+            domain=domain,
+            opset=self.opsets.get(domain) or 1,
+            inputs=[v for v in values if not isinstance(v, Failed)],
+            sources=list(proto.input),
             outputs=list(proto.output),
-            attributes={a.name: a for a in proto.attribute}, graph_inputs=self.input_names, bind=self.bind,
-        )  # fmt: skip
+            attributes={a.name: a for a in proto.attribute},
+            graph_inputs=self.input_names,
+            bind=self.bind,
+        )
         entry = self.entry(node)
         if any(isinstance(v, Failed) for v in values):
             return [Failed()] * len(proto.output)
@@ -182,9 +198,12 @@ def _check_output(info: onnx.ValueInfoProto, value: Value) -> None:
     narrow = {"float16", "bfloat16", "float64"} & {declared, value.kind}
     if narrow:
         raise ModelError(
-            "is an output of a float type that is not supported", where=info.name, expected="float32",
-            found=min(narrow), remedy="convert the model's float tensors to float32",
-        )  # fmt: skip
+            "is an output of a float type that is not supported",
+            where=info.name,
+            expected="float32",
+            found=min(narrow),
+            remedy="convert the model's float tensors to float32",
+        )
     if declared != value.kind:
         raise ModelError(
             "is an output of another type than declared", where=info.name, expected=declared, found=value.kind
@@ -222,5 +241,8 @@ def unsupported_operator(name: str, domain: str, op: str, opset: int) -> ModelEr
     elif op.startswith(("Dynamic", "QAttention", "MatMulNBits")):
         remedy = "quantize the model statically, with calibration data"
     else:
-        remedy = "replace it by supported operators, or cut the model before it (a float tail holds supported operators only)"
+        remedy = (
+            "replace it by supported operators, or cut the model before it (a float tail holds supported operators"
+            " only)"
+        )
     return ModelError(f"operator {full} is not supported", where=name, found=f"{full} (opset {opset})", remedy=remedy)

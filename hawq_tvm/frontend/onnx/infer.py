@@ -1,4 +1,6 @@
-"""What ONNX's own shape inference says of a model's tensors, with the inputs' sizes fixed; nothing where it cannot tell."""
+"""What ONNX's own shape inference says of a model's tensors, with the inputs' sizes fixed; nothing where it cannot
+tell.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,14 @@ def inferred(model: onnx.ModelProto, inputs: Sequence[Input]) -> dict[str, Promi
     """Promises by the name of the tensor.  Declared shapes of the model are no part of it."""
     try:
         found = onnx.shape_inference.infer_shapes(_outline(model, inputs), data_prop=True).graph
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError, DecodeError, EncodeError):
+    except (
+        onnx.shape_inference.InferenceError,
+        onnx.checker.ValidationError,
+        RuntimeError,
+        ValueError,
+        DecodeError,
+        EncodeError,
+    ):
         return {}
     return _promises([*found.value_info, *found.output], "ONNX's shape inference")
 
@@ -37,18 +46,27 @@ def declared(outputs: Iterable[onnx.ValueInfoProto]) -> dict[str, Promise]:
 
 
 def _promises(values: Iterable[onnx.ValueInfoProto], by: str, *remedy: str) -> dict[str, Promise]:
-    return {v.name: Promise(by, ELEMENT_TYPES.get(v.type.tensor_type.elem_type, ""), _dims(v), *remedy) for v in values if v.type.HasField("tensor_type")}
+    return {
+        v.name: Promise(by, ELEMENT_TYPES.get(v.type.tensor_type.elem_type, ""), _dims(v), *remedy)
+        for v in values
+        if v.type.HasField("tensor_type")
+    }
 
 
 def _dims(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
     if not value.type.tensor_type.HasField("shape"):
         return None
     # Exporters write 0 and -1 for what they do not know.
-    return tuple(int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim)
+    return tuple(
+        int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else None
+        for d in value.type.tensor_type.shape.dim
+    )
 
 
 def _outline(model: onnx.ModelProto, inputs: Sequence[Input]) -> onnx.ModelProto:
-    """The model without the contents of its weights, without declared shapes but the inputs', and in operators that ONNX knows."""
+    """The model without the contents of its weights, without declared shapes but the inputs', and in operators that
+    ONNX knows.
+    """
     outline = onnx.ModelProto(ir_version=max(4, model.ir_version))
     outline.opset_import.extend(o for o in model.opset_import if o.domain != UNKNOWN)
     outline.opset_import.append(onnx.helper.make_opsetid(UNKNOWN, 1))
@@ -77,8 +95,11 @@ def _known(node: onnx.NodeProto) -> onnx.NodeProto:
     if node.domain == MICROSOFT and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
         return onnx.helper.make_node(node.op_type, list(node.input), list(node.output))
     if node.op_type.endswith("Pool") and any(a.name == "ceil_mode" and a.i for a in node.attribute):
-        # ONNX's inference counts windows that begin in the padding; ONNX Runtime, PyTorch and the operator's later text leave them out.
+        # ONNX's inference counts windows that begin in the padding; ONNX Runtime, PyTorch and the operator's later text
+        # leave them out.
         return onnx.helper.make_node(node.op_type, list(node.input), list(node.output), domain=UNKNOWN)
-    if node.op_type == "Constant" and any(a.HasField("t") and len(a.t.raw_data) > 8 * MOST_ELEMENTS for a in node.attribute):
+    if node.op_type == "Constant" and any(
+        a.HasField("t") and len(a.t.raw_data) > 8 * MOST_ELEMENTS for a in node.attribute
+    ):
         return onnx.helper.make_node("Constant", [], list(node.output), value=_light(node.attribute[0].t))
     return node

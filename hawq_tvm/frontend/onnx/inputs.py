@@ -19,9 +19,7 @@ def runtime_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [i for i in graph.input if i.name not in constants]
 
 
-def graph_inputs(
-    graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]
-) -> tuple[list[Input], list[ModelError]]:
+def graph_inputs(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> tuple[list[Input], list[ModelError]]:
     """The run-time inputs with static shapes, and what is wrong with the others; see `fixed_inputs`."""
     return fixed_inputs(graph_declared(graph), shapes)
 

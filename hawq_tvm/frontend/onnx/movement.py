@@ -50,7 +50,9 @@ def split(node: Node) -> list[Result]:
 
 @handles("Slice")
 def slice_(node: Node) -> Result:
-    """Every step-th element between starts and ends along axes, attributes before opset 10; ONNX clamps both to the data."""
+    """Every step-th element between starts and ends along axes, attributes before opset 10; ONNX clamps both to the
+    data.
+    """
     dims = node.shape()
     if node.opset < 10:
         begins, ends = node.attr("starts", []), node.attr("ends", [])
@@ -150,8 +152,11 @@ def _pad_value(node: Node) -> float:
         value = float(array.astype(np.float64).item())
     else:
         value = 0.0
-    node.need(math.isfinite(value), "pads with a number that is not finite", expected="a finite value", found=value,
-              remedy="use the pads of the MaxPool that follows")  # fmt: skip
+    node.need(
+        math.isfinite(value),
+        "pads with a number that is not finite",
+        expected="a finite value",
+        found=value,
+        remedy="use the pads of the MaxPool that follows",
+    )
     return value
-
-

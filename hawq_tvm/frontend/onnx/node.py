@@ -1,4 +1,6 @@
-"""One ONNX node during the import: its attributes beside what every frontend's operators have, and the table of handlers."""
+"""One ONNX node during the import: its attributes beside what every frontend's operators have, and the table of
+handlers.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class Node(Operation):
         numbers = [v for v in (value if wanted is list else [value]) if isinstance(v, float)]
         # Clip's bounds alone may be infinite.
         if any(math.isnan(v) or (math.isinf(v) and self.op != "Clip") for v in numbers):
-            raise self.fail(f"has an attribute {name} that is not a finite number", found=str(value), remedy="correct the model")
+            raise self.fail(
+                f"has an attribute {name} that is not a finite number", found=str(value), remedy="correct the model"
+            )
         result: Any = list(value) if wanted is list else value
         return result
 

@@ -18,9 +18,13 @@ def _parameter(node: Node, index: int, name: str, shape: Sequence[int]) -> relax
     value = node.value(index)
     if isinstance(value, Constant) and value.shape != tuple(shape):
         array = value.array.astype(np.float32)
-        if array.ndim <= len(shape) and all(a in (1, b) for a, b in zip(array.shape[::-1], tuple(shape)[::-1], strict=False)):
+        if array.ndim <= len(shape) and all(
+            a in (1, b) for a, b in zip(array.shape[::-1], tuple(shape)[::-1], strict=False)
+        ):
             return ops.const(np.broadcast_to(array, shape), "float32")
-    node.need(value.shape == tuple(shape), f"has a {name} that does not fit", expected=list(shape), found=list(value.shape))
+    node.need(
+        value.shape == tuple(shape), f"has a {name} that does not fit", expected=list(shape), found=list(value.shape)
+    )
     return expression(value)
 
 
@@ -29,7 +33,9 @@ def layer_normalization(node: Node) -> relax.Expr:
     """(x - mean) / sqrt(variance + epsilon) scale + bias over the axes from `axis` on."""
     shape = node.shape()
     axis = node.axis(node.attr("axis", -1), len(shape))
-    node.need(len([o for o in node.outputs if o]) == 1, "gives its statistics", expected="one output", found=len(node.outputs))
+    node.need(
+        len([o for o in node.outputs if o]) == 1, "gives its statistics", expected="one output", found=len(node.outputs)
+    )
     scale = _parameter(node, 1, "scale", shape[axis:])
     bias = _parameter(node, 2, "bias", shape[axis:]) if node.given(2) else ops.const(np.zeros(shape[axis:]), "float32")
     return relax.op.nn.layer_norm(node.expr(0), scale, bias, list(range(axis, len(shape))), node.attr("epsilon", 1e-5))
@@ -41,7 +47,9 @@ def instance_normalization(node: Node) -> relax.Expr:
     shape = node.shape()
     node.need(len(shape) >= 3, "needs pixels", expected="rank 3 or more", found=list(shape))
     scale, bias = (_parameter(node, i, name, shape[1:2]) for i, name in ((1, "scale"), (2, "bias")))
-    return relax.op.nn.instance_norm(node.expr(0), scale, bias, 1, list(range(2, len(shape))), node.attr("epsilon", 1e-5))
+    return relax.op.nn.instance_norm(
+        node.expr(0), scale, bias, 1, list(range(2, len(shape))), node.attr("epsilon", 1e-5)
+    )
 
 
 @handles("GroupNormalization")
@@ -50,7 +58,9 @@ def group_normalization(node: Node) -> relax.Expr:
     shape, groups = node.shape(), node.attr("num_groups", 1)
     node.need(len(shape) >= 3, "needs pixels", expected="rank 3 or more", found=list(shape))
     node.need(
-        groups > 0 and shape[1] % groups == 0, "has groups that do not divide its channels", found=f"{groups} groups of {shape[1]} channels"
+        groups > 0 and shape[1] % groups == 0,
+        "has groups that do not divide its channels",
+        found=f"{groups} groups of {shape[1]} channels",
     )
     if node.opset < 21:
         parameters = [_parameter(node, i, name, (groups,)) for i, name in ((1, "scale"), (2, "bias"))]

@@ -1,7 +1,9 @@
-"""QONNX, what Brevitas and HAWQ's exporter write: Quant (IntQuant), BipolarQuant and Trunc as quantize followed by dequantize.
+"""QONNX, what Brevitas and HAWQ's exporter write: Quant (IntQuant), BipolarQuant and Trunc as quantize followed by
+dequantize.
 
-The operators give float tensors and name a bit width; what the integers are is fixed here. QONNX adds the zero point before
-it rounds, which is the form "affine" (A2a). Source: the operators' Python definitions in the package qonnx 1.0.0 (qonnx.custom_op.general).
+The operators give float tensors and name a bit width; what the integers are is fixed here. QONNX adds the zero point
+before it rounds, which is the form "affine" (A2a). Source: the operators' Python definitions in the package qonnx
+1.0.0 (qonnx.custom_op.general).
 """
 
 from __future__ import annotations
@@ -21,11 +23,19 @@ DOMAINS = ("onnx.brevitas", "qonnx.custom_op.general", "finn.custom_op.general",
 MOST_BITS = 8
 MOST_CONSTANT_BITS = 32
 
-# QONNX's names, written in either case: HALF_UP and UP are symmetric, away from zero; ROUND_TO_ZERO is Brevitas's name of DOWN.
+# QONNX's names, written in either case: HALF_UP and UP are symmetric, away from zero; ROUND_TO_ZERO is Brevitas's name
+# of DOWN.
 ROUNDINGS = {
-    "ROUND": "half_even", "HALF_EVEN": "half_even", "CEIL": "ceil", "FLOOR": "floor", "UP": "away", "DOWN": "toward_zero",
-    "ROUND_TO_ZERO": "toward_zero", "HALF_UP": "half_away", "HALF_DOWN": "half_toward_zero",
-}  # fmt: skip
+    "ROUND": "half_even",
+    "HALF_EVEN": "half_even",
+    "CEIL": "ceil",
+    "FLOOR": "floor",
+    "UP": "away",
+    "DOWN": "toward_zero",
+    "ROUND_TO_ZERO": "toward_zero",
+    "HALF_UP": "half_away",
+    "HALF_DOWN": "half_toward_zero",
+}
 
 
 def in_every_domain(*names: str, inputs: tuple[int, int]) -> Callable[[Handler], Handler]:
@@ -40,7 +50,9 @@ def in_every_domain(*names: str, inputs: tuple[int, int]) -> Callable[[Handler],
 
 
 def integer_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
-    """The least and greatest integer of a bit width; narrow leaves out the one most negative, or greatest if unsigned."""
+    """The least and greatest integer of a bit width; narrow leaves out the one most negative, or greatest if
+    unsigned.
+    """
     if signed:
         return -(2 ** (bits - 1)) + narrow, 2 ** (bits - 1) - 1
     return 0, 2**bits - 1 - narrow
@@ -48,7 +60,8 @@ def integer_range(bits: int, signed: bool, narrow: bool) -> tuple[int, int]:
 
 @in_every_domain("Quant", "IntQuant", inputs=(4, 4))
 def quant(node: Node) -> Result:
-    """(q - zero_point) scale with q = round(clip(x / scale + zero_point)) of a bit width; inputs x, scale, zero_point, bit_width.
+    """(q - zero_point) scale with q = round(clip(x / scale + zero_point)) of a bit width; inputs x, scale,
+    zero_point, bit_width.
 
     One signed bit is bipolar, -1 or 1, as in QONNX.
     """
@@ -57,7 +70,9 @@ def quant(node: Node) -> Result:
     signed, narrow, rounding = node.flag("signed", 1), node.flag("narrow", 0), _rounding(node, "ROUND")
     scale, zero = _scale(node, 1), _zero(node, 2)
     if signed and bits == 1:
-        node.need(not zero.any(), "has one signed bit and a zero point", expected="zero point 0", found=int(zero.flat[0]))
+        node.need(
+            not zero.any(), "has one signed bit and a zero point", expected="zero point 0", found=int(zero.flat[0])
+        )
         return _bipolar(node, scale)
     low, high = integer_range(bits, signed, narrow)
     _zero_in_range(node, zero, low, high)
@@ -81,14 +96,18 @@ def bipolar_quant(node: Node) -> Result:
 def trunc(node: Node) -> Result:
     """The low bits of integers dropped: round(q / 2^n) for x = (q - zero_point) scale.
 
-    Version 1 (x, scale, zero_point, in_bits, out_bits) has n = in_bits - out_bits and keeps the scale; version 2 (x, scale,
-    zero_point, in_bits, out_scale, out_bits) has 2^n nearest to out_scale / scale, a range of out_bits, and the scale out_scale.
-    Both have been written under either version number, so the number of inputs tells them apart.
+    Version 1 (x, scale, zero_point, in_bits, out_bits) has n = in_bits - out_bits and keeps the scale; version 2 (x,
+    scale, zero_point, in_bits, out_scale, out_bits) has 2^n nearest to out_scale / scale, a range of out_bits, and
+    the scale out_scale. Both have been written under either version number, so the number of inputs tells them
+    apart.
     """
     _check_data(node)
     second = len(node.inputs) == 6
     scale, zero, rounding = _scale(node, 1), _zero(node, 2), _rounding(node, "FLOOR")
-    in_bits, out_bits = _bits(node, 3, "input bit width", MOST_CONSTANT_BITS), _bits(node, 5 if second else 4, "output bit width", MOST_BITS)
+    in_bits, out_bits = (
+        _bits(node, 3, "input bit width", MOST_CONSTANT_BITS),
+        _bits(node, 5 if second else 4, "output bit width", MOST_BITS),
+    )
     if second:
         out_scale = _scale(node, 4)
         steps = np.rint(np.log2(out_scale.astype(np.float64) / scale)).astype(np.int64)
@@ -97,15 +116,24 @@ def trunc(node: Node) -> Result:
         out_scale, steps = scale, np.asarray(in_bits - out_bits)
         # Version 1 does not say whether its integers have a sign: room for both.
         low, high = integer_range(out_bits, True, False)[0], integer_range(out_bits, False, False)[1]
-    node.need(bool(np.all(steps >= 0)), "gives more bits than it takes", expected="a shift to the right", found=f"2^{int(np.min(steps))}")
+    node.need(
+        bool(np.all(steps >= 0)),
+        "gives more bits than it takes",
+        expected="a shift to the right",
+        found=f"2^{int(np.min(steps))}",
+    )
     if np.any(zero % (1 << steps)):
         raise node.fail(
-            "has a zero point that its shift does not keep whole", expected=f"a multiple of {1 << int(np.max(steps))}", found=int(zero.flat[0]),
+            "has a zero point that its shift does not keep whole",
+            expected=f"a multiple of {1 << int(np.max(steps))}",
+            found=int(zero.flat[0]),
             remedy="use a symmetric quantizer before the pool",
-        )  # fmt: skip
+        )
     out_zero = zero >> steps if second else zero
     _zero_in_range(node, out_zero, low, high)
-    widest = arith.QType(integer_range(in_bits, True, False)[0], min(integer_range(in_bits, False, False)[1], 2**31 - 1), "int32")
+    widest = arith.QType(
+        integer_range(in_bits, True, False)[0], min(integer_range(in_bits, False, False)[1], 2**31 - 1), "int32"
+    )
     whole = _quantized(node, node.expr(0), scale, zero, widest, "half_even", "whole")
     real = node.emit(ops.dequantize(whole, scale, zero, qmin=widest.qmin, qmax=widest.qmax), "real")
     qtype = arith.QType(low, high, arith.smallest_storage(low, high) if low else "uint8")
@@ -114,7 +142,9 @@ def trunc(node: Node) -> Result:
 
 
 def _bipolar(node: Node, scale: Array) -> Result:
-    """-1 or 1 times a scale. At run time floor(x / t) + 1 clipped to 0..1 is [x >= 0], for any t > 0; then 2 [x >= 0] - 1."""
+    """-1 or 1 times a scale. At run time floor(x / t) + 1 clipped to 0..1 is [x >= 0], for any t > 0; then 2 [x >=
+    0] - 1.
+    """
     value, none = node.value(0), np.zeros((), np.int32)
     if isinstance(value, Constant):
         return _constant(np.where(value.array >= 0, 1, -1), scale, none, -1, 1)
@@ -159,14 +189,20 @@ def _bits(node: Node, index: int, what: str, most: int) -> int:
     """A bit width: one whole number from 1 to `most`."""
     array = node.constant(index, what)
     if array.size == 0 or array.dtype.kind not in "iuf" or (array.size > 1 and np.any(array != array.flat[0])):
-        raise node.fail(f"has a {what} that is not one number", expected="one value for the tensor", found=f"{array.dtype}{list(array.shape)}")
+        raise node.fail(
+            f"has a {what} that is not one number",
+            expected="one value for the tensor",
+            found=f"{array.dtype}{list(array.shape)}",
+        )
     bits = float(array.flat[0])
     if not (1 <= bits <= most and bits == round(bits)):
         remedy = f"train with at most {most} bits; only constants, such as biases, may have up to {MOST_CONSTANT_BITS}"
         raise node.fail(
-            f"has a {what} that is not supported", expected=f"a whole number from 1 to {most}", found=f"{bits:g}",
+            f"has a {what} that is not supported",
+            expected=f"a whole number from 1 to {most}",
+            found=f"{bits:g}",
             remedy=remedy if most < bits else "",
-        )  # fmt: skip
+        )
     return int(bits)
 
 
@@ -180,11 +216,17 @@ def _zero(node: Node, index: int) -> Array:
     with np.errstate(all="ignore"):
         whole = np.rint(array.astype(np.float64))
     if array.size == 0 or np.any(whole != array) or np.any(np.abs(whole) >= 2**31):
-        found = f"{float(array.ravel()[np.flatnonzero((whole != array).ravel())[0]]):g}" if np.any(whole != array) else str(list(array.shape))
+        found = (
+            f"{float(array.ravel()[np.flatnonzero((whole != array).ravel())[0]]):g}"
+            if np.any(whole != array)
+            else str(list(array.shape))
+        )
         raise node.fail(
-            f"has a zero point {node.source(index)!r} that is not an integer", expected="whole numbers", found=found,
+            f"has a zero point {node.source(index)!r} that is not an integer",
+            expected="whole numbers",
+            found=found,
             remedy="train with an integer zero point: padding needs an integer that stands for 0",
-        )  # fmt: skip
+        )
     return _fitted(node, index, whole.astype(np.int32), "zero point")
 
 
@@ -200,7 +242,8 @@ def _fitted(node: Node, index: int, array: Array, what: str) -> Array:
     pairs = zip(array.shape[::-1], shape[::-1], strict=False)
     if array.size > 1 and (array.ndim > len(shape) or any(have not in (1, wanted) for have, wanted in pairs)):
         raise node.fail(
-            f"has a {what} {node.source(index)!r} that does not fit", expected=f"a shape that broadcasts to {list(shape)}",
+            f"has a {what} {node.source(index)!r} that does not fit",
+            expected=f"a shape that broadcasts to {list(shape)}",
             found=str(list(array.shape)),
-        )  # fmt: skip
+        )
     return array.reshape(()) if array.size == 1 else array

@@ -112,15 +112,17 @@ def spread(node: Node, array: Array, shape: Sequence[int], axis: int, block: int
         )
     if array.ndim != 1:
         raise node.fail(
-            f"has a {what} of rank {array.ndim}", expected="a scalar, one value per channel, or blocks with block_size",
+            f"has a {what} of rank {array.ndim}",
+            expected="a scalar, one value per channel, or blocks with block_size",
             found=f"shape {list(array.shape)} for data {list(shape)}",
-        )  # fmt: skip
+        )
     axis = 0 if rank == 1 and node.op == "QuantizeLinear" else node.axis(axis, rank)
     if array.shape[0] != shape[axis]:
         raise node.fail(
-            f"has a {what} of the wrong length", expected=f"1 or {shape[axis]} values (axis {axis} of {list(shape)})",
+            f"has a {what} of the wrong length",
+            expected=f"1 or {shape[axis]} values (axis {axis} of {list(shape)})",
             found=f"{array.shape[0]} values",
-        )  # fmt: skip
+        )
     return array.reshape([-1 if i == axis else 1 for i in range(rank)])
 
 

@@ -21,9 +21,13 @@ IR_VERSIONS = (3, 14)
 # Before 7 operands broadcast as attributes say.
 OPSETS = (7, 28)
 FOREIGN = {
-    ".tflite": "a TensorFlow Lite model", ".pt2": "a PyTorch exported program", ".pt": "a PyTorch checkpoint",
-    ".pth": "a PyTorch checkpoint", ".ort": "an ONNX Runtime flatbuffer", ".pb": "a TensorFlow graph",
-}  # fmt: skip
+    ".tflite": "a TensorFlow Lite model",
+    ".pt2": "a PyTorch exported program",
+    ".pt": "a PyTorch checkpoint",
+    ".pth": "a PyTorch checkpoint",
+    ".ort": "an ONNX Runtime flatbuffer",
+    ".pb": "a TensorFlow graph",
+}
 
 
 def read_model(source: Source) -> onnx.ModelProto:
@@ -46,9 +50,11 @@ def read_model(source: Source) -> onnx.ModelProto:
     for tensor in _tensors(model.graph):
         if uses_external_data(tensor):
             raise ModelError(
-                f"keeps initializer {tensor.name!r} in an external file, which bytes cannot name", where=where,
-                expected="a model with its data", remedy="pass the path of the model, or load it with onnx.load",
-            )  # fmt: skip
+                f"keeps initializer {tensor.name!r} in an external file, which bytes cannot name",
+                where=where,
+                expected="a model with its data",
+                remedy="pass the path of the model, or load it with onnx.load",
+            )
     return _inline_functions(model, where)
 
 
@@ -69,7 +75,9 @@ def _read(path: Path) -> bytes:
         models = sorted(p.name for p in path.glob("*.onnx"))
         remedy = f"pass a file, such as {path / models[0]}" if models else "pass the .onnx file itself"
         found = "a package, which was compiled already" if (path / "manifest.json").is_file() else ""
-        raise ModelError("is a directory", where=str(path), expected="an ONNX file", found=found, remedy=remedy) from None
+        raise ModelError(
+            "is a directory", where=str(path), expected="an ONNX file", found=found, remedy=remedy
+        ) from None
     except (OSError, ValueError) as e:
         raise ModelError(f"cannot be read: {e}", where=str(path)) from None
 
@@ -104,8 +112,14 @@ def _foreign(data: bytes, where: str) -> tuple[str, str]:
     """What a file is that is not ONNX, and what can be done about it."""
     suffix = ".tflite" if data[4:8] == b"TFL3" else Path(where).suffix.lower()
     remedy = {
-        ".tflite": f"pip install tf2onnx tensorflow; python -m tf2onnx.convert --opset 18 --tflite {shlex.quote(where)} --output model.onnx",
-        ".pb": "pip install tf2onnx tensorflow; python -m tf2onnx.convert --opset 18 --saved-model FOLDER --output model.onnx, and hawq-tvm quantize it",
+        ".tflite": (
+            f"pip install tf2onnx tensorflow; python -m tf2onnx.convert --opset 18 --tflite {shlex.quote(where)}"
+            " --output model.onnx"
+        ),
+        ".pb": (
+            "pip install tf2onnx tensorflow; python -m tf2onnx.convert --opset 18 --saved-model FOLDER --output"
+            " model.onnx, and hawq-tvm quantize it"
+        ),
         ".ort": "give the ONNX model that it was made of",
     }.get(suffix, "export or copy the model again")
     return FOREIGN.get(suffix, "truncated, damaged or another format"), remedy
@@ -124,9 +138,11 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
         file = path.parent / name
         if not os.path.isfile(file):  # Path.is_file raises for names that no file can have
             raise ModelError(
-                f"needs external data {name!r} for initializer {tensor.name!r}, which is missing", where=str(path),
-                expected=str(file), remedy="keep the data file next to the model",
-            )  # fmt: skip
+                f"needs external data {name!r} for initializer {tensor.name!r}, which is missing",
+                where=str(path),
+                expected=str(file),
+                remedy="keep the data file next to the model",
+            )
     try:
         load_external_data_for_model(model, str(path.parent))
     except (OSError, ValueError, TypeError, MemoryError, onnx.checker.ValidationError) as e:
@@ -154,9 +170,11 @@ def _check_text(model: onnx.ModelProto, where: str) -> None:
 def _check_versions(model: onnx.ModelProto, where: str) -> None:
     if not IR_VERSIONS[0] <= model.ir_version <= IR_VERSIONS[1]:
         raise ModelError(
-            "has an IR version that is not supported", where=where, expected=f"{IR_VERSIONS[0]} to {IR_VERSIONS[1]}",
+            "has an IR version that is not supported",
+            where=where,
+            expected=f"{IR_VERSIONS[0]} to {IR_VERSIONS[1]}",
             found=str(model.ir_version),
-        )  # fmt: skip
+        )
     opset = opset_of(model)
     if opset is None:
         if any(o.domain for o in model.opset_import) and all(n.domain for n in model.graph.node):
@@ -166,9 +184,12 @@ def _check_versions(model: onnx.ModelProto, where: str) -> None:
         )
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ModelError(
-            "has an operator set that is not supported", where=where, expected=f"opset {OPSETS[0]} to {OPSETS[1]}",
-            found=f"opset {opset}", remedy="export the model again with one of these",
-        )  # fmt: skip
+            "has an operator set that is not supported",
+            where=where,
+            expected=f"opset {OPSETS[0]} to {OPSETS[1]}",
+            found=f"opset {opset}",
+            remedy="export the model again with one of these",
+        )
 
 
 def _inline_functions(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
@@ -188,7 +209,9 @@ MAX_NODES, MAX_NESTED = 1 << 16, 100
 
 
 def _check_functions(model: onnx.ModelProto, where: str) -> None:
-    """Raise ModelError where functions that call functions would make very many nodes, or never end; they are not inlined yet."""
+    """Raise ModelError where functions that call functions would make very many nodes, or never end; they are not
+    inlined yet.
+    """
     bodies = {(f.domain, f.name): [n for n in f.node] for f in model.functions}
     sizes: dict[tuple[str, str], int] = {}
 
@@ -203,9 +226,12 @@ def _check_functions(model: onnx.ModelProto, where: str) -> None:
     def called(key: tuple[str, str], path: tuple[tuple[str, str], ...], node: onnx.NodeProto) -> int:
         if key in path or len(path) > MAX_NESTED:
             raise ModelError(
-                "has functions that call one another without end, or very deeply", where=node.name or node.op_type or where,
-                expected=f"at most {MAX_NESTED} within one another", found=".".join(key), remedy="export the model with its functions inlined",
-            )  # fmt: skip
+                "has functions that call one another without end, or very deeply",
+                where=node.name or node.op_type or where,
+                expected=f"at most {MAX_NESTED} within one another",
+                found=".".join(key),
+                remedy="export the model with its functions inlined",
+            )
         if key not in sizes:
             sizes[key] = size(bodies[key], (*path, key))
         return sizes[key]
@@ -214,9 +240,12 @@ def _check_functions(model: onnx.ModelProto, where: str) -> None:
         count = size([node], ())
         if count > MAX_NODES:
             raise ModelError(
-                "calls functions that call functions, which would become very many nodes", where=node.name or next(iter(node.output), node.op_type),
-                expected=f"at most {MAX_NODES} nodes", found=str(count), remedy="export the model with its functions inlined",
-            )  # fmt: skip
+                "calls functions that call functions, which would become very many nodes",
+                where=node.name or next(iter(node.output), node.op_type),
+                expected=f"at most {MAX_NODES} nodes",
+                found=str(count),
+                remedy="export the model with its functions inlined",
+            )
 
 
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:

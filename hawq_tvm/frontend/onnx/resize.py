@@ -15,9 +15,14 @@ from .node import Node, handles
 from .values import Array, Result
 
 COORDINATES = (
-    "half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric", "tf_half_pixel_for_nn",
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+    "tf_half_pixel_for_nn",
     "tf_crop_and_resize",
-)  # fmt: skip
+)
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 MAX_SIZE = 1 << 20
 # Weights with a larger denominator, which only scales that are no simple fractions give, are rounded to float32.
@@ -35,7 +40,9 @@ class Axis:
     crop: tuple[Fraction, Fraction] = (Fraction(0), Fraction(1))
 
     def source(self, mode: str) -> tuple[Array, int]:
-        """Where each output position lies in the input (ONNX, Resize, coordinate_transformation_mode): numerators and their one denominator."""
+        """Where each output position lies in the input (ONNX, Resize, coordinate_transformation_mode): numerators
+        and their one denominator.
+        """
         start, step = self._line(mode)
         whole = lcm(start.denominator, step.denominator)
         return np.arange(self.output).astype(object) * int(step * whole) + int(start * whole), whole
@@ -66,13 +73,24 @@ def nearest(numerators: Array, whole: int, rounding: str) -> Array:
         return numerators // whole
     if rounding == "ceil":
         return -(-numerators // whole)
-    return -((whole - 2 * numerators) // (2 * whole)) if rounding == "round_prefer_floor" else (2 * numerators + whole) // (2 * whole)
+    return (
+        -((whole - 2 * numerators) // (2 * whole))
+        if rounding == "round_prefer_floor"
+        else (2 * numerators + whole) // (2 * whole)
+    )
 
 
 @handles("Upsample")
 def upsample(node: Node) -> Result:
-    """What Resize was called before opset 10, with the scales as an attribute before opset 9: asymmetric, rounding down."""
-    node.need(node.opset < 10, "does not exist in this opset any more", found=f"opset {node.opset}", remedy="export the model again")
+    """What Resize was called before opset 10, with the scales as an attribute before opset 9: asymmetric, rounding
+    down.
+    """
+    node.need(
+        node.opset < 10,
+        "does not exist in this opset any more",
+        found=f"opset {node.opset}",
+        remedy="export the model again",
+    )
     return _as_first(node, node.attr("scales", [1.0]) if node.opset < 9 else _numbers(node.constant(1, "scale")))
 
 
@@ -140,9 +158,12 @@ def _axes_by_size(node: Node, sizes: list[int], axes: list[int]) -> dict[int, Ax
         ratio = min(ratios) if policy == "not_larger" else max(ratios)
         exact = [ratio * dims[a] for a in axes]
         return {
-            a: _checked(node, Axis(dims[a], math.floor(e + Fraction(1, 2)), ratio, e)) for a, e in zip(axes, exact, strict=True)
+            a: _checked(node, Axis(dims[a], math.floor(e + Fraction(1, 2)), ratio, e))
+            for a, e in zip(axes, exact, strict=True)
         }
-    return {a: _checked(node, Axis(dims[a], s, Fraction(s, dims[a]), Fraction(s))) for a, s in zip(axes, sizes, strict=True)}
+    return {
+        a: _checked(node, Axis(dims[a], s, Fraction(s, dims[a]), Fraction(s))) for a, s in zip(axes, sizes, strict=True)
+    }
 
 
 def _checked(node: Node, axis: Axis) -> Axis:
@@ -167,7 +188,11 @@ def _weights(part: Array, whole: int) -> tuple[Array, int]:
     """part / whole with the least denominator, which is 1 where the numerators are float32 numbers."""
     common = gcd(whole, *part.tolist())
     part, whole = part // common, whole // common
-    return (part.astype(np.float64), whole) if whole <= MAX_DENOMINATOR else ((part / whole).astype(np.float32).astype(np.float64), 1)
+    return (
+        (part.astype(np.float64), whole)
+        if whole <= MAX_DENOMINATOR
+        else ((part / whole).astype(np.float32).astype(np.float64), 1)
+    )
 
 
 def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) -> Result:

@@ -28,9 +28,11 @@ def check_schema(node: Node, entry: Entry | None) -> None:
         raise node.fail("does not exist in this opset", found=f"opset {node.opset}") from None
     count = len(node.inputs)
     node.need(
-        schema.min_input <= count <= schema.max_input, "has the wrong number of inputs",
-        expected=f"{schema.min_input} to {schema.max_input}", found=count,
-    )  # fmt: skip
+        schema.min_input <= count <= schema.max_input,
+        "has the wrong number of inputs",
+        expected=f"{schema.min_input} to {schema.max_input}",
+        found=count,
+    )
     node.need(
         len(node.outputs) <= schema.max_output,
         "has too many outputs",

@@ -48,14 +48,22 @@ def prelu(node: Node) -> relax.Expr:
     rank = len(node.shape())
     if len(slope.shape) == 1 and slope.shape[0] > 1:
         shape = (slope.shape[0], *(1,) * max(0, rank - 2))
-        slope = Constant(slope.array.reshape(shape)) if isinstance(slope, Constant) else Tensor(node.emit(relax.op.reshape(slope.expr, shape), "slope"), slope.kind)
+        slope = (
+            Constant(slope.array.reshape(shape))
+            if isinstance(slope, Constant)
+            else Tensor(node.emit(relax.op.reshape(slope.expr, shape), "slope"), slope.kind)
+        )
     return sloped(node, x, slope)
 
 
 @handles("aten.elu")
 def elu(node: Node) -> relax.Expr:
     """x for x >= 0, else alpha (exp(x) - 1)."""
-    node.need(node.number("scale", 1) == 1 and node.number("input_scale", 1) == 1, "scales its input or output", expected="scale 1 and input_scale 1")
+    node.need(
+        node.number("scale", 1) == 1 and node.number("input_scale", 1) == 1,
+        "scales its input or output",
+        expected="scale 1 and input_scale 1",
+    )
     return exponential(node, node.x(), float(node.number("alpha", 1)))
 
 
@@ -96,16 +104,27 @@ def _statistics(node: Node, mean: str, variance: str) -> relax.Expr:
     shape = node.shape()
     node.need(len(shape) >= 2, "needs a channel axis", expected="rank 2 or more", found=list(shape))
     for name in (mean, variance):
-        node.need(node.has(name), "computes statistics of its input", expected=f"a stored {name}", remedy="use track_running_stats=True")
+        node.need(
+            node.has(name),
+            "computes statistics of its input",
+            expected=f"a stored {name}",
+            remedy="use track_running_stats=True",
+        )
     gamma = node.array("weight") if node.has("weight") else np.ones(shape[1], np.float32)
     beta = node.array("bias") if node.has("bias") else np.zeros(shape[1], np.float32)
-    return batch_normalized(node, gamma, beta, node.array(mean), node.array(variance), epsilon=float(node.number("eps")))
+    return batch_normalized(
+        node, gamma, beta, node.array(mean), node.array(variance), epsilon=float(node.number("eps"))
+    )
 
 
 @handles("aten.batch_norm")
 def batch_norm(node: Node) -> relax.Expr:
     """Normalisation with stored statistics; a pass folds it into the convolution before it."""
-    node.need(not node.flag("training"), "is in training mode", remedy="call move_exported_model_to_eval before convert_pt2e, or export in evaluation mode")
+    node.need(
+        not node.flag("training"),
+        "is in training mode",
+        remedy="call move_exported_model_to_eval before convert_pt2e, or export in evaluation mode",
+    )
     node.x()
     return _statistics(node, "running_mean", "running_var")
 
@@ -118,12 +137,24 @@ def native_batch_norm(node: Node) -> list[Result]:
 
 
 @handles(
-    "aten.dropout", "aten.feature_dropout", "aten.alpha_dropout", "aten.contiguous", "aten.clone", "aten.detach", "aten.detach_", "aten.alias",
-    "aten.lift_fresh_copy", "aten.lift_fresh",
+    "aten.dropout",
+    "aten.feature_dropout",
+    "aten.alpha_dropout",
+    "aten.contiguous",
+    "aten.clone",
+    "aten.detach",
+    "aten.detach_",
+    "aten.alias",
+    "aten.lift_fresh_copy",
+    "aten.lift_fresh",
 )
 def identity(node: Node) -> Result:
     """The input itself: nothing is dropped when a model runs."""
-    node.need(not node.flag("train"), "is in training mode", remedy="call move_exported_model_to_eval before convert_pt2e, or export in evaluation mode")
+    node.need(
+        not node.flag("train"),
+        "is in training mode",
+        remedy="call move_exported_model_to_eval before convert_pt2e, or export in evaluation mode",
+    )
     return node.value(0)
 
 
@@ -135,9 +166,10 @@ def cast(node: Node) -> Result:
     if kind == x.kind:
         return x
     node.need(
-        kind == "float32" and x.kind in ("int8", "uint8", "int16", "uint16", "int32", "bool"), "to this element type is not supported",
-        expected="float32", found=f"{x.kind} to {kind}", remedy="convert the model to float32",
-    )  # fmt: skip
+        kind == "float32" and x.kind in ("int8", "uint8", "int16", "uint16", "int32", "bool"),
+        "to this element type is not supported",
+        expected="float32",
+        found=f"{x.kind} to {kind}",
+        remedy="convert the model to float32",
+    )
     return relax.op.astype(node.expr(0), "float32")
-
-

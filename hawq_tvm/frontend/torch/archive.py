@@ -1,4 +1,5 @@
-"""A .pt2 file without what could run code: PyTorch reads pickles in it without restriction, libraries, and Python expressions.
+"""A .pt2 file without what could run code: PyTorch reads pickles in it without restriction, libraries, and Python
+expressions.
 
 What is left is checked here and written anew, so that PyTorch reads the very bytes that were checked.
 """
@@ -27,16 +28,92 @@ RESTRICT, LIFT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_L
 OBJECTS = re.compile(r"(^|/)(custom_obj|opaque_obj)|(^|/)data/(aotinductor|executorch)/|\.(so|pyd|dll|dylib|py|pyc)$")
 # Sizes as sympy's srepr writes them; PyTorch evaluates them as Python.
 SIZE_WORDS = frozenset(
-    ["Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "ModularIndexing", "CeilToInt", "FloorToInt", "CeilDiv", "PowByNatural", "IntTrueDiv", "FloatTrueDiv", "Where", "LShift", "RShift", "Identity", "Equality", "Unequality", "Eq", "Ne", "LessThan", "GreaterThan", "StrictLessThan", "StrictGreaterThan", "And", "Or", "Not", "positive", "negative", "nonnegative", "nonpositive", "integer", "real", "precision", "True", "False", "true", "false"]
+    [
+        "Symbol",
+        "Integer",
+        "Rational",
+        "Float",
+        "Add",
+        "Mul",
+        "Pow",
+        "Max",
+        "Min",
+        "Mod",
+        "PythonMod",
+        "FloorDiv",
+        "CleanDiv",
+        "ModularIndexing",
+        "CeilToInt",
+        "FloorToInt",
+        "CeilDiv",
+        "PowByNatural",
+        "IntTrueDiv",
+        "FloatTrueDiv",
+        "Where",
+        "LShift",
+        "RShift",
+        "Identity",
+        "Equality",
+        "Unequality",
+        "Eq",
+        "Ne",
+        "LessThan",
+        "GreaterThan",
+        "StrictLessThan",
+        "StrictGreaterThan",
+        "And",
+        "Or",
+        "Not",
+        "positive",
+        "negative",
+        "nonnegative",
+        "nonpositive",
+        "integer",
+        "real",
+        "precision",
+        "True",
+        "False",
+        "true",
+        "false",
+    ]
 )
 SIZE = re.compile(r"(?:\s*(?:'[\w.+-]*'|\d+|[A-Za-z_]\w*|[-+*(),=]))*\s*")
 NAME = re.compile(r"'[^']*'|[A-Za-z_]\w*")
 TARGET = re.compile(r"(torch\.ops|_operator|math)(\.\w+)+|torch\.(sym_\w+|_sym_\w+)|\w+")
-CONTAINERS = frozenset({None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"} | {f"torch.fx.immutable_collections.immutable_{k}" for k in ("list", "dict")})
+CONTAINERS = frozenset(
+    {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
+    | {f"torch.fx.immutable_collections.immutable_{k}" for k in ("list", "dict")}
+)
 GUARD_NODES = (
-    ast.Expression, ast.BoolOp, ast.And, ast.Or, ast.Not, ast.UnaryOp, ast.USub, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.Compare,
-    ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Constant, ast.Name, ast.Load, ast.Subscript, ast.Attribute, ast.Call, ast.Is, ast.IsNot,
-)  # fmt: skip
+    ast.Expression,
+    ast.BoolOp,
+    ast.And,
+    ast.Or,
+    ast.Not,
+    ast.UnaryOp,
+    ast.USub,
+    ast.BinOp,
+    ast.Add,
+    ast.Sub,
+    ast.Mult,
+    ast.FloorDiv,
+    ast.Mod,
+    ast.Compare,
+    ast.Eq,
+    ast.NotEq,
+    ast.Lt,
+    ast.LtE,
+    ast.Gt,
+    ast.GtE,
+    ast.Constant,
+    ast.Name,
+    ast.Load,
+    ast.Subscript,
+    ast.Attribute,
+    ast.Call,
+    ast.Is,
+    ast.IsNot,
+)
 GUARD_NAMES = frozenset({"L", "math", "size", "stride", "storage_offset", "ndim", "shape", "isnan", "inf"})
 # State of the first format, called so and pickled.
 PICKLES = frozenset({"serialized_state_dict.json", "serialized_constants.json"})
@@ -52,7 +129,9 @@ def checked(source: str | os.PathLike[str] | bytes, where: str) -> io.BytesIO:
                 raise _untrusted("holds two files of one name", where, max(names, key=names.count))
             content = {name: archive.read(name) for name in names}
     except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError, zlib.error) as e:
-        raise ModelError("is not a readable exported program", where=where, expected="a .pt2 file of torch.export.save", found=str(e)) from None
+        raise ModelError(
+            "is not a readable exported program", where=where, expected="a .pt2 file of torch.export.save", found=str(e)
+        ) from None
     made = io.BytesIO()
     with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
         for name, data in content.items():
@@ -76,7 +155,9 @@ def restricted() -> Iterator[None]:
 
 
 def _untrusted(message: str, where: str, found: str) -> ModelError:
-    return ModelError(message, where=where, expected="tensors, numbers and operators alone", found=found[:200], remedy=REMEDY)
+    return ModelError(
+        message, where=where, expected="tensors, numbers and operators alone", found=found[:200], remedy=REMEDY
+    )
 
 
 def _check_file(name: str, data: bytes, where: str) -> None:
@@ -87,7 +168,9 @@ def _check_file(name: str, data: bytes, where: str) -> None:
     try:
         pending: list[tuple[str, Any]] = [("", json.loads(data))]
     except (ValueError, RecursionError) as e:
-        raise ModelError("holds JSON that cannot be read", where=where, found=f"{name}: {e}", remedy="copy or export it again") from None
+        raise ModelError(
+            "holds JSON that cannot be read", where=where, found=f"{name}: {e}", remedy="copy or export it again"
+        ) from None
     while pending:
         key, value = pending.pop()
         if isinstance(value, dict):
@@ -136,7 +219,11 @@ def _is_container(text: str) -> bool:
         if isinstance(value, list):
             pending.extend(value)
         elif isinstance(value, dict):
-            if value.get("type") not in CONTAINERS or "__enum__" in str(value.get("context")) or "\\" in str(value.get("context")):
+            if (
+                value.get("type") not in CONTAINERS
+                or "__enum__" in str(value.get("context"))
+                or "\\" in str(value.get("context"))
+            ):
                 return False
             pending.extend(value.values())
     return True

@@ -21,7 +21,9 @@ def describe_exported(source: Any) -> dict[str, Any]:
     program = read_program(source)
     return {
         "format": "PyTorch exported program",
-        "read_with": f"torch {program.torch_version}{', trusted: what the file holds may have run' if trusted() else ''}",
+        "read_with": (
+            f"torch {program.torch_version}{', trusted: what the file holds may have run' if trusted() else ''}"
+        ),
         "inputs": [{"name": i.name, "dtype": i.kind, "shape": i.dims} for i in program.inputs],
         "outputs": [{"name": name} for name, _ in program.outputs],
         "nodes": len(program.calls),
@@ -58,11 +60,23 @@ def _format(call: Call, program: Program) -> dict[str, Any]:
     bits = arith.QType(low, high, kind).bits if narrow and low is not None and high is not None else None
     scale = _stored(arguments.get("scale", arguments.get("scales")), program)
     zero = _stored(arguments.get("zero_point", arguments.get("zero_points")), program)
-    grain = "computed at run time" if scale is None else "per tensor" if "per_tensor" in call.op else f"per channel ({scale.array.size})"
+    grain = (
+        "computed at run time"
+        if scale is None
+        else "per tensor"
+        if "per_tensor" in call.op
+        else f"per channel ({scale.array.size})"
+    )
     return {
-        "type": kind if bits is None or (low, high) == arith.RANGES.get(kind) else f"{kind} of {bits} bits ({low} to {high})",
-        "bits": bits, "granularity": grain, "symmetric": None if zero is None else not zero.array.any(),
-    }  # fmt: skip
+        "type": (
+            kind
+            if bits is None or (low, high) == arith.RANGES.get(kind)
+            else f"{kind} of {bits} bits ({low} to {high})"
+        ),
+        "bits": bits,
+        "granularity": grain,
+        "symmetric": None if zero is None else not zero.array.any(),
+    }
 
 
 def _stored(value: Any, program: Program) -> Constant | None:

@@ -13,15 +13,31 @@ from hawq_tvm.frontend.common.elementwise import check_broadcast, clipped
 from .node import Node, handles, scalar
 
 BINARY: dict[str, Callable[[relax.Expr, relax.Expr], relax.Expr]] = {
-    "aten.add": relax.op.add, "aten.sub": relax.op.subtract, "aten.mul": relax.op.multiply, "aten.div": relax.op.divide,
-    "aten.maximum": relax.op.maximum, "aten.minimum": relax.op.minimum,
-}  # fmt: skip
+    "aten.add": relax.op.add,
+    "aten.sub": relax.op.subtract,
+    "aten.mul": relax.op.multiply,
+    "aten.div": relax.op.divide,
+    "aten.maximum": relax.op.maximum,
+    "aten.minimum": relax.op.minimum,
+}
 UNARY: dict[str, Callable[[relax.Expr], relax.Expr]] = {
-    "aten.abs": relax.op.abs, "aten.neg": relax.op.negative, "aten.floor": relax.op.floor, "aten.ceil": relax.op.ceil,
-    "aten.sqrt": relax.op.sqrt, "aten.exp": relax.op.exp, "aten.log": relax.op.log, "aten.sin": relax.op.sin, "aten.cos": relax.op.cos,
-    "aten.erf": relax.op.erf, "aten.tanh": relax.op.tanh, "aten.sigmoid": relax.op.sigmoid, "aten.rsqrt": relax.op.rsqrt,
-    "aten.relu": relax.op.nn.relu, "aten.square": relax.op.square, "aten.silu": relax.op.nn.silu,
-}  # fmt: skip
+    "aten.abs": relax.op.abs,
+    "aten.neg": relax.op.negative,
+    "aten.floor": relax.op.floor,
+    "aten.ceil": relax.op.ceil,
+    "aten.sqrt": relax.op.sqrt,
+    "aten.exp": relax.op.exp,
+    "aten.log": relax.op.log,
+    "aten.sin": relax.op.sin,
+    "aten.cos": relax.op.cos,
+    "aten.erf": relax.op.erf,
+    "aten.tanh": relax.op.tanh,
+    "aten.sigmoid": relax.op.sigmoid,
+    "aten.rsqrt": relax.op.rsqrt,
+    "aten.relu": relax.op.nn.relu,
+    "aten.square": relax.op.square,
+    "aten.silu": relax.op.nn.silu,
+}
 
 
 @handles(*BINARY)
@@ -38,7 +54,9 @@ def binary(node: Node) -> relax.Expr:
 @handles("aten.rsub")
 def reverse_subtract(node: Node) -> relax.Expr:
     """other - alpha x."""
-    return relax.op.subtract(node.operand("other"), times(node, node.number("alpha", 1), node.operand("self"), "scaled"))
+    return relax.op.subtract(
+        node.operand("other"), times(node, node.number("alpha", 1), node.operand("self"), "scaled")
+    )
 
 
 @handles(*UNARY)

@@ -21,17 +21,28 @@ from .program import QUANTIZATION, Call, Program, Ref
 
 # Arithmetic of sizes, which programs with symbolic dimensions hold.
 SCALARS: dict[str, Callable[..., Any]] = {
-    "operator.add": operator.add, "operator.sub": operator.sub, "operator.mul": operator.mul, "operator.floordiv": operator.floordiv,
-    "operator.mod": operator.mod, "operator.neg": operator.neg, "operator.truediv": operator.truediv, "math.ceil": math.ceil,
-    "math.floor": math.floor, "math.trunc": math.trunc,
-}  # fmt: skip
+    "operator.add": operator.add,
+    "operator.sub": operator.sub,
+    "operator.mul": operator.mul,
+    "operator.floordiv": operator.floordiv,
+    "operator.mod": operator.mod,
+    "operator.neg": operator.neg,
+    "operator.truediv": operator.truediv,
+    "math.ceil": math.ceil,
+    "math.floor": math.floor,
+    "math.trunc": math.trunc,
+}
 # Checks of sizes: every shape is known here, and operators check their own.
 CHECKS = frozenset(
     {
-        "aten._assert_async", "aten._assert_scalar", "aten._assert_tensor_metadata", "aten.sym_constrain_range",
-        "aten.sym_constrain_range_for_size", *(f"operator.{n}" for n in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_")),
+        "aten._assert_async",
+        "aten._assert_scalar",
+        "aten._assert_tensor_metadata",
+        "aten.sym_constrain_range",
+        "aten.sym_constrain_range_for_size",
+        *(f"operator.{n}" for n in ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_")),
     }
-)  # fmt: skip
+)
 STATIC = "quantize statically: calibrate with prepare_pt2e and convert_pt2e, is_dynamic=False"
 
 
@@ -56,6 +67,7 @@ class Importer(Writer):
 
     def run(self) -> tvm.IRModule:
         """The module, complete when `failures` stays empty."""
+
         def body(env: Env) -> list[Value]:
             self.values |= env
             self.values |= {name: Constant(array) for name, array in self.program.constants.items()}
@@ -63,7 +75,10 @@ class Importer(Writer):
                 self.values[call.name] = self._guarded(call)
             outputs = [self._output(name, value) for name, value in self.program.outputs]
             if not self.failures:
-                results = [*((name, v.name) for name, v in self.program.outputs if isinstance(v, Ref)), *((c.layer, c.name) for c in self.program.calls)]
+                results = [
+                    *((name, v.name) for name, v in self.program.outputs if isinstance(v, Ref)),
+                    *((c.layer, c.name) for c in self.program.calls),
+                ]
                 for i, (name, value) in enumerate(results):
                     said = [self.program.promises[value]] if value in self.program.promises else []
                     self.keep(name, self.values.get(value), said, output=i < len(self.program.outputs))
@@ -76,9 +91,11 @@ class Importer(Writer):
             low, high = self.program.limits.get(str(dim), (size, size))
             if not low <= size <= high:
                 raise UsageError(
-                    f"gives the dimension {dim!r} a size that the program was not exported for", where=f"--shape {declared.name}",
-                    expected=f"{low} to {high}", found=str(size),
-                )  # fmt: skip
+                    f"gives the dimension {dim!r} a size that the program was not exported for",
+                    where=f"--shape {declared.name}",
+                    expected=f"{low} to {high}",
+                    found=str(size),
+                )
 
     def _guarded(self, call: Call) -> Any:
         try:
@@ -103,9 +120,15 @@ class Importer(Writer):
         tensors = [v for v in flat if isinstance(v, Constant | Tensor)]
         sources = [self._title(r.name) for r in call.refs() if isinstance(self.values.get(r.name), Constant | Tensor)]
         node = Node(
-            name=call.layer, op=call.op, inputs=list(tensors), sources=sources, graph_inputs=self.input_names, bind=self.bind,
-            overload=call.overload, arguments=arguments,
-        )  # fmt: skip
+            name=call.layer,
+            op=call.op,
+            inputs=list(tensors),
+            sources=sources,
+            graph_inputs=self.input_names,
+            bind=self.bind,
+            overload=call.overload,
+            arguments=arguments,
+        )
         if call.op == "aten.sym_size":
             return node.shape()[node.axis(node.integer("dim"), len(node.shape()))]
         if any(v.kind == "float64" for v in tensors) and not call.op.startswith(QUANTIZATION):
@@ -132,16 +155,27 @@ class Importer(Writer):
             return value
         if not isinstance(value, Failed):
             found = value.kind if isinstance(value, Constant | Tensor) else "no tensor"
-            self.failed(ModelError("is an output that cannot be returned", where=name, expected=", ".join(sorted(SUPPORTED)), found=found), "output")
+            self.failed(
+                ModelError(
+                    "is an output that cannot be returned",
+                    where=name,
+                    expected=", ".join(sorted(SUPPORTED)),
+                    found=found,
+                ),
+                "output",
+            )
         return Constant(np.zeros((), np.float32))
 
 
 def _item(call: Call, values: Any, index: Any) -> Any:
     if not isinstance(values, list) or not isinstance(index, int) or not -len(values) <= index < len(values):
         raise ModelError(
-            "reads a result that is not supported", where=call.layer, expected="the values of a pool or reduction, the parts of a split",
-            found=f"result {index}", remedy="do not use the indices of pools and reductions",
-        )  # fmt: skip
+            "reads a result that is not supported",
+            where=call.layer,
+            expected="the values of a pool or reduction, the parts of a split",
+            found=f"result {index}",
+            remedy="do not use the indices of pools and reductions",
+        )
     return values[index]
 
 
@@ -159,7 +193,9 @@ def unsupported_operator(call: Call) -> ModelError:
     """The error for an operator that has no handler, with the remedy that fits it."""
     kind = call.op.removeprefix(QUANTIZATION)
     if call.op.startswith(QUANTIZATION) and ("choose_qparams" in kind or "per_token" in kind):
-        return ModelError("computes its scale at run time (dynamic quantization)", where=call.layer, found=call.op, remedy=STATIC)
+        return ModelError(
+            "computes its scale at run time (dynamic quantization)", where=call.layer, found=call.op, remedy=STATIC
+        )
     if call.op.startswith("higher_order."):
         remedy = "export the model without control flow, and without use_reference_representation"
     elif call.op.startswith(QUANTIZATION):
@@ -170,4 +206,9 @@ def unsupported_operator(call: Call) -> ModelError:
         remedy = "use a PT2E quantizer that writes quantized_decomposed operators"
     else:
         remedy = "replace it by supported operators, or cut the model before it"
-    return ModelError(f"operator {call.op} is not supported", where=call.layer, found=f"{call.op}.{call.overload}".rstrip("."), remedy=remedy)
+    return ModelError(
+        f"operator {call.op} is not supported",
+        where=call.layer,
+        found=f"{call.op}.{call.overload}".rstrip("."),
+        remedy=remedy,
+    )

@@ -11,8 +11,8 @@ from .program import QUANTIZATION, Call, Ref
 def layer_names(calls: Sequence[Call], paths: Sequence[str], inputs: Sequence[str], constants: set[str]) -> list[str]:
     """One unique name per call.
 
-    An operator alone in its module is called after the module, others after module and node.  A quantize is called after what it
-    quantizes, the dequantize of a constant after the layer and the operand it is for.
+    An operator alone in its module is called after the module, others after module and node.  A quantize is called
+    after what it quantizes, the dequantize of a constant after the layer and the operand it is for.
     """
     own = [not c.op.startswith(QUANTIZATION) for c in calls]
     parts = [c.op == "operator.getitem" for c in calls]

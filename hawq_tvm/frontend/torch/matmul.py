@@ -19,7 +19,12 @@ def linear(node: Node) -> relax.Expr:
     y = relax.op.matmul(x, node.emit(relax.op.permute_dims(weight, [1, 0]), "columns"))
     if bias is None:
         return y
-    node.need(bias.shape in ((rows[0],), (1,)), "has a bias that does not fit", expected=f"shape [{rows[0]}]", found=list(bias.shape))
+    node.need(
+        bias.shape in ((rows[0],), (1,)),
+        "has a bias that does not fit",
+        expected=f"shape [{rows[0]}]",
+        found=list(bias.shape),
+    )
     return relax.op.add(node.emit(y, "acc"), expression(bias))
 
 

@@ -21,7 +21,12 @@ def stack(node: Node) -> relax.Expr:
     """Tensors joined along a new axis."""
     axis = node.axis(node.integer("dim", 0), len(node.shape()) + 1)
     shapes = [node.shape(i) for i in range(len(node.inputs))]
-    node.need(len(set(shapes)) == 1, "has operands of different shapes", expected=list(shapes[0]), found=[list(s) for s in shapes])
+    node.need(
+        len(set(shapes)) == 1,
+        "has operands of different shapes",
+        expected=list(shapes[0]),
+        found=[list(s) for s in shapes],
+    )
     raised = [node.emit(relax.op.expand_dims(e, [axis]), f"part{i}") for i, e in enumerate(node.exprs())]
     return relax.op.concat(raised, axis)
 
@@ -55,7 +60,12 @@ def select(node: Node) -> Result:
     """One position of an axis, which disappears."""
     dims = node.shape()
     axis, index = node.axis(node.integer("dim"), len(dims)), node.integer("index")
-    node.need(-dims[axis] <= index < dims[axis], "has an index out of range", expected=f"{-dims[axis]} to {dims[axis] - 1}", found=index)
+    node.need(
+        -dims[axis] <= index < dims[axis],
+        "has an index out of range",
+        expected=f"{-dims[axis]} to {dims[axis] - 1}",
+        found=index,
+    )
     return node.like(_selected(node, axis, index % dims[axis], "row"))
 
 
@@ -92,7 +102,9 @@ def expand(node: Node) -> Result:
     full = (1,) * (len(wanted) - len(old)) + old
     shape = tuple(f if w == -1 else w for w, f in zip(wanted, full, strict=False))
     if len(wanted) < len(old) or any(f not in (1, s) for f, s in zip(full, shape, strict=True)):
-        raise node.fail("has a size that does not fit", expected=f"sizes that {list(old)} broadcasts to", found=str(wanted))
+        raise node.fail(
+            "has a size that does not fit", expected=f"sizes that {list(old)} broadcasts to", found=str(wanted)
+        )
     return node.value(0) if shape == old else node.like(relax.op.broadcast_to(node.expr(0), shape))
 
 
@@ -100,7 +112,9 @@ def expand(node: Node) -> Result:
 def repeat(node: Node) -> Result:
     """The tensor repeated along each axis."""
     repeats = node.integers("repeats")
-    node.need(len(repeats) >= len(node.shape()) and min(repeats, default=0) > 0, "has repeats that do not fit", found=repeats)
+    node.need(
+        len(repeats) >= len(node.shape()) and min(repeats, default=0) > 0, "has repeats that do not fit", found=repeats
+    )
     return node.like(relax.op.tile(node.expr(0), repeats))
 
 
@@ -116,14 +130,26 @@ NAMED = {"reflection": "reflect", "replication": "replicate", "constant": "const
 
 
 @handles(
-    "aten.pad", "aten.constant_pad_nd", "aten.reflection_pad1d", "aten.reflection_pad2d", "aten.replication_pad1d", "aten.replication_pad2d",
+    "aten.pad",
+    "aten.constant_pad_nd",
+    "aten.reflection_pad1d",
+    "aten.reflection_pad2d",
+    "aten.replication_pad1d",
+    "aten.replication_pad2d",
 )
 def pad(node: Node) -> Result:
-    """Borders of a constant, or of the data itself; pads come in pairs from the last axis on, negative ones cut away."""
+    """Borders of a constant, or of the data itself; pads come in pairs from the last axis on, negative ones cut
+    away.
+    """
     rank, pads = len(node.shape()), node.integers("pad" if node.has("pad") else "padding")
     mode = node.arguments.get("mode") or NAMED.get(node.op.removeprefix("aten.").split("_")[0], "constant")
     node.need(mode in MODES, "has an unknown mode", expected=", ".join(MODES), found=mode)
-    node.need(len(pads) % 2 == 0 and len(pads) <= 2 * rank, "has pads that do not fit", expected=f"at most {rank} pairs", found=pads)
+    node.need(
+        len(pads) % 2 == 0 and len(pads) <= 2 * rank,
+        "has pads that do not fit",
+        expected=f"at most {rank} pairs",
+        found=pads,
+    )
     begin, end = [0] * rank, [0] * rank
     for i in range(len(pads) // 2):
         begin[rank - 1 - i], end[rank - 1 - i] = pads[2 * i], pads[2 * i + 1]

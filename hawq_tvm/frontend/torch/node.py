@@ -39,14 +39,20 @@ class Node(Operation):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(f"has an argument {name} that is no number", expected="a number", found=_shown(value))
         # Bounds alone may be infinite; a scale is judged by who reads it.
-        if name != "scale" and (math.isnan(value) or (math.isinf(value) and name not in ("min", "max", "min_val", "max_val"))):
-            raise self.fail(f"has an argument {name} that is not a finite number", found=str(value), remedy="correct the model")
+        if name != "scale" and (
+            math.isnan(value) or (math.isinf(value) and name not in ("min", "max", "min_val", "max_val"))
+        ):
+            raise self.fail(
+                f"has an argument {name} that is not a finite number", found=str(value), remedy="correct the model"
+            )
         return value
 
     def integer(self, name: str, default: int | None = None) -> int:
         """An integer among the arguments."""
         value = self.number(name, default)
-        self.need(isinstance(value, int), f"has an argument {name} that is no integer", expected="an integer", found=value)
+        self.need(
+            isinstance(value, int), f"has an argument {name} that is no integer", expected="an integer", found=value
+        )
         return int(value)
 
     def flag(self, name: str, default: bool = False) -> bool:
@@ -60,7 +66,9 @@ class Node(Operation):
         value = default if value is None else value
         values = [value] if isinstance(value, int) else value
         if not isinstance(values, list | tuple) or any(isinstance(v, bool) or not isinstance(v, int) for v in values):
-            raise self.fail(f"has an argument {name} that is no list of integers", expected="integers", found=_shown(value))
+            raise self.fail(
+                f"has an argument {name} that is no list of integers", expected="integers", found=_shown(value)
+            )
         return list(values)
 
     def sizes(self, name: str, count: int, default: int | None = None) -> tuple[int, ...]:
@@ -69,7 +77,9 @@ class Node(Operation):
         values = [default] if not values and default is not None else values
         values = values * count if len(values) == 1 else values
         if len(values) != count or any(v < 0 for v in values):
-            raise self.fail(f"has a {name} that does not fit", expected=f"{count} integers of at least 0", found=str(values))
+            raise self.fail(
+                f"has a {name} that does not fit", expected=f"{count} integers of at least 0", found=str(values)
+            )
         return tuple(values)
 
     def tensor(self, name: str) -> Value | None:
@@ -97,9 +107,12 @@ class Node(Operation):
     def need_float(self, value: Value) -> None:
         """Raise ModelError unless a value is a float tensor."""
         self.need(
-            value.kind in FLOAT_KINDS, "is supported on float tensors only", expected="float32", found=value.kind,
+            value.kind in FLOAT_KINDS,
+            "is supported on float tensors only",
+            expected="float32",
+            found=value.kind,
             remedy="dequantize its operands first",
-        )  # fmt: skip
+        )
 
     def x(self) -> relax.Expr:
         """Input 0, a float tensor."""

@@ -42,7 +42,12 @@ def average_pool(node: Node) -> relax.Expr:
     check_rank(node, node.shape())
     node.need(not node.has("divisor_override"), "divides by a number of its own", expected="divisor_override None")
     return pooled(
-        node, node.x(), _window(node), "average", ceil_mode=node.flag("ceil_mode"), count_include_pad=node.flag("count_include_pad", True)
+        node,
+        node.x(),
+        _window(node),
+        "average",
+        ceil_mode=node.flag("ceil_mode"),
+        count_include_pad=node.flag("count_include_pad", True),
     )
 
 
@@ -52,12 +57,19 @@ def _adaptive(node: Node, kind: str) -> Result:
     spatial = shape[2:]
     outputs = node.sizes("output_size", len(spatial))
     node.need(
-        all(o > 0 and s % o == 0 for s, o in zip(spatial, outputs, strict=True)), "has windows of unequal sizes",
-        expected=f"output sizes that divide {list(spatial)}", found=list(outputs), remedy="choose an image size that they divide",
-    )  # fmt: skip
+        all(o > 0 and s % o == 0 for s, o in zip(spatial, outputs, strict=True)),
+        "has windows of unequal sizes",
+        expected=f"output sizes that divide {list(spatial)}",
+        found=list(outputs),
+        remedy="choose an image size that they divide",
+    )
     axes = list(range(2, len(shape)))
     if all(o == 1 for o in outputs):
-        return relax.op.mean(node.x(), axes, keepdims=True) if kind == "average" else node.like(relax.op.max(node.expr(0), axes, keepdims=True))
+        return (
+            relax.op.mean(node.x(), axes, keepdims=True)
+            if kind == "average"
+            else node.like(relax.op.max(node.expr(0), axes, keepdims=True))
+        )
     kernel = tuple(s // o for s, o in zip(spatial, outputs, strict=True))
     nothing = (0,) * len(kernel)
     window = Window(kernel, kernel, (1,) * len(kernel), nothing, nothing)
@@ -78,14 +90,24 @@ def adaptive_max_pool(node: Node) -> list[Result]:
     return [_adaptive(node, "max")]
 
 
-REDUCTIONS = {"aten.mean": relax.op.mean, "aten.sum": relax.op.sum, "aten.amax": relax.op.max, "aten.amin": relax.op.min}
+REDUCTIONS = {
+    "aten.mean": relax.op.mean,
+    "aten.sum": relax.op.sum,
+    "aten.amax": relax.op.max,
+    "aten.amin": relax.op.min,
+}
 
 
 @handles(*REDUCTIONS)
 def reduction(node: Node) -> Result:
     """Mean, sum, maximum or minimum along axes, all of them when none are named."""
     x, rank = node.x(), len(node.shape())
-    node.need(node.arguments.get("dtype") in (None, "float32"), "computes in another type", expected="float32", found=node.arguments.get("dtype"))
+    node.need(
+        node.arguments.get("dtype") in (None, "float32"),
+        "computes in another type",
+        expected="float32",
+        found=node.arguments.get("dtype"),
+    )
     axes = sorted(node.axes(node.integers("dim", []), rank)) or list(range(rank))
     return REDUCTIONS[node.op](x, axes, node.flag("keepdim"))
 

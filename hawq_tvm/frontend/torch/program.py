@@ -24,9 +24,10 @@ class Ref:
 class Call:
     """One call of an operator.
 
-    name: what the program calls its result.  layer: what the user calls it, its module's path where one operator alone has it.
-    op: the operator without its overload, "aten.conv2d" for example.  arguments: by the names of the operator's schema, defaults
-    filled in; tensors are Refs, dtypes their names.
+    name: what the program calls its result.  layer: what the user calls it, its module's path where one operator
+    alone has it.
+    op: the operator without its overload, "aten.conv2d" for example.  arguments: by the names of the operator's
+    schema, defaults filled in; tensors are Refs, dtypes their names.
     """
 
     name: str
@@ -44,8 +45,9 @@ class Call:
 class Program:
     """A model.
 
-    constants: parameters, buffers and lifted tensors by name.  titles: what the user calls the constants.  literals: inputs that were
-    exported as numbers.  limits: the smallest and largest size of symbolic dimensions.  outputs: their names and what they are.
+    constants: parameters, buffers and lifted tensors by name.  titles: what the user calls the constants.  literals:
+    inputs that were exported as numbers.  limits: the smallest and largest size of symbolic dimensions.  outputs:
+    their names and what they are.
     promises: what the exporter says of a result's type and sizes, by the call's name.
     """
 

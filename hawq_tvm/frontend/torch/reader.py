@@ -27,9 +27,19 @@ from .layers import layer_names
 from .program import Call, Program, Ref
 
 LOAD_ERRORS = (
-    RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, OSError, EOFError, NotImplementedError,
-    pickle.UnpicklingError, zipfile.BadZipFile,
-)  # fmt: skip
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    AssertionError,
+    OSError,
+    EOFError,
+    NotImplementedError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 KEPT = (int, float, bool, str, type(None))
 
 
@@ -54,9 +64,11 @@ def _need_torch(where: str) -> None:
         import torch.ao.quantization.fx._decomposed
     except ImportError as e:
         raise ModelError(
-            "is a PyTorch program, which only PyTorch can read", where=where, found=last_line(e),
+            "is a PyTorch program, which only PyTorch can read",
+            where=where,
+            found=last_line(e),
             remedy="pip install 'hawq-tvm[torch]'",
-        ) from None  # fmt: skip
+        ) from None
     del torch
 
 
@@ -79,13 +91,18 @@ def load_exported(source: str | os.PathLike[str] | bytes) -> Any:
     except LOAD_ERRORS as e:
         if not trusted() and ("weights_only" in str(e).lower() or isinstance(e, pickle.UnpicklingError)):
             raise ModelError(
-                "holds pickled objects, which can be code", where=where, expected="tensors, numbers and operators alone",
-                found=stranger(e), remedy=REMEDY,
-            ) from None  # fmt: skip
+                "holds pickled objects, which can be code",
+                where=where,
+                expected="tensors, numbers and operators alone",
+                found=stranger(e),
+                remedy=REMEDY,
+            ) from None
         raise ModelError(
-            f"cannot be loaded by torch.export.load: {last_line(e)}", where=where, found=f"torch {torch.__version__}",
+            f"cannot be loaded by torch.export.load: {last_line(e)}",
+            where=where,
+            found=f"torch {torch.__version__}",
             remedy="export it again with this version of PyTorch; operators of other packages must be replaced first",
-        ) from None  # fmt: skip
+        ) from None
 
 
 @contextmanager
@@ -130,22 +147,33 @@ def _converted(exported: Any, where: str) -> Program:
             titles[name] = str(spec.target)
             constants[name] = _array(arrays[spec.target], str(spec.target))
         else:
-            raise ModelError("takes an input that is no tensor", where=name, expected="tensors", found=kind.lower().replace("_", " "))
+            raise ModelError(
+                "takes an input that is no tensor", where=name, expected="tensors", found=kind.lower().replace("_", " ")
+            )
     for out in signature.output_specs:
         if out.kind.name not in ("USER_OUTPUT", "LOSS_OUTPUT"):
             raise ModelError(
-                "changes a tensor of its own while it runs", where=str(out.target), expected="outputs only",
-                found=out.kind.name.lower().replace("_", " "), remedy="export the model in evaluation mode",
-            )  # fmt: skip
+                "changes a tensor of its own while it runs",
+                where=str(out.target),
+                expected="outputs only",
+                found=out.kind.name.lower().replace("_", " "),
+                remedy="export the model in evaluation mode",
+            )
     nodes = _alive(exported.graph)
     (output,) = (n for n in exported.graph.nodes if n.op == "output")
     raw = [_call(n) for n in nodes]
     layers = layer_names(raw, [_path(n) for n in nodes], [i.name for i in inputs], set(titles))
     return Program(
-        tuple(inputs), constants, titles, literals, _limits(exported.range_constraints),
+        tuple(inputs),
+        constants,
+        titles,
+        literals,
+        _limits(exported.range_constraints),
         tuple(Call(c.name, layer, c.op, c.overload, c.arguments) for c, layer in zip(raw, layers, strict=True)),
-        tuple(_outputs(exported, [_plain(v) for v in output.args[0]])), torch.__version__, dict(_promises(nodes)),
-    )  # fmt: skip
+        tuple(_outputs(exported, [_plain(v) for v in output.args[0]])),
+        torch.__version__,
+        dict(_promises(nodes)),
+    )
 
 
 def _alive(graph: Any) -> list[Any]:
@@ -164,7 +192,14 @@ def _promises(nodes: Iterable[Any]) -> Iterator[tuple[str, Promise]]:
     for node in nodes:
         value = node.meta.get("val")
         if isinstance(value, torch.Tensor):
-            yield node.name, Promise("PyTorch's export", _dtype(value.dtype), tuple(d if isinstance(d, int) else None for d in value.shape))
+            yield (
+                node.name,
+                Promise(
+                    "PyTorch's export",
+                    _dtype(value.dtype),
+                    tuple(d if isinstance(d, int) else None for d in value.shape),
+                ),
+            )
 
 
 def _dtype(dtype: Any) -> str:
@@ -181,14 +216,24 @@ def _array(tensor: Any, title: str) -> Array:
     import torch
 
     if not isinstance(tensor, torch.Tensor):
-        raise ModelError("is a constant that is no tensor", where=title, expected="tensors", found=type(tensor).__name__)
+        raise ModelError(
+            "is a constant that is no tensor", where=title, expected="tensors", found=type(tensor).__name__
+        )
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided:
         raise ModelError(
-            "is not stored as a plain tensor", where=title, expected="a dense torch.Tensor", found=type(tensor).__name__,
+            "is not stored as a plain tensor",
+            where=title,
+            expected="a dense torch.Tensor",
+            found=type(tensor).__name__,
             remedy="quantize with PT2E (prepare_pt2e and convert_pt2e), which keeps weights as int8 tensors",
-        )  # fmt: skip
+        )
     if tensor.is_meta:
-        raise ModelError("holds no values: it is on the device meta", where=title, expected="a tensor in memory", remedy="load the weights before the model is exported")
+        raise ModelError(
+            "holds no values: it is on the device meta",
+            where=title,
+            expected="a tensor in memory",
+            remedy="load the weights before the model is exported",
+        )
     if tensor.dtype == torch.bfloat16:
         import ml_dtypes
 

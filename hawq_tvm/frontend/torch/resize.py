@@ -28,7 +28,12 @@ def _sizes(node: Node, spatial: tuple[int, ...], scales: list[float | None]) -> 
     if node.has("output_size"):
         sizes = list(node.sizes("output_size", len(spatial)))
     else:
-        node.need(len(scales) == len(spatial) and None not in scales, "needs a size or scales", expected=f"{len(spatial)} scale factors", found=scales)
+        node.need(
+            len(scales) == len(spatial) and None not in scales,
+            "needs a size or scales",
+            expected=f"{len(spatial)} scale factors",
+            found=scales,
+        )
         sizes = [math.floor(d * s) for d, s in zip(spatial, scales, strict=True) if s is not None]
     node.need(min(sizes) > 0, "gives an impossible size", expected="sizes of at least 1", found=sizes)
     return sizes
@@ -57,8 +62,12 @@ def _linear(size: int, output: int, scale: float | None, align_corners: bool) ->
 
 
 @handles(
-    "aten.upsample_nearest1d", "aten.upsample_nearest2d", "aten._upsample_nearest_exact1d", "aten._upsample_nearest_exact2d",
-    "aten.upsample_linear1d", "aten.upsample_bilinear2d",
+    "aten.upsample_nearest1d",
+    "aten.upsample_nearest2d",
+    "aten._upsample_nearest_exact1d",
+    "aten._upsample_nearest_exact2d",
+    "aten.upsample_linear1d",
+    "aten.upsample_bilinear2d",
 )
 def upsample(node: Node) -> Result:
     """Resize to a size or by scale factors."""
@@ -67,7 +76,9 @@ def upsample(node: Node) -> Result:
         node.x()
     count = 1 if node.op.endswith("1d") or "linear1d" in node.op else 2
     spatial = node.shape()[2:]
-    node.need(len(spatial) == count, "works on data of another rank", expected=f"rank {count + 2}", found=list(node.shape()))
+    node.need(
+        len(spatial) == count, "works on data of another rank", expected=f"rank {count + 2}", found=list(node.shape())
+    )
     scales = _scales(node, count)
     sizes = _sizes(node, spatial, scales)
     plans: Plans = {}

@@ -18,11 +18,17 @@ def reshaped(node: Node, shape: list[int]) -> Result:
         known = math.prod(d for d in shape if d != -1)
         shape = [math.prod(old) // known if d == -1 and known > 0 else d for d in shape]
     if math.prod(shape) != math.prod(old) or any(d < 1 for d in shape):
-        raise node.fail("has a shape that does not fit", expected=f"{math.prod(old)} elements as in {list(old)}", found=str(shape))
+        raise node.fail(
+            "has a shape that does not fit", expected=f"{math.prod(old)} elements as in {list(old)}", found=str(shape)
+        )
     value = node.value(0)
     if tuple(shape) == old:
         return value
-    return Constant(value.array.reshape(shape)) if isinstance(value, Constant) else node.like(relax.op.reshape(value.expr, tuple(shape)))
+    return (
+        Constant(value.array.reshape(shape))
+        if isinstance(value, Constant)
+        else node.like(relax.op.reshape(value.expr, tuple(shape)))
+    )
 
 
 def permuted(node: Node, order: list[int]) -> Result:
@@ -30,7 +36,11 @@ def permuted(node: Node, order: list[int]) -> Result:
     value = node.value(0)
     if order == list(range(len(order))):
         return value
-    return Constant(value.array.transpose(order)) if isinstance(value, Constant) else node.like(relax.op.permute_dims(value.expr, order))
+    return (
+        Constant(value.array.transpose(order))
+        if isinstance(value, Constant)
+        else node.like(relax.op.permute_dims(value.expr, order))
+    )
 
 
 @handles("aten.view", "aten._unsafe_view", "aten.reshape")
@@ -77,7 +87,12 @@ def permute(node: Node) -> Result:
     """The axes in another order."""
     rank = len(node.shape())
     order = node.axes(node.integers("dims"), rank)
-    node.need(len(order) == rank, "has dims that are no permutation of its axes", expected=f"each of 0 to {rank - 1} once", found=order)
+    node.need(
+        len(order) == rank,
+        "has dims that are no permutation of its axes",
+        expected=f"each of 0 to {rank - 1} once",
+        found=order,
+    )
     return permuted(node, order)
 
 
@@ -105,7 +120,12 @@ def _image(node: Node) -> tuple[int, int, int, int]:
 def pixel_shuffle(node: Node) -> Result:
     """Channels moved into blocks of pixels."""
     (n, c, h, w), b = _image(node), node.integer("upscale_factor")
-    node.need(b > 0 and c % (b * b) == 0, "has channels that its factor does not divide", expected=f"a multiple of {b * b}", found=c)
+    node.need(
+        b > 0 and c % (b * b) == 0,
+        "has channels that its factor does not divide",
+        expected=f"a multiple of {b * b}",
+        found=c,
+    )
     apart = node.emit(relax.op.reshape(node.expr(0), (n, c // (b * b), b, b, h, w)), "split")
     moved = node.emit(relax.op.permute_dims(apart, [0, 1, 4, 2, 5, 3]), "move")
     return node.like(relax.op.reshape(moved, (n, c // (b * b), h * b, w * b)))
@@ -115,7 +135,12 @@ def pixel_shuffle(node: Node) -> Result:
 def pixel_unshuffle(node: Node) -> Result:
     """Blocks of pixels moved into channels."""
     (n, c, h, w), b = _image(node), node.integer("downscale_factor")
-    node.need(b > 0 and h % b == 0 and w % b == 0, "has an image that its factor does not divide", expected=f"multiples of {b}", found=[h, w])
+    node.need(
+        b > 0 and h % b == 0 and w % b == 0,
+        "has an image that its factor does not divide",
+        expected=f"multiples of {b}",
+        found=[h, w],
+    )
     apart = node.emit(relax.op.reshape(node.expr(0), (n, c, h // b, b, w // b, b)), "split")
     moved = node.emit(relax.op.permute_dims(apart, [0, 1, 3, 5, 2, 4]), "move")
     return node.like(relax.op.reshape(moved, (n, c * b * b, h // b, w // b)))
@@ -125,7 +150,12 @@ def pixel_unshuffle(node: Node) -> Result:
 def channel_shuffle(node: Node) -> Result:
     """The channels of several groups interleaved."""
     (n, c, h, w), groups = _image(node), node.integer("groups")
-    node.need(groups > 0 and c % groups == 0, "has channels that its groups do not divide", expected=f"a multiple of {groups}", found=c)
+    node.need(
+        groups > 0 and c % groups == 0,
+        "has channels that its groups do not divide",
+        expected=f"a multiple of {groups}",
+        found=c,
+    )
     apart = node.emit(relax.op.reshape(node.expr(0), (n, groups, c // groups, h, w)), "split")
     moved = node.emit(relax.op.permute_dims(apart, [0, 2, 1, 3, 4]), "move")
     return node.like(relax.op.reshape(moved, (n, c, h, w)))

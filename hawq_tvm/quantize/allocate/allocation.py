@@ -1,4 +1,6 @@
-"""The choice of bits per layer: an integer linear programme (HAWQ-V3, equations 8 to 11) with any number of budgets, solved exactly by HiGHS."""
+"""The choice of bits per layer: an integer linear programme (HAWQ-V3, equations 8 to 11) with any number of budgets,
+solved exactly by HiGHS.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ from hawq_tvm.core.need import need
 
 from .table import Budget, Row, Table, readable
 
-# The objective is scaled to this span: HiGHS stops at an absolute gap of 1e-6, so the sum is the least one to 1e-9 of the span.
+# The objective is scaled to this span: HiGHS stops at an absolute gap of 1e-6, so the sum is the least one to 1e-9 of
+# the span.
 SPAN = 1e3
 CUTS = 200
 
@@ -40,7 +43,9 @@ class Limit:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The choice of every layer, the sum of sensitivities, what is taken of every resource the table knows, and how it was found."""
+    """The choice of every layer, the sum of sensitivities, what is taken of every resource the table knows, and how
+    it was found.
+    """
 
     table: Table
     assignment: Mapping[str, str]
@@ -52,7 +57,9 @@ class Allocation:
 
 @dataclass(frozen=True)
 class _Group:
-    """Layers with one choice: their allowed choices, and for each the sensitivity and the cost of every budgeted resource."""
+    """Layers with one choice: their allowed choices, and for each the sensitivity and the cost of every budgeted
+    resource.
+    """
 
     rows: Sequence[Row]
     choices: tuple[str, ...]
@@ -63,12 +70,15 @@ class _Group:
 def allocate(table: Table, budgets: Sequence[Budget]) -> Allocation:
     """The assignment with the least sum of sensitivities that meets every budget.
 
-    Raises InfeasibleError when none does, UsageError for a resource that the table does not know or a budget given twice.
+    Raises InfeasibleError when none does, UsageError for a resource that the table does not know or a budget given
+    twice.
     """
     resources = [b.resource for b in budgets]
     repeated = next((r for r in resources if resources.count(r) > 1), None)
     if repeated:
-        raise UsageError(f"there are two budgets of {repeated}", where="--budget", found=", ".join(b.text for b in budgets))
+        raise UsageError(
+            f"there are two budgets of {repeated}", where="--budget", found=", ".join(b.text for b in budgets)
+        )
     groups = _groups(table, resources)
     limits = tuple(Limit(b, _limit(groups, k, table, b)) for k, b in enumerate(budgets))
     need("scipy.optimize")
@@ -80,9 +90,23 @@ def allocate(table: Table, budgets: Sequence[Budget]) -> Allocation:
     if picked is None:
         raise _infeasible(groups, limits)
     assignment = {row.name: group.choices[c] for group, c in zip(groups, picked, strict=True) for row in group.rows}
-    solver = {"name": "HiGHS", "scipy": scipy.__version__, "status": "optimal", "seconds": round(seconds, 4), "rounds": rounds, "variables": sum(len(g.choices) for g in groups)}
+    solver = {
+        "name": "HiGHS",
+        "scipy": scipy.__version__,
+        "status": "optimal",
+        "seconds": round(seconds, 4),
+        "rounds": rounds,
+        "variables": sum(len(g.choices) for g in groups),
+    }
     ordered = {row.name: assignment[row.name] for row in table.rows}
-    return Allocation(table, ordered, table.sensitivity(ordered), {r: table.total(r, ordered) for r in table.resources()}, limits, solver)
+    return Allocation(
+        table,
+        ordered,
+        table.sensitivity(ordered),
+        {r: table.total(r, ordered) for r in table.resources()},
+        limits,
+        solver,
+    )
 
 
 def _groups(table: Table, resources: Sequence[str]) -> list[_Group]:
@@ -109,11 +133,14 @@ def _limit(groups: Sequence[_Group], k: int, table: Table, budget: Budget) -> Fr
     return least + budget.value * max(widest - least, Fraction(0))
 
 
-def _solve(values: Sequence[Sequence[float]], groups: Sequence[_Group], limits: Sequence[Fraction | None]) -> tuple[list[int] | None, int]:
-    """The choice (its number) of every group with the least sum of values, None when no assignment keeps the limits; None is no limit.
+def _solve(
+    values: Sequence[Sequence[float]], groups: Sequence[_Group], limits: Sequence[Fraction | None]
+) -> tuple[list[int] | None, int]:
+    """The choice (its number) of every group with the least sum of values, None when no assignment keeps the limits;
+    None is no limit.
 
-    The second result counts the solver's runs.  HiGHS works with tolerances; what it returns is checked in rational numbers, and an
-    assignment that passes a limit by less than a tolerance is cut away before another run.
+    The second result counts the solver's runs.  HiGHS works with tolerances; what it returns is checked in rational
+    numbers, and an assignment that passes a limit by less than a tolerance is cut away before another run.
     """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
@@ -138,22 +165,36 @@ def _solve(values: Sequence[Sequence[float]], groups: Sequence[_Group], limits: 
     one_each = np.zeros((len(groups), starts[-1]))
     for i in range(len(groups)):
         one_each[i, starts[i] : starts[i + 1]] = 1
-    fixed = [LinearConstraint(one_each, 1, 1)] + ([LinearConstraint(np.array(rows), -np.inf, np.array(tops))] if rows else [])
+    fixed = [LinearConstraint(one_each, 1, 1)] + (
+        [LinearConstraint(np.array(rows), -np.inf, np.array(tops))] if rows else []
+    )
     cuts: list[np.ndarray[Any, Any]] = []
     for rounds in range(1, CUTS + 1):
         constraints = fixed + ([LinearConstraint(np.array(cuts), -np.inf, len(groups) - 1)] if cuts else [])
-        result = milp(objective, integrality=np.ones(starts[-1]), bounds=Bounds(0, upper), constraints=constraints, options={"mip_rel_gap": 0})
+        result = milp(
+            objective,
+            integrality=np.ones(starts[-1]),
+            bounds=Bounds(0, upper),
+            constraints=constraints,
+            options={"mip_rel_gap": 0},
+        )
         if result.status == 2:
             return None, rounds
         if result.status != 0:
             raise SolverError("the integer programme was not solved", found=str(result.message))
         picked = [int(np.argmax(result.x[a:b])) for a, b in pairwise(starts)]
-        if all(limit is None or sum((g.costs[k][c] for g, c in zip(groups, picked, strict=True)), Fraction(0)) <= limit for k, limit in enumerate(limits)):
+        if all(
+            limit is None or sum((g.costs[k][c] for g, c in zip(groups, picked, strict=True)), Fraction(0)) <= limit
+            for k, limit in enumerate(limits)
+        ):
             return picked, rounds
         cut = np.zeros(starts[-1])
         cut[[a + c for a, c in zip(starts, picked, strict=False)]] = 1
         cuts.append(cut)
-    raise SolverError(f"{CUTS} assignments in a row pass a budget by less than the solver's tolerance", remedy="change a budget a little")
+    raise SolverError(
+        f"{CUTS} assignments in a row pass a budget by less than the solver's tolerance",
+        remedy="change a budget a little",
+    )
 
 
 def _infeasible(groups: Sequence[_Group], limits: Sequence[Limit]) -> InfeasibleError:
@@ -164,9 +205,12 @@ def _infeasible(groups: Sequence[_Group], limits: Sequence[Limit]) -> Infeasible
             picked = [g.costs[k].index(min(g.costs[k])) for g in groups]
             resource = one.budget.resource
             return InfeasibleError(
-                "no assignment meets this budget", where=f"--budget {one.budget.text}", expected=f"{resource} of at most {readable(resource, one.limit)}",
-                found=f"{readable(resource, least, up=True)} at least, by {_by(groups, k, picked)}", remedy=f"raise it to {readable(resource, least, up=True)}, or fix fewer layers",
-            )  # fmt: skip
+                "no assignment meets this budget",
+                where=f"--budget {one.budget.text}",
+                expected=f"{resource} of at most {readable(resource, one.limit)}",
+                found=f"{readable(resource, least, up=True)} at least, by {_by(groups, k, picked)}",
+                remedy=f"raise it to {readable(resource, least, up=True)}, or fix fewer layers",
+            )
     # The earliest budget that the ones before it exclude: those are met together, with it none is.
     for last in range(1, len(limits)):
         kept: list[Fraction | None] = [one.limit if i < last else None for i, one in enumerate(limits)]
@@ -178,10 +222,15 @@ def _infeasible(groups: Sequence[_Group], limits: Sequence[Limit]) -> Infeasible
             one, resource = limits[last], limits[last].budget.resource
             others = ", ".join(before.budget.text for before in limits[:last])
             return InfeasibleError(
-                f"no assignment meets this budget together with {others}", where=f"--budget {one.budget.text}", expected=f"{resource} of at most {readable(resource, one.limit)}",
-                found=f"{readable(resource, least, up=True)} at least under {others}, by {_by(groups, last, cheapest)}", remedy=f"raise it to {readable(resource, least, up=True)}, or loosen {others}",
-            )  # fmt: skip
-    return InfeasibleError("no assignment meets the budgets", where="--budget", found=", ".join(one.budget.text for one in limits))
+                f"no assignment meets this budget together with {others}",
+                where=f"--budget {one.budget.text}",
+                expected=f"{resource} of at most {readable(resource, one.limit)}",
+                found=f"{readable(resource, least, up=True)} at least under {others}, by {_by(groups, last, cheapest)}",
+                remedy=f"raise it to {readable(resource, least, up=True)}, or loosen {others}",
+            )
+    return InfeasibleError(
+        "no assignment meets the budgets", where="--budget", found=", ".join(one.budget.text for one in limits)
+    )
 
 
 def _by(groups: Sequence[_Group], k: int, picked: Sequence[int]) -> str:
@@ -189,5 +238,9 @@ def _by(groups: Sequence[_Group], k: int, picked: Sequence[int]) -> str:
     taken = [(group.costs[k][c], group, group.choices[c]) for group, c in zip(groups, picked, strict=True)]
     total = sum((cost for cost, _, _ in taken), Fraction(0)) or Fraction(1)
     most = sorted(taken, key=lambda t: -t[0])[:3]
-    texts = [f"{' + '.join(r.name for r in g.rows)} {choice}{' (fixed)' if len(g.choices) == 1 else ''} {float(cost / total):.0%}" for cost, g, choice in most]
+    texts = [
+        f"{' + '.join(r.name for r in g.rows)} {choice}{' (fixed)' if len(g.choices) == 1 else ''}"
+        f" {float(cost / total):.0%}"
+        for cost, g, choice in most
+    ]
     return ", ".join(texts) + (f" and {len(taken) - len(most)} more" if len(taken) > len(most) else "")

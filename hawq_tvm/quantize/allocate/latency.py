@@ -1,7 +1,8 @@
 """Times of every layer's kernel in every choice of bits, on this machine, from kernels compiled as `compile` does.
 
-A layer is written as a quantized model of its own (quantize, the layer, quantize), and the kernel that multiplies is timed: its bias,
-requantization and clamp are in it, what comes before and after is not. A network's latency is taken to be the sum of its layers'.
+A layer is written as a quantized model of its own (quantize, the layer, quantize), and the kernel that multiplies is
+timed: its bias, requantization and clamp are in it, what comes before and after is not. A network's latency is taken
+to be the sum of its layers'.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ from .sensitivity import Progress, Step
 from .table import CHOICES, widths
 
 OPSET = 21
-TYPES = {(8, False): TensorProto.UINT8, (8, True): TensorProto.INT8, (4, False): TensorProto.UINT4, (4, True): TensorProto.INT4}
+TYPES = {
+    (8, False): TensorProto.UINT8,
+    (8, True): TensorProto.INT8,
+    (4, False): TensorProto.UINT4,
+    (4, True): TensorProto.INT4,
+}
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,31 @@ class LatencyReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields; `layers` as a table of the allocator has them, but for sensitivities."""
         layers = {
-            name: {"parameters": self.counts[name][0], "macs": self.counts[name][1], "latency_us": values, "rule": self.rules[name]}
+            name: {
+                "parameters": self.counts[name][0],
+                "macs": self.counts[name][1],
+                "latency_us": values,
+                "rule": self.rules[name],
+            }
             for name, values in self.latencies.items()
         }
-        return {"target": self.target, "threads": self.threads, "batch": self.batch, "machine": self.machine, "choices": list(CHOICES), "layers": layers}
+        return {
+            "target": self.target,
+            "threads": self.threads,
+            "batch": self.batch,
+            "machine": self.machine,
+            "choices": list(CHOICES),
+            "layers": layers,
+        }
 
 
 def measure_latencies(
-    graph: FloatGraph, target: str = "host", *, threads: int | None = None, choices: Sequence[str] = CHOICES, progress: Progress | None = None
+    graph: FloatGraph,
+    target: str = "host",
+    *,
+    threads: int | None = None,
+    choices: Sequence[str] = CHOICES,
+    progress: Progress | None = None,
 ) -> LatencyReport:
     """Time every layer in every choice; layers of one structure are measured once.
 
@@ -65,13 +88,32 @@ def measure_latencies(
     groups: dict[Any, list[Layer]] = {}
     for layer in graph.layers:
         weight = graph.parameters[layer.weight]
-        key = (layer.kind, tuple(weight.shape), layer.channel_axis, shapes[layer.name], layer.group, layer.strides, layer.dilations, layer.before, layer.after, bool(layer.bias))
+        key = (
+            layer.kind,
+            tuple(weight.shape),
+            layer.channel_axis,
+            shapes[layer.name],
+            layer.group,
+            layer.strides,
+            layer.dilations,
+            layer.before,
+            layer.after,
+            bool(layer.bias),
+        )
         groups.setdefault(key, []).append(layer)
     tell, start = progress or (lambda step: None), time.monotonic()
     latencies: dict[str, dict[str, float]] = {}
     rules: dict[str, dict[str, str]] = {}
     for done, layers in enumerate(groups.values()):
-        tell(Step("kernels", done, len(groups), None, (time.monotonic() - start) / done * (len(groups) - done) if done else None))
+        tell(
+            Step(
+                "kernels",
+                done,
+                len(groups),
+                None,
+                (time.monotonic() - start) / done * (len(groups) - done) if done else None,
+            )
+        )
         contenders = []
         for choice in choices:
             model = layer_model(layers[0], graph.parameters[layers[0].weight], shapes[layers[0].name], choice)
@@ -89,20 +131,33 @@ def measure_latencies(
     for layer in graph.layers:
         weight = graph.parameters[layer.weight]
         counts[layer.name] = (weight.numel(), outputs[layer.name] * weight.numel() // weight.shape[layer.channel_axis])
-    return LatencyReport({n: latencies[n] for n in ordered}, {n: rules[n] for n in ordered}, counts, target, count, graph.batch or 1, machine.describe())
+    return LatencyReport(
+        {n: latencies[n] for n in ordered},
+        {n: rules[n] for n in ordered},
+        counts,
+        target,
+        count,
+        graph.batch or 1,
+        machine.describe(),
+    )
 
 
 def _shapes(graph: FloatGraph) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
-    """The shape of every layer's input for the model's batch (1 where it leaves that open), and its output elements for one image."""
+    """The shape of every layer's input for the model's batch (1 where it leaves that open), and its output elements
+    for one image.
+    """
     inputs = {}
     for one in graph.inputs:
         shape = tuple(d or (1 if i == 0 else 0) for i, d in enumerate(one.shape))
         if 0 in shape:
             given: list[int | str] = ["?" if d is None else d for d in one.shape]
             raise ModelError(
-                "leaves a dimension open besides the batch", where=one.name, expected="numbers",
-                found="x".join(map(str, given)), remedy=f"pass --shape {one.name}={example(given)}",
-            )  # fmt: skip
+                "leaves a dimension open besides the batch",
+                where=one.name,
+                expected="numbers",
+                found="x".join(map(str, given)),
+                remedy=f"pass --shape {one.name}={example(given)}",
+            )
         inputs[one.name] = torch.zeros(shape, dtype=getattr(torch, one.dtype))
     nodes = {one.node: one for one in graph.layers}
     made = {one.output: one for one in graph.layers}
@@ -123,7 +178,8 @@ def _shapes(graph: FloatGraph) -> tuple[dict[str, tuple[int, ...]], dict[str, in
 
 
 def layer_model(layer: Layer, weight: torch.Tensor, shape: Sequence[int], choice: str) -> onnx.ModelProto:
-    """A quantized ONNX model of one layer: unsigned activations of the choice's bits before and after, signed weights per output channel.
+    """A quantized ONNX model of one layer: unsigned activations of the choice's bits before and after, signed
+    weights per output channel.
 
     Raises UsageError for bits that are neither 4 nor 8.
     """
@@ -141,20 +197,38 @@ def layer_model(layer: Layer, weight: torch.Tensor, shape: Sequence[int], choice
     products = max(1, int(np.prod(dims)) // channels)
     scale = 1.0 / (products**0.5 * top)
     tensors = [
-        helper.make_tensor("w", TYPES[weight_bits, True], dims, values), helper.make_tensor("ws", TensorProto.FLOAT, [channels], [scale] * channels),
-        helper.make_tensor("wz", TYPES[weight_bits, True], [channels], [0] * channels), helper.make_tensor("s", TensorProto.FLOAT, [], [0.03]),
-        helper.make_tensor("z", unsigned, [], [0]), helper.make_tensor("b", TensorProto.FLOAT, [channels], [0.1] * channels),
-    ]  # fmt: skip
-    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]), helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"])]
+        helper.make_tensor("w", TYPES[weight_bits, True], dims, values),
+        helper.make_tensor("ws", TensorProto.FLOAT, [channels], [scale] * channels),
+        helper.make_tensor("wz", TYPES[weight_bits, True], [channels], [0] * channels),
+        helper.make_tensor("s", TensorProto.FLOAT, [], [0.03]),
+        helper.make_tensor("z", unsigned, [], [0]),
+        helper.make_tensor("b", TensorProto.FLOAT, [channels], [0.1] * channels),
+    ]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"]),
+        helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
+    ]
     nodes.append(helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=axis))
     if layer.kind == "conv":
-        window: dict[str, Any] = {"strides": layer.strides, "dilations": layer.dilations, "pads": [*layer.before, *layer.after], "group": layer.group}
+        window: dict[str, Any] = {
+            "strides": layer.strides,
+            "dilations": layer.dilations,
+            "pads": [*layer.before, *layer.after],
+            "group": layer.group,
+        }
         nodes.append(helper.make_node("Conv", ["xd", "wd", "b"], ["y"], **window))
     else:
         nodes += [helper.make_node("MatMul", ["xd", "wd"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])]
-    nodes += [helper.make_node("QuantizeLinear", ["y", "s", "z"], ["yq"]), helper.make_node("DequantizeLinear", ["yq", "s", "z"], ["out"])]
+    nodes += [
+        helper.make_node("QuantizeLinear", ["y", "s", "z"], ["yq"]),
+        helper.make_node("DequantizeLinear", ["yq", "s", "z"], ["out"]),
+    ]
     graph = helper.make_graph(
-        nodes, "layer", [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))], [helper.make_empty_tensor_value_info("out")], tensors
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(shape))],
+        [helper.make_empty_tensor_value_info("out")],
+        tensors,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 

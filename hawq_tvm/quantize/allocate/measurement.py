@@ -1,11 +1,12 @@
-"""One measurement of sensitivities: passes over the calibration data, kept in a file so that an interrupted run can be continued.
+"""One measurement of sensitivities: passes over the calibration data, kept in a file so that an interrupted run can
+be continued.
 
-The loss grows by about v^T H v / 2 when v is added to weights or activations. With H's average curvature Tr(H) / n instead of H, and v the
-rounding error Q(x) - x, a layer's sensitivity is Tr(H) / n ||Q(x) - x||^2, for its weights and its input each, added. v^T H v has the mean
-Tr(H) over random signs v; a sample is one batch of images with a pair of them. Every
-layer's weights and every layer's input are probed on their own: products with all signs at once have the right means too, but the cross terms
-between layers make the standard deviation 9 to 100 times as large (weights of ResNet-18; ResNet-50's inputs are no better), which the
-products that are saved do not make up for.
+The loss grows by about v^T H v / 2 when v is added to weights or activations. With H's average curvature Tr(H) / n
+instead of H, and v the rounding error Q(x) - x, a layer's sensitivity is Tr(H) / n ||Q(x) - x||^2, for its weights
+and its input each, added. v^T H v has the mean Tr(H) over random signs v; a sample is one batch of images with a
+pair of them. Every layer's weights and every layer's input are probed on their own: products with all signs at once
+have the right means too, but the cross terms between layers make the standard deviation 9 to 100 times as large
+(weights of ResNet-18; ResNet-50's inputs are no better), which the products that are saved do not make up for.
 """
 
 from __future__ import annotations
@@ -32,17 +33,24 @@ from .table import widths
 Array = np.ndarray[Any, Any]
 # Fewest samples before a standard error is believed.
 SAMPLES = 16
-# Random signs of one batch: from two, what signs alone contribute to the spread is known, and images that differ in curvature do not hide it.
+# Random signs of one batch: from two, what signs alone contribute to the spread is known, and images that differ in
+# curvature do not hide it.
 PAIR = 2
 SIDES = ("weight", "activation")
 PROBABILITIES = {
-    "Softmax": "log", "LogSoftmax": "none", "aten.softmax.int": "log", "aten._softmax.default": "log", "aten.log_softmax.int": "none",
+    "Softmax": "log",
+    "LogSoftmax": "none",
+    "aten.softmax.int": "log",
+    "aten._softmax.default": "log",
+    "aten.log_softmax.int": "none",
     "aten._log_softmax.default": "none",
-}  # fmt: skip
+}
 
 
 def rounded_weight(weight: torch.Tensor, axis: int, bits: int) -> torch.Tensor:
-    """Weights rounded per channel of `axis`: symmetric, the scale from the largest magnitude, codes -2^(b-1) to 2^(b-1) - 1."""
+    """Weights rounded per channel of `axis`: symmetric, the scale from the largest magnitude, codes -2^(b-1) to
+    2^(b-1) - 1.
+    """
     top = 2 ** (bits - 1) - 1
     others = [d for d in range(weight.ndim) if d != axis]
     scale = weight.abs().amax(others, keepdim=True).clamp_min(1e-30) / top
@@ -50,7 +58,9 @@ def rounded_weight(weight: torch.Tensor, axis: int, bits: int) -> torch.Tensor:
 
 
 def rounded_activation(value: torch.Tensor, low: float, high: float, bits: int) -> torch.Tensor:
-    """Activations rounded per tensor over [low, high], widened to hold 0, with an integer zero point: unsigned where low is not negative."""
+    """Activations rounded per tensor over [low, high], widened to hold 0, with an integer zero point: unsigned where
+    low is not negative.
+    """
     low, high, top = min(low, 0.0), max(high, 0.0), 2**bits - 1
     scale = max((high - low) / top, 1e-30)
     zero = round(-low / scale)
@@ -61,11 +71,19 @@ def _dot(one: torch.Tensor, other: torch.Tensor) -> float:
     return float((one * other).sum(dtype=torch.float64))
 
 
-def measure(graph: FloatGraph, data: Calibration, settings: Settings, state: Path | None = None, progress: Progress | None = None) -> Sensitivities:
+def measure(
+    graph: FloatGraph,
+    data: Calibration,
+    settings: Settings,
+    state: Path | None = None,
+    progress: Progress | None = None,
+) -> Sensitivities:
     """Measure every layer on calibration data.
 
-    state: an .npz file that holds what has been measured; an interrupted run is continued by the next, to the same result.
-    Raises ModelError when the network is no classifier, InputError for labels that it does not have, UsageError when state is of another run.
+    state: an .npz file that holds what has been measured; an interrupted run is continued by the next, to the same
+    result.
+    Raises ModelError when the network is no classifier, InputError for labels that it does not have, UsageError when
+    state is of another run.
     """
     return _Measurement(graph, data, settings, state, progress or (lambda step: None)).run()
 
@@ -73,20 +91,26 @@ def measure(graph: FloatGraph, data: Calibration, settings: Settings, state: Pat
 class _Measurement:
     """One run: its batches, its arrays, and the file they are kept in."""
 
-    def __init__(self, graph: FloatGraph, data: Calibration, settings: Settings, state: Path | None, progress: Progress) -> None:
+    def __init__(
+        self, graph: FloatGraph, data: Calibration, settings: Settings, state: Path | None, progress: Progress
+    ) -> None:
         self.graph, self.data, self.settings, self.state, self.progress = graph, data, settings, state, progress
         if not graph.layers:
             raise ModelError("has no layers with weights", where=graph.name, expected="convolutions or matrix products")
         fixed = graph.batch
         if fixed and settings.batch not in (None, fixed):
-            raise UsageError("the model fixes its batch", where="--batch", expected=str(fixed), found=str(settings.batch))
+            raise UsageError(
+                "the model fixes its batch", where="--batch", expected=str(fixed), found=str(settings.batch)
+            )
         self.fixed, self.size = fixed is not None, fixed or settings.batch or min(4, data.count)
         whole, rest = divmod(data.count, self.size)
         self.sizes = [self.size] * whole + ([rest] if rest and not self.fixed else [])
         nodes = {n.name: n.inputs for n in graph.nodes}
         self.edges = {one.node: i for i, one in enumerate(graph.layers)}
         # The numbers of the operands that are a layer's input and its weight.
-        self.operands = {one.node: (nodes[one.node].index(one.input), nodes[one.node].index(one.weight)) for one in graph.layers}
+        self.operands = {
+            one.node: (nodes[one.node].index(one.input), nodes[one.node].index(one.weight)) for one in graph.layers
+        }
         producer = next((n for n in graph.nodes if graph.outputs[0] in n.outputs), None)
         self.scores = PROBABILITIES.get(producer.op, "softmax") if producer else "softmax"
         self.arrays: dict[str, Array] = {}
@@ -103,7 +127,10 @@ class _Measurement:
 
     def run(self) -> Sensitivities:
         self._load()
-        start, loss = time.monotonic(), "cross-entropy with labels" if self.data.has_labels else "cross-entropy with the model's own argmax"
+        start, loss = (
+            time.monotonic(),
+            "cross-entropy with labels" if self.data.has_labels else "cross-entropy with the model's own argmax",
+        )
         images = sum(self.sizes)
         result = Sensitivities(self.graph, self.settings, loss, images, self.size)
         if "activation_square" not in self.arrays:
@@ -115,7 +142,9 @@ class _Measurement:
             self._fisher()
         if "output" in self.settings.metrics:
             self._output()
-        result.arrays = {k: v for k, v in self.arrays.items() if k not in ("weight_samples", "activation_samples", "key")}
+        result.arrays = {
+            k: v for k, v in self.arrays.items() if k not in ("weight_samples", "activation_samples", "key")
+        }
         result.seconds = time.monotonic() - start
         return result
 
@@ -128,9 +157,11 @@ class _Measurement:
         arrays = load_npz(str(self.state))
         if str(arrays.get("key", "")) != self.key:
             raise UsageError(
-                "was measured with another model, other data or other settings", where=str(self.state), expected="a state of this very run",
+                "was measured with another model, other data or other settings",
+                where=str(self.state),
+                expected="a state of this very run",
                 remedy="remove it, or name another with --state",
-            )  # fmt: skip
+            )
         self.arrays = {k: v for k, v in arrays.items() if k != "key"}
 
     def _save(self) -> None:
@@ -145,7 +176,12 @@ class _Measurement:
         output = self.graph.run(batch.inputs, **options)[self.graph.outputs[0]]
         flat = output.flatten(1) if output.ndim == 4 and output.shape[2:] == (1, 1) else output
         if flat.ndim != 2 or len(flat) != batch.size:
-            raise ModelError("is no classifier's output", where=self.graph.outputs[0], expected=f"{batch.size} images x classes", found="x".join(map(str, output.shape)))
+            raise ModelError(
+                "is no classifier's output",
+                where=self.graph.outputs[0],
+                expected=f"{batch.size} images x classes",
+                found="x".join(map(str, output.shape)),
+            )
         return flat
 
     def _losses(self, batch: Batch, **options: Any) -> torch.Tensor:
@@ -153,9 +189,18 @@ class _Measurement:
         scores = self._forward(batch, **options)
         classes = scores.shape[1]
         if batch.labels is not None and batch.labels.max() >= classes:
-            raise InputError("has a label that the model has no class for", where=self.data.where, expected=f"0 to {classes - 1}", found=str(batch.labels.max()))
+            raise InputError(
+                "has a label that the model has no class for",
+                where=self.data.where,
+                expected=f"0 to {classes - 1}",
+                found=str(batch.labels.max()),
+            )
         target = torch.from_numpy(batch.labels) if batch.labels is not None else scores.detach().argmax(1)
-        logs = {"softmax": lambda: F.log_softmax(scores, 1), "log": lambda: scores.clamp_min(1e-30).log(), "none": lambda: scores}[self.scores]()
+        logs = {
+            "softmax": lambda: F.log_softmax(scores, 1),
+            "log": lambda: scores.clamp_min(1e-30).log(),
+            "none": lambda: scores,
+        }[self.scores]()
         return F.nll_loss(logs, target, reduction="none")
 
     def _rounding(self) -> None:
@@ -189,12 +234,20 @@ class _Measurement:
                     self._forward(batch, feed=feed, record=record)
                     self.progress(Step(phase, done, len(self.sizes)))
             weights = [self.graph.parameters[one.weight] for one in layers]
-            by_weight = [[float((rounded_weight(w, one.channel_axis, b) - w).double().square().sum()) for b, _ in choices] for w, one in zip(weights, layers, strict=True)]
+            by_weight = [
+                [float((rounded_weight(w, one.channel_axis, b) - w).double().square().sum()) for b, _ in choices]
+                for w, one in zip(weights, layers, strict=True)
+            ]
         macs = [self.graph.products(one, outputs[one.output]) for one in layers]
         self.arrays |= {
-            "weights": np.array([w.numel() for w in weights]), "activations": counts, "macs": np.array(macs), "low": low, "high": high,
-            "weight_square": np.array(by_weight), "activation_square": square / sum(self.sizes),
-        }  # fmt: skip
+            "weights": np.array([w.numel() for w in weights]),
+            "activations": counts,
+            "macs": np.array(macs),
+            "low": low,
+            "high": high,
+            "weight_square": np.array(by_weight),
+            "activation_square": square / sum(self.sizes),
+        }
         self._save()
 
     def _variables(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
@@ -216,7 +269,8 @@ class _Measurement:
 
         return self._losses(batch, feed=feed), weights, activations
 
-    # -- the Hessian ------------------------------------------------------------------------------------------------------
+    # -- the Hessian
+    # ------------------------------------------------------------------------------------------------------
 
     def _hutchinson(self) -> tuple[int, bool]:
         """Sample until the standard errors are small; the probes used, and whether they sufficed."""
@@ -228,7 +282,9 @@ class _Measurement:
                 if done >= held:
                     for kept, values in zip(samples, self._probe(done, batch), strict=True):
                         kept.extend(values)
-                    self.arrays |= {f"{side}_samples": np.array(kept) for side, kept in zip(SIDES, samples, strict=True)}
+                    self.arrays |= {
+                        f"{side}_samples": np.array(kept) for side, kept in zip(SIDES, samples, strict=True)
+                    }
                     self._save()
                 done += PAIR
                 left = (time.monotonic() - start) / (done - held) * (most - done) if done > held else None
@@ -244,14 +300,19 @@ class _Measurement:
         return probes >= SAMPLES and (self._worst(probes) or 0) <= self.settings.tolerance
 
     def _probe(self, number: int, batch: Batch) -> tuple[Array, Array]:
-        """v^T H v of every layer's weights, and of its input, for one batch and the PAIR of random signs from that number on [sign, layer]."""
+        """v^T H v of every layer's weights, and of its input, for one batch and the PAIR of random signs from that
+        number on [sign, layer].
+        """
         losses, weights, activations = self._variables(batch)
         gradients = torch.autograd.grad(losses.mean(), [*weights, *activations], create_graph=True)
-        # Activations stand once per image: the mean loss's Hessian by them holds each image's, divided by the number of images.
+        # Activations stand once per image: the mean loss's Hessian by them holds each image's, divided by the number of
+        # images.
         variables = [*weights, *activations]
         values = np.zeros((PAIR, len(variables)))
         for k in range(PAIR):
-            random = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(f"{self.settings.seed} {number + k}".encode()).digest()[:7], "big"))
+            random = torch.Generator().manual_seed(
+                int.from_bytes(hashlib.sha256(f"{self.settings.seed} {number + k}".encode()).digest()[:7], "big")
+            )
             signs = [torch.randint(0, 2, v.shape, generator=random, dtype=v.dtype).mul_(2).sub_(1) for v in variables]
             for i, (variable, gradient, sign) in enumerate(zip(variables, gradients, signs, strict=True)):
                 (product,) = torch.autograd.grad(gradient, variable, sign, retain_graph=True, materialize_grads=True)
@@ -259,17 +320,23 @@ class _Measurement:
         return values[:, : len(weights)], values[:, len(weights) :]
 
     def _estimate(self, side: str, probes: int) -> tuple[Array, Array]:
-        """The traces over the images that were used, and the standard errors that random signs leave: each pair's mean is off by half its difference."""
+        """The traces over the images that were used, and the standard errors that random signs leave: each pair's
+        mean is off by half its difference.
+        """
         pairs = self.arrays[f"{side}_samples"][:probes].reshape(-1, PAIR, len(self.graph.layers))
         return pairs.mean((0, 1)), np.sqrt(np.square(np.diff(pairs, axis=1)[:, 0] / 2).sum(0)) / len(pairs)
 
     def _spread(self, side: str, probes: int) -> Array:
         """The standard errors of the traces over other images of the kind: from the spread of batches."""
         batches = self.arrays[f"{side}_samples"][:probes].reshape(-1, PAIR, len(self.graph.layers)).mean(1)
-        return batches.std(0, ddof=1) / math.sqrt(len(batches)) if len(batches) > 1 else np.full(batches.shape[1:], np.inf)
+        return (
+            batches.std(0, ddof=1) / math.sqrt(len(batches)) if len(batches) > 1 else np.full(batches.shape[1:], np.inf)
+        )
 
     def _worst(self, probes: int) -> float | None:
-        """The largest standard error of a layer's sensitivity in the narrowest choice, relative to that sensitivity, or to a tenth of the mean one if that is larger."""
+        """The largest standard error of a layer's sensitivity in the narrowest choice, relative to that sensitivity,
+        or to a tenth of the mean one if that is larger.
+        """
         if probes < PAIR:
             return None
         value: Array = np.zeros(len(self.graph.layers))
@@ -281,7 +348,8 @@ class _Measurement:
         against = np.maximum(value, 0.1 * value.mean())
         return float(np.max(np.sqrt(variance) / np.maximum(against, 1e-300)))
 
-    # -- for comparison ---------------------------------------------------------------------------------------------------
+    # -- for comparison
+    # ---------------------------------------------------------------------------------------------------
 
     def _fisher(self) -> None:
         """The mean squared norm of every image's gradient, by weights and by activations."""
@@ -310,7 +378,10 @@ class _Measurement:
                     if np.isnan(self.arrays["output"][i, k]):
                         weight = rounded_weight(self.graph.parameters[layer.weight], layer.channel_axis, weight_bits)
                         feed = self._rounder(i, activation_bits, weight)
-                        changed = sum(float((self._forward(b, feed=feed) - y).double().square().sum()) for b, y in zip(self._batches(), exact, strict=True))
+                        changed = sum(
+                            float((self._forward(b, feed=feed) - y).double().square().sum())
+                            for b, y in zip(self._batches(), exact, strict=True)
+                        )
                         self.arrays["output"][i, k] = changed / total if total else 0.0
                         self._save()
                     self.progress(Step("output", i * len(choices) + k + 1, len(layers) * len(choices)))

@@ -1,4 +1,6 @@
-"""Every assignment that is best for some budget of one resource: the exact Pareto front, by dynamic programming with dominance (Nemhauser and Ullmann, 1969)."""
+"""Every assignment that is best for some budget of one resource: the exact Pareto front, by dynamic programming with
+dominance (Nemhauser and Ullmann, 1969).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ MOST_POINTS = 5_000_000
 class Front:
     """The points of a front, cheapest first, no point as good as a cheaper one.
 
-    costs: of `resource`, in its unit.  choices: of every point and layer, the number of its choice in table.choices, uint8 [points, layers].
+    costs: of `resource`, in its unit.  choices: of every point and layer, the number of its choice in table.choices,
+    uint8 [points, layers].
     """
 
     table: Table
@@ -50,7 +53,13 @@ def front(table: Table, resource: str) -> Front:
     parents, picks = [], []
     for rows in groups:
         choices = [table.choices.index(c) for c in table.allowed(rows)]
-        steps = [(float(sum(r.cost(resource, table.choices[c]) for r in rows)), math.fsum(r.sensitivity[table.choices[c]] for r in rows)) for c in choices]
+        steps = [
+            (
+                float(sum(r.cost(resource, table.choices[c]) for r in rows)),
+                math.fsum(r.sensitivity[table.choices[c]] for r in rows),
+            )
+            for c in choices
+        ]
         all_costs = np.concatenate([costs + c for c, _ in steps])
         all_values = np.concatenate([values + v for _, v in steps])
         order = np.lexsort((all_values, all_costs))
@@ -58,7 +67,11 @@ def front(table: Table, resource: str) -> Front:
         before = np.minimum.accumulate(np.concatenate([[np.inf], sorted_values[:-1]]))
         kept = order[sorted_values < before]
         if len(kept) > MOST_POINTS:
-            raise UsageError(f"the front of {resource} has more than {MOST_POINTS} points", where="--pareto", remedy="ask for budgets instead")
+            raise UsageError(
+                f"the front of {resource} has more than {MOST_POINTS} points",
+                where="--pareto",
+                remedy="ask for budgets instead",
+            )
         parents.append(kept % len(costs))
         picks.append(np.array(choices, np.uint8)[kept // len(costs)])
         costs, values = all_costs[kept], all_values[kept]
@@ -89,9 +102,22 @@ def draw(fronts: Sequence[Front], path: Path, marks: Mapping[str, Mapping[str, s
         FigureCanvasAgg(figure)
         for axes, one in zip(np.atleast_1d(figure.subplots(1, len(fronts))), fronts, strict=True):
             unit, label = scales[one.resource]
-            axes.step(one.costs / unit, one.sensitivities, where="post", color="#0072b2", linewidth=1.2, label=f"front, {len(one.costs)} points")
+            axes.step(
+                one.costs / unit,
+                one.sensitivities,
+                where="post",
+                color="#0072b2",
+                linewidth=1.2,
+                label=f"front, {len(one.costs)} points",
+            )
             for (name, assignment), style in zip(marks.items(), ("o", "s", "^", "D", "v") * len(marks), strict=False):
-                axes.plot(float(one.table.total(one.resource, assignment)) / unit, one.table.sensitivity(assignment), style, label=name, markersize=5)
+                axes.plot(
+                    float(one.table.total(one.resource, assignment)) / unit,
+                    one.table.sensitivity(assignment),
+                    style,
+                    label=name,
+                    markersize=5,
+                )
             positive = one.sensitivities[one.sensitivities > 0]
             if len(positive) == len(one.sensitivities) and len(positive) > 1 and positive[0] / positive[-1] > 30:
                 axes.set_yscale("log")

@@ -39,14 +39,23 @@ class Problem:
 
 
 def problem(
-    model: Any, calibration: str | Path, settings: Settings | None = None, *, preprocess: Preprocess | None = None, tie: bool = True,
-    fix_ends: bool = True, fixed: Mapping[str, str] | None = None, latencies: Mapping[str, Mapping[str, float]] | None = None,
-    state: str | Path | None = None, progress: Progress | None = None,
-) -> Problem:  # fmt: skip
+    model: Any,
+    calibration: str | Path,
+    settings: Settings | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+    tie: bool = True,
+    fix_ends: bool = True,
+    fixed: Mapping[str, str] | None = None,
+    latencies: Mapping[str, Mapping[str, float]] | None = None,
+    state: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Problem:
     """The allocation problem of a float model (ONNX, .pt2 or ExportedProgram) measured on calibration data.
 
-    The first of settings.metrics is what is minimized, the others stand beside it in reports.  tie: layers that read one tensor get one
-    choice.  fix_ends: the first and the last layer keep the widest.  fixed: choices by layer.  latencies: microseconds by layer and choice.
+    The first of settings.metrics is what is minimized, the others stand beside it in reports.  tie: layers that read
+    one tensor get one choice.  fix_ends: the first and the last layer keep the widest.  fixed: choices by layer.
+    latencies: microseconds by layer and choice.
     state: a file to continue an interrupted measurement from.
     Raises ModelError, InputError and UsageError as `load_float`, `open_data`, `measure` and `Table` do.
     """
@@ -113,20 +122,30 @@ def bits_file(allocation: Allocation, provenance: Mapping[str, Any]) -> dict[str
         layers[name] = {"weight": weight, "activation": activation}
     budgets = [
         {
-            "budget": one.budget.text, "resource": one.budget.resource, "unit": RESOURCES[one.budget.resource][0], "limit": float(one.limit),
+            "budget": one.budget.text,
+            "resource": one.budget.resource,
+            "unit": RESOURCES[one.budget.resource][0],
+            "limit": float(one.limit),
             "reached": float(allocation.totals[one.budget.resource]),
         }
         for one in allocation.limits
-    ]  # fmt: skip
+    ]
     return {
-        "layers": layers, "producer": f"hawq-tvm {__version__}", "budgets": budgets, "sensitivity": allocation.sensitivity,
-        "totals": {k: float(v) for k, v in allocation.totals.items()}, "solver": dict(allocation.solver), "measured": dict(provenance),
+        "layers": layers,
+        "producer": f"hawq-tvm {__version__}",
+        "budgets": budgets,
+        "sensitivity": allocation.sensitivity,
+        "totals": {k: float(v) for k, v in allocation.totals.items()},
+        "solver": dict(allocation.solver),
+        "measured": dict(provenance),
         "report": rows(allocation),
-    }  # fmt: skip
+    }
 
 
 def fronts_file(fronts: Sequence[Front]) -> dict[str, Any]:
-    """What the file of Pareto fronts holds: points [cost, sensitivity, one digit per layer], the digit numbering `choices`."""
+    """What the file of Pareto fronts holds: points [cost, sensitivity, one digit per layer], the digit numbering
+    `choices`.
+    """
     table = fronts[0].table
     return {
         "choices": list(table.choices),

@@ -14,6 +14,20 @@ def rows(allocation: Allocation) -> list[dict[str, Any]]:
     for row in allocation.table.rows:
         choice = allocation.assignment[row.name]
         costs = {r: float(row.cost(r, choice)) for r in allocation.totals}
-        entry = {"layer": row.name, "choice": choice, "parameters": row.parameters, "macs": row.macs, "sensitivity": row.sensitivity[choice], **costs}
-        found.append({**entry, **({"tie": row.tie} if row.tie else {}), **({"fixed": row.fixed} if row.fixed else {}), **row.facts})
+        entry = {
+            "layer": row.name,
+            "choice": choice,
+            "parameters": row.parameters,
+            "macs": row.macs,
+            "sensitivity": row.sensitivity[choice],
+            **costs,
+        }
+        found.append(
+            {
+                **entry,
+                **({"tie": row.tie} if row.tie else {}),
+                **({"fixed": row.fixed} if row.fixed else {}),
+                **row.facts,
+            }
+        )
     return found

@@ -1,4 +1,6 @@
-"""How much each layer minds few bits: what is measured, and the allocation problem that it makes (the sensitivity of HAWQ-V2, equation 2.11)."""
+"""How much each layer minds few bits: what is measured, and the allocation problem that it makes (the sensitivity of
+HAWQ-V2, equation 2.11).
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,11 @@ METRICS = ("hessian", "fisher", "output")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured: by metrics, with random signs from seed, until every standard error is below tolerance (a part of 1) or `probes` are used.
+    """What is measured: by metrics, with random signs from seed, until every standard error is below tolerance (a
+    part of 1) or `probes` are used.
 
-    A probe is a batch of images with random signs for every layer; each batch gets two.  batch: images at a time, None for the model's own batch, or 4 where it
-    leaves that open.
+    A probe is a batch of images with random signs for every layer; each batch gets two.  batch: images at a time,
+    None for the model's own batch, or 4 where it leaves that open.
     """
 
     metrics: tuple[str, ...] = ("hessian",)
@@ -36,9 +39,13 @@ class Settings:
     def __post_init__(self) -> None:
         unknown = [m for m in self.metrics if m not in METRICS]
         if unknown or not self.metrics:
-            raise UsageError("is no metric", where="--metric", expected=", ".join(METRICS), found=", ".join(unknown) or "none")
+            raise UsageError(
+                "is no metric", where="--metric", expected=", ".join(METRICS), found=", ".join(unknown) or "none"
+            )
         if self.probes < 2:
-            raise UsageError("at least 2 probes are needed for a standard error", where="--probes", found=str(self.probes))
+            raise UsageError(
+                "at least 2 probes are needed for a standard error", where="--probes", found=str(self.probes)
+            )
         if not 0 < self.tolerance < math.inf:
             raise UsageError("must be a positive number", where="--tolerance", found=str(self.tolerance))
         if self.seed < 0 or (self.batch is not None and self.batch < 1):
@@ -47,7 +54,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Step:
-    """Where a measurement is: `done` of `of` steps of a phase; worst: the largest relative standard error so far; seconds_left for the phase at most."""
+    """Where a measurement is: `done` of `of` steps of a phase; worst: the largest relative standard error so far;
+    seconds_left for the phase at most.
+    """
 
     phase: str
     done: int
@@ -63,10 +72,11 @@ Progress = Callable[[Step], None]
 class Sensitivities:
     """What was measured, one entry per layer in each array.
 
-    weights, activations: numbers of values (of activations for one image).  macs: for one image.  *_trace: the trace of the Hessian of the mean
-    loss.  *_error: its standard error, as far as it comes from the signs; *_spread: the same from the images.  weight_square,
-    activation_square [layer, choice]: squared norm of the rounding error (activations: mean over images).  *_fisher: mean squared norm of the
-    gradient.  output [layer, choice]: squared change of the network's output when only this layer is rounded, relative to its square.
+    weights, activations: numbers of values (of activations for one image).  macs: for one image.  *_trace: the trace
+    of the Hessian of the mean loss.  *_error: its standard error, as far as it comes from the signs; *_spread: the
+    same from the images.  weight_square, activation_square [layer, choice]: squared norm of the rounding error
+    (activations: mean over images).  *_fisher: mean squared norm of the gradient.  output [layer, choice]: squared
+    change of the network's output when only this layer is rounded, relative to its square.
     probes: how many were used.  worst: the largest standard error left, relative.
     """
 
@@ -82,7 +92,9 @@ class Sensitivities:
     arrays: dict[str, Array] = field(default_factory=dict)
 
     def values(self, metric: str) -> Array:
-        """The sensitivity of every layer in every choice [layer, choice]; a negative trace, which says nothing about rounding, counts as 0."""
+        """The sensitivity of every layer in every choice [layer, choice]; a negative trace, which says nothing about
+        rounding, counts as 0.
+        """
         if metric == "output":
             return self.arrays["output"]
         a, kind = self.arrays, "trace" if metric == "hessian" else "fisher"
@@ -91,7 +103,9 @@ class Sensitivities:
         return by_weight[:, None] * a["weight_square"] + by_activation[:, None] * a["activation_square"]
 
     def table(self, metric: str, *, tie: bool = True, fix_ends: bool = True) -> Table:
-        """The allocation problem: layers that read one tensor tied, the first and last layers fixed to the widest choice."""
+        """The allocation problem: layers that read one tensor tied, the first and last layers fixed to the widest
+        choice.
+        """
         chosen, readers, ends = self.values(metric), dict[str, int](), end_layers(self.graph) if fix_ends else set()
         for layer in self.graph.layers:
             readers[layer.input] = readers.get(layer.input, 0) + 1
@@ -100,26 +114,47 @@ class Sensitivities:
         for i, layer in enumerate(self.graph.layers):
             facts: dict[str, Any] = {k: float(self.arrays[k][i]) for k in self._shown()}
             facts |= {m: dict(zip(self.settings.choices, map(float, v[i]), strict=True)) for m, v in others.items()}
-            rows.append(Row(
-                layer.name, int(self.arrays["weights"][i]), int(self.arrays["macs"][i]), dict(zip(self.settings.choices, map(float, chosen[i]), strict=True)),
-                tie=layer.input if tie and readers[layer.input] > 1 else "", fixed=self.settings.choices[0] if layer.name in ends else "", facts=facts,
-            ))  # fmt: skip
+            rows.append(
+                Row(
+                    layer.name,
+                    int(self.arrays["weights"][i]),
+                    int(self.arrays["macs"][i]),
+                    dict(zip(self.settings.choices, map(float, chosen[i]), strict=True)),
+                    tie=layer.input if tie and readers[layer.input] > 1 else "",
+                    fixed=self.settings.choices[0] if layer.name in ends else "",
+                    facts=facts,
+                )
+            )
         return Table(tuple(rows), self.settings.choices)
 
     def _shown(self) -> list[str]:
-        return [f"{side}_{kind}" for kind in ("trace", "error", "spread", "fisher") for side in ("weight", "activation") if f"{side}_{kind}" in self.arrays]
+        return [
+            f"{side}_{kind}"
+            for kind in ("trace", "error", "spread", "fisher")
+            for side in ("weight", "activation")
+            if f"{side}_{kind}" in self.arrays
+        ]
 
     def provenance(self) -> dict[str, Any]:
         """JSON-ready facts about how it was measured."""
         s = self.settings
         fields: dict[str, Any] = {
-            "metrics": list(s.metrics), "loss": self.loss, "images": self.images, "batch": self.batch, "seed": s.seed, "seconds": round(self.seconds, 1),
-        }  # fmt: skip
+            "metrics": list(s.metrics),
+            "loss": self.loss,
+            "images": self.images,
+            "batch": self.batch,
+            "seed": s.seed,
+            "seconds": round(self.seconds, 1),
+        }
         if "hessian" in s.metrics:
             fields |= {
-                "probes": self.probes, "probed_images": min(self.probes // 2, self.images // self.batch) * self.batch, "tolerance": s.tolerance,
-                "converged": self.converged, "worst_error": self.worst, "negative_traces": int((self.arrays["weight_trace"] < 0).sum()),
-            }  # fmt: skip
+                "probes": self.probes,
+                "probed_images": min(self.probes // 2, self.images // self.batch) * self.batch,
+                "tolerance": s.tolerance,
+                "converged": self.converged,
+                "worst_error": self.worst,
+                "negative_traces": int((self.arrays["weight_trace"] < 0).sum()),
+            }
         return fields
 
 

@@ -1,4 +1,6 @@
-"""The allocation problem as a table: per layer its parameters, multiplications, sensitivities, latencies and ties; budgets; the file of bits."""
+"""The allocation problem as a table: per layer its parameters, multiplications, sensitivities, latencies and ties;
+budgets; the file of bits.
+"""
 
 from __future__ import annotations
 
@@ -75,8 +77,10 @@ def checked_width(bits: Any, where: str) -> int:
 class Row:
     """One layer.
 
-    parameters: its weights.  macs: multiplications for one image.  sensitivity: by choice, any unit, the same for all layers.
-    latency_us: by choice.  tie: layers with the same text get the same choice.  fixed: its only choice.  facts: what a report shows beside.
+    parameters: its weights.  macs: multiplications for one image.  sensitivity: by choice, any unit, the same for
+    all layers.
+    latency_us: by choice.  tie: layers with the same text get the same choice.  fixed: its only choice.  facts: what
+    a report shows beside.
     """
 
     name: str
@@ -197,7 +201,8 @@ class Table:
 
 
 def parse_table(fields: Any, where: str) -> Table:
-    """A table from JSON: {"choices": ["W8A8", ...], "layers": {name: {"parameters", "macs", "sensitivity": {choice: x}, ...}}}.
+    """A table from JSON: {"choices": ["W8A8", ...], "layers": {name: {"parameters", "macs", "sensitivity": {choice:
+    x}, ...}}}.
 
     Optional per layer: "latency_us" {choice: x}, "tie", "fixed"; other fields are kept for the report.
     Raises InputError naming the layer and the field that is wrong, UsageError for a choice that is none.
@@ -276,15 +281,17 @@ def _numbers(values: Any, choices: Sequence[str], where: str) -> dict[str, float
     return {c: float(values[c]) for c in choices}
 
 
-# -- budgets --------------------------------------------------------------------------------------------------------------
+# -- budgets
+# --------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Budget:
     """At most so much of a resource.
 
-    kind: "absolute" (value in the resource's unit), "share" (value times what the widest choice everywhere takes), or "fraction" (0 is the
-    least that any assignment takes, 1 the widest choice everywhere: the budgets of HAWQ-V3's tables).
+    kind: "absolute" (value in the resource's unit), "share" (value times what the widest choice everywhere takes),
+    or "fraction" (0 is the least that any assignment takes, 1 the widest choice everywhere: the budgets of HAWQ-V3's
+    tables).
     """
 
     resource: str
@@ -342,11 +349,13 @@ def readable(resource: str, amount: Fraction | float, up: bool = False) -> str:
     return f"{(math.ceil(thousandths) if up else round(thousandths)) / 1000:.3f} {unit}"
 
 
-# -- the file of bits -----------------------------------------------------------------------------------------------------
+# -- the file of bits
+# -----------------------------------------------------------------------------------------------------
 
 
 def read_bits(path: str | Path, layers: Sequence[str]) -> dict[str, tuple[int, int]]:
-    """The bits of weights and activations by layer from bits.json; layers: those that the model has, each of which must be there.
+    """The bits of weights and activations by layer from bits.json; layers: those that the model has, each of which
+    must be there.
 
     Raises InputError when it is no such file or lacks a layer, UsageError for an unknown layer or a width out of range.
     """

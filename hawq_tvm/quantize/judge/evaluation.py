@@ -26,7 +26,8 @@ KIND = (
 )
 
 
-# -- labelled images ------------------------------------------------------------------------------------------------------
+# -- labelled images
+# ------------------------------------------------------------------------------------------------------
 
 
 def open_images(
@@ -36,10 +37,11 @@ def open_images(
     labels: str | Path | None = None,
     limit: int | None = None,
 ) -> Calibration:
-    """Images with their classes, as `open_data` takes them, or a folder per class, or a list of "FILE CLASS" lines (FILE,CLASS in a .csv).
+    """Images with their classes, as `open_data` takes them, or a folder per class, or a list of "FILE CLASS" lines
+    (FILE,CLASS in a .csv).
 
-    A folder whose name is a number is that class; of other names the first in alphabetical order is class 0.  labels: a list for a folder of
-    images, instead of labels.txt in it.  limit: so many images, evenly spaced.
+    A folder whose name is a number is that class; of other names the first in alphabetical order is class 0.
+    labels: a list for a folder of images, instead of labels.txt in it.  limit: so many images, evenly spaced.
     Raises InputError for what cannot be read or does not fit.
     """
     place = Path(data)
@@ -57,9 +59,11 @@ def open_images(
 
 
 def labelled_files(data: str | Path, labels: str | Path | None = None) -> dict[Path, int] | None:
-    """The classes of image files: of a list, of a folder with one, or of a folder per class; None where the data are something else.
+    """The classes of image files: of a list, of a folder with one, or of a folder per class; None where the data are
+    something else.
 
-    Raises InputError for a list that cannot be read, is empty or names files that do not exist, UsageError for labels of no folder.
+    Raises InputError for a list that cannot be read, is empty or names files that do not exist, UsageError for
+    labels of no folder.
     """
     place = Path(data)
     if labels is not None and not place.is_dir():
@@ -112,7 +116,8 @@ def _spaced(files: list[Path], limit: int | None) -> list[Path]:
     return files if limit is None or limit >= len(files) else [files[i * len(files) // limit] for i in range(limit)]
 
 
-# -- evaluation -----------------------------------------------------------------------------------------------------------
+# -- evaluation
+# -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -128,7 +133,8 @@ class Score:
 class Evaluation:
     """One model's answers, and beside another's.
 
-    flips: images whose first class is another one than the other model's; lost: of those the other model had right, gained: this one has.
+    flips: images whose first class is another one than the other model's; lost: of those the other model had right,
+    gained: this one has.
     """
 
     images: int
@@ -143,8 +149,12 @@ class Evaluation:
         found: dict[str, Any] = {"images": self.images, **self._scores(self.score)}
         if self.against is not None and self.flips is not None:
             found["against"] = {
-                **self._scores(self.against), "flips": self.flips, "agreement": (self.images - self.flips) / self.images, "lost": self.lost, "gained": self.gained,
-            }  # fmt: skip
+                **self._scores(self.against),
+                "flips": self.flips,
+                "agreement": (self.images - self.flips) / self.images,
+                "lost": self.lost,
+                "gained": self.gained,
+            }
         return found
 
     def _scores(self, score: Score) -> dict[str, Any]:
@@ -252,7 +262,9 @@ def batch_size(runner: Runner) -> int:
 
 
 def ranked(runner: Runner, batch: Batch) -> Array:
-    """The classes of every image, best first [image, class]; a smaller batch than the model takes is filled up with its last image."""
+    """The classes of every image, best first [image, class]; a smaller batch than the model takes is filled up with
+    its last image.
+    """
     size = runner.inputs[0].shape[0] or batch.size
     parts = []
     for start in range(0, batch.size, size):

@@ -1,4 +1,6 @@
-"""The figure of `compare-fake`: differences from the deployed integers along the network, on a logarithmic axis that has a zero."""
+"""The figure of `compare-fake`: differences from the deployed integers along the network, on a logarithmic axis that
+has a zero.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +20,10 @@ from .fake_comparison import Comparison, Row
 WIDEST = 50  # characters of a label, of which two stand side by side
 COLORS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 STYLES = {
-    "simulated": ("-", "o", 4, "float network simulated"), "fake": ("--", "s", 4, "quantized model in float32"), "ours": (":", "x", 8, "ours"),
-}  # fmt: skip
+    "simulated": ("-", "o", 4, "float network simulated"),
+    "fake": ("--", "s", 4, "quantized model in float32"),
+    "ours": (":", "x", 8, "ours"),
+}
 
 
 def check_figure(path: Path) -> None:
@@ -61,7 +66,12 @@ def draw(compared: Sequence[Comparison], path: Path) -> bytes:
         axes.set_xlabel("residual block" if residual else "layer (networks without residual blocks show every layer)")
         axes.set_ylabel("‖simulated − deployed‖ / ‖deployed‖")
         longest = max(len(str(line.get_label())) for line in axes.get_lines())
-        figure.legend(frameon=False, loc="outside lower center", fontsize=8, ncols=2 if len(compared) > 1 and longest <= WIDEST else 1)
+        figure.legend(
+            frameon=False,
+            loc="outside lower center",
+            fontsize=8,
+            ncols=2 if len(compared) > 1 and longest <= WIDEST else 1,
+        )
         stream = io.BytesIO()
         figure.savefig(stream, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
     return stream.getvalue()
@@ -73,11 +83,23 @@ def _positive(compared: Sequence[Comparison]) -> list[float]:
     return [v for v in values if 0 < v < math.inf]
 
 
-def _plot(axes: object, rows: Sequence[Row], curve: str, color: str, style: tuple[str, str, int], label: str) -> None:
-    places = [(i, s) for i, row in enumerate(rows, 1) if (s := row.spread(curve)) is not None and math.isfinite(s.greatest)]
+def _plot(axes: Any, rows: Sequence[Row], curve: str, color: str, style: tuple[str, str, int], label: str) -> None:
+    places = [
+        (i, s) for i, row in enumerate(rows, 1) if (s := row.spread(curve)) is not None and math.isfinite(s.greatest)
+    ]
     if not places:
         return
     x, found = [i for i, _ in places], [s for _, s in places]
     line, marker, size = style
-    axes.plot(x, [s.mean for s in found], line, marker=marker, markersize=size, color=color, linewidth=1.2, label=label, clip_on=False)  # type: ignore[attr-defined]
+    axes.plot(
+        x,
+        [s.mean for s in found],
+        line,
+        marker=marker,
+        markersize=size,
+        color=color,
+        linewidth=1.2,
+        label=label,
+        clip_on=False,
+    )  # type: ignore[attr-defined]
     axes.fill_between(x, [s.least for s in found], [s.greatest for s in found], color=color, alpha=0.15, linewidth=0)  # type: ignore[attr-defined]

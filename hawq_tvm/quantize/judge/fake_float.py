@@ -1,4 +1,6 @@
-"""Simulated ("fake") quantization in float32, of two kinds: the quantized model itself, and its float network as training frameworks simulate it."""
+"""Simulated ("fake") quantization in float32, of two kinds: the quantized model itself, and its float network as
+training frameworks simulate it.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +22,22 @@ from hawq_tvm.verify.reference import evaluate_call
 
 from .fake_structure import Array, Grid, Structure, Sum, Tensor, Weighted
 
-# Below this mean cosine of their output channels two weight tensors are not one network's: rounded to 4 bits they keep about 0.99, unrelated ones have about 0.
+# Below this mean cosine of their output channels two weight tensors are not one network's: rounded to 4 bits they keep
+# about 0.99, unrelated ones have about 0.
 LEAST_LIKENESS = 0.5
 ADDITIONS = ("Add", "Sum", "aten.add.Tensor", "aten.add_.Tensor")
 
 
-# -- the quantized model in float32 ---------------------------------------------------------------------------------------
+# -- the quantized model in float32
+# ---------------------------------------------------------------------------------------
 
 
 def run_annotated(module: tvm.IRModule, inputs: Mapping[str, Array], head: Mapping[str, Array]) -> dict[str, Array]:
-    """The integers of every quantize of an ANNOTATED module by name, with all that is between a dequantize and a quantize in float32.
+    """The integers of every quantize of an ANNOTATED module by name, with all that is between a dequantize and a
+    quantize in float32.
 
-    Convolutions and matrix products are PyTorch's; every other operator is the reference's, rounded to float32.  head: values that a
-    float head computed, taken as they are.
+    Convolutions and matrix products are PyTorch's; every other operator is the reference's, rounded to float32.
+    head: values that a float head computed, taken as they are.
     """
     main = module["main"]
     known: dict[relax.Var, Any] = {p: inputs[p.name] for p in main.params}
@@ -67,32 +72,47 @@ def _conv2d(call: relax.Call, x: Array, w: Array) -> Array:
     top, left, bottom, right = (int(p) for p in call.attrs.padding)
     strides, dilation = ([int(v) for v in values] for values in (call.attrs.strides, call.attrs.dilation))
     padded = F.pad(torch.from_numpy(np.ascontiguousarray(x, np.float32)), (left, right, top, bottom))
-    return F.conv2d(padded, torch.from_numpy(np.ascontiguousarray(w, np.float32)), None, strides, 0, dilation, int(call.attrs.groups)).numpy()
+    return F.conv2d(
+        padded,
+        torch.from_numpy(np.ascontiguousarray(w, np.float32)),
+        None,
+        strides,
+        0,
+        dilation,
+        int(call.attrs.groups),
+    ).numpy()
 
 
-# -- the float network, simulated -----------------------------------------------------------------------------------------
+# -- the float network, simulated
+# -----------------------------------------------------------------------------------------
 
 
 class Simulated:
-    """A float network whose convolutions and matrix products read rounded weights and rounded inputs; all else stays float32.
+    """A float network whose convolutions and matrix products read rounded weights and rounded inputs; all else stays
+    float32.
 
-    BatchNormalization is not folded, residual sums are not rounded.  Weights are rounded to the nearest integer per output channel, before
-    BatchNormalization, with as many bits and by the same rule as `quantize` has; inputs on the grids that the quantized model has there.
-    Which layer is which is found by weights, which tensor is which sum by the layers before it; names play no part.
+    BatchNormalization is not folded, residual sums are not rounded.  Weights are rounded to the nearest integer per
+    output channel, before BatchNormalization, with as many bits and by the same rule as `quantize` has; inputs on
+    the grids that the quantized model has there. Which layer is which is found by weights, which tensor is which sum
+    by the layers before it; names play no part.
     Raises ModelError when the weights are not those of the quantized model.
     """
 
     def __init__(self, graph: FloatGraph, structure: Structure, where: str) -> None:
         self.graph, self.structure = graph, structure
         self.layers = _matched(graph, structure.weighted, where)
-        self.weights = {layer.node: self._weight(ours, layer) for ours, layer in self.layers if ours.weight_bits is not None}
+        self.weights = {
+            layer.node: self._weight(ours, layer) for ours, layer in self.layers if ours.weight_bits is not None
+        }
         self.inputs = {layer.node: ours for ours, layer in self.layers if ours.grid is not None}
         self.operands = self._operands()
         self.sums = self._sums()
 
     def _weight(self, ours: Weighted, layer: Layer) -> torch.Tensor:
         assert ours.weight_bits is not None
-        return nearest(self.graph.parameters[layer.weight], None, layer, ours.weight_bits, ours.weight_bits < 8, 1.0).weight
+        return nearest(
+            self.graph.parameters[layer.weight], None, layer, ours.weight_bits, ours.weight_bits < 8, 1.0
+        ).weight
 
     def _operands(self) -> dict[tuple[str, int], str]:
         """Which operand of which node is a layer's "input" or its "weight"."""
@@ -104,7 +124,9 @@ class Simulated:
         return found
 
     def _sums(self) -> dict[str, str]:
-        """The float network's sum (a tensor) of every residual sum of the quantized model (a quantize) that has one of the same sources."""
+        """The float network's sum (a tensor) of every residual sum of the quantized model (a quantize) that has one
+        of the same sources.
+        """
         sources: dict[str, frozenset[int]] = {one.name: frozenset([-1 - i]) for i, one in enumerate(self.graph.inputs)}
         numbers = {layer.node: i for i, (_, layer) in enumerate(self.layers)}
         theirs: dict[frozenset[int], list[str]] = {}
@@ -118,10 +140,17 @@ class Simulated:
         for tensor in self.structure.tensors.values():
             if tensor.sum is not None:
                 ours.setdefault(tensor.sum.sources, []).append(tensor.name)
-        return {name: place for key, names in ours.items() if len(names) == len(theirs.get(key, [])) for name, place in zip(names, theirs[key], strict=True)}
+        return {
+            name: place
+            for key, names in ours.items()
+            if len(names) == len(theirs.get(key, []))
+            for name, place in zip(names, theirs[key], strict=True)
+        }
 
     def run(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-        """By quantize of the quantized model: the integers that layers read there, and the residual sums, not rounded."""
+        """By quantize of the quantized model: the integers that layers read there, and the residual sums, not
+        rounded.
+        """
         read: dict[str, Array] = {}
         sums: dict[str, Array] = {}
         wanted = {place: name for name, place in self.sums.items()}
@@ -143,11 +172,15 @@ class Simulated:
                 sums[wanted[name]] = value.numpy().copy()  # an operator after it may write in place
 
         with torch.no_grad():
-            self.graph.run(dict(zip((i.name for i in self.graph.inputs), inputs.values(), strict=True)), record, feed=feed)
+            self.graph.run(
+                dict(zip((i.name for i in self.graph.inputs), inputs.values(), strict=True)), record, feed=feed
+            )
         return read, {name: self._clamped(self.structure.tensors[name], value) for name, value in sums.items()}
 
     def _clamped(self, tensor: Tensor, value: Array) -> Array:
-        """A sum with the clamps of the quantized model behind it; a ReLU may be there as a range that begins at zero (A12)."""
+        """A sum with the clamps of the quantized model behind it; a ReLU may be there as a range that begins at zero
+        (A12).
+        """
         assert isinstance(tensor.sum, Sum)
         value = self.structure.applied(tensor.sum.clamps, value)
         return np.maximum(value, 0) if tensor.grid.qmin == tensor.grid.zero else value
@@ -155,27 +188,49 @@ class Simulated:
 
 def _steps(value: torch.Tensor, grid: Grid) -> torch.Tensor:
     """(A2) the nearest numbers of a grid, as steps from zero, in float32."""
-    return (value / torch.from_numpy(np.asarray(grid.scale, np.float32))).round().clamp(grid.qmin - grid.zero, grid.qmax - grid.zero)
+    return (
+        (value / torch.from_numpy(np.asarray(grid.scale, np.float32)))
+        .round()
+        .clamp(grid.qmin - grid.zero, grid.qmax - grid.zero)
+    )
 
 
 def _matched(graph: FloatGraph, weighted: list[Weighted], where: str) -> list[tuple[Weighted, Layer]]:
-    """The float layer of every layer of the quantized model: of those with weights of its shape the one whose channels point the same way."""
+    """The float layer of every layer of the quantized model: of those with weights of its shape the one whose
+    channels point the same way.
+    """
     rows = {layer.name: graph.parameters[layer.weight].movedim(layer.channel_axis, 0).numpy() for layer in graph.layers}
     left, found = list(graph.layers), []
     for ours in weighted:
-        likeness = {layer.name: _likeness(ours.weight, rows[layer.name]) for layer in left if rows[layer.name].shape == ours.weight.shape}
+        likeness = {
+            layer.name: _likeness(ours.weight, rows[layer.name])
+            for layer in left
+            if rows[layer.name].shape == ours.weight.shape
+        }
         best = max(likeness, key=lambda name: likeness[name], default=None)
         if best is None or likeness[best] < LEAST_LIKENESS:
-            known = f"at best {likeness[best]:.2f} like it (cosine by output channel), in {best}" if best is not None else f"none of shape {list(ours.weight.shape)}"
+            known = (
+                f"at best {likeness[best]:.2f} like it (cosine by output channel), in {best}"
+                if best is not None
+                else f"none of shape {list(ours.weight.shape)}"
+            )
             raise ModelError(
-                "is not the float network of the quantized model", where=where, expected=f"weights of the layer {ours.name}", found=known,
+                "is not the float network of the quantized model",
+                where=where,
+                expected=f"weights of the layer {ours.name}",
+                found=known,
                 remedy="give the model that was quantized",
-            )  # fmt: skip
+            )
         layer = next(one for one in left if one.name == best)
         left.remove(layer)
         found.append((ours, layer))
     if left:
-        raise ModelError("is not the float network of the quantized model", where=where, expected=f"{len(weighted)} layers with weights", found=f"{len(graph.layers)}, {left[0].name} among them")
+        raise ModelError(
+            "is not the float network of the quantized model",
+            where=where,
+            expected=f"{len(weighted)} layers with weights",
+            found=f"{len(graph.layers)}, {left[0].name} among them",
+        )
     return found
 
 

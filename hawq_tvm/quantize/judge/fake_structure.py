@@ -1,4 +1,6 @@
-"""What an ANNOTATED module is made of, as the comparison with simulated quantization reads it: weighted layers, quantized tensors, residual sums."""
+"""What an ANNOTATED module is made of, as the comparison with simulated quantization reads it: weighted layers,
+quantized tensors, residual sums.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Grid:
     def of(call: relax.Call) -> Grid:
         """The grid of a hawq.quantize or hawq.dequantize of a tensor."""
         scale, zero = (ops.const_value(a) for a in call.args[1:3])
-        return Grid(scale.astype(np.float64), int(zero.reshape(-1)[0]), int(call.attrs["qmin"]), int(call.attrs["qmax"]))
+        return Grid(
+            scale.astype(np.float64), int(zero.reshape(-1)[0]), int(call.attrs["qmin"]), int(call.attrs["qmax"])
+        )
 
     @property
     def bits(self) -> int:
@@ -47,8 +51,8 @@ class Grid:
 class Weighted:
     """A convolution or matrix product with constant weights.
 
-    weight: in float32, output channels first.  weight_bits: None where the weights are float.  reads: the quantize whose integers it
-    reads, as they are or moved, and grid: theirs; None where it reads floats.
+    weight: in float32, output channels first.  weight_bits: None where the weights are float.  reads: the quantize
+    whose integers it reads, as they are or moved, and grid: theirs; None where it reads floats.
     """
 
     name: str
@@ -62,7 +66,8 @@ class Weighted:
 class Sum:
     """An addition of two tensors that become one tensor of integers.
 
-    sources: the weighted layers (by number) and inputs (-1 - number) from which its operands come without another layer between.
+    sources: the weighted layers (by number) and inputs (-1 - number) from which its operands come without another
+    layer between.
     clamps: what lies between the addition and the quantize, in order.
     """
 
@@ -81,7 +86,9 @@ class Tensor:
 
 
 class Structure:
-    """weighted: by order of execution.  tensors: the results of quantizes that depend on an input, by the name of the quantize."""
+    """weighted: by order of execution.  tensors: the results of quantizes that depend on an input, by the name of
+    the quantize.
+    """
 
     def __init__(self, annotated: tvm.IRModule) -> None:
         main = annotated["main"]
@@ -115,7 +122,13 @@ class Structure:
         made = self._dequantize(b.value.args[1])
         read = self._dequantize(b.value.args[0])
         source = None if read is None or not isinstance(read.args[0], relax.Var) else read.args[0].name
-        return Weighted(b.var.name, np.moveaxis(weight, axis, 0), None if made is None else Grid.of(made).bits, source, None if read is None else Grid.of(read))
+        return Weighted(
+            b.var.name,
+            np.moveaxis(weight, axis, 0),
+            None if made is None else Grid.of(made).bits,
+            source,
+            None if read is None else Grid.of(read),
+        )
 
     def _dequantize(self, expr: relax.Expr) -> relax.Call | None:
         """The dequantize that a tensor comes from, through operators with one tensor operand that move values only."""
@@ -123,18 +136,31 @@ class Structure:
             call = self.makers[expr]
             if ops.op_name(call) == "hawq.dequantize":
                 return call
-            moved = ops.op_name(call) in ("relax.reshape", "relax.permute_dims", "relax.flatten", "relax.squeeze", "relax.expand_dims", "relax.nn.pad")
+            moved = ops.op_name(call) in (
+                "relax.reshape",
+                "relax.permute_dims",
+                "relax.flatten",
+                "relax.squeeze",
+                "relax.expand_dims",
+                "relax.nn.pad",
+            )
             expr = call.args[0] if moved else call if isinstance(call, relax.Var) else None
         return None
 
     def _sum(self, expr: relax.Expr) -> Sum | None:
-        """The residual sum that is quantized: of two tensors that do not come from the same layers, as those inside an activation do."""
+        """The residual sum that is quantized: of two tensors that do not come from the same layers, as those inside
+        an activation do.
+        """
         clamps: list[relax.Call] = []
         while isinstance(expr, relax.Var) and ops.op_name(self.makers.get(expr)) in CLAMPS:
             clamps.insert(0, self.makers[expr])
             expr = next(a for a in clamps[0].args if isinstance(a, relax.Var) and a in self.sources)
         call = self.makers.get(expr) if isinstance(expr, relax.Var) else None
-        if call is None or ops.op_name(call) != "relax.add" or not all(isinstance(a, relax.Var) and a in self.sources for a in call.args):
+        if (
+            call is None
+            or ops.op_name(call) != "relax.add"
+            or not all(isinstance(a, relax.Var) and a in self.sources for a in call.args)
+        ):
             return None
         one, two = (self.sources[a] for a in call.args)
         return Sum(one | two, tuple(clamps)) if one != two else None
@@ -142,5 +168,11 @@ class Structure:
     def applied(self, chain: tuple[relax.Call, ...], value: Array) -> Array:
         """A chain of operators with one varying operand each, on another value of the first one's."""
         for call in chain:
-            value = evaluate_call(call, [value if isinstance(a, relax.Var) and a in self.sources else value_of(a, self.constants) for a in call.args])
+            value = evaluate_call(
+                call,
+                [
+                    value if isinstance(a, relax.Var) and a in self.sources else value_of(a, self.constants)
+                    for a in call.args
+                ],
+            )
         return value

@@ -1,4 +1,6 @@
-"""Calibration data: an .npz file, or a folder of .npy, .npz or image files; checked whole when opened, then streamed batch by batch."""
+"""Calibration data: an .npz file, or a folder of .npy, .npz or image files; checked whole when opened, then streamed
+batch by batch.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,8 @@ class Calibration:
         self.has_labels, self.fingerprint = bool(labelled), digest.hexdigest()
 
     def batches(self, size: int, fixed: bool = False) -> Iterator[Batch]:
-        """Batches of `size` images in order, the last one smaller; fixed: left out instead, as the network takes no smaller one.
+        """Batches of `size` images in order, the last one smaller; fixed: left out instead, as the network takes no
+        smaller one.
 
         Raises InputError when that leaves none.
         """
@@ -194,8 +197,9 @@ class Calibration:
 def open_data(path: str | Path, inputs: Sequence[Input], preprocess: Preprocess | None = None) -> Calibration:
     """Calibration data for a network with these inputs.
 
-    In .npz files arrays are called as the inputs, and `labels` holds class numbers; .npy files are for networks with one input; pictures
-    have their classes in labels.txt, a line "FILE CLASS" each.  All of it is read once and checked.
+    In .npz files arrays are called as the inputs, and `labels` holds class numbers; .npy files are for networks with
+    one input; pictures have their classes in labels.txt, a line "FILE CLASS" each.  All of it is read once and
+    checked.
     Raises InputError naming the file and the array that does not fit.
     """
     place = Path(path)

@@ -1,6 +1,8 @@
-"""A float network as a list of torch operations over named tensors: differentiable, and every tensor can be watched or replaced.
+"""A float network as a list of torch operations over named tensors: differentiable, and every tensor can be watched
+or replaced.
 
-It is made of an ONNX model (`float_onnx.py`) or an exported program (`float_program.py`); what reads it need not know which.
+It is made of an ONNX model (`float_onnx.py`) or an exported program (`float_program.py`); what reads it need not
+know which.
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ if TYPE_CHECKING:
 
     Tensor = torch.Tensor
 
-# Called with a tensor's name and value when it has been computed, or with the reader's name, the operand's number and the value
-# when it is read; what it returns replaces the value, None leaves it.
+# Called with a tensor's name and value when it has been computed, or with the reader's name, the operand's number and
+# the value when it is read; what it returns replaces the value, None leaves it.
 Record = Callable[[str, Any], Any]
 Feed = Callable[[str, int, Any], Any]
 
 
 @dataclass(frozen=True)
 class Node:
-    """One operation: compute takes the values of `inputs` (None for one left out, whose name is "") and returns one value per output.
+    """One operation: compute takes the values of `inputs` (None for one left out, whose name is "") and returns one
+    value per output.
 
     name: the node's own, or its first output's.
     """
@@ -44,8 +47,9 @@ class Layer:
 
     kind: "conv" or "matmul".  name, node: the name in bits.json, and of the Node (they differ in exported programs).
     input, output: tensor names; weight, bias: names in `FloatGraph.parameters` (bias "" when there is none).
-    channel_axis: the axis of the weight that counts output channels.  The window's fields are per spatial axis, before and
-    after are its padding; empty for a matmul, whose weight is (in, out), or (out, in) with channel_axis 0.
+    channel_axis: the axis of the weight that counts output channels.  The window's fields are per spatial axis,
+    before and after are its padding; empty for a matmul, whose weight is (in, out), or (out, in) with channel_axis
+    0.
     """
 
     name: str
@@ -81,7 +85,8 @@ def sizes_of(declared: Declared) -> tuple[int | None, ...]:
 class FloatGraph:
     """A float network.
 
-    parameters: the constant tensors by name (weights, biases, statistics, shapes), not copied by `run`.  layers: in the order of computation.
+    parameters: the constant tensors by name (weights, biases, statistics, shapes), not copied by `run`.  layers: in
+    the order of computation.
     """
 
     name: str
@@ -105,8 +110,9 @@ class FloatGraph:
     ) -> dict[str, Tensor]:
         """One inference: outputs by name.
 
-        inputs: arrays or tensors by name.  record: called for every input and every computed tensor.  feed: called for every operand of
-        every node with the node's name and the operand's number.  parameters: used instead of those of the same name.
+        inputs: arrays or tensors by name.  record: called for every input and every computed tensor.  feed: called
+        for every operand of every node with the node's name and the operand's number.  parameters: used instead of
+        those of the same name.
         Raises InputError for inputs of other names.
         """
         import torch
@@ -115,8 +121,12 @@ class FloatGraph:
         wanted = {i.name for i in self.inputs}
         if set(inputs) != wanted:
             raise InputError(
-                "the inputs have other names", where=self.name, expected=", ".join(sorted(wanted)), found=", ".join(sorted(inputs)) or "none", remedy="rename them",
-            )  # fmt: skip
+                "the inputs have other names",
+                where=self.name,
+                expected=", ".join(sorted(wanted)),
+                found=", ".join(sorted(inputs)) or "none",
+                remedy="rename them",
+            )
         keep = set(self.outputs) | set(self.parameters)
         for name, value in inputs.items():
             tensor = torch.as_tensor(value)
@@ -146,7 +156,9 @@ class FloatGraph:
         raise unknown_layer(name, [one.name for one in self.layers])
 
     def products(self, layer: Layer, outputs: int) -> int:
-        """The multiplications of a layer with so many output elements: each sums as many products as a channel has weights."""
+        """The multiplications of a layer with so many output elements: each sums as many products as a channel has
+        weights.
+        """
         weight = self.parameters[layer.weight]
         return outputs * weight.numel() // weight.shape[layer.channel_axis]
 
@@ -185,9 +197,11 @@ def unknown_layer(name: str, known: Sequence[str], where: str = "") -> UsageErro
 
     near = get_close_matches(name, known, 1, 0.5)
     return UsageError(
-        f"there is no weighted layer {name!r}", where=where, expected=f"one of {len(known)}: {', '.join(known[:6])}{', ...' if len(known) > 6 else ''}",
+        f"there is no weighted layer {name!r}",
+        where=where,
+        expected=f"one of {len(known)}: {', '.join(known[:6])}{', ...' if len(known) > 6 else ''}",
         remedy=f"did you mean {near[0]!r}?" if near else "take the names that `hawq-tvm allocate` reports",
-    )  # fmt: skip
+    )
 
 
 def folded(nodes: Sequence[Node], parameters: dict[str, Tensor]) -> tuple[Node, ...]:
@@ -223,4 +237,15 @@ def named_once(layers: Sequence[Layer], where: str) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-__all__ = ["Feed", "FloatGraph", "Input", "Layer", "Node", "Record", "folded", "named_once", "sizes_of", "unknown_layer"]
+__all__ = [
+    "Feed",
+    "FloatGraph",
+    "Input",
+    "Layer",
+    "Node",
+    "Record",
+    "folded",
+    "named_once",
+    "sizes_of",
+    "unknown_layer",
+]

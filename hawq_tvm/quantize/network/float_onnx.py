@@ -1,4 +1,6 @@
-"""Float ONNX models as float graphs (opset 10 to 28); operators that `float_operators.py` does not have are refused by name."""
+"""Float ONNX models as float graphs (opset 10 to 28); operators that `float_operators.py` does not have are refused
+by name.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +38,11 @@ def read_float(source: Source, shapes: Shapes | None = None) -> onnx.ModelProto:
     unknown = next((one.name for one in bound if one.dims is None), None)
     if unknown is not None:
         raise ModelError(
-            "has no shape", where=f"input {unknown!r}", expected="a number of dimensions",
+            "has no shape",
+            where=f"input {unknown!r}",
+            expected="a number of dimensions",
             remedy=f"pass --shape {unknown}={example(None)}, with your sizes",
-        )  # fmt: skip
+        )
     fixed = {one.name: [d if isinstance(d, int) else None for d in one.dims or ()] for one in bound}
     return with_shapes(model, fixed) if bound != declared else model
 
@@ -79,7 +83,9 @@ def _refused(unknown: Sequence[Attributes]) -> ModelError:
     attributes = next((a for a in unknown if _quantizes(a.node)), unknown[0])
     node = attributes.node
     if _quantizes(node):
-        return attributes.fail("is of a quantized model", expected="a float model", remedy="give the model that was quantized")
+        return attributes.fail(
+            "is of a quantized model", expected="a float model", remedy="give the model that was quantized"
+        )
     what = f"of the domain {node.domain!r} is not known" if node.domain not in ("", "ai.onnx") else "is not known here"
     others = ", ".join(f"{a.name} ({a.node.op_type})" for a in unknown if a is not attributes)
     remedy = "simplify the model, or export it as a torch program (.pt2)"
@@ -97,7 +103,8 @@ def _input(value: onnx.ValueInfoProto) -> Input:
     return Input(value.name, np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).name, shape)
 
 
-# -- weighted layers ------------------------------------------------------------------------------------------------------
+# -- weighted layers
+# ------------------------------------------------------------------------------------------------------
 
 
 def _weighted(node: Node, parameters: dict[str, Tensor]) -> bool:
@@ -109,13 +116,26 @@ def _weighted(node: Node, parameters: dict[str, Tensor]) -> bool:
 
 def _layer(node: Node, attributes: Attributes, parameters: dict[str, Tensor]) -> Layer:
     bias = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2] in parameters else ""
-    common: dict[str, Any] = {"name": node.name, "node": node.name, "input": node.inputs[0], "output": node.outputs[0], "weight": node.inputs[1], "bias": bias}
+    common: dict[str, Any] = {
+        "name": node.name,
+        "node": node.name,
+        "input": node.inputs[0],
+        "output": node.outputs[0],
+        "weight": node.inputs[1],
+        "bias": bias,
+    }
     if node.op != "Conv":
         axis = 0 if attributes.get("transB", 0) else parameters[node.inputs[1]].ndim - 1
         return Layer(kind="matmul", channel_axis=axis, **common)
     rank = parameters[node.inputs[1]].ndim - 2
     before, after = padding_of(attributes, rank)
     return Layer(
-        kind="conv", channel_axis=0, group=int(attributes.get("group", 1)), strides=per_axis(attributes, "strides", rank),
-        dilations=per_axis(attributes, "dilations", rank), before=before, after=after, **common,
-    )  # fmt: skip
+        kind="conv",
+        channel_axis=0,
+        group=int(attributes.get("group", 1)),
+        strides=per_axis(attributes, "strides", rank),
+        dilations=per_axis(attributes, "dilations", rank),
+        before=before,
+        after=after,
+        **common,
+    )

@@ -31,7 +31,9 @@ class Attributes:
         return value.decode() if isinstance(value, bytes) else value
 
     def fail(self, message: str, *, expected: str = "", found: str = "", remedy: str = "") -> ModelError:
-        return ModelError(f"{self.node.op_type} {message}", where=self.name, expected=expected, found=found, remedy=remedy)
+        return ModelError(
+            f"{self.node.op_type} {message}", where=self.name, expected=expected, found=found, remedy=remedy
+        )
 
 
 Maker = Callable[[Attributes], Callable[..., Any]]
@@ -62,9 +64,13 @@ def padding_of(attributes: Attributes, rank: int) -> tuple[tuple[int, ...], tupl
     auto = attributes.get("auto_pad", "NOTSET")
     pads = [0] * (2 * rank) if auto == "VALID" else list(attributes.get("pads", [0] * (2 * rank)))
     if len(pads) != 2 * rank or auto not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
-        raise attributes.fail("has a padding that is not understood", expected=f"{2 * rank} numbers", found=f"{pads}, auto_pad {auto}")
+        raise attributes.fail(
+            "has a padding that is not understood", expected=f"{2 * rank} numbers", found=f"{pads}, auto_pad {auto}"
+        )
     if auto.startswith("SAME") and any(s != 1 for s in attributes.get("strides", [1])):
-        raise attributes.fail(f"has auto_pad {auto} and strides", remedy="run onnx shape inference and write the padding as numbers")
+        raise attributes.fail(
+            f"has auto_pad {auto} and strides", remedy="run onnx shape inference and write the padding as numbers"
+        )
     if auto.startswith("SAME"):
         kernel, dilations = attributes.get("kernel_shape"), per_axis(attributes, "dilations", rank)
         if kernel is None:
@@ -80,7 +86,8 @@ def _pad(x: Tensor, before: tuple[int, ...], after: tuple[int, ...], value: floa
     return F.pad(x, flat, value=value) if any(flat) else x
 
 
-# -- operators ------------------------------------------------------------------------------------------------------------
+# -- operators
+# ------------------------------------------------------------------------------------------------------------
 
 
 @_operator("Conv")
@@ -91,7 +98,9 @@ def _conv(a: Attributes) -> Callable[..., Any]:
         symmetric = before == after
         padding = before if symmetric else (0,) * rank
         y = x if symmetric else _pad(x, before, after)
-        return convolution(y, w, b, per_axis(a, "strides", rank), padding, per_axis(a, "dilations", rank), int(a.get("group", 1)))
+        return convolution(
+            y, w, b, per_axis(a, "strides", rank), padding, per_axis(a, "dilations", rank), int(a.get("group", 1))
+        )
 
     return compute
 
@@ -129,7 +138,14 @@ def _max_pool(a: Attributes) -> Callable[..., Any]:
     def compute(x: Tensor) -> Tensor:
         y = x if own else _pad(x, before, after, float("-inf"))
         padding = before if own else (0,) * rank
-        return function(y, a.get("kernel_shape"), per_axis(a, "strides", rank), padding, per_axis(a, "dilations", rank), bool(a.get("ceil_mode", 0)))
+        return function(
+            y,
+            a.get("kernel_shape"),
+            per_axis(a, "strides", rank),
+            padding,
+            per_axis(a, "dilations", rank),
+            bool(a.get("ceil_mode", 0)),
+        )
 
     return compute
 
@@ -177,7 +193,23 @@ def _reduce(a: Attributes) -> Callable[..., Any]:
     return compute
 
 
-@_operator("Relu", "Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Neg", "Abs", "Erf", "Reciprocal", "Softplus", "Floor", "Ceil", "Identity", "Dropout")
+@_operator(
+    "Relu",
+    "Sigmoid",
+    "Tanh",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Neg",
+    "Abs",
+    "Erf",
+    "Reciprocal",
+    "Softplus",
+    "Floor",
+    "Ceil",
+    "Identity",
+    "Dropout",
+)
 def _unary(a: Attributes) -> Callable[..., Any]:
     named = {"Softplus": F.softplus, "Relu": torch.relu}
     if a.node.op_type in ("Identity", "Dropout"):
@@ -212,7 +244,11 @@ def _prelu(a: Attributes) -> Callable[..., Any]:
 def _clip(a: Attributes) -> Callable[..., Any]:
     def compute(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
         low, high = (a.get("min") if low is None else low), (a.get("max") if high is None else high)
-        return x if low is None and high is None else torch.clamp(x, None if low is None else float(low), None if high is None else float(high))
+        return (
+            x
+            if low is None and high is None
+            else torch.clamp(x, None if low is None else float(low), None if high is None else float(high))
+        )
 
     return compute
 
@@ -227,8 +263,14 @@ def _binary(a: Attributes) -> Callable[..., Any]:
     if kind == "Sum":
         return lambda *v: reduce(torch.add, v)
     named: dict[str, Callable[..., Any]] = {
-        "Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Pow": torch.pow, "MatMul": torch.matmul, "Equal": torch.eq, "Where": torch.where,
-    }  # fmt: skip
+        "Add": torch.add,
+        "Sub": torch.sub,
+        "Mul": torch.mul,
+        "Pow": torch.pow,
+        "MatMul": torch.matmul,
+        "Equal": torch.eq,
+        "Where": torch.where,
+    }
     return named[kind]
 
 
@@ -246,7 +288,8 @@ def _softmax(a: Attributes) -> Callable[..., Any]:
     return along if a.opset >= 13 else flat
 
 
-# -- shapes and movement --------------------------------------------------------------------------------------------------
+# -- shapes and movement
+# --------------------------------------------------------------------------------------------------
 
 
 @_operator("Constant")
@@ -322,7 +365,9 @@ def _pads(a: Attributes) -> Callable[..., Any]:
     if mode not in modes:
         raise a.fail(f"in mode {mode!r} is not known here", expected=", ".join(modes))
 
-    def compute(x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, axes: Tensor | None = None) -> Tensor:
+    def compute(
+        x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, axes: Tensor | None = None
+    ) -> Tensor:
         given = a.get("pads") if pads is None else pads.tolist()
         chosen = range(x.ndim) if axes is None else [d % x.ndim for d in axes.tolist()]
         before, after = [0] * x.ndim, [0] * x.ndim
@@ -354,12 +399,18 @@ def _gather(a: Attributes) -> Callable[..., Any]:
 
 @_operator("Slice")
 def _slice(a: Attributes) -> Callable[..., Any]:
-    def compute(x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None) -> Tensor:
+    def compute(
+        x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None
+    ) -> Tensor:
         first = starts.tolist()
         chosen = list(range(len(first))) if axes is None else axes.tolist()
         strides = [1] * len(first) if steps is None else steps.tolist()
         for start, end, axis, step in zip(first, ends.tolist(), chosen, strides, strict=True):
-            picked = torch.arange(x.shape[axis])[slice(start, end, step)] if step > 0 else torch.tensor(list(range(x.shape[axis]))[start:end:step])
+            picked = (
+                torch.arange(x.shape[axis])[slice(start, end, step)]
+                if step > 0
+                else torch.tensor(list(range(x.shape[axis]))[start:end:step])
+            )
             x = x.index_select(axis, picked)
         return x
 

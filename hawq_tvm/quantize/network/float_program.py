@@ -1,4 +1,6 @@
-"""Float PyTorch programs (torch.export) as torch operations: a node per ATen call, layers called as the module that holds their weight."""
+"""Float PyTorch programs (torch.export) as torch operations: a node per ATen call, layers called as the module that
+holds their weight.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,25 @@ def from_program(source: Any, shapes: Mapping[str, Sequence[int]] | None = None)
     """
     program = load_exported(source) if isinstance(source, str | os.PathLike) else source
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(program.graph_module).__name__
-    quantized = [str(n.target) for n in program.graph.nodes if "quantized_decomposed" in str(n.target) or "torchao" in str(n.target)]
+    quantized = [
+        str(n.target)
+        for n in program.graph.nodes
+        if "quantized_decomposed" in str(n.target) or "torchao" in str(n.target)
+    ]
     if quantized:
-        raise ModelError(f"calls {quantized[0]}: it is quantized already", where=name, expected="a float program", remedy="give the program that was quantized")
+        raise ModelError(
+            f"calls {quantized[0]}: it is quantized already",
+            where=name,
+            expected="a float program",
+            remedy="give the program that was quantized",
+        )
     program = program.run_decompositions({})  # in-place operators become functions
     signature, constants = program.graph_signature, {**program.state_dict, **program.constants}
-    held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    held = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
     names = {placeholder: target for placeholder, target in held.items()}
     parameters = {target: constants[target].detach().clone() for target in names.values()}
     inputs, nodes, arguments = [], [], {}
@@ -56,7 +71,9 @@ def from_program(source: Any, shapes: Mapping[str, Sequence[int]] | None = None)
 def _declared(node: torch.fx.Node) -> Declared:
     value = node.meta["val"]
     if not isinstance(value, torch.Tensor):
-        raise ModelError("is an input that is no tensor", where=node.name, expected="tensors only", found=type(value).__name__)
+        raise ModelError(
+            "is an input that is no tensor", where=node.name, expected="tensors only", found=type(value).__name__
+        )
     dims: list[int | str] = [d if isinstance(d, int) else str(d) for d in value.shape]
     return Declared(node.name, str(value.dtype).removeprefix("torch."), dims)
 
@@ -65,7 +82,11 @@ def _node(node: torch.fx.Node, names: dict[str, str]) -> tuple[Node, tuple[Any, 
     """The node, and its arguments with tensors as their names."""
     target, operands = node.target, list[str]()
     if "batch_norm" in str(target) and any(a is True for a in node.args[5:6]) and "no_training" not in str(target):
-        raise ModelError("normalizes with the statistics of its batch", where=node.name, remedy="call eval() on the module before torch.export.export")
+        raise ModelError(
+            "normalizes with the statistics of its batch",
+            where=node.name,
+            remedy="call eval() on the module before torch.export.export",
+        )
 
     def place(used: torch.fx.Node) -> str:
         operands.append(names.get(used.name, used.name))
@@ -91,7 +112,9 @@ def _call(target: Any, args: Any, kwargs: Any) -> Callable[..., Any]:
 
 
 class _Several(list[Any]):
-    """What an operator with several results returns, read by getitem nodes; no tuple, which would be several outputs."""
+    """What an operator with several results returns, read by getitem nodes; no tuple, which would be several
+    outputs.
+    """
 
 
 def _weighted(node: Node, parameters: dict[str, Any]) -> bool:
@@ -110,17 +133,35 @@ def _layer(node: Node, arguments: tuple[Any, ...], parameters: dict[str, Any]) -
     tensor, weight = _operands(node)
     bias = next((n for n in node.inputs if n not in (tensor, weight) and n in parameters), "")
     name = weight.removesuffix(".weight") if weight.endswith(".weight") else node.name
-    common: dict[str, Any] = {"name": name, "node": node.name, "input": tensor, "output": node.outputs[0], "weight": weight, "bias": bias}
+    common: dict[str, Any] = {
+        "name": name,
+        "node": node.name,
+        "input": tensor,
+        "output": node.outputs[0],
+        "weight": weight,
+        "bias": bias,
+    }
     if node.op in PRODUCTS:
-        return Layer(kind="matmul", channel_axis=0 if node.op == "aten.linear.default" else parameters[weight].ndim - 1, **common)
+        return Layer(
+            kind="matmul", channel_axis=0 if node.op == "aten.linear.default" else parameters[weight].ndim - 1, **common
+        )
     if node.op == "aten.convolution.default" and arguments[6]:
         raise ModelError("is a transposed convolution, which is not known here", where=node.name)
     rank = parameters[weight].ndim - 2
     window = [*arguments[3:], *([None] * 6)]
     group = window[5] if node.op == "aten.convolution.default" else window[3]
-    strides, padding, dilations = (_spread(value, rank, default) for value, default in zip(window[:3], (1, 0, 1), strict=True))
+    strides, padding, dilations = (
+        _spread(value, rank, default) for value, default in zip(window[:3], (1, 0, 1), strict=True)
+    )
     return Layer(
-        kind="conv", channel_axis=0, group=int(group or 1), strides=strides, dilations=dilations, before=padding, after=padding, **common
+        kind="conv",
+        channel_axis=0,
+        group=int(group or 1),
+        strides=strides,
+        dilations=dilations,
+        before=padding,
+        after=padding,
+        **common,
     )
 
 

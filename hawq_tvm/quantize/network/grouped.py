@@ -1,7 +1,9 @@
-"""Convolutions with groups that can be differentiated twice in reasonable time: PyTorch's second derivative calls one convolution per group.
+"""Convolutions with groups that can be differentiated twice in reasonable time: PyTorch's second derivative calls
+one convolution per group.
 
-For a depthwise convolution of 672 channels that is 672 calls a side, and nine tenths of the time that the Hessian of a mobile network takes. A
-convolution is linear in both operands, so its two derivatives and it are each other's derivatives: three functions that are closed.
+For a depthwise convolution of 672 channels that is 672 calls a side, and nine tenths of the time that the Hessian of
+a mobile network takes. A convolution is linear in both operands, so its two derivatives and it are each other's
+derivatives: three functions that are closed.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ class Window:
     groups: int
 
 
-def convolution(x: Tensor, w: Tensor, b: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> Tensor:
+def convolution(
+    x: Tensor, w: Tensor, b: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> Tensor:
     """What torch.nn.functional.conv1d, conv2d and conv3d compute, by the weight's rank."""
     rank = w.ndim - 2
     if groups == 1 or not torch.is_grad_enabled():
@@ -46,15 +50,18 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, window: Window) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.window = window
-        return torch.ops.aten.convolution(x, w, None, window.strides, window.padding, window.dilations, False, [0] * (w.ndim - 2), window.groups)
+        return torch.ops.aten.convolution(
+            x, w, None, window.strides, window.padding, window.dilations, False, [0] * (w.ndim - 2), window.groups
+        )
 
     @staticmethod
     def backward(ctx: Any, u: Tensor) -> Any:
         x, w = ctx.saved_tensors
         return (
             _ByInput.apply(u, w, x.shape, ctx.window) if ctx.needs_input_grad[0] else None,
-            _ByWeight.apply(u, x, w.shape, ctx.window) if ctx.needs_input_grad[1] else None, None,
-        )  # fmt: skip
+            _ByWeight.apply(u, x, w.shape, ctx.window) if ctx.needs_input_grad[1] else None,
+            None,
+        )
 
 
 class _ByInput(torch.autograd.Function):
@@ -71,8 +78,10 @@ class _ByInput(torch.autograd.Function):
         u, w = ctx.saved_tensors
         return (
             _Product.apply(v, w, ctx.window) if ctx.needs_input_grad[0] else None,
-            _ByWeight.apply(u, v, w.shape, ctx.window) if ctx.needs_input_grad[1] else None, None, None,
-        )  # fmt: skip
+            _ByWeight.apply(u, v, w.shape, ctx.window) if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+        )
 
 
 class _ByWeight(torch.autograd.Function):
@@ -89,8 +98,10 @@ class _ByWeight(torch.autograd.Function):
         u, x = ctx.saved_tensors
         return (
             _Product.apply(x, v, ctx.window) if ctx.needs_input_grad[0] else None,
-            _ByInput.apply(u, v, x.shape, ctx.window) if ctx.needs_input_grad[1] else None, None, None,
-        )  # fmt: skip
+            _ByInput.apply(u, v, x.shape, ctx.window) if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+        )
 
 
 def _backward(u: Tensor, x: Tensor, w: Tensor, window: Window, side: int) -> Tensor:

@@ -1,4 +1,6 @@
-"""A float ONNX model made ready to be quantized: opset 21, every node named, constants computed, BatchNormalization folded into its layer."""
+"""A float ONNX model made ready to be quantized: opset 21, every node named, constants computed, BatchNormalization
+folded into its layer.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def prepare(source: Source, shapes: Shapes | None = None) -> tuple[onnx.ModelPro
     graph = from_onnx(model)
     lost = set(names) - {layer.name for layer in graph.layers}
     if lost:
-        raise ModelError("was lost in the conversion to opset 21", where=sorted(lost)[0], remedy="export the model with opset 21")
+        raise ModelError(
+            "was lost in the conversion to opset 21", where=sorted(lost)[0], remedy="export the model with opset 21"
+        )
     return model, graph
 
 
@@ -54,7 +58,12 @@ def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
             model = version_converter.convert_version(model, OPSET)
         except (RuntimeError, ValueError, ProtobufError) as e:
             first = (str(e).strip().splitlines() or [type(e).__name__])[0]
-            raise ModelError(f"cannot be converted from opset {opset} to {OPSET}", where=model.graph.name or "model", found=first, remedy="export it with opset 21") from e
+            raise ModelError(
+                f"cannot be converted from opset {opset} to {OPSET}",
+                where=model.graph.name or "model",
+                found=first,
+                remedy="export it with opset 21",
+            ) from e
     model.ir_version = max(IR_VERSION, min(model.ir_version, IR_VERSION + 1)) if opset <= 24 else model.ir_version
     return model
 
@@ -120,7 +129,9 @@ def _own(graph: onnx.GraphProto, node: onnx.NodeProto, position: int, value: Arr
 
 
 def _fold_batch_norms(graph: onnx.GraphProto) -> None:
-    """BatchNormalization after a layer that nobody else reads: w' = w g / sqrt(v + e), b' = (b - m) g / sqrt(v + e) + beta."""
+    """BatchNormalization after a layer that nobody else reads: w' = w g / sqrt(v + e), b' = (b - m) g / sqrt(v + e)
+    + beta.
+    """
     readers = Counter(name for node in graph.node for name in node.input) + Counter(o.name for o in graph.output)
     makers = {node.output[0]: node for node in graph.node}
     known = constants(graph)
@@ -129,7 +140,11 @@ def _fold_batch_norms(graph: onnx.GraphProto) -> None:
         if layer is None or layer.op_type not in ("Conv", "Gemm") or readers[norm.input[0]] != 1:
             continue
         has_bias = len(layer.input) > 2 and bool(layer.input[2])
-        if layer.input[1] not in known or any(n not in known for n in norm.input[1:5]) or (has_bias and layer.input[2] not in known):
+        if (
+            layer.input[1] not in known
+            or any(n not in known for n in norm.input[1:5])
+            or (has_bias and layer.input[2] not in known)
+        ):
             continue
         gamma, beta, mean, variance = (known[n].astype(np.float64) for n in norm.input[1:5])
         epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
@@ -153,7 +168,11 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
 
 def names_of(graph: onnx.GraphProto) -> set[str]:
     """Every tensor name in use."""
-    return {t.name for t in graph.initializer} | {i.name for i in graph.input} | {n for node in graph.node for n in (*node.input, *node.output)}
+    return (
+        {t.name for t in graph.initializer}
+        | {i.name for i in graph.input}
+        | {n for node in graph.node for n in (*node.input, *node.output)}
+    )
 
 
 __all__ = ["Array", "constants", "helper", "names_of", "prepare", "set_constant"]

@@ -1,9 +1,10 @@
-"""Up or down for every weight, so that the layer's output moves least (Nagel et al., "Up or Down? Adaptive Rounding", 2020).
+"""Up or down for every weight, so that the layer's output moves least (Nagel et al., "Up or Down? Adaptive
+Rounding", 2020).
 
-A weight w with scale s becomes s (floor(w / s) + h(v)), h the sigmoid stretched to [-0.1, 1.1] and cut to [0, 1]. Gradient descent on v makes the
-squared distance to the float layer's output small, on patches of the quantized network's own activations, while a penalty of
-1 - |2 h - 1|^b, b from 20 to 2, pushes every h to 0 or 1. Both terms are scaled to be free of units: the distance by that of nearest rounding,
-the penalty by the number of weights.
+A weight w with scale s becomes s (floor(w / s) + h(v)), h the sigmoid stretched to [-0.1, 1.1] and cut to [0, 1].
+Gradient descent on v makes the squared distance to the float layer's output small, on patches of the quantized
+network's own activations, while a penalty of 1 - |2 h - 1|^b, b from 20 to 2, pushes every h to 0 or 1. Both terms
+are scaled to be free of units: the distance by that of nearest rounding, the penalty by the number of weights.
 """
 
 from __future__ import annotations
@@ -23,12 +24,18 @@ RATE, PENALTY, WARM = 1e-2, 1.0, 0.2
 
 
 def learn(
-    rounded: Rounded, weight: Tensor, inputs: Sequence[Tensor], outputs: Sequence[Tensor], bounds: tuple[float | None, float | None], steps: int, seed: int
-) -> tuple[float, float]:  # fmt: skip
+    rounded: Rounded,
+    weight: Tensor,
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    bounds: tuple[float | None, float | None],
+    steps: int,
+    seed: int,
+) -> tuple[float, float]:
     """Choose the rounding of a layer's weights in place; where nearest rounding is better on the patches, it stays.
 
-    inputs, outputs: what the quantized layer reads and what the float one computes, as many batches of each.  bounds: of the clamp
-    after the layer.  Returns the mean squared distances of nearest and of chosen rounding.
+    inputs, outputs: what the quantized layer reads and what the float one computes, as many batches of each.
+    bounds: of the clamp after the layer.  Returns the mean squared distances of nearest and of chosen rounding.
     """
     torch.manual_seed(seed)
     layer = rounded.layer
@@ -39,7 +46,9 @@ def learn(
     floor = torch.floor(weight / scale)
 
     def distance(values: Tensor, at: Tensor | slice) -> Tensor:
-        return (_clamp(_product(layer, values, patches[at]) + bias, bounds) - _clamp(targets[at], bounds)).square().mean()
+        return (
+            (_clamp(_product(layer, values, patches[at]) + bias, bounds) - _clamp(targets[at], bounds)).square().mean()
+        )
 
     with torch.no_grad():
         before = float(distance(rounded.weight, slice(None)))
@@ -70,8 +79,12 @@ def _clamp(values: Tensor, bounds: tuple[float | None, float | None]) -> Tensor:
     return values if bounds == (None, None) else values.clamp(*bounds)
 
 
-def _sampled(layer: Layer, weight: Tensor, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Patches (number, groups, products of one sum) and the outputs (number, channels) at random positions, the same share of every batch."""
+def _sampled(
+    layer: Layer, weight: Tensor, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Patches (number, groups, products of one sum) and the outputs (number, channels) at random positions, the same
+    share of every batch.
+    """
     share = max(PATCHES // len(inputs), 1)
     patches, targets = [], []
     for x, y in zip(inputs, outputs, strict=True):

@@ -1,8 +1,9 @@
 """Cross-layer equalisation: channels between two layers are scaled so that both layers' weights use their ranges alike.
 
-Of a layer's output channel i, divided by f_i, the next layer's input channel i is multiplied by f_i, f_i = sqrt(r1_i / r2_i) with the largest
-magnitudes r1_i and r2_i of their weights (Nagel et al., "Data-Free Quantization", 2019). That changes nothing in real numbers where only a ReLU
-or nothing stands between them. ReLU6 is replaced by ReLU, as that paper does, where `relu6` allows it: the function then changes wherever a 6 was reached.
+Of a layer's output channel i, divided by f_i, the next layer's input channel i is multiplied by f_i, f_i = sqrt(r1_i
+/ r2_i) with the largest magnitudes r1_i and r2_i of their weights (Nagel et al., "Data-Free Quantization", 2019).
+That changes nothing in real numbers where only a ReLU or nothing stands between them. ReLU6 is replaced by ReLU, as
+that paper does, where `relu6` allows it: the function then changes wherever a 6 was reached.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def _balance(values: dict[str, Array], first: Layer, second: Layer, changed: set
     one, other = values[first.weight], values[second.weight]
     group, channels = second.group, one.shape[0]
     ranges = np.abs(one).reshape(channels, -1).max(1)
-    # (outputs, inputs of a group, ...) as (groups, outputs of a group, inputs of a group, ...): inputs are numbered group by group.
+    # (outputs, inputs of a group, ...) as (groups, outputs of a group, inputs of a group, ...): inputs are numbered
+    # group by group.
     split = other.reshape(group, -1, *other.shape[1:])
     reading = np.abs(split).reshape(group, split.shape[1], split.shape[2], -1).max((1, 3)).ravel()
     used = (ranges > 0) & (reading > 0)

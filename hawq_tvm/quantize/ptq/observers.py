@@ -1,4 +1,6 @@
-"""Ranges of activations, chosen from a histogram of what calibration saw: minmax, percentile, mse (least squared error), entropy (Kullback-Leibler)."""
+"""Ranges of activations, chosen from a histogram of what calibration saw: minmax, percentile, mse (least squared
+error), entropy (Kullback-Leibler).
+"""
 
 from __future__ import annotations
 
@@ -119,11 +121,12 @@ def _searched(seen: Histogram, error: Callable[[float, float], float]) -> tuple[
 
 
 def entropy(seen: Histogram, make: Callable[[float, float], Grid], percentile: float) -> tuple[float, float]:
-    """The range whose rounding keeps the distribution best: the least Kullback-Leibler divergence from what was seen (8-bit inference, Migacz 2017).
+    """The range whose rounding keeps the distribution best: the least Kullback-Leibler divergence from what was seen
+    (8-bit inference, Migacz 2017).
 
-    Of a clipped distribution every bin outside counts to the last bin inside; rounded, the mass of the bins of one integer is spread evenly
-    over those of them that are not empty. The bin that holds 0 is left out: every grid has 0, and after a ReLU half of all values are 0.
-    A range has at least as many bins as integers.
+    Of a clipped distribution every bin outside counts to the last bin inside; rounded, the mass of the bins of one
+    integer is spread evenly over those of them that are not empty. The bin that holds 0 is left out: every grid has
+    0, and after a ReLU half of all values are 0. A range has at least as many bins as integers.
     """
     centers, counts = seen.centers, seen.counts.astype(np.float64)
     counts[np.searchsorted(np.linspace(seen.low, seen.high, BINS + 1)[1:-1], 0.0, side="right")] = 0

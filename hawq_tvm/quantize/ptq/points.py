@@ -1,7 +1,9 @@
-"""Where a float graph is quantized: the tensors that become integers, which of them share one grid, and with how many bits.
+"""Where a float graph is quantized: the tensors that become integers, which of them share one grid, and with how
+many bits.
 
-Every tensor is quantized, except those that integers do not need: what a layer hands to the ReLU, clip or bias after it or to the user, and what lies inside
-a chain of element-wise operators on one tensor (SiLU, hard-swish), which becomes one table. What only moves values keeps their grid.
+Every tensor is quantized, except those that integers do not need: what a layer hands to the ReLU, clip or bias after
+it or to the user, and what lies inside a chain of element-wise operators on one tensor (SiLU, hard-swish), which
+becomes one table. What only moves values keeps their grid.
 """
 
 from __future__ import annotations
@@ -14,12 +16,51 @@ from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer, Node
 
 CLAMPS = ("Relu", "Clip")
 MOVES = (
-    "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "MaxPool", "GlobalMaxPool", "Slice", "Split", "Gather", "Expand", "Identity", "Dropout", "Pad",
-)  # fmt: skip
+    "Flatten",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "MaxPool",
+    "GlobalMaxPool",
+    "Slice",
+    "Split",
+    "Gather",
+    "Expand",
+    "Identity",
+    "Dropout",
+    "Pad",
+)
 ELEMENTWISE = (
-    *CLAMPS, "Sigmoid", "Tanh", "Exp", "Log", "Sqrt", "Neg", "Abs", "Erf", "Reciprocal", "Softplus", "Floor", "Ceil", "LeakyRelu", "Elu",
-    "HardSigmoid", "HardSwish", "Gelu", "Mish", "Selu", "PRelu", "Add", "Sub", "Mul", "Div", "Pow", "Min", "Max",
-)  # fmt: skip
+    *CLAMPS,
+    "Sigmoid",
+    "Tanh",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Neg",
+    "Abs",
+    "Erf",
+    "Reciprocal",
+    "Softplus",
+    "Floor",
+    "Ceil",
+    "LeakyRelu",
+    "Elu",
+    "HardSigmoid",
+    "HardSwish",
+    "Gelu",
+    "Mish",
+    "Selu",
+    "PRelu",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Pow",
+    "Min",
+    "Max",
+)
 NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Softplus", "Abs", "Sqrt")
 KEEP_SIGN = ("AveragePool", "GlobalAveragePool", "Concat", "Add", "Mul", "Max", "ReduceMean", "ReduceSum", "Sum")
 # Outputs that are no sums of a layer. 16 bits would be 65,535 thresholds to prove for every channel.
@@ -30,8 +71,9 @@ OUTPUT_BITS = 8
 class Points:
     """The quantized tensors.
 
-    source: for every quantized tensor the one whose grid it has, itself for most.  bits: of each.  narrow: layers whose input is
-    read with fewer bits than the tensor has, and so is rounded once more.  positive: tensors that cannot be negative.
+    source: for every quantized tensor the one whose grid it has, itself for most.  bits: of each.  narrow: layers
+    whose input is read with fewer bits than the tensor has, and so is rounded once more.  positive: tensors that
+    cannot be negative.
     """
 
     source: Mapping[str, str]
@@ -72,8 +114,14 @@ class _Search:
         together: dict[str, set[int]] = defaultdict(set)
         for name in quantized:
             together[source[name]] |= needs[name]
-        bits = {name: next(iter(together[source[name]])) if len(together[source[name]]) == 1 else 8 for name in quantized}
-        narrow = {x.name: self.widths[x.name][1] for x in self.graph.layers if x.input in bits and bits[x.input] != self.widths[x.name][1]}
+        bits = {
+            name: next(iter(together[source[name]])) if len(together[source[name]]) == 1 else 8 for name in quantized
+        }
+        narrow = {
+            x.name: self.widths[x.name][1]
+            for x in self.graph.layers
+            if x.input in bits and bits[x.input] != self.widths[x.name][1]
+        }
         return Points(source, bits, narrow, self._positive())
 
     def _constant(self, name: str) -> bool:
@@ -83,15 +131,30 @@ class _Search:
         return list(dict.fromkeys(n for n in node.inputs if not self._constant(n)))
 
     def _absorbed(self, name: str) -> bool:
-        """Whether it needs no integer of its own: the one reader clamps it or adds a bias, or it is the last layer's result."""
+        """Whether it needs no integer of its own: the one reader clamps it or adds a bias, or it is the last layer's
+        result.
+        """
         maker, readers = self.makers.get(name), self.readers[name]
-        if name in self.graph.outputs and not readers and maker is not None and (maker.name in self.layers or self._bias_of(maker) is not None):
+        if (
+            name in self.graph.outputs
+            and not readers
+            and maker is not None
+            and (maker.name in self.layers or self._bias_of(maker) is not None)
+        ):
             return True  # the 32-bit sums of the last layer, in which classes do not tie
-        if maker is None or len(readers) != 1 or name in self.graph.outputs or maker.op in MOVES or self._operands(readers[0]) != [name]:
+        if (
+            maker is None
+            or len(readers) != 1
+            or name in self.graph.outputs
+            or maker.op in MOVES
+            or self._operands(readers[0]) != [name]
+        ):
             return False
         if self._bias_of(readers[0]) is not None:
             return True
-        return readers[0].op in CLAMPS and (maker.op not in ELEMENTWISE or len(self._operands(maker)) > 1 or self._bias_of(maker) is not None)
+        return readers[0].op in CLAMPS and (
+            maker.op not in ELEMENTWISE or len(self._operands(maker)) > 1 or self._bias_of(maker) is not None
+        )
 
     def _bias_of(self, node: Node) -> Layer | None:
         """The layer without a bias whose result an addition of a constant reads, alone."""
@@ -108,7 +171,9 @@ class _Search:
             operands = self._operands(node)
             single = all(self.graph.parameters[n].numel() == 1 for n in node.inputs if n and self._constant(n))
             origins = {roots[n] for n in operands}
-            chained = node.op in ELEMENTWISE and single and len(origins) == 1 and not any(self._absorbed(n) for n in operands)
+            chained = (
+                node.op in ELEMENTWISE and single and len(origins) == 1 and not any(self._absorbed(n) for n in operands)
+            )
             for name in filter(None, node.outputs):
                 roots[name] = origins.pop() if chained else name
         return roots
@@ -137,7 +202,12 @@ class _Search:
             operands = self._operands(node)
             read = operands if node.op in MOVES else [n for n in node.inputs if n]
             same = node.op in (*MOVES, *KEEP_SIGN) and all(n in found or self._no_less_than_zero(n) for n in read)
-            if node.op in NEVER_NEGATIVE or self._clips_at_zero(node) or same or (node.op in CLAMPS and operands and operands[0] in found):
+            if (
+                node.op in NEVER_NEGATIVE
+                or self._clips_at_zero(node)
+                or same
+                or (node.op in CLAMPS and operands and operands[0] in found)
+            ):
                 found.update(filter(None, node.outputs))
         return found
 

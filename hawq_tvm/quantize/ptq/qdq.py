@@ -1,4 +1,6 @@
-"""Writing a quantized network: QuantizeLinear and DequantizeLinear around what a prepared float model computes, with true 4-bit types."""
+"""Writing a quantized network: QuantizeLinear and DequantizeLinear around what a prepared float model computes, with
+true 4-bit types.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,26 @@ from .weights import Rounded
 
 Array = np.ndarray[Any, Any]
 TYPES: dict[tuple[int, bool], Any] = {
-    (4, True): ml_dtypes.int4, (4, False): ml_dtypes.uint4, (8, True): np.int8, (8, False): np.uint8, (16, True): np.int16, (16, False): np.uint16,
-}  # fmt: skip
+    (4, True): ml_dtypes.int4,
+    (4, False): ml_dtypes.uint4,
+    (8, True): np.int8,
+    (8, False): np.uint8,
+    (16, True): np.int16,
+    (16, False): np.uint16,
+}
 
 
-def write(model: onnx.ModelProto, graph: FloatGraph, points: Points, grids: Mapping[str, Grid], narrow: Mapping[str, Grid], rounded: Mapping[str, Rounded]) -> onnx.ModelProto:
-    """The quantized model of a prepared one; grids: by tensor; narrow: of layers that read fewer bits; rounded: by layer."""
+def write(
+    model: onnx.ModelProto,
+    graph: FloatGraph,
+    points: Points,
+    grids: Mapping[str, Grid],
+    narrow: Mapping[str, Grid],
+    rounded: Mapping[str, Rounded],
+) -> onnx.ModelProto:
+    """The quantized model of a prepared one; grids: by tensor; narrow: of layers that read fewer bits; rounded: by
+    layer.
+    """
     return _Writer(model, graph, points, grids, narrow, rounded).run()
 
 
@@ -36,8 +52,14 @@ def kind_of(grid: Grid) -> Any:
 
 class _Writer:
     def __init__(
-        self, model: onnx.ModelProto, graph: FloatGraph, points: Points, grids: Mapping[str, Grid], narrow: Mapping[str, Grid], rounded: Mapping[str, Rounded]
-    ) -> None:  # fmt: skip
+        self,
+        model: onnx.ModelProto,
+        graph: FloatGraph,
+        points: Points,
+        grids: Mapping[str, Grid],
+        narrow: Mapping[str, Grid],
+        rounded: Mapping[str, Rounded],
+    ) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
         self.graph, self.points, self.grids, self.narrow, self.rounded = graph, points, grids, narrow, rounded
@@ -73,7 +95,8 @@ class _Writer:
         return self.model
 
     def _saturates(self, node: onnx.NodeProto) -> bool:
-        """Whether a clip does nothing that the saturation of the quantization after it does not do (A12), so that it need not be written.
+        """Whether a clip does nothing that the saturation of the quantization after it does not do (A12), so that it
+        need not be written.
 
         ONNX Runtime 1.31 refuses files with a Clip before a 4-bit QuantizeLinear.
         """
@@ -105,8 +128,12 @@ class _Writer:
         scale = self._constant(f"{stem}_scale", np.array(grid.scale, np.float32))
         zero = self._constant(f"{stem}_zero_point", np.array(grid.zero).astype(kind_of(grid)))
         middle, end = self._fresh(f"{stem}_quantized"), result or self._fresh(f"{stem}_dequantized")
-        self.nodes.append(helper.make_node("QuantizeLinear", [tensor, scale, zero], [middle], name=f"{stem}_QuantizeLinear"))
-        self.nodes.append(helper.make_node("DequantizeLinear", [middle, scale, zero], [end], name=f"{stem}_DequantizeLinear"))
+        self.nodes.append(
+            helper.make_node("QuantizeLinear", [tensor, scale, zero], [middle], name=f"{stem}_QuantizeLinear")
+        )
+        self.nodes.append(
+            helper.make_node("DequantizeLinear", [middle, scale, zero], [end], name=f"{stem}_DequantizeLinear")
+        )
         return end
 
     def _quantize(self, name: str, tensor: str, result: str | None = None) -> None:
@@ -131,7 +158,9 @@ class _Writer:
         if ours.bias is not None:
             unit = np.float32(grid.scale) * scale
             counts = np.clip(np.rint(ours.bias.numpy().astype(np.float64) / unit), -(2**31), 2**31 - 1).astype(np.int32)
-            bias = self._dequantized(self._constant(f"{layer.name}_bias_quantized", counts), f"{layer.name}_bias", unit, 0)
+            bias = self._dequantized(
+                self._constant(f"{layer.name}_bias_quantized", counts), f"{layer.name}_bias", unit, 0
+            )
             while len(node.input) < 3:
                 node.input.append("")
             node.input[2] = bias
@@ -139,5 +168,7 @@ class _Writer:
     def _dequantized(self, codes: str, stem: str, scale: Array, axis: int) -> str:
         end = self._fresh(f"{stem}_dequantized")
         name = self._constant(f"{stem}_scale", scale.astype(np.float32))
-        self.nodes.append(helper.make_node("DequantizeLinear", [codes, name], [end], name=f"{stem}_DequantizeLinear", axis=axis))
+        self.nodes.append(
+            helper.make_node("DequantizeLinear", [codes, name], [end], name=f"{stem}_DequantizeLinear", axis=axis)
+        )
         return end

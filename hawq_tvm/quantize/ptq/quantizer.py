@@ -1,4 +1,6 @@
-"""Post-training quantization: a float network and calibration data to a quantized ONNX model that compiles to integers alone."""
+"""Post-training quantization: a float network and calibration data to a quantized ONNX model that compiles to
+integers alone.
+"""
 
 from __future__ import annotations
 
@@ -37,11 +39,13 @@ SUPPORTED = (4, 8)
 class Recipe:
     """How to quantize.
 
-    bits: 8, 4, a choice such as "W4A8", or the path of a bits.json.  observer: of activations' ranges.  percentile: for that observer.
-    keep_ends: the first and the last layer have 8 bits; ignored where a bits.json says what each has.  symmetric: tensors that can be
-    negative have the zero point 0.  search: scales of weights of the least error instead of the largest magnitude (None: at 4 bits).
-    equalize: "off", "relu" or "relu6" (see `equalize.py`).  correct_bias, adaround (steps, 0 for none): see `reconstruct.py`;
-    they use at most `images` images.  batch: images at a time.
+    bits: 8, 4, a choice such as "W4A8", or the path of a bits.json.  observer: of activations' ranges.  percentile:
+    for that observer.
+    keep_ends: the first and the last layer have 8 bits; ignored where a bits.json says what each has.  symmetric:
+    tensors that can be negative have the zero point 0.  search: scales of weights of the least error instead of the
+    largest magnitude (None: at 4 bits).
+    equalize: "off", "relu" or "relu6" (see `equalize.py`).  correct_bias, adaround (steps, 0 for none): see
+    `reconstruct.py`; they use at most `images` images.  batch: images at a time.
     """
 
     bits: int | str | Path = 8
@@ -64,7 +68,11 @@ class Recipe:
             raise UsageError("is no percentile", where=str(self.percentile), expected="more than 50, at most 100")
         if self.equalize not in ("off", "relu", "relu6"):
             raise UsageError("is no way to equalise", where=self.equalize, expected="off, relu or relu6")
-        for name, value, least in (("adaround", self.adaround, 0), ("images", self.images, 1), ("batch", self.batch, 1)):
+        for name, value, least in (
+            ("adaround", self.adaround, 0),
+            ("images", self.images, 1),
+            ("batch", self.batch, 1),
+        ):
             if value < least:
                 raise UsageError("is too small", where=name, expected=f"at least {least}", found=str(value))
 
@@ -86,8 +94,9 @@ class Quantized:
 class Draft:
     """A network with every decision about its quantization taken: what is written, and what fine-tuning starts from.
 
-    given: the float graph as the user knows it.  prepared, graph: the model to write into, BatchNormalization folded and channels equalised, and its
-    graph.  grids: of quantized tensors.  narrow: of layers that read fewer bits.  rounded: weights by layer.
+    given: the float graph as the user knows it.  prepared, graph: the model to write into, BatchNormalization folded
+    and channels equalised, and its graph.  grids: of quantized tensors.  narrow: of layers that read fewer bits.
+    rounded: weights by layer.
     """
 
     recipe: Recipe
@@ -110,11 +119,16 @@ class Draft:
         model = write(self.prepared, self.graph, self.points, self.grids, self.narrow, self.rounded)
         onnx.checker.check_model(model)
         check_compiles(model, self.graph.name)
-        rows = [_row(self.graph, one, self.rounded[one.name], self.read(one), self.recipe, self.gained.get(one.name, {})) for one in self.graph.layers]
+        rows = [
+            _row(self.graph, one, self.rounded[one.name], self.read(one), self.recipe, self.gained.get(one.name, {}))
+            for one in self.graph.layers
+        ]
         held = self.rounded.values()
         notes = {
-            **self.notes, "weight_bytes": sum(-(-r.codes.numel() * r.bits // 8) for r in held), "parameters": sum(r.codes.numel() for r in held),
-        }  # fmt: skip
+            **self.notes,
+            "weight_bytes": sum(-(-r.codes.numel() * r.bits // 8) for r in held),
+            "parameters": sum(r.codes.numel() for r in held),
+        }
         return Quantized(model, rows, notes)
 
 
@@ -176,14 +190,33 @@ def draft(
     if chosen.adaround or chosen.correct_bias:
         some = _some(data, graph, chosen)
         passing = Passing(points, grids, narrow)
-        gained = reconstruct(graph, some, passing, rounded, steps=chosen.adaround, correct_bias=chosen.correct_bias, seed=chosen.seed, progress=tell)
-    notes = {"images": data.count, "observer": chosen.observer, "tensors": len(points.source), "equalized": scaled, "relu6_replaced": clips}
+        gained = reconstruct(
+            graph,
+            some,
+            passing,
+            rounded,
+            steps=chosen.adaround,
+            correct_bias=chosen.correct_bias,
+            seed=chosen.seed,
+            progress=tell,
+        )
+    notes = {
+        "images": data.count,
+        "observer": chosen.observer,
+        "tensors": len(points.source),
+        "equalized": scaled,
+        "relu6_replaced": clips,
+    }
     return Draft(chosen, given, prepared, graph, points, grids, narrow, rounded, gained, notes)
 
 
 def as_onnx(model: Any, shapes: Shapes | None = None) -> Any:
     if isinstance(model, FloatGraph):
-        raise UsageError("is a float graph, of which no file can be written", where=model.name, expected="the ONNX model or the program that it was made of")
+        raise UsageError(
+            "is a float graph, of which no file can be written",
+            where=model.name,
+            expected="the ONNX model or the program that it was made of",
+        )
     if type(model).__name__ == "ExportedProgram" or (isinstance(model, str | Path) and Path(model).suffix == ".pt2"):
         from hawq_tvm.quantize.network.program_onnx import onnx_of_program
 
@@ -207,7 +240,12 @@ def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
         found = read_bits(text, names)
     for name, pair in found.items():
         if any(b not in SUPPORTED for b in pair):
-            raise UsageError("is a bit width out of range", where=name, expected="4 or 8 bits, for which ONNX and the kernels have types", found=f"W{pair[0]}A{pair[1]}")
+            raise UsageError(
+                "is a bit width out of range",
+                where=name,
+                expected="4 or 8 bits, for which ONNX and the kernels have types",
+                found=f"W{pair[0]}A{pair[1]}",
+            )
     return found
 
 
@@ -315,7 +353,9 @@ def _decided(
 
 
 def _grid(seen: Histogram, width: int, positive: bool, recipe: Recipe) -> Grid:
-    """Unsigned with zero point 0 where nothing can be negative, else with both signs: of 4 bits in a signed type, of 8 in an unsigned one."""
+    """Unsigned with zero point 0 where nothing can be negative, else with both signs: of 4 bits in a signed type, of
+    8 in an unsigned one.
+    """
     symmetric = positive or recipe.symmetric
     signed = not positive and (symmetric or width == 4)
 
@@ -332,16 +372,30 @@ def _rounded(graph: FloatGraph, layer: Layer, bits: int, recipe: Recipe, step: f
     bias = graph.parameters[layer.bias].reshape(-1) if layer.bias else None
     if bias is not None and bias.numel() not in (1, channels):
         found = str(bias.numel())
-        raise ModelError("has a bias that is not one number per output channel", where=layer.name, expected=str(channels), found=found)
+        raise ModelError(
+            "has a bias that is not one number per output channel",
+            where=layer.name,
+            expected=str(channels),
+            found=found,
+        )
     bias = bias.expand(channels).clone() if bias is not None else None
     search = bits < 8 if recipe.search is None else recipe.search
     return nearest(weight, bias, layer, bits, search, step, added_bias(graph, layer))
 
 
-def _row(graph: FloatGraph, layer: Layer, rounded: Rounded, read: Grid, recipe: Recipe, gained: Mapping[str, float]) -> dict[str, Any]:
+def _row(
+    graph: FloatGraph, layer: Layer, rounded: Rounded, read: Grid, recipe: Recipe, gained: Mapping[str, float]
+) -> dict[str, Any]:
     return {
-        "layer": layer.name, "weight_bits": rounded.bits, "activation_bits": (read.high - read.low).bit_length(), "activation_type": np.dtype(kind_of(read)).name,
-        "activation_scale": read.scale, "activation_zero_point": read.zero, "observer": recipe.observer,
-        "weight_scale": [float(rounded.scale.min()), float(rounded.scale.max())], "weight_error": rounded.error(graph.parameters[layer.weight]),
-        "parameters": rounded.codes.numel(), **gained,
-    }  # fmt: skip
+        "layer": layer.name,
+        "weight_bits": rounded.bits,
+        "activation_bits": (read.high - read.low).bit_length(),
+        "activation_type": np.dtype(kind_of(read)).name,
+        "activation_scale": read.scale,
+        "activation_zero_point": read.zero,
+        "observer": recipe.observer,
+        "weight_scale": [float(rounded.scale.min()), float(rounded.scale.max())],
+        "weight_error": rounded.error(graph.parameters[layer.weight]),
+        "parameters": rounded.codes.numel(),
+        **gained,
+    }

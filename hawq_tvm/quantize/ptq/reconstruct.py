@@ -1,4 +1,6 @@
-"""The float and the quantized network side by side, node by node: weights are rounded, and biases corrected, where the quantized one has got to."""
+"""The float and the quantized network side by side, node by node: weights are rounded, and biases corrected, where
+the quantized one has got to.
+"""
 
 from __future__ import annotations
 
@@ -35,21 +37,36 @@ def fake(value: Tensor, grid: Grid) -> Tensor:
 
 
 def reconstruct(
-    graph: FloatGraph, batches: Sequence[Mapping[str, Any]], passing: Passing, rounded: Mapping[str, Rounded], *, steps: int, correct_bias: bool,
-    seed: int, progress: Progress,
-) -> dict[str, dict[str, float]]:  # fmt: skip
+    graph: FloatGraph,
+    batches: Sequence[Mapping[str, Any]],
+    passing: Passing,
+    rounded: Mapping[str, Rounded],
+    *,
+    steps: int,
+    correct_bias: bool,
+    seed: int,
+    progress: Progress,
+) -> dict[str, dict[str, float]]:
     """Learn roundings (steps > 0) and correct biases in place, in the order of computation; what was gained, by layer.
 
-    Correcting adds to a bias the mean difference of the float and the quantized layer's outputs (Nagel et al., "Data-Free Quantization", 2019).
+    Correcting adds to a bias the mean difference of the float and the quantized layer's outputs (Nagel et al.,
+    "Data-Free Quantization", 2019).
     """
     return _Pass(graph, batches, passing, rounded, steps, correct_bias, seed, progress).run()
 
 
 class _Pass:
     def __init__(
-        self, graph: FloatGraph, batches: Sequence[Mapping[str, Any]], passing: Passing, rounded: Mapping[str, Rounded], steps: int, correct_bias: bool,
-        seed: int, progress: Progress,
-    ) -> None:  # fmt: skip
+        self,
+        graph: FloatGraph,
+        batches: Sequence[Mapping[str, Any]],
+        passing: Passing,
+        rounded: Mapping[str, Rounded],
+        steps: int,
+        correct_bias: bool,
+        seed: int,
+        progress: Progress,
+    ) -> None:
         self.graph, self.passing, self.rounded, self.progress = graph, passing, rounded, progress
         self.steps, self.correct_bias, self.seed = steps, correct_bias, seed
         self.layers = {layer.node: layer for layer in graph.layers}
@@ -82,7 +99,12 @@ class _Pass:
 
     def _compute(self, node: Node, values: list[dict[str, Any]], compute: Any) -> None:
         for held in values:
-            results = compute(*((self.graph.parameters[n] if n in self.graph.parameters else held[n]) if n else None for n in node.inputs))
+            results = compute(
+                *(
+                    (self.graph.parameters[n] if n in self.graph.parameters else held[n]) if n else None
+                    for n in node.inputs
+                )
+            )
             results = results if isinstance(results, tuple) else (results,)
             held.update((n, v) for n, v in zip(node.outputs, results, strict=False) if n)
 

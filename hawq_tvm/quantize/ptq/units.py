@@ -1,8 +1,8 @@
 """Scales that always compile: no tensor is finer than what it is computed from, none is beyond float32.
 
-An integer layer counts in units of its input's scale times its weights'.  Where calibration saw nothing but zeros, or
-only the last traces of a ReLU that is hardly ever on, the range that was seen says nothing: a scale made of it would ask
-a requantize to multiply by more than its 31 bits hold.
+An integer layer counts in units of its input's scale times its weights'.  Where calibration saw nothing but zeros,
+or only the last traces of a ReLU that is hardly ever on, the range that was seen says nothing: a scale made of it
+would ask a requantize to multiply by more than its 31 bits hold.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Weights as integers: one symmetric scale per output channel, the nearest integers, and how far they are from the real weights."""
+"""Weights as integers: one symmetric scale per output channel, the nearest integers, and how far they are from the
+real weights.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ def along(values: Tensor, layer: Layer, rank: int) -> Tensor:
 
 
 def scales(weight: Tensor, layer: Layer, bits: int, search: bool, least: Tensor) -> Tensor:
-    """The scale of every output channel, float32: its largest magnitude at the largest integer, or with search the share of that whose error is least.
+    """The scale of every output channel, float32: its largest magnitude at the largest integer, or with search the
+    share of that whose error is least.
 
     least: scales are no smaller, by channel.
     """

@@ -1,14 +1,15 @@
 """A quantized network as the compiled package computes it, in torch and with gradients: what is trained is what runs.
 
-Every tensor holds the integers of the deployed arithmetic, zero points taken away, in a floating type that is exact for them. Weights, biases and scales are
-real numbers; at every forward pass they become the integers that the written model would hold, and scales the dyadic numbers that the compiler would make of
-them. Gradients are those of the real formula (`straight.py`).
+Every tensor holds the integers of the deployed arithmetic, zero points taken away, in a floating type that is exact
+for them. Weights, biases and scales are real numbers; at every forward pass they become the integers that the
+written model would hold, and scales the dyadic numbers that the compiler would make of them. Gradients are those of
+the real formula (`straight.py`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -44,7 +45,9 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class Codes:
-    """A quantized tensor: real = codes scale, zero point taken away; low, high: what codes can be; step: the scale as the file holds it."""
+    """A quantized tensor: real = codes scale, zero point taken away; low, high: what codes can be; step: the scale
+    as the file holds it.
+    """
 
     codes: Tensor
     scale: Tensor
@@ -54,7 +57,9 @@ class Codes:
 
     def real(self) -> Real:
         """The same as a sum of one operand."""
-        return Real((Operand(self.codes, self.scale, np.asarray(self.step), np.asarray(self.low), np.asarray(self.high)),))
+        return Real(
+            (Operand(self.codes, self.scale, np.asarray(self.step), np.asarray(self.low), np.asarray(self.high)),)
+        )
 
 
 @dataclass(frozen=True)
@@ -94,26 +99,40 @@ def check_operators(graph: FloatGraph) -> None:
 
 def _refused(node: Node, why: str) -> ModelError:
     remedy = "quantize after training (`hawq-tvm quantize`), or end the network before this node"
-    return ModelError(f"{node.op} {why}", where=node.name, expected=", ".join(sorted({*KNOWN} - {*SHAPES})), remedy=remedy)
+    return ModelError(
+        f"{node.op} {why}", where=node.name, expected=", ".join(sorted({*KNOWN} - {*SHAPES})), remedy=remedy
+    )
 
 
 class Deployed:
     """The network of a draft with weights, biases and scales to train.
 
-    parameters: by name. `weight:LAYER`, in steps of the scale that each channel had at the start; `bias:LAYER`, in what one such step changes at the largest
-    input; `step:LAYER` and `grid:TENSOR:BITS`, logarithms of the scales of weights and of activations, float64. So they are of like size in every layer.
+    parameters: by name. `weight:LAYER`, in steps of the scale that each channel had at the start; `bias:LAYER`, in
+    what one such step changes at the largest input; `step:LAYER` and `grid:TENSOR:BITS`, logarithms of the scales of
+    weights and of activations, float64. So they are of like size in every layer.
     """
 
     def __init__(self, draft: Draft, device: str | torch.device = "cpu") -> None:
         check_operators(draft.graph)
         if len(draft.graph.outputs) != 1:
-            raise ModelError("has several outputs", where=draft.graph.name, expected="one output of scores", found=", ".join(draft.graph.outputs))
+            raise ModelError(
+                "has several outputs",
+                where=draft.graph.name,
+                expected="one output of scores",
+                found=", ".join(draft.graph.outputs),
+            )
         self.draft, self.graph, self.device = draft, draft.graph, torch.device(device)
         self._layers = {layer.node: layer for layer in self.graph.layers}
         self._nodes = {node.name: node for node in draft.prepared.graph.node}
-        self._constants = {n: v.to(self.device) if v.is_floating_point() else v for n, v in self.graph.parameters.items()}
+        self._constants = {
+            n: v.to(self.device) if v.is_floating_point() else v for n, v in self.graph.parameters.items()
+        }
         self._grids: dict[Key, Grid] = {self._key(name): grid for name, grid in draft.grids.items()}
-        self._grids |= {self._narrow_key(layer): draft.narrow[layer.name] for layer in self.graph.layers if layer.name in draft.narrow}
+        self._grids |= {
+            self._narrow_key(layer): draft.narrow[layer.name]
+            for layer in self.graph.layers
+            if layer.name in draft.narrow
+        }
         self.parameters: dict[str, Tensor] = {}
         self._units: dict[str, tuple[Tensor, Tensor]] = {}
         for layer in self.graph.layers:
@@ -129,7 +148,10 @@ class Deployed:
         read = self.draft.read(layer)
         # A weight stays where its nearest integer is the one that was chosen; others move to it.
         kept = (weight / scale).round() == ours.codes
-        self._units[layer.name] = scale.to(self.device), ours.scale.to(self.device) * read.scale * max(read.high - read.zero, read.zero - read.low)
+        self._units[layer.name] = (
+            scale.to(self.device),
+            ours.scale.to(self.device) * read.scale * max(read.high - read.zero, read.zero - read.low),
+        )
         self._add(f"weight:{layer.name}", torch.where(kept, weight, ours.weight) / scale)
         self._add(f"step:{layer.name}", ours.scale.double().log())
         if ours.bias is not None:
@@ -146,7 +168,8 @@ class Deployed:
     def _narrow_key(self, layer: Layer) -> Key:
         return self.draft.points.source[layer.input], self.draft.points.narrow[layer.name]
 
-    # -- the integers that a written model holds --------------------------------------------------------------------------
+    # -- the integers that a written model holds
+    # --------------------------------------------------------------------------
 
     def _scale(self, key: Key) -> tuple[Tensor, float]:
         scale = self._exponential(_grid_name(key))
@@ -159,7 +182,9 @@ class Deployed:
         """
         scale = self.parameters[name].exp().float()
         if not bool(((scale.detach() >= LEAST_SCALE) & (scale.detach() <= 1 / LEAST_SCALE)).all()):
-            raise UsageError("has a scale that is no number any more: training diverged", where=name, remedy="train at a lower rate")
+            raise UsageError(
+                "has a scale that is no number any more: training diverged", where=name, remedy="train at a lower rate"
+            )
         return scale
 
     def _weights(self, layer: Layer) -> tuple[Tensor, Tensor]:
@@ -173,15 +198,26 @@ class Deployed:
         """The draft with what was learned in it."""
         steps = {key: self._scale(key)[1] for key in self._grids}
         grids = {name: replace(grid, scale=steps[self._key(name)]) for name, grid in self.draft.grids.items()}
-        narrow = {x.name: replace(self.draft.narrow[x.name], scale=steps[self._narrow_key(x)]) for x in self.graph.layers if x.name in self.draft.narrow}
+        narrow = {
+            x.name: replace(self.draft.narrow[x.name], scale=steps[self._narrow_key(x)])
+            for x in self.graph.layers
+            if x.name in self.draft.narrow
+        }
         found = {}
         for layer in self.graph.layers:
             codes, scale = (v.detach().cpu() for v in self._weights(layer))
             bias = self._bias(layer)
-            found[layer.name] = Rounded(layer, self.draft.rounded[layer.name].bits, scale, codes.to(torch.int8), None if bias is None else bias.detach().cpu())
+            found[layer.name] = Rounded(
+                layer,
+                self.draft.rounded[layer.name].bits,
+                scale,
+                codes.to(torch.int8),
+                None if bias is None else bias.detach().cpu(),
+            )
         return replace(self.draft, grids=grids, narrow=narrow, rounded=found)
 
-    # -- one inference ----------------------------------------------------------------------------------------------------
+    # -- one inference
+    # ----------------------------------------------------------------------------------------------------
 
     def __call__(self, inputs: Mapping[str, Any]) -> Tensor:
         """The output, float32, bit for bit what the compiled package returns.
@@ -208,7 +244,9 @@ class Deployed:
             return (self._layer(node, self._layers[node.name], first),)
         if node.op in CLAMPS:
             bounds = clip_bounds(node, self.graph)
-            parts = tuple(p.clipped(*bounds) for p in (first.parts if isinstance(first, Joined) else [self._real(node, first)]))
+            parts = tuple(
+                p.clipped(*bounds) for p in (first.parts if isinstance(first, Joined) else [self._real(node, first)])
+            )
             return (replace(first, parts=parts) if isinstance(first, Joined) else parts[0],)
         if node.op in MOVES and isinstance(first, Codes):
             results = node.compute(first.codes, *operands[1:])
@@ -239,7 +277,8 @@ class Deployed:
         constant: Array = sum((t.constant for t in terms), np.zeros(())) + sum(constants, np.zeros(()))
         return Real(tuple(o for t in terms for o in t.operands), constant)
 
-    # -- quantizing -------------------------------------------------------------------------------------------------------
+    # -- quantizing
+    # -------------------------------------------------------------------------------------------------------
 
     def _border(self, x: Tensor, key: Key) -> Codes:
         """(A2) in float32."""
@@ -261,31 +300,46 @@ class Deployed:
         parts, spans = [], []
         for part in value.parts if isinstance(value, Joined) else (value,):
             # (A12): a clip narrows the range of the integers.
-            span = tuple(int(np.clip(np.rint(bound / step), low, high)) if np.isfinite(bound) else limit for bound, limit in ((part.low, low), (part.high, high)))
+            span = tuple(
+                int(np.clip(np.rint(bound / step), low, high)) if np.isfinite(bound) else limit
+                for bound, limit in ((part.low, low), (part.high, high))
+            )
             spans.append(span)
             parts.append(requantized(part.operands, part.constant, scale, step, (span[0], span[1]), where))
         codes = torch.cat(parts, value.axis) if isinstance(value, Joined) else parts[0]
         return Codes(codes, scale, step, min(0, *(s[0] for s in spans)), max(0, *(s[1] for s in spans)))
 
     def _output(self, value: Any) -> Tensor:
-        """(A1), and (A1a) for a constant that was added to the last layer's sums and is no whole number of their units."""
+        """(A1), and (A1a) for a constant that was added to the last layer's sums and is no whole number of their
+        units.
+        """
         (one,) = (value.real() if isinstance(value, Codes) else value).operands
         constant = np.zeros(()) if isinstance(value, Codes) else value.constant
         with torch.no_grad():
             unit = np.asarray(one.exact, np.float64)
             counts = np.asarray(_ratios(constant, one.exact), object)
             if all(c.denominator == 1 for c in counts.flat):
-                total, scale = one.codes.double() + torch.as_tensor(counts.astype(np.float64), device=self.device), torch.as_tensor(unit, device=self.device)
+                total, scale = (
+                    one.codes.double() + torch.as_tensor(counts.astype(np.float64), device=self.device),
+                    torch.as_tensor(unit, device=self.device),
+                )
                 narrow = scale.float()
                 exact = total.float() * narrow if bool((narrow.double() == scale).all()) else (total * scale).float()
             else:
-                largest = math.ceil(max(np.max(np.abs(np.asarray(v).astype(object) + counts)) for v in (one.low, one.high)))
+                largest = math.ceil(
+                    max(np.max(np.abs(np.asarray(v).astype(object) + counts)) for v in (one.low, one.high))
+                )
                 finer = 1 << (EXACT_BITS - largest.bit_length())
                 added = torch.as_tensor(np.asarray(_nearest(counts * finer), np.float64), device=self.device)
-                exact = ((one.codes.double() * finer + added) * torch.as_tensor(unit / finer, device=self.device)).float()
-        return straight(one.codes * one.scale + torch.as_tensor(constant, dtype=torch.float32, device=self.device), exact).float()
+                exact = (
+                    (one.codes.double() * finer + added) * torch.as_tensor(unit / finer, device=self.device)
+                ).float()
+        return straight(
+            one.codes * one.scale + torch.as_tensor(constant, dtype=torch.float32, device=self.device), exact
+        ).float()
 
-    # -- operators --------------------------------------------------------------------------------------------------------
+    # -- operators
+    # --------------------------------------------------------------------------------------------------------
 
     def _layer(self, node: Node, layer: Layer, x: Codes) -> Real:
         """The sums of a convolution or matrix product (A10), with their bias."""
@@ -309,10 +363,14 @@ class Deployed:
         return Real((Operand(rounded(total), (scale * x.scale).reshape(shape), factors, *bounds),))
 
     def _exact_type(self, where: str, low: Tensor, high: Tensor) -> torch.dtype:
-        """A type that holds the sums exactly. On a GPU always float64: its convolutions in float32 may round operands and transform sums."""
+        """A type that holds the sums exactly. On a GPU always float64: its convolutions in float32 may round
+        operands and transform sums.
+        """
         worst = max(-float(low.min()), float(high.max()))
         if worst >= EXACT_FLOAT64:
-            raise ModelError("has sums that float64 does not hold", where=where, expected="below 2^53", found=f"{worst:g}")
+            raise ModelError(
+                "has sums that float64 does not hold", where=where, expected="below 2^53", found=f"{worst:g}"
+            )
         return torch.float32 if worst < EXACT_FLOAT32 and self.device.type == "cpu" else torch.float64
 
     def _average(self, node: Node, x: Codes, rest: list[Any]) -> Real:
@@ -334,11 +392,21 @@ class Deployed:
         a = Attributes(self._nodes[node.name], 21)
         kernel = tuple(int(k) for k in a.get("kernel_shape"))
         if len(kernel) != 2 or a.get("ceil_mode", 0):
-            raise _refused(node, "with ceil_mode, or over other than two axes, cannot be fine-tuned in the deployed arithmetic")
+            raise _refused(
+                node, "with ceil_mode, or over other than two axes, cannot be fine-tuned in the deployed arithmetic"
+            )
         (top, left), (bottom, right) = padding_of(a, 2)
-        sums: Callable[[Tensor], Tensor] = lambda v: F.avg_pool2d(F.pad(v, [left, right, top, bottom]), kernel, per_axis(a, "strides", 2), divisor_override=1)  # noqa: E731
+
+        def sums(v: Tensor) -> Tensor:
+            padded = F.pad(v, [left, right, top, bottom])
+            return F.avg_pool2d(padded, kernel, per_axis(a, "strides", 2), divisor_override=1)
+
         window = kernel[0] * kernel[1]
-        counts = np.asarray(float(window)) if a.get("count_include_pad", 0) else sums(torch.ones(1, 1, *x.shape[2:])).double().numpy()
+        counts = (
+            np.asarray(float(window))
+            if a.get("count_include_pad", 0)
+            else sums(torch.ones(1, 1, *x.shape[2:])).double().numpy()
+        )
         return sums(x), counts, window
 
 

@@ -1,7 +1,8 @@
-"""Rounding that training sees through: the value is the deployed integer, the gradient that of the real formula it stands for (straight-through).
+"""Rounding that training sees through: the value is the deployed integer, the gradient that of the real formula it
+stands for (straight-through).
 
-Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons", 2013; with the division by the scale inside, the gradient of a scale is that
-of Esser et al., "Learned Step Size Quantization", 2020.
+Bengio et al., "Estimating or Propagating Gradients Through Stochastic Neurons", 2013; with the division by the scale
+inside, the gradient of a scale is that of Esser et al., "Learned Step Size Quantization", 2020.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ def rounded(soft: Tensor) -> Tensor:
 class Operand:
     """Integers on their way to a requantize: real = codes scale.
 
-    codes: integers in a floating type that holds them exactly.  scale: a tensor that broadcasts against codes and carries the gradient.  exact: the
-    same scale, floats or Fractions, as the compiler computes it.  low, high: bounds of codes that broadcast against exact.
+    codes: integers in a floating type that holds them exactly.  scale: a tensor that broadcasts against codes and
+    carries the gradient.  exact: the same scale, floats or Fractions, as the compiler computes it.  low, high:
+    bounds of codes that broadcast against exact.
     """
 
     codes: Tensor
@@ -72,7 +74,9 @@ class Numbers:
     bits: int = 0
 
 
-def requantized(operands: Sequence[Operand], constant: Array, scale: Tensor, step: float, bounds: tuple[int, int], where: str) -> Tensor:
+def requantized(
+    operands: Sequence[Operand], constant: Array, scale: Tensor, step: float, bounds: tuple[int, int], where: str
+) -> Tensor:
     """(A9): the sum of operands and a real constant at the scale `step`, as integers with the zero point taken away.
 
     scale: `step` with its gradient.  bounds: of the result, less the zero point as well.  where: the layer, for errors.
@@ -82,7 +86,9 @@ def requantized(operands: Sequence[Operand], constant: Array, scale: Tensor, ste
     if np.any(constant):
         soft = soft + torch.as_tensor(constant, dtype=soft.dtype, device=soft.device) / scale
     with torch.no_grad():
-        exact = shifted([o.codes for o in operands], dyadic_numbers(operands, constant, step, bounds, where)).clamp(*bounds)
+        exact = shifted([o.codes for o in operands], dyadic_numbers(operands, constant, step, bounds, where)).clamp(
+            *bounds
+        )
     return straight(soft.clamp(*bounds), exact).float()
 
 
@@ -96,11 +102,17 @@ def shifted(codes: Sequence[Tensor], numbers: Numbers) -> Tensor:
     if numbers.bits:
         fine = total >> shift
         return (fine + (1 << numbers.bits - 1) - 1 + ((fine >> numbers.bits) & 1)) >> numbers.bits
-    rounded_up = (total + torch.as_tensor((np.int64(1) << np.maximum(numbers.shift, 1) - 1) - 1, device=device) + ((total >> shift) & 1)) >> shift
+    rounded_up = (
+        total
+        + torch.as_tensor((np.int64(1) << np.maximum(numbers.shift, 1) - 1) - 1, device=device)
+        + ((total >> shift) & 1)
+    ) >> shift
     return rounded_up if numbers.shift.min() > 0 else torch.where(shift > 0, rounded_up, total)
 
 
-def dyadic_numbers(operands: Sequence[Operand], constant: Array, step: float, bounds: tuple[int, int], where: str) -> Numbers:
+def dyadic_numbers(
+    operands: Sequence[Operand], constant: Array, step: float, bounds: tuple[int, int], where: str
+) -> Numbers:
     """The numbers with which the compiler computes this requantize, or others of the same thresholds (A22).
 
     The compiler may know narrower bounds of the operands. Inside them both step where the real formula does.
@@ -112,11 +124,14 @@ def dyadic_numbers(operands: Sequence[Operand], constant: Array, step: float, bo
     known = {}
     for row in dict.fromkeys(rows):
         ratios = tuple(Fraction(scale) / unit for scale in row[0:-1:3])
-        known[row] = thresholds.dyadic_rescale(ratios, [0] * len(ratios), Fraction(row[-1]) / unit, row[1:-1:3], row[2:-1:3], ROUNDING, where)
+        known[row] = thresholds.dyadic_rescale(
+            ratios, [0] * len(ratios), Fraction(row[-1]) / unit, row[1:-1:3], row[2:-1:3], ROUNDING, where
+        )
     made, proof, exact = list(known.values()), thresholds.Proof(), None
     if len(operands) == 1:
         made, proof = thresholds.settle(made, [1] * len(made), ROUNDING, steps)
-    # The compiler looks for exact numbers where thresholds of several operands differ; where they have a common measure, this is as fast.
+    # The compiler looks for exact numbers where thresholds of several operands differ; where they have a common
+    # measure, this is as fast.
     if proof.differing or (len(operands) > 1 and all(map(two_steps.common_measure, made))):
         exact = two_steps.exactly(made, [1] * len(made), ROUNDING, steps, where)
     each = [r.multipliers for r in made]

@@ -1,4 +1,6 @@
-"""Quantization-aware fine-tuning in the deployed arithmetic, taught by the float network: what is trained is, bit for bit, what the package computes."""
+"""Quantization-aware fine-tuning in the deployed arithmetic, taught by the float network: what is trained is, bit
+for bit, what the package computes.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,12 @@ class TrainingMismatch(HawqError):
 class Training:
     """How to train.
 
-    epochs: passes over the images.  rate: Adam's, in steps of the integer grid for weights and biases and in natural logarithms for scales, falling to 0
-    along half a cosine.  batch: images at a time where the model leaves that open.  alpha: the share of the cross-entropy with the labels, the rest being
-    the distance to the float network's answers; 0 without labels.  temperature: of that distance (Hinton et al., "Distilling the Knowledge in a Neural
-    Network", 2015).  held_out: the share of images that no epoch sees, and the best epoch is chosen by, unless there is a set for that.  checked: images
-    on which the compiled package is compared with what was trained, 0 for none.
+    epochs: passes over the images.  rate: Adam's, in steps of the integer grid for weights and biases and in natural
+    logarithms for scales, falling to 0 along half a cosine.  batch: images at a time where the model leaves that
+    open.  alpha: the share of the cross-entropy with the labels, the rest being the distance to the float network's
+    answers; 0 without labels.  temperature: of that distance (Hinton et al., "Distilling the Knowledge in a Neural
+    Network", 2015).  held_out: the share of images that no epoch sees, and the best epoch is chosen by, unless there
+    is a set for that.  checked: images on which the compiled package is compared with what was trained, 0 for none.
     device: "cpu", "cuda" or "auto".  One seed gives one result on one CPU.
     """
 
@@ -61,10 +64,15 @@ class Training:
 
     def __post_init__(self) -> None:
         for name, good, expected in (
-            ("epochs", self.epochs >= 1, "at least 1"), ("rate", 0 < self.rate < math.inf, "a positive number"), ("batch", self.batch >= 1, "at least 1"),
-            ("alpha", 0 <= self.alpha <= 1, "0 to 1"), ("temperature", 0 < self.temperature < math.inf, "a positive number"),
-            ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"), ("checked", self.checked >= 0, "at least 0"), ("seed", self.seed >= 0, "at least 0"),
-        ):  # fmt: skip
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("rate", 0 < self.rate < math.inf, "a positive number"),
+            ("batch", self.batch >= 1, "at least 1"),
+            ("alpha", 0 <= self.alpha <= 1, "0 to 1"),
+            ("temperature", 0 < self.temperature < math.inf, "a positive number"),
+            ("held_out", 0 < self.held_out < 1, "a share between 0 and 1"),
+            ("checked", self.checked >= 0, "at least 0"),
+            ("seed", self.seed >= 0, "at least 0"),
+        ):
             if not good:
                 raise UsageError("is out of range", where=name, expected=expected, found=str(getattr(self, name)))
 
@@ -84,7 +92,11 @@ class Images:
 
     def chosen(self, at: Tensor) -> Images:
         """Some of them."""
-        return Images({n: v[at] for n, v in self.inputs.items()}, None if self.labels is None else self.labels[at], self.teacher[at])
+        return Images(
+            {n: v[at] for n, v in self.inputs.items()},
+            None if self.labels is None else self.labels[at],
+            self.teacher[at],
+        )
 
     def batches(self, order: Tensor, size: int, fixed: bool) -> Iterator[Images]:
         """In the order given; fixed: the model takes no smaller batch, so that the rest is left out."""
@@ -95,7 +107,9 @@ class Images:
 
 @dataclass(frozen=True)
 class Score:
-    """On images that were held out: the mean loss, the share with the right first answer (None without labels), and with the float network's."""
+    """On images that were held out: the mean loss, the share with the right first answer (None without labels), and
+    with the float network's.
+    """
 
     loss: float
     top1: float | None
@@ -108,18 +122,29 @@ class Score:
 
 
 def finetune(
-    model: Any, data: str | Path, recipe: Recipe | None = None, training: Training | None = None, *, calibration: str | Path | None = None,
-    validation: str | Path | None = None, shapes: Shapes | None = None, preprocess: Preprocess | None = None,
-    state: str | Path | None = None, progress: Progress | None = None,
-) -> Quantized:  # fmt: skip
+    model: Any,
+    data: str | Path,
+    recipe: Recipe | None = None,
+    training: Training | None = None,
+    *,
+    calibration: str | Path | None = None,
+    validation: str | Path | None = None,
+    shapes: Shapes | None = None,
+    preprocess: Preprocess | None = None,
+    state: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
     """Quantize a float model as `post_training` does, then train weights, biases and scales in the deployed arithmetic.
 
     shapes: full shapes of inputs by name, which fix what the model leaves open.
-    data: images to train on, with labels if there are any.  calibration: images for post-training quantization (default: data).  validation: images to
-    choose the epoch by (default: a part of data).  state: an .npz file that is written after every epoch; an interrupted run is continued by the next.
-    `notes["finetune"]` of the result has the losses and scores of every epoch; the first row is the network before training, which is kept if none is better.
-    Raises ModelError for an operator whose integers cannot be computed while training, UsageError when it diverges, TrainingMismatch if the package
-    computed something else, and InputError, ModelError and UsageError as `post_training` does.
+    data: images to train on, with labels if there are any.  calibration: images for post-training quantization
+    (default: data).  validation: images to choose the epoch by (default: a part of data).  state: an .npz file that
+    is written after every epoch; an interrupted run is continued by the next. `notes["finetune"]` of the result has
+    the losses and scores of every epoch; the first row is the network before training, which is kept if none is
+    better.
+    Raises ModelError for an operator whose integers cannot be computed while training, UsageError when it diverges,
+    TrainingMismatch if the package computed something else, and InputError, ModelError and UsageError as
+    `post_training` does.
     """
     chosen, settings, tell = recipe or Recipe(), training or Training(), progress or (lambda step: None)
     if state is not None:
@@ -133,14 +158,18 @@ def finetune(
     started = draft(model, calibrating, chosen, shapes=shapes, preprocess=preprocess, progress=tell)
     images = _held(opened, started.given, settings, device, tell)
     kept = _held(others, started.given, settings, device, tell) if others is not None else None
-    return _Run(started, images, kept, settings, device, Path(state) if state is not None else None, opened.fingerprint, tell).run()
+    return _Run(
+        started, images, kept, settings, device, Path(state) if state is not None else None, opened.fingerprint, tell
+    ).run()
 
 
 def _device(name: str) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise UsageError("is no device", where=name, expected="auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("is not there", where="cuda", expected="a GPU that PyTorch can use", remedy="take --device cpu")
+        raise UsageError(
+            "is not there", where="cuda", expected="a GPU that PyTorch can use", remedy="take --device cpu"
+        )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
 
 
@@ -160,10 +189,19 @@ def _held(data: Calibration, graph: FloatGraph, settings: Training, device: torc
         labels += [torch.as_tensor(batch.labels, device=device)] if batch.labels is not None else []
         done += batch.size
         tell(Step("answers of the float network", done, data.count))
-    made = Images({n: torch.cat([p[n] for p in parts]) for n in parts[0]}, torch.cat(labels) if labels else None, torch.cat(scores))
+    made = Images(
+        {n: torch.cat([p[n] for p in parts]) for n in parts[0]},
+        torch.cat(labels) if labels else None,
+        torch.cat(scores),
+    )
     classes = made.teacher.shape[1]
     if made.labels is not None and int(made.labels.max()) >= classes:
-        raise InputError("holds a class that the model does not have", where=data.where, expected=f"0 to {classes - 1}", found=str(int(made.labels.max())))
+        raise InputError(
+            "holds a class that the model does not have",
+            where=data.where,
+            expected=f"0 to {classes - 1}",
+            found=str(int(made.labels.max())),
+        )
     return made
 
 
@@ -173,19 +211,37 @@ def _scores(output: Tensor) -> Tensor:
 
 class _Run:
     def __init__(
-        self, started: Draft, images: Images, validation: Images | None, settings: Training, device: torch.device, state: Path | None, fingerprint: str, tell: Progress
-    ) -> None:  # fmt: skip
+        self,
+        started: Draft,
+        images: Images,
+        validation: Images | None,
+        settings: Training,
+        device: torch.device,
+        state: Path | None,
+        fingerprint: str,
+        tell: Progress,
+    ) -> None:
         self.settings, self.device, self.state, self.tell = settings, device, state, tell
         self.net = Deployed(started, device)
         self.fixed, self.size = started.graph.batch is not None, started.graph.batch or settings.batch
         self.train, self.validation = (images, validation) if validation is not None else self._split(images)
         for part, name in ((self.train, "to train on"), (self.validation, "to choose the epoch by")):
             if part.count < (self.size if self.fixed else 1):
-                raise InputError(f"too few images are left {name}", where=started.graph.name, expected=str(self.size if self.fixed else 1), found=str(part.count))
-        self.optimizer = torch.optim.Adam([{"params": own, "share": share} for own, share in self._groups()], settings.rate)
+                raise InputError(
+                    f"too few images are left {name}",
+                    where=started.graph.name,
+                    expected=str(self.size if self.fixed else 1),
+                    found=str(part.count),
+                )
+        self.optimizer = torch.optim.Adam(
+            [{"params": own, "share": share} for own, share in self._groups()], settings.rate
+        )
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
-        digest = hashlib.sha256(started.written().model.SerializeToString() + f"{fingerprint} {asdict(settings)} {self.validation.count}".encode())
+        digest = hashlib.sha256(
+            started.written().model.SerializeToString()
+            + f"{fingerprint} {asdict(settings)} {self.validation.count}".encode()
+        )
         self.key = digest.hexdigest()
 
     def _groups(self) -> list[tuple[list[Tensor], float]]:
@@ -215,16 +271,25 @@ class _Run:
         checked = self._proved(found) if self.settings.checked else 0
         chosen = max(range(len(self.history)), key=lambda i: self._rank(self.history[i]))
         found.notes["finetune"] = {
-            **asdict(self.settings), "device": self.device.type, "images": self.train.count, "validation_images": self.validation.count,
-            "labels": self.train.labels is not None, "epochs_run": self.history, "kept_epoch": self.history[chosen]["epoch"], "package_equal_on": checked,
-        }  # fmt: skip
+            **asdict(self.settings),
+            "device": self.device.type,
+            "images": self.train.count,
+            "validation_images": self.validation.count,
+            "labels": self.train.labels is not None,
+            "epochs_run": self.history,
+            "kept_epoch": self.history[chosen]["epoch"],
+            "package_equal_on": checked,
+        }
         return found
 
-    # -- training ---------------------------------------------------------------------------------------------------------
+    # -- training
+    # ---------------------------------------------------------------------------------------------------------
 
     def _epoch(self, epoch: int) -> float:
         """One pass over the images; the mean loss."""
-        order = torch.randperm(self.train.count, generator=torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch + 1))
+        order = torch.randperm(
+            self.train.count, generator=torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch + 1)
+        )
         steps = self._steps()
         total, done, start = 0.0, 0, time.monotonic()
         for i, batch in enumerate(self.train.batches(order, self.size, self.fixed)):
@@ -233,7 +298,11 @@ class _Run:
                 group["lr"] = self.settings.rate * group["share"] * 0.5 * (1 + math.cos(math.pi * gone))
             loss = self._loss(_scores(self.net(batch.inputs)), batch)
             if not bool(torch.isfinite(loss)):
-                raise UsageError("made the loss infinite or NaN", where=f"rate {self.settings.rate:g}", remedy="train at a lower rate")
+                raise UsageError(
+                    "made the loss infinite or NaN",
+                    where=f"rate {self.settings.rate:g}",
+                    remedy="train at a lower rate",
+                )
             self.optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
@@ -248,7 +317,15 @@ class _Run:
 
     def _loss(self, scores: Tensor, batch: Images) -> Tensor:
         heat = self.settings.temperature
-        apart = F.kl_div(F.log_softmax(scores / heat, 1), F.log_softmax(batch.teacher / heat, 1), reduction="batchmean", log_target=True) * heat**2
+        apart = (
+            F.kl_div(
+                F.log_softmax(scores / heat, 1),
+                F.log_softmax(batch.teacher / heat, 1),
+                reduction="batchmean",
+                log_target=True,
+            )
+            * heat**2
+        )
         if batch.labels is None or self.settings.alpha == 0:
             return apart
         return self.settings.alpha * F.cross_entropy(scores, batch.labels) + (1 - self.settings.alpha) * apart
@@ -276,7 +353,8 @@ class _Run:
     def _rank(self, row: dict[str, Any]) -> tuple[float, float]:
         return Score(row["loss"], row["top1"], row["agreement"]).rank
 
-    # -- what outlives an interruption ------------------------------------------------------------------------------------
+    # -- what outlives an interruption
+    # ------------------------------------------------------------------------------------
 
     def _save(self) -> None:
         if self.state is None:
@@ -285,7 +363,11 @@ class _Run:
         for name, value in self.net.parameters.items():
             held = self.optimizer.state[value]
             arrays |= {f"now/{name}": value.detach().cpu().numpy(), f"best/{name}": self.best[name].cpu().numpy()}
-            arrays |= {f"{field}/{name}": held[field].cpu().numpy() for field in ("exp_avg", "exp_avg_sq", "step") if field in held}
+            arrays |= {
+                f"{field}/{name}": held[field].cpu().numpy()
+                for field in ("exp_avg", "exp_avg_sq", "step")
+                if field in held
+            }
         save_npz(self.state, arrays)
 
     def _resumed(self) -> int:
@@ -300,9 +382,11 @@ class _Run:
         arrays = load_npz(str(self.state))
         if str(arrays.get("key")) != self.key:
             raise UsageError(
-                "was written with another model, other data or other settings", where=str(self.state), expected="a state of this very run",
+                "was written with another model, other data or other settings",
+                where=str(self.state),
+                expected="a state of this very run",
                 remedy="remove it, or name another with --state",
-            )  # fmt: skip
+            )
         self.history = ast.literal_eval(str(arrays["history"]))
         with torch.no_grad():
             for name, value in self.net.parameters.items():
@@ -310,14 +394,19 @@ class _Run:
                 self.best[name] = torch.from_numpy(arrays[f"best/{name}"]).to(self.device)
                 if f"step/{name}" in arrays:
                     self.optimizer.state[value] = {
-                        field: torch.from_numpy(np.array(arrays[f"{field}/{name}"])).to(self.device if field != "step" else "cpu") for field in ("exp_avg", "exp_avg_sq", "step")
+                        field: torch.from_numpy(np.array(arrays[f"{field}/{name}"])).to(
+                            self.device if field != "step" else "cpu"
+                        )
+                        for field in ("exp_avg", "exp_avg_sq", "step")
                     }
         return len(self.history) - 1
 
-    # -- what runs --------------------------------------------------------------------------------------------------------
+    # -- what runs
+    # --------------------------------------------------------------------------------------------------------
 
     def _proved(self, found: Quantized) -> int:
-        """Compile what was written and compare its outputs with the training side's, element by element; how many images that were.
+        """Compile what was written and compare its outputs with the training side's, element by element; how many
+        images that were.
 
         Raises TrainingMismatch when one differs.
         """
@@ -334,8 +423,12 @@ class _Run:
         self.tell(Step("compiling and comparing", 1, 1))
         if theirs.shape != ours.shape or not np.array_equal(theirs, ours):
             raise TrainingMismatch(
-                "the compiled package does not compute what was trained", where=self.net.graph.name, expected="equal outputs",
-                found=f"{int((theirs != ours).sum())} of {ours.size} differ" if theirs.shape == ours.shape else f"shapes {theirs.shape} and {ours.shape}",
+                "the compiled package does not compute what was trained",
+                where=self.net.graph.name,
+                expected="equal outputs",
+                found=f"{int((theirs != ours).sum())} of {ours.size} differ"
+                if theirs.shape == ours.shape
+                else f"shapes {theirs.shape} and {ours.shape}",
                 remedy="report this network: it is a bug of hawq_tvm",
-            )  # fmt: skip
+            )
         return count

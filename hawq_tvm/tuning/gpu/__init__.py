@@ -1,1 +1,3 @@
-"""Tuning for a GPU on a machine without TVM: candidate kernels exported as CUDA source with a runner, and its times made records."""
+"""Tuning for a GPU on a machine without TVM: candidate kernels exported as CUDA source with a runner, and its times
+made records.
+"""

@@ -1,4 +1,6 @@
-"""What an export and the times that come back have in common. Part of an exported run: nothing but Python is imported."""
+"""What an export and the times that come back have in common. Part of an exported run: nothing but Python is
+imported.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""HAWQ's quantized inference as its training side computes it, written anew from the published method, on pytorchcv's float networks.
+"""HAWQ's quantized inference as its training side computes it, written anew from the published method, on
+pytorchcv's float networks.
 
-Tensors are real numbers beside a scale, and integers are recovered by dividing, as in HAWQ: a quantizer rescales by 31-bit mantissas and
-powers of two in float64, rounds half to even, and rounds the two branches of a sum on their own. Nothing here knows the importer. HAWQ
-carries real numbers in float32, whose sums are no integers any more beyond 2^24; `real` chooses float64, in which everything stays exact, or float32.
+Tensors are real numbers beside a scale, and integers are recovered by dividing, as in HAWQ: a quantizer rescales by
+31-bit mantissas and powers of two in float64, rounds half to even, and rounds the two branches of a sum on their
+own. Nothing here knows the importer. HAWQ carries real numbers in float32, whose sums are no integers any more
+beyond 2^24; `real` chooses float64, in which everything stays exact, or float32.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ def mantissa_and_exponent(ratio: Any) -> tuple[Any, Any]:
     """ratio (float64) as m / 2^e with a mantissa of 31 bits, rounded half up in decimal."""
     parts, exponents = np.frexp(ratio.numpy())
     rounded = [int(Decimal(p * 2**31).quantize(Decimal(1), rounding=ROUND_HALF_UP)) for p in parts.ravel().tolist()]
-    return torch.tensor(rounded, dtype=torch.float64).reshape(parts.shape), 31.0 - torch.tensor(exponents, dtype=torch.float64)
+    return torch.tensor(rounded, dtype=torch.float64).reshape(parts.shape), 31.0 - torch.tensor(
+        exponents, dtype=torch.float64
+    )
 
 
 def rescaled(z: Any, scales: tuple[Any, Any], target: Any) -> Any:
@@ -100,8 +104,9 @@ Pair = tuple[Any, Any]
 class FakeQuant:
     """One quantized network: its quantizers and layers under HAWQ's names, made when they are first met.
 
-    bits: of every layer by name.  learning: ranges of activations follow the data.  real: the float type of tensors.  saturate: sums of two
-    branches are clamped to 16 unsigned bits where ReLU follows, and to 32 where not; HAWQ does not.
+    bits: of every layer by name.  learning: ranges of activations follow the data.  real: the float type of tensors.
+    saturate: sums of two branches are clamped to 16 unsigned bits where ReLU follows, and to 32 where not; HAWQ does
+    not.
     """
 
     bits: dict[str, int]
@@ -112,8 +117,17 @@ class FakeQuant:
     quantizers: dict[str, Quantizer] = field(default_factory=dict)
     layers: dict[str, Weights] = field(default_factory=dict)
 
-    def act(self, name: str, x: Any, before: Pair | None = None, identity: Any = None, other: Pair | None = None, rectified: bool = False) -> Pair:
-        """Quantize x; before: the two scales whose product is its grid, None for the image; identity: the branch of `other`'s grid that x holds too.
+    def act(
+        self,
+        name: str,
+        x: Any,
+        before: Pair | None = None,
+        identity: Any = None,
+        other: Pair | None = None,
+        rectified: bool = False,
+    ) -> Pair:
+        """Quantize x; before: the two scales whose product is its grid, None for the image; identity: the branch of
+        `other`'s grid that x holds too.
 
         rectified: ReLU follows.
         """
@@ -138,7 +152,10 @@ class FakeQuant:
         """Concatenated channels, each rescaled from its own grid."""
         q = self.quantizers.setdefault(name, Quantizer(self.bits[name]))
         if self.learning:
-            q.low, q.high = min(q.low, *(float(x.min()) for x, _ in parts)), max(q.high, *(float(x.max()) for x, _ in parts))
+            q.low, q.high = (
+                min(q.low, *(float(x.min()) for x, _ in parts)),
+                max(q.high, *(float(x.max()) for x, _ in parts)),
+            )
         one = torch.ones(1)
         q.integers = torch.clamp(torch.cat([rescaled(x, (s, one), q.scale) for x, s in parts], 1), *q.limits)
         return q.integers.to(parts[0][0].dtype) * q.scale.to(parts[0][0].dtype), q.scale
@@ -150,10 +167,20 @@ class FakeQuant:
             layer.quantize(x[1])
         integers = torch.round(x[0] / x[1].to(x[0].dtype))
         conv, kind = layer.conv, x[0].dtype
-        sums = F.conv2d(integers, layer.integers.to(kind), layer.bias.to(kind), conv.stride, conv.padding, conv.dilation, conv.groups)
+        sums = F.conv2d(
+            integers,
+            layer.integers.to(kind),
+            layer.bias.to(kind),
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+        )
         return sums * (layer.scale * x[1]).to(kind).reshape(1, -1, 1, 1), (x[1], layer.scale)
 
-    def classes(self, name: str, module: Any, x: Pair, kind: str = "fc_scaling_factor", per_tensor: bool = False) -> Any:
+    def classes(
+        self, name: str, module: Any, x: Pair, kind: str = "fc_scaling_factor", per_tensor: bool = False
+    ) -> Any:
         """The last layer, of matrix or 1 x 1 convolution: float32, as HAWQ returns it."""
         layer = self.layers.setdefault(name, Weights(self.bits[name], module, None, per_tensor, kind))
         if self.learning:
@@ -211,7 +238,10 @@ def resnet(f: FakeQuant, image: Any) -> Any:
                 z, grid = f.conv(f"{at}.quant_convbn{k}", getattr(unit.body, f"conv{k}"), inner)
                 if k < count:
                     inner = f.act(f"{at}.quant_act{k}", torch.relu(z), grid)
-            x = f.relu(f"{at}.quant_act_int32", f.act(f"{at}.quant_act_int32", z + identity, grid, identity, other, rectified=True))
+            x = f.relu(
+                f"{at}.quant_act_int32",
+                f.act(f"{at}.quant_act_int32", z + identity, grid, identity, other, rectified=True),
+            )
     x = f.mean("final_pool", x)
     return f.classes("quant_output", f.net.output, f.act("quant_act_output", x[0], (x[1], ONE)), per_tensor=True)
 
@@ -231,7 +261,11 @@ def mobilenetv2(f: FakeQuant, image: Any) -> Any:
                 z, grid = f.conv(f"{at}.conv{k}", getattr(unit, f"conv{k}"), inner)
                 inner = f.act(f"{at}.quant_act{k}", relu6(z), grid)
             z, grid = f.conv(f"{at}.conv3", unit.conv3, inner)
-            x = f.act(f"{at}.quant_act_int32", z + x[0], grid, x[0], (x[1], ONE)) if unit.residual else f.act(f"{at}.quant_act_int32", z, grid)
+            x = (
+                f.act(f"{at}.quant_act_int32", z + x[0], grid, x[0], (x[1], ONE))
+                if unit.residual
+                else f.act(f"{at}.quant_act_int32", z, grid)
+            )
     narrow = f.act("quant_act_before_final_block", x[0], (x[1], ONE))
     z, grid = f.conv("features.final_block", features.final_block, narrow)
     x = f.mean("features.final_pool", f.act("quant_act_int32_final", relu6(z), grid))
@@ -257,7 +291,10 @@ def inceptionv3(f: FakeQuant, image: Any) -> Any:
             x = block(f"{at}.q_conv_list.q_conv{k}", conv, x)
         if kind == "ConvSeqBranch":
             return x
-        return f.joined(f"{at}.q_rescaling_activ", [block(f"{at}.q_conv1x3", module.conv1x3, x), block(f"{at}.q_conv3x1", module.conv3x1, x)])
+        return f.joined(
+            f"{at}.q_rescaling_activ",
+            [block(f"{at}.q_conv1x3", module.conv1x3, x), block(f"{at}.q_conv3x1", module.conv3x1, x)],
+        )
 
     features, at = f.net.features, "features.q_init_block"
     x = f.act(f"{at}.q_input_activ", image)
@@ -271,14 +308,18 @@ def inceptionv3(f: FakeQuant, image: Any) -> Any:
             parts = [branch(f"{at}.branches.{n}", m, x) for n, m in unit.branches.named_children()]
             x = f.joined(f"{at}.q_rescaling_activ", parts)
     x = f.mean("features.q_final_pool", x)
-    return f.classes("output.q_fc", f.net.output.fc, f.act("features.q_concat_activ", x[0], (x[1], ONE)), per_tensor=True)
+    return f.classes(
+        "output.q_fc", f.net.output.fc, f.act("features.q_concat_activ", x[0], (x[1], ONE)), per_tensor=True
+    )
 
 
 FORWARD = {"ResNet": resnet, "MobileNetV2": mobilenetv2, "InceptionV3": inceptionv3}
 
 
 def float_network(name: str, seed: int = 0) -> Any:
-    """pytorchcv's float network with random weights and BatchNorms as of training: means and variances are those of the data, scales and shifts vary."""
+    """pytorchcv's float network with random weights and BatchNorms as of training: means and variances are those of
+    the data, scales and shifts vary.
+    """
     from pytorchcv.models import inceptionv3, mobilenetv2, resnet
 
     make = {"inceptionv3": inceptionv3, "mobilenetv2_w1": mobilenetv2}.get(name, resnet)
@@ -308,8 +349,13 @@ def _without_pool(net: Any, image: np.ndarray) -> None:
 
 
 def checkpoint(f: FakeQuant) -> dict[str, dict[str, Any]]:
-    """What HAWQ's validation saves: five dictionaries, names with "module." in front; the scale of a plain convolution is in none of them."""
-    sections: dict[str, dict[str, Any]] = {k: {} for k in ("convbn_scaling_factor", "fc_scaling_factor", "weight_integer", "bias_integer", "act_scaling_factor")}
+    """What HAWQ's validation saves: five dictionaries, names with "module." in front; the scale of a plain
+    convolution is in none of them.
+    """
+    sections: dict[str, dict[str, Any]] = {
+        k: {}
+        for k in ("convbn_scaling_factor", "fc_scaling_factor", "weight_integer", "bias_integer", "act_scaling_factor")
+    }
     for name, layer in f.layers.items():
         sections["weight_integer"][f"module.{name}.weight_integer"] = layer.integers
         if layer.kind != "conv_scaling_factor":
@@ -324,11 +370,21 @@ def checkpoint(f: FakeQuant) -> dict[str, dict[str, Any]]:
 def training_checkpoint(f: FakeQuant, arch: str) -> dict[str, Any]:
     """checkpoint.pth.tar: the whole state, with the scale of the plain convolution."""
     state = {k: v for section in checkpoint(f).values() for k, v in section.items()}
-    state |= {f"module.{n}.conv_scaling_factor": w.scale for n, w in f.layers.items() if w.kind == "conv_scaling_factor"}
-    return {"epoch": 1, "arch": arch, "state_dict": state, "best_acc1": torch.tensor(70.0), "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]}}
+    state |= {
+        f"module.{n}.conv_scaling_factor": w.scale for n, w in f.layers.items() if w.kind == "conv_scaling_factor"
+    }
+    return {
+        "epoch": 1,
+        "arch": arch,
+        "state_dict": state,
+        "best_acc1": torch.tensor(70.0),
+        "optimizer": {"state": {}, "param_groups": [{"lr": 1e-4}]},
+    }
 
 
-def trained(name: str, bits: dict[str, int], pixels: int, images: int = 2, seed: int = 0) -> tuple[FakeQuant, np.ndarray]:
+def trained(
+    name: str, bits: dict[str, int], pixels: int, images: int = 2, seed: int = 0
+) -> tuple[FakeQuant, np.ndarray]:
     """A network with calibrated quantizers, frozen, and the images that it was calibrated on."""
     image = np.random.default_rng(seed).standard_normal((images, 3, pixels, pixels)).astype(np.float32)
     net = float_network(name, seed)

@@ -29,7 +29,10 @@ Content = dict[str, dict[str, Any]]
 
 def uniform(name: str, bits: int = 8) -> Content:
     """A checkpoint of constants, which takes no room: every weight is the greatest of its width."""
-    sections: Content = {k: {} for k in ("convbn_scaling_factor", "fc_scaling_factor", "weight_integer", "bias_integer", "act_scaling_factor")}
+    sections: Content = {
+        k: {}
+        for k in ("convbn_scaling_factor", "fc_scaling_factor", "weight_integer", "bias_integer", "act_scaling_factor")
+    }
     net = network(name)
     for w in net.weighted:
         shape = [1000 if d is None else d for d in w.shape]
@@ -74,7 +77,9 @@ def test_files_of_others() -> None:
     assert "none of HAWQ" in refused([1, 2]).message
     error = refused({"state_dict": {"module.quant_input.act_scaling_factor": torch.ones(1)}})
     assert "no integer weights" in error.message and "quant_train.py" in error.remedy
-    assert "not known here" in refused({"weight_integer": {"module.conv1.weight_integer": torch.ones(1, 1, 1, 1)}}).message
+    assert (
+        "not known here" in refused({"weight_integer": {"module.conv1.weight_integer": torch.ones(1, 1, 1, 1)}}).message
+    )
     assert "no plain tensor" in refused({"weight_integer": {"module.conv1.weight_integer": 3}}).message
 
 
@@ -133,10 +138,16 @@ def of(section: str, value: Any, layer: str = CONV) -> Callable[[Content], objec
         ("act_scaling_factor", np.array([0.1]), "stage1.unit1.quant_act", "no scale", "0.1"),
         ("act_scaling_factor", np.array([np.inf]), "stage1.unit1.quant_act", "no scale", "inf"),
     ],
-)  # fmt: skip
+)
 def test_wrong_tensors(section: str, value: Any, layer: str, says: str, found: str) -> None:
     error = refused(changed(of(section, value, layer)))
-    assert error.where == f"{layer}.{section}" and says in error.message and found in error.found and error.expected and error.remedy
+    assert (
+        error.where == f"{layer}.{section}"
+        and says in error.message
+        and found in error.found
+        and error.expected
+        and error.remedy
+    )
 
 
 def test_layers_of_another_network() -> None:
@@ -146,7 +157,9 @@ def test_layers_of_another_network() -> None:
 
 
 def test_mobilenet_needs_the_last_scale() -> None:
-    """HAWQ writes no scale of its last convolution into the file for deployment; what trained has it, and any section may."""
+    """HAWQ writes no scale of its last convolution into the file for deployment; what trained has it, and any
+    section may.
+    """
     content = uniform("mobilenetv2_w1")
     error = refused(content)
     assert error.where == "output.conv_scaling_factor" and "checkpoint.pth.tar" in error.remedy
@@ -177,18 +190,34 @@ def test_unknown_networks() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_descriptions_are_those_of_pytorchcv(name: str) -> None:
-    """Layers, shapes, strides, padding and groups, in order, against the float networks; ResNet's shortcut comes first there, last here."""
-    modules = [(k, m) for k, m in float_network(name).named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+    """Layers, shapes, strides, padding and groups, in order, against the float networks; ResNet's shortcut comes
+    first there, last here.
+    """
+    modules = [
+        (k, m) for k, m in float_network(name).named_modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)
+    ]
     if name.startswith("resnet"):
         at = {k.rpartition(".identity_conv")[0]: (k, m) for k, m in modules if "identity_conv" in k}
         last = {"resnet18": "conv2.conv"}.get(name, "conv3.conv")
-        modules = [x for k, m in modules if "identity_conv" not in k for x in ((k, m), *([at[k.rpartition(".body")[0]]] if k.endswith(last) and k.rpartition(".body")[0] in at else []))]
+        modules = [
+            x
+            for k, m in modules
+            if "identity_conv" not in k
+            for x in (
+                (k, m),
+                *([at[k.rpartition(".body")[0]]] if k.endswith(last) and k.rpartition(".body")[0] in at else []),
+            )
+        ]
     layers = network(name).weighted
     assert len(layers) == len(modules)
     for ours, (title, theirs) in zip(layers, modules, strict=True):
         assert tuple(s or 1000 for s in ours.shape) == tuple(theirs.weight.shape), title
         if isinstance(theirs, torch.nn.Conv2d):
-            assert (ours.stride, ours.stride, *ours.padding, ours.groups) == (*theirs.stride, *theirs.padding, theirs.groups), title
+            assert (ours.stride, ours.stride, *ours.padding, ours.groups) == (
+                *theirs.stride,
+                *theirs.padding,
+                theirs.groups,
+            ), title
 
 
 # -- bits ----------------------------------------------------------------------------------------------------
@@ -202,11 +231,17 @@ def configuration(name: str = "resnet18", bits: int = 8) -> dict[str, Any]:
 def test_bits_told_by_the_weights() -> None:
     second = "stage2.unit1.quant_convbn2"
     model = read_model(stored(changed(of("weight_integer", np.full((128, 128, 3, 3), -8.0), second))))
-    assert model.bits[second] == model.bits["stage2.unit1.quant_act1"] == 4 and model.bits[CONV] == 8 and "weights" in model.origin
+    assert (
+        model.bits[second] == model.bits["stage2.unit1.quant_act1"] == 4
+        and model.bits[CONV] == 8
+        and "weights" in model.origin
+    )
 
 
 def test_shared_activations_need_a_configuration() -> None:
-    """The shortcut reads what the block's first convolution reads: of different widths, nothing tells the activation's."""
+    """The shortcut reads what the block's first convolution reads: of different widths, nothing tells the
+    activation's.
+    """
     content = changed(of("weight_integer", np.full((128, 64, 3, 3), 7.0)))
     error = refused(content)
     assert error.where == "stage2.unit1.quant_act" and "--bits" in error.remedy
@@ -218,10 +253,16 @@ def test_shared_activations_need_a_configuration() -> None:
 
 def test_configurations_that_do_not_fit_the_weights() -> None:
     error = refused(uniform("resnet18", 4), bits="uniform8")
-    assert "not quantized to the 8 bits" in error.message and error.where == "stage1.unit1.quant_convbn1.weight_integer" and error.found == "7"
+    assert (
+        "not quantized to the 8 bits" in error.message
+        and error.where == "stage1.unit1.quant_convbn1.weight_integer"
+        and error.found == "7"
+    )
     error = refused(uniform("resnet18", 8), bits="uniform4")
     assert "does not fit the 4 bits" in error.message and error.expected == "-8 to 7" and error.found == "127 to 127"
-    assert read_model(hawq_checkpoint(stored(uniform("resnet18", 4)), bits="bit_config_resnet18_uniform4")).bits == configuration(bits=4)
+    assert read_model(
+        hawq_checkpoint(stored(uniform("resnet18", 4)), bits="bit_config_resnet18_uniform4")
+    ).bits == configuration(bits=4)
 
 
 def test_configurations_as_hawq_writes_them(tmp_path: Path) -> None:
@@ -268,7 +309,9 @@ def test_schemes_are_the_published_ones() -> None:
         net = network(name)
         for scheme in schemes(net):
             four = four_bit_layers(net, scheme)
-            assert four is not None and with_activations(net, {w.layer: 4 if w.layer in four else 8 for w in net.weighted})
+            assert four is not None and with_activations(
+                net, {w.layer: 4 if w.layer in four else 8 for w in net.weighted}
+            )
     assert [len(schemes(network(n))) for n in NAMES] == [11, 11, 2, 2, 4, 2]
 
 
@@ -283,7 +326,12 @@ def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = report["model"]
     assert report["compilable"] and model["network"] == "resnet18" and model["inputs"][0]["default"] == "1x3x224x224"
     kinds = {q["name"]: q["type"] for q in model["quantized"]}
-    assert (kinds["stage1.unit1.quant_act"], kinds[CONV], kinds["quant_output"], kinds["quant_act_int32"]) == ("uint4", "int4", "int8", "int16")
+    assert (kinds["stage1.unit1.quant_act"], kinds[CONV], kinds["quant_output"], kinds["quant_act_int32"]) == (
+        "uint4",
+        "int4",
+        "int8",
+        "int16",
+    )
     assert main(["inspect", str(path), "--bits", "uniform8"]) == 3
     assert main(["inspect", str(path), "--network", "resnet19"]) == 2
     assert main(["inspect", str(path), "--shape", "x=1x3x32x32"]) == 2

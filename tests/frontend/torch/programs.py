@@ -1,4 +1,6 @@
-"""Quantized PyTorch programs for the tests: single operators between quantizes written by hand, and small nets through PT2E."""
+"""Quantized PyTorch programs for the tests: single operators between quantizes written by hand, and small nets
+through PT2E.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def export(model: Any, *shapes: Sequence[int], **options: Any) -> Any:
 
 
 class Residual(torch.nn.Module):  # type: ignore[misc]
-    """Two convolutions with BatchNorm, a residual addition, pools and a classifier; ReLU in place, as everybody writes it."""
+    """Two convolutions with BatchNorm, a residual addition, pools and a classifier; ReLU in place, as everybody
+    writes it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,16 +113,22 @@ def _inductor(name: str, **options: Any) -> Any:
 
 
 QUANTIZERS: dict[str, Callable[[], Any]] = {
-    "x86 inductor": lambda: _inductor("x86"), "arm inductor": lambda: _inductor("arm"), "x86 inductor qat": lambda: _inductor("x86", is_qat=True),
-    "xnnpack per tensor": lambda: _xnnpack(is_per_channel=False), "xnnpack per channel": lambda: _xnnpack(is_per_channel=True),
-    "xnnpack qat": lambda: _xnnpack(is_per_channel=True, is_qat=True), "xnnpack dynamic": lambda: _xnnpack(is_dynamic=True),
+    "x86 inductor": lambda: _inductor("x86"),
+    "arm inductor": lambda: _inductor("arm"),
+    "x86 inductor qat": lambda: _inductor("x86", is_qat=True),
+    "xnnpack per tensor": lambda: _xnnpack(is_per_channel=False),
+    "xnnpack per channel": lambda: _xnnpack(is_per_channel=True),
+    "xnnpack qat": lambda: _xnnpack(is_per_channel=True, is_qat=True),
+    "xnnpack dynamic": lambda: _xnnpack(is_dynamic=True),
     "xnnpack 4-bit weights": lambda: _xnnpack(is_per_channel=True, weight_qmin=-8, weight_qmax=7),
     "xnnpack 4 bits": lambda: _xnnpack(is_per_channel=True, weight_qmin=-8, weight_qmax=7, act_qmin=-8, act_qmax=7),
-}  # fmt: skip
+}
 
 
 def pt2e(name: str, model: Any, shape: Sequence[int], *, fold: bool = True, batches: int = 3) -> Any:
-    """An ExportedProgram as a user of PT2E gets it: exported, prepared, calibrated (or trained a little), converted, exported."""
+    """An ExportedProgram as a user of PT2E gets it: exported, prepared, calibrated (or trained a little), converted,
+    exported.
+    """
     pytest.importorskip("torchao", reason="torchao is not installed: pip install --no-deps torchao")
     from torchao.quantization import pt2e as package
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e, prepare_qat_pt2e

@@ -1,6 +1,7 @@
 """Nets quantized by PT2E's own quantizers: every quantize of ours against PyTorch's run of the exported program.
 
-PyTorch computes in float32, so it may land on the other side of a rounding boundary: a difference must be one step, and lie at one.
+PyTorch computes in float32, so it may land on the other side of a rounding boundary: a difference must be one step,
+and lie at one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from .programs import QUANTIZERS, Residual, lively, pt2e, torch
 
 SHAPE = (2, 3, 9, 10)
 # Quantization-aware training is slow to prepare: PT2E traces two dozen patterns.
-STATIC = [pytest.param(name, marks=pytest.mark.slow if "qat" in name else ()) for name in QUANTIZERS if "dynamic" not in name]
+STATIC = [
+    pytest.param(name, marks=pytest.mark.slow if "qat" in name else ()) for name in QUANTIZERS if "dynamic" not in name
+]
 
 
 class Interpreter(torch.fx.Interpreter):  # type: ignore[misc]
@@ -45,7 +48,10 @@ def torch_run(program: Any, x: np.ndarray) -> tuple[dict[str, np.ndarray], np.nd
     """The integers of every quantize by layer, and the output, computed by PyTorch."""
     functional = _functional(program)
     stored = {**functional.state_dict, **functional.constants}
-    values = [torch.tensor(x) if s.kind.name == "USER_INPUT" else stored[s.target] for s in functional.graph_signature.input_specs]
+    values = [
+        torch.tensor(x) if s.kind.name == "USER_INPUT" else stored[s.target]
+        for s in functional.graph_signature.input_specs
+    ]
     interpreter = Interpreter(functional.graph_module)
     with torch.no_grad():
         (output,) = interpreter.run(*values)
@@ -77,7 +83,10 @@ def compare(program: Any, x: np.ndarray, title: str) -> tuple[Oracle, IntegerOra
     whole = IntegerOracle(integer_module(module), real)
     whole.run({name: x})
     elements, different, unexplained = whole.total()
-    print(f"\n{title}: {len(whole.rows)} layers, {different} of {elements} elements differ from PyTorch ({real.total()[1]} by float32 alone), {unexplained} unexplained")
+    print(
+        f"\n{title}: {len(whole.rows)} layers, {different} of {elements} elements differ from PyTorch"
+        f" ({real.total()[1]} by float32 alone), {unexplained} unexplained"
+    )
     assert real.total()[2] == 0, {k: r for k, r in real.rows.items() if r[2]}
     assert unexplained == 0, {k: r for k, r in whole.rows.items() if r[2]}
     return real, whole
@@ -99,14 +108,27 @@ def test_names_are_the_users() -> None:
     program = read_program(pt2e("x86 inductor", lively(Residual(), SHAPE), SHAPE))
     layers = [c.layer for c in program.calls]
     assert len(set(layers)) == len(layers)
-    assert {"first.0", "first.0.weight", "first.2", "first.2.quantize", "second.0", "act", "fc", "fc.weight", "x.quantize", "add"} <= set(layers)
+    assert {
+        "first.0",
+        "first.0.weight",
+        "first.2",
+        "first.2.quantize",
+        "second.0",
+        "act",
+        "fc",
+        "fc.weight",
+        "x.quantize",
+        "add",
+    } <= set(layers)
     assert [i.name for i in program.inputs] == ["x"] and len(program.outputs) == 1
 
 
 def test_four_bits_stay_four_bits() -> None:
     program = pt2e("xnnpack 4 bits", lively(Residual(), SHAPE), SHAPE)
     main = import_exported(program)["main"]
-    ranges = {(int(b.value.attrs["qmin"]), int(b.value.attrs["qmax"])) for b in stages.bindings(main) if stages.is_border(b)}
+    ranges = {
+        (int(b.value.attrs["qmin"]), int(b.value.attrs["qmax"])) for b in stages.bindings(main) if stages.is_border(b)
+    }
     assert ranges == {(-8, 7)}
 
 
@@ -117,7 +139,10 @@ def test_weights_that_are_not_folded_become_the_same_integers() -> None:
     for fold in (True, False):
         torch.manual_seed(1)
         modules.append(import_exported(pt2e("xnnpack per channel", net, SHAPE, fold=fold)))
-    weights = [[ops.const_value(b.value.args[0]) for b in stages.bindings(m["main"]) if b.var.name.endswith(".weight")] for m in modules]
+    weights = [
+        [ops.const_value(b.value.args[0]) for b in stages.bindings(m["main"]) if b.var.name.endswith(".weight")]
+        for m in modules
+    ]
     assert len(weights[0]) == 4
     for a, b in zip(*weights, strict=True):
         np.testing.assert_array_equal(a, b)

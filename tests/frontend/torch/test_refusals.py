@@ -1,4 +1,6 @@
-"""What is refused: one ModelError (or UsageError) that names the layer in the user's words, what was expected and found, and the remedy."""
+"""What is refused: one ModelError (or UsageError) that names the layer in the user's words, what was expected and
+found, and the remedy.
+"""
 
 from __future__ import annotations
 
@@ -64,15 +66,27 @@ def test_everything_is_listed_at_once() -> None:
     program = program_of(lambda x: torch.cumsum(torch.sort(x, 1)[0], 1))
     report = ht.inspect(program)
     assert [e["op"] for e in report.unsupported] == ["aten.sort", "aten.cumsum"]
-    assert not report.compilable and len(report.unsupported) == 2 and all(e["layer"].startswith("stage.0") for e in report.unsupported)
+    assert (
+        not report.compilable
+        and len(report.unsupported) == 2
+        and all(e["layer"].startswith("stage.0") for e in report.unsupported)
+    )
 
 
-@pytest.mark.parametrize("function, words", [
-    (lambda x: F.max_pool2d(x, 2, return_indices=True)[1].float(), "is not supported|reads a result"), (lambda x: F.adaptive_avg_pool2d(x, 4), "unequal sizes"),
-    (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "number of its own"), (lambda x: torch.div(x, 2.0, rounding_mode="floor"), "rounds its quotient"),
-    (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), "not supported"), (lambda x: x.double().float(), "element type"),
-    (lambda x: F.dropout(x, 0.5, True), "training mode"), (lambda x: F.instance_norm(x), "not supported|statistics"),
-], ids=["indices", "adaptive", "divisor", "rounding", "bicubic", "float64", "dropout", "instance_norm"])  # fmt: skip
+@pytest.mark.parametrize(
+    "function, words",
+    [
+        (lambda x: F.max_pool2d(x, 2, return_indices=True)[1].float(), "is not supported|reads a result"),
+        (lambda x: F.adaptive_avg_pool2d(x, 4), "unequal sizes"),
+        (lambda x: F.avg_pool2d(x, 2, divisor_override=3), "number of its own"),
+        (lambda x: torch.div(x, 2.0, rounding_mode="floor"), "rounds its quotient"),
+        (lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"), "not supported"),
+        (lambda x: x.double().float(), "element type"),
+        (lambda x: F.dropout(x, 0.5, True), "training mode"),
+        (lambda x: F.instance_norm(x), "not supported|statistics"),
+    ],
+    ids=["indices", "adaptive", "divisor", "rounding", "bicubic", "float64", "dropout", "instance_norm"],
+)
 def test_arguments_without_integer_meaning(function: Any, words: str) -> None:
     error = refused(program_of(function), words)
     assert error.where.startswith("stage.0")
@@ -128,17 +142,29 @@ def _per_tensor(scale: float, zero: int, low: int = 0, high: int = 255, dtype: A
     return export(Block(lambda x: Q.quantize_per_tensor(x, scale, zero, low, high, dtype)), SHAPE)
 
 
-@pytest.mark.parametrize("arguments, words", [
-    ((0.0, 0), "not a positive finite"), ((-0.1, 0), "not a positive finite"), ((float("nan"), 0), "not a positive finite"), ((1e-42, 0), "not a positive finite"),
-    ((0.5, 256), "zero point out of range"), ((0.5, -1), "zero point out of range"), ((0.5, 7, 8, 15), "zero point out of range"),
-    ((0.5, 0, 0, 300), "do not fit its type"), ((0.5, 0, 9, 3), "do not fit its type"), ((0.5, 0, -128, 127, torch.int32), "do not fit its type|not supported"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ((0.0, 0), "not a positive finite"),
+        ((-0.1, 0), "not a positive finite"),
+        ((float("nan"), 0), "not a positive finite"),
+        ((1e-42, 0), "not a positive finite"),
+        ((0.5, 256), "zero point out of range"),
+        ((0.5, -1), "zero point out of range"),
+        ((0.5, 7, 8, 15), "zero point out of range"),
+        ((0.5, 0, 0, 300), "do not fit its type"),
+        ((0.5, 0, 9, 3), "do not fit its type"),
+        ((0.5, 0, -128, 127, torch.int32), "do not fit its type|not supported"),
+    ],
+)
 def test_bad_quantization(arguments: tuple[Any, ...], words: str) -> None:
     assert refused(_per_tensor(*arguments), words).where == "xs_0.quantize"
 
 
 def test_scales_that_float32_cannot_hold() -> None:
-    """PyTorch rounds 1 / s of the float64 s: where float32's s has another reciprocal, (A2) would be another function."""
+    """PyTorch rounds 1 / s of the float64 s: where float32's s has another reciprocal, (A2) would be another
+    function.
+    """
     inverse = lambda s: np.float32(1) / np.float32(s) != np.float32(1 / s)  # noqa: E731
     scales = np.random.default_rng(0).uniform(0.01, 1, 100)
     bad, good = next(s for s in scales if inverse(s)), next(s for s in scales if not inverse(s))
@@ -237,7 +263,9 @@ def test_damaged_files(file: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(data)) as source, zipfile.ZipFile(broken, "w") as target:
         for name in source.namelist():
             content = source.read(name)
-            target.writestr(name, content.replace(b"aten.relu", b"nothing.here") if name.endswith("model.json") else content)
+            target.writestr(
+                name, content.replace(b"aten.relu", b"nothing.here") if name.endswith("model.json") else content
+            )
     refused(broken.getvalue(), "cannot be loaded")
 
 

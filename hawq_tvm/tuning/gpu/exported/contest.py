@@ -1,4 +1,6 @@
-"""The candidates of one workload on the GPU: their data, their outputs compared, their times in turns. Part of an exported run."""
+"""The candidates of one workload on the GPU: their data, their outputs compared, their times in turns. Part of an
+exported run.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ POISON = 0xA5
 
 
 def made(spec: dict[str, Any]) -> np.ndarray:
-    """Random values of a spec: shape, dtype, seed, and bounds low and high, around `mean` with deviation `std` if it has these."""
+    """Random values of a spec: shape, dtype, seed, and bounds low and high, around `mean` with deviation `std` if it
+    has these.
+    """
     rng = np.random.Generator(np.random.PCG64(spec["seed"]))
     if spec["dtype"].startswith("float"):
         return rng.standard_normal(spec["shape"]).astype(spec["dtype"])
@@ -51,7 +55,9 @@ class Contest:
     wrong, failed: candidates by number, with what is wrong.
     """
 
-    def __init__(self, gpu: Gpu, entry: dict[str, Any], cubins: dict[str, Path], constants: Any, known: dict[str, str]) -> None:
+    def __init__(
+        self, gpu: Gpu, entry: dict[str, Any], cubins: dict[str, Path], constants: Any, known: dict[str, str]
+    ) -> None:
         self.gpu, self.entry, self.constants = gpu, entry, constants
         self.candidates = entry["candidates"]
         self.failed: dict[int, str] = {int(i): why for i, why in known.items()}
@@ -59,13 +65,22 @@ class Contest:
         self.held: list[int] = []
         self.arrays: dict[str, int] = {}
         self.data: dict[str, np.ndarray] = {}
-        self.modules = {s: gpu.made("cuModuleLoadData", cubins[s].read_bytes()) for s in sorted({c["source"] for c in self.candidates}) if s in cubins}
+        self.modules = {
+            s: gpu.made("cuModuleLoadData", cubins[s].read_bytes())
+            for s in sorted({c["source"] for c in self.candidates})
+            if s in cubins
+        }
         self.functions: dict[int, int] = {}
         for i, c in enumerate(self.candidates):
             if c["source"] not in cubins:
                 self.failed.setdefault(i, "nvcc refuses its source")
             elif i not in self.failed:
-                self.attempt(i, lambda i=i, c=c: self.functions.__setitem__(i, gpu.function(self.modules[c["source"]], c["kernel"], c["shared"])))
+                self.attempt(
+                    i,
+                    lambda i=i, c=c: self.functions.__setitem__(
+                        i, gpu.function(self.modules[c["source"]], c["kernel"], c["shared"])
+                    ),
+                )
         self.copies = 1
         self.events = (gpu.made("cuEventCreate", 0), gpu.made("cuEventCreate", 0))
 
@@ -104,7 +119,9 @@ class Contest:
         kind, what = argument["kind"], argument["what"]
         name = json.dumps([kind, what if kind != "weights" else None])
         if name not in self.data:
-            spec = self.entry["inputs"][what] if kind == "input" else self.entry["weights"] if kind == "weights" else None
+            spec = (
+                self.entry["inputs"][what] if kind == "input" else self.entry["weights"] if kind == "weights" else None
+            )
             self.data[name] = made(spec) if spec else self.constants[what]
         array = pack(self.data[name], **what) if kind == "weights" else self.data[name]
         if (array.nbytes, str(array.dtype)) != (size(argument), argument["dtype"]):
@@ -135,7 +152,9 @@ class Contest:
     def launch(self, i: int, copy: int = 0) -> None:
         """Launch a candidate on one copy of the data."""
         c = self.candidates[i]
-        self.gpu.launch(self.functions[i], c["grid"], c["block"], c["shared"], [self.address(a, copy) for a in c["arguments"]])
+        self.gpu.launch(
+            self.functions[i], c["grid"], c["block"], c["shared"], [self.address(a, copy) for a in c["arguments"]]
+        )
 
     def result(self, i: int) -> list[bytes]:
         """A candidate's outputs."""
@@ -152,7 +171,9 @@ class Contest:
         return found
 
     def compare(self) -> bool:
-        """Find the candidates whose outputs are not those of most, the cost model's among equals; False: the outputs tell nothing apart."""
+        """Find the candidates whose outputs are not those of most, the cost model's among equals; False: the outputs
+        tell nothing apart.
+        """
         digests: dict[int, str] = {}
         varied = False
         for i in self.right():
@@ -172,7 +193,9 @@ class Contest:
     # -- times --------------------------------------------------------------------------------------------------
 
     def times(self, until: float) -> tuple[dict[int, float], dict[str, int]]:
-        """The median seconds of one launch of every right candidate, and how they were measured; until: `time.monotonic` to be done by."""
+        """The median seconds of one launch of every right candidate, and how they were measured; until:
+        `time.monotonic` to be done by.
+        """
         gpu, right = self.gpu, self.right()
         flushed = 2 * gpu.l2
         once = self.graphs(right[:1], 1)
@@ -180,8 +203,14 @@ class Contest:
         gpu.call("cuGraphExecDestroy", once[right[0]])
         launches = int(min(LAUNCHES[1], max(LAUNCHES[0], GRAPH_SECONDS / max(first, 1e-7))))
         self.drop()
-        # Every launch of a graph finds its data where no launch has touched it, unless the memory is too small for so many copies.
-        each = {json.dumps(a, sort_keys=True): aligned(size(a)) for i in right for a in self.candidates[i]["arguments"] if a["kind"] != "constant"}
+        # Every launch of a graph finds its data where no launch has touched it, unless the memory is too small for so
+        # many copies.
+        each = {
+            json.dumps(a, sort_keys=True): aligned(size(a))
+            for i in right
+            for a in self.candidates[i]["arguments"]
+            if a["kind"] != "constant"
+        }
         self.copies = max(1, min(launches, (gpu.free_bytes() // 2 - flushed) // sum(each.values())))
         scratch = self.hold(flushed)
         graphs = self.graphs(right, launches)

@@ -1,4 +1,5 @@
-"""NVIDIA's driver by ctypes, as far as timing kernels needs it. Part of an exported tuning run: nothing but Python is imported.
+"""NVIDIA's driver by ctypes, as far as timing kernels needs it. Part of an exported tuning run: nothing but Python
+is imported.
 
 Names, signatures and numbers are those of cuda.h (CUDA driver API).
 """
@@ -18,23 +19,41 @@ _DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 
 _OUT = c_void_p  # a pointer to what the call fills in, passed by byref
 SIGNATURES: dict[str, list[Any]] = {
-    "cuInit": [c_uint], "cuDriverGetVersion": [_OUT], "cuDeviceGetCount": [_OUT], "cuDeviceGet": [_OUT, c_int],
-    "cuDeviceGetName": [c_char_p, c_int, c_int], "cuDeviceGetAttribute": [_OUT, c_int, c_int], "cuGetErrorString": [c_int, _OUT],
-    "cuDevicePrimaryCtxRetain": [_OUT, c_int], "cuCtxSetCurrent": [c_void_p],
-    "cuMemGetInfo_v2": [_OUT, _OUT], "cuMemAlloc_v2": [_OUT, c_size_t], "cuMemFree_v2": [c_uint64],
-    "cuMemcpyHtoD_v2": [c_uint64, c_void_p, c_size_t], "cuMemcpyDtoH_v2": [c_void_p, c_uint64, c_size_t],
-    "cuMemcpyDtoD_v2": [c_uint64, c_uint64, c_size_t], "cuMemsetD8_v2": [c_uint64, c_ubyte, c_size_t],
+    "cuInit": [c_uint],
+    "cuDriverGetVersion": [_OUT],
+    "cuDeviceGetCount": [_OUT],
+    "cuDeviceGet": [_OUT, c_int],
+    "cuDeviceGetName": [c_char_p, c_int, c_int],
+    "cuDeviceGetAttribute": [_OUT, c_int, c_int],
+    "cuGetErrorString": [c_int, _OUT],
+    "cuDevicePrimaryCtxRetain": [_OUT, c_int],
+    "cuCtxSetCurrent": [c_void_p],
+    "cuMemGetInfo_v2": [_OUT, _OUT],
+    "cuMemAlloc_v2": [_OUT, c_size_t],
+    "cuMemFree_v2": [c_uint64],
+    "cuMemcpyHtoD_v2": [c_uint64, c_void_p, c_size_t],
+    "cuMemcpyDtoH_v2": [c_void_p, c_uint64, c_size_t],
+    "cuMemcpyDtoD_v2": [c_uint64, c_uint64, c_size_t],
+    "cuMemsetD8_v2": [c_uint64, c_ubyte, c_size_t],
     "cuMemsetD8Async": [c_uint64, c_ubyte, c_size_t, c_void_p],
-    "cuModuleLoadData": [_OUT, c_char_p], "cuModuleUnload": [c_void_p], "cuModuleGetFunction": [_OUT, c_void_p, c_char_p],
+    "cuModuleLoadData": [_OUT, c_char_p],
+    "cuModuleUnload": [c_void_p],
+    "cuModuleGetFunction": [_OUT, c_void_p, c_char_p],
     "cuFuncSetAttribute": [c_void_p, c_int, c_int],
     "cuLaunchKernel": [c_void_p, *[c_uint] * 7, c_void_p, POINTER(c_void_p), c_void_p],
-    "cuStreamCreate": [_OUT, c_uint], "cuStreamSynchronize": [c_void_p],
-    "cuStreamBeginCapture_v2": [c_void_p, c_int], "cuStreamEndCapture": [c_void_p, _OUT],
-    "cuGraphInstantiateWithFlags": [_OUT, c_void_p, c_uint64], "cuGraphDestroy": [c_void_p], "cuGraphLaunch": [c_void_p, c_void_p],
+    "cuStreamCreate": [_OUT, c_uint],
+    "cuStreamSynchronize": [c_void_p],
+    "cuStreamBeginCapture_v2": [c_void_p, c_int],
+    "cuStreamEndCapture": [c_void_p, _OUT],
+    "cuGraphInstantiateWithFlags": [_OUT, c_void_p, c_uint64],
+    "cuGraphDestroy": [c_void_p],
+    "cuGraphLaunch": [c_void_p, c_void_p],
     "cuGraphExecDestroy": [c_void_p],
-    "cuEventCreate": [_OUT, c_uint], "cuEventRecord": [c_void_p, c_void_p], "cuEventSynchronize": [c_void_p],
+    "cuEventCreate": [_OUT, c_uint],
+    "cuEventRecord": [c_void_p, c_void_p],
+    "cuEventSynchronize": [c_void_p],
     "cuEventElapsedTime": [_OUT, c_void_p, c_void_p],
-}  # fmt: skip
+}
 
 
 class CannotRun(Exception):
@@ -73,7 +92,10 @@ class Gpu:
                 raise CannotRun(f"the NVIDIA driver does not start: {e}; see what nvidia-smi says") from None
             count = 0
         if not count:
-            raise CannotRun("the NVIDIA driver finds no GPU; make one visible (nvidia-smi, CUDA_VISIBLE_DEVICES, docker run --gpus all)")
+            raise CannotRun(
+                "the NVIDIA driver finds no GPU; make one visible (nvidia-smi, CUDA_VISIBLE_DEVICES, docker run --gpus"
+                " all)"
+            )
         self.device = self.made("cuDeviceGet", 0, kind=c_int)
         text = ctypes.create_string_buffer(128)
         self.call("cuDeviceGetName", text, len(text), self.device)

@@ -3,8 +3,8 @@
 
     python run.py [--budget SECONDS]
 
-Needs nvcc, an NVIDIA driver and Python with NumPy. Writes times.json beside this file, workload by workload, those that take the
-model most time first; started again it continues. Then, where the model was exported:
+Needs nvcc, an NVIDIA driver and Python with NumPy. Writes times.json beside this file, workload by workload, those
+that take the model most time first; started again it continues. Then, where the model was exported:
 
     hawq-tvm tune --import times.json -o records.json
 
@@ -77,7 +77,8 @@ def release(command: str) -> str:
 
 
 def compile_all(sources: list[str], options: list[str], until: float) -> dict[str, Path | str]:
-    """The cubin of every source, or nvcc's first error; by all cores, until it is late. What was compiled before is kept.
+    """The cubin of every source, or nvcc's first error; by all cores, until it is late. What was compiled before is
+    kept.
 
     Raises CannotRun when nvcc is needed and missing.
     """
@@ -98,12 +99,19 @@ def compile_all(sources: list[str], options: list[str], until: float) -> dict[st
             return None
         with tempfile.TemporaryDirectory(prefix=".nvcc.", dir=folder) as place:
             made = Path(place) / names[source].name
-            done = subprocess.run([command, *options, "-o", str(made), str(HERE / source)], cwd=folder, capture_output=True, text=True)
+            done = subprocess.run(
+                [command, *options, "-o", str(made), str(HERE / source)], cwd=folder, capture_output=True, text=True
+            )
             if done.returncode < 0:
-                return f"nvcc was killed by {signal.Signals(-done.returncode).name}" + (": memory ran out?" if done.returncode == -signal.SIGKILL else "")
+                return f"nvcc was killed by {signal.Signals(-done.returncode).name}" + (
+                    ": memory ran out?" if done.returncode == -signal.SIGKILL else ""
+                )
             if done.returncode:
                 lines = (done.stderr + done.stdout).splitlines()
-                return next((line for line in lines if "error" in line or "fatal" in line), lines[0] if lines else f"exit code {done.returncode}")
+                return next(
+                    (line for line in lines if "error" in line or "fatal" in line),
+                    lines[0] if lines else f"exit code {done.returncode}",
+                )
             os.replace(made, names[source])
         return names[source]
 
@@ -121,11 +129,28 @@ def compile_all(sources: list[str], options: list[str], until: float) -> dict[st
 
 def load_times(identifier: str, plan: Any, gpu: Gpu) -> dict[str, Any]:
     """What earlier runs on the same kind of GPU measured, or nothing."""
-    fresh: dict[str, Any] = {"format": TIMES, "id": identifier, "plan": plan, "machine": {"gpu": gpu.name, "driver": gpu.driver}, "workloads": {}, "failed": {}}
+    fresh: dict[str, Any] = {
+        "format": TIMES,
+        "id": identifier,
+        "plan": plan,
+        "machine": {"gpu": gpu.name, "driver": gpu.driver},
+        "workloads": {},
+        "failed": {},
+    }
     try:
         found = json.loads((HERE / "times.json").read_bytes())
-        if found["format"] == TIMES and found["id"] == identifier and found["machine"]["gpu"] == gpu.name and isinstance(found["workloads"], dict):
-            return {**fresh, "machine": {**found["machine"], **fresh["machine"]}, "workloads": found["workloads"], "failed": found["failed"]}
+        if (
+            found["format"] == TIMES
+            and found["id"] == identifier
+            and found["machine"]["gpu"] == gpu.name
+            and isinstance(found["workloads"], dict)
+        ):
+            return {
+                **fresh,
+                "machine": {**found["machine"], **fresh["machine"]},
+                "workloads": found["workloads"],
+                "failed": found["failed"],
+            }
         say("times.json is of another export or GPU and is replaced")
     except FileNotFoundError:
         pass
@@ -142,7 +167,9 @@ def save(times: dict[str, Any]) -> None:
         os.replace(made, HERE / "times.json")
 
 
-def measure(gpu: Gpu, entry: dict[str, Any], cubins: dict[str, Path], constants: Any, known: dict[str, str], until: float) -> dict[str, Any]:
+def measure(
+    gpu: Gpu, entry: dict[str, Any], cubins: dict[str, Path], constants: Any, known: dict[str, str], until: float
+) -> dict[str, Any]:
     """What times.json holds of a workload."""
     contest = Contest(gpu, entry, cubins, constants, known)
     try:
@@ -150,10 +177,16 @@ def measure(gpu: Gpu, entry: dict[str, Any], cubins: dict[str, Path], constants:
         medians, how = contest.times(until) if contest.right() else ({}, {})
         late = [i for i in contest.failed if i in medians]
         return {
-            "median_us": [round(medians[i] * 1e6, 4) if i in medians and i not in late else None for i in range(len(contest.candidates))],
-            "wrong": contest.wrong, "failed": {str(i): why for i, why in sorted(contest.failed.items())}, "varied": varied, **how,
+            "median_us": [
+                round(medians[i] * 1e6, 4) if i in medians and i not in late else None
+                for i in range(len(contest.candidates))
+            ],
+            "wrong": contest.wrong,
+            "failed": {str(i): why for i, why in sorted(contest.failed.items())},
+            "varied": varied,
+            **how,
             "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }  # fmt: skip
+        }
     finally:
         contest.close()
 
@@ -171,7 +204,10 @@ def report(entry: dict[str, Any], planned: dict[str, Any], result: dict[str, Any
     if timed:
         best = min(timed, key=lambda i: timed[i])
         default = f"{timed[0]:.2f} us" if 0 in timed else "no time"
-        say(f"{progress}  {name}: {len(timed)} candidates, the model's {default}, fastest {timed[best]:.2f} us ({tiles[best]})")
+        say(
+            f"{progress}  {name}: {len(timed)} candidates, the model's {default}, fastest {timed[best]:.2f} us"
+            f" ({tiles[best]})"
+        )
 
 
 def work(budget: float) -> int:
@@ -181,9 +217,16 @@ def work(budget: float) -> int:
     plan, entries, arch = found["plan"]["workloads"], found["workloads"], found["plan"]["arch"]
     gpu = Gpu()
     if f"sm_{gpu.capability}" != arch:
-        raise CannotRun(f"the candidates are for {arch}, and this GPU ({gpu.name}) is sm_{gpu.capability}: export them with --target cuda-sm{gpu.capability}")
+        raise CannotRun(
+            f"the candidates are for {arch}, and this GPU ({gpu.name}) is sm_{gpu.capability}: export them with"
+            f" --target cuda-sm{gpu.capability}"
+        )
     times = load_times(found["id"], found["plan"], gpu)
-    todo = [i for i in sorted(range(len(plan)), key=lambda i: -entries[i]["priority"]) if plan[i]["key"] not in times["workloads"]]
+    todo = [
+        i
+        for i in sorted(range(len(plan)), key=lambda i: -entries[i]["priority"])
+        if plan[i]["key"] not in times["workloads"]
+    ]
     say(f"{gpu.name}: {len(todo)} of {len(plan)} workloads to measure, {budget:.0f} s")
     sources = list(dict.fromkeys(c["source"] for i in todo for c in entries[i]["candidates"]))
     # A third of the time at least for what is compiled to be measured.
@@ -211,7 +254,10 @@ def work(budget: float) -> int:
             done += 1
             report(entries[i], plan[i], result, f"{done} of {len(todo)}")
     left = len(todo) - done
-    say(f"{HERE / 'times.json'}: {len(plan) - left} of {len(plan)} workloads" + (f"; {left} are left: run it again, or with a larger --budget" if left else ""))
+    say(
+        f"{HERE / 'times.json'}: {len(plan) - left} of {len(plan)} workloads"
+        + (f"; {left} are left: run it again, or with a larger --budget" if left else "")
+    )
     return 1 if any(w["wrong"] or w["failed"] for w in times["workloads"].values()) else 0
 
 
@@ -226,14 +272,23 @@ def broken(e: CudaError, times: dict[str, Any], key: str, planned: dict[str, Any
         raise CannotRun(f"the GPU failed: {e}")
     times["failed"].setdefault(key, {})[str(candidate)] = str(e)
     save(times)
-    say(f"FAILED {planned['layers'][0]}: candidate {candidate} ({planned['tiles'][candidate]}) broke the GPU's context: {e}; run it again to go on without it")
+    say(
+        f"FAILED {planned['layers'][0]}: candidate {candidate} ({planned['tiles'][candidate]}) broke the GPU's context:"
+        f" {e}; run it again to go on without it"
+    )
     return 1
 
 
 def main() -> int:
     """Read the options and do everything."""
     parser = argparse.ArgumentParser(description="Time exported candidate kernels on this machine's GPU.")
-    parser.add_argument("--budget", type=float, default=480, metavar="SECONDS", help="do not begin a workload after so long (default: 480)")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=480,
+        metavar="SECONDS",
+        help="do not begin a workload after so long (default: 480)",
+    )
     try:
         return work(parser.parse_args().budget)
     except (CannotRun, CudaError) as e:
