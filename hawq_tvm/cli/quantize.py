@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ADAROUND_STEPS = 1000
 EXAMPLES = """examples:
   hawq-tvm quantize float.onnx --calib in.npz -o w8a8.onnx
-  hawq-tvm quantize float.onnx --calib pictures --mean 127 --std 128 --bits W4A8 --rounding adaround --bias-correction -o w4a8.onnx
+  hawq-tvm quantize float.onnx --calib pictures --mean 127 --std 128 --bits W4A8 --rounding adaround -o w4a8.onnx
 then:
   hawq-tvm compile w8a8.onnx -o w8a8.hawq"""
 

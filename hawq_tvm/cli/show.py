@@ -168,10 +168,8 @@ def show_info(fields: Mapping[str, Any]) -> None:
         f" {'runs it' if fields['runs_on_this_cpu'] else 'does not run it: ' + fields['cannot_run']}"
     )
     version = fields.get("c_interface")
-    say(
-        "C      "
-        f" {f'interface version {version}, declared in model.h' if version else 'no interface: a library for GPUs runs by TVM'}"
-    )
+    declared = f"interface version {version}, declared in model.h"
+    say(f"C       {declared if version else 'no interface: a library for GPUs runs by TVM'}")
     for side, entries in (("input", fields["inputs"]), ("output", fields["outputs"])):
         for entry in entries:
             q = entry.get("quantization")

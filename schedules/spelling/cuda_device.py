@@ -132,8 +132,8 @@ __device__ __forceinline__ void step(int* c, const void* a, int chunk, const voi
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int m = 0; m < MI; ++m)
-          multiply<F>(c + ((m * 2) * NI + n) * 2, c + ((m * 2 + 1) * NI + n) * 2, data[half][m], w[2 * half],
-                      w[2 * half + 1]);
+          multiply<F>(c + ((m * 2) * NI + n) * 2, c + ((m * 2 + 1) * NI + n) * 2,
+                      data[half][m], w[2 * half], w[2 * half + 1]);
     }
   }
 }
