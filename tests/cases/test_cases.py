@@ -25,10 +25,6 @@ from ..agreement import agreed
 from ..models import TYPES
 from . import builders as b
 
-# What the compiler does not give yet: it takes time or memory without bound, hence it is not even run.
-OPEN = pytest.mark.xfail(run=False, reason="unbounded time or memory")
-UNBOUNDED = ("a constant doubled 40 times", "an input of 2^30 elements", "functions of 2^30 nodes")
-
 
 def exact(value: float) -> Fraction:
     """A number as the file holds it, in float32."""
@@ -186,7 +182,7 @@ def test_graphs_without_kernels(which: str) -> None:
 # -- time ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", ["Add", pytest.param("Max", marks=OPEN)])
+@pytest.mark.parametrize("op", ["Add", "Max"])
 @pytest.mark.parametrize("length", [14, 100])
 def test_chains_that_read_a_value_twice(op: str, length: int) -> None:
     with bounded(seconds=20):
@@ -324,7 +320,7 @@ ATTACKS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=OPEN if n in UNBOUNDED else ()) for n in ATTACKS])
+@pytest.mark.parametrize("name", ATTACKS)
 def test_attacks_are_refused_in_a_sentence_or_computed(name: str) -> None:
     """Before memory or time is taken, by `inspect` and `compile` alike; or the model is an odd one, and its layers
     are right.
