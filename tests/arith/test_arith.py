@@ -78,7 +78,7 @@ def test_dyadic_renormalizes_when_rounding_reaches_the_next_power() -> None:
 
 
 def test_dyadic_refuses_what_no_shift_can_hold() -> None:
-    with pytest.raises(OverflowError, match="a ratio of about 2^31"):
+    with pytest.raises(OverflowError, match=r"a ratio of about 2\^31"):
         arith.dyadic(Fraction(2**31))
 
 
