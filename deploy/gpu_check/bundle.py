@@ -25,7 +25,7 @@ from .noise import weights
 FORMAT = 1
 MANIFEST = "manifest.json"
 MAKE = "make it again with `make gpu-bundle`"
-NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.+-]*/)?[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # nothing outside of the bundle
+NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.+-]*/){0,2}[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # nothing outside of the bundle
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """The command line: everything that parses options or prints."""
 
-from .main import main
+from .commands import main
 
 __all__ = ["main"]

@@ -18,9 +18,7 @@ from tvm.ir import _ffi_api as _ir_ffi
 
 from . import arith
 from .errors import ModelError
-
-# Of one tensor, whether an input, a result or what a pass makes on the way: a gigabyte of 32-bit numbers.
-MAX_ELEMENTS = 2**28
+from .limits import MAX_ELEMENTS
 
 
 def shape_of(expr: relax.Expr) -> tuple[int, ...]:

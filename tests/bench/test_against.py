@@ -15,7 +15,7 @@ import pytest
 import hawq_tvm as ht
 from hawq_tvm.bench import against, peers
 from hawq_tvm.bench.engine import CannotRun
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 from hawq_tvm.measure import limits
 

@@ -22,6 +22,7 @@ import onnx
 import pytest
 import tvm_ffi
 
+from deploy.gpu_check import layers
 from deploy.gpu_check.bundle import MANIFEST, Bundle, packed
 from deploy.machine import vm
 from deploy.machine.refusal import Refusal
@@ -193,7 +194,7 @@ def test_without_a_gpu_it_says_so(clean: Path, made: Path, tmp_path: Path) -> No
 
 
 def test_make_gpu_check_is_the_same_command(made: Path) -> None:
-    root = gpu_bundle.ROOT
+    root = gpu_bundle.DEPLOY.parent
     done = subprocess.run(
         ["make", "--no-print-directory", "-n", "gpu-check", "OUT=here.json", "OPTIONS=--resume"],
         cwd=root,
@@ -207,7 +208,7 @@ def test_make_gpu_check_is_the_same_command(made: Path) -> None:
     ("name", "sentence"),
     [
         ("libraries/case-tiny.so.xz", "does not match its checksum"),
-        ("gpu_runner/vm.py", "does not match its checksum"),
+        ("deploy/machine/vm.py", "does not match its checksum"),
         (MANIFEST, "it is no JSON"),
     ],
 )
@@ -260,10 +261,10 @@ def test_larger_batches_repeat_the_images() -> None:
     for h in fields["holes"]:
         library[h["offset"] : h["offset"] + h["count"]] = entry.constants[h["sha256"]]
     machine = vm.Machine(tvm_ffi, bytes(library), on_gpu=False)
-    assert vm.verify(machine, fields)["ok"]
+    assert layers.verify(machine, fields)["ok"]
     last = next(s for s in reversed(fields["layers"]) if "sha256" in s["results"][0])
     last["results"][0]["sha256"][1] = "0" * 64
-    found = vm.verify(machine, fields)
+    found = layers.verify(machine, fields)
     assert (
         not found["ok"]
         and f"layer {last['layer']}" in found["first_difference"]

@@ -15,8 +15,8 @@ from rich.console import Console
 import hawq_tvm as ht
 from deploy.gpu_check import timing
 from deploy.machine import driver
+from hawq_tvm import cli
 from hawq_tvm.bench.gpu import on_gpu
-from hawq_tvm.cli import main as cli
 from hawq_tvm.cli.show_bench import show
 from hawq_tvm.studies import gpu_table
 

@@ -15,8 +15,9 @@ import pytest
 
 import hawq_tvm as ht
 from hawq_tvm.bench import against, packaged
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import ModelError
+from hawq_tvm.core.same_graph import same_graph
 from hawq_tvm.measure import limits
 
 from ..models import Graph, residual_net
@@ -110,7 +111,7 @@ def test_records_make_no_other_graph(folder: Path) -> None:
     marked = graph.clone()
     name = next(gv for gv in marked.get_global_vars() if gv.name_hint != "main")
     marked.update_func(name, marked[name].with_attr("hawq.record", "{}"))
-    assert packaged.same_graph(graph, marked) and not packaged.same_graph(graph, ht.load(folder / "w8.hawq").graph)
+    assert same_graph(graph, marked) and not same_graph(graph, ht.load(folder / "w8.hawq").graph)
 
 
 def test_unequal_outputs_of_one_graph_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

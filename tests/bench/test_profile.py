@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core import work
 from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.measure import profile

@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import ModelError
 
 from ..agreement import agreed
@@ -99,8 +99,8 @@ def test_means_at_ties(name: str) -> None:
     model = build()
     package = made(model)
     (spec,) = package.inputs
-    dtype, shape = np.dtype(spec["dtype"]), tuple(spec["shape"])
-    zero = next(t.int32_data[0] for t in model.graph.initializer if t.data_type == TYPES[spec["type"]][0])
+    dtype, shape = np.dtype(spec.dtype), spec.shape
+    zero = next(t.int32_data[0] for t in model.graph.initializer if t.data_type == TYPES[spec.type][0])
     x = np.random.default_rng(0).integers(-9, 10, shape) + zero
     got = package.run({"x": x.astype(dtype)})["y"]
     # The mean of q - z, rounded half to even, plus z: the zero point moves no tie.
@@ -163,7 +163,7 @@ def test_convolutions_over_one_dimension(op: str, outputs: int) -> None:
             y[n, o, t] += r[n, i, at] * tap * exact(0.01) if 0 <= at < 4 else 0
     y += real(np.arange(outputs)[:, None] * 100 + 7672, exact(0.0002))
     got = package.run({"x": x})["y"]
-    assert got.shape == (2, outputs, length) == tuple(package.outputs[0]["shape"])
+    assert got.shape == (2, outputs, length) == package.outputs[0].shape
     np.testing.assert_array_equal(got, quantize(y, exact(0.03), 0, "uint8"))
 
 
@@ -284,7 +284,7 @@ def test_a_layer_that_is_never_on(tmp_path: Path) -> None:
         for q in np.ravel(onnx.numpy_helper.to_array(t))
     ]
     assert all(1e-12 < s < 1e6 for s in scales)
-    assert package.outputs[0]["shape"] == [1, 5]
+    assert package.outputs[0].shape == (1, 5)
 
 
 def test_a_batch_of_minus_one(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_a_batch_of_minus_one(tmp_path: Path) -> None:
     assert main(["inspect", str(quantized), *shape]) == 0
     assert main(["compile", str(quantized), "-o", str(tmp_path / "p.hawq"), "--quiet", *shape]) == 0
     package = ht.load(tmp_path / "p.hawq")
-    assert (package.inputs[0]["shape"], package.outputs[0]["shape"]) == ([1, 3, 48, 192], [1, 8])
+    assert (package.inputs[0].shape, package.outputs[0].shape) == ((1, 3, 48, 192), (1, 8))
     package.verify(random=1).raise_if_mismatch()
 
 

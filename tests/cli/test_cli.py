@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 
 from ..models import Graph, float_output, residual_net
 

@@ -18,7 +18,7 @@ from models import Graph, float_output
 from networks import every_rule
 
 import hawq_tvm as ht
-from hawq_tvm.cli import main as cli
+from hawq_tvm import cli
 from hawq_tvm.compiler.cuda import nvcc, runtime
 from hawq_tvm.core.errors import HawqError, PackageError, UsageError
 from hawq_tvm.package import gpu as device

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import HawqError, ModelError
 from hawq_tvm.core.printable import printable
 
@@ -66,7 +66,7 @@ def test_control_characters_in_names(tmp_path: Path, capfd: pytest.CaptureFixtur
         )
     ]
     assert all(r"\x1b]0;owned" in text for text in shown[:4])
-    assert EVIL in ht.load(package).inputs[0]["name"] and repr(ht.load(package)).isprintable()
+    assert EVIL in ht.load(package).inputs[0].name and repr(ht.load(package)).isprintable()
     assert json.loads(everything_printed(["inspect", str(path), "--json"], capfd))["compilable"]
 
 

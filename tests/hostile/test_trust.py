@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import InputError, ModelError
 from hawq_tvm.core.files import load_npz
 

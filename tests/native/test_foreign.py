@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.cli import main as cli
+from hawq_tvm import cli
 from hawq_tvm.compiler.native import toolchain
 from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.package import emulated

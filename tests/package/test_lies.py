@@ -192,7 +192,7 @@ def test_a_lie_about_the_library_is_found_before_anything_is_copied(folder: Path
 def test_reports_and_certificates_of_another_tool(
     folder: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from hawq_tvm.cli.main import main
+    from hawq_tvm.cli import main
 
     (folder / name).write_bytes(content)
     reseal(folder, lambda m: None)

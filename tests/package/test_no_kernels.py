@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.compiler.cuda import nvcc
 from hawq_tvm.core.errors import UsageError
 

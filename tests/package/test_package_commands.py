@@ -14,7 +14,7 @@ import pytest
 
 import hawq_tvm as ht
 from deploy import package as files
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import PackageError, SignatureError
 from hawq_tvm.package import runtime
 

@@ -19,7 +19,7 @@ import pytest
 
 from deploy import archive
 from deploy import package as files
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import OutputError, PackageError
 
 Refused = Callable[[Path], str]

@@ -16,6 +16,7 @@ import hawq_tvm as ht
 from hawq_tvm.core.errors import InputError, PackageError
 from hawq_tvm.measure.machine import describe
 from hawq_tvm.package import runtime
+from hawq_tvm.targets import tvm_files
 
 # Not installed beside the runtime; of tvm only the libraries are.
 MISSING = ("onnx", "torch", "scipy", "capstone", "iced_x86", "elftools", "rich")
@@ -120,7 +121,7 @@ def test_another_version_of_tvm_and_none(tiny: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(runtime, "tvm_version", lambda: "0.99")
     with pytest.raises(PackageError, match=r"another version of TVM; expected tvm 0\.99"):
         runtime.load(tiny)
-    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    monkeypatch.setattr(tvm_files, "find_spec", lambda name: None)
     with pytest.raises(PackageError, match="TVM's runtime libraries are not installed"):
         runtime.load(tiny)
 

@@ -23,7 +23,7 @@ tasks = lambda: len(os.listdir("/proc/self/task"))
 during = []
 package.run(x)
 before = tasks()
-from hawq_tvm.bench import measure
+from hawq_tvm.measure import measure
 report = measure.measure(lambda: during.append(tasks()), "tasks", warmup_ms=0, duration=0, iterations=1, threads=5)
 # The measuring thread itself is the first of the five.
 assert report.threads == 5 and during[-1] - before == 5, (before, during)

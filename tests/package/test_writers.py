@@ -125,7 +125,7 @@ def test_long_names_and_failures_leave_nothing(tmp_path: Path) -> None:
 
 PROGRAM = """
 import sys, tempfile, time
-from hawq_tvm import signals
+from hawq_tvm.core import signals
 def work():
     with tempfile.TemporaryDirectory() as folder:
         print(folder, flush=True)
@@ -139,7 +139,12 @@ sys.exit(signals.cleanly(work))
 def test_a_program_that_is_told_to_end_cleans_up(number: signal.Signals, tmp_path: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", PROGRAM],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup ignores SIGHUP
     )
     assert process.stdout is not None and Path(process.stdout.readline().strip()).is_dir()
     process.send_signal(number)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hawq_tvm import quantize
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.compiler import pipeline
 from hawq_tvm.core.work import products
 from hawq_tvm.quantize.allocate import latency as latencies
@@ -210,8 +210,8 @@ def test_layers_are_compiled_with_their_own_window(choice: str) -> None:
 
 def test_light_imports() -> None:
     code = (
-        "import sys, hawq_tvm.cli, hawq_tvm.quantize.plan, hawq_tvm.quantize.allocation, hawq_tvm.quantize.pareto,"
-        " hawq_tvm.quantize.data;print([m for m in ('torch', 'scipy', 'matplotlib', 'PIL') if m in sys.modules])"
+        "import sys, hawq_tvm.cli, hawq_tvm.quantize.allocate.plan, hawq_tvm.quantize.allocate.allocation, hawq_tvm.quantize.allocate.pareto,"
+        " hawq_tvm.quantize.network.data;print([m for m in ('torch', 'scipy', 'matplotlib', 'PIL') if m in sys.modules])"
     )
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

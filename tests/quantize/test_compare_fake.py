@@ -16,7 +16,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.package.package import Package
 from hawq_tvm.quantize.judge.fake_comparison import Comparison, compare_fake

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.quantize.judge.evaluation import evaluate
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core import arith, thresholds
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.quantize import Recipe, Training, finetune

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import InputError, UsageError
 from hawq_tvm.core.json_files import DEPTH, clipped, number, parse_json, read_json
 from hawq_tvm.quantize.judge.evaluation import open_images

@@ -275,7 +275,7 @@ def test_bombs_are_refused_before_memory_is_taken(side: int, tmp_path: Path) -> 
     chunk = struct.pack(">I", len(rows)) + b"IDAT" + rows + struct.pack(">I", zlib.crc32(b"IDAT" + rows))
     (tmp_path / "p.png").write_bytes(whole[:start] + chunk + whole[-12:])
     program = (
-        "import resource, sys; from pathlib import Path; from hawq_tvm.quantize.pictures import opened\n"
+        "import resource, sys; from pathlib import Path; from hawq_tvm.quantize.network.pictures import opened\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "try: opened(Path(sys.argv[1]), 3)\n"
         "except Exception as e: print(type(e).__name__, e)\n"

@@ -16,7 +16,7 @@ import torch
 from onnx import TensorProto
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.ptq.quantizer import Quantized, Recipe, post_training

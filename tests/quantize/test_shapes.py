@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.frontend.common.inputs import Declared, bound_inputs, example
 from hawq_tvm.frontend.onnx.inputs import declared_shape

@@ -163,7 +163,7 @@ def saved(package: ht.Package, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """The command line: exit code, standard output, and standard error."""
-    from hawq_tvm.cli.main import main
+    from hawq_tvm.cli import main
 
     def run(*arguments: object) -> tuple[int, str, str]:
         code = main([str(a) for a in arguments])

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from tvm import relax
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.cli.terminal import OUT, Grid
 from hawq_tvm.core import ops
 from hawq_tvm.measure import race as races
@@ -228,7 +228,7 @@ def test_allocate_interrupted_names_the_file_that_is_there(
 def test_what_libraries_announce_is_for_those_who_debug(tmp_path: Path) -> None:
     """A FutureWarning of PyTorch's, say; HAWQ_TVM_DEBUG=1 and python -W show it."""
     code = (
-        "import sys, warnings\nfrom hawq_tvm import cli\n"
+        "import sys, warnings\nfrom hawq_tvm.cli import commands as cli\n"
         "def warn(args):\n    warnings.warn('of a library', FutureWarning)\n    return 0\n"
         "cli.COMMANDS['inspect'] = warn\nsys.exit(cli.main(['inspect', 'x']))"
     )

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.compiler.cuda import nvcc, runtime
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.targets import target

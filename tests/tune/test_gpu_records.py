@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import schedules
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.compiler import pipeline
 from hawq_tvm.compiler.cuda import runtime
 from hawq_tvm.targets import target

@@ -16,7 +16,7 @@ import pytest
 import tvm
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.compiler import pipeline
 from hawq_tvm.core import stages
 from hawq_tvm.core.errors import InputError, OutputError, ScheduleError, UsageError

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from models import Graph, float_output
 
 import hawq_tvm as ht
-from hawq_tvm.cli import main as cli
+from hawq_tvm import cli
 from hawq_tvm.compiler import pipeline
 from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.package.together import Library, verify_packages, verify_together

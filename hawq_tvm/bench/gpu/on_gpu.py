@@ -25,7 +25,7 @@ Array = NDArray[Any]
 
 
 class _Machine:
-    """A package as `deploy.gpu_runner.timing` sees a library."""
+    """A package as `deploy.gpu_check.timing` sees a library."""
 
     ffi = tvm_ffi
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hawq_tvm.core.errors import ModelError, UsageError
-from hawq_tvm.core.ops import MAX_ELEMENTS
+from hawq_tvm.core.limits import MAX_ELEMENTS
 
 SUPPORTED = frozenset(
     {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 from hawq_tvm.frontend.formats import frontend_of
 from hawq_tvm.frontend.hawq import hawq_checkpoint, import_checkpoint, read_model
@@ -292,7 +292,7 @@ def test_wrong_configuration_files(tmp_path: Path) -> None:
     content = stored(uniform("resnet18"))
     path = tmp_path / "bits.json"
     assert "cannot be read" in refused(content, UsageError, bits=str(path)).message
-    for text, says in (("{", "not JSON"), ("[1]", "no bit configuration"), ("{}", "every layer")):
+    for text, says in (("{", "is no JSON"), ("[1]", "no bit configuration"), ("{}", "every layer")):
         path.write_text(text)
         assert says in refused(content, UsageError, bits=str(path)).message
     error = refused(content, UsageError, bits="uniform5")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import hawq_tvm as ht
-from hawq_tvm.cli.main import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 from hawq_tvm.frontend.torch import import_exported, read_program
 
