@@ -127,7 +127,7 @@ def test_names_are_whole_in_every_table_of_a_pipe(tmp_path: Path) -> None:
 def test_a_terminal_folds_and_cuts_nothing() -> None:
     """A terminal of 40 columns has every letter, in its lines' order."""
     code = (
-        f"from hawq_tvm.terminal import OUT, Grid\ngrid = Grid('layer', 'n')\ngrid.add_row({LONG!r},"
+        f"from hawq_tvm.cli.terminal import OUT, Grid\ngrid = Grid('layer', 'n')\ngrid.add_row({LONG!r},"
         " '1')\nOUT.print(grid)"
     )
     master, slave = pty.openpty()
