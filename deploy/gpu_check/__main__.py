@@ -29,13 +29,14 @@ from deploy.machine import driver, vm
 from deploy.machine.refusal import Refusal
 
 FORMAT = 1
+# What must be the same of machines whose figures stand in one report.
 ALIKE = (
     "gpu",
     "driver_cuda",
     "cpu",
     "python",
     "torch",
-)  # what must be the same of machines whose figures stand in one report
+)
 
 
 class Checker:

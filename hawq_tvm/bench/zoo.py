@@ -28,10 +28,11 @@ NETWORKS: dict[str, tuple[str, str, int]] = {
     "inceptionv3": ("inceptionv3", "inceptionv3", 299),
 }
 
+# Weights of a layer that `keep` thins out, and of one that it thins out four times as much.
 LARGE, LARGEST = (
     1 << 13,
     1 << 18,
-)  # weights of a layer that `keep` thins out, and of one that it thins out four times as much
+)
 
 
 def build(name: str, size: int, seed: int = 0, keep: float = 1) -> Any:

@@ -174,9 +174,10 @@ def prove_two_steps(rescale: Rescale, first: Rescale, bits: int, rounding: str, 
     if m <= 0:
         return Proof(enumerated=False)
     ks = np.arange(steps[0], steps[1] + 1).astype(object)
+    # Whether k - 1/2 becomes k.
     included = {"half_up": ks == ks, "half_even": ks % 2 == 0, "half_away": ks >= 1, "half_toward_zero": ks < 1}[
         rounding
-    ]  # whether k - 1/2 becomes k
+    ]
     # v ratio + c >= k - 1/2  is  v per >= least
     least = (2 * ks - 1) * (c.denominator * ratio.denominator) - 2 * c.numerator * ratio.denominator
     per = 2 * ratio.numerator * c.denominator

@@ -93,9 +93,8 @@ class _Worker:
         self._tasks.put(task)
         try:
             task.done.acquire()
-        except (
-            BaseException
-        ):  # a signal's: a kernel cannot be interrupted, and must have ended before the lock is given back
+        except BaseException:
+            # A signal's: a kernel cannot be interrupted, and must have ended before the lock is given back.
             task.done.acquire()
             raise
         if task.error is not None:

@@ -190,9 +190,8 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Real:
     scale = broadcast_rank(scale, values.ndim)
     full = np.broadcast_to(scale, values.shape)
     rows = [i for i in range(scale.ndim) if i != scale.ndim - 2]
-    changes = np.any(
-        scale[..., 1:, :] != scale[..., :-1, :], axis=tuple(rows)
-    )  # none at all where one row serves for all
+    # None at all where one row serves for all.
+    changes = np.any(scale[..., 1:, :] != scale[..., :-1, :], axis=tuple(rows))
     edges = [0, *(np.flatnonzero(changes) + 1).tolist(), depth]
     terms = []
     for start, end in pairwise(edges):

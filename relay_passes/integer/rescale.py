@@ -78,9 +78,8 @@ class Output:
         """(A12): the same output with its range narrowed to real low .. high."""
         if low == -np.inf and high == np.inf:
             return self
-        rounding = (
-            "half_away" if self.rounding == "double" else self.rounding
-        )  # (A8) rounds products, and not a real bound
+        # (A8) rounds products, and not a real bound.
+        rounding = "half_away" if self.rounding == "double" else self.rounding
 
         def level(value: Fraction | float, default: int) -> int:
             if abs(value) == np.inf:

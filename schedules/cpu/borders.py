@@ -132,9 +132,8 @@ class Borders:
         ranges = Ranges(
             along if single else None, max(shape.width, 1), shape.pixels, tile.pixels, shape.taps[1] * beside
         )
-        loaded = isinstance(
-            tile, LoadedTile
-        )  # which loads the data of a block's pixels for all of its taps, and multiplies neighbours at once
+        # Which loads the data of a block's pixels for all of its taps, and multiplies neighbours at once.
+        loaded = isinstance(tile, LoadedTile)
         worth = ranges.saved >= SAVED or ranges.axis is not None
         skips = worth and 0 < len(ranges.needed) <= BODIES and shape.run // beside // tile.length >= STEPS
         zeros = bool(along and (loaded or not (skips and single))) or bool(across and shape.width)

@@ -47,11 +47,12 @@ GPUS = {
     "sm_90": Gpu(132, 2048, 224 << 10, 1, warps=64),
 }
 FROM_L2 = 48  # bytes per cycle that a multiprocessor gets of data in the second level cache
+# Cycles until the first data is there, per step for its barriers, and of a block's beginning and end.
 FILL, BARRIER, LAUNCH = (
     900,
     90,
     1500,
-)  # cycles until the first data is there, per step for its barriers, and of a block's beginning and end
+)
 ENOUGH_WARPS = 6  # to keep the four tensor cores of a multiprocessor busy
 FINISH = 16  # results of an epilogue per cycle
 

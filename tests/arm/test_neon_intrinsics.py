@@ -116,9 +116,8 @@ def test_inner_products_at_the_extremes(target, form):
     sums = np.einsum("rxqp,rqop->rxo", a.reshape(ROWS, f.together, f.inner, f.depth).astype(np.int64), values)
     if f.together > 1:
         sums = sums.reshape(ROWS, 2, 2, 2).transpose(0, 2, 1, 3)
-    np.testing.assert_array_equal(
-        out, (start + sums.reshape(ROWS, -1)).astype(np.int32), strict=True
-    )  # sums wrap around
+    # Sums wrap around.
+    np.testing.assert_array_equal(out, (start + sums.reshape(ROWS, -1)).astype(np.int32), strict=True)
 
 
 @needs_emulator

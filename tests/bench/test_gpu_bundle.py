@@ -75,9 +75,8 @@ def made(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Iterator[Path
             and sum(sizes.values()) < 8e6
         )
         said.clear()
-        gpu_bundle.make(
-            folder / "bundle", folder / "work", wanted, "host", wheel=wheel, say=said.append
-        )  # made already, and it replaces itself
+        # Made already, and it replaces itself.
+        gpu_bundle.make(folder / "bundle", folder / "work", wanted, "host", wheel=wheel, say=said.append)
         assert said == ["1 of 1: case-tiny"]
         with pytest.raises(OutputError, match="larger than its limit"):
             gpu_bundle.make(folder / "small", folder / "work", wanted, "host", wheel=wheel, limit=1e5)

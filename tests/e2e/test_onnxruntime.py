@@ -75,9 +75,8 @@ def test_a_qoperator_network(tmp_path: Path) -> None:
     package.verify({"input": x}).raise_if_mismatch()
     (wanted,) = session(onnx.load(str(path))).run(None, {"input": x})
     scale = package.manifest["outputs"][0]["quantization"]["scale"][0]
-    assert (
-        np.max(np.abs(package.run({"input": x})["output"] - wanted)) <= 8 * scale
-    )  # one tie early on moves later layers by a few steps
+    # One tie early on moves later layers by a few steps.
+    assert np.max(np.abs(package.run({"input": x})["output"] - wanted)) <= 8 * scale
 
 
 def _scalars(g: Graph, scale: float, zero: int, kind: int = TensorProto.UINT8) -> list[str]:

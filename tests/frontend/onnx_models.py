@@ -121,9 +121,8 @@ def check_float(
     for name, array in wanted.items():
         assert got[name].shape == array.shape
         if array.dtype.kind == "f":
-            np.testing.assert_allclose(
-                got[name], array, rtol=2e-5, atol=2e-6
-            )  # the oracle computes in float32, we in float64
+            # The oracle computes in float32, we in float64.
+            np.testing.assert_allclose(got[name], array, rtol=2e-5, atol=2e-6)
         else:
             np.testing.assert_array_equal(got[name], array)
     return import_onnx(model)

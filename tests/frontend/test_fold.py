@@ -67,9 +67,8 @@ def test_constant_subgraph_of_floats_becomes_one_constant() -> None:
     x, w = normal(3, 4), normal(4, 3, seed=1)
     model = graph_model(nodes, {"x": x}, ["y"], {"shape": np.asarray([3, 4]), "w": w})
     assert op_names(import_onnx(model)) == ["add"]
-    np.testing.assert_allclose(
-        imported(model, {"x": x})["y"], x + np.sqrt(np.float32(2)) * w.T, rtol=1e-6
-    )  # the sum is float64 here
+    # The sum is float64 here.
+    np.testing.assert_allclose(imported(model, {"x": x})["y"], x + np.sqrt(np.float32(2)) * w.T, rtol=1e-6)
 
 
 def test_quantized_constants_stay() -> None:

@@ -55,9 +55,8 @@ def run(
     stages.verify(module, stages.Stage.ANNOTATED)
     got, wanted = imported(model, {"x": X}), onnxruntime(model, {"x": X})
     for name, array in wanted.items():
-        np.testing.assert_allclose(
-            got[name], array, atol=float(SCALES["ys"]) * 1.01, rtol=0
-        )  # float32 sums of the oracle fall on the other side of a tie
+        # Float32 sums of the oracle fall on the other side of a tie.
+        np.testing.assert_allclose(got[name], array, atol=float(SCALES["ys"]) * 1.01, rtol=0)
     return op_names(module), got
 
 

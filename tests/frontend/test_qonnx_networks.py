@@ -100,9 +100,8 @@ def compare(
         f" {int(steps.max())} steps"
     )
     assert unexplained == 0, {k: r for k, r in oracle.rows.items() if r[2]}
-    assert (
-        steps.max() <= most_steps and np.mean(steps > 0) < 1e-3
-    )  # float32 boundaries are rare: more would be a misread rule
+    # Float32 boundaries are rare: more would be a misread rule.
+    assert steps.max() <= most_steps and np.mean(steps > 0) < 1e-3
     return package
 
 
@@ -134,9 +133,8 @@ def test_trained_espcn_with_depth_to_space() -> None:
     compare("ESPCN, depth to space", model, picture(), 4, 1, allow_float_tail=True)
 
 
-@pytest.mark.parametrize(
-    "mode", [m for m in MODES if m != "ROUND_TO_ZERO"]
-)  # Brevitas's name, which QONNX's executor does not know
+# ROUND_TO_ZERO is Brevitas's name, which QONNX's executor does not know.
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "ROUND_TO_ZERO"])
 def test_operators_at_random(mode: str) -> None:
     """Quant, BipolarQuant and Trunc of random floats, on the executor's side in float32."""
     g = QonnxGraph(11)

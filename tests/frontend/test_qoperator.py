@@ -47,9 +47,8 @@ def check(op: str, operands: list[Any], *, oracle: Any = onnxruntime, share: flo
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)  # the oracle adds in float32
         return import_onnx(model)
     off = np.abs(got.astype(np.int64) - wanted.astype(np.int64))
-    assert (
-        off.max(initial=0) <= 1 and np.mean(off) <= share
-    )  # the oracle rounds float32 products, which moves values near a tie
+    # The oracle rounds float32 products, which moves values near a tie.
+    assert off.max(initial=0) <= 1 and np.mean(off) <= share
     return import_onnx(model)
 
 
@@ -322,9 +321,8 @@ def test_a_dynamic_tail_imports_as_a_cast() -> None:
     x, w = integers("uint8", 2, 4), integers("int8", 4, 3)
     model = graph_model(nodes, {"x": x}, ["y"], {"w": w, "xz": np.uint8(3), "s": F(0.01)})
     assert op_names(import_onnx(model))[-2:] == ["astype", "multiply"]
-    np.testing.assert_allclose(
-        imported(model, {"x": x})["y"], onnxruntime(model, {"x": x})["y"], rtol=1e-6
-    )  # float32 product in the oracle
+    # Float32 product in the oracle.
+    np.testing.assert_allclose(imported(model, {"x": x})["y"], onnxruntime(model, {"x": x})["y"], rtol=1e-6)
 
 
 X8, W8 = integers("uint8", 1, 4, 6, 6), Fixed(integers("int8", 6, 4, 3, 3))

@@ -56,9 +56,8 @@ def test_a_network_of_emulated_tiles_agrees_with_the_reference(
     emulator, made = ctypes.CDLL(None), ctypes.c_int64()
     emulator.hawq_emulated_failure.restype = ctypes.c_char_p
     monkeypatch.setattr(rules, "CPU_RULES", (x86_amx.Amx(emulated=True), *rules.CPU_RULES))
-    monkeypatch.setattr(
-        link, "OPTIONS", tuple(o for o in link.OPTIONS if o != "-Wl,-z,defs")
-    )  # the emulator is another library's
+    # The emulator is another library's.
+    monkeypatch.setattr(link, "OPTIONS", tuple(o for o in link.OPTIONS if o != "-Wl,-z,defs"))
     package = ht.compile(residual_net(weights, activations, size=20))
     assert [r["rule"] for r in package.report()].count("x86.amx") >= 2
     package.verify(random=3).raise_if_mismatch()

@@ -31,9 +31,8 @@ def close(before: tvm.IRModule, after: tvm.IRModule) -> None:
     """Equal up to the float32 rounding of the constants that folding creates: at most one step, rarely."""
     feed = {p.name: full_range(ops.shape_of(p), ops.dtype_of(p)) for p in before["main"].params}
     wanted, got = (evaluate(m, feed)["out0"].astype(int) for m in (before, after))
-    assert (
-        np.abs(wanted - got).max() <= 1 and np.mean(wanted != got) < 0.01
-    )  # float32 constants against float64 formula
+    # Float32 constants against float64 formula.
+    assert np.abs(wanted - got).max() <= 1 and np.mean(wanted != got) < 0.01
 
 
 @pytest.mark.parametrize("negative", [False, True])

@@ -177,9 +177,8 @@ def test_a_proof_of_two_steps_finds_a_wrong_one() -> None:
     first = two_steps.rounded_down(real, 3, (1,), "layer")
     assert first is not None
     assert two_steps.prove_two_steps(real, first, 3, "half_even", (-8, 8)).differing == 0
-    coarse = two_steps.rounded_down(
-        real, 1, (1,), "layer"
-    )  # 2/6 of a step is taken for a tie at one bit after the point
+    # 2/6 of a step is taken for a tie at one bit after the point.
+    coarse = two_steps.rounded_down(real, 1, (1,), "layer")
     assert coarse is not None
     assert two_steps.prove_two_steps(real, coarse, 1, "half_even", (-8, 8)).differing > 0
 

@@ -139,9 +139,8 @@ def test_the_front_holds_what_the_programme_finds(resource: str) -> None:
     for percent in (10, 35, 50, 80):
         found = allocate(problem, [Budget.parse(f"{resource}={percent / 100}")])
         inside = points.costs <= float(found.limits[0].limit)
-        assert points.sensitivities[inside].min() == pytest.approx(
-            found.sensitivity, rel=1e-9
-        )  # sums of floats in another order
+        # Sums of floats in another order.
+        assert points.sensitivities[inside].min() == pytest.approx(found.sensitivity, rel=1e-9)
 
 
 def test_several_budgets_hold_at_once() -> None:

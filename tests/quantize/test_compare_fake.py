@@ -142,9 +142,8 @@ def test_the_quantized_model_in_float32(kind: str, tmp_path: Path) -> None:
     for run, x in enumerate(xs):
         for row, fake, deployed in zip(found.blocks, single(x, plan), exact(x, plan), strict=True):
             assert row.curves["ours"][run] == 0
-            assert row.curves["fake"][run] == pytest.approx(
-                norm(fake - zero, deployed - zero), rel=1e-12
-            )  # both are float64 norms, in another order
+            # Both are float64 norms, in another order.
+            assert row.curves["fake"][run] == pytest.approx(norm(fake - zero, deployed - zero), rel=1e-12)
     if kind == "uint8":
         assert found.blocks[0].curves["fake"][0] > 0  # or the scales met no tie, and nothing was tested
 
@@ -235,9 +234,10 @@ def test_the_float_network_simulated(stem: str, place: Path, compared: dict[str,
                 norm(value, (integers - zero) * float(scale)), rel=0.02
             )
             high = float(np.iinfo(np.uint8).max if row.bits == 8 else 15)
+            # As above.
             assert row.curves["simulated_rounded"][run] == pytest.approx(
                 norm(np.clip(np.rint(value / scale), 0, high), integers), rel=0.02
-            )  # as above
+            )
     assert all(row.spread("simulated").mean > 1e-3 for row in found.blocks)  # type: ignore[union-attr]
     first = found.rows[0]
     assert first.curves["simulated"] == first.curves["fake"] == [0] * RUNS  # the input, rounded by all alike
@@ -383,9 +383,8 @@ def test_refusals(
     np.savez(tmp_path / "bad.npz", x=np.zeros((1, 3, 9, 9), np.float32))
     assert "has another shape" in refused(place, capsys, figure, model, package, "--data", str(tmp_path / "bad.npz"))
     assert "does not exist" in refused(place, capsys, figure, model, package, "--data", str(tmp_path / "none"))
-    assert refused(
-        place, capsys, figure, str(place / "net.onnx"), package, "--data", data, code=3
-    )  # a float model compiles to nothing
+    # A float model compiles to nothing.
+    assert refused(place, capsys, figure, str(place / "net.onnx"), package, "--data", data, code=3)
     assert "is of a quantized model" in refused(
         place, capsys, figure, model, package, "--data", data, "--float", model, code=3
     )

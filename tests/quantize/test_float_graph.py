@@ -89,17 +89,15 @@ def test_convolutions_equal_onnx(attrs: dict[str, Any]) -> None:
     g = FloatNet([2, 3, 9, 7])
     model = g.model(g.conv("x", 6, 3, 3, "c", kernel_shape=[3, 3], **attrs))
     x = np.random.default_rng(1).standard_normal((2, 3, 9, 7)).astype(np.float32)
-    np.testing.assert_allclose(
-        run(model, x), ReferenceEvaluator(model).run(None, {"x": x})[0], rtol=1e-5, atol=1e-5
-    )  # float32 sums in another order
+    # Float32 sums in another order.
+    np.testing.assert_allclose(run(model, x), ReferenceEvaluator(model).run(None, {"x": x})[0], rtol=1e-5, atol=1e-5)
 
 
 def test_a_network_and_its_layers() -> None:
     model, x = residual_net(), images(3)
     graph = load_float(model)
-    np.testing.assert_allclose(
-        run(model, x), ReferenceEvaluator(model).run(None, {"x": x})[0], rtol=1e-4, atol=1e-5
-    )  # float32 sums in another order
+    # Float32 sums in another order.
+    np.testing.assert_allclose(run(model, x), ReferenceEvaluator(model).run(None, {"x": x})[0], rtol=1e-4, atol=1e-5)
     assert [one.name for one in graph.layers] == ["stem", "a1", "a2", "short", "b1", "b2", "fc"]
     assert graph.layer("a1").input == graph.layer("short").input and graph.layer("a1").strides == (2, 2)
     assert graph.batch is None and load_float(residual_net(batch=4)).batch == 4

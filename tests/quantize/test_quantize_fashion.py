@@ -26,7 +26,6 @@ def test_eight_bits_cost_little_and_learned_rounding_helps(monkeypatch: pytest.M
         for row in fashion.measure(fashion.FOLDER, 0, ["W8A8", "W4A4, nearest", "W4A4, adaround"], lambda text: None)
     }
     assert rows["float"]["top1"] > 0.8
-    assert (
-        abs(rows["W8A8"]["top1"] - rows["float"]["top1"]) < 0.005
-    )  # the half a point that the project promises at 8 bits
+    # The half a point that the project promises at 8 bits.
+    assert abs(rows["W8A8"]["top1"] - rows["float"]["top1"]) < 0.005
     assert rows["W4A4, adaround"]["flips"] < rows["W4A4, nearest"]["flips"]

@@ -85,9 +85,8 @@ def test_a_table_counts_what_onnxruntime_says_and_is_continued(
         and rows["W4A4"]["bops"] < rows["mixed"]["bops"] <= 0.6
     )
     chosen = json.loads((tmp_path / "mixed.bits.json").read_text())
-    assert rows["mixed"]["bops"] == pytest.approx(
-        chosen["budgets"][0]["reached"] / chosen["budgets"][0]["limit"] * 0.6
-    )  # a ratio of two doubles
+    # A ratio of two doubles.
+    assert rows["mixed"]["bops"] == pytest.approx(chosen["budgets"][0]["reached"] / chosen["budgets"][0]["limit"] * 0.6)
     monkeypatch.setattr(Study, "_row", lambda *_: pytest.fail("measured again"))
     assert study(place, tmp_path).rows(names) == list(rows.values())
     assert len(markdown(list(rows.values())).splitlines()) == 2 + len(names)

@@ -90,9 +90,8 @@ def test_the_standard_error_is_honest(tmp_path: Path) -> None:
     runs = [measure(graph, data, Settings(probes=32, tolerance=1e-9, batch=4, seed=s)).arrays for s in range(1, 9)]
     long = measure(graph, data, Settings(probes=300, tolerance=1e-9, batch=4)).arrays["weight_trace"]
     inside = np.mean([np.abs(r["weight_trace"] - long) <= r["weight_error"] for r in runs])
-    assert (
-        0.47 < inside < 0.89
-    )  # 32 trials, not quite independent: 0.68 is expected, two and a half deviations of 0.083 are 0.21
+    # 32 trials, not quite independent: 0.68 is expected, two and a half deviations of 0.083 are 0.21.
+    assert 0.47 < inside < 0.89
 
 
 def test_stops_when_errors_are_small(tmp_path: Path) -> None:
@@ -158,9 +157,10 @@ def test_table(tmp_path: Path) -> None:
         {"x": x}, feed=lambda n, k, v: (rounded_activation(v, low, high, 8), weight)[k] if n == "b1" and k < 2 else None
     )[graph.outputs[0]]
     expected = float(((changed - plain).double() ** 2).sum() / (plain.double() ** 2).sum())
+    # Batches of 4 sum otherwise.
     assert found.values("output")[[one.name for one in graph.layers].index("b1"), 1] == pytest.approx(
         expected, rel=1e-5
-    )  # batches of 4 sum otherwise
+    )
 
 
 def test_rounding() -> None:
@@ -184,11 +184,12 @@ def test_programs_and_probabilities(tmp_path: Path) -> None:
         open_data(saved(tmp_path, x=images(5)), graph.inputs),
         Settings(("hessian", "fisher"), probes=16, tolerance=9),
     )
+    # The program takes two images at a time.
     assert found.images == 4 and [r.name for r in found.table("hessian").rows] == [
         "stem",
         "deep",
         "fc",
-    ]  # the program takes two images at a time
+    ]
     with pytest.raises(UsageError, match=r"model fixes its batch.*expected 2"):
         measure(graph, open_data(saved(tmp_path, x=images(5)), graph.inputs), Settings(batch=4))
     # A Softmax at the end changes nothing: the loss takes its logarithm.

@@ -107,9 +107,8 @@ def test_the_network_is_not_in_the_times(
 
     monkeypatch.setattr(RemotePackage, "times_ms", late)
     fields = packaged.alone(package, cluster.at("two"), duration=0, iterations=50, warmup_ms=0)
-    assert (
-        fields["iterations"] == 50 and fields["latency_ms"]["median"] < 25
-    )  # an inference takes 0.01 ms; the rest is for a busy machine
+    # An inference takes 0.01 ms; the rest is for a busy machine.
+    assert fields["iterations"] == 50 and fields["latency_ms"]["median"] < 25
 
 
 def test_a_server_without_a_tracker(cluster: Cluster, package: ht.Package, saved: Path, command: Command) -> None:

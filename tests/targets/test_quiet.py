@@ -177,9 +177,8 @@ def test_tune_interrupted_before_anything_names_no_file(
         and "r.json" not in said
         and not (tmp_path / "r.json").exists()
     )
-    (tmp_path / "r.json").write_text(
-        json.dumps({"format": "hawq_tvm tile records 1", "entries": {}})
-    )  # of an earlier run
+    # Of an earlier run.
+    (tmp_path / "r.json").write_text(json.dumps({"format": "hawq_tvm tile records 1", "entries": {}}))
     assert main(arguments) == 130 and "r.json" in capsys.readouterr().err
 
 

@@ -122,9 +122,8 @@ def test_nibbles_are_packed_alike_and_data_is_not_all_zero(tmp_path: Path) -> No
             np.testing.assert_array_equal(
                 packed.reshape(-1), one.rule.build(one.layer, where, tile).arguments[0].reshape(-1), strict=True
             )
-    report = exporter.export(
-        model, tmp_path / "d", "cuda-sm80", trials=26
-    )  # more than the cost model lists, in two sources each
+    # More than the cost model lists, in two sources each.
+    report = exporter.export(model, tmp_path / "d", "cuda-sm80", trials=26)
     assert report.candidates == 52 and {p.name for p in (tmp_path / "d").glob("*.cu")} == {
         f"w0{w}_{p}.cu" for w in (0, 1) for p in (0, 1)
     }
@@ -172,9 +171,10 @@ def test_times_are_the_kernels_own_and_nothing_is_left_behind(run: Run) -> None:
     assert times["machine"] == {"gpu": "Fake GPU", "driver": 13010, "nvcc": "13.0"}
     for planned, entry in zip(manifest["plan"]["workloads"], manifest["workloads"], strict=True):
         measured = times["workloads"][planned["key"]]
+        # Float32 milliseconds.
         assert measured["median_us"] == pytest.approx(
             [20.0 - number[c["kernel"]] / 4 for c in entry["candidates"]], rel=1e-4
-        )  # float32 milliseconds
+        )
         assert (
             measured["wrong"] == []
             and measured["failed"] == {}

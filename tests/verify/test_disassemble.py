@@ -108,11 +108,12 @@ def test_a_constant_made_with_fneg_is_no_arithmetic() -> None:
     def mnemonics(code: str) -> list[str]:
         return [i.mnemonic for i in _decode_arm(bytes.fromhex(code), 0x1000)]
 
+    # Movi v0.4s, #0x80, lsl #24; fneg v0.2d, v0.2d; fadd v1.4s, v1.4s, v4.4s.
     movi, fneg, other = (
         "0064044f",
         "00f8e06e",
         "21d4244e",
-    )  # movi v0.4s, #0x80, lsl #24; fneg v0.2d, v0.2d; fadd v1.4s, v1.4s, v4.4s
+    )
     load, copy, call = "0000c03d", "401ca24e", "10000094"  # ldr q0, [x0]; mov v0.16b, v2.16b; bl
     assert mnemonics(movi + fneg) == ["movi", "fneg-constant"] and not is_float_instruction("fneg-constant", "aarch64")
     assert mnemonics(movi + other + fneg + fneg) == ["movi", "fadd", "fneg-constant", "fneg-constant"]

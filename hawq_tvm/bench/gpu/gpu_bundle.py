@@ -336,9 +336,8 @@ def make(
         folders.append(maker.make(w))
         say(f"{i + 1} of {len(wanted)}: {w.name}")
     runtime = runtime_files(work / "runtime", wheel)
-    spare = (
-        200_000 + 200 * 4 * len(wanted) + sum(p.stat().st_size for p in runtime.values())
-    )  # the runner, the manifest, the runtime
+    # The runner, the manifest, the runtime.
+    spare = 200_000 + 200 * 4 * len(wanted) + sum(p.stat().st_size for p in runtime.values())
     files, without = choose(wanted, folders, work / "constants", int(limit - spare))
     manifest = {
         "made": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),

@@ -73,9 +73,8 @@ def run(command: Sequence[str], what: str) -> None:
 
     Raises PackageError with its first error, or the signal that killed it.
     """
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
-    )  # errors in English
+    # Errors in English.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})
     if done.returncode:
         told = processes.failure(
             done, f"check that `{command[0]}` works (apt-get install g++), or set CC", ("error", "undefined")

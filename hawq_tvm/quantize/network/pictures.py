@@ -134,18 +134,16 @@ def opened(file: Path, channels: int) -> Image:
             warnings.simplefilter("ignore")  # Pillow's about sizes, which are checked below, and about metadata
             with Image.open(file, formats=FORMATS) as picture:
                 _check_size(picture.size, where)
-                if (
-                    getattr(picture, "is_animated", False) and picture.format != "MPO"
-                ):  # of an MPO's pictures the first is the photograph
+                # Of an MPO's pictures the first is the photograph.
+                if getattr(picture, "is_animated", False) and picture.format != "MPO":
                     raise InputError(
                         "holds several pictures", where=where, expected="one", remedy="write each as a file of its own"
                     )
                 white = _white(picture, where)
                 upright = ImageOps.exif_transpose(picture)
                 if white is not None:
-                    levels = np.asarray(
-                        upright, np.float32
-                    )  # up to 2^16, so that the product is exact and the quotient the nearest float32
+                    # Up to 2^16, so that the product is exact and the quotient the nearest float32.
+                    levels = np.asarray(upright, np.float32)
                     return Image.fromarray(levels * np.float32(255) / np.float32(white))
                 plain = (
                     upright.convert("RGBA" if upright.mode == "RGBa" else "LA")
@@ -168,9 +166,8 @@ def _white(picture: Image, where: str) -> int | None:
     """
     packed = _packing(picture)
     if picture.mode in ("I", "F") or picture.mode.startswith("I;"):
-        white = (
-            65535 if picture.format == "PPM" and picture.mode == "I" else WHITE.get(packed)
-        )  # Pillow scales a PGM of any depth to 16 bits
+        # Pillow scales a PGM of any depth to 16 bits.
+        white = 65535 if picture.format == "PPM" and picture.mode == "I" else WHITE.get(packed)
         reversed_ = getattr(picture, "tag_v2", {}).get(262) == 0  # TIFF's WhiteIsZero
         if white is None or picture.mode == "F" or reversed_:
             raise InputError(
