@@ -1,11 +1,13 @@
-"""The bundle on disk: a manifest with the SHA-256 of every file, libraries whose constants lie elsewhere, and
-expected integers.
+"""The bundle on disk: libraries whose constants lie elsewhere, expected integers, and the SHA-256 of every file.
 
-manifest.json             what is in the bundle, and the hash of every file runtime/*.xz, *.whl       TVM's runtime
-libraries and tvm-ffi libraries/NAME.so.xz      a library with zeros in the place of its large constants ("holes")
-entries/NAME.json.xz      its holes, inputs, layers and kernels, and the name of what is expected
-expected/NAME.json.xz     the reference's integers of every layer, or their hashes, the same for every batch of a
-network constants/SHA256.xz       the bytes of holes
+Its files are
+
+    manifest.json             what is in the bundle, and the hash of every file
+    runtime/*.xz, *.whl       TVM's runtime libraries and tvm-ffi
+    libraries/NAME.so.xz      a library with zeros in the place of its large constants ("holes")
+    entries/NAME.json.xz      its holes, inputs, layers and kernels, and the name of what is expected
+    expected/NAME.json.xz     the reference's integers of every layer, or their hashes, the same for every batch
+    constants/SHA256.xz       the bytes of holes
 """
 
 from __future__ import annotations

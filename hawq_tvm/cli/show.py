@@ -139,7 +139,8 @@ def show_joint(report: JointReport) -> None:
         )
     if columns:
         OUT.print(table)
-    say(report.summary())
+    for line in report.summary().split("\n"):
+        say(line)
 
 
 def show_info(fields: Mapping[str, Any]) -> None:

@@ -46,8 +46,14 @@ def load_npz(path: str) -> dict[str, Any]:
         with data:
             arrays = {name: data[name] for name in data.files}
     except UNREADABLE as e:
+        # NumPy takes what it does not know for a pickle, and advises to load it.
+        said = "another file" if "allow_pickle" in str(e) else (str(e).splitlines() or [type(e).__name__])[0]
         raise InputError(
-            "cannot be read", where=path, expected=KIND, found=str(e).splitlines()[0] if str(e) else type(e).__name__
+            "cannot be read",
+            where=path,
+            expected=KIND,
+            found=said,
+            remedy="write it with numpy.savez(PATH, NAME=array)",
         ) from e
     for name, value in arrays.items():
         if not isinstance(value, np.ndarray):

@@ -1,14 +1,17 @@
-"""From a float network to bits per layer and to a quantized model: its graph in torch, calibration data,
-sensitivities, latencies, budgets, rounding.
+"""From a float network to bits per layer and to a quantized model.
 
-from hawq_tvm import quantize problem = quantize.problem(exported_program, "calibration.npz",
-quantize.Settings(probes=64)) allocation = problem.allocate(["bops=0.5", "size=6.7MB"])      # allocation.assignment:
-layer -> "W4A8" found = quantize.post_training("float.onnx", "calibration.npz", quantize.Recipe("bits.json",
-adaround=500, correct_bias=True)) onnx.save(found.model, "quantized.onnx")                       # found.layers: how
-every layer was quantized found = quantize.finetune("float.onnx", "train.npz", quantize.Recipe("W4A4"),
-quantize.Training(epochs=2)) quantize.evaluate("quantized.onnx", "pictures", preprocess=quantize.Preprocess((127.0,),
-(128.0,)), against="float.onnx") quantize.compare_fake("quantized.onnx", "quantized.hawq", "pictures.npz",
-real="float.onnx").to_dict()
+Its graph in torch, calibration data, sensitivities, latencies, budgets, rounding:
+
+    from hawq_tvm import quantize
+    problem = quantize.problem(exported_program, "calibration.npz", quantize.Settings(probes=64))
+    allocation = problem.allocate(["bops=0.5", "size=6.7MB"])      # allocation.assignment: layer -> "W4A8"
+    recipe = quantize.Recipe("bits.json", adaround=500, correct_bias=True)
+    found = quantize.post_training("float.onnx", "calibration.npz", recipe)
+    onnx.save(found.model, "quantized.onnx")                       # found.layers: how every layer was quantized
+    found = quantize.finetune("float.onnx", "train.npz", quantize.Recipe("W4A4"), quantize.Training(epochs=2))
+    pixels = quantize.Preprocess((127.0,), (128.0,))
+    quantize.evaluate("quantized.onnx", "pictures", preprocess=pixels, against="float.onnx")
+    quantize.compare_fake("quantized.onnx", "quantized.hawq", "pictures.npz", real="float.onnx").to_dict()
 """
 
 from __future__ import annotations

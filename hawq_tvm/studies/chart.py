@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from hawq_tvm.core.errors import HawqError
 from hawq_tvm.core.files import write_bytes
+from hawq_tvm.core.json_files import read_json
 from hawq_tvm.core.need import need
 
 OURS = "hawq-tvm"
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("numbers", type=Path, metavar="MACHINE-DATE.json")
     path = parser.parse_args(argv).numbers
     try:
-        write_bytes(path.with_suffix(".svg"), draw(json.loads(path.read_text())["results"]))
+        write_bytes(path.with_suffix(".svg"), draw(read_json(path, "numbers of deploy/benchmarks")["results"]))
     except HawqError as e:
         print(f"chart: {e}", file=sys.stderr)
         return e.exit_code

@@ -1,7 +1,7 @@
-"""The tables of what `make gpu-check` measured: a page for deploy/benchmarks and the short table of the README.
+"""The tables of what `make gpu-check` measured: a page for deploy/benchmarks and a short table for docs/numbers.md.
 
-python -m hawq_tvm.studies.gpu_table gpu.json          writes deploy/benchmarks/GPU-DATE.md and .json, prints the
-README's table python -m hawq_tvm.studies.gpu_table                   prints the README's table with nothing measured
+python -m hawq_tvm.studies.gpu_table gpu.json      writes deploy/benchmarks/GPU-DATE.md, .json; prints the short table
+python -m hawq_tvm.studies.gpu_table               prints the short table with nothing measured
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _ms(value: float | None) -> str:
 
 
 def short(report: Mapping[str, Any]) -> str:
-    """The README's table: milliseconds of a whole batch, ours and torch.compile's, for every network and precision."""
+    """The short table: milliseconds of a whole batch, ours and torch.compile's, for every network and precision."""
     lines = [
         f"| network | precision | {' | '.join(f'batch {b}' for b in BATCHES)} |",
         f"|---|---|{'---|' * len(BATCHES)}",
@@ -204,7 +204,7 @@ def write(report: Mapping[str, Any], folder: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: write the page and print the README's table."""
+    """The command: write the page and print the short table."""
     parser = argparse.ArgumentParser(
         prog="python -m hawq_tvm.studies.gpu_table", description=(__doc__ or "").splitlines()[0]
     )

@@ -1,9 +1,12 @@
 """Candidate kernels of a model for a GPU that is elsewhere, as a folder with CUDA source, a manifest and a runner.
 
-manifest.json   plan (target, and for every workload its key, layers and tiles) and its hash; arguments and launches;
-hashes of files w00_0.cu, ...   the candidates of one workload constants.npz   the constants of epilogues; data and
-weights are random, made from seeds where they are needed run.py, gpu.py, contest.py, plan.py, mma_pack.py    the
-runner: see its first lines
+The folder holds
+
+    manifest.json   plan (target, and for every workload its key, layers and tiles) and its hash; arguments and
+                    launches; hashes of files
+    w00_0.cu, ...   the candidates of one workload
+    constants.npz   the constants of epilogues; data and weights are random, made from seeds where they are needed
+    run.py, gpu.py, contest.py, plan.py, mma_pack.py    the runner: see its first lines
 """
 
 from __future__ import annotations
