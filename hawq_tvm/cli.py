@@ -12,18 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from . import options, package_commands, show
 from .errors import HawqError, RemoteError, UsageError
 from .quantize import commands as allocate_commands
 from .quantize import fake_commands, finetune_commands, quantize_commands
-from .show import OUT, say
+from .show import say
+from .terminal import ERR, OUT
 
 if TYPE_CHECKING:
     from .package import Package
-
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(args: argparse.Namespace, message: str, fields: dict[str, Any], code: int) -> int:
     if getattr(args, "json", None) in (True, "-"):
         print(json.dumps({**fields, "exit_code": code}))
-    ERR.print(f"hawq-tvm: {message}", markup=False)
+    ERR.print(f"hawq-tvm: {message}")
     return code
 
 
@@ -76,7 +73,7 @@ def _progress(args: argparse.Namespace) -> Callable[[str, Any], None] | None:
     def tell(step: str, report: Any) -> None:
         if report is not None:
             rewrites = f"{report.rewrites:>5} rewrites" if report.rewrites else " " * 14
-            ERR.print(f"  {step:<18} {rewrites} {report.seconds:8.2f} s", markup=False)
+            ERR.print(f"  {step:<18} {rewrites} {report.seconds:8.2f} s")
 
     return tell
 
@@ -107,7 +104,7 @@ def _inspect(args: argparse.Namespace) -> int:
         _print_json(known) if args.json else show.show_operators(known)
         return 0
     with _working(args, "inspecting"):
-        report = inspect(_model(args), options.parse_shapes(args.shape), args.allow_float_tail)
+        report = inspect(_model(args), options.parse_shapes(args.shape), args.allow_float_tail, args.target)
     _print_json(report.to_dict()) if args.json else show.show_inspect(report)
     return 0 if report.compilable else 3
 
@@ -155,7 +152,7 @@ def _tune(args: argparse.Namespace) -> int:
                 allow_float_tail=args.allow_float_tail, progress=progress, servers=servers,
             )  # fmt: skip
     except KeyboardInterrupt:
-        ERR.print(f"interrupted; what was measured before is in {records}, and the same command continues", markup=False)
+        ERR.print(f"interrupted; what was measured before is in {records}, and the same command continues")
         return 130
     _print_json(report.to_dict()) if args.json else show.show_tuned(report)
     return RemoteError.exit_code if report.failed else 0

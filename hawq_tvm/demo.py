@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from . import Package, load
@@ -27,17 +26,17 @@ from .bench import zoo
 from .errors import HawqError, ModelError, UsageError
 from .inspection import inspect
 from .show import show_proof
+from .terminal import OUT
 from .verify.together import JointReport, verify_packages
 
 SIZE = 224
 ELSEWHERE = ("x86-avx2", "x86-vnni", "x86-amx", "arm-neon", "arm-dotprod", "arm-i8mm")
-OUT = Console(highlight=False, soft_wrap=True)
 Array = np.ndarray[Any, Any]
 
 
 @contextmanager
 def _step(text: str) -> Iterator[None]:
-    OUT.print(f"[bold]{text}[/] ...")
+    OUT.print(f"{text} ...", style="bold")
     start = time.perf_counter()
     with OUT.status(text):
         yield
@@ -112,11 +111,11 @@ def run(folder: Path) -> int:
         zoo.quantize(float_path, quantized_path, [{"input": pixels(p)} for p in calibration])
     with _step("inspecting"):
         report = inspect(quantized_path)
-    OUT.print(f"  {report.verdict}", markup=False)
+    OUT.print(f"  {report.verdict}")
     with _step("compiling for this CPU"):
         package = compile_package(
             quantized_path,
-            progress=lambda step, r: OUT.print(f"    {step:<18} {r.seconds:6.2f} s", markup=False) if r is not None else None,
+            progress=lambda step, r: OUT.print(f"    {step:<18} {r.seconds:6.2f} s") if r is not None else None,
         )
         package.save(package_path)
     package = load(package_path)
@@ -130,7 +129,7 @@ def run(folder: Path) -> int:
 
     with _step("verifying every layer of the library against the reference"):
         verified = package.verify([{"input": x} for x in images[:2]], random=1, seed=0)
-    OUT.print(f"  {verified.summary()}", markup=False)
+    OUT.print(f"  {verified.summary()}")
     together = _elsewhere(quantized_path, package, images[:2])
     with _step("proving that no float operation is left between quantize and dequantize"):
         certificate = package.prove()
@@ -139,8 +138,8 @@ def run(folder: Path) -> int:
     for threads in (1, None):
         bench = package.bench({"input": images[0]}, threads=threads, duration=2).to_dict()
         latency = bench["latency_ms"]
-        OUT.print(f"latency with {bench['threads']} thread(s): median {latency['median']:.2f} ms, min {latency['min']:.2f}, p99 {latency['p99']:.2f} ({bench['machine']['cpu']})", markup=False)
-    OUT.print(f"the package is in {package_path}", markup=False)
+        OUT.print(f"latency with {bench['threads']} thread(s): median {latency['median']:.2f} ms, min {latency['min']:.2f}, p99 {latency['p99']:.2f} ({bench['machine']['cpu']})")
+    OUT.print(f"the package is in {package_path}")
     return 0 if verified.ok and together.identical and certificate.ok else 1
 
 
@@ -152,13 +151,13 @@ def _elsewhere(model: Path, package: Package, images: list[Array]) -> JointRepor
             try:
                 other = compile_package(model, target)
             except UsageError as e:  # no cross compiler
-                OUT.print(f"  left out: {e}", markup=False)
+                OUT.print(f"  left out: {e}")
                 continue
         other.where = target
         packages.append(other)
     with _step(f"verifying every layer of {len(packages)} libraries on {len(images)} photographs"):
         report = verify_packages(packages, [{"input": x} for x in images])
-    OUT.print(report.summary(), markup=False)
+    OUT.print(report.summary())
     return report
 
 
@@ -173,7 +172,7 @@ def _table(tests: list[tuple[Path, int]], floats: list[Array], integers: list[Ar
         right_integer += b[0] == label
         table.add_row(path.stem, names[label], "\n".join(names[i] for i in a), "\n".join(names[i] for i in b))
     OUT.print(table)
-    OUT.print(f"top-1: float right on {right_float}, integers right on {right_integer}, equal on {agree}, of {len(tests)} photographs", markup=False)
+    OUT.print(f"top-1: float right on {right_float}, integers right on {right_integer}, equal on {agree}, of {len(tests)} photographs")
 
 
 def main() -> int:

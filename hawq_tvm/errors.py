@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+from .printable import printable
+
 
 class HawqError(Exception):
     """Base of every error this project raises on purpose; the command line prints it without a traceback.
@@ -23,6 +28,9 @@ class HawqError(Exception):
         parts += [f"remedy: {remedy}"] if remedy else []
         super().__init__("; ".join(parts))
 
+    def __str__(self) -> str:
+        return printable(str(self.args[0]))
+
     def to_dict(self) -> dict[str, str]:
         """The error as JSON-ready fields."""
         fields = ("message", "where", "expected", "found", "remedy")
@@ -30,7 +38,42 @@ class HawqError(Exception):
 
 
 class ModelError(HawqError):
-    """The model file cannot be read, is not valid, or asks for what is not supported."""
+    """The model file cannot be read, is not valid, or asks for what is not supported.
+
+    op: the operator at fault, where there is one.  others: what else is wrong with the model, in its order.
+    imported: the module of what could be imported, where something could not.
+    """
+
+    op = ""
+    others: tuple[ModelError, ...] = ()
+    imported: Any = None
+
+    def __str__(self) -> str:
+        count = len(self.others)
+        more = f"; and {count} more {'problem' if count == 1 else 'problems'}, which `hawq-tvm inspect` lists" if count else ""
+        return super().__str__() + more
+
+    def problems(self) -> list[dict[str, str]]:
+        """Everything that is wrong, JSON-ready: layer (an operator, input or output), op, reason, expected, found and remedy."""
+        return [
+            {"layer": e.where, "op": e.op, "reason": e.message, "expected": e.expected, "found": e.found, "remedy": e.remedy}
+            for e in (self, *self.others)
+        ]
+
+
+def not_quantized() -> ModelError:
+    """The error for a float model."""
+    return ModelError(
+        "is not quantized", where="model", expected="operators that quantize and dequantize", found="a float model",
+        remedy="hawq-tvm quantize MODEL --calib DATA -o QUANTIZED.onnx, and give that",
+    )  # fmt: skip
+
+
+def first_of(errors: Sequence[ModelError]) -> ModelError:
+    """The first error, which knows the others."""
+    first = errors[0]
+    first.others = tuple(errors[1:])
+    return first
 
 
 class StageError(HawqError):

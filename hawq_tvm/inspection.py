@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .errors import HawqError
+from .errors import HawqError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    from .frontend.formats import Frontend
 
 
 @dataclass(frozen=True)
 class InspectReport:
     """The findings; `compilable` says whether `compile` would accept the model.
 
-    integer_layers: how many layers become integer.  float_tail: the layers that stay float, where that is allowed.
+    unsupported, float_layers: everything that keeps it from being imported, and then from being integer.  integer_layers: how many kernels it
+    would have.  error: the sentence with which `compile` refuses it.  float_tail: the layers that stay float, where that is allowed.
     """
 
     model: dict[str, Any]
@@ -28,20 +31,21 @@ class InspectReport:
     @property
     def compilable(self) -> bool:
         """Whether every operator is supported and becomes integer, or stays float where that is allowed."""
-        return not (self.unsupported or self.float_layers or self.error)
+        return not self.error
 
     @property
     def verdict(self) -> str:
         """One line."""
         if self.compilable and self.float_tail:
             names = ", ".join(self.float_tail)
-            return f"compiles to integers ({self.integer_layers} integer layers), with FLOAT outside the integer region: {names}"
+            return f"compiles to integers ({self._layers}), with FLOAT outside the integer region: {names}"
         if self.compilable:
-            return f"compiles to integers alone ({self.integer_layers} integer layers)"
-        if self.error:
-            return f"cannot be compiled: {self.error}"
-        problems = len(self.unsupported) + len(self.float_layers)
-        return f"cannot be compiled to integers as it is: {problems} {'problem' if problems == 1 else 'problems'}, listed with remedies"
+            return f"compiles to integers alone ({self._layers})"
+        return f"cannot be compiled: {self.error}"
+
+    @property
+    def _layers(self) -> str:
+        return f"{self.integer_layers} integer layer{'s' if self.integer_layers != 1 else ''}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
@@ -84,47 +88,47 @@ def _counted(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def inspect(
-    model: Any, shapes: Mapping[str, Sequence[int]] | None = None, allow_float_tail: bool = False
+    model: Any, shapes: Mapping[str, Sequence[int]] | None = None, allow_float_tail: bool = False, target: str = "host"
 ) -> InspectReport:
-    """Look at a model without compiling it.
+    """Look at a model: it goes through the compiler as far as `compile` could refuse it, to kernels that are not built.
 
-    model: whatever `compile` takes.  allow_float_tail: as `compile` takes it.  Raises ModelError when the file itself cannot be
+    model, shapes, allow_float_tail, target: as `compile` takes them.  Raises ModelError when the file itself cannot be
     read, UsageError for shapes that do not fit it.
     """
-    from tvm import relax
-
-    from relay_passes.fold_batch_norm import fold_batch_norm
-    from relay_passes.fold_constants import fold_constants
-    from relay_passes.fold_input_clip import fold_input_clip
-    from relay_passes.lower_to_integer import try_to_lower
-    from relay_passes.remove_dead_code import remove_dead_code
-    from relay_passes.tabulate_unary import tabulate_unary
-
-    from . import ranges, stages
+    from . import pipeline, stages
+    from . import target as targets
     from .frontend.formats import frontend_of
-    from .pipeline import mark_float_tail
 
-    source = Path(model) if isinstance(model, str) else model
-    frontend = frontend_of(source)
-    source = frontend.load(source)
-    description = frontend.describe(source)
-    missing = tuple(frontend.unsupported(source, shapes))
-    if missing:
-        return InspectReport(description, missing, (), 0)
+    parsed = targets.parse(target)
+    frontend = frontend_of(model)
+    source = frontend.load(model)
+    fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
+    missing: tuple[dict[str, str], ...] = ()
+    floats: tuple[dict[str, str], ...] = ()
     try:
-        module = frontend.run(source, {k: tuple(v) for k, v in (shapes or {}).items()} or None)
-        module = mark_float_tail(module) if allow_float_tail else module
-        for step in (fold_constants, fold_batch_norm, fold_input_clip, tabulate_unary, remove_dead_code):
-            module, _ = step(module)
-        lowered, floats = try_to_lower(module)
-        lowered, _ = remove_dead_code(lowered)
-        if not floats:
-            ranges.margins(lowered)
-        outside = stages.float_tail(lowered["main"])
-        layers = [b for b in stages.bindings(lowered["main"]) if isinstance(b.value, relax.Call) and not stages.is_border(b)]
-        count = sum(b.var.name not in outside for b in layers)
+        try:
+            annotated = pipeline.import_by(frontend, source, fixed, allow_float_tail)
+        except ModelError as e:
+            missing = tuple(e.problems())
+            raise
+        try:
+            packed = pipeline.to_packed(annotated, target=parsed)
+        except ModelError as e:
+            floats = tuple(e.problems())
+            raise
+        pipeline.to_tir(packed, parsed)
+    except UsageError:
+        raise
     except HawqError as e:
-        return InspectReport(description, (), (), 0, str(e))
-    nodes = stages.model_nodes(module["main"])
-    kept = dict.fromkeys(stages.model_node(b.var.name, nodes) for b in layers if b.var.name in outside)
-    return InspectReport(description, (), tuple(floats), count, float_tail=tuple(kept))
+        return InspectReport(_described(frontend, source), missing, floats, 0, str(e))
+    outside, nodes = stages.float_tail(packed["main"]), stages.model_nodes(annotated["main"])
+    kept = dict.fromkeys(stages.model_node(b.var.name, nodes) for b in stages.bindings(packed["main"]) if b.var.name in outside)
+    return InspectReport(frontend.describe(source), (), (), len(stages.private_functions(packed)), float_tail=tuple(kept))
+
+
+def _described(frontend: Frontend, source: Any) -> dict[str, Any]:
+    """The description of a model that is refused, empty where that is why."""
+    try:
+        return frontend.describe(source)
+    except ModelError:
+        return {}

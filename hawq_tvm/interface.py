@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from .errors import PackageError
+from .printable import printable
 
 
 class Interface:
@@ -33,7 +34,8 @@ class Interface:
 
     def _sides(self) -> str:
         """Name and type of the inputs and outputs in a few words."""
-        return " -> ".join(", ".join(f"{e['name']}: {e['dtype']}{e['shape']}" for e in self.manifest[side]) for side in ("inputs", "outputs"))
+        sides = (", ".join(f"{e['name']}: {e['dtype']}{e['shape']}" for e in self.manifest[side]) for side in ("inputs", "outputs"))
+        return printable(" -> ".join(sides))
 
     def check_tvm(self, tvm: str, tvm_ffi: str, where: str) -> None:
         """Refuse a package that other versions of TVM and tvm-ffi made than those that are here.

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__
 from .errors import UsageError
+from .printable import printable
 
 if TYPE_CHECKING:
     from .remote.tracker import Servers
@@ -52,9 +53,17 @@ exit codes: 0 ok, 1 a check failed, 2 an option, an input array or an output pat
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints can hold any text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the command line, and exit."""
+        super().error(printable(message))
+
+
 def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.ArgumentParser:
     """The argument parser; commands: the function of every verb; groups: add the options of verbs that are read elsewhere."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="hawq-tvm", description="Integer-only inference of quantized networks: compile, tune, run, verify, prove, bench, profile, allocate, quantize, finetune, evaluate, compare-fake.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
@@ -92,6 +101,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub = verb("inspect", "what is in a model, and which operators cannot be integer, with reason and remedy")
     sub.add_argument("model", nargs="?")
     sub.add_argument("--operators", action="store_true", help="print the operators that are known, instead of looking at a model")
+    sub.add_argument("--target", default="host", help="as for compile (default: host)")
     checkpoint(sub)
     float_tail(sub)
     shapes(sub)

@@ -37,6 +37,7 @@ from .native import direct, emulated
 from .native import library as libraries
 from .native.records import Run
 from .pipeline import Compiled, Progress, compile_model
+from .printable import printable
 from .verify.certificate import Certificate, certify
 from .verify.compare import LayerRun, VerifyReport, layers_of, run_with_layers, verify_executable
 
@@ -119,7 +120,7 @@ class Package(Interface):
 
     def __repr__(self) -> str:
         target, floats = self.manifest["target"], self.manifest["float_tail"]
-        kept = f", float outside the integer region: {', '.join(floats)}" if floats else ""
+        kept = printable(f", float outside the integer region: {', '.join(floats)}") if floats else ""
         return f"<Package {self.name!r}: {self._sides()}; {targets.text(target)}{kept}>"
 
     @property

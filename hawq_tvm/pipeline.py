@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 from tvm import relax
@@ -31,7 +31,11 @@ from relay_passes.tabulate_unary import tabulate_unary
 from . import build as build_module
 from . import ranges, stages
 from .cuda.target import is_cuda
+from .errors import ModelError
 from .stages import Stage
+
+if TYPE_CHECKING:
+    from .frontend.formats import Frontend
 
 Pass = Callable[[tvm.IRModule], tuple[tvm.IRModule, int]]
 
@@ -117,7 +121,7 @@ class _Run:
 def to_packed(module: tvm.IRModule, progress: Progress | None = None, target: tvm.target.Target | None = None) -> tvm.IRModule:
     """An ANNOTATED module taken through every pass of PIPELINE, and of GPU_PIPELINE for a GPU.
 
-    Raises ModelError (or OverflowBoundError) naming the first layer that cannot be integer or may overflow.
+    Raises ModelError (or OverflowBoundError) naming the first layer that cannot be integer or may overflow; a ModelError knows all layers.
     """
     run = _Run(progress)
     stages.verify(module, Stage.ANNOTATED)
@@ -134,6 +138,13 @@ def to_packed(module: tvm.IRModule, progress: Progress | None = None, target: tv
     return module
 
 
+def to_tir(packed: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, int]:
+    """The TIR of a PACKED module, and the number of its kernels."""
+    module, count = schedules.lower_to_tir(packed, target)
+    stages.verify(module, Stage.TIR)
+    return module, count
+
+
 def compile_packed(
     packed: tvm.IRModule, target: tvm.target.Target, progress: Progress | None = None
 ) -> tuple[tvm.IRModule, relax.VMExecutable]:
@@ -141,12 +152,7 @@ def compile_packed(
     run = _Run(progress)
     run.index = len(PIPELINE)
 
-    def lower() -> tuple[tvm.IRModule, int]:
-        module, count = schedules.lower_to_tir(packed, target)
-        stages.verify(module, Stage.TIR)
-        return module, count
-
-    tir = run.step("lower_to_tir", lower)
+    tir = run.step("lower_to_tir", lambda: to_tir(packed, target))
     executable, usage = run.step("build", lambda: (build_module.build_reported(tir, target), len(tir.functions_items()) - 1))
     if run.level >= 4:
         host = executable.mod.imports[0]
@@ -197,13 +203,28 @@ def import_annotated(
     """
     from .frontend.formats import frontend_of
 
-    def run() -> tuple[tvm.IRModule, int]:
-        module = frontend_of(source).run(source, shapes)
-        return (mark_float_tail(module) if allow_float_tail else module), 0
-
-    return _Run(progress).step("import", run)
+    return _Run(progress).step("import", lambda: (import_by(frontend_of(source), source, shapes, allow_float_tail), 0))
 
 
-def mark_float_tail(module: tvm.IRModule) -> tvm.IRModule:
-    """An ANNOTATED module that allows float operators before its first quantize and after its last dequantize."""
+def import_by(frontend: Frontend, source: Any, shapes: Mapping[str, tuple[int, ...]] | None, allow_float_tail: bool) -> tvm.IRModule:
+    """What `import_annotated` gives, by a frontend that is known already."""
+    try:
+        module = frontend.run(source, shapes)
+    except ModelError as e:
+        if e.imported is not None:
+            e.others += _problems(_with_float_tail(e.imported))
+        raise
+    return _with_float_tail(module) if allow_float_tail else module
+
+
+def _with_float_tail(module: tvm.IRModule) -> tvm.IRModule:
     return tvm.IRModule({"main": module["main"].with_attr("hawq.allow_float_tail", 1)})
+
+
+def _problems(module: tvm.IRModule) -> tuple[ModelError, ...]:
+    """What is wrong with the layers of a module."""
+    try:
+        to_packed(module)
+    except ModelError as e:
+        return (e, *e.others)
+    return ()

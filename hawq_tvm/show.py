@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
+
+from .terminal import OUT, Terminal
 
 if TYPE_CHECKING:
     from .gputune.export import ExportReport
@@ -20,12 +21,10 @@ if TYPE_CHECKING:
     from .verify.compare import VerifyReport
     from .verify.together import JointReport
 
-OUT = Console(highlight=False, soft_wrap=True)
-
 
 def say(text: str) -> None:
-    """Print a line as it is, whatever brackets it holds."""
-    OUT.print(text, markup=False)
+    """Print a line as it is."""
+    OUT.print(text)
 
 
 def shape_text(entry: Mapping[str, Any]) -> str:
@@ -153,21 +152,21 @@ def show_info(fields: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def tuning(console: Console, quiet: bool) -> Iterator[Callable[[TuneStep], None] | None]:
+def tuning(console: Terminal, quiet: bool) -> Iterator[Callable[[TuneStep], None] | None]:
     """The progress of a tuning run: a bar in a terminal, else a line per workload, or nothing."""
     if quiet:
         yield None
     elif not console.is_terminal:
-        yield lambda step: console.print(f"  {step.number} of {step.of}  {_raced(step)}", markup=False) if step.outcome else None
+        yield lambda step: console.print(f"  {step.number} of {step.of}  {_raced(step)}") if step.outcome else None
     else:
-        columns = (TextColumn("workload"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
+        columns = (TextColumn("workload"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
         # Twice a second: whoever draws takes time from what is measured.
         with Progress(*columns, console=console, refresh_per_second=2, transient=True) as bar:
             task = bar.add_task("importing", total=None)
 
             def tell(step: TuneStep) -> None:
                 if step.outcome:
-                    console.print(f"  {_raced(step)}", markup=False)
+                    console.print(f"  {_raced(step)}")
                 left = f", {step.seconds_left:.0f} s left" if step.seconds_left is not None else ""
                 done = step.number if step.outcome else step.number - 1
                 bar.update(task, total=step.of, completed=done, description=f"{step.candidates} tiles{left}")
@@ -176,12 +175,12 @@ def tuning(console: Console, quiet: bool) -> Iterator[Callable[[TuneStep], None]
 
 
 @contextmanager
-def exporting(console: Console, quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
+def exporting(console: Terminal, quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
     """The progress of an export: a bar in a terminal, else nothing."""
     if quiet or not console.is_terminal:
         yield None
         return
-    with Progress(TextColumn("kernels of workload"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}", markup=False), console=console, transient=True) as bar:
+    with Progress(TextColumn("kernels of workload"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"), console=console, transient=True) as bar:
         task = bar.add_task("importing", total=None)
         yield lambda number, of, layer: bar.update(task, total=of, completed=number - 1, description=layer)
 

@@ -20,7 +20,7 @@ import tvm
 from tvm import relax
 
 from hawq_tvm import arith, ops, stages
-from hawq_tvm.errors import ModelError
+from hawq_tvm.errors import first_of, not_quantized
 from hawq_tvm.ranges import Interval
 
 from .integer import handlers, movement
@@ -49,27 +49,15 @@ TAIL = "keep it outside the integer region with --allow-float-tail"
 def lower_to_integer(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     """The module with integer arithmetic alone between its quantizes and dequantizes.
 
-    Raises ModelError naming the first layer that cannot be integer, and how many more there are.
+    Raises ModelError naming the first layer that cannot be integer, and knowing all others; for a float model, that it is one.
     """
     lowering = _Lowering(module)
     lowered = lowering.run()
-    if lowering.failures:
-        first, more = lowering.failures[0], len(lowering.failures) - 1
-        raise ModelError(
-            f"cannot be integer: {first.message}" + (f" (and {more} more such layers, see `hawq-tvm inspect`)" if more else ""),
-            where=stages.model_node(first.where, lowering.nodes), found=first.found, remedy=first.remedy,
-        )  # fmt: skip
-    return lowered, lowering.rewrites
-
-
-def try_to_lower(module: tvm.IRModule) -> tuple[tvm.IRModule, list[dict[str, str]]]:
-    """What of an ANNOTATED module becomes integer, and every layer that cannot: layer, op, reason, remedy."""
-    lowering = _Lowering(module)
-    lowered = lowering.run()
-    return lowered, [
-        {"layer": stages.model_node(f.where, lowering.nodes), "op": f.op, "reason": f.message, "remedy": f.remedy}
-        for f in lowering.failures
-    ]
+    if not lowering.failures:
+        return lowered, lowering.rewrites
+    if not any(map(stages.is_border, stages.bindings(module["main"]))):
+        raise not_quantized()
+    raise first_of([f.about(stages.model_node(f.where, lowering.nodes)) for f in lowering.failures])
 
 
 class _Failed:
@@ -118,7 +106,8 @@ class _Lowering:
                     if binding.var in aliases:
                         continue
                     self.ctx.layer = binding.var.name
-                    self.env[binding.var] = self._guard(partial(self._lower, binding))
+                    value = self._guard(partial(self._lower, binding))
+                    self.env[binding.var] = self._stand_in(binding.var) if value is FAILED else value
                 result = self.builder.emit_output(self._outputs(returned))
             self.builder.emit_func_output(result)
         func = self.builder.get()["main"]
@@ -128,6 +117,15 @@ class _Lowering:
         for key, value in attrs.items():
             func = func.with_attr(key, value)
         return tvm.IRModule({"main": func})
+
+    def _stand_in(self, var: relax.Var) -> Any:
+        """What the readers of a failed layer see, so that they fail for reasons of their own alone: any 8-bit tensor."""
+        if not isinstance(var.ty, relax.TensorType):
+            return FAILED
+        shape, dtype = ops.shape_of(var), "int8" if stages.is_float(var) else ops.dtype_of(var)
+        data = self.ctx.emit(relax.op.broadcast_to(ops.const(np.zeros(1), dtype), shape), "failed")
+        self.ctx.intervals[data] = Interval.of_range(*arith.RANGES.get(dtype, (0, 1)))
+        return Real(shape, (Term(data, np.zeros((), np.int64), np.array(2.0**-20)),)) if stages.is_float(var) else data
 
     def _guard(self, lower: Callable[[], Any]) -> Any:
         try:
@@ -384,4 +382,4 @@ HANDLERS: dict[str, Handler] = {
     "relax.concat": lambda low, call, v: movement.concat(low.ctx, call, [low._value(f) for f in v[0].fields]),
 }
 
-__all__ = ["lower_to_integer", "try_to_lower"]
+__all__ = ["lower_to_integer"]

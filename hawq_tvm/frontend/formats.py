@@ -25,15 +25,13 @@ OLD_CHECKPOINT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 class Frontend:
     """One format's functions.
 
-    load: what reads a model once, so that the others need not; the model itself where there is nothing to gain.
-    run: model and shapes to an ANNOTATED module.  describe: model to JSON-ready fields.  unsupported: model and shapes to what
-    cannot be imported.
+    load: what reads a model once, so that the others need not.
+    run: model and shapes to an ANNOTATED module.  describe: model to JSON-ready fields.
     """
 
     load: Callable[[Any], Any]
     run: Callable[[Any, Shapes], tvm.IRModule]
     describe: Callable[[Any], dict[str, Any]]
-    unsupported: Callable[[Any, Shapes], list[dict[str, str]]]
 
 
 def frontend_of(source: Any) -> Frontend:
@@ -50,11 +48,11 @@ def frontend_of(source: Any) -> Frontend:
     if content == "checkpoint":
         from . import hawq
 
-        return Frontend(hawq.read_model, hawq.import_checkpoint, hawq.describe_checkpoint, hawq.unsupported)
+        return Frontend(hawq.read_model, hawq.import_checkpoint, hawq.describe_checkpoint)
     if _is(source, "torch.export", "ExportedProgram") or content == "program":
         from . import torch
 
-        return Frontend(torch.read_program, torch.import_exported, torch.describe_exported, torch.unsupported)
+        return Frontend(torch.read_program, torch.import_exported, torch.describe_exported)
     if _is(source, "torch.nn", "Module"):
         raise ModelError(
             "is a module, not an exported program", where=type(source).__name__, expected="a torch.export.ExportedProgram",
@@ -62,7 +60,7 @@ def frontend_of(source: Any) -> Frontend:
         )  # fmt: skip
     from . import onnx
 
-    return Frontend(lambda model: model, onnx.import_onnx, onnx.describe_onnx, onnx.unsupported)
+    return Frontend(onnx.read_model, onnx.import_onnx, onnx.describe_onnx)
 
 
 def _is(source: Any, package: str, name: str) -> bool:

@@ -7,14 +7,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
 from ..errors import UsageError
 from ..files import check_output, write_bytes, write_text
 from ..options import Command
+from ..terminal import ERR
 from .picture_options import add_picture_options, read_preprocess
-
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -80,7 +77,7 @@ def _allocate(args: argparse.Namespace) -> int:
                     latencies=latencies, state=state, progress=progress,
                 )  # fmt: skip
     except KeyboardInterrupt:
-        ERR.print("interrupted; what was measured is kept where --state or -o says, and the same command continues", markup=False)
+        ERR.print("interrupted; what was measured is kept where --state or -o says, and the same command continues")
         return 130
     provenance = {**found.provenance, **({"model": args.model} if args.model else {}), **({"latency": args.latency} if args.latency else {})}
     allocation = found.allocate(budgets) if budgets else None
@@ -101,7 +98,7 @@ def _allocate(args: argparse.Namespace) -> int:
     if fronts:
         show_fronts(points)
     for path in filter(None, (args.output if allocation else None, args.pareto, args.plot)):
-        ERR.print(f"wrote {path}", markup=False)
+        ERR.print(f"wrote {path}")
     return 0
 
 
@@ -146,7 +143,7 @@ def _latency(args: argparse.Namespace) -> int:
         print(text)
     else:
         show_latencies(report)
-        ERR.print(f"wrote {args.output}", markup=False)
+        ERR.print(f"wrote {args.output}")
     return 0
 
 

@@ -8,19 +8,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table as Grid
 
 from ..errors import UsageError
 from ..files import check_output, write_bytes
 from ..options import Command
-from ..show import OUT, say
+from ..show import say
+from ..terminal import ERR, OUT
 from .picture_options import add_picture_options, read_preprocess
 
 if TYPE_CHECKING:
     from .fake_comparison import Comparison, Spread
 
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 DEFINITION = "||simulated - deployed|| / ||deployed||"
 
 
@@ -71,7 +70,7 @@ def _show(found: Sequence[Comparison]) -> None:
         for row in one.blocks:
             curves = ("ours", "fake", *(("simulated", "simulated_rounded") if simulated else ()))
             grid.add_row(row.layer, str(row.bits), *(_text(row.spread(curve)) for curve in curves))
-        (OUT if OUT.is_terminal else Console(width=200, highlight=False)).print(grid)
+        OUT.print(grid)
         if one.not_matched:
             say(f"the float network has no one sum for {', '.join(one.not_matched)}")
         wrong = [row.layer for row in one.rows if row.differing]

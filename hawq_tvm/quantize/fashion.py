@@ -24,13 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table as Grid
 from torch import nn
 
 from ..errors import HawqError, InputError
 from ..files import check_output, write_text
 from ..package import compile as compile_package
+from ..terminal import OUT
 from .evaluation import evaluate
 from .quantizer import Quantized, Recipe, post_training
 from .training import Training, finetune
@@ -188,7 +188,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
         own = [r for r in rows if r["network"] == name]
         top1, flips = [100 * r["top1"] for r in own], [r["flips"] for r in own]
         grid.add_row(name, f"{np.mean(top1):.2f} %", f"{min(top1):.2f} to {max(top1):.2f}", ", ".join(map(str, flips)), f"{own[0]['weight_bytes']:,}")
-    Console(width=160, highlight=False).print(grid)
+    OUT.print(grid)
 
 
 def main() -> int:

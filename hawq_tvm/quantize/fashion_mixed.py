@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table as Grid
 
+from ..terminal import OUT
 from .fashion import Files, Say, prepare, row, run, tuned
 from .plan import problem
 from .quantizer import Recipe, post_training
@@ -96,7 +96,7 @@ def show(rows: Sequence[dict[str, Any]]) -> None:
             grid.add_row(
                 budget, kind, str(len(own)), f"{np.mean(top1):.2f} %", f"{min(top1):.2f} to {max(top1):.2f}", f"{np.mean(flips):.0f}", f"{min(flips)} to {max(flips)}", beaten
             )  # fmt: skip
-    Console(width=160, highlight=False).print(grid)
+    OUT.print(grid)
 
 
 def main() -> int:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table as Grid
 
 from ..errors import UsageError
 from ..files import check_output
 from ..options import Command
-from ..show import OUT, say
+from ..show import say
+from ..terminal import ERR, OUT
 from .picture_options import add_picture_options, read_preprocess
-from .quantize_commands import ERR, add_recipe_options, read_recipe, written
+from .quantize_commands import add_recipe_options, read_recipe, written
 
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -64,7 +64,7 @@ def _show_training(notes: Mapping[str, Any]) -> None:
         kept = " (kept)" if row["epoch"] == notes["kept_epoch"] else ""
         shares = ["" if top1 is None else f"{top1:.2%}", f"{row['agreement']:.2%}"]
         grid.add_row(f"{row['epoch']}{kept}", "" if trained is None else f"{trained:.4g}", f"{row['loss']:.4g}", *shares, f"{row['seconds']:.1f}")
-    (OUT if OUT.is_terminal else Console(width=200, highlight=False)).print(grid)
+    OUT.print(grid)
     say(f"trained on {notes['images']} images ({notes['device']}), epoch chosen on {notes['validation_images']} others; epoch 0 is the network before training")
     if notes["package_equal_on"]:
         say(f"the compiled package equals what was trained on {notes['package_equal_on']} images, element by element")

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from rich.console import Console
 
 from ..errors import HawqError, InputError, UsageError
 from ..files import check_folder, load_npz, save_npz, write_bytes, write_text
+from ..terminal import ERR
 from .data import LABELS, Calibration, Preprocess
 from .evaluation import TOP, batch_size, labelled_files, open_images, open_runner, ranked
 from .float_graph import load_float
@@ -41,7 +41,6 @@ from .sensitivity import Settings, Step
 from .table import read_json, widths
 
 Array = np.ndarray[Any, Any]
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 PIXELS = Preprocess((127.0,), (128.0,), 256)
 CALIBRATION, PROBES = 96, 16
 LEARNED = Recipe(adaround=200, correct_bias=True)
@@ -87,9 +86,9 @@ class Study:
             if name in kept:
                 continue
             if name == NNCF and find_spec("nncf") is None:
-                ERR.print("NNCF is not installed, and left out: pip install 'hawq-tvm[bench]'", markup=False)
+                ERR.print("NNCF is not installed, and left out: pip install 'hawq-tvm[bench]'")
             else:
-                ERR.print(name, markup=False)
+                ERR.print(name)
                 start = time.perf_counter()
                 kept[name] = {**self._row(name), "seconds": round(time.perf_counter() - start)}
                 self._keep(kept)

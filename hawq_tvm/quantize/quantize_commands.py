@@ -8,20 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table as Grid
 
 from ..errors import UsageError
 from ..files import check_output, write_bytes
 from ..options import Command
-from ..show import OUT, say
+from ..show import say
+from ..terminal import ERR, OUT
 from .picture_options import add_picture_options, read_preprocess
 
 if TYPE_CHECKING:
     from .evaluation import Evaluation
     from .quantizer import Quantized, Recipe
 
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
 ADAROUND_STEPS = 1000
 EXAMPLES = """examples:
   hawq-tvm quantize float.onnx --calib in.npz -o w8a8.onnx
@@ -139,7 +138,7 @@ def show_quantized(found: Quantized) -> None:
         error = [f"{row['output_error']:.2g}"] if measured else []
         kind = row["activation_type"] + (f", zero point {row['activation_zero_point']}" if row["activation_zero_point"] else "")
         grid.add_row(row["layer"], f"W{row['weight_bits']}A{row['activation_bits']}", kind, f"{row['activation_scale']:.4g}", f"{row['weight_error']:.2g}", *gained, *error)
-    (OUT if OUT.is_terminal else Console(width=200, highlight=False)).print(grid)
+    OUT.print(grid)
     notes = found.notes
     say(f"{notes['observer']} on {notes['images']} images; errors are squared, as shares of the float values' squares")
     if notes["equalized"]:
@@ -167,7 +166,7 @@ def _show_evaluation(found: Evaluation) -> None:
     for score in filter(None, (found.score, found.against)):
         shares = ["" if n is None else f"{n / found.images:.2%} ({n})" for n in (score.top1, score.top5)]
         grid.add_row(score.name, str(found.images), *shares)
-    (OUT if OUT.is_terminal else Console(width=200, highlight=False)).print(grid)
+    OUT.print(grid)
     if found.flips is not None:
         text = f"{found.flips} of {found.images} first answers differ ({found.flips / found.images:.2%})"
         say(text + (f"; right before and wrong now {found.lost}, wrong before and right now {found.gained}" if found.lost is not None else ""))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table as Grid
 
-from ..show import OUT, say
+from ..show import say
+from ..terminal import OUT, Terminal
 from .table import readable
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def show_latencies(report: LatencyReport) -> None:
 
 def _print(grid: Grid) -> None:
     """A table; one that goes to a file is not squeezed into 80 columns."""
-    (OUT if OUT.is_terminal else Console(width=200, highlight=False)).print(grid)
+    OUT.print(grid)
 
 
 def _short(value: Any) -> str:
@@ -90,14 +90,14 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def measuring(console: Console, quiet: bool) -> Iterator[Callable[[Step], None] | None]:
+def measuring(console: Terminal, quiet: bool) -> Iterator[Callable[[Step], None] | None]:
     """The progress of a measurement: a bar in a terminal, else a line at every tenth of a phase, or nothing."""
     if quiet:
         yield None
     elif not console.is_terminal:
-        yield lambda step: console.print(f"  {_told(step)}", markup=False) if step.done * 10 // step.of != (step.done - 1) * 10 // step.of else None
+        yield lambda step: console.print(f"  {_told(step)}") if step.done * 10 // step.of != (step.done - 1) * 10 // step.of else None
     else:
-        columns = (TextColumn("{task.fields[phase]}"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}", markup=False))
+        columns = (TextColumn("{task.fields[phase]}"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
         # Twice a second: whoever draws takes time from what is measured.
         with Progress(*columns, console=console, refresh_per_second=2, transient=True) as bar:
             task = bar.add_task("", total=None, phase="")

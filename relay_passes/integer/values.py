@@ -27,11 +27,15 @@ NOTHING = Interval.of_range(0, 0)
 
 
 class NotLowered(ModelError):
-    """A float operation that no integer operation stands for; carries the operator for the report."""
+    """A float operation that no integer operation stands for."""
 
     def __init__(self, where: str, op: str, reason: str, remedy: str) -> None:
         super().__init__(reason, where=where, found=op, remedy=remedy)
         self.op = op
+
+    def about(self, node: str) -> NotLowered:
+        """The same, as it is told of a node of the user's model."""
+        return NotLowered(node, self.op, f"cannot be integer: {self.message}", self.remedy)
 
 
 _fractions = np.frompyfunc(Fraction, 1, 1)

@@ -1,4 +1,4 @@
-"""describe_onnx and unsupported, which `inspect` prints."""
+"""What `inspect` prints: the description, and every problem."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import ml_dtypes
 import numpy as np
 from onnx import TensorProto, helper
 
-from hawq_tvm.frontend.onnx import describe_onnx, unsupported
+from hawq_tvm.frontend.onnx import describe_onnx
+from hawq_tvm.inspection import inspect
 
 from .onnx_models import graph_model, normal
 
@@ -68,8 +69,8 @@ def test_every_unsupported_node_is_listed_at_once() -> None:
         helper.make_node("Resize", ["x", "", "s"], ["d"], name="cubic", mode="cubic"), helper.make_node("Quant", ["x"], ["e"], name="quant", domain="onnx.brevitas"),
     ]  # fmt: skip
     model = graph_model(nodes, {"x": normal(1, 3, 4, 4)}, ["c", "d", "e"], {"s": np.asarray([1, 1, 2, 2], F)})
-    found = unsupported(model)
-    assert [(u["layer"], u["op"]) for u in found] == [
+    found = inspect(model).unsupported
+    assert [(u["layer"], u["op"]) for u in found[:4]] == [
         ("lrn", "LRN"),
         ("det", "Det"),
         ("cubic", "Resize"),
@@ -79,13 +80,16 @@ def test_every_unsupported_node_is_listed_at_once() -> None:
     json.dumps(found)
 
 
-def test_supported_model_has_nothing_unsupported() -> None:
-    assert unsupported(graph_model([helper.make_node("Relu", ["x"], ["y"])], {"x": normal(3)}, ["y"])) == []
+def test_a_float_model_is_told_how_it_is_quantized() -> None:
+    report = inspect(graph_model([helper.make_node("Relu", ["x"], ["y"])], {"x": normal(3)}, ["y"]))
+    (problem,) = report.float_layers
+    assert problem["reason"] == "is not quantized" and problem["remedy"].startswith("hawq-tvm quantize") and "not quantized" in report.verdict
+    assert inspect(graph_model([helper.make_node("Relu", ["x"], ["y"])], {"x": normal(3)}, ["y"]), allow_float_tail=True).compilable
 
 
 def test_open_shapes_come_first_and_unknown_operators_after() -> None:
     model = graph_model([helper.make_node("LRN", ["x"], ["y"], name="lrn", size=3)], {"x": normal(1, 3, 4, 4)}, ["y"])
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 4, 4]))
-    found = unsupported(model)
+    found = inspect(model).unsupported
     assert "--shape x=1x3x4x4" in found[0]["remedy"] and found[1]["layer"] == "lrn"
-    assert [u["layer"] for u in unsupported(model, {"x": (1, 3, 4, 4)})] == ["lrn"]
+    assert [u["layer"] for u in inspect(model, {"x": (1, 3, 4, 4)}).unsupported] == ["lrn", "model"]

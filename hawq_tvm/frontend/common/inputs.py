@@ -32,11 +32,13 @@ class Input:
     shape: tuple[int, ...]
 
 
-def fixed_inputs(inputs: Sequence[Declared], shapes: Mapping[str, Sequence[int]]) -> list[Input]:
-    """Every input with its static shape.
+def fixed_inputs(
+    inputs: Sequence[Declared], shapes: Mapping[str, Sequence[int]]
+) -> tuple[list[Input], list[ModelError]]:
+    """The inputs with static shapes, and what is wrong with the others.
 
     shapes: full shapes by input name; a symbolic dimension fixed for one input is fixed for the others too.
-    Raises UsageError for an unknown name or a shape that contradicts the model, ModelError for a dimension left open.
+    Raises UsageError for an unknown name or a shape that contradicts the model.
     """
     names = [v.name for v in inputs]
     for name in shapes:
@@ -51,7 +53,27 @@ def fixed_inputs(inputs: Sequence[Declared], shapes: Mapping[str, Sequence[int]]
     for value in inputs:
         if value.name in shapes:
             _bind(value, [int(d) for d in shapes[value.name]], fixed)
-    return [Input(v.name, v.kind, _shape(v, shapes.get(v.name), fixed)) for v in inputs]
+    found: list[Input] = []
+    failures: list[ModelError] = []
+    for value in inputs:
+        try:
+            shape = _shape(_checked(value), shapes.get(value.name), fixed)
+            found.append(Input(value.name, value.kind, shape))
+        except ModelError as e:
+            failures.append(e)
+    return found, failures
+
+
+def _checked(value: Declared) -> Declared:
+    if value.kind.endswith("_type"):
+        raise ModelError("is not a tensor", where=f"input {value.name!r}", expected="a dense tensor", found=value.kind)
+    if value.kind not in SUPPORTED:
+        floats = value.kind in ("float16", "bfloat16", "float64")
+        raise ModelError(
+            "has an element type that is not supported", where=f"input {value.name!r}", expected=f"a dense tensor of {', '.join(sorted(SUPPORTED))}",
+            found=value.kind, remedy="convert the model's float tensors to float32" if floats else "",
+        )  # fmt: skip
+    return value
 
 
 def _bind(value: Declared, given: list[int], fixed: dict[str, int]) -> None:

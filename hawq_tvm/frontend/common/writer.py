@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import tvm
 from tvm import relax
 
 from hawq_tvm import ops, stages
-from hawq_tvm.errors import ModelError
+from hawq_tvm.errors import ModelError, first_of, not_quantized
 
 from .inputs import MAX_ELEMENTS, Input
 from .node import expression
@@ -23,26 +23,14 @@ TYPE_RULE_ERRORS = (ValueError, TypeError, IndexError, OverflowError, ZeroDivisi
 Env = dict[str, Value | Failed]
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A node that could not be imported, and why."""
-
-    op: str
-    error: ModelError
-
-    def to_dict(self) -> dict[str, str]:
-        """JSON-ready fields: layer (an operator, input or output), op, reason, expected, found and remedy."""
-        e = self.error
-        return {"layer": e.where, "op": self.op, "reason": e.message, "expected": e.expected, "found": e.found, "remedy": e.remedy}
-
-
 class Writer(ABC):
     """One module being written; `failures` holds every operator that could not be imported, in order."""
 
     def __init__(self, inputs: Sequence[Input]) -> None:
         self.inputs = list(inputs)
         self.input_names = frozenset(i.name for i in self.inputs)
-        self.failures: list[Failure] = []
+        self.failures: list[ModelError] = []
+        self.unread: list[Tensor] = []
         self.builder = relax.BlockBuilder()
         self.emit = ops.Emitter(self.builder, self.input_names)
 
@@ -50,14 +38,27 @@ class Writer(ABC):
     def run(self) -> tvm.IRModule:
         """The module, complete when `failures` stays empty."""
 
+    @abstractmethod
+    def quantizes(self) -> bool:
+        """Whether the model holds any operator of quantization."""
+
+    def failed(self, error: ModelError, op: str, operands: Sequence[Any] = ()) -> Failed:
+        """Note what is wrong with an operator, input or output, and go on without its results; operands: what it would have read."""
+        error.op = op
+        self.failures.append(error)
+        self.unread += [v for v in operands if isinstance(v, Tensor)]
+        return Failed()
+
     def complete(self) -> tvm.IRModule:
         """The module, checked.
 
-        Raises ModelError naming the first operator that cannot be imported.
+        Raises ModelError naming the first operator that cannot be imported, and knowing all others.
         """
         module = self.run()
         if self.failures:
-            raise self.failures[0].error
+            error = first_of(self.failures if self.quantizes() else [*self.failures, not_quantized()])
+            error.imported = module
+            raise error
         stages.verify(module, stages.Stage.ANNOTATED)
         return module
 
@@ -72,11 +73,14 @@ class Writer(ABC):
         with self.builder.function("main", params):
             with self.builder.dataflow():
                 values = list(body(env))
+                # What only failed operators read stays in the module, so that what else is wrong can be found.
+                names = [*outputs, *(f"operand{i}" for i in range(len(self.unread)))]
+                values += self.unread
                 result = self.builder.emit_output(relax.Tuple([expression(v) for v in values]))
             self.builder.emit_func_output(result)
         func = relax.analysis.remove_all_unused(self.builder.get()["main"])
         attrs: Mapping[str, list[str]] = {
-            "hawq.output_names": list(outputs),
+            "hawq.output_names": names,
             "hawq.input_types": [i.kind for i in self.inputs],
             "hawq.output_types": [v.kind for v in values],
             "hawq.nodes": list(layers),

@@ -25,10 +25,4 @@ def import_checkpoint(source: Any, shapes: Mapping[str, Sequence[int]] | None = 
     return Importer(read_model(source), shapes).complete()
 
 
-def unsupported(source: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> list[dict[str, str]]:
-    """Nothing: what is wrong with a checkpoint is raised when it is read; raises UsageError for a shape that does not fit."""
-    Importer(read_model(source), shapes)
-    return []
-
-
-__all__ = ["Checkpoint", "describe_checkpoint", "hawq_checkpoint", "import_checkpoint", "read_model", "unsupported"]
+__all__ = ["Checkpoint", "describe_checkpoint", "hawq_checkpoint", "import_checkpoint", "read_model"]

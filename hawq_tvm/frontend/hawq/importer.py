@@ -66,9 +66,16 @@ class Importer(Writer):
     def __init__(self, model: Model, shapes: Mapping[str, Sequence[int]] | None) -> None:
         self.model, net = model, model.net
         declared = Declared(INPUT, "float32", ["N", 3, "H", "W"])
-        super().__init__(fixed_inputs([declared], shapes or {INPUT: (1, 3, net.pixels, net.pixels)}))
+        inputs, failures = fixed_inputs([declared], shapes or {INPUT: (1, 3, net.pixels, net.pixels)})
+        if failures:
+            raise failures[0]
+        super().__init__(inputs)
         self.weighted = {w.layer: w for w in net.weighted}
         self.values: dict[str, Integers] = {}
+
+    def quantizes(self) -> bool:
+        """Whether the model is quantized: every checkpoint is."""
+        return True
 
     def run(self) -> tvm.IRModule:
         """The module."""

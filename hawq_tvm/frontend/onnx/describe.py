@@ -9,38 +9,13 @@ from typing import Any
 import onnx
 
 from hawq_tvm import arith
-from hawq_tvm.errors import ModelError
 
-from ..common.writer import Failure
 from . import fold
 from .graph import node_name
-from .importer import Importer, supported, unsupported_operator
 from .inputs import declared_shape, runtime_inputs
 from .qonnx import DOMAINS
-from .reader import Source, graphs_of, opset_of, read_model
+from .reader import Source, graphs_of, read_model
 from .values import ELEMENT_TYPES
-
-
-def unsupported(source: Source, shapes: Mapping[str, Sequence[int]] | None = None) -> list[dict[str, str]]:
-    """Everything that cannot be imported, in the order of the graph; empty when import_onnx succeeds.
-
-    Each entry is what `Failure.to_dict` gives.  When an input or the graph itself is at fault, that comes first and only
-    unknown operators follow it.  Raises ModelError when the model cannot be read at all.
-    """
-    model = read_model(source)
-    try:
-        importer = Importer(model, shapes)
-    except ModelError as e:
-        strangers = [_stranger(n, model) for n in model.graph.node if not supported(_domain(n), n.op_type)]
-        return [f.to_dict() for f in (Failure("graph", e), *strangers)]
-    importer.run()
-    return [f.to_dict() for f in importer.failures]
-
-
-def _stranger(node: onnx.NodeProto, model: onnx.ModelProto) -> Failure:
-    domain = _domain(node)
-    opset = opset_of(model, domain) or 1
-    return Failure(node.op_type, unsupported_operator(node_name(node), domain, node.op_type, opset))
 
 
 def _domain(node: onnx.NodeProto) -> str:

@@ -14,39 +14,43 @@ def node_name(node: onnx.NodeProto) -> str:
     return node.name or next((o for o in node.output if o), "") or node.op_type
 
 
-def check_names(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> None:
-    """Every tensor is defined once, and every tensor that is read is defined.
+def check_names(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> list[ModelError]:
+    """What is wrong with a graph's names: a tensor that is defined twice, or that is read and not defined, or no output.
 
     outer: names visible from an enclosing graph.
     """
+    found: list[ModelError] = []
     defined: dict[str, str] = {}
+
+    def wrong(message: str, where: str, **facts: str) -> None:
+        found.append(ModelError(message, where=where, **facts))
 
     def define(name: str, by: str) -> None:
         if name in defined:
-            raise ModelError(
-                f"defines tensor {name!r} a second time",
-                where=by,
-                found=f"already defined by {defined[name]}",
+            wrong(
+                f"defines tensor {name!r} a second time", by, found=f"already defined by {defined[name]}",
                 remedy="give every tensor of the model its own name",
-            )
+            )  # fmt: skip
         defined[name] = by
 
+    title = graph.name or "graph"
     for value in graph.input:
         if not value.name:
-            raise ModelError("has an input without a name", where=graph.name or "graph")
+            wrong("has an input without a name", title)
         define(value.name, f"graph input {value.name!r}")
     inputs = set(defined)
     initialized: set[str] = set()
     for tensor in graph.initializer:
+        if not tensor.name:
+            wrong("has an initializer without a name", title)
         if tensor.name in initialized:
-            raise ModelError(
-                "is initialized twice", where=f"initializer {tensor.name!r}", remedy="keep one initializer of each name"
-            )
+            wrong("is initialized twice", f"initializer {tensor.name!r}", remedy="keep one initializer of each name")
         initialized.add(tensor.name)
         if tensor.name not in inputs:
-            define(tensor.name, f"initializer {tensor.name!r}")
-    if graph.sparse_initializer:
-        raise ModelError("has a sparse initializer", where=graph.name or "graph", remedy="store the tensor densely")
+            defined[tensor.name] = f"initializer {tensor.name!r}"
+    for sparse in graph.sparse_initializer:
+        wrong("is a sparse initializer", f"initializer {sparse.values.name!r}", remedy="store the tensor densely")
+        defined[sparse.values.name] = "a sparse initializer"
     for node in graph.node:
         for name in node.output:
             if name:
@@ -55,18 +59,16 @@ def check_names(graph: onnx.GraphProto, outer: Iterable[str] = ()) -> None:
     for node in graph.node:
         for name in node.input:
             if name and name not in known:
-                raise ModelError(f"reads a tensor that does not exist: {name!r}", where=node_name(node),
-                                 expected="an input, an initializer or the output of a node")  # fmt: skip
+                wrong(f"reads a tensor that does not exist: {name!r}", node_name(node), expected="an input, an initializer or the output of a node")
     names = [o.name for o in graph.output]
     if not names:
-        raise ModelError("has no output", where=graph.name or "graph")
-    for name in names:
+        wrong("has no output", title, expected="at least one output", remedy="export the model again, with its outputs")
+    for name in dict.fromkeys(names):
         if name not in known:
-            raise ModelError(
-                "is an output that nothing computes", where=name or "graph output", found="an unknown tensor"
-            )
+            wrong("is an output that nothing computes", name or "graph output", found="an unknown tensor")
         if names.count(name) > 1:
-            raise ModelError("is an output twice", where=name, remedy="give each output its own name (Identity)")
+            wrong("is an output twice", name, remedy="give each output its own name (Identity)")
+    return found
 
 
 def in_order(graph: onnx.GraphProto) -> Sequence[onnx.NodeProto]:

@@ -11,15 +11,23 @@ import tvm
 from hawq_tvm.errors import ModelError
 
 from ..common.text import first_line
-from ..common.writer import TYPE_RULE_ERRORS, Env, Failure, Writer
+from ..common.writer import TYPE_RULE_ERRORS, Env, Writer
 from . import fold
 from .graph import check_names, in_order, node_name
 from .inputs import SUPPORTED, graph_inputs
 from .node import HANDLERS, MICROSOFT, Entry, Node
 from .qonnx import DOMAINS as QONNX_DOMAINS
-from .reader import opset_of
+from .reader import graphs_of, opset_of
 from .schema import check_schema
 from .values import ELEMENT_TYPES, Array, Constant, Failed, Value
+
+# Beside these, what begins with QLinear.
+QUANTIZING = frozenset(
+    {
+        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QGemm", "Quant", "IntQuant", "BipolarQuant",
+        "Trunc", "FloatQuant", "MatMulNBits",
+    }
+)  # fmt: skip
 
 
 class Importer(Writer):
@@ -30,9 +38,29 @@ class Importer(Writer):
         self.opsets = {
             d: opset_of(model, d) for d in {"" if o.domain == "ai.onnx" else o.domain for o in model.opset_import}
         }
-        check_names(model.graph)
-        self.order = in_order(model.graph)
-        super().__init__(graph_inputs(model.graph, shapes or {}))
+        inputs, failures = graph_inputs(model.graph, shapes or {})
+        super().__init__(inputs)
+        for error in failures:
+            self.failed(error, "input")
+        self.order = self.checked(model.graph)
+
+    def checked(self, graph: onnx.GraphProto, outer: Iterable[str] = ()) -> Sequence[onnx.NodeProto]:
+        """The nodes of a graph in order of computation; what is wrong with its names or its order has failed.
+
+        outer: names visible from an enclosing graph.
+        """
+        for error in check_names(graph, outer):
+            self.failed(error, "graph")
+        try:
+            return in_order(graph)
+        except ModelError as e:
+            self.failed(e, "graph")
+            return list(graph.node)
+
+    def quantizes(self) -> bool:
+        """Whether any node quantizes, dequantizes or computes with integers and scales."""
+        nodes = (n for g in graphs_of(self.model.graph) for n in g.node)
+        return any(n.op_type in QUANTIZING or n.op_type.startswith(("QLinear", "QAttention")) for n in nodes)
 
     def run(self) -> tvm.IRModule:
         """The module, complete when `failures` stays empty."""
@@ -50,8 +78,7 @@ class Importer(Writer):
             try:
                 env[tensor.name] = Constant(fold.read_tensor(tensor, f"initializer {tensor.name!r}"))
             except ModelError as e:
-                self.failures.append(Failure("initializer", e))
-                env[tensor.name] = Failed()
+                env[tensor.name] = self.failed(e, "initializer")
 
     def walk(self, nodes: Iterable[onnx.NodeProto], env: Env) -> None:
         """Import nodes, which come in order of computation, into `env`."""
@@ -64,8 +91,7 @@ class Importer(Writer):
                     found = ", ".join(missing)
                     raise ModelError(f"{proto.op_type} has too many outputs", where=node_name(proto), found=found)
             except ModelError as e:
-                self.failures.append(Failure(proto.op_type, e))
-                results = [Failed()] * len(proto.output)
+                results = [self.failed(e, proto.op_type, [env.get(n) for n in proto.input])] * len(proto.output)
             for name, value in zip(proto.output, results, strict=False):
                 if name:
                     env[name] = value
@@ -73,7 +99,7 @@ class Importer(Writer):
     def import_node(self, proto: onnx.NodeProto, env: Env) -> Sequence[Value | Failed]:
         """The values of one node's outputs, bound to variables named after it."""
         domain = "" if proto.domain == "ai.onnx" else proto.domain
-        values = [env[name] if name else None for name in proto.input]
+        values = [env.get(name, Failed()) if name else None for name in proto.input]
         node = Node(
             name=node_name(proto), op=proto.op_type, domain=domain, opset=self.opsets.get(domain) or 1,
             inputs=[v for v in values if not isinstance(v, Failed)], sources=list(proto.input),
@@ -117,23 +143,22 @@ class Importer(Writer):
         if key not in node.attributes or not node.attributes[key].HasField("g"):
             raise node.fail(f"lacks its {key}")
         graph = node.attributes[key].g
-        check_names(graph, outer=env)
         inner = dict(env)
+        order = self.checked(graph, outer=env)
         self.initializers(graph, inner)
-        self.walk(in_order(graph), inner)
-        return [inner[o.name] for o in graph.output]
+        self.walk(order, inner)
+        return [inner.get(o.name, Failed()) for o in graph.output]
 
     def output(self, info: onnx.ValueInfoProto, env: Env) -> Value:
         """The value of a graph output, of the type the model declares."""
-        value = env[info.name]
-        if isinstance(value, Failed):
-            return Constant(_NOTHING)
+        value = env.get(info.name, Failed())
         try:
-            _check_output(info, value)
+            if not isinstance(value, Failed):
+                _check_output(info, value)
+                return value
         except ModelError as e:
-            self.failures.append(Failure("output", e))
-            return Constant(_NOTHING)
-        return value
+            self.failed(e, "output")
+        return Constant(_NOTHING)
 
 
 _NOTHING: Array = np.zeros((), np.float32)

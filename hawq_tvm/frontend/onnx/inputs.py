@@ -8,7 +8,7 @@ import onnx
 
 from hawq_tvm.errors import ModelError
 
-from ..common.inputs import MAX_ELEMENTS, SUPPORTED, Declared, Input, fixed_inputs
+from ..common.inputs import SUPPORTED, Declared, Input, fixed_inputs
 from .fold import type_name
 from .values import ELEMENT_TYPES
 
@@ -19,8 +19,10 @@ def runtime_inputs(graph: onnx.GraphProto) -> list[onnx.ValueInfoProto]:
     return [i for i in graph.input if i.name not in constants]
 
 
-def graph_inputs(graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]) -> list[Input]:
-    """Every run-time input with its static shape; see `fixed_inputs`."""
+def graph_inputs(
+    graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]
+) -> tuple[list[Input], list[ModelError]]:
+    """The run-time inputs with static shapes, and what is wrong with the others; see `fixed_inputs`."""
     return fixed_inputs([Declared(v.name, _kind(v), declared_shape(v)) for v in runtime_inputs(graph)], shapes)
 
 
@@ -33,23 +35,11 @@ def declared_shape(value: onnx.ValueInfoProto) -> list[int | str] | None:
 
 
 def _kind(value: onnx.ValueInfoProto) -> str:
-    where = f"input {value.name!r}"
+    """The element type of a dense tensor, else what it is."""
     if not value.type.HasField("tensor_type"):
-        raise ModelError(
-            "is not a tensor", where=where, expected="a dense tensor", found=str(value.type.WhichOneof("value"))
-        )
+        return str(value.type.WhichOneof("value") or "no_type")
     number = value.type.tensor_type.elem_type
-    kind = ELEMENT_TYPES.get(number, "")
-    if kind not in SUPPORTED:
-        floats = kind in ("float16", "bfloat16", "float64")
-        raise ModelError(
-            "has an element type that is not supported",
-            where=where,
-            expected=", ".join(sorted(SUPPORTED)),
-            found=type_name(number),
-            remedy="convert the model's float tensors to float32" if floats else "",
-        )
-    return kind
+    return ELEMENT_TYPES.get(number) or type_name(number)
 
 
-__all__ = ["MAX_ELEMENTS", "SUPPORTED", "Declared", "Input", "declared_shape", "graph_inputs", "runtime_inputs"]
+__all__ = ["SUPPORTED", "Declared", "Input", "declared_shape", "graph_inputs", "runtime_inputs"]

@@ -11,7 +11,7 @@ from typing import Any
 import tvm
 
 from . import activation, conv, elementwise, matmul, movement, pool, quant, resize, shape
-from .describe import describe_exported, unsupported
+from .describe import describe_exported
 from .importer import Importer, known_operators
 from .reader import read_program
 
@@ -28,4 +28,4 @@ def import_exported(source: Any, shapes: Mapping[str, Sequence[int]] | None = No
     return Importer(read_program(source), shapes).complete()
 
 
-__all__ = ["describe_exported", "import_exported", "known_operators", "read_program", "unsupported"]
+__all__ = ["describe_exported", "import_exported", "known_operators", "read_program"]

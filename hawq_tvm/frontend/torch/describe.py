@@ -3,35 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hawq_tvm import arith
-from hawq_tvm.errors import ModelError
 
 from ..common.values import Constant
-from ..common.writer import Failure
-from .importer import Importer, supported, unsupported_operator
 from .program import QUANTIZATION, Call, Program, Ref
 from .reader import read_program
 
 # What a dequantized constant is to the operator that reads it, by the name of its argument.
 ROLES = {"weight": "weight", "bias": "bias", "mat2": "weight", "other": "constant"}
-
-
-def unsupported(source: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> list[dict[str, str]]:
-    """Everything that cannot be imported, in the order of the program; empty when import_exported succeeds.
-
-    Each entry is what `Failure.to_dict` gives.  Raises ModelError when the program cannot be read.
-    """
-    program = read_program(source)
-    try:
-        importer = Importer(program, shapes)
-        importer.run()
-    except ModelError as e:
-        strangers = [Failure(c.op, unsupported_operator(c)) for c in program.calls if not supported(c.op)]
-        return [f.to_dict() for f in (Failure("program", e), *strangers)]
-    return [f.to_dict() for f in importer.failures]
 
 
 def describe_exported(source: Any) -> dict[str, Any]:

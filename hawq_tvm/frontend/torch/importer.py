@@ -15,7 +15,7 @@ from hawq_tvm.errors import ModelError, UsageError
 from ..common.inputs import SUPPORTED, Declared, fixed_inputs
 from ..common.text import first_line
 from ..common.values import Constant, Failed, Tensor, Value
-from ..common.writer import TYPE_RULE_ERRORS, Env, Failure, Writer
+from ..common.writer import TYPE_RULE_ERRORS, Env, Writer
 from .node import HANDLERS, Node
 from .program import QUANTIZATION, Call, Program, Ref
 
@@ -40,21 +40,22 @@ class Importer(Writer):
 
     def __init__(self, program: Program, shapes: Mapping[str, Sequence[int]] | None) -> None:
         self.program = program
-        super().__init__(fixed_inputs([_checked(i) for i in program.inputs], shapes or {}))
-        for given, declared in zip(self.inputs, program.inputs, strict=True):
-            self._check_limits(given.shape, declared)
+        inputs, failures = fixed_inputs(program.inputs, shapes or {})
+        super().__init__(inputs)
+        for error in failures:
+            self.failed(error, "input")
+        declared = {i.name: i for i in program.inputs}
+        for given in self.inputs:
+            self._check_limits(given.shape, declared[given.name])
         self.titles = {**program.titles, **{c.name: c.layer for c in program.calls}}
         self.values: dict[str, Any] = dict(program.literals)
 
+    def quantizes(self) -> bool:
+        """Whether anything in the program is quantized."""
+        return any(c.op.startswith(QUANTIZATION) for c in self.program.calls)
+
     def run(self) -> tvm.IRModule:
         """The module, complete when `failures` stays empty."""
-        if not any(c.op.startswith(QUANTIZATION) for c in self.program.calls):
-            raise ModelError(
-                "is a float program: nothing in it is quantized", where="model",
-                expected="quantize and dequantize operators of torch.ops.quantized_decomposed",
-                remedy="quantize it with torchao's prepare_pt2e and convert_pt2e, then torch.export.export the result",
-            )  # fmt: skip
-
         def body(env: Env) -> list[Value]:
             self.values |= env
             self.values |= {name: Constant(array) for name, array in self.program.constants.items()}
@@ -77,8 +78,7 @@ class Importer(Writer):
         try:
             return self._import(call)
         except ModelError as e:
-            self.failures.append(Failure(call.op, e))
-            return Failed()
+            return self.failed(e, call.op, [self.values.get(r.name) for r in call.refs()])
 
     def _import(self, call: Call) -> Any:
         """What a call gives: a value, a list of values, or a plain number."""
@@ -118,7 +118,7 @@ class Importer(Writer):
     def _resolved(self, value: Any) -> Any:
         if isinstance(value, list):
             return [self._resolved(v) for v in value]
-        return self.values[value.name] if isinstance(value, Ref) else value
+        return self.values.get(value.name, Failed()) if isinstance(value, Ref) else value
 
     def _output(self, name: str, value: Any) -> Value:
         value = self._resolved(value)
@@ -126,19 +126,8 @@ class Importer(Writer):
             return value
         if not isinstance(value, Failed):
             found = value.kind if isinstance(value, Constant | Tensor) else "no tensor"
-            self.failures.append(
-                Failure("output", ModelError("is an output that cannot be returned", where=name, expected=", ".join(sorted(SUPPORTED)), found=found))
-            )
+            self.failed(ModelError("is an output that cannot be returned", where=name, expected=", ".join(sorted(SUPPORTED)), found=found), "output")
         return Constant(np.zeros((), np.float32))
-
-
-def _checked(declared: Declared) -> Declared:
-    if declared.kind not in SUPPORTED:
-        raise ModelError(
-            "has an element type that is not supported", where=f"input {declared.name!r}", expected=", ".join(sorted(SUPPORTED)),
-            found=declared.kind, remedy="convert the model's float tensors to float32",
-        )  # fmt: skip
-    return declared
 
 
 def _item(call: Call, values: Any, index: Any) -> Any:

@@ -16,7 +16,7 @@ import pytest
 import hawq_tvm as ht
 from hawq_tvm.cli import main
 from hawq_tvm.errors import HawqError, ModelError, UsageError
-from hawq_tvm.frontend.torch import import_exported, read_program, unsupported
+from hawq_tvm.frontend.torch import import_exported, read_program
 
 from .programs import IN_SCALE, Between, Q, Residual, dequantize, export, pt2e, quantize, torch
 
@@ -62,8 +62,8 @@ def test_an_unknown_operator_names_its_module() -> None:
 
 def test_everything_is_listed_at_once() -> None:
     program = program_of(lambda x: torch.cumsum(torch.sort(x, 1)[0], 1))
-    assert [e["op"] for e in unsupported(program)] == ["aten.sort", "aten.cumsum"]
     report = ht.inspect(program)
+    assert [e["op"] for e in report.unsupported] == ["aten.sort", "aten.cumsum"]
     assert not report.compilable and len(report.unsupported) == 2 and all(e["layer"].startswith("stage.0") for e in report.unsupported)
 
 
@@ -84,9 +84,9 @@ def test_what_cannot_be_integer() -> None:
 
 
 def test_a_float_program() -> None:
-    error = refused(export(Block(F.relu), SHAPE), "is a float program")
-    assert "prepare_pt2e" in error.remedy
-    assert "float program" in ht.inspect(export(Block(F.relu), SHAPE)).unsupported[0]["reason"]
+    error = refused(export(Block(F.relu), SHAPE), "is not quantized")
+    assert "hawq-tvm quantize" in error.remedy
+    assert ht.inspect(export(Block(F.relu), SHAPE)).error == str(error)
 
 
 def test_dynamic_quantization() -> None:
