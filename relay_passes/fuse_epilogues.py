@@ -107,7 +107,7 @@ def _repeats(call: relax.Call, operand: relax.Var) -> int:
     if ops.op_name(call) != "hawq.requantize":
         return 1
     rounding = str(call.attrs["rounding"])
-    if rounding == "half_up":
+    if rounding in ("half_up", "floor", "ceil"):
         return 2 if ops.dtype_of(operand) in ("int8", "uint8") else 1
     return 12 if rounding == "double" else 3
 

@@ -12,6 +12,7 @@ from tvm import relax
 
 from hawq_tvm import arith, ops, thresholds
 
+from .put_right import dyadic_call, put_right
 from .values import (
     INSERT,
     Array,
@@ -168,15 +169,12 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
     if provable:
         proof = thresholds.prove_all(rescales, out.rounding, (first, last))
 
-    def back(values: list[int]) -> Array:
-        return np.array(values, np.int64).reshape(shape) if len(set(values)) > 1 else np.array(values[0], np.int64)
-
-    return ops.requantize(
-        [t.data for t in terms], [back([r.multipliers[j] for r in rescales]) for j in range(len(terms))],
-        back([r.offset for r in rescales]), back([r.shift for r in rescales]),
-        qtype=out.qtype, zero_point=out.zero, rounding=out.rounding,
-        thresholds=proof.thresholds if proof.enumerated else -1, differing=proof.differing if proof.enumerated else -1,
-    )  # fmt: skip
+    data = [t.data for t in terms]
+    if provable and (proof.differing or not proof.enumerated) and out.rounding not in ("double", *arith.DIRECTED):
+        exact = put_right(ctx, data, rescales, shape, out)
+        if exact is not None:
+            return exact
+    return dyadic_call(data, rescales, [()] * size, shape, out.qtype, out.zero, out.rounding, proof)
 
 
 def _flat_bounds(ctx: Context, data: relax.Expr, shape: tuple[int, ...], rank: int) -> tuple[list[int], list[int]]:

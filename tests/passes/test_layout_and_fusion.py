@@ -164,4 +164,5 @@ def test_a_long_chain_of_roundings_is_cut_and_a_short_one_is_not() -> None:
         return [[ops.op_name(b.value) for b in stages.bindings(f)] for f in stages.private_functions(after).values()]
 
     assert len(chain(1)) == 1
-    assert 1 < len(chain(10)) < 10 and max(body.count("hawq.requantize") for body in chain(10)) < 6
+    # 1 / 400 and other ratios of a chain have ties: two requantizes each, of which the first is a shift.
+    assert 1 < len(chain(10)) < 10 and max(body.count("hawq.requantize") for body in chain(10)) <= 6

@@ -12,15 +12,16 @@ from .node import Operation
 from .quant import Affine, dequantized, quantized
 from .values import QUANTIZED, Array, Result
 
-# By axis: the lower of the two positions that each output element reads, and the weight of the one after it.
-Plans = dict[int, tuple[Array, Array]]
+# By axis: the lower of the two positions that each output element reads, and the weight of the one after it as a fraction,
+# its numerator for each element and the one denominator. Where that is 1, numerators are float32 numbers.
+Plans = dict[int, tuple[Array, Array, int]]
 
 
 def interpolated(node: Operation, plans: Plans) -> Result:
     """Input 0 with every planned axis resized."""
     if not plans:
         return node.value(0)
-    if not any(part.any() for _, part in plans.values()):
+    if not any(part.any() for _, part, _ in plans.values()):
         return node.like(_gathered(node, node.expr(0), plans))
     if node.is_float():
         return _gathered(node, node.expr(0), plans)
@@ -34,14 +35,14 @@ def interpolated(node: Operation, plans: Plans) -> Result:
 
 def _gathered(node: Operation, x: relax.Expr, plans: Plans) -> relax.Expr:
     last = list(plans)[-1]
-    for axis, (places, part) in plans.items():
-        x = _along(node, x, axis, places, part)
+    for axis, plan in plans.items():
+        x = _along(node, x, axis, *plan)
         x = x if axis == last else node.emit(x, f"axis{axis}")
     return x
 
 
-def _along(node: Operation, x: relax.Expr, axis: int, places: Array, part: Array) -> relax.Expr:
-    """take(i) (1 - part) + take(i + 1) part along one axis."""
+def _along(node: Operation, x: relax.Expr, axis: int, places: Array, part: Array, whole: int) -> relax.Expr:
+    """(take(i) (whole - part) + take(i + 1) part) / whole along one axis."""
     if not part.any():
         return take(x, places, axis)
     shape = ops.shape_of(x)
@@ -49,6 +50,7 @@ def _along(node: Operation, x: relax.Expr, axis: int, places: Array, part: Array
     following = np.minimum(places + 1, shape[axis] - 1)
     low = node.emit(take(x, places, axis), f"low{axis}")
     high = node.emit(take(x, following, axis), f"high{axis}")
-    low = node.emit(relax.op.multiply(low, ops.const(1 - weights, "float32")), f"low{axis}.part")
+    low = node.emit(relax.op.multiply(low, ops.const(whole - weights, "float32")), f"low{axis}.part")
     high = node.emit(relax.op.multiply(high, ops.const(weights, "float32")), f"high{axis}.part")
-    return relax.op.add(low, high)
+    total = relax.op.add(low, high)
+    return total if whole == 1 else relax.op.divide(node.emit(total, f"sum{axis}"), ops.const(whole, "float32"))

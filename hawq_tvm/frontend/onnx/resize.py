@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd, lcm
 
 import numpy as np
 
@@ -17,53 +19,60 @@ COORDINATES = (
 )  # fmt: skip
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 MAX_SIZE = 1 << 20
+# Weights with a larger denominator, which only scales that are no simple fractions give, are rounded to float32.
+MAX_DENOMINATOR = 1 << 12
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One resized axis: sizes, the scale as the model gives it, and the exact real length it leads to."""
+    """One resized axis: sizes, the scale as the model gives it, and the real length it leads to; all exact."""
 
     size: int
     output: int
-    scale: float
-    length: float
-    crop: tuple[float, float] = (0.0, 1.0)
+    scale: Fraction
+    length: Fraction
+    crop: tuple[Fraction, Fraction] = (Fraction(0), Fraction(1))
 
-    def source(self, mode: str) -> Array:
-        """Where each output position lies in the input (ONNX, Resize, coordinate_transformation_mode), float64."""
-        x = np.arange(self.output, dtype=np.float64)
-        last = self.size - 1
+    def source(self, mode: str) -> tuple[Array, int]:
+        """Where each output position lies in the input (ONNX, Resize, coordinate_transformation_mode): numerators and their one denominator."""
+        start, step = self._line(mode)
+        whole = lcm(start.denominator, step.denominator)
+        return np.arange(self.output).astype(object) * int(step * whole) + int(start * whole), whole
+
+    def _line(self, mode: str) -> tuple[Fraction, Fraction]:
+        """The source of position 0, and how far those of two neighbours are apart."""
+        last, half, still = self.size - 1, Fraction(1, 2), Fraction(0)
         if mode == "align_corners":
-            return x * last / (self.length - 1) if self.length != 1 else np.zeros_like(x)
+            return still, last / (self.length - 1) if self.length != 1 else still
         if mode == "asymmetric":
-            return x / self.scale
+            return still, 1 / self.scale
         if mode == "tf_half_pixel_for_nn":
-            return (x + 0.5) / self.scale
+            return half / self.scale, 1 / self.scale
         if mode == "tf_crop_and_resize":
             start, stop = self.crop
             if self.length == 1:
-                return np.full_like(x, 0.5 * (start + stop) * last)
-            return start * last + x * (stop - start) * last / (self.length - 1)
+                return half * (start + stop) * last, still
+            return start * last, (stop - start) * last / (self.length - 1)
         if mode == "pytorch_half_pixel" and self.length == 1:
-            return np.full_like(x, -0.5)
-        offset = self.size / 2 * (1 - self.output / self.length) if mode == "half_pixel_symmetric" else 0.0
-        return offset + (x + 0.5) / self.scale - 0.5
+            return -half, still
+        offset = self.size * half * (1 - self.output / self.length) if mode == "half_pixel_symmetric" else still
+        return offset + half / self.scale - half, 1 / self.scale
 
 
-def nearest(position: Array, rounding: str) -> Array:
+def nearest(numerators: Array, whole: int, rounding: str) -> Array:
     """Positions rounded to whole ones."""
     if rounding == "floor":
-        return np.floor(position)
+        return numerators // whole
     if rounding == "ceil":
-        return np.ceil(position)
-    return np.ceil(position - 0.5) if rounding == "round_prefer_floor" else np.floor(position + 0.5)
+        return -(-numerators // whole)
+    return -((whole - 2 * numerators) // (2 * whole)) if rounding == "round_prefer_floor" else (2 * numerators + whole) // (2 * whole)
 
 
 @handles("Resize")
 def resize(node: Node) -> Result:
     """Resize by scales or to sizes."""
     if node.opset < 11:  # asymmetric, rounding down
-        scales = node.constant(1, "scale").astype(np.float64).ravel().tolist()
+        scales = _numbers(node.constant(1, "scale"))
         return _resize(node, _axes_by_scale(node, scales, list(range(len(node.shape())))), "asymmetric", "floor")
     coordinates = node.attr("coordinate_transformation_mode", "half_pixel")
     rounding = node.attr("nearest_mode", "round_prefer_floor")
@@ -76,7 +85,7 @@ def resize(node: Node) -> Result:
     node.need(rounding in ROUNDINGS, "has an unknown nearest_mode", expected=", ".join(ROUNDINGS), found=rounding)
     rank = len(node.shape())
     axes = node.axes(node.attr("axes", list(range(rank))), rank)
-    scales = node.constant(2, "scale").astype(np.float64).ravel().tolist() if node.given(2) else []
+    scales = _numbers(node.constant(2, "scale")) if node.given(2) else []
     sizes = node.ints(3, "size") if node.given(3) else []
     node.need(
         bool(scales) != bool(sizes),
@@ -92,6 +101,10 @@ def resize(node: Node) -> Result:
     return _resize(node, resized, coordinates, rounding)
 
 
+def _numbers(array: Array) -> list[float]:
+    return array.astype(np.float64).ravel().tolist()
+
+
 def _axes_by_scale(node: Node, scales: list[float], axes: list[int]) -> dict[int, Axis]:
     dims = node.shape()
     if len(scales) != len(axes) or any(not (math.isfinite(s) and s > 0) for s in scales):
@@ -101,7 +114,8 @@ def _axes_by_scale(node: Node, scales: list[float], axes: list[int]) -> dict[int
         for a, s in zip(axes, scales, strict=True)
         if s != 1.0 or node.attr("coordinate_transformation_mode", "") == "tf_crop_and_resize"
     ]
-    return {a: _checked(node, Axis(dims[a], math.floor(dims[a] * s), s, dims[a] * s)) for a, s in chosen}
+    exact = [(a, Fraction(s)) for a, s in chosen]
+    return {a: _checked(node, Axis(dims[a], math.floor(dims[a] * s), s, dims[a] * s)) for a, s in exact}
 
 
 def _axes_by_size(node: Node, sizes: list[int], axes: list[int]) -> dict[int, Axis]:
@@ -111,13 +125,13 @@ def _axes_by_size(node: Node, sizes: list[int], axes: list[int]) -> dict[int, Ax
     policy = node.attr("keep_aspect_ratio_policy", "stretch")
     if policy != "stretch":
         node.need(policy in ("not_larger", "not_smaller"), "has an unknown keep_aspect_ratio_policy", found=policy)
-        ratios = [s / dims[a] for a, s in zip(axes, sizes, strict=True)]
+        ratios = [Fraction(s, dims[a]) for a, s in zip(axes, sizes, strict=True)]
         ratio = min(ratios) if policy == "not_larger" else max(ratios)
         exact = [ratio * dims[a] for a in axes]
         return {
-            a: _checked(node, Axis(dims[a], math.floor(e + 0.5), ratio, e)) for a, e in zip(axes, exact, strict=True)
+            a: _checked(node, Axis(dims[a], math.floor(e + Fraction(1, 2)), ratio, e)) for a, e in zip(axes, exact, strict=True)
         }
-    return {a: _checked(node, Axis(dims[a], s, s / dims[a], float(s))) for a, s in zip(axes, sizes, strict=True)}
+    return {a: _checked(node, Axis(dims[a], s, Fraction(s, dims[a]), Fraction(s))) for a, s in zip(axes, sizes, strict=True)}
 
 
 def _checked(node: Node, axis: Axis) -> Axis:
@@ -127,15 +141,22 @@ def _checked(node: Node, axis: Axis) -> Axis:
 
 def _cropped(node: Node, axes: dict[int, Axis], order: list[int]) -> dict[int, Axis]:
     """Axes with the region of interest that tf_crop_and_resize reads."""
-    roi = node.constant(1, "region of interest").astype(np.float64).ravel().tolist()
+    roi = _numbers(node.constant(1, "region of interest"))
     if len(roi) != 2 * len(order):
         raise node.fail(
             "has a region of interest that does not fit", expected=f"{2 * len(order)} numbers", found=str(len(roi))
         )
-    crops = {a: (roi[i], roi[len(order) + i]) for i, a in enumerate(order)}
-    if any(not (0 <= v <= 1) for pair in crops.values() for v in pair):
+    if any(not (0 <= v <= 1) for v in roi):
         raise node.fail("reads outside its input", expected="a region of interest within 0 and 1", found=str(roi))
+    crops = {a: (Fraction(roi[i]), Fraction(roi[len(order) + i])) for i, a in enumerate(order)}
     return {a: Axis(x.size, x.output, x.scale, x.length, crops[a]) for a, x in axes.items()}
+
+
+def _weights(part: Array, whole: int) -> tuple[Array, int]:
+    """part / whole with the least denominator, which is 1 where the numerators are float32 numbers."""
+    common = gcd(whole, *part.tolist())
+    part, whole = part // common, whole // common
+    return (part.astype(np.float64), whole) if whole <= MAX_DENOMINATOR else ((part / whole).astype(np.float32).astype(np.float64), 1)
 
 
 def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) -> Result:
@@ -145,13 +166,13 @@ def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) 
     )
     plans: Plans = {}
     for axis, geometry in axes.items():
-        position = geometry.source(coordinates)
+        numerators, whole = geometry.source(coordinates)
         if mode == "nearest":
-            whole, part = nearest(position, rounding), np.zeros(geometry.output)
+            places, part = nearest(numerators, whole, rounding), np.zeros(geometry.output, object)
         else:
-            position = np.clip(position, 0, geometry.size - 1)
-            whole, part = np.floor(position), position - np.floor(position)
-        places = np.clip(whole, 0, geometry.size - 1).astype(np.int64)
+            inside = np.clip(numerators, 0, (geometry.size - 1) * whole)
+            places, part = inside // whole, inside % whole
+        places = np.clip(places, 0, geometry.size - 1).astype(np.int64)
         if not (np.array_equal(places, np.arange(geometry.size)) and not part.any()):
-            plans[axis] = places, part
+            plans[axis] = places, *_weights(part, whole)
     return interpolated(node, plans)

@@ -76,5 +76,5 @@ def upsample(node: Node) -> Result:
         else:
             places, part = _nearest(size, output, scale, "exact" in node.op)
         if size != output or part.any() or not np.array_equal(places, np.arange(size)):
-            plans[2 + i] = places, part
+            plans[2 + i] = places, part, 1
     return interpolated(node, plans)
