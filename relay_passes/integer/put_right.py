@@ -46,11 +46,11 @@ def put_right(ctx: Context, data: list[relax.Expr], rescales: Rescales, shape: S
     steps = out.qtype.qmin - out.zero + 1, out.qtype.qmax - out.zero
     joined: dict[thresholds.Rescale, tuple[thresholds.Rescale, tuple[int, ...]]] = {}
     for rescale in dict.fromkeys(rescales):
-        counts = two_steps.common_measure(rescale)
-        one = two_steps.joined(rescale, counts, out.rounding, ctx.layer) if counts else None
+        measure = two_steps.common_measure(rescale)
+        one = two_steps.joined(rescale, measure, out.rounding, ctx.layer) if measure else None
         if one is None:
             return None
-        joined[rescale] = one, counts
+        joined[rescale] = one, measure
     counts = [joined[r][1] for r in rescales]
     if len(data) > 1:
         corrected = {r: thresholds.corrected(one, out.rounding, steps) for r, (one, _) in joined.items()}

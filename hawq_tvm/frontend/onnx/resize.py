@@ -168,11 +168,11 @@ def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) 
     for axis, geometry in axes.items():
         numerators, whole = geometry.source(coordinates)
         if mode == "nearest":
-            places, part = nearest(numerators, whole, rounding), np.zeros(geometry.output, object)
+            rounded, part = nearest(numerators, whole, rounding), np.zeros(geometry.output, object)
         else:
             inside = np.clip(numerators, 0, (geometry.size - 1) * whole)
-            places, part = inside // whole, inside % whole
-        places = np.clip(places, 0, geometry.size - 1).astype(np.int64)
+            rounded, part = inside // whole, inside % whole
+        places = np.clip(rounded, 0, geometry.size - 1).astype(np.int64)
         if not (np.array_equal(places, np.arange(geometry.size)) and not part.any()):
             plans[axis] = places, *_weights(part, whole)
     return interpolated(node, plans)
