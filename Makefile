@@ -7,7 +7,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SOURCES := hawq_tvm relay_passes schedules deploy tests
-TYPED := hawq_tvm/arith.py hawq_tvm/cpu.py hawq_tvm/runtime.py hawq_tvm/package_commands.py deploy/archive.py deploy/graph.py deploy/package.py deploy/signature.py hawq_tvm/ops.py hawq_tvm/stages.py hawq_tvm/errors.py hawq_tvm/ranges.py hawq_tvm/thresholds.py hawq_tvm/bench/engine.py hawq_tvm/bench/packaged.py hawq_tvm/bench/gpu_entries.py hawq_tvm/bench/gpu_bundle.py hawq_tvm/bench/gpu_table.py hawq_tvm/bench/on_gpu.py deploy/gpu_runner hawq_tvm/frontend hawq_tvm/quantize hawq_tvm/cuda hawq_tvm/native hawq_tvm/remote hawq_tvm/manifest.py hawq_tvm/gputune relay_passes
+TYPED := hawq_tvm/arith.py hawq_tvm/threshold_search.py hawq_tvm/cpu.py hawq_tvm/runtime.py hawq_tvm/package_commands.py deploy/archive.py deploy/graph.py deploy/package.py deploy/signature.py hawq_tvm/ops.py hawq_tvm/stages.py hawq_tvm/errors.py hawq_tvm/ranges.py hawq_tvm/thresholds.py hawq_tvm/bench/engine.py hawq_tvm/bench/packaged.py hawq_tvm/bench/gpu_entries.py hawq_tvm/bench/gpu_bundle.py hawq_tvm/bench/gpu_table.py hawq_tvm/bench/on_gpu.py deploy/gpu_runner hawq_tvm/frontend hawq_tvm/quantize hawq_tvm/cuda hawq_tvm/native hawq_tvm/remote hawq_tvm/manifest.py hawq_tvm/gputune relay_passes
 
 .PHONY: demo test bench check clean gpu-bundle gpu-check
 

@@ -66,35 +66,38 @@ def dyadic(ratio: Fraction, bits: int = MANTISSA_BITS, max_shift: int = MAX_SHIF
 
     Raises OverflowError when |ratio| >= 2^bits, which no requantization needs.
     """
-    magnitude = abs(ratio)
-    if magnitude == 0:
+    numerator, denominator = abs(ratio.numerator), ratio.denominator
+    if numerator == 0:
         return 0, min(bits, max_shift)
     # 2^exponent is the power of two just above the magnitude: magnitude / 2^exponent lies in [1/2, 1).
-    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
-    exponent += magnitude >= Fraction(2) ** exponent
+    exponent = numerator.bit_length() - denominator.bit_length()
+    exponent += numerator << max(0, -exponent) >= denominator << max(0, exponent)
     shift = min(bits - exponent, max_shift)
-    if shift < 0:
-        raise OverflowError(f"scale ratio {float(ratio):g} is too large for {bits} bits")
-    multiplier = round_fraction(magnitude * 2**shift)
-    if multiplier == 2**bits:
-        if shift == 0:
-            raise OverflowError(f"scale ratio {float(ratio):g} is too large for {bits} bits")
+    multiplier = scaled(ratio, shift) if shift >= 0 else 0
+    if abs(multiplier) == 2**bits:
         multiplier, shift = multiplier // 2, shift - 1
-    return (multiplier if ratio > 0 else -multiplier), shift
+    if shift < 0:
+        raise OverflowError(f"a scale ratio of about 2^{exponent} is too large for {bits} bits")
+    return multiplier, shift
 
 
 def common_dyadic(
     ratios: Sequence[Fraction], bits: int = MANTISSA_BITS, max_shift: int = MAX_SHIFT
 ) -> tuple[list[int], int]:
     """(A4): multipliers of several ratios over one shift, set by the ratio of largest magnitude."""
-    _, shift = dyadic(max(ratios, key=abs), bits, max_shift)
-    return [round_fraction(r * 2**shift) for r in ratios], shift
+    multiplier, shift = dyadic(max(ratios, key=abs) if len(ratios) > 1 else ratios[0], bits, max_shift)
+    return [scaled(r, shift) for r in ratios] if len(ratios) > 1 else [multiplier], shift
+
+
+def scaled(value: Fraction, shift: int) -> int:
+    """The integer nearest to value 2^shift, ties away from zero: symmetric, so that -value gives its negative."""
+    magnitude = ((abs(value.numerator) << shift + 1) + value.denominator) // (2 * value.denominator)
+    return magnitude if value.numerator >= 0 else -magnitude
 
 
 def round_fraction(value: Fraction) -> int:
-    """The integer nearest to an exact rational, ties away from zero: symmetric, so that -r gives -m."""
-    magnitude = (2 * abs(value.numerator) + value.denominator) // (2 * value.denominator)
-    return magnitude if value >= 0 else -magnitude
+    """The integer nearest to an exact rational, ties away from zero."""
+    return scaled(value, 0)
 
 
 def shift_round(value: Int, shift: Any, rounding: str) -> Int:

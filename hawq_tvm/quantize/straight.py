@@ -22,8 +22,6 @@ Array = np.ndarray[Any, Any]
 EXACT_FLOAT32, EXACT_FLOAT64 = 1 << 24, 1 << 53
 # What quantizers of ours write rounds half to even (A6).
 ROUNDING = "half_even"
-# Real and dyadic thresholds are taken as equal without exact arithmetic where both are farther than this from an integer, as a share of their size.
-DOUBT = 1e-11
 
 
 class _Straight(torch.autograd.Function):
@@ -109,8 +107,7 @@ def dyadic_numbers(operands: Sequence[Operand], constant: Array, step: float, bo
         ratios = tuple(Fraction(scale) / unit for scale in row[0:-1:3])
         known[row] = thresholds.dyadic_rescale(ratios, [0] * len(ratios), Fraction(row[-1]) / unit, row[1:-1:3], row[2:-1:3], ROUNDING, where)
     if len(operands) == 1:
-        keys, made = list(known), list(known.values())
-        known.update((keys[i], thresholds.corrected(made[i], ROUNDING, steps)) for i in np.flatnonzero(~_agree(made, steps)))
+        known = dict(zip(known, thresholds.settle(list(known.values()), [1] * len(known), ROUNDING, steps)[0], strict=True))
     found = [known[row] for row in rows]
 
     def back(values: Sequence[int]) -> Array:
@@ -118,18 +115,3 @@ def dyadic_numbers(operands: Sequence[Operand], constant: Array, step: float, bo
 
     multipliers = tuple(back([r.multipliers[i] for r in found]) for i in range(len(operands)))
     return Numbers(multipliers, back([r.offset for r in found]), back([r.shift for r in found]))
-
-
-def _agree(rescales: Sequence[thresholds.Rescale], steps: tuple[int, int]) -> Array:
-    """Whether float64 is enough to see that all reachable thresholds of a rescale are those of its real ratio, one answer for each."""
-    inverse = [r.ratios[0].denominator / r.ratios[0].numerator for r in rescales]
-    real = np.array([(i, i * float(r.constant)) for i, r in zip(inverse, rescales, strict=True)])
-    dyadic = np.array([(2.0**r.shift / r.multipliers[0], r.offset / r.multipliers[0]) if r.multipliers[0] else (np.inf, 0) for r in rescales])
-    low, high = (np.array([getattr(r, side)[0] for r in rescales], np.float64)[:, None] for side in ("lows", "highs"))
-    between = np.arange(steps[0], steps[1] + 1) - 0.5
-    with np.errstate(invalid="ignore"):
-        wanted, got = (between * numbers[:, :1] - numbers[:, 1:] for numbers in (real, dyadic))
-        doubt = DOUBT * (np.abs(wanted) + np.abs(real[:, 1:]) + 1)
-        sure = (np.floor(wanted) == np.floor(got)) & (np.abs(wanted - np.rint(wanted)) > doubt) & (np.abs(got - np.rint(got)) > doubt)
-        outside = ((wanted < low - 2) & (got < low - 2)) | ((wanted > high + 2) & (got > high + 2))
-    return np.all(sure | outside, axis=1)

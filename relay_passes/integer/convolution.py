@@ -169,8 +169,10 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Value:
         data = ctx.emit(relax.op.squeeze(term.data, [-1]), "column")
         return Real(ops.shape_of(data), (Term(data, term.zero.reshape(-1)[:1].reshape(()), term.scale, accumulator=True),))
     depth = values.shape[-2]
-    full = np.broadcast_to(broadcast_rank(scale, values.ndim), values.shape)
-    changes = np.any(full[..., 1:, :] != full[..., :-1, :], axis=tuple(i for i in range(full.ndim) if i != full.ndim - 2))
+    scale = broadcast_rank(scale, values.ndim)
+    full = np.broadcast_to(scale, values.shape)
+    rows = [i for i in range(scale.ndim) if i != scale.ndim - 2]
+    changes = np.any(scale[..., 1:, :] != scale[..., :-1, :], axis=tuple(rows))  # none at all where one row serves for all
     edges = [0, *(np.flatnonzero(changes) + 1).tolist(), depth]
     terms = []
     for start, end in pairwise(edges):

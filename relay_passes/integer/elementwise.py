@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -12,6 +13,7 @@ from hawq_tvm import arith, ops
 
 from .values import (
     INSERT,
+    LARGEST,
     Array,
     Constant,
     Context,
@@ -34,6 +36,9 @@ def _shape(a: Value, b: Value) -> tuple[int, ...]:
 
 def exact(ctx: Context, constant: Constant, op: str) -> Array:
     """The values of a constant as Fractions.  Raises NotLowered where one is not finite."""
+    size = constant.values.size
+    if size > LARGEST:
+        raise ctx.fail(op, f"it computes with a constant of {size} numbers", "use scales and constants per tensor or per channel")
     try:
         return rational(constant.real)
     except (OverflowError, ValueError):
@@ -50,8 +55,25 @@ def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Val
     if isinstance(b, Constant):
         return _add_constant(left, b, sign * exact(ctx, b, op), sign, _shape(a, b))
     right = settled(ctx, _real(ctx, b, op), op)
-    terms = left.terms + tuple(replace(t, scale=sign * t.scale) for t in right.terms)
-    return Real(_shape(a, b), terms, left.constant + sign * right.constant)
+    shape, constant = _shape(a, b), left.constant + sign * right.constant
+    terms = _collected([*left.terms, *(replace(t, scale=sign * t.scale) for t in right.terms)])
+    if not terms:
+        return Constant(np.broadcast_to(constant, shape))
+    return Real(shape, terms, constant)
+
+
+def _collected(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """Terms of the same integers and zero as one, those that cancel as none: a chain of additions has as many as it has tensors."""
+    kept: dict[relax.Expr, list[Term]] = {}
+    for term in terms:
+        same = kept.setdefault(term.data, [])
+        for i, other in enumerate(same):
+            if np.array_equal(term.zero, other.zero):
+                same[i] = replace(other, scale=np.asarray(other.scale + term.scale, object))
+                break
+        else:
+            same.append(term)
+    return tuple(t for same in kept.values() for t in same if np.any(t.scale))
 
 
 def _add_constant(left: Real, b: Constant, addend: Array, sign: int, shape: tuple[int, ...]) -> Real:
@@ -179,7 +201,9 @@ def leaky_relu(ctx: Context, a: Value, slope: Array, op: str) -> Value:
     positive = ctx.emit(relax.op.maximum(data, zero), "positive")
     negative = ctx.emit(relax.op.minimum(data, zero), "negative")
     slope = broadcast_rank(slope, len(a.shape)) if np.ndim(slope) else slope
-    return Real(a.shape, (Term(positive, nothing, term.scale), Term(negative, nothing, term.scale * slope)))
+    mark = object()
+    halves = (Term(positive, nothing, term.scale, half=(mark, 1)), Term(negative, nothing, term.scale * slope, half=(mark, -1)))
+    return Real(a.shape, halves)
 
 
 def where(ctx: Context, condition: relax.Expr, a: Value, b: Value) -> Value:

@@ -80,7 +80,11 @@ def move(ctx: Context, call: relax.Call, x: Value) -> Value:
     op = name.removeprefix("relax.")
 
     def numbers(array: Array, shape: tuple[int, ...]) -> Array:
-        return array if array.size == 1 else compress(MOVES[name](call, np.broadcast_to(array, shape)))
+        if array.size == 1:
+            return array
+        # Which number an element has is moved in its place: comparing integers is quick.
+        places = np.arange(array.size, dtype=np.int32).reshape(array.shape)
+        return np.asarray(array.reshape(-1)[compress(MOVES[name](call, np.broadcast_to(places, shape)))])
 
     def again(data: relax.Expr) -> relax.Expr:
         return relax.Call(call.op, [data, *call.args[1:]], attrs=call.attrs)
@@ -93,10 +97,14 @@ def move(ctx: Context, call: relax.Call, x: Value) -> Value:
     if isinstance(x, relax.Expr):
         return ctx.emit(again(x))
     if isinstance(x, Real):
+        moved = {t.half[0]: object() for t in x.terms if t.half is not None}
         terms = tuple(
-            Term(ctx.emit(again(t.data), op), numbers(t.zero, x.shape), numbers(t.scale, x.shape), t.accumulator)
+            replace(
+                t, data=ctx.emit(again(t.data), op), zero=numbers(t.zero, x.shape), scale=numbers(t.scale, x.shape),
+                half=t.half and (moved[t.half[0]], t.half[1]),
+            )
             for t in x.terms
-        )
+        )  # fmt: skip
         return Real(_out_shape(call), terms, numbers(x.constant, x.shape), x.low, x.high)
     if isinstance(x, Joined):
         # Joined first, then moved: both at the quantize, whose one scale no movement changes.

@@ -6,7 +6,6 @@ in its way two of them, must be proved to step where the real formula does. Else
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,17 +20,16 @@ if TYPE_CHECKING:
     from .rescale import Output
 
 Rescales = Sequence[thresholds.Rescale]
-Shape = tuple[int, ...]
 
 
 def dyadic_call(
-    data: list[relax.Expr], rescales: Rescales, counts: Sequence[tuple[int, ...]], shape: Shape,
+    data: list[relax.Expr], rescales: Rescales, counts: Sequence[tuple[int, ...]], which: Array,
     qtype: arith.QType, zero: int, rounding: str, proof: thresholds.Proof,
 ) -> relax.Call:  # fmt: skip
-    """The hawq.requantize with one rescale per element of the constants' `shape`; counts: of its joined operand, or ()."""
+    """The hawq.requantize by `rescales`; counts: of its joined operand, or (), for each.  which: the number of every element's rescale."""
 
     def back(values: list[int]) -> Array:
-        return np.array(values, np.int64).reshape(shape) if len(set(values)) > 1 else np.array(values[0], np.int64)
+        return np.array(values, np.int64)[which] if len(set(values)) > 1 else np.array(values[0], np.int64)
 
     each = [[c * r.multipliers[0] for c in n] if n else r.multipliers for r, n in zip(rescales, counts, strict=True)]
     return ops.requantize(
@@ -41,36 +39,36 @@ def dyadic_call(
     )  # fmt: skip
 
 
-def put_right(ctx: Context, data: list[relax.Expr], rescales: Rescales, shape: Shape, out: Output) -> relax.Call | None:
-    """One or two requantizes that step where the real formulas of `rescales` do, None where 31 bits are too few for that."""
+def put_right(ctx: Context, data: list[relax.Expr], rescales: Rescales, which: Array, out: Output) -> relax.Call | None:
+    """One or two requantizes that step where the real formulas do, None where 31 bits are too few for that; see `dyadic_call`."""
     steps = out.qtype.qmin - out.zero + 1, out.qtype.qmax - out.zero
-    joined: dict[thresholds.Rescale, tuple[thresholds.Rescale, tuple[int, ...]]] = {}
-    for rescale in dict.fromkeys(rescales):
+    numbers = np.bincount(which.ravel()).tolist()
+    counts: list[tuple[int, ...]] = []
+    joined: list[thresholds.Rescale] = []
+    for rescale in rescales:
         measure = two_steps.common_measure(rescale)
         one = two_steps.joined(rescale, measure, out.rounding, ctx.layer) if measure else None
         if one is None:
             return None
-        joined[rescale] = one, measure
-    counts = [joined[r][1] for r in rescales]
+        joined.append(one)
+        counts.append(measure)
     if len(data) > 1:
-        corrected = {r: thresholds.corrected(one, out.rounding, steps) for r, (one, _) in joined.items()}
-        proof = thresholds.prove_all([corrected[r] for r in rescales], out.rounding, steps)
-        if proof.enumerated and not proof.differing and all(two_steps.fits(corrected[r], n) for r, (_, n) in joined.items()):
-            return dyadic_call(data, [corrected[r] for r in rescales], counts, shape, out.qtype, out.zero, out.rounding, proof)
-    bits = two_steps.fraction_bits([one for one, _ in joined.values()], steps)
+        corrected, proof = thresholds.settle(joined, numbers, out.rounding, steps)
+        if proof.enumerated and not proof.differing and all(map(two_steps.fits, corrected, counts)):
+            return dyadic_call(data, corrected, counts, which, out.qtype, out.zero, out.rounding, proof)
+    bits = two_steps.fraction_bits(joined, steps)
     if bits is None:
         return None
-    firsts: dict[thresholds.Rescale, thresholds.Rescale] = {}
+    firsts: list[thresholds.Rescale] = []
     proof = thresholds.Proof()
-    for rescale, count in Counter(rescales).items():
-        one, n = joined[rescale]
-        first = two_steps.rounded_down(one, bits, n, ctx.layer)
-        if first is None or not two_steps.fits(first, n):
+    for one, count, number in zip(joined, counts, numbers, strict=True):
+        first = two_steps.rounded_down(one, bits, count, ctx.layer)
+        if first is None or not two_steps.fits(first, count):
             return None
-        firsts[rescale] = first
-        proof += two_steps.prove_two_steps(one, first, bits, out.rounding, steps) * count
+        firsts.append(first)
+        proof += two_steps.prove_two_steps(one, first, bits, out.rounding, steps) * number
     if not proof.enumerated or proof.differing:
         return None
     fine = arith.QType((steps[0] - 1) << bits, steps[1] << bits, "int32")
-    first_step = ctx.emit(dyadic_call(data, [firsts[r] for r in rescales], counts, shape, fine, 0, "floor", proof), "fine")
+    first_step = ctx.emit(dyadic_call(data, firsts, counts, which, fine, 0, "floor", proof), "fine")
     return ops.requantize([first_step], [1], 0, bits, qtype=out.qtype, zero_point=out.zero, rounding=out.rounding)

@@ -15,6 +15,7 @@ from hawq_tvm import arith, ops, thresholds
 from .put_right import dyadic_call, put_right
 from .values import (
     INSERT,
+    LARGEST,
     Array,
     Constant,
     Context,
@@ -141,44 +142,61 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
     arrays = [a for t in terms for a in (t.scale, t.zero)] + [constant, out.scale]
     shape = np.broadcast_shapes(*(np.shape(a) for a in arrays))
     size = int(np.prod(shape))
-    if size > 1 << 20:
+    if size > LARGEST:
         raise ctx.fail("hawq.quantize", f"its scales take {size} different values", "use scales per tensor or per channel")
-
-    def flat(a: Any) -> list[Any]:
-        return np.broadcast_to(np.asarray(a), shape).ravel().tolist()
-
-    scales, zeros = [flat(t.scale) for t in terms], [flat(t.zero) for t in terms]
-    lows, highs = zip(*(_flat_bounds(ctx, t.data, shape, len(shape)) for t in terms), strict=True)
-    constants, steps = flat(constant), flat(out.scale)
+    bounds = [b for t in terms for b in _bounds(ctx, t.data, shape)]
+    rows, which = _distinct([*arrays, *bounds], shape)
     first, last = out.qtype.qmin - out.zero + 1, out.qtype.qmax - out.zero
-    provable = last - first < 1 << 16
-    rescales: list[thresholds.Rescale] = []
-    known: dict[tuple[Any, ...], thresholds.Rescale] = {}
-    for i in range(size):
-        key = (*(s[i] for s in scales), *(z[i] for z in zeros), constants[i], steps[i], *(b[i] for b in lows), *(b[i] for b in highs))
-        if key not in known:
-            step = steps[i]
-            ratios = tuple(s[i] / step for s in scales)
-            made = thresholds.dyadic_rescale(
-                ratios, [int(z[i]) for z in zeros], constants[i] / step + out.inside,
-                tuple(int(b[i]) for b in lows), tuple(int(b[i]) for b in highs), out.rounding, ctx.layer,
-            )  # fmt: skip
-            known[key] = thresholds.corrected(made, out.rounding, (first, last)) if provable else made
-        rescales.append(known[key])
-    proof = thresholds.Proof(enumerated=False)
+    count, apart = 2 * len(terms), _apart(terms)
+    rescales = []
+    for row in rows:
+        numbers, added, step, limits = row[:count], row[count], row[count + 1], row[count + 2 :]
+        made = thresholds.dyadic_rescale(
+            tuple(s / step for s in numbers[::2]), [int(z) for z in numbers[1::2]], added / step + out.inside,
+            tuple(map(int, limits[::2])), tuple(map(int, limits[1::2])), out.rounding, ctx.layer, apart,
+        )  # fmt: skip
+        rescales.append(made)
+    proof, provable = thresholds.Proof(enumerated=False), last - first < 1 << 16
     if provable:
-        proof = thresholds.prove_all(rescales, out.rounding, (first, last))
+        rescales, proof = thresholds.settle(rescales, np.bincount(which.ravel()).tolist(), out.rounding, (first, last))
 
     data = [t.data for t in terms]
     if provable and (proof.differing or not proof.enumerated) and out.rounding not in ("double", *arith.DIRECTED):
-        exact = put_right(ctx, data, rescales, shape, out)
+        exact = put_right(ctx, data, rescales, which, out)
         if exact is not None:
             return exact
-    return dyadic_call(data, rescales, [()] * size, shape, out.qtype, out.zero, out.rounding, proof)
+    return dyadic_call(data, rescales, [()] * len(rescales), which, out.qtype, out.zero, out.rounding, proof)
 
 
-def _flat_bounds(ctx: Context, data: relax.Expr, shape: tuple[int, ...], rank: int) -> tuple[list[int], list[int]]:
-    """The data's bounds per element of the constants' broadcast shape, reduced over the axes it does not have."""
+def _distinct(arrays: Sequence[Array], shape: tuple[int, ...]) -> tuple[list[tuple[Any, ...]], Array]:
+    """The different rows of arrays that broadcast to `shape`, and for every element of it the number of its row."""
+    rows: list[tuple[Any, ...]] = [()]
+    which = np.zeros(shape, np.int64)
+    for array in arrays:
+        flat = np.asarray(array).ravel().tolist()
+        codes = {value: i for i, value in enumerate(dict.fromkeys(flat))}
+        used = np.arange(len(rows))
+        if len(codes) > 1:
+            which = which * len(codes) + np.array([codes[v] for v in flat]).reshape(np.shape(array))
+            used, which = np.unique(which, return_inverse=True)
+            which = which.reshape(shape)
+        values = list(codes)
+        rows = [(*rows[u // len(values)], values[u % len(values)]) for u in used.tolist()]
+    return rows, which
+
+
+def _apart(terms: Sequence[Term]) -> tuple[tuple[int, int], ...]:
+    """The pairs of terms that are the two halves of one tensor: wherever one is not 0, the other is."""
+    halves: dict[object, dict[int, list[int]]] = {}
+    for i, t in enumerate(terms):
+        if t.half is not None:
+            halves.setdefault(t.half[0], {1: [], -1: []})[t.half[1]].append(i)
+    return tuple((h[1][0], h[-1][0]) for h in halves.values() if len(h[1]) == len(h[-1]) == 1)
+
+
+def _bounds(ctx: Context, data: relax.Expr, shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The data's bounds as they broadcast to the constants' shape, reduced over the axes it does not have."""
+    rank = len(shape)
     result = []
     for array, reduce in zip(ctx.bounds(data), (np.min, np.max), strict=True):
         full = array.reshape((1,) * max(0, rank - array.ndim) + array.shape)
@@ -186,8 +204,7 @@ def _flat_bounds(ctx: Context, data: relax.Expr, shape: tuple[int, ...], rank: i
         if full.ndim != rank:
             full = np.asarray(reduce(array)).reshape((1,) * rank)
         axes = tuple(i for i in range(rank) if shape[i] == 1 and full.shape[i] > 1)
-        reduced = reduce(full, axis=axes, keepdims=True) if axes else full
-        result.append(np.broadcast_to(reduced, shape).ravel().tolist())
+        result.append(reduce(full, axis=axes, keepdims=True) if axes else full)
     return result[0], result[1]
 
 

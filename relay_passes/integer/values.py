@@ -23,6 +23,8 @@ from hawq_tvm.ranges import Interval, interval_of, partial_sums
 
 Array = NDArray[Any]
 INFINITY = float("inf")
+# Scales and real constants are exact numbers of Python's: more of them would take minutes and gigabytes.
+LARGEST = 1 << 20
 NOTHING = Interval.of_range(0, 0)
 
 
@@ -38,7 +40,7 @@ class NotLowered(ModelError):
         return NotLowered(node, self.op, f"cannot be integer: {self.message}", self.remedy)
 
 
-_fractions = np.frompyfunc(Fraction, 1, 1)
+_fractions = np.frompyfunc(lambda x: x if type(x) is Fraction else Fraction(x), 1, 1)
 _nearest = np.frompyfunc(round, 1, 1)
 _whole = np.frompyfunc(lambda x: x.denominator == 1, 1, 1)
 
@@ -63,12 +65,14 @@ class Term:
     """(data - zero) * scale: one integer tensor and its real meaning; the scale becomes Fractions whatever it is given as.
 
     accumulator: the data is the 32 or 64-bit sum of a convolution, product or pool, so an integer bias belongs to it.
+    half: of the positive (1) or negative part (-1) of a tensor, that tensor's mark and which part; elsewhere it is 0.
     """
 
     data: relax.Expr
     zero: Array
     scale: Array
     accumulator: bool = False
+    half: tuple[object, int] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", rational(self.scale))
@@ -313,7 +317,7 @@ def integer_constant(values: Array) -> relax.Expr:
 
 
 __all__ = [
-    "INSERT", "Array", "Constant", "Context", "Joined", "Moved", "NotLowered", "Real", "Softmax", "Term", "Value",
+    "INSERT", "LARGEST", "Array", "Constant", "Context", "Joined", "Moved", "NotLowered", "Real", "Softmax", "Term", "Value",
     "bound", "broadcast_rank", "compress", "from_dequantize", "integer_constant", "is_uniform", "nearest", "rational", "settled", "single", "tvm",
     "with_bias", "with_integer_bias",
 ]  # fmt: skip

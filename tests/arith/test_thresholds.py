@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from fractions import Fraction
 from itertools import product
 
@@ -75,7 +77,7 @@ def test_double_rounding_is_compared_by_search() -> None:
 
 
 def test_too_many_operands_say_so() -> None:
-    r = thresholds.Rescale((Fraction(1, 3),) * 3, Fraction(0), (5, 5, 5), 0, 4, (0, 0, 0), (9, 9999, 999))
+    r = thresholds.Rescale((Fraction(1, 3),) * 3, Fraction(0), (5, 5, 5), 0, 4, (0, 0, 0), (99_999, 19_999, 9_999))
     assert not thresholds.prove(r, "half_up", (0, 9)).enumerated
 
 
@@ -83,6 +85,86 @@ def test_too_many_operands_say_so() -> None:
 def test_a_vanishing_ratio_is_checked_at_the_ends(multiplier: int, differing: int) -> None:
     r = thresholds.Rescale((Fraction(1, 10**25),), Fraction(3), (multiplier,), 3 * 2**20, 20, (-1000,), (1000,))
     assert thresholds.prove(r, "half_even", (QMIN + 1, QMAX)).differing == differing
+
+
+def counted(r: thresholds.Rescale, rounding: str, steps: tuple[int, int]) -> tuple[int, int]:
+    """The thresholds of one operand inside its interval and those that differ, by trying every value of the operand."""
+    (low,), (high,), (ratio,) = r.lows, r.highs, r.ratios
+    values = range(low, high + 1) if ratio > 0 else range(high, low - 1, -1)
+    wanted = [thresholds.round_exactly(v * ratio + r.constant, rounding) for v in values]
+    got = [thresholds.round_exactly(Fraction(v * r.multipliers[0] + r.offset, 2**r.shift), rounding) for v in values]
+    inside = differing = 0
+    for k in range(steps[0], steps[1] + 1):
+        first, second = (next((i for i, y in enumerate(ys) if y >= k), len(ys)) for ys in (wanted, got))
+        inside += 0 < first < len(wanted) or 0 < second < len(got)
+        differing += first != second
+    return inside, differing
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.fractions(min_value=-3, max_value=3, max_denominator=40), st.integers(-9, 9), st.integers(-90, -1)), min_size=1, max_size=6),
+    st.sampled_from([6, 9, 31]), st.sampled_from(ROUNDINGS),
+)  # fmt: skip
+def test_all_channels_together_are_each_counted_exactly(channels, bits, rounding) -> None:  # type: ignore[no-untyped-def]
+    made = []
+    for ratio, constant, low in channels:
+        (m,), shift = arith.common_dyadic([ratio], bits)
+        if m:
+            made.append(thresholds.Rescale((ratio,), Fraction(constant), (m,), constant << shift, shift, (low,), (low + 120,)))
+    proof = thresholds.prove_all(made, rounding, (QMIN + 1, QMAX))
+    each = [counted(r, rounding, (QMIN + 1, QMAX)) for r in made]
+    assert (proof.thresholds, proof.differing) == (sum(e[0] for e in each), sum(e[1] for e in each))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.fractions(min_value=Fraction(1, 50), max_value=3, max_denominator=60), st.fractions(min_value=-2, max_value=2, max_denominator=90),
+    st.sampled_from([6, 31]), st.sampled_from(ROUNDINGS),
+)  # fmt: skip
+def test_two_halves_of_a_tensor_are_proved_where_one_is_zero(up, down, bits, rounding) -> None:  # type: ignore[no-untyped-def]
+    multipliers, shift = arith.common_dyadic([up, down], bits)
+    r = thresholds.Rescale((up, down), Fraction(0), tuple(multipliers), 0, shift, (0, -70), (80, 0), apart=((0, 1),))
+
+    def differing(r: thresholds.Rescale) -> bool:
+        """Over every value of the tensor itself."""
+        for v in range(-70, 81):
+            x, y = max(v, 0), min(v, 0)
+            real, total = x * up + y * down, x * r.multipliers[0] + y * r.multipliers[1] + r.offset
+            results = (thresholds.round_exactly(a, rounding) for a in (real, Fraction(total, 2**r.shift)))
+            wanted, got = (min(max(a, QMIN), QMAX) for a in results)
+            if wanted != got:
+                return True
+        return False
+
+    proof = thresholds.prove(r, rounding, (QMIN + 1, QMAX))
+    assert proof.enumerated and (proof.differing > 0) == differing(r)
+    better = thresholds.corrected(r, rounding, (QMIN + 1, QMAX))
+    assert (thresholds.prove(better, rounding, (QMIN + 1, QMAX)).differing > 0) == differing(better)
+
+
+def test_hundreds_of_channels_behind_a_leaky_relu_take_a_moment() -> None:
+    start = time.process_time()
+    made = [
+        thresholds.dyadic_rescale(
+            (Fraction(0.001 + i * 1e-6), Fraction(0.0001 + i * 1e-7)), [0, 0], Fraction(0), (0, -(10**6)), (10**6, 0), "half_even", "leaky", ((0, 1),)
+        )
+        for i in range(512)
+    ]
+    settled, proof = thresholds.settle(made, [1] * len(made), "half_even", (-127, 127))
+    assert proof == thresholds.prove_all(settled, "half_even", (-127, 127)) and proof.differing == 0 and proof.thresholds > 512 * 200
+    assert time.process_time() - start < 10
+
+
+def test_a_layer_that_would_take_minutes_is_not_enumerated() -> None:
+    """The limit is one of the layer: each of these channels alone is below it."""
+    one = thresholds.Rescale((Fraction(1, 3), Fraction(1, 5)), Fraction(0), (5, 3), 0, 4, (0, 0), (2**20, 2**15))
+    channels = [dataclasses.replace(one, offset=i) for i in range(2000)]
+    start = time.process_time()
+    assert thresholds.prove(one, "half_up", (0, 9)).enumerated
+    assert not thresholds.prove_all(channels, "half_up", (0, 9)).enumerated
+    assert thresholds.settle(channels, [1] * 2000, "half_up", (0, 9)) == (channels, thresholds.Proof(enumerated=False))
+    assert time.process_time() - start < 20
 
 
 def test_prove_all_counts_equal_channels_once_each() -> None:
