@@ -7,6 +7,13 @@ from typing import Any
 
 from .printable import printable
 
+LONGEST = 800  # of a part of a sentence
+
+
+def _short(text: str) -> str:
+    """A text that may hold names of any length, its middle left out."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 4 :]}"
+
 
 class HawqError(Exception):
     """Base of every error this project raises on purpose; the command line prints it without a traceback.
@@ -22,11 +29,11 @@ class HawqError(Exception):
     def __init__(self, message: str, *, where: str = "", expected: str = "", found: str = "", remedy: str = "") -> None:
         self.message, self.where = message, where
         self.expected, self.found, self.remedy = expected, found, remedy
-        parts = [f"{where}: {message}" if where else message]
+        parts = [f"{_short(where)}: {message}" if where else message]
         parts += [f"expected {expected}"] if expected else []
         parts += [f"found {found}"] if found else []
         parts += [f"remedy: {remedy}"] if remedy else []
-        super().__init__("; ".join(parts))
+        super().__init__("; ".join(map(_short, parts)))
 
     def __str__(self) -> str:
         return printable(str(self.args[0]))

@@ -270,7 +270,7 @@ class Package(Interface):
 
     def _in_c(self, ready: Mapping[str, Array], *, layers: bool) -> Run:
         """One inference of prepared inputs through the C interface, under the emulator of a foreign library."""
-        arrays_in_order = [np.ascontiguousarray(ready[i["name"]]) for i in self.manifest["inputs"]]
+        arrays_in_order = [np.asarray(ready[i["name"]], order="C") for i in self.manifest["inputs"]]
         if self.is_foreign:
             architecture = self._target["architecture"]
             words = emulated.command(architecture, self._emulator, self.where)

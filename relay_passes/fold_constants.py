@@ -15,6 +15,7 @@ import tvm
 from tvm import relax
 
 from hawq_tvm import arith, ops
+from hawq_tvm.errors import ModelError
 
 from .integer.movement import MOVES
 from .rewriter import Rebuild, rewrite_main
@@ -41,7 +42,7 @@ def fold_constants(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
         if ops.is_const(value):
             constants[binding.var] = value
             return value
-        folded = _fold(value)
+        folded = _fold(value, binding.var.name)
         if folded is None:
             return value
         count += 1
@@ -62,7 +63,7 @@ def _with_constants(rebuild: Rebuild, expr: relax.Expr, constants: dict[relax.Va
     return rebuild.map(expr)
 
 
-def _fold(expr: relax.Expr) -> relax.Expr | None:
+def _fold(expr: relax.Expr, layer: str) -> relax.Expr | None:
     name = ops.op_name(expr)
     if not name:
         return None
@@ -77,6 +78,8 @@ def _fold(expr: relax.Expr) -> relax.Expr | None:
     if name in MOVES:
         return _const(MOVES[name](expr, first))
     if name == "hawq.quantize" and first.dtype.kind == "f":
+        if np.isnan(first).any():
+            raise ModelError("quantizes a constant that is not a number", where=layer, found="NaN", remedy="correct the constant")
         attrs = expr.attrs
         scale, zero = ops.const_value(expr.args[1]), ops.const_value(expr.args[2]).astype(np.int64)
         quantized = arith.quantize(
@@ -87,7 +90,8 @@ def _fold(expr: relax.Expr) -> relax.Expr | None:
     if name in _ELEMENTWISE and all(ops.is_const(a) for a in expr.args):
         values = [ops.const_value(a) for a in expr.args]
         wide = [v.astype(np.int64) if v.dtype.kind in "iu" else v for v in values]
-        return _const(_ELEMENTWISE[name](*wide).astype(first.dtype))
+        with np.errstate(all="ignore"):  # what is no number is refused where it is read
+            return _const(_ELEMENTWISE[name](*wide).astype(first.dtype))
     if name == "relax.astype":
         return _const(first.astype(str(expr.attrs.dtype)))
     return None

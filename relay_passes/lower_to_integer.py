@@ -55,7 +55,8 @@ def lower_to_integer(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     lowered = lowering.run()
     if not lowering.failures:
         return lowered, lowering.rewrites
-    if not any(map(stages.is_border, stages.bindings(module["main"]))):
+    bindings = list(stages.bindings(module["main"]))
+    if any(stages.is_float(b.var) for b in bindings) and not any(map(stages.is_border, bindings)):
         raise not_quantized()
     raise first_of([f.about(stages.model_node(f.where, lowering.nodes)) for f in lowering.failures])
 
@@ -178,6 +179,8 @@ class _Lowering:
         if name == "relax.split":
             return binding.value, values[0]
         if _is_integer_call(flat, binding):
+            if name not in stages.INTEGER_OPS:
+                raise self.ctx.fail(name, "no integer arithmetic is defined for it", "replace it by operators that have integer arithmetic")
             return self.ctx.emit(self._integer_call(expr, values))
         try:
             lowered = self._lower_call(binding, expr, values, flat)

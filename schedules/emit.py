@@ -175,7 +175,7 @@ class Emission:
     def argument(self, value: Array, name: str = "") -> te.Tensor:
         """A placeholder for an array that `main` passes to the kernel."""
         tensor = te.placeholder(value.shape, str(value.dtype), name or f"c{len(self.arguments)}")
-        self.arguments.append((tensor, np.ascontiguousarray(value)))
+        self.arguments.append((tensor, np.ascontiguousarray(value).reshape(value.shape)))
         return tensor
 
     def prim_func(self) -> tirx.PrimFunc:

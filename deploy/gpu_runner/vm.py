@@ -91,7 +91,7 @@ class Machine:
 
     def tensor(self, array: Array) -> Any:
         """A copy of an array where the library runs."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         made = self._alloc(self.ffi.Shape(list(array.shape)), self.ffi.dtype(str(array.dtype)), self.device, None)
         self._write(made, ctypes.c_void_p(array.ctypes.data), array.nbytes)
         return made

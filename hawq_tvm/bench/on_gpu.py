@@ -32,7 +32,7 @@ class _Machine:
         self.device = tvm.cuda(0)
 
     def tensor(self, array: Array) -> tvm.runtime.Tensor:
-        return tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
+        return tvm.runtime.tensor(np.asarray(array, order="C"), self.device)
 
     @staticmethod
     def numpy(tensor: tvm.runtime.Tensor) -> Array:

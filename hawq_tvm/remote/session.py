@@ -205,7 +205,7 @@ class Session:
     def tensor(self, array: Array) -> tvm.runtime.Tensor:
         """An array, copied there."""
         with self.talking("copying an array"):
-            return tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
+            return tvm.runtime.tensor(np.asarray(array, order="C"), self.device)
 
 
 def permit_kernel() -> tirx.PrimFunc:

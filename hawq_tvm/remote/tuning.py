@@ -213,7 +213,7 @@ class Crew:
         kernels, names, code = job.built
         module = session.load(code, "workload.so")
         with session.talking(f"measuring {job.what}"):
-            inputs = [tvm.runtime.tensor(np.ascontiguousarray(x), session.device) for x in job.inputs]
+            inputs = [tvm.runtime.tensor(np.asarray(x, order="C"), session.device) for x in job.inputs]
             runs = [_run(session, module, name, [*inputs, *(tvm.runtime.tensor(a, session.device) for a in kernel.arguments)], job.outputs) for name, kernel in zip(names, kernels, strict=True)]
             return judge(runs, stop)
 

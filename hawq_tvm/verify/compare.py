@@ -214,7 +214,7 @@ def run_with_layers(
             gathered.add(symbol, buffers)
 
     with watched(vm, observe):
-        result = vm["main"](*(tvm.runtime.tensor(np.ascontiguousarray(inputs[p.name]), device) for p in main.params))
+        result = vm["main"](*(tvm.runtime.tensor(np.asarray(inputs[p.name], order="C"), device) for p in main.params))
     return gathered.run([result[i].numpy() for i in range(len(result))])
 
 

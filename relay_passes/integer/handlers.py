@@ -45,7 +45,7 @@ def _binary(function: Callable[..., Value]) -> Handler:
 def _prelu(ctx: Context, call: relax.Call, v: list[Any]) -> Any:
     if not isinstance(v[1], Constant):
         raise ctx.fail("prelu", "its slope is not constant", "make the slope an initializer")
-    slope, rank = elementwise.exact(ctx, v[1], "prelu"), len(v[0].shape)
+    slope, rank = elementwise.exact(ctx, v[1], "prelu"), len(ops.shape_of(call.args[0]))
     axis = int(call.attrs.axis) % rank
     if slope.ndim == 1 and slope.size > 1:
         slope = slope.reshape([-1 if i == axis else 1 for i in range(rank)])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from hawq_tvm import ops
+from hawq_tvm import arith, ops
 
 from .values import (
     INSERT,
@@ -113,7 +113,10 @@ def move(ctx: Context, call: relax.Call, x: Value) -> Value:
 
 
 def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
-    """relax.nn.pad with a constant: the pad value must be on the integer grid, as 0 always is."""
+    """relax.nn.pad with a constant.
+
+    On the integer grid the value is a level, of a wider type where the data's does not hold it; elsewhere it is quantized beside the data.
+    """
     width, value = _ints(call.attrs.pad_width), float(call.attrs.pad_value)
     if isinstance(x, Constant):
         pairs = list(zip(width[0::2], width[1::2], strict=True))
@@ -122,18 +125,40 @@ def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
         return ctx.emit(relax.Call(call.op, [x, *call.args[1:]], attrs=call.attrs))
     if str(call.attrs.pad_mode) != "constant":
         raise ctx.fail("pad", f"it pads in mode {call.attrs.pad_mode!r}", "use constant padding")
+    if isinstance(x, Joined):
+        return _padded_later(call, x, width, value)
     if not isinstance(x, Real):
         raise ctx.fail("pad", "its input is not quantized", INSERT)
+    level = _level(x, value)
+    if level is None:
+        return _padded_later(call, x, width, value)
     real = with_integer_bias(settled(ctx, x, "pad"))
-    if len(real.terms) != 1 or np.any(real.constant) or not is_uniform(real.terms[0].zero):
-        raise ctx.fail("pad", "its input is a sum that nothing quantizes", INSERT)
-    term = real.terms[0]
-    levels = np.asarray(Fraction(value) / term.scale + term.zero, object)
-    if not is_uniform(levels) or levels.flat[0].denominator != 1:
-        raise ctx.fail("pad", f"its value {value:g} is not a multiple of the scale", "pad with 0")
-    level = int(levels.flat[0])
-    data = ctx.emit(relax.op.nn.pad(term.data, width, "constant", level), "pad")
+    term, data = real.terms[0], real.terms[0].data
+    kind = next((d for d in (ops.dtype_of(data), "int16", "int32") if arith.RANGES[d][0] <= level <= arith.RANGES[d][1]), "")
+    if not kind:
+        return _padded_later(call, x, width, value)
+    if kind != ops.dtype_of(data):
+        data = ctx.emit(relax.op.astype(data, kind), "wide")
+    data = ctx.emit(relax.op.nn.pad(data, width, "constant", level), "pad")
     return Real(ops.shape_of(data), (replace(term, data=data),))
+
+
+def _level(x: Real, value: float) -> int | None:
+    """The integer that stands for `value` in the data of `x`; None where there is none, or not the same in every channel."""
+    real = with_integer_bias(x)
+    if len(real.terms) != 1 or np.any(real.constant) or not is_uniform(real.terms[0].zero):
+        return None
+    levels = np.asarray(Fraction(value) / real.terms[0].scale + real.terms[0].zero, object)
+    return int(levels.flat[0]) if is_uniform(levels) and levels.flat[0].denominator == 1 else None
+
+
+def _padded_later(call: relax.Call, x: Real | Joined, width: list[int], value: float) -> Joined:
+    """A padded tensor whose value becomes an integer at the quantize, which saturates it as the data."""
+
+    def join(parts: list[relax.Expr]) -> relax.Expr:
+        return relax.op.nn.pad(parts[0], width, "constant", int(ops.const_value(parts[1])))
+
+    return Joined(_out_shape(call), (x, Constant(np.array(value, np.float32))), join, moved=True)
 
 
 def concat(ctx: Context, call: relax.Call, parts: list[Value]) -> Value:

@@ -83,6 +83,8 @@ class Output:
 def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
     """The integers of `value` at the scale of `out`; the last operation carries the layer's own name."""
     if isinstance(value, Constant):
+        if value.scale is None and value.values.dtype.kind == "f" and np.isnan(value.values).any():
+            raise ctx.fail("hawq.quantize", "it quantizes a constant that is not a number", "correct the constant")
         scale = out.scale.astype(np.float32)
         q = arith.quantize(
             value.real.astype(np.float32), scale, np.asarray(out.level), qmin=out.qtype.qmin, qmax=out.qtype.qmax,
@@ -151,11 +153,10 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
     rescales = []
     for row in rows:
         numbers, added, step, limits = row[:count], row[count], row[count + 1], row[count + 2 :]
-        made = thresholds.dyadic_rescale(
-            tuple(s / step for s in numbers[::2]), [int(z) for z in numbers[1::2]], added / step + out.inside,
-            tuple(map(int, limits[::2])), tuple(map(int, limits[1::2])), out.rounding, ctx.layer, apart,
-        )  # fmt: skip
-        rescales.append(made)
+        ratios, zeros = tuple(s / step for s in numbers[::2]), [int(z) for z in numbers[1::2]]
+        lows, highs = tuple(map(int, limits[::2])), tuple(map(int, limits[1::2]))
+        addend = _within_reach(added / step + out.inside, ratios, zeros, lows, highs, (first, last))
+        rescales.append(thresholds.dyadic_rescale(ratios, zeros, addend, lows, highs, out.rounding, ctx.layer, apart))
     proof, provable = thresholds.Proof(enumerated=False), last - first < 1 << 16
     if provable:
         rescales, proof = thresholds.settle(rescales, np.bincount(which.ravel()).tolist(), out.rounding, (first, last))
@@ -165,7 +166,35 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
         exact = put_right(ctx, data, rescales, which, out)
         if exact is not None:
             return exact
-    return dyadic_call(data, rescales, [()] * len(rescales), which, out.qtype, out.zero, out.rounding, proof)
+    # A scale below the last bit of what is asked for leaves no trace of its integers.
+    kept = [j for j in range(len(data)) if any(r.multipliers[j] for r in rescales)]
+    rescales = [replace(r, multipliers=tuple(r.multipliers[j] for j in kept)) for r in rescales]
+    if not kept:
+        return _constant_result(ctx, terms, proof, rescales, which, out)
+    return dyadic_call([data[j] for j in kept], rescales, [()] * len(rescales), which, out.qtype, out.zero, out.rounding, proof)
+
+
+def _within_reach(
+    constant: Fraction, ratios: Sequence[Fraction], zeros: Sequence[int], lows: Sequence[int], highs: Sequence[int], steps: tuple[int, int]
+) -> Fraction:  # fmt: skip
+    """`constant`, or a nearer one that saturates every sum on the same side; steps: the first and the last threshold."""
+    ends = [sorted((r * (low - z), r * (high - z))) for r, z, low, high in zip(ratios, zeros, lows, highs, strict=True)]
+    least, most = (sum((e[side] for e in ends), Fraction(0)) for side in (0, 1))
+    return max(min(constant, steps[1] + 2 - least), steps[0] - 3 - most)
+
+
+def _constant_result(
+    ctx: Context, terms: Sequence[Term], proof: thresholds.Proof, rescales: Sequence[thresholds.Rescale], which: Array, out: Output
+) -> relax.Call:  # fmt: skip
+    """(A9) without operands: the same integers whatever comes in."""
+    if proof.differing:
+        raise ctx.fail("hawq.quantize", "its scale is so large that every input gives the same integer, or the next", "check the scales of this layer")
+    offset, shift = (np.array(v, np.int64)[which] for v in ([r.offset for r in rescales], [r.shift for r in rescales]))
+    rounded = arith.requantize(
+        [np.zeros((), np.int64)], [0], offset, shift, zero_point=out.zero, qmin=out.qtype.qmin, qmax=out.qtype.qmax, rounding=out.rounding,
+    )  # fmt: skip
+    full = np.broadcast_shapes(rounded.shape, *(ops.shape_of(t.data) for t in terms))
+    return relax.op.broadcast_to(ops.const(rounded, out.qtype.storage), full)
 
 
 def _distinct(arrays: Sequence[Array], shape: tuple[int, ...]) -> tuple[list[tuple[Any, ...]], Array]:

@@ -192,7 +192,7 @@ class Context:
             return tuple(self.interval(f) for f in expr.fields)
         if isinstance(expr, relax.Var):
             return NOTHING if stages.is_float(expr) else self.intervals[expr]
-        if ops.is_const(expr):
+        if ops.is_const(expr) and not stages.is_float(expr):
             values = ops.const_value(expr).astype(np.int64)
             return Interval(values, values)
         return NOTHING

@@ -30,6 +30,8 @@ def sloped(node: Operation, x: relax.Expr, slope: Value) -> relax.Expr:
             expected=f"a shape that broadcasts to {list(shape)}",
             found=str(list(slope.shape)),
         )
+    if isinstance(slope, Constant):
+        node.need(bool(np.isfinite(slope.array.astype(np.float64)).all()), "has a slope that is not finite", expected="finite numbers")
     full = (1,) * (len(shape) - len(slope.shape)) + tuple(slope.shape)
     if isinstance(slope, Constant) and slope.array.size == 1:
         return relax.op.nn.leakyrelu(x, float(slope.array.item()))

@@ -110,6 +110,7 @@ class Operation:
 
     def axis(self, axis: int, rank: int) -> int:
         """An axis counted from the front; negative axes count from the end."""
+        self.need(rank > 0, "needs an axis", expected="a tensor of rank 1 or more", found="a scalar")
         if not -rank <= axis < rank:
             raise self.fail("has an axis out of range", expected=f"{-rank} to {rank - 1}", found=str(axis))
         return axis % rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -43,6 +44,10 @@ class Node(Operation):
             raise self.fail(
                 f"has an attribute {name} of the wrong type", expected=wanted.__name__, found=type(value).__name__
             )
+        numbers = [v for v in (value if wanted is list else [value]) if isinstance(v, float)]
+        # Clip's bounds alone may be infinite.
+        if any(math.isnan(v) or (math.isinf(v) and self.op != "Clip") for v in numbers):
+            raise self.fail(f"has an attribute {name} that is not a finite number", found=str(value), remedy="correct the model")
         result: Any = list(value) if wanted is list else value
         return result
 
