@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from fractions import Fraction
 from typing import Any
 
@@ -21,6 +22,7 @@ ROUNDINGS = ("half_up", "half_even", "half_away", "half_toward_zero", *DIRECTED,
 MANTISSA_BITS = 31
 MAX_SHIFT = 62
 INT64_LIMIT = 2**63
+SOFTMAX_BITS = 30  # after the point, of the exponents of (A17)
 
 RANGES: dict[str, tuple[int, int]] = {
     name: (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if name[0] == "i" else (0, 2**bits - 1)
@@ -210,6 +212,31 @@ def unpack_int4(packed: NDArray[np.uint8], shape: tuple[int, ...], signed: bool)
     return values.reshape(shape)
 
 
-def softmax_table(scale: float, levels: int) -> NDArray[np.int32]:
-    """(A17): T[d] = round(2^22 exp(-scale d)) for d = 0 .. levels - 1."""
-    return np.rint(np.exp(-scale * np.arange(levels, dtype=np.float64)) * 2**22).astype(np.int32)
+def softmax_table(scale: Fraction, levels: int) -> NDArray[np.int32]:
+    """(A17): T[d] = rne(2^30 exp(-scale d)) for d = 0 .. levels - 1, each correctly rounded."""
+    real = np.exp(-float(scale) * np.arange(levels, dtype=np.float64)) * 2**30
+    table = np.rint(real)
+    # float64 is wrong by 2^-18 at most: nearer to a half than that, 50 digits decide.
+    with localcontext(prec=50):
+        for d in np.flatnonzero(np.abs(real - np.floor(real) - 0.5) < 2.0**-16).tolist():
+            exact = (-Decimal(scale.numerator) * d / Decimal(scale.denominator)).exp() * 2**30
+            table[d] = int(exact.to_integral_value(ROUND_HALF_EVEN))
+    return table.astype(np.int32)
+
+
+def softmax_dyadic(inverse: Fraction, count: int) -> tuple[int, int]:
+    """(A17): M and k with M / 2^k nearest to 1 / s_y, of 31 bits, or of as many as k + bits(sum) <= 62 leaves rows of `count`.
+
+    Raises OverflowError when `inverse` is 2^31 or more.
+    """
+    return dyadic(inverse, max_shift=MAX_SHIFT - (count << SOFTMAX_BITS).bit_length())
+
+
+def softmax(x: Int, table: Int, axis: int, multiplier: int, shift: int, *, zero_point: int, qmin: int, qmax: int) -> Int:
+    """(A17): the exponents from the table, one reciprocal of their sum in each row, one rounded product for each element."""
+    x = np.asarray(x, np.int64)
+    e = np.asarray(table, np.int64)[x.max(axis=axis, keepdims=True) - x]
+    total = e.sum(axis=axis, keepdims=True)
+    bits = SOFTMAX_BITS + 1 + sum((total >> i > 0).astype(np.int64) for i in range(SOFTMAX_BITS + 1, 62))
+    reciprocal = (np.int64(multiplier) << 31) // (total >> (bits - 31))
+    return np.clip(shift_round(e * reciprocal, shift + bits, "half_even") + zero_point, qmin, qmax)

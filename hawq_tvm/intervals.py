@@ -266,6 +266,14 @@ def _declared(call: relax.Call, *_: Any) -> Interval:
     return Interval.of_range(int(call.attrs["qmin"]), int(call.attrs["qmax"]))
 
 
+def _softmax(call: relax.Call, *_: Any) -> Interval:
+    """From 0 to 1 / s_y = M / 2^k, which the floor of the sum's leading bits lets (A17) exceed by 2^-30 of itself."""
+    attrs, (multiplier, shift, zero) = call.attrs, (int(call.attrs[n]) for n in ("multiplier", "shift", "zero_point"))
+    most = -(-(multiplier + (multiplier >> arith.SOFTMAX_BITS) + 1) >> shift)
+    low, high = (min(max(v + zero, int(attrs["qmin"])), int(attrs["qmax"])) for v in (0, most))
+    return Interval.of_range(low, high)
+
+
 def _lookup(call: relax.Call, x: Interval, *_: Any) -> Interval:
     """The extremes of the part of the table that the operand can reach."""
     table = ops.const_value(call.args[1]).astype(np.int64)
@@ -372,7 +380,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "hawq.quantize": _declared,
     "hawq.dequantize": lambda call, *_: Interval.of_range(0, 0),
     "hawq.dynamic_quantize": _dynamic,
-    "hawq.softmax": _declared,
+    "hawq.softmax": _softmax,
     "hawq.lookup": _lookup,
     "hawq.unpack_int4": _unpack,
     "hawq.pack_int4": lambda call, *_: Interval.of_range(0, 255),

@@ -232,7 +232,7 @@ def softmax(
     x: relax.Expr, table: np.ndarray[Any, Any], *, axis: int, multiplier: int, shift: int,
     qtype: arith.QType, zero_point: int,
 ) -> relax.Call:  # fmt: skip
-    """(A17) softmax along `axis` by an exponent table and one rounded integer division."""
+    """(A17) softmax along `axis` by a table of exponents, whose first is 2^30, and one reciprocal in each row."""
     return _call(
         "hawq.softmax", [x, const(table, "int32")], axis=axis, multiplier=multiplier, shift=shift,
         qmin=qtype.qmin, qmax=qtype.qmax, out_dtype=qtype.storage, zero_point=int(zero_point),

@@ -171,7 +171,8 @@ def _left_shifted(call: relax.Call, data: Sequence[Interval]) -> int:
 
 
 def _softmax_worst(call: relax.Call) -> int:
-    """The largest number inside (A17): twice the divisor 2^k sum e_j, or e_i M."""
-    attrs, largest = call.attrs, int(np.max(ops.const_value(call.args[1])))
+    """The largest number inside (A17): a product e_i R, R at most 2 M, and half of 2^(k + bits of the sum)."""
+    attrs = call.attrs
     count = ops.shape_of(call.args[0])[int(attrs["axis"])]
-    return max((2 * largest * count) << int(attrs["shift"]), largest * int(attrs["multiplier"]))
+    bits = (count << arith.SOFTMAX_BITS).bit_length()
+    return (int(attrs["multiplier"]) << arith.SOFTMAX_BITS + 1) + (1 << int(attrs["shift"]) + bits - 1)

@@ -12,6 +12,7 @@ from tvm import relax, te, tirx
 from hawq_tvm import arith, ops
 
 from .emit import Emission, Operand, clamp, emitter, immediate, ints, out_shape
+from .loops import ONCE_A_ROW
 
 Reduce = Callable[..., tirx.Expr]
 
@@ -155,12 +156,11 @@ def _arg_extremum(e: Emission, call: relax.Call) -> te.Tensor:
 
 @emitter("hawq.softmax")
 def _softmax(e: Emission, call: relax.Call) -> te.Tensor:
-    """(A17): maximum, exponents from the table, their sum, one rounded integer division."""
+    """(A17): maximum, exponents from the table, their sum, its bits and reciprocal once a row, one rounded product an element."""
     attrs = call.attrs
     x, table = e.operand(call.args[0]), e.operand(call.args[1])
     axis, shape = int(attrs["axis"]) % len(x.shape), x.shape
     outer = (*shape[:axis], *shape[axis + 1 :])
-    multiplier, shift = int(attrs["multiplier"]), int(attrs["shift"])
     k = te.reduce_axis((0, shape[axis]), "k")
     # The last entry stands for every difference beyond the table, which the input's range excludes.
     last = len(ops.const_value(call.args[1])) - 1
@@ -175,15 +175,22 @@ def _softmax(e: Emission, call: relax.Call) -> te.Tensor:
     total = te.compute(
         outer, lambda *i: te.sum(exponents(*i[:axis], k, *i[axis:]).astype("int64"), axis=k), name="total"
     )
+    # The sum lies in [2^30, count 2^30], so that it has 31 bits and one more for each of these powers that it reaches.
+    least, most = arith.SOFTMAX_BITS + 1, (shape[axis] << arith.SOFTMAX_BITS).bit_length()
+    start = immediate(int(attrs["shift"]) + least, "int64")
+
+    def bits(*i: Any) -> tirx.Expr:
+        return sum(((total(*i) >= immediate(1 << j, "int64")).astype("int64") for j in range(least, most)), start)
+
+    shift = te.compute(outer, bits, name=ONCE_A_ROW[0])
+    dividend = immediate(int(attrs["multiplier"]) << 31, "int64")
+    reciprocal = te.compute(outer, lambda *i: tirx.truncdiv(dividend, total(*i) >> (shift(*i) - start)), name=ONCE_A_ROW[1])
     zero_point, one = immediate(int(attrs["zero_point"]), "int64"), immediate(1, "int64")
 
     def element(*i: Any) -> tirx.Expr:
-        p = exponents(*i).astype("int64") * immediate(multiplier, "int64")
-        q = total(*i[:axis], *i[axis + 1 :]) << immediate(shift, "int64")
-        quotient = tirx.truncdiv(p, q)
-        twice = immediate(2, "int64") * (p - quotient * q)
-        up = tirx.any(twice > q, tirx.all(twice.equal(q), (quotient & one).equal(one)))
-        rounded = quotient + up.astype("int64") + zero_point
-        return clamp(rounded, int(attrs["qmin"]), int(attrs["qmax"]), "int64").astype(str(attrs["out_dtype"]))
+        row = (*i[:axis], *i[axis + 1 :])
+        product, by = exponents(*i).astype("int64") * reciprocal(*row), shift(*row)
+        rounded = (product + ((one << (by - one)) - one) + ((product >> by) & one)) >> by
+        return clamp(rounded + zero_point, int(attrs["qmin"]), int(attrs["qmax"]), "int64").astype(str(attrs["out_dtype"]))
 
     return te.compute(shape, element, name="softmax")

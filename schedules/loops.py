@@ -7,11 +7,14 @@ from math import gcd
 
 from tvm import s_tir
 
+# Stages of a softmax that an element must not compute again: one of them divides.
+ONCE_A_ROW = ("row_shift", "row_reciprocal")
+
 
 def inline_all(sch: s_tir.Schedule, keep: Collection[str] = ()) -> None:
-    """Inline every block into its consumers where the schedule allows it, except those named."""
+    """Inline every block into its consumers where the schedule allows it, except those named and what is computed once a row."""
     for block in sch.get_child_blocks(sch.get_sblock("root")):
-        if sch.get(block).name_hint in keep:
+        if sch.get(block).name_hint in (*keep, *ONCE_A_ROW):
             continue
         try:
             sch.compute_inline(block)

@@ -328,14 +328,15 @@ def _lookup(call: relax.Call, x: Array, table: Array) -> Array:
 
 
 def _softmax(call: relax.Call, x: Array, table: Array) -> Array:
-    """(A17)"""
+    """(A17), in Python's integers for each row: the length of the sum, its leading 31 bits, their reciprocal."""
     attrs, axis = call.attrs, int(call.attrs["axis"])
     x = _i64(x)
     e = _i64(table)[x.max(axis=axis, keepdims=True) - x]
-    p = e * int(attrs["multiplier"])
-    q = e.sum(axis=axis, keepdims=True) << int(attrs["shift"])
-    whole, rest = p // q, p % q
-    rounded = whole + ((2 * rest > q) | ((2 * rest == q) & (whole % 2 == 1)))
+    sums = e.sum(axis=axis, keepdims=True)
+    lengths = np.array([int(s).bit_length() for s in sums.ravel()], np.int64).reshape(sums.shape)
+    leading = sums // 2 ** (lengths - 31)
+    scaled = e * (2**31 * int(attrs["multiplier"]) // leading)
+    rounded = _divide_by_power(scaled, np.broadcast_to(lengths + int(attrs["shift"]), scaled.shape), "half_even")
     return np.minimum(np.maximum(rounded + int(attrs["zero_point"]), int(attrs["qmin"])), int(attrs["qmax"]))
 
 

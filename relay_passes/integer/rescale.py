@@ -247,13 +247,11 @@ def _softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
         raise ctx.fail("softmax", "its quantize rounds in another way than half to even", "quantize its result with rounding to nearest, ties to even")
     low, high = ctx.bounds(value.term.data)
     levels = int(np.max(high)) - int(np.min(low)) + 1
-    scale = float(value.term.scale.flat[0])
     inverse = 1 / out.scale.flat[0]
-    if inverse >= 2**16:
-        multiplier, shift = arith.round_fraction(inverse), 0
-    else:
-        multiplier, shift = arith.dyadic(inverse, bits=16)
-    table = arith.softmax_table(scale, levels)
+    if inverse >= 2**31:
+        raise ctx.fail("softmax", "the scale of its result is 2^-31 or less", "quantize it with a larger scale, such as 1/256")
+    multiplier, shift = arith.softmax_dyadic(inverse, value.shape[value.axis])
+    table = arith.softmax_table(value.term.scale.flat[0], levels)
     made = ops.softmax(
         value.term.data, table, axis=value.axis, multiplier=multiplier, shift=shift, qtype=out.qtype, zero_point=out.zero
     )

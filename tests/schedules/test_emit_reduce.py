@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from one_layer import run
@@ -93,17 +95,13 @@ def test_arg_extremum_is_the_first(name, axis, keepdims):
 ])  # fmt: skip
 def test_softmax(axis, dtype, step, scale):
     x = full(dtype, 3, 5, 7, 11)
-    table = arith.softmax_table(scale, 2 ** (8 * x.dtype.itemsize))
-    k = max(0, 15 - int(np.floor(np.log2(1 / step))))
-    multiplier = round(2**k / step)
+    table = arith.softmax_table(Fraction(scale), 2 ** (8 * x.dtype.itemsize))
+    multiplier, k = arith.softmax_dyadic(1 / Fraction(step), x.shape[axis])
     q = arith.QType.of("uint8" if step > 2**-10 else "uint16")
     (out,) = run(
         lambda e, v: ops.softmax(v, table, axis=axis, multiplier=multiplier, shift=k, qtype=q, zero_point=1), x
     )
-    e = table[x.max(axis=axis, keepdims=True).astype(np.int64) - x].astype(np.int64)
-    p, d = e * multiplier, e.sum(axis=axis, keepdims=True) << k
-    floor, twice = p // d, 2 * (p % d)
-    expected = (floor + ((twice > d) | ((twice == d) & (floor % 2 == 1))) + 1).clip(q.qmin, q.qmax)
+    expected = arith.softmax(x, table, axis, multiplier, k, zero_point=1, qmin=q.qmin, qmax=q.qmax)
     np.testing.assert_array_equal(out, expected.astype(q.storage), strict=True)
 
 

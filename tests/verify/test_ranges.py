@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,7 @@ OVERFLOWS = {
     "requantize half": lambda emit, x: ops.requantize([x], [0], 2**62 + 2**61, 62, qtype=I8, zero_point=0, rounding="half_up"),
     "double": lambda emit, x: ops.requantize([x], [2**30], 0, 7, qtype=I8, zero_point=0, rounding="double"),
     "softmax": lambda emit, x: ops.softmax(
-        x, arith.softmax_table(0.01, 256), axis=1, multiplier=40000, shift=39, qtype=I8, zero_point=0
+        x, arith.softmax_table(Fraction(1, 100), 256), axis=1, multiplier=2**30, shift=31, qtype=I8, zero_point=0
     ),
 }  # fmt: skip
 
@@ -205,7 +206,7 @@ def test_the_same_layers_one_step_smaller_pass() -> None:
     small = {
         "requantize half": lambda x: ops.requantize([x], [0], 2**62 + 2**61 - 2**61 - 1, 62, qtype=I8, zero_point=0, rounding="half_up"),
         "double": lambda x: ops.requantize([x], [2**30], 0, 8, qtype=I8, zero_point=0, rounding="double"),
-        "softmax": lambda x: ops.softmax(x, arith.softmax_table(0.01, 256), axis=1, multiplier=40000, shift=37, qtype=I8, zero_point=0),
+        "softmax": lambda x: ops.softmax(x, arith.softmax_table(Fraction(1, 100), 256), axis=1, multiplier=2**30, shift=30, qtype=I8, zero_point=0),
     }
     for build in small.values():
         assert ranges.margins(graph(lambda emit, x, b=build: emit(b(x)), ((1, 4, 20, 20), "uint8")))

@@ -234,7 +234,7 @@ def test_lookup_starts_at_the_least_value_of_the_type() -> None:
 )
 def test_softmax_by_hand(table: list[int], x: list[int], multiplier: int, shift: int, expected: list[int]) -> None:
     y = result(
-        lambda emit, a: ops.softmax(a, np.array(table), axis=1, multiplier=multiplier, shift=shift, qtype=I8, zero_point=0),
+        lambda emit, a: ops.softmax(a, np.array(table) * (2**30 // table[0]), axis=1, multiplier=multiplier, shift=shift, qtype=I8, zero_point=0),
         np.array([x], np.int8),
     )
     np.testing.assert_array_equal(y, np.array([expected], np.int8), strict=True)
