@@ -217,7 +217,8 @@ def softmax_table(scale: Fraction, levels: int) -> NDArray[np.int32]:
     real = np.exp(-float(scale) * np.arange(levels, dtype=np.float64)) * 2**30
     table = np.rint(real)
     # float64 is wrong by 2^-18 at most: nearer to a half than that, 50 digits decide.
-    with localcontext(prec=50):
+    with localcontext() as context:
+        context.prec = 50
         for d in np.flatnonzero(np.abs(real - np.floor(real) - 0.5) < 2.0**-16).tolist():
             exact = (-Decimal(scale.numerator) * d / Decimal(scale.denominator)).exp() * 2**30
             table[d] = int(exact.to_integral_value(ROUND_HALF_EVEN))

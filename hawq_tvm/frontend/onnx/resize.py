@@ -167,13 +167,14 @@ def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) 
     plans: Plans = {}
     for axis, geometry in axes.items():
         rounded: Array
+        part: Array
         numerators, whole = geometry.source(coordinates)
         if mode == "nearest":
             rounded, part = nearest(numerators, whole, rounding), np.zeros(geometry.output, object)
         else:
             inside = np.clip(numerators, 0, (geometry.size - 1) * whole)
             rounded, part = inside // whole, inside % whole
-        places: Array = np.clip(rounded, 0, geometry.size - 1).astype(np.int64)
+        places = np.clip(rounded, 0, geometry.size - 1).astype(np.int64)
         if not (np.array_equal(places, np.arange(geometry.size)) and not part.any()):
             plans[axis] = places, *_weights(part, whole)
     return interpolated(node, plans)
