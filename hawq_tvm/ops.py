@@ -81,14 +81,21 @@ def _tensor(shape: Sequence[int], dtype: str) -> relax.TensorType:
     return relax.TensorType(tuple(int(d) for d in shape), dtype)
 
 
+def _fitting(call: relax.Call, shape: Sequence[int], constants: Iterable[relax.Expr]) -> relax.TensorType:
+    """The type of a result whose shape the data alone decide: a constant that would enlarge it raises ValueError."""
+    for c in constants:
+        if np.broadcast_shapes(shape_of(c), tuple(shape)) != tuple(shape):
+            raise ValueError(f"{call.op.name}: a constant of shape {list(shape_of(c))} does not fit data of shape {list(shape)}")
+    return _tensor(shape, call.attrs["out_dtype"])
+
+
 def _same_shape_as_first(call: relax.Call, _: Any) -> relax.TensorType:
-    return _tensor(shape_of(call.args[0]), call.attrs["out_dtype"])
+    return _fitting(call, shape_of(call.args[0]), call.args[1:])
 
 
 def _infer_requantize(call: relax.Call, _: Any) -> relax.TensorType:
     data, multipliers, offset, shift = call.args
-    arrays = [*data.fields, *multipliers.fields, offset, shift]
-    return _tensor(np.broadcast_shapes(*(shape_of(a) for a in arrays)), call.attrs["out_dtype"])
+    return _fitting(call, np.broadcast_shapes(*(shape_of(a) for a in data.fields)), [*multipliers.fields, offset, shift])
 
 
 def _infer_lookup(call: relax.Call, _: Any) -> relax.TensorType:
@@ -137,7 +144,7 @@ _TYPE_RULES: dict[str, Callable[[relax.Call, Any], Any]] = {
     "hawq.lookup": _infer_lookup,
     "hawq.sum_pool2d": _infer_sum_pool2d,
     "hawq.dilate2d": _infer_dilate2d,
-    "hawq.softmax": _same_shape_as_first,
+    "hawq.softmax": lambda call, _: _tensor(shape_of(call.args[0]), call.attrs["out_dtype"]),
     "hawq.unpack_int4": _infer_unpack_int4,
     "hawq.pack_int4": _infer_pack_int4,
 }

@@ -72,8 +72,8 @@ def _fold_into_weight(
     conv = producer(source)
     bias: np.ndarray[Any, Any] | None = np.zeros(1)
     if ops.op_name(conv) == "relax.add":
-        bias = _constant(conv.args[1], values)
-        if bias is None or bias.size not in (1, factor.size):
+        total, bias = ops.shape_of(conv), _constant(conv.args[1], values)
+        if bias is None or not _per_channel(bias, factor.size, len(total)):
             return None
         conv, bias = producer(conv.args[0]), bias.reshape(-1)
     axis = _OUTPUT_AXIS.get(ops.op_name(conv))
@@ -93,6 +93,12 @@ def _fold_into_weight(
     kernel = rebuild.emit(new, f"{name}.weight")
     call = relax.Call(conv.op, [rebuild.map(conv.args[0]), kernel], attrs=conv.attrs)
     return rebuild.emit(call, f"{name}.conv"), bias
+
+
+def _per_channel(bias: np.ndarray[Any, Any], channels: int, rank: int) -> bool:
+    """Whether a constant adds one number, or one to every channel (axis 1), and to nothing else."""
+    full = (1,) * (rank - bias.ndim) + bias.shape
+    return bias.ndim <= rank and all(n == (channels if axis == 1 else 1) or n == 1 for axis, n in enumerate(full))
 
 
 def _constant(expr: relax.Expr, values: dict[relax.Var, relax.Expr]) -> np.ndarray[Any, Any] | None:

@@ -156,7 +156,7 @@ def _column_scale(ctx: Context, term: Term, rank: int) -> Array:
     return scale
 
 
-def _times_constant(ctx: Context, a: Real, b: Constant) -> Value:
+def _times_constant(ctx: Context, a: Real, b: Constant) -> Real:
     values, scale = _unit_integers(ctx, b, "matmul")
     x = single(ctx, a, "matmul")
     if x.accumulator:
@@ -164,10 +164,7 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Value:
     row_scale = _row_scale(ctx, x, len(a.shape))
     if values.ndim == 1:
         values, scale = values.reshape(-1, 1), np.reshape(scale, (-1, 1)) if np.ndim(scale) else scale
-        product = _times_constant(ctx, a, Constant(values, scale))
-        term = product.terms[0]  # type: ignore[union-attr]
-        data = ctx.emit(relax.op.squeeze(term.data, [-1]), "column")
-        return Real(ops.shape_of(data), (Term(data, term.zero.reshape(-1)[:1].reshape(()), term.scale, accumulator=True),))
+        return _column(ctx, _times_constant(ctx, a, Constant(values, scale)))
     depth = values.shape[-2]
     scale = broadcast_rank(scale, values.ndim)
     full = np.broadcast_to(scale, values.shape)
@@ -190,6 +187,18 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Value:
             column_scale = column_scale.reshape(column_scale.shape[:-2] + column_scale.shape[-1:])
         terms.append(Term(acc, compress(zero), compress(row_scale * column_scale), accumulator=True))
     return Real(ops.shape_of(terms[0].data), tuple(terms))
+
+
+def _column(ctx: Context, product: Real) -> Real:
+    """A product with one column, which is that column."""
+
+    def numbers(array: Array) -> Array:
+        return array if array.ndim == 0 else array[..., 0]
+
+    terms = tuple(
+        Term(ctx.emit(relax.op.squeeze(t.data, [-1]), "column"), numbers(t.zero), numbers(t.scale), accumulator=True) for t in product.terms
+    )
+    return Real(product.shape[:-1], terms)
 
 
 def _matmul_call(a: relax.Expr, b: relax.Expr, dtype: str) -> relax.Expr:

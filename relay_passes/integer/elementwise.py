@@ -27,6 +27,7 @@ from .values import (
     rational,
     settled,
     single,
+    widened,
 )  # fmt: skip
 
 
@@ -53,7 +54,7 @@ def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Val
         return add(ctx, negate(ctx, b, op) if sign < 0 else b, a, 1, op)
     left = settled(ctx, _real(ctx, a, op), op)
     if isinstance(b, Constant):
-        return _add_constant(left, b, sign * exact(ctx, b, op), sign, _shape(a, b))
+        return _add_constant(widened(ctx, left, _shape(a, b)), b, sign * exact(ctx, b, op), sign)
     right = settled(ctx, _real(ctx, b, op), op)
     shape, constant = _shape(a, b), left.constant + sign * right.constant
     terms = _collected([*left.terms, *(replace(t, scale=sign * t.scale) for t in right.terms)])
@@ -76,14 +77,14 @@ def _collected(terms: Sequence[Term]) -> tuple[Term, ...]:
     return tuple(t for same in kept.values() for t in same if np.any(t.scale))
 
 
-def _add_constant(left: Real, b: Constant, addend: Array, sign: int, shape: tuple[int, ...]) -> Real:
+def _add_constant(left: Real, b: Constant, addend: Array, sign: int) -> Real:
     term = left.terms[0] if len(left.terms) == 1 else None
     if term is not None and term.accumulator and not np.any(left.constant) and _on_grid(term, b):
         zero = term.zero - sign * b.values
         # Padding fills with the data's zero elsewhere: an accumulator's zero is only ever its negated bias.
         if np.max(np.abs(zero), initial=0) <= arith.RANGES["int32"][1]:
-            return Real(shape, (replace(term, zero=zero.astype(np.int64)),))
-    return Real(shape, left.terms, left.constant + addend)
+            return Real(left.shape, (replace(term, zero=zero.astype(np.int64)),))
+    return Real(left.shape, left.terms, left.constant + addend)
 
 
 def _on_grid(term: Term, bias: Constant) -> bool:
@@ -129,8 +130,8 @@ def scale_by(ctx: Context, a: Value, factor: Array, op: str) -> Value:
     else:
         real = settled(ctx, real, op)
         low, high = real.low, real.high
-    shape = tuple(np.broadcast_shapes(real.shape, factor.shape))
-    return Real(shape, tuple(replace(t, scale=t.scale * factor) for t in real.terms), real.constant * factor, low, high)
+    real = widened(ctx, real, tuple(np.broadcast_shapes(real.shape, factor.shape)))
+    return Real(real.shape, tuple(replace(t, scale=t.scale * factor) for t in real.terms), real.constant * factor, low, high)
 
 
 def divide(ctx: Context, a: Value, b: Value) -> Value:
@@ -177,7 +178,8 @@ def extremum(ctx: Context, a: Value, b: Value, op: str) -> Value:
     for x, other in ((a, b), (b, a)):
         if isinstance(other, Constant) and is_uniform(other.real) and not isinstance(x, Constant):
             level = other.real.flat[0]
-            return clip(ctx, x, level, np.inf) if op == "maximum" else clip(ctx, x, -np.inf, level)
+            clipped = clip(ctx, x, level, np.inf) if op == "maximum" else clip(ctx, x, -np.inf, level)
+            return widened(ctx, clipped, _shape(a, b))
     if isinstance(a, Constant) and isinstance(b, Constant):
         return Constant(np.maximum(a.real, b.real) if op == "maximum" else np.minimum(a.real, b.real))
     function = relax.op.maximum if op == "maximum" else relax.op.minimum

@@ -26,6 +26,7 @@ from .values import (
     compress,
     is_uniform,
     settled,
+    whole,
     with_integer_bias,
 )
 
@@ -100,7 +101,7 @@ def move(ctx: Context, call: relax.Call, x: Value) -> Value:
         moved = {t.half[0]: object() for t in x.terms if t.half is not None}
         terms = tuple(
             replace(
-                t, data=ctx.emit(again(t.data), op), zero=numbers(t.zero, x.shape), scale=numbers(t.scale, x.shape),
+                t, data=ctx.emit(again(whole(ctx, t, x.shape).data), op), zero=numbers(t.zero, x.shape), scale=numbers(t.scale, x.shape),
                 half=t.half and (moved[t.half[0]], t.half[1]),
             )
             for t in x.terms

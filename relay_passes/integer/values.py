@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from hawq_tvm import arith, ops, stages
-from hawq_tvm.errors import ModelError
+from hawq_tvm.errors import ModelError, StageError
 from hawq_tvm.ranges import Interval, interval_of, partial_sums
 
 Array = NDArray[Any]
@@ -89,7 +89,15 @@ class Real:
     high: Fraction | float = INFINITY
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "constant", rational(self.constant))
+        """Constants never enlarge a tensor: its shape is that of its integers, and every constant fits into it.
+
+        Raises StageError where that does not hold, which would change shapes silently.
+        """
+        shapes = [ops.shape_of(t.data) for t in self.terms]
+        if shapes and np.broadcast_shapes(*shapes) != tuple(self.shape):
+            raise StageError("has integers of another shape than its tensor", expected=str(list(self.shape)), found=str(shapes))
+        object.__setattr__(self, "terms", tuple(_fitted_term(t, tuple(self.shape)) for t in self.terms))
+        object.__setattr__(self, "constant", fitted(rational(self.constant), self.shape))
 
     @property
     def clipped(self) -> bool:
@@ -215,6 +223,26 @@ class Context:
         return NotLowered(self.layer, op.removeprefix("relax.").removeprefix("nn."), reason, remedy)
 
 
+def fitted(array: Array, shape: tuple[int, ...]) -> Array:
+    """A constant as it broadcasts into a tensor of `shape`: of no higher rank, a scalar where it has one element.
+
+    Raises StageError when it would enlarge the tensor.
+    """
+    array = np.asarray(array)
+    if array.size == 1:
+        return array.reshape(())
+    extra = max(0, array.ndim - len(shape))
+    inner = array.reshape(array.shape[extra:]) if all(n == 1 for n in array.shape[:extra]) else array
+    if inner.ndim > len(shape) or np.broadcast_shapes(inner.shape, shape) != tuple(shape):
+        raise StageError("has a constant that does not fit its tensor", expected=f"a shape that broadcasts to {list(shape)}", found=str(list(array.shape)))
+    return inner
+
+
+def _fitted_term(term: Term, shape: tuple[int, ...]) -> Term:
+    zero, scale = fitted(term.zero, shape), fitted(term.scale, shape)
+    return term if (np.shape(zero), np.shape(scale)) == (np.shape(term.zero), np.shape(term.scale)) else replace(term, zero=zero, scale=scale)
+
+
 INSERT = "quantize this tensor too (a quantize/dequantize pair before this node)"
 
 
@@ -237,6 +265,23 @@ def broadcast_rank(array: Array, rank: int) -> Array:
     """`array` with leading axes of size 1 added up to `rank`."""
     array = np.asarray(array)
     return array.reshape((1,) * (rank - array.ndim) + array.shape)
+
+
+def whole(ctx: Context, term: Term, shape: tuple[int, ...], suffix: str = "whole") -> Term:
+    """A term whose integers have this shape: those of a smaller one are repeated, as broadcasting would."""
+    if ops.shape_of(term.data) == tuple(shape):
+        return term
+    return replace(term, data=ctx.emit(relax.op.broadcast_to(term.data, shape), suffix))
+
+
+def widened(ctx: Context, value: Real | Joined, shape: tuple[int, ...]) -> Real | Joined:
+    """`value` repeated to a larger shape, where an operator's constant has more elements than its tensor."""
+    if tuple(value.shape) == tuple(shape):
+        return value
+    if isinstance(value, Joined):
+        return replace(value, shape=shape, join=lambda parts: relax.op.broadcast_to(ctx.emit(value.join(parts), "joined"), shape), moved=True)
+    first, *others = value.terms
+    return replace(value, shape=shape, terms=(whole(ctx, first, shape), *others))
 
 
 def single(ctx: Context, value: Value, op: str) -> Term:
@@ -319,5 +364,5 @@ def integer_constant(values: Array) -> relax.Expr:
 __all__ = [
     "INSERT", "LARGEST", "Array", "Constant", "Context", "Joined", "Moved", "NotLowered", "Real", "Softmax", "Term", "Value",
     "bound", "broadcast_rank", "compress", "from_dequantize", "integer_constant", "is_uniform", "nearest", "rational", "settled", "single", "tvm",
-    "with_bias", "with_integer_bias",
+    "whole", "widened", "with_bias", "with_integer_bias",
 ]  # fmt: skip

@@ -18,7 +18,8 @@ U8 = arith.QType.of("uint8")
 
 def requantize(operands: int, multipliers, offset, shift, rounding: str = "half_even", zero_point: int = 3, qtype=U8) -> tvm.IRModule:
     builder = relax.BlockBuilder()
-    params = [relax.Var(f"x{k}", relax.TensorType((256,), "uint8")) for k in range(operands)]
+    rows = np.broadcast_shapes(np.shape(offset), np.shape(multipliers[0]), (1,))[0]
+    params = [relax.Var(f"x{k}", relax.TensorType((rows, 256), "uint8")) for k in range(operands)]
     with builder.function("main", params, attrs={"hawq.output_names": ["y"]}):
         with builder.dataflow():
             y = builder.emit(ops.requantize(params, multipliers, offset, shift, qtype=qtype, zero_point=zero_point, rounding=rounding), "y")
@@ -50,7 +51,7 @@ def test_ties_are_settled_and_values_kept(multipliers, offset, shift, settled, r
     module = requantize(len(multipliers), multipliers, offset, shift, rounding)
     new, count = drop_ties(module)
     assert (count, roundings(new)) == ((1, ["half_up"]) if rounding in settled else (0, [rounding]))
-    inputs = {f"x{k}": rng.permutation(256).astype(np.uint8) for k in range(len(multipliers))}
+    inputs = {f"x{k}": rng.permutation(256).astype(np.uint8)[None] for k in range(len(multipliers))}
     np.testing.assert_array_equal(evaluate(new, inputs)["y"], evaluate(module, inputs)["y"], strict=True)
 
 
@@ -88,7 +89,7 @@ def test_channels_are_settled_each_for_itself():
     new, count = drop_ties(module)
     (call,) = [b.value for b in new["main"].body.blocks[0].bindings if ops.op_name(b.value) == "hawq.requantize"]
     assert count == 1 and ops.const_value(call.args[2]).tolist() == [[2**40 - 1], [3 * 2**40], [7]]
-    inputs = {"x0": np.arange(256, dtype=np.uint8)}
+    inputs = {"x0": np.tile(np.arange(256, dtype=np.uint8), (3, 1))}
     np.testing.assert_array_equal(evaluate(new, inputs)["y"], evaluate(module, inputs)["y"], strict=True)
 
 
@@ -101,7 +102,7 @@ def test_directed_roundings_become_half_up_with_another_constant(rounding, zero_
     new, count = drop_ties(module)
     one_sided = rounding not in ("floor", "ceil")
     assert (count, roundings(new)) == ((1, ["half_up"]) if changed or not one_sided else (0, [rounding]))
-    inputs = {"x0": np.arange(256, dtype=np.uint8)}
+    inputs = {"x0": np.tile(np.arange(256, dtype=np.uint8), (4, 1))}
     np.testing.assert_array_equal(evaluate(new, inputs)["y"], evaluate(module, inputs)["y"], strict=True)
 
 
