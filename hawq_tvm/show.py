@@ -62,7 +62,7 @@ def show_compiled(package: Package, summary: Mapping[str, Any]) -> None:
     for side in ("input", "output"):
         for entry in summary[f"{side}s"]:
             say(f"{side:<7} {shape_text(entry)}")
-    say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(summary['kernels_by_rule'].items()))}")
+    say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(summary['kernels_by_rule'].items())) or 'none'}")
     tiles = summary["tiles_from"]
     say(f"tiles   {tiles.get('record', 0)} from records, {tiles.get('cost model', 0)} by the cost model, {tiles.get('rule', 0)} without a choice")
     show_proof(package.certificate())
@@ -141,7 +141,7 @@ def show_info(fields: Mapping[str, Any]) -> None:
             detail = f", scale {q['scale'][0]:g}, zero point {q['zero_point'][0]}" if q and len(q["scale"]) == 1 else ""
             say(f"{side:<7} {shape_text(entry)}{detail}")
     say(f"files   {', '.join(f'{name} {size:,}' for name, size in fields['files'].items())} bytes, of them {fields['constants_bytes']:,} constants in the library")
-    say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(fields['kernels_by_rule'].items()))}")
+    say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(fields['kernels_by_rule'].items())) or 'none'}")
     show_proof(fields["certificate"])
     table = Table(Column("layer", overflow="fold"), "rule", "tile", "tile from")
     for row in fields["report"]:

@@ -213,8 +213,9 @@ def profile(
     stopwatch = _Stopwatch({b.value.op.name_hint for b in calls}, len(calls), finish or _nothing)
     latencies = with_pool(count, partial(_alternate, vm, call, stopwatch, warmup_ms, duration, iterations))
     latency = float(np.median(latencies))
-    costs = np.median(np.array(stopwatch.costs), axis=1)
-    taken = (np.array(stopwatch.times) - costs[:, None]) / 1e6
+    shape = (len(calls), len(latencies))  # a graph may have no kernels
+    costs = np.median(np.array(stopwatch.costs, np.float64).reshape(shape), axis=1)
+    taken = (np.array(stopwatch.times, np.float64).reshape(shape) - costs[:, None]) / 1e6
     times = np.median(taken, axis=1)
     # By pairs of neighbours: the two medians of a disturbed machine may lie on different humps.
     outside = float(np.median(np.array(latencies) - taken.sum(axis=0)))
@@ -227,7 +228,7 @@ def profile(
             layer_products(graph[function]), stopwatch.bytes[i], float(times[i]) / latency, limit_tops,
         ))  # fmt: skip
     return ProfileReport(
-        name, machine.describe(), count, warmup_ms, len(latencies), latency, outside, float(np.median(costs)) / 1e3, tuple(rows), limit_tops
+        name, machine.describe(), count, warmup_ms, len(latencies), latency, outside, float(np.median(costs)) / 1e3 if calls else 0.0, tuple(rows), limit_tops
     )
 
 

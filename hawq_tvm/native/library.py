@@ -30,7 +30,7 @@ def export(compiled: Compiled, manifest: Mapping[str, Any], library: Path) -> di
 
 def _for_gpu(compiled: Compiled, library: Path) -> None:
     try:
-        compiled.executable.export_library(str(library))
+        compiled.executable.export_library(str(library), options=[link.NO_EXPORT])
     except (RuntimeError, FileNotFoundError) as e:
         raise PackageError(
             "the library could not be linked", where=str(library), found=str(e).splitlines()[0],

@@ -15,6 +15,8 @@ from . import source, toolchain
 from .plan import Plan
 
 BLOB = "__tvm_ffi__library_bin"
+# TVM's C marks its symbols by this macro, which only TVM's own headers define.
+NO_EXPORT = "-DTVM_EXPORT="
 # The pointers by which kernels reach TVM's runtime, or the C runtime (deploy/native/threads.c).
 POINTERS = frozenset({"__TVMBackendParallelLaunch", "__TVMBackendAllocWorkspace", "__TVMBackendFreeWorkspace"})
 # Two libraries in a process have kernels of the same names: each calls its own. Only what TVM replaces when it is there stays open.
@@ -35,6 +37,7 @@ def export(
 
     def link(path: str, files: list[str], **_: Any) -> None:
         folder = Path(files[0]).parent
+        files = [_object(command, [*toolchain.options(architecture), *options], f) for f in files]
         _check_self_contained(files)
         text = source.text(plan, _blob(files), version, architecture, features)
         (folder / "plan.c").write_text(text)
@@ -47,6 +50,15 @@ def export(
         toolchain.run([*command, *options, *OPTIONS, "-o", path, *linked], "the library")
 
     executable.export_library(str(library), fcompile=link)
+
+
+def _object(command: Sequence[str], flags: Sequence[str], path: str) -> str:
+    """An object file as it is; TVM writes its blob in C where there is no kernel."""
+    if not path.endswith(".c"):
+        return path
+    made = f"{path.removesuffix('.c')}.o"
+    toolchain.run([*command, *flags, NO_EXPORT, "-c", path, "-o", made], "the library's data")
+    return made
 
 
 def _symbols(path: str) -> tuple[Any, Any]:
