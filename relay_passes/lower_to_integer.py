@@ -23,7 +23,7 @@ from hawq_tvm import arith, ops, stages
 from hawq_tvm.errors import first_of, not_quantized
 from hawq_tvm.ranges import Interval
 
-from .integer import handlers, movement
+from .integer import border, handlers, movement
 from .integer.rescale import Output, realize
 from .integer.values import (
     INSERT,
@@ -39,7 +39,7 @@ from .integer.values import (
     is_uniform,
     rational,
     single,
-    with_bias,
+    whole,
 )  # fmt: skip
 
 _FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
@@ -77,6 +77,8 @@ class _Lowering:
         self.failures: list[NotLowered] = []
         self.rewrites = 0
         self.outside: list[str] = []
+        self.made: dict[Real, str] = {}  # which operator made a value: the float tail computes it under that name
+        self.floats: dict[Real | Joined | Softmax, relax.Expr] = {}  # what an output and a float tail read is converted once
         self.allow_float = bool((self.main.attrs or {}).get("hawq.allow_float_tail", 0))
         self.feeds_quantize = self._feeding_quantize()
         self.nodes = stages.model_nodes(self.main)
@@ -112,7 +114,7 @@ class _Lowering:
                 result = self.builder.emit_output(self._outputs(returned))
             self.builder.emit_func_output(result)
         func = self.builder.get()["main"]
-        attrs = {k: v for k, v in (self.main.attrs or {}).items() if k not in ("global_symbol", "hawq.nodes")}
+        attrs = {k: v for k, v in (self.main.attrs or {}).items() if k not in ("global_symbol", "hawq.nodes", "hawq.allow_float_tail")}
         if self.outside:
             attrs["hawq.float_tail"] = self.outside
         for key, value in attrs.items():
@@ -192,6 +194,8 @@ class _Lowering:
                 raise NotLowered(failure.where, failure.op, failure.message, remedy) from None
             return self._keep_float(binding, expr, values)
         self.rewrites += 1
+        if isinstance(lowered, Real):
+            self.made[lowered] = binding.var.name
         return lowered
 
     def _lower_call(self, binding: relax.VarBinding, call: relax.Call, values: list[Any], flat: list[Any]) -> Any:
@@ -205,9 +209,8 @@ class _Lowering:
             lowered = handlers.HANDLERS[name](self.ctx, call, values)
         else:
             raise self.ctx.fail(name, *handlers.why_not(self.ctx, name, flat))
-        if self.allow_float and binding.var not in self.feeds_quantize and isinstance(lowered, Real | Joined | Softmax):
-            # Nothing will quantize it: what no single integer tensor stands for is float from here on.
-            lowered = Real(lowered.shape, (single(self.ctx, lowered, name),))
+        if self.allow_float and binding.var not in self.feeds_quantize and isinstance(lowered, Joined | Softmax):
+            raise self.ctx.fail(name, "nothing quantizes its result, so its parts have no common scale", INSERT)
         return lowered
 
     def _tuple_item(self, expr: relax.TupleGetItem) -> Any:
@@ -256,24 +259,22 @@ class _Lowering:
             return expr
         if not isinstance(value, Real | Joined | Softmax):
             return value
-        try:
-            return self._dequantized(single(self.ctx, value, f"dequantize for the {role}"))
-        except NotLowered:
-            if not self.allow_float or not isinstance(value, Real):
-                raise
-            return self._summed(value)
-
-    def _dequantized(self, term: Term) -> relax.Expr:
-        term = with_bias(self.ctx, term)
-        low, high = self.ctx.bounds(term.data)
-        scale = _exact_float32(term.scale)
-        return self.ctx.emit(
-            ops.dequantize(term.data, scale, term.zero, qmin=int(np.min(low)), qmax=int(np.max(high)))
-        )
+        if value not in self.floats:
+            try:
+                self.floats[value] = border.dequantized(self.ctx, value, f"dequantize for the {role}")
+            except NotLowered:
+                if not self.allow_float or not isinstance(value, Real):
+                    raise
+                self.floats[value] = self._summed(value)
+        return self.floats[value]
 
     def _summed(self, value: Real) -> relax.Expr:
-        """A value that a quantize and a float tail read, in float: the sum of its terms, clipped."""
-        parts = [self._dequantized(t) for t in value.terms]
+        """A value that only a float tail stands for, under the name of the operator that made it: the sum of its terms, clipped."""
+        asked, layer = self.ctx.layer, self.made.get(value, self.ctx.layer)
+        parts = []
+        for i, term in enumerate(value.terms):
+            self.ctx.layer = f"{layer}.in{i}"
+            parts.append(border.as_float(self.ctx, whole(self.ctx, term, value.shape)))
         if np.any(value.constant):
             parts.append(relax.const(value.constant.astype(np.float32)))
         total = parts[0]
@@ -281,12 +282,11 @@ class _Lowering:
         if value.clipped:
             low, high = (float(min(max(v, _FLOAT32[0]), _FLOAT32[1])) for v in (value.low, value.high))
             steps.append(partial(relax.op.clip, min=low, max=high))
-        layer = self.ctx.layer
-        self.ctx.layer = f"{layer}.float"
-        for step in steps:
+        for i, step in enumerate(steps):
+            self.ctx.layer = layer if i == len(steps) - 1 else f"{layer}.float"
             total = self.ctx.emit_float(step(total))
             self.outside.append(total.name)
-        self.ctx.layer = layer
+        self.ctx.layer = asked
         return total
 
     # -- quantize and dequantize --------------------------------------------------------------------
@@ -351,12 +351,6 @@ def binding_is_output(lowering: _Lowering, call: relax.Call) -> bool:
     return all(
         b.var not in lowering.feeds_quantize for b in stages.bindings(lowering.main) if b.var.name == lowering.ctx.layer
     )
-
-
-def _exact_float32(scale: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    wide = scale.astype(np.float64)
-    narrow = wide.astype(np.float32)
-    return narrow if np.all(narrow.astype(np.float64) == wide) else wide
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,0 +1,67 @@
+"""Where the integer region ends: one integer tensor becomes float32 (A1), a constant beside it included to its last bits (A1a)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from tvm import relax
+
+from hawq_tvm import ops
+
+from .values import Array, Context, Real, Term, Value, nearest, single, with_bias, with_integer_bias
+
+# Integers below 2^53 are float64 numbers as they are.
+EXACT_BITS = 53
+
+
+def dequantized(ctx: Context, value: Value, op: str) -> relax.Expr:
+    """The float32 tensor of a value that one integer tensor stands for, alone or with a constant added.
+
+    Raises NotLowered as `single` does.
+    """
+    finer = _with_fraction(ctx, value) if isinstance(value, Real) else None
+    if finer is None:
+        return as_float(ctx, single(ctx, value, op))
+    term = single(ctx, finer, op)
+    return _emit(ctx, term, np.asarray(term.scale).astype(np.float64))
+
+
+def as_float(ctx: Context, term: Term) -> relax.Expr:
+    """(A1) a term's real numbers; the scale is float32 where that holds it exactly."""
+    scale = np.asarray(term.scale).astype(np.float64)
+    narrow = scale.astype(np.float32)
+    return _emit(ctx, with_bias(ctx, term), narrow if np.all(narrow.astype(np.float64) == scale) else scale)
+
+
+def _emit(ctx: Context, term: Term, scale: Array) -> relax.Expr:
+    low, high = ctx.bounds(term.data)
+    return ctx.emit(ops.dequantize(term.data, scale, term.zero, qmin=int(np.min(low)), qmax=int(np.max(high))))
+
+
+def _with_fraction(ctx: Context, value: Real) -> Real | None:
+    """(A1a): the value on a grid 2^k times finer, which holds the constant; None where there is none, or the grid itself holds it.
+
+    k is the most that keeps every integer below 2^53.
+    """
+    if len(value.terms) != 1 or not np.any(value.constant) or np.any(value.terms[0].scale == 0):
+        return None
+    (term,) = value.terms
+    zero = np.asarray(term.zero - value.constant / term.scale, object)
+    rounded = with_integer_bias(value)
+    if rounded is not value and np.all(rounded.terms[0].zero == zero):
+        return None
+    low, high = ctx.bounds(term.data)
+    largest = max(-int(np.min(low)), int(np.max(high))) + math.ceil(np.max(np.abs(zero)))
+    bits = EXACT_BITS - largest.bit_length()
+    if bits < 1:
+        return None
+    data = term.data
+    if ops.dtype_of(data) != "int64":
+        data = ctx.emit(relax.op.astype(data, "int64"), "wide")
+    data = ctx.emit(relax.op.multiply(data, ops.const(1 << bits, "int64")), "finer")
+    data = ctx.emit(relax.op.subtract(data, ops.const(nearest(zero * (1 << bits)), "int64")), "fraction")
+    finer = Term(data, np.zeros((), np.int64), np.asarray(term.scale / (1 << bits), object))
+    return replace(value, terms=(finer,), constant=np.zeros(()))
+
