@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -11,7 +13,9 @@ from tvm import relax
 from hawq_tvm import ops
 
 from .convolution import pad2d
-from .values import INSERT, Array, Constant, Context, Joined, Real, Term, Value, compress, is_uniform, single
+from .values import INFINITY, INSERT, Array, Constant, Context, Joined, Real, Term, Value, compress, is_uniform, single
+
+SPATIAL = (2, 3)
 
 
 def _windows(call: relax.Call, shape: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -25,23 +29,53 @@ def _windows(call: relax.Call, shape: Sequence[int]) -> tuple[list[int], list[in
     return kernel, strides, dilation, pads
 
 
-def _monotone(ctx: Context, value: Value, op: str) -> Term:
-    term = single(ctx, value, op)
-    if not np.all(term.scale > 0):
+def _monotone(ctx: Context, term: Term, op: str) -> Term:
+    if not np.all(term.scale >= 0):
         raise ctx.fail(op, "its input has a negative scale", INSERT)
     return term
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What a pool or reduction leaves to be added and clipped after it."""
+
+    constant: Array
+    low: Fraction | float
+    high: Fraction | float
+
+    def of(self, term: Term, count: int = 1) -> Real:
+        """The result of which `term` is the integer part; count: how many equal constants were added up."""
+        return Real(ops.shape_of(term.data), (term,), self.constant * count, self.low, self.high)
+
+
+def _apart(ctx: Context, value: Value, op: str, axes: Sequence[int], *, apart: bool, keepdims: bool = True) -> tuple[Term, _Rest]:
+    """The integers that are summed or compared along `axes`, whose scale and zero must not vary there, and the rest.
+
+    apart: a constant that is the same along the axes is added after them, and so keeps its fraction; a clip goes with it.
+    """
+    rest, rank = _Rest(np.zeros(()), -INFINITY, INFINITY), len(value.shape)
+    if apart and isinstance(value, Real) and len(value.terms) == 1 and np.any(value.constant):
+        kept = _reduced(value.constant, rank, axes, keepdims)
+        if kept is not None:
+            rest = _Rest(kept, value.low, value.high)
+            value = replace(value, constant=np.zeros(()), low=-INFINITY, high=INFINITY)
+    term = single(ctx, value, op)
+    if any(_reduced(a, rank, axes, True) is None for a in (term.scale, term.zero)):
+        raise ctx.fail(op, "its input's scale varies along the reduced axes", INSERT)
+    return term, rest
 
 
 def max_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
     """The maximum of the integers: padding holds the lowest value the data can reach, so it never wins."""
     if isinstance(x, Joined):
         raise ctx.fail("max_pool2d", "its input is a concatenation that nothing quantizes", INSERT)
-    term = _monotone(ctx, x, "max_pool2d")
+    term, rest = _apart(ctx, x, "max_pool2d", SPATIAL, apart=True)
+    _monotone(ctx, term, "max_pool2d")
     kernel, strides, dilation, pads = _windows(call, x.shape)
     lowest = int(np.min(ctx.bounds(term.data)[0]))
     data = pad2d(ctx, term.data, pads, lowest)
     data = ctx.emit(relax.op.nn.max_pool2d(data, kernel, strides, 0, dilation), "max")
-    return Real(ops.shape_of(data), (replace(term, data=data),))
+    return rest.of(replace(term, data=data))
 
 
 def _counts(call: relax.Call, shape: Sequence[int]) -> Array:
@@ -59,7 +93,9 @@ def _counts(call: relax.Call, shape: Sequence[int]) -> Array:
 
 def avg_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
     """(A15) with one divisor, or one per position where padding does not count."""
-    term = single(ctx, x, "avg_pool2d")
+    # Padding that counts holds the real 0, to which no constant is added.
+    pads_count = bool(int(call.attrs.count_include_pad)) and any(int(p) for p in call.attrs.padding)
+    term, rest = _apart(ctx, x, "avg_pool2d", SPATIAL, apart=not pads_count and not _is_clipped(x))
     if not is_uniform(term.zero):
         raise ctx.fail("avg_pool2d", "its input has one zero point per channel", INSERT)
     kernel, strides, dilation, pads = _windows(call, x.shape)
@@ -68,7 +104,12 @@ def avg_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
     data = pad2d(ctx, term.data, pads, zero)
     acc = ctx.accumulate(lambda d: ops.sum_pool2d(data, kernel, strides, dilation, out_dtype=d), "acc")
     total = np.asarray(zero * kernel[0] * kernel[1], np.int64)
-    return Real(ops.shape_of(acc), (Term(acc, total, compress(np.asarray(term.scale / counts.astype(object), object)), accumulator=True),))
+    return rest.of(Term(acc, total, compress(np.asarray(term.scale / counts.astype(object), object)), accumulator=True))
+
+
+def _is_clipped(value: Value) -> bool:
+    """Whether a mean of these values is another than their clipped mean."""
+    return isinstance(value, Real) and value.clipped
 
 
 def _kept(call: relax.Call, rank: int) -> tuple[list[int], bool]:
@@ -77,7 +118,7 @@ def _kept(call: relax.Call, rank: int) -> tuple[list[int], bool]:
     return chosen, bool(call.attrs.keepdims)
 
 
-def _reduced(array: Array, rank: int, axes: Sequence[int], keepdims: bool) -> Array | None:
+def _reduced(array: Array, rank: int, axes: Sequence[int], keepdims: bool) -> Any:
     """A broadcasting constant after the reduction of `axes`, None when it varies along one of them."""
     if not np.ndim(array):
         return array
@@ -90,11 +131,9 @@ def _reduced(array: Array, rank: int, axes: Sequence[int], keepdims: bool) -> Ar
 def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value:
     """relax.sum and relax.mean over any axes, summed in int32."""
     op = "mean" if mean else "sum"
-    term = single(ctx, x, op)
     axes, keepdims = _kept(call, len(x.shape))
+    term, rest = _apart(ctx, x, op, axes, apart=not _is_clipped(x), keepdims=keepdims)
     scale, zero = (_reduced(a, len(x.shape), axes, keepdims) for a in (term.scale, term.zero))
-    if scale is None or zero is None:
-        raise ctx.fail(op, "its input's scale varies along the reduced axes", INSERT)
     count = int(np.prod([x.shape[a] for a in axes]))
 
     def make(dtype: str) -> relax.Expr:
@@ -104,26 +143,27 @@ def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value
     low, high = ctx.bounds(term.data)
     fits = max(abs(int(np.min(low))), abs(int(np.max(high)))) * count < 2**31
     acc = ctx.emit(make("int32" if fits else "int64"), "acc")
-    scale = scale / count if mean else scale
-    return Real(ops.shape_of(acc), (Term(acc, np.asarray(zero * count, np.int64), scale, accumulator=True),))
+    scale = np.asarray(scale / count, object) if mean else scale
+    return rest.of(Term(acc, np.asarray(zero * count, np.int64), scale, accumulator=True), 1 if mean else count)
 
 
 def reduce_extremum(ctx: Context, call: relax.Call, x: Value, op: str) -> Value:
     """relax.max and relax.min over any axes of the integers."""
-    term = _monotone(ctx, x, op)
     axes, keepdims = _kept(call, len(x.shape))
+    term, rest = _apart(ctx, x, op, axes, apart=True, keepdims=keepdims)
+    _monotone(ctx, term, op)
     scale, zero = (_reduced(a, len(x.shape), axes, keepdims) for a in (term.scale, term.zero))
-    if scale is None or zero is None:
-        raise ctx.fail(op, "its input's scale varies along the reduced axes", INSERT)
     function = relax.op.max if op == "max" else relax.op.min
     data = ctx.emit(function(term.data, axes, keepdims), op)
-    return Real(ops.shape_of(data), (replace(term, data=data, scale=scale, zero=zero),))
+    return rest.of(replace(term, data=data, scale=scale, zero=zero))
 
 
 def arg_extremum(ctx: Context, call: relax.Call, x: Value) -> relax.Expr:
     """argmax / argmin of the integers: an integer result, so it leaves the float world here."""
     op = ops.op_name(call)
-    term = _monotone(ctx, x, op)
+    term = _monotone(ctx, single(ctx, x, op), op)
+    if not np.all(term.scale):
+        raise ctx.fail(op, "its input has a scale of zero", INSERT)
     axis = None if call.attrs.axis is None else int(call.attrs.axis)
     scale = _reduced(term.scale, len(x.shape), [axis % len(x.shape)] if axis is not None else range(len(x.shape)), True)
     if scale is None or not is_uniform(term.zero):
