@@ -48,13 +48,19 @@ class _Rest:
         return Real(ops.shape_of(term.data), (term,), self.constant * count, self.low, self.high)
 
 
+def _real(ctx: Context, value: Value, op: str) -> Real:
+    """The value itself; for anything but a Real `single` raises NotLowered with the reason."""
+    return value if isinstance(value, Real) else Real((), (single(ctx, value, op),))
+
+
 def _apart(ctx: Context, value: Value, op: str, axes: Sequence[int], *, apart: bool, keepdims: bool = True) -> tuple[Term, _Rest]:
     """The integers that are summed or compared along `axes`, whose scale and zero must not vary there, and the rest.
 
     apart: a constant that is the same along the axes is added after them, and so keeps its fraction; a clip goes with it.
     """
+    value = _real(ctx, value, op)
     rest, rank = _Rest(np.zeros(()), -INFINITY, INFINITY), len(value.shape)
-    if apart and isinstance(value, Real) and len(value.terms) == 1 and np.any(value.constant):
+    if apart and len(value.terms) == 1 and np.any(value.constant):
         kept = _reduced(value.constant, rank, axes, keepdims)
         if kept is not None:
             rest = _Rest(kept, value.low, value.high)
@@ -131,7 +137,7 @@ def _reduced(array: Array, rank: int, axes: Sequence[int], keepdims: bool) -> An
 def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value:
     """relax.sum and relax.mean over any axes, summed in int32."""
     op = "mean" if mean else "sum"
-    axes, keepdims = _kept(call, len(x.shape))
+    axes, keepdims = _kept(call, len(_real(ctx, x, op).shape))
     term, rest = _apart(ctx, x, op, axes, apart=not _is_clipped(x), keepdims=keepdims)
     scale, zero = (_reduced(a, len(x.shape), axes, keepdims) for a in (term.scale, term.zero))
     count = int(np.prod([x.shape[a] for a in axes]))
@@ -149,7 +155,7 @@ def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value
 
 def reduce_extremum(ctx: Context, call: relax.Call, x: Value, op: str) -> Value:
     """relax.max and relax.min over any axes of the integers."""
-    axes, keepdims = _kept(call, len(x.shape))
+    axes, keepdims = _kept(call, len(_real(ctx, x, op).shape))
     term, rest = _apart(ctx, x, op, axes, apart=True, keepdims=keepdims)
     _monotone(ctx, term, op)
     scale, zero = (_reduced(a, len(x.shape), axes, keepdims) for a in (term.scale, term.zero))

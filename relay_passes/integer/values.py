@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tvm
@@ -153,6 +153,7 @@ class Moved:
     moves: tuple[relax.Call, ...] = ()
 
 
+Widened = TypeVar("Widened", Real, Joined)
 # One of relax.Expr, Real, Constant, Joined, Softmax, Moved: TVM's classes are invisible to the type checker.
 Value = Any
 
@@ -274,7 +275,7 @@ def whole(ctx: Context, term: Term, shape: tuple[int, ...], suffix: str = "whole
     return replace(term, data=ctx.emit(relax.op.broadcast_to(term.data, shape), suffix))
 
 
-def widened(ctx: Context, value: Real | Joined, shape: tuple[int, ...]) -> Real | Joined:
+def widened(ctx: Context, value: Widened, shape: tuple[int, ...]) -> Widened:
     """`value` repeated to a larger shape, where an operator's constant has more elements than its tensor."""
     if tuple(value.shape) == tuple(shape):
         return value
