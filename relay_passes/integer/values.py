@@ -279,10 +279,11 @@ def widened(ctx: Context, value: Widened, shape: tuple[int, ...]) -> Widened:
     """`value` repeated to a larger shape, where an operator's constant has more elements than its tensor."""
     if tuple(value.shape) == tuple(shape):
         return value
-    if isinstance(value, Joined):
-        return replace(value, shape=shape, join=lambda parts: relax.op.broadcast_to(ctx.emit(value.join(parts), "joined"), shape), moved=True)
-    first, *others = value.terms
-    return replace(value, shape=shape, terms=(whole(ctx, first, shape), *others))
+    if isinstance(value, Real):
+        first, *others = value.terms
+        return replace(value, shape=shape, terms=(whole(ctx, first, shape), *others))
+    join = value.join
+    return replace(value, shape=shape, join=lambda parts: relax.op.broadcast_to(ctx.emit(join(parts), "joined"), shape), moved=True)
 
 
 def single(ctx: Context, value: Value, op: str) -> Term:
