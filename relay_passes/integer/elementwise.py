@@ -27,6 +27,7 @@ from .values import (
     rational,
     settled,
     single,
+    whole,
     widened,
 )  # fmt: skip
 
@@ -60,6 +61,8 @@ def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Val
     terms = _collected([*left.terms, *(replace(t, scale=sign * t.scale) for t in right.terms)])
     if not terms:
         return Constant(np.broadcast_to(constant, shape))
+    if np.broadcast_shapes(*(ops.shape_of(t.data) for t in terms)) != shape:  # the larger ones cancelled
+        terms = (whole(ctx, terms[0], shape), *terms[1:])
     return Real(shape, terms, constant)
 
 

@@ -281,7 +281,7 @@ def widened(ctx: Context, value: Widened, shape: tuple[int, ...]) -> Widened:
         return value
     if isinstance(value, Real):
         first, *others = value.terms
-        return replace(value, shape=shape, terms=(whole(ctx, first, shape), *others))
+        return replace(value, shape=shape, terms=(whole(ctx, first, shape), *others))  # type: ignore[call-arg]
     join = value.join
     return replace(value, shape=shape, join=lambda parts: relax.op.broadcast_to(ctx.emit(join(parts), "joined"), shape), moved=True)
 
