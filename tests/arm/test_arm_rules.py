@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from itertools import product
 
 import numpy as np
 import pytest
 from on_arm import DOTPROD, I8MM, NEON, TARGETS, check, kernel_of, needs_emulator
-from one_layer import packed
+from one_layer import in_two_steps, packed
 from test_borders import CASES as BORDERED
 from test_cpu_contract import CONVS, JOINED, Conv, accumulate, full
 from tvm import relax
@@ -167,6 +168,16 @@ def test_requantize_of_every_rounding(rounding, target):
     if rounding != "double":
         a, b = full("uint8", 2, 7, 33), full("int8", 2, 7, 33)
         check(lambda e, p, q: ops.requantize([p, q], [2**30 + 3, 2**29 + 1], 99, 31, qtype=arith.QType.of("uint8"), zero_point=9, rounding=rounding), target, a, b)
+
+
+@pytest.mark.parametrize("target", EVERY)
+def test_softmax_and_a_convolution_in_two_steps(target):
+    """(A17), whose division is done once a row, and (A23a) after sums of products."""
+    table = arith.softmax_table(Fraction(1, 30), 256)
+    check(lambda e, p: ops.softmax(p, table, axis=1, multiplier=255 << 23, shift=23, qtype=arith.QType.of("uint8"), zero_point=0), target, full("uint8", 5, 37))
+    c = Conv(1, 7, 9, 32, 24, pad=(1, 1, 1, 1))
+    w = full("int8", *c.k, c.ci, c.co) >> 4
+    check(lambda e, p: in_two_steps(e, accumulate(e, c, p, relax.const(w), 3, "int32"), 10), target, full("uint8", c.n, c.h, c.w, c.ci) >> 2)
 
 
 @pytest.mark.parametrize("target", EVERY)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import test_cpu_contract as contract
 from emulate import ARCHITECTURES, Array, Counts, EmulationError, Generated, generate, launch, needs_gxx
-from one_layer import layer_of, packed
+from one_layer import in_two_steps, layer_of, packed
 from test_cpu_contract import Conv, accumulate, convolve, full
 from tvm import relax
 
 from hawq_tvm import arith, ops
 from hawq_tvm.cuda import target as cuda
+from hawq_tvm.verify.reference import evaluate
 from schedules.cuda_mma import Mma
 from schedules.mma_intrinsics import Form
 from schedules.mma_tiles import MmaTile
@@ -31,7 +32,7 @@ SMALL, WIDE, SLICED = MmaTile((2, 2), 1, 2), MmaTile((1, 2), 2, 4, stages=4), Mm
 class Case:
     """A convolution with bias, requantization, and a residual or not.
 
-    tile: None for the cost model's.  data: its type, of 4 bits packed.  weights: bits.  fill: of the border.
+    tile: None for the cost model's.  data: its type, of 4 bits packed.  weights: bits.  fill: of the border.  twice: it rounds in two steps (A23a).
     """
 
     conv: Conv
@@ -40,12 +41,13 @@ class Case:
     weights: int = 8
     residual: bool = True
     fill: int = 0
+    twice: bool = False
 
     def __str__(self) -> str:
         c, t = self.conv, self.tile
         shape = f"{c.n}x{c.h}x{c.w}x{c.ci}-{c.co}-k{c.k[0]}x{c.k[1]}s{c.stride[0]}g{c.groups}"
         tile = f"{t.pixels}x{t.channels}x{t.step_bytes}x{t.slices}x{t.stages}" if t else "model"
-        return f"{shape}-{self.data}-w{self.weights}-{tile}{'-residual' if self.residual else ''}"
+        return f"{shape}-{self.data}-w{self.weights}-{tile}{'-residual' if self.residual else ''}{'-twice' if self.twice else ''}"
 
 
 class Built:
@@ -66,6 +68,8 @@ class Built:
             data = emit(ops.unpack_int4(p, x.shape, case.data == "int4")) if four else p
             weights = relax.const(w) if case.weights == 8 else emit(ops.unpack_int4(arith.pack_int4(w), w.shape, True))
             a = emit(R.add(accumulate(emit, c, data, weights, case.fill, "int32"), relax.const(bias)))
+            if case.twice:
+                return in_two_steps(emit, a, 12)
             return ops.requantize([a, *other], [m, 2**29][: 1 + len(other)], 5, shift, qtype=arith.QType.of("int8"), **kw)
 
         self.inputs = [arith.pack_int4(x).reshape(*x.shape[:-1], -1) if four else x, *residual]
@@ -73,6 +77,10 @@ class Built:
         layer = layer_of(module)
         assert Mma().applies(layer, TARGET) is None
         self.kernel = Mma().build(layer, TARGET, case.tile)
+        if case.twice:
+            self.expected = evaluate(module, {f"x{i}": x for i, x in enumerate(self.inputs)})["output0"]
+            self.generated = generate(self.kernel.func, TARGET)
+            return
         self.expected = arith.requantize([acc + bias, *residual], [m, 2**29][: 1 + len(residual)], 5, shift, qmin=-128, qmax=127, **kw).astype(np.int8)
         self.generated: Generated = generate(self.kernel.func, TARGET)
 
@@ -102,6 +110,7 @@ CASES = [
     Case(Conv(3, 7, 7, 64, 24, (1, 1)), WIDE, "int4", 4, residual=False),
     Case(Conv(1, 7, 31, 1, 2, (1, 7), pad=(0, 3, 0, 3)), SMALL),
     Case(Conv(3, 5, 1, 17, 3, (3, 1), pad=(1, 0, 1, 0)), SMALL, "int8", fill=3),
+    Case(Conv(1, 6, 7, 64, 24, (1, 1)), SMALL, residual=False, twice=True),
 ]
 FORMS = {("uint8", 8): Form.U8S8, ("int8", 8): Form.S8S8, ("uint8", 4): Form.U8S4, ("int8", 4): Form.S8S4, ("uint4", 4): Form.U4S4, ("int4", 4): Form.S4S4}
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from on_cpu import TARGET, check
-from one_layer import lower, packed
+from one_layer import in_two_steps, lower, packed
 from tvm import relax
 
 from hawq_tvm import arith, ops
@@ -133,6 +133,20 @@ def test_convolutions_that_no_other_rule_takes(groups):
         return requantized(e, acc, 10)
 
     check(body, full_range((1, 9, 8, 6), "int16"), rule="cuda.generic")
+
+
+@pytest.mark.parametrize("rule", ["cuda.window", "cuda.generic"])
+def test_rounding_in_two_steps(rule):
+    """(A23a) after the sums of a pool, and of a convolution of wide data."""
+    w = (full_range((3, 2, 6, 10), "int8") >> 3).astype(np.int8)
+
+    def body(e: Any, x: relax.Expr) -> relax.Expr:
+        if rule == "cuda.window":
+            return in_two_steps(e, e(ops.sum_pool2d(x, (2, 3), (1, 1), layout="NHWC")))
+        return in_two_steps(e, e(R.nn.conv2d(x, relax.const(w), data_layout="NHWC", kernel_layout="HWIO", out_dtype="int32")))
+
+    x = full_range((1, 9, 8, 6), "int16" if rule == "cuda.generic" else "int8")
+    check(body, x >> 4 if rule == "cuda.generic" else x, rule=rule)
 
 
 def test_softmax():

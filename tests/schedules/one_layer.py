@@ -10,7 +10,7 @@ import tvm
 from tvm import relax
 
 import schedules
-from hawq_tvm import build, stages
+from hawq_tvm import arith, build, ops, stages
 from schedules.layer import Layer
 
 Array = np.ndarray[Any, Any]
@@ -40,6 +40,13 @@ def packed(body: Body, inputs: Sequence[tuple[tuple[int, ...], str]], layer: str
     module = builder.get()
     stages.verify(module, stages.Stage.PACKED)
     return module
+
+
+def in_two_steps(emit: Callable[..., relax.Expr], sums: relax.Expr, bits: int = 4) -> relax.Expr:
+    """(A23a): sums / (3 2^bits) in two requantizes, at whose ties half go up."""
+    fine = arith.QType(-228 << bits, 156 << bits, "int32")
+    first = emit(ops.requantize([sums], [715827883], 40000, 31, qtype=fine, zero_point=0, rounding="half_up"))
+    return ops.requantize([first], [1], 0, bits, qtype=arith.QType(-128, 127, "int8"), zero_point=100, rounding="half_even")
 
 
 def layer_of(module: tvm.IRModule) -> Layer:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from one_layer import lower, packed, run
+from one_layer import in_two_steps, lower, packed, run
 from test_borders import CASES as BORDERED
 from test_cpu_contract import CONVS, HOST, Conv, accumulate, convolve, full
 from tvm import relax
@@ -20,6 +20,7 @@ import schedules
 from hawq_tvm import arith, build, ops, stages
 from hawq_tvm import target as targets
 from hawq_tvm.verify.disassemble import inspect_library
+from hawq_tvm.verify.reference import evaluate
 from schedules import rules, x86_amx
 from schedules.contraction import shape_of
 from schedules.generic import Generic
@@ -100,6 +101,18 @@ def test_conv2d_with_residual_and_requantize(c, dtype, amx):
     expected = arith.requantize([residual, y], [2**30, 2**29 + 3], 5, 31, **second).astype(np.uint8)
     (out,) = run(body, x, residual, target=amx, rule="x86.amx")
     np.testing.assert_array_equal(out, expected, strict=True)
+
+
+def test_conv2d_that_rounds_in_two_steps(amx):
+    c = TILED[0]
+    x, w = full("uint8", c.n, c.h, c.w, c.ci) >> 5, full("int8", *c.k, c.ci // c.groups, c.co)
+
+    def body(emit, p):
+        return in_two_steps(emit, accumulate(emit, c, p, relax.const(w), 3, "int32"))
+
+    module = packed(body, [(x.shape, "uint8")])
+    (out,) = run(body, x, target=amx, rule="x86.amx")
+    np.testing.assert_array_equal(out, evaluate(module, {"x0": x})["output0"], strict=True)
 
 
 @pytest.mark.parametrize("weight", ["int8", "uint8"])
