@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import tempfile
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -24,7 +24,7 @@ from deploy import graph as stored_graph
 from deploy import package as files_on_disk
 from deploy import signature
 
-from . import arrays, stages
+from . import arrays, forks, stages
 from . import manifest as manifests
 from . import target as targets
 from .bench.measure import BenchReport, measure
@@ -113,8 +113,8 @@ class Package(Interface):
         self.manifest, self._files, self._emulator = manifest, files, emulator
         self.check_tvm(str(tvm.__version__), str(tvm_ffi.__version__), where)
         self._target, self.where = manifest["target"], where
-        self._lock = threading.RLock()
-        self._library: Path | None = None
+        self._lock = forks.RunLock()
+        self._library: tuple[int, Path] | None = None  # made by which process
         self._vm: relax.VirtualMachine | None = None
         self._graph: tvm.IRModule | None = None
 
@@ -168,18 +168,20 @@ class Package(Interface):
         the same place would silently run the old code.
         """
         with self._lock:
-            if self._library is None:
+            if self._library is None or self._library[0] != os.getpid():
                 folder = tempfile.mkdtemp(prefix="hawq_tvm_")
-                weakref.finalize(self, shutil.rmtree, folder, True)
+                weakref.finalize(self, _remove, folder, os.getpid())
                 path = Path(folder) / LIBRARY
                 path.write_bytes(self._files[LIBRARY])
-                self._library = path
-            return self._library
+                self._library = os.getpid(), path
+            return self._library[1]
 
     @property
     def vm(self) -> relax.VirtualMachine:
         """TVM's virtual machine with the library loaded."""
         with self._lock:
+            if self._vm is not None and self.on_gpu:
+                forks.check_gpu(self._loaded_by, self.where)
             if self._vm is None:
                 device = self._device()
                 try:
@@ -191,6 +193,7 @@ class Package(Interface):
                     ) from e  # fmt: skip
                 with gpu.one_sentence(self.name):
                     self._vm = relax.VirtualMachine(module, device)
+                self._loaded_by = os.getpid()
             return self._vm
 
     def _device(self) -> tvm.runtime.Device:
@@ -228,8 +231,10 @@ class Package(Interface):
         if self.is_foreign:
             outputs = self._in_c(ready, layers=False).outputs
             return {o["name"]: value for o, value in zip(self.manifest["outputs"], outputs, strict=True)}
-        with self._lock, gpu.one_sentence(self.name):
-            main = self.vm["main"]
+        return self._lock.run(partial(self._run, self.vm["main"], ready))
+
+    def _run(self, main: Any, ready: Mapping[str, Array]) -> dict[str, Array]:
+        with gpu.one_sentence(self.name):
             result = main(*self._on_device(ready))
             return {o["name"]: result[i].numpy() for i, o in enumerate(self.manifest["outputs"])}
 
@@ -265,8 +270,8 @@ class Package(Interface):
             raise UsageError("layers cannot be run through this", where=self.where, found=str(through), expected=" or ".join(ways))
         if (through or ways[0]) == "c":
             return layers_of(self._in_c(inputs, layers=True), self.graph, kernels)
-        with self._lock, gpu.one_sentence(self.name):
-            return run_with_layers(self.vm, self.graph, inputs, kernels, self._array_device)
+        with gpu.one_sentence(self.name):
+            return self._lock.run(partial(run_with_layers, self.vm, self.graph, inputs, kernels, self._array_device))
 
     def _in_c(self, ready: Mapping[str, Array], *, layers: bool) -> Run:
         """One inference of prepared inputs through the C interface, under the emulator of a foreign library."""
@@ -276,8 +281,7 @@ class Package(Interface):
             words = emulated.command(architecture, self._emulator, self.where)
             return emulated.run(self.library, architecture, words, arrays_in_order, layers=layers)
         self.check_host()
-        with direct.Model(self.library) as model:
-            return model.watched(arrays_in_order)
+        return self._lock.run(partial(direct.watched, self.library, arrays_in_order))
 
     def verify(
         self, inputs: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None, *, random: int | None = None, seed: int = 0,
@@ -368,6 +372,12 @@ class Package(Interface):
         destination = Path(path)
         files_on_disk.install(destination, self.manifest, self._files)
         return destination
+
+
+def _remove(folder: str, owner: int) -> None:
+    """Remove a folder, unless this process is a child of the one that made it: the parent may still use it."""
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def targets_fields(stored: Mapping[str, Any]) -> dict[str, Any]:

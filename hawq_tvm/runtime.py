@@ -9,9 +9,10 @@ Neither `tvm` nor ONNX is imported; deploy/README.md says how to install what is
 
 from __future__ import annotations
 
+import os
 import re
-import threading
 from collections.abc import Mapping
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import arrays, cpu
+from . import arrays, cpu, forks
 from .errors import PackageError
 from .interface import Interface
 
@@ -49,7 +50,7 @@ class Model(Interface):
     """
 
     def __init__(self, manifest: dict[str, Any], library: bytes, where: str) -> None:
-        self.manifest, self._where, self._lock = manifest, where, threading.Lock()
+        self.manifest, self._where, self._lock, self._loaded_by = manifest, where, forks.RunLock(), os.getpid()
         target = manifest["target"]
         cpu.check_host(target["architecture"], target["cpu_features"], where)
         self._on_gpu = target["kind"] == "cuda"
@@ -64,9 +65,11 @@ class Model(Interface):
         Raises InputError for inputs of other names, types, shapes, out of range, or NaN.
         """
         ready = arrays.checked(inputs, self.manifest["inputs"], self.name)
-        with self._lock:
-            result = self._machine.main(*self._tensors(ready))
-            return {o["name"]: self._machine.numpy(result[i]) for i, o in enumerate(self.manifest["outputs"])}
+        return self._lock.run(partial(self._run, ready))
+
+    def _run(self, ready: Mapping[str, Array]) -> dict[str, Array]:
+        result = self._machine.main(*self._tensors(ready))
+        return {o["name"]: self._machine.numpy(result[i]) for i, o in enumerate(self.manifest["outputs"])}
 
     def bench(
         self, inputs: Mapping[str, Array] | None = None, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10,
@@ -83,6 +86,8 @@ class Model(Interface):
             return measure(lambda: self._machine.finished(*tensors), self.name, warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads)
 
     def _tensors(self, ready: Mapping[str, Array]) -> list[Any]:
+        if self._on_gpu:
+            forks.check_gpu(self._loaded_by, self._where)
         return [self._machine.tensor(ready[i["name"]]) for i in self.manifest["inputs"]]
 
     def _start(self, library: bytes, where: str) -> Any:

@@ -7,8 +7,8 @@
  *     hawq_model_destroy(model);
  *
  * Any number of models may be created and run in different threads; one model serves one thread at a time, and a second
- * run at the same time is refused. Two libraries in one program: open each with dlopen and RTLD_LOCAL, their functions have
- * the same names. */
+ * run at the same time is refused. After fork() parent and child go on with copies of all models, each its own. Two libraries
+ * in one program: open each with dlopen and RTLD_LOCAL, their functions have the same names. */
 #ifndef HAWQ_ABI_H
 #define HAWQ_ABI_H
 

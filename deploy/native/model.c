@@ -1,5 +1,6 @@
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +18,8 @@ static const hawq_plan *const plan = &hawq_library_plan;
 
 struct hawq_model {
   uint64_t magic;
-  atomic_int running;
+  hawq_model *next;              /* of all models */
+  _Atomic(const void *) running; /* in which thread */
   hawq_pool *pool;
   void **storages;
   DLTensor *tensors;
@@ -27,14 +29,65 @@ struct hawq_model {
   void *observer_data;
 };
 
+/* -- all models: held while a thread forks, so that the child finds whole ones. ----------------------------------------------------- */
+
+static pthread_mutex_t library = PTHREAD_MUTEX_INITIALIZER;
+static hawq_model *models;
+static _Thread_local char here; /* its address is the thread's */
+
+/* Whether a model was free; it is this thread's then. */
+static int take(hawq_model *model) {
+  const void *nobody = NULL;
+  if (atomic_compare_exchange_strong(&model->running, &nobody, &here)) return 0;
+  return hawq_fail("the model is running in another thread");
+}
+
+static void give(hawq_model *model) { atomic_store(&model->running, NULL); }
+
+static void before_fork(void) { pthread_mutex_lock(&library); }
+
+static void after_fork(void) { pthread_mutex_unlock(&library); }
+
+/* The thread that forked is the only one: what others ran, nobody runs now. */
+static void in_child(void) {
+  for (hawq_model *model = models; model != NULL; model = model->next) {
+    const bool idle = atomic_load(&model->running) != &here;
+    if (idle) give(model);
+    hawq_pool_forked(model->pool, idle);
+  }
+  after_fork();
+}
+
+static int watching; /* the error of pthread_atfork */
+
+static void watch_forks(void) { watching = pthread_atfork(before_fork, after_fork, in_child); }
+
+static int enlist(hawq_model *model) {
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, watch_forks);
+  if (watching != 0) return hawq_fail("the system does not watch for forks: error %d", watching);
+  pthread_mutex_lock(&library);
+  model->next = models;
+  models = model;
+  pthread_mutex_unlock(&library);
+  return 0;
+}
+
+static void delist(const hawq_model *model) {
+  pthread_mutex_lock(&library);
+  hawq_model **at = &models;
+  while (*at != NULL && *at != model) at = &(*at)->next;
+  if (*at != NULL) *at = model->next; /* not there: it was never made whole */
+  pthread_mutex_unlock(&library);
+}
+
 /* -- constants: kernels want them aligned, the blob of TVM's virtual machine does not align them. All models share one copy. ---- */
 
 static struct {
-  pthread_mutex_t mutex;
   int users;
   uint8_t *memory;
   const void **data; /* by tensor; NULL where it is no constant */
-} constants = {PTHREAD_MUTEX_INITIALIZER, 0, NULL, NULL};
+} constants;
 
 static uint64_t padded(uint64_t bytes) { return (bytes + HAWQ_ALIGNMENT - 1) / HAWQ_ALIGNMENT * HAWQ_ALIGNMENT; }
 
@@ -70,21 +123,21 @@ static void free_constants(void) {
 }
 
 static int take_constants(void) {
-  pthread_mutex_lock(&constants.mutex);
+  pthread_mutex_lock(&library);
   const int failed = constants.users == 0 ? copy_constants() : 0;
   if (failed) {
     free_constants();
   } else {
     ++constants.users;
   }
-  pthread_mutex_unlock(&constants.mutex);
+  pthread_mutex_unlock(&library);
   return failed;
 }
 
 static void give_constants(void) {
-  pthread_mutex_lock(&constants.mutex);
+  pthread_mutex_lock(&library);
   if (--constants.users == 0) free_constants();
-  pthread_mutex_unlock(&constants.mutex);
+  pthread_mutex_unlock(&library);
 }
 
 /* -- a model --------------------------------------------------------------------------------------------------------------------- */
@@ -167,6 +220,10 @@ HAWQ_EXPORT hawq_model *hawq_model_create(const hawq_options *options) {
     hawq_model_destroy(model);
     return NULL;
   }
+  if (enlist(model) != 0) {
+    hawq_model_destroy(model);
+    return NULL;
+  }
   return model;
 }
 
@@ -177,11 +234,12 @@ static int check(const hawq_model *model) {
 
 HAWQ_EXPORT void hawq_model_destroy(hawq_model *model) {
   if (model == NULL || check(model) != 0) return;
-  if (atomic_load(&model->running)) {
+  if (atomic_load(&model->running) != NULL) {
     hawq_fail("the model is running and was not destroyed");
     return;
   }
   model->magic = 0;
+  delist(model);
   hawq_pool_destroy(model->pool);
 #ifdef HAWQ_SEPARATE_STORAGES
   for (int i = 0; model->storages != NULL && i < plan->storage_count; ++i) free(model->storages[i]);
@@ -227,10 +285,10 @@ HAWQ_EXPORT const void *hawq_model_output(const hawq_model *model, int i) {
 
 HAWQ_EXPORT int hawq_model_observe(hawq_model *model, hawq_observer observer, void *data) {
   if (check(model) != 0) return -1;
-  if (atomic_exchange(&model->running, 1)) return hawq_fail("the model is running in another thread");
+  if (take(model) != 0) return -1;
   model->observer = observer;
   model->observer_data = data;
-  atomic_store(&model->running, 0);
+  give(model);
   return 0;
 }
 
@@ -262,11 +320,11 @@ static int run(const hawq_model *model) {
 
 HAWQ_EXPORT int hawq_model_run(hawq_model *model) {
   if (check(model) != 0) return -1;
-  if (atomic_exchange(&model->running, 1)) return hawq_fail("the model is running in another thread");
+  if (take(model) != 0) return -1;
   hawq_clear_error();
   hawq_pool *before = hawq_pool_enter(model->pool); /* an observer may run another model */
   const int failed = run(model);
   hawq_pool_enter(before);
-  atomic_store(&model->running, 0);
+  give(model);
   return failed;
 }

@@ -4,7 +4,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -31,11 +30,13 @@ typedef struct {
   hawq_pool *pool;
   int index;
   pthread_t thread;
+  uint_fast64_t seen; /* the last launch before it was started */
   hawq_workspace workspace;
 } worker;
 
 struct hawq_pool {
   int threads, spins;
+  bool lost; /* the workers, in a fork */
   worker *workers; /* the first is whoever launches */
   slot *slots;
   /* The launch: written before its slots are opened, read after one was claimed. */
@@ -105,7 +106,7 @@ static void *work(void *argument) {
   worker *self = argument;
   hawq_pool *pool = self->pool;
   scratch = &self->workspace;
-  for (uint_fast64_t seen = 0; !atomic_load(&pool->stop);) {
+  for (uint_fast64_t seen = self->seen; !atomic_load(&pool->stop);) {
     const uint_fast64_t number = next_launch(pool, seen);
     if (number != seen) take_part(pool, self->index, number);
     seen = number;
@@ -132,12 +133,15 @@ static void await(hawq_pool *pool) {
   pthread_mutex_unlock(&pool->mutex);
 }
 
+static int start(hawq_pool *pool);
+
 /* TVMBackendParallelLaunch: tasks 0: as many as there are threads. A parallel loop inside of one, or outside of a run, is run in turn. */
 static int launch(task lambda, void *closure, int tasks) {
   hawq_pool *pool = current;
   const int threads = pool == NULL ? 1 : pool->threads;
   if (tasks <= 0) tasks = threads;
   if (threads == 1 || tasks == 1) return run_tasks(lambda, closure, 0, 1, tasks) ? -1 : 0;
+  if (pool->lost && start(pool) != 0) return -1;
   pool->lambda = lambda;
   pool->closure = closure;
   pool->tasks = tasks;
@@ -197,19 +201,41 @@ hawq_pool *hawq_pool_enter(hawq_pool *pool) {
 
 int hawq_pool_threads(const hawq_pool *pool) { return pool->threads; }
 
+static void stop(hawq_pool *pool, int started) {
+  pthread_mutex_lock(&pool->mutex);
+  atomic_store(&pool->stop, 1);
+  pthread_cond_broadcast(&pool->launched);
+  pthread_mutex_unlock(&pool->mutex);
+  for (int i = 1; i < started; ++i) pthread_join(pool->workers[i].thread, NULL);
+}
+
+/* Start the workers; all of them or none. */
 static int start(hawq_pool *pool) {
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before); /* signals are the program's own threads' business */
+  atomic_store(&pool->stop, 0);
   int started = 1;
   for (; started < pool->threads; ++started) {
     worker *w = &pool->workers[started];
     w->pool = pool;
     w->index = started;
+    w->seen = atomic_load(&pool->number);
     if (pthread_create(&w->thread, NULL, work, w) != 0) break;
   }
   pthread_sigmask(SIG_SETMASK, &before, NULL);
-  return started;
+  pool->lost = started < pool->threads;
+  if (!pool->lost) return 0;
+  stop(pool, started);
+  return hawq_fail("the system does not start %d threads", pool->threads);
+}
+
+static void prepare(hawq_pool *pool) {
+  pthread_mutex_init(&pool->mutex, NULL);
+  pthread_cond_init(&pool->launched, NULL);
+  pthread_cond_init(&pool->finished, NULL);
+  atomic_store(&pool->sleeping, 0);
+  atomic_store(&pool->waiting, 0);
 }
 
 hawq_pool *hawq_pool_create(int threads) {
@@ -217,28 +243,27 @@ hawq_pool *hawq_pool_create(int threads) {
   if (pool == NULL) return NULL;
   memset(pool, 0, sizeof(*pool));
   pool->threads = threads;
+  pool->lost = true;
   /* Some 50 microseconds, longer than from one kernel to the next; with fewer processors than threads waiting hinders the work. */
   pool->spins = threads <= hawq_processors() ? 2000 : 0;
   pool->workers = calloc((size_t)threads, sizeof(*pool->workers));
   pool->slots = hawq_aligned((size_t)threads * sizeof(*pool->slots));
-  pthread_mutex_init(&pool->mutex, NULL);
-  pthread_cond_init(&pool->launched, NULL);
-  pthread_cond_init(&pool->finished, NULL);
+  prepare(pool);
   if (pool->slots != NULL) memset(pool->slots, 0, (size_t)threads * sizeof(*pool->slots));
-  const int started = pool->workers != NULL && pool->slots != NULL ? start(pool) : 1;
-  if (started == threads && pool->workers != NULL && pool->slots != NULL) return pool;
-  pool->threads = started;
+  if (pool->workers != NULL && pool->slots != NULL && start(pool) == 0) return pool;
   hawq_pool_destroy(pool);
   return NULL;
 }
 
+void hawq_pool_forked(hawq_pool *pool, bool idle) {
+  pool->lost = true;
+  prepare(pool); /* a worker may have held the mutex: nobody has it now */
+  for (int i = idle ? 0 : 1; i < pool->threads; ++i) hawq_workspace_forget(&pool->workers[i].workspace);
+}
+
 void hawq_pool_destroy(hawq_pool *pool) {
   if (pool == NULL) return;
-  pthread_mutex_lock(&pool->mutex);
-  atomic_store(&pool->stop, 1);
-  pthread_cond_broadcast(&pool->launched);
-  pthread_mutex_unlock(&pool->mutex);
-  for (int i = 1; i < pool->threads; ++i) pthread_join(pool->workers[i].thread, NULL);
+  if (!pool->lost) stop(pool, pool->threads);
   for (int i = 0; pool->workers != NULL && i < pool->threads; ++i) hawq_workspace_clear(&pool->workers[i].workspace);
   pthread_cond_destroy(&pool->finished);
   pthread_cond_destroy(&pool->launched);

@@ -51,6 +51,10 @@ void hawq_workspace_give(hawq_workspace *workspace, void *data) {
   free(data);
 }
 
+void hawq_workspace_forget(hawq_workspace *workspace) {
+  for (int i = 0; i < HAWQ_WORKSPACE_BLOCKS; ++i) workspace->blocks[i].used = false;
+}
+
 void hawq_workspace_clear(hawq_workspace *workspace) {
   for (int i = 0; i < HAWQ_WORKSPACE_BLOCKS; ++i) {
     free(workspace->blocks[i].data);

@@ -18,6 +18,7 @@ typedef struct {
 void *hawq_aligned(size_t bytes); /* memory aligned for kernels, or NULL; for free() */
 void *hawq_workspace_take(hawq_workspace *workspace, size_t bytes);
 void hawq_workspace_give(hawq_workspace *workspace, void *data);
+void hawq_workspace_forget(hawq_workspace *workspace); /* that blocks are in use: who used them is gone */
 void hawq_workspace_clear(hawq_workspace *workspace);
 
 #endif

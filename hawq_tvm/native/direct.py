@@ -97,6 +97,12 @@ class Model:
         self.close()
 
 
+def watched(library: Path, arrays: Sequence[Array]) -> Run:
+    """One inference of given inputs in a model of its own, with what every kernel read and wrote; see `Model.watched`."""
+    with Model(library) as model:
+        return model.watched(arrays)
+
+
 def _array(t: _Tensor) -> Array:
     shape = tuple(t.shape[i] for i in range(t.rank))
     return np.frombuffer(ctypes.string_at(t.data, t.bytes), np.dtype(t.dtype.decode())).reshape(shape)

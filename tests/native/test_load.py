@@ -26,17 +26,19 @@ FIXED = ["setarch", MACHINE, "-R"] if shutil.which("setarch") else []
 PORTABLE = "x86-avx2" if MACHINE == "x86_64" and {"avx2", "fma"} <= target.host_features() else "host"
 
 
-def build(model: Any, folder: Path, name: str = "host", options: Sequence[str] = (), floats: bool = False) -> Path:
-    """load.c linked with a model's library, both compiled with more options."""
+def build(
+    model: Any, folder: Path, name: str = "host", options: Sequence[str] = (), floats: bool = False, source: Path = SOURCE
+) -> Path:  # fmt: skip
+    """load.c, or another program, linked with a model's library, both compiled with more options."""
     chosen = target.parse(name)
     compiled = compile_model(model, chosen, allow_float_tail=floats)
     described = manifest.describe(compiled, "loaded")
     calls, features = plan.make(compiled.tir, chosen), target.required_features(chosen)
     link.export(compiled.executable, folder / "model.so", calls, version="loaded", architecture=MACHINE, features=features, options=options)
     (folder / "model.h").write_text(header.text(described, "loaded"))
-    words = [*toolchain.compiler(MACHINE), *toolchain.FLAGS, "-D_GNU_SOURCE", "-Werror", *options, "-I", folder, SOURCE, folder / "model.so"]
-    subprocess.run([*map(str, words), f"-Wl,-rpath,{folder}", "-o", str(folder / "load")], check=True)
-    return folder / "load"
+    words = [*toolchain.compiler(MACHINE), *toolchain.FLAGS, "-D_GNU_SOURCE", "-Werror", *options, "-I", folder, source, folder / "model.so"]
+    subprocess.run([*map(str, words), f"-Wl,-rpath,{folder}", "-o", str(folder / "program")], check=True)
+    return folder / "program"
 
 
 def run(program: Path, *numbers: int, under: Sequence[str] = (), environment: dict[str, str] | None = None) -> list[int]:
