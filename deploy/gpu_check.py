@@ -102,9 +102,10 @@ def earlier(path: Path, bundle: Bundle, machine: dict[str, Any]) -> dict[str, An
 def keep(path: Path | None, report: dict[str, Any]) -> None:
     """Write the report in one step; None: nowhere."""
     if path is not None:
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
-        os.replace(temporary, path)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name[:40]}.", dir=path.resolve().parent) as folder:
+            made = Path(folder) / "report"
+            made.write_text(json.dumps(report, indent=1, sort_keys=True) + "\n")
+            os.replace(made, path.resolve())
 
 
 def check(args: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from typing import Any
 from hawq_tvm.errors import OutputError, PackageError
 from hawq_tvm.files import check_folder, write_bytes
 
-from . import archive
+from . import archive, folders
 
 FORMAT_VERSION = 2
 FILES = ("model.so", "model.h", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json")
@@ -55,6 +55,7 @@ def install(destination: Path, manifest: Mapping[str, Any], files: Mapping[str, 
     Raises OutputError when the destination exists and is no package, or cannot be written.
     """
     check_destination(destination)
+    destination = Path(os.path.realpath(destination))  # a link stays, and leads to the new package
     try:
         staging = _staging(destination)
         try:
@@ -62,14 +63,7 @@ def install(destination: Path, manifest: Mapping[str, Any], files: Mapping[str, 
             new.mkdir()  # with the user's permissions: those of `staging` are its owner's alone
             for name, data in {**files, MANIFEST: dump_json(manifest)}.items():
                 _write(new / name, data)
-            if destination.exists():
-                os.replace(destination, old)
-            try:
-                os.replace(new, destination)
-            except OSError:
-                if old.exists():
-                    os.replace(old, destination)
-                raise
+            folders.replace(new, old, destination)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     except OSError as e:
@@ -93,7 +87,7 @@ def check_destination(destination: Path) -> None:
 
 
 def _staging(destination: Path) -> Path:
-    return Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+    return Path(tempfile.mkdtemp(prefix=f".{destination.name[:40]}.", dir=destination.parent))
 
 
 def _unwritable(destination: Path, e: OSError) -> OutputError:
@@ -139,7 +133,12 @@ def read_files(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     if not path.exists():
         raise PackageError("does not exist", where=where, remedy="check the path")
-    names, read = _folder(path, where) if path.is_dir() else _single_file(path, where)
+    if path.is_dir():
+        return folders.reading(path, lambda folder: _checked(*_folder(folder, where), where))
+    return _checked(*_single_file(path, where), where)
+
+
+def _checked(names: set[str], read: Callable[[str], bytes], where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     manifest = _checked_manifest(read(MANIFEST), where)
     hashes = manifest["sha256"]
     required = {n for n in FILES if n not in GRAPH and (n != HEADER or manifest["target"].get("kind") != "cuda")}
@@ -160,16 +159,16 @@ def _check_names(required: set[str], listed: set[str], present: set[str], where:
         raise PackageError("holds a file that does not belong there", where=where, found=", ".join(sorted(extra)), remedy="remove it, or compile again")
 
 
-def _folder(folder: Path, where: str) -> tuple[set[str], Callable[[str], bytes]]:
+def _folder(folder: folders.Folder, where: str) -> tuple[set[str], Callable[[str], bytes]]:
     """The names in a folder, and what reads one: plain files only, no links."""
 
     def read(name: str) -> bytes:
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
+        data = folder.read(name)
+        if data is None:
             raise PackageError("is damaged: a file is not a plain file", where=where, found=name, remedy="compile it again")
-        return path.read_bytes()
+        return data
 
-    names = {p.name for p in folder.iterdir()}
+    names = folder.names()
     if MANIFEST not in names:
         raise PackageError("is not a package", where=where, expected=MANIFEST, found="no such file")
     return names, read

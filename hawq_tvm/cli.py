@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import options, package_commands, show
+from . import options, package_commands, show, signals
 from .errors import HawqError, RemoteError, UsageError
 from .quantize import commands as allocate_commands
 from .quantize import fake_commands, finetune_commands, quantize_commands
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    return signals.cleanly(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = options.parser(COMMANDS, *(g.add_verbs for g in GROUPS)).parse_args(argv)
     try:
         return int(args.command(args))

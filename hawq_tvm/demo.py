@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from . import Package, load
+from . import Package, load, signals
 from . import compile as compile_package
 from .bench import zoo
 from .errors import HawqError, ModelError, UsageError
@@ -188,4 +188,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.cleanly(main))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
+import stat
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -91,14 +94,26 @@ def _write(path: Path, fill: Callable[[IO[bytes]], Any] | None) -> None:
         if real.exists() and not real.is_file():
             found = "a folder" if real.is_dir() else "a device or pipe"
             raise OutputError("cannot be written", where=str(path), expected="the path of a file", found=found)
-        temporary = real.with_name(f".{real.name}.tmp")
+        temporary, descriptor = _fresh(real)
         try:
-            with temporary.open("wb") as stream:
+            with os.fdopen(descriptor, "wb") as stream:
                 if fill is not None:
+                    if real.exists():
+                        os.fchmod(descriptor, stat.S_IMODE(real.stat().st_mode))
                     fill(stream)
+                    stream.flush()
+                    os.fsync(descriptor)  # else a crash may leave the new name with half of the contents
             if fill is not None:
                 os.replace(temporary, real)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as e:
         raise OutputError("cannot be written", where=str(path), found=e.strerror or str(e), remedy="check the path and its permissions") from e
+
+
+def _fresh(beside: Path) -> tuple[Path, int]:
+    """A new file beside another, open for writing, with a name that nobody knew; it follows no link and has the user's usual permissions."""
+    while True:
+        path = beside.with_name(f".{beside.name[:40]}.{secrets.token_hex(8)}.tmp")
+        with contextlib.suppress(FileExistsError):
+            return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)

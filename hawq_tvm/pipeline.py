@@ -32,6 +32,7 @@ from . import build as build_module
 from . import ranges, stages
 from .cuda.target import is_cuda
 from .errors import ModelError
+from .files import write_text
 from .stages import Stage
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def debug_level() -> int:
 def _dump(index: int, name: str, text: str) -> None:
     folder = Path(os.environ.get("HAWQ_TVM_DEBUG_DIR", "hawq_tvm_debug"))
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{index:02d}_{name}.txt").write_text(text)
+    write_text(folder / f"{index:02d}_{name}.txt", text)
 
 
 class _Run:

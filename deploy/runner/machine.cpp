@@ -1,6 +1,7 @@
 #include "machine.hpp"
 
 #include <dlfcn.h>
+#include <signal.h>
 #include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/shape.h>
 #include <tvm/ffi/dtype.h>
@@ -19,7 +20,23 @@ namespace {
 namespace ffi = tvm::ffi;
 constexpr int kPooled = 2;  // TVM's pooled allocator
 
+// No signal ends the program while this lives: what it leaves on disk for a moment would stay.
+class Undisturbed {
+ public:
+  Undisturbed() {
+    sigset_t ending;
+    sigemptyset(&ending);
+    for (int number : {SIGINT, SIGTERM, SIGHUP}) sigaddset(&ending, number);
+    pthread_sigmask(SIG_BLOCK, &ending, &before_);
+  }
+  ~Undisturbed() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+};
+
 ffi::Module load_library(const std::string& bytes, const std::string& where) {
+  const Undisturbed undisturbed;
   // A private copy of the bytes that were checked: the dynamic linker knows libraries by their path.
   const char* root = std::getenv("TMPDIR");
   std::string folder = std::string(root != nullptr && *root != '\0' ? root : "/tmp") + "/hawq_run_XXXXXX";

@@ -1,7 +1,9 @@
 #include "npy.hpp"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -139,12 +141,25 @@ void write_array(const std::string& path, const Spec& spec, const std::string& b
   data += static_cast<char>(header.size() & 255);
   data += static_cast<char>(header.size() >> 8);
   data += header + bytes;
-  const std::string temporary = path + ".tmp" + std::to_string(getpid());
-  std::ofstream stream(temporary, std::ios::binary);
-  stream.write(data.data(), static_cast<std::streamsize>(data.size()));
-  stream.close();
-  if (!stream || std::filesystem::is_directory(path) || std::rename(temporary.c_str(), path.c_str()) != 0) {
-    std::remove(temporary.c_str());
+  std::error_code ignored;
+  const std::filesystem::path real = std::filesystem::weakly_canonical(path, ignored);  // a link stays, and leads to the new array
+  const std::filesystem::path target = real.empty() ? std::filesystem::path(path) : real;
+  std::string temporary = (target.parent_path() / ("." + target.filename().string().substr(0, 100) + ".XXXXXX")).string();
+  const int descriptor = mkstemp(temporary.data());  // a new file: no link is followed
+  bool written = descriptor >= 0;
+  for (size_t at = 0; written && at < data.size();) {
+    const ssize_t count = write(descriptor, data.data() + at, data.size() - at);
+    if (count > 0) at += static_cast<size_t>(count);
+    else written = errno == EINTR;
+  }
+  const mode_t mask = umask(0);
+  umask(mask);
+  struct stat before {};
+  const mode_t mode = stat(target.c_str(), &before) == 0 ? before.st_mode & 0777 : 0666 & ~mask;
+  written = written && fchmod(descriptor, mode) == 0 && fsync(descriptor) == 0;
+  if (descriptor >= 0 && close(descriptor) != 0) written = false;
+  if (!written || std::filesystem::is_directory(target) || std::rename(temporary.c_str(), target.c_str()) != 0) {
+    if (descriptor >= 0) std::remove(temporary.c_str());
     throw Error(kUsage, path + ": cannot be written; remedy: check the path and its permissions");
   }
 }

@@ -30,7 +30,7 @@ import tvm_ffi
 
 from deploy.gpu_runner.bundle import FORMAT, MANIFEST, packed
 
-from .. import __version__
+from .. import __version__, signals
 from .. import target as targets
 from ..errors import HawqError, OutputError, UsageError
 from ..files import check_folder, write_bytes
@@ -309,4 +309,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.cleanly(main))

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import signals
 from ..files import write_bytes
 
 NETWORKS: dict[str, tuple[str, str, int]] = {
@@ -146,4 +147,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.cleanly(main))

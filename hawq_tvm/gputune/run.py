@@ -22,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -94,12 +95,13 @@ def compile_all(sources: list[str], options: list[str], until: float) -> dict[st
     def build(source: str) -> Path | str | None:
         if time.monotonic() > until:
             return None
-        temporary = names[source].with_suffix(".tmp")
-        done = subprocess.run([command, *options, "-o", temporary.name, str(HERE / source)], cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            lines = (done.stderr + done.stdout).splitlines()
-            return next((line for line in lines if "error" in line or "fatal" in line), lines[0] if lines else f"exit code {done.returncode}")
-        os.replace(temporary, names[source])
+        with tempfile.TemporaryDirectory(prefix=".nvcc.", dir=folder) as place:
+            made = Path(place) / names[source].name
+            done = subprocess.run([command, *options, "-o", str(made), str(HERE / source)], cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                lines = (done.stderr + done.stdout).splitlines()
+                return next((line for line in lines if "error" in line or "fatal" in line), lines[0] if lines else f"exit code {done.returncode}")
+            os.replace(made, names[source])
         return names[source]
 
     told = 0.0
@@ -131,9 +133,10 @@ def load_times(identifier: str, plan: Any, gpu: Gpu) -> dict[str, Any]:
 
 def save(times: dict[str, Any]) -> None:
     """Write times.json, whole."""
-    temporary = HERE / ".times.json.tmp"
-    temporary.write_text(json.dumps(times, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, HERE / "times.json")
+    with tempfile.TemporaryDirectory(prefix=".times.", dir=HERE) as folder:
+        made = Path(folder) / "times.json"
+        made.write_text(json.dumps(times, indent=1, sort_keys=True) + "\n")
+        os.replace(made, HERE / "times.json")
 
 
 def measure(gpu: Gpu, entry: dict[str, Any], cubins: dict[str, Path], constants: Any, known: dict[str, str], until: float) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from rich.table import Table as Grid
 from torch import nn
 
+from .. import signals
 from ..errors import HawqError, InputError
 from ..files import check_output, write_text
 from ..package import compile as compile_package
@@ -220,4 +221,4 @@ def run(parser: argparse.ArgumentParser, show: Callable[[Sequence[dict[str, Any]
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.cleanly(main))

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table as Grid
 
+from .. import signals
 from ..terminal import OUT
 from .fashion import Files, Say, prepare, row, run, tuned
 from .plan import problem
@@ -107,4 +108,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.cleanly(main))

@@ -27,6 +27,7 @@ import numpy as np
 import onnx
 import torch
 
+from .. import signals
 from ..errors import HawqError, InputError, UsageError
 from ..files import check_folder, load_npz, save_npz, write_bytes, write_text
 from ..terminal import ERR
@@ -319,4 +320,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(signals.cleanly(main))
