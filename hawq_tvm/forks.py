@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable
 from itertools import count
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from .errors import PackageError
 
@@ -101,20 +101,27 @@ class _Worker:
 
 
 class _Task:
+    """Work for a worker; as a context, it keeps what is raised for the caller and tells it that the work ended."""
+
     def __init__(self, work: Callable[[], Any]) -> None:
         self.work, self.done = work, threading.Lock()
         self.value: Any = None
         self.error: BaseException | None = None
         self.done.acquire()
 
+    def __enter__(self) -> _Task:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> Literal[True]:
+        self.error = value
+        self.done.release()
+        return True
+
 
 def _work(tasks: queue.SimpleQueue[_Task | None]) -> None:
     while (task := tasks.get()) is not None:
-        try:
+        with task:
             task.value = task.work()
-        except BaseException as e:
-            task.error = e
-        task.done.release()
         del task  # with what it returned
 
 
