@@ -18,6 +18,7 @@ from .quantize import commands as allocate_commands
 from .quantize import fake_commands, finetune_commands, quantize_commands
 from .show import say
 from .terminal import ERR, OUT
+from .trust import trusting
 
 if TYPE_CHECKING:
     from .package import Package
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     args = options.parser(COMMANDS, *(g.add_verbs for g in GROUPS)).parse_args(argv)
     try:
-        return int(args.command(args))
+        with trusting(getattr(args, "trust", False)):
+            return int(args.command(args))
     except HawqError as e:
         if os.environ.get("HAWQ_TVM_DEBUG", "0") != "0":
             raise

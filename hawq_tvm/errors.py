@@ -12,6 +12,7 @@ LONGEST = 800  # of a part of a sentence
 
 def _short(text: str) -> str:
     """A text that may hold names of any length, its middle left out."""
+    text = str(text)
     return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}...{text[-LONGEST // 4 :]}"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import HawqError, ModelError, UsageError
+from .trust import trusting
 
 if TYPE_CHECKING:
     from .frontend.formats import Frontend
@@ -88,20 +89,28 @@ def _counted(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def inspect(
-    model: Any, shapes: Mapping[str, Sequence[int]] | None = None, allow_float_tail: bool = False, target: str = "host"
+    model: Any, shapes: Mapping[str, Sequence[int]] | None = None, allow_float_tail: bool = False, target: str = "host", trust: bool = False
 ) -> InspectReport:
     """Look at a model: it goes through the compiler as far as `compile` could refuse it, to kernels that are not built.
 
-    model, shapes, allow_float_tail, target: as `compile` takes them.  Raises ModelError when the file itself cannot be
+    model, shapes, allow_float_tail, target, trust: as `compile` takes them.  Raises ModelError when the file itself cannot be
     read, UsageError for shapes that do not fit it.
     """
-    from . import pipeline, stages
     from . import target as targets
     from .frontend.formats import frontend_of
 
     parsed = targets.parse(target)
     frontend = frontend_of(model)
-    source = frontend.load(model)
+    with trusting(trust):
+        source = frontend.load(model)
+        return _inspected(frontend, source, shapes, allow_float_tail, parsed)
+
+
+def _inspected(
+    frontend: Frontend, source: Any, shapes: Mapping[str, Sequence[int]] | None, allow_float_tail: bool, parsed: Any
+) -> InspectReport:
+    from . import pipeline, stages
+
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
     missing: tuple[dict[str, str], ...] = ()
     floats: tuple[dict[str, str], ...] = ()

@@ -53,6 +53,11 @@ exit codes: 0 ok, 1 a check failed, 2 an option, an input array or an output pat
 """
 
 
+READS_MODELS = frozenset(
+    {"inspect", "compile", "tune", "bench", "profile", "latency", "allocate", "quantize", "finetune", "evaluate", "compare-fake"}
+)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints can hold any text."""
 
@@ -74,6 +79,8 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
         sub = verbs.add_parser(name, help=text, description=text)
         sub.set_defaults(command=commands[name])
         sub.add_argument("--quiet", action="store_true", help="no progress on standard error")
+        if name in READS_MODELS:
+            sub.add_argument("--trust", action="store_true", help="read PyTorch files in ways that can run code which they hold: only for files whose maker you trust")
         return sub
 
     def json_flag(sub: argparse.ArgumentParser) -> None:

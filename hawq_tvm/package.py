@@ -38,6 +38,7 @@ from .native import library as libraries
 from .native.records import Run
 from .pipeline import Compiled, Progress, compile_model
 from .printable import printable
+from .trust import trusting
 from .verify.certificate import Certificate, certify
 from .verify.compare import LayerRun, VerifyReport, layers_of, run_with_layers, verify_executable
 
@@ -47,7 +48,7 @@ LIBRARY = "model.so"
 
 def compile(
     model: Any, target: str = "host", *, shapes: Mapping[str, Sequence[int]] | None = None,
-    allow_float_tail: bool = False, progress: Progress | None = None, records: str | Path | None = None,
+    allow_float_tail: bool = False, progress: Progress | None = None, records: str | Path | None = None, trust: bool = False,
 ) -> Package:  # fmt: skip
     """Compile a quantized model into an integer-only package.
 
@@ -58,13 +59,15 @@ def compile(
     allow_float_tail: keep float operators before the first quantize or after the last dequantize.
     progress: called with (step, None) when a step starts and (step, StepReport) when it ends.
     records: a file of measured tiles that `tune` wrote; records that fit no layer are not used.
+    trust: read a PyTorch file in ways that can run code which it holds.
     Raises ModelError naming the layer, what was expected and found, and the remedy.
     """
     parsed = targets.parse(target)
     targets.check_compiler(parsed)
     measured = schedules.read_records(Path(records)) if records is not None else {}
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
-    compiled = compile_model(model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress, records=measured)
+    with trusting(trust):
+        compiled = compile_model(model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress, records=measured)
     name = Path(model).stem if isinstance(model, str | Path) else model.stem if isinstance(model, Checkpoint) else "model"
     return _from_compiled(compiled, name, progress)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import operator
 import os
-import pickle
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..errors import ModelError
+from ..frontend.torch.reader import load_exported
 from .float_graph import FloatGraph, Input, Layer, Node, folded, named_once
 from .grouped import convolution
 
@@ -25,7 +24,7 @@ def from_program(source: Any) -> FloatGraph:
 
     Raises ModelError when it cannot be read, is quantized, or normalizes with batch statistics.
     """
-    program = _load(source) if isinstance(source, str | os.PathLike) else source
+    program = load_exported(source) if isinstance(source, str | os.PathLike) else source
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(program.graph_module).__name__
     quantized = [str(n.target) for n in program.graph.nodes if "quantized_decomposed" in str(n.target) or "torchao" in str(n.target)]
     if quantized:
@@ -47,16 +46,6 @@ def from_program(source: Any) -> FloatGraph:
     layers = [_layer(n, arguments[n.outputs[0]], parameters) for n in kept if _weighted(n, parameters)]
     outputs = tuple(o for o in signature.user_outputs if isinstance(o, str))
     return FloatGraph(name, tuple(inputs), outputs, kept, named_once(layers, name), parameters)
-
-
-def _load(path: str | os.PathLike[str]) -> Any:
-    try:
-        return torch.export.load(os.fspath(path))
-    except FileNotFoundError:
-        raise ModelError("no such file", where=os.fspath(path), remedy="check the path of the model") from None
-    except (OSError, RuntimeError, ValueError, KeyError, AttributeError, EOFError, AssertionError, zipfile.BadZipFile, pickle.UnpicklingError) as e:
-        first = (str(e).strip().splitlines() or [type(e).__name__])[0]
-        raise ModelError("is not a readable exported program", where=os.fspath(path), expected="a .pt2 file of torch.export.save", found=first) from None
 
 
 def _input(node: torch.fx.Node) -> Input:

@@ -11,6 +11,7 @@ import onnx
 import torch
 
 from ..errors import ModelError
+from ..frontend.torch.reader import load_exported
 from .float_onnx import from_onnx
 from .float_program import from_program
 
@@ -22,7 +23,7 @@ def onnx_of_program(source: Any) -> onnx.ModelProto:
     Raises ModelError as `from_program` does, and when PyTorch's exporter cannot write it or its layers are not the program's.
     """
     graph = from_program(source)
-    program = torch.export.load(source) if not isinstance(source, torch.export.ExportedProgram) else source
+    program = load_exported(source) if not isinstance(source, torch.export.ExportedProgram) else source
     if program.example_inputs is None:
         raise ModelError("holds no example inputs", where=graph.name, remedy="export it again with torch.export.export(module, example_inputs)")
     arguments, named = program.example_inputs

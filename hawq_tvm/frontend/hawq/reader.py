@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hawq_tvm.errors import ModelError
+from hawq_tvm.trust import REMEDY, trusted
 
-from ..common.text import first_line
+from ..common.text import first_line, stranger
 from ..common.values import Array
 
 LOAD_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, OSError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile)
@@ -54,31 +55,21 @@ def _load(file: str | Path | bytes, where: str) -> Any:
     except ImportError as e:
         raise ModelError("is a PyTorch file, which only PyTorch can read", where=where, found=first_line(e), remedy="pip install 'hawq-tvm[torch]'") from None
     try:
-        return torch.load(io.BytesIO(file) if isinstance(file, bytes) else Path(file), map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(file) if isinstance(file, bytes) else Path(file), map_location="cpu", weights_only=not trusted())
     except pickle.UnpicklingError as e:
         raise ModelError(
             "holds pickled code, or is damaged: it is not opened", where=where, expected="tensors, numbers and strings in dictionaries",
-            found=_stranger(e), remedy=f"save tensors alone (torch.save of dictionaries of tensors), or {WRITE}",
+            found=stranger(e), remedy=f"save tensors alone (torch.save of dictionaries of tensors); {REMEDY}; or {WRITE}",
         ) from None  # fmt: skip
     except LOAD_ERRORS as e:
         raise ModelError(f"cannot be loaded by torch.load: {first_line(e)}", where=where, found=f"torch {torch.__version__}", remedy=WRITE) from None
 
 
-def _stranger(error: BaseException) -> str:
-    """What of PyTorch's page of advice names the cause."""
-    return next((line.strip() for line in _sentences(error) if "Unsupported" in line or "GLOBAL" in line), first_line(error))[:200]
-
-
-def _sentences(error: BaseException) -> Iterator[str]:
-    for line in str(error).splitlines():
-        yield from line.split(". ")
-
-
 def _array(tensor: Any, key: str) -> Array:
     import torch
 
-    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.dtype.is_complex or tensor.is_quantized:
-        found = f"{type(tensor).__name__} {getattr(tensor, 'dtype', '')}".strip()
+    if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided or tensor.dtype.is_complex or tensor.is_quantized or tensor.is_meta:
+        found = f"{type(tensor).__name__} {getattr(tensor, 'dtype', '')}{' on the device meta' if getattr(tensor, 'is_meta', False) else ''}".strip()
         raise ModelError("is no plain tensor", where=key, expected="a dense tensor of numbers", found=found, remedy=WRITE)
     kept = tensor.detach() if tensor.dtype == torch.float32 else tensor.detach().to(torch.float64)
     return np.asarray(kept.numpy())

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from hawq_tvm import arith
+from hawq_tvm.trust import trusted
 
 from ..common.values import Constant
 from .program import QUANTIZATION, Call, Program, Ref
@@ -20,7 +21,7 @@ def describe_exported(source: Any) -> dict[str, Any]:
     program = read_program(source)
     return {
         "format": "PyTorch exported program",
-        "read_with": f"torch {program.torch_version}",
+        "read_with": f"torch {program.torch_version}{', trusted: what the file holds may have run' if trusted() else ''}",
         "inputs": [{"name": i.name, "dtype": i.kind, "shape": i.dims} for i in program.inputs],
         "outputs": [{"name": name} for name, _ in program.outputs],
         "nodes": len(program.calls),

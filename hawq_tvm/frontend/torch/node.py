@@ -38,8 +38,8 @@ class Node(Operation):
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(f"has an argument {name} that is no number", expected="a number", found=_shown(value))
-        # Bounds alone may be infinite.
-        if math.isnan(value) or (math.isinf(value) and name not in ("min", "max", "min_val", "max_val")):
+        # Bounds alone may be infinite; a scale is judged by who reads it.
+        if name != "scale" and (math.isnan(value) or (math.isinf(value) and name not in ("min", "max", "min_val", "max_val"))):
             raise self.fail(f"has an argument {name} that is not a finite number", found=str(value), remedy="correct the model")
         return value
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hawq_tvm.errors import ModelError
+from hawq_tvm.trust import REMEDY, trusted
 
 from ..common.inputs import Declared
-from ..common.text import first_line
+from ..common.text import first_line, stranger
 from ..common.values import Array
+from . import archive
 from .layers import layer_names
 from .program import Call, Program, Ref
 
@@ -37,7 +41,7 @@ def read_program(source: Any) -> Program:
         return source
     where = os.fspath(source) if isinstance(source, str | os.PathLike) else "model"
     _need_torch(where)
-    exported = _load(source, where) if isinstance(source, str | os.PathLike | bytes) else source
+    exported = load_exported(source) if isinstance(source, str | os.PathLike | bytes) else source
     return _converted(_functional(exported), where)
 
 
@@ -55,19 +59,45 @@ def _need_torch(where: str) -> None:
     del torch
 
 
-def _load(source: Any, where: str) -> Any:
+def load_exported(source: str | os.PathLike[str] | bytes) -> Any:
+    """The ExportedProgram of a .pt2 file, read without running anything that it holds, unless files are trusted.
+
+    Raises ModelError when it cannot be read so, is no such file, or when PyTorch is not installed.
+    """
+    where = "model" if isinstance(source, bytes) else os.fspath(source)
+    _need_torch(where)
     import torch
 
-    file = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise ModelError("no such file", where=where, remedy="check the path of the model")
+    whole: Any = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+    file = whole if trusted() else archive.checked(source, where)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet(), nullcontext() if trusted() else archive.restricted():
             return torch.export.load(file)
     except LOAD_ERRORS as e:
+        if not trusted() and ("weights_only" in str(e).lower() or isinstance(e, pickle.UnpicklingError)):
+            raise ModelError(
+                "holds pickled objects, which can be code", where=where, expected="tensors, numbers and operators alone",
+                found=stranger(e), remedy=REMEDY,
+            ) from None  # fmt: skip
         raise ModelError(
             f"cannot be loaded by torch.export.load: {first_line(e)}", where=where, found=f"torch {torch.__version__}",
             remedy="export it again with this version of PyTorch; operators of other packages must be replaced first",
         ) from None  # fmt: skip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without PyTorch's warnings, and without the tracebacks that it logs beside the errors it raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def _functional(exported: Any) -> Any:
@@ -75,8 +105,7 @@ def _functional(exported: Any) -> Any:
     calls = [n for n in exported.graph.nodes if n.op == "call_function"]
     if not any(getattr(getattr(n.target, "_schema", None), "is_mutable", False) for n in calls):
         return exported
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet():
         return exported.run_decompositions({})
 
 
@@ -147,6 +176,8 @@ def _array(tensor: Any, title: str) -> Array:
             "is not stored as a plain tensor", where=title, expected="a dense torch.Tensor", found=type(tensor).__name__,
             remedy="quantize with PT2E (prepare_pt2e and convert_pt2e), which keeps weights as int8 tensors",
         )  # fmt: skip
+    if tensor.is_meta:
+        raise ModelError("holds no values: it is on the device meta", where=title, expected="a tensor in memory", remedy="load the weights before the model is exported")
     if tensor.dtype == torch.bfloat16:
         import ml_dtypes
 
