@@ -158,8 +158,7 @@ def _tune(args: argparse.Namespace) -> int:
                 allow_float_tail=args.allow_float_tail, progress=progress, servers=servers,
             )  # fmt: skip
     except KeyboardInterrupt:
-        ERR.print(f"interrupted; what was measured before is in {records}, and the same command continues")
-        return 130
+        return show.interrupted(records)
     _print_json(report.to_dict()) if args.json else show.show_tuned(report)
     return RemoteError.exit_code if report.failed else 0
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 
 from . import Package, load, signals
 from . import compile as compile_package
@@ -26,7 +25,7 @@ from .bench import zoo
 from .errors import HawqError, ModelError, UsageError
 from .inspection import inspect
 from .show import show_proof
-from .terminal import OUT
+from .terminal import OUT, Grid
 from .verify.together import JointReport, verify_packages
 
 SIZE = 224
@@ -163,7 +162,7 @@ def _elsewhere(model: Path, package: Package, images: list[Array]) -> JointRepor
 
 def _table(tests: list[tuple[Path, int]], floats: list[Array], integers: list[Array]) -> None:
     names = class_names()
-    table = Table("photograph", "label", "float top-5", "integer top-5")
+    table = Grid("photograph", "label", "float top-5", "integer top-5")
     agree = right_float = right_integer = 0
     for (path, label), f, q in zip(tests, floats, integers, strict=True):
         a, b = top5(f), top5(q)

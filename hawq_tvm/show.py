@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Column, Table
 
-from .terminal import OUT, Terminal
+from .terminal import ERR, OUT, Grid, Terminal
 
 if TYPE_CHECKING:
     from .gputune.export import ExportReport
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 def say(text: str) -> None:
     """Print a line as it is."""
     OUT.print(text)
+
+
+def interrupted(kept: Path | None) -> int:
+    """Say what an interrupted measurement leaves, if it leaves anything; returns the exit code."""
+    if kept is not None and kept.exists():
+        ERR.print(f"interrupted; what was measured before is in {kept}, and the same command continues")
+    else:
+        ERR.print("interrupted before anything was measured; nothing was written")
+    return 130
 
 
 def shape_text(entry: Mapping[str, Any]) -> str:
@@ -50,7 +59,7 @@ def show_inspect(report: InspectReport) -> None:
         say(line)
     problems = [*report.unsupported, *report.float_layers]
     if problems:
-        table = Table("layer", "operator", "why it cannot be integer", "remedy")
+        table = Grid("layer", "operator", "why it cannot be integer", "remedy")
         for p in problems:
             table.add_row(*(str(p.get(k, "")) for k in ("layer", "op", "reason", "remedy")))
         OUT.print(table)
@@ -101,7 +110,7 @@ def show_certificate(certificate: Certificate) -> None:
 
 def show_verify(report: VerifyReport, float_tail: Sequence[str]) -> None:
     """Every compared layer, and the verdict."""
-    table = Table(Column("layer", overflow="fold"), "elements", "different")
+    table = Grid("layer", "elements", "different")
     for row in report.rows:
         table.add_row(row.layer, str(row.elements), str(row.different))
     OUT.print(table)
@@ -114,7 +123,7 @@ def show_joint(report: JointReport) -> None:
     for number, v in enumerate(report.verdicts, 1):
         say(f"{number}  {v.name}: {v.target}")
     columns = [(n, v.report) for n, v in enumerate(report.verdicts, 1) if v.report is not None]
-    table = Table(Column("layer", overflow="fold"), "elements", *(str(n) for n, _ in columns))
+    table = Grid("layer", "elements", *(str(n) for n, _ in columns))
     for i, row in enumerate(columns[0][1].rows if columns else ()):
         table.add_row(row.layer, str(row.elements), *("equal" if not (d := r.rows[i].different) else f"{d} different" for _, r in columns))
     if columns:
@@ -143,7 +152,7 @@ def show_info(fields: Mapping[str, Any]) -> None:
     say(f"files   {', '.join(f'{name} {size:,}' for name, size in fields['files'].items())} bytes, of them {fields['constants_bytes']:,} constants in the library")
     say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(fields['kernels_by_rule'].items())) or 'none'}")
     show_proof(fields["certificate"])
-    table = Table(Column("layer", overflow="fold"), "rule", "tile", "tile from")
+    table = Grid("layer", "rule", "tile", "tile from")
     for row in fields["report"]:
         table.add_row(*(str(row.get(k, "")) for k in ("layer", "rule", "tile", "tile_from")))
     OUT.print(table)
@@ -201,7 +210,7 @@ def _raced(step: TuneStep) -> str:
 
 def show_tuned(report: TuneReport) -> None:
     """What was measured, what it saves, and where the records are."""
-    table = Table("layer", "layers", "cost model's tile", "us", "fastest tile", "us", "ratio")
+    table = Grid("layer", "layers", "cost model's tile", "us", "fastest tile", "us", "ratio")
     for o in report.outcomes:
         numbers = (f"{o.default_us:.1f}", o.tile if o.tile != o.default else "the same", f"{o.median_us:.1f}", f"{o.default_us / o.median_us:.3f}")
         table.add_row(o.layers[0], str(len(o.layers)), o.default, *numbers)

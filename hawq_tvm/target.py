@@ -10,8 +10,9 @@ from typing import Any
 import tvm
 from tvm.target import codegen
 
-from .cpu import CPUINFO_NAMES, TILE_FEATURES, host_features, permit_tiles
+from .cpu import CPUINFO_NAMES, TILE_FEATURES, UNREPORTED, host_features, permit_tiles
 from .cpu import check_host as check_host
+from .cpu import prepare as prepare
 from .cpu import runs_here as runs_here
 from .cuda import nvcc
 from .cuda import target as cuda
@@ -77,25 +78,68 @@ def _llvm(fields: dict[str, Any]) -> tvm.target.Target:
     mcpu = str(fields.get("mcpu", ""))
     if mcpu and not codegen.llvm_is_valid_cpu(mcpu, fields.get("mtriple", codegen.llvm_get_system_triple())):
         raise UsageError("LLVM knows no such CPU", found=mcpu, remedy="see `llc -mcpu=help`, or use a preset")
-    return target
+    asked = [str(a) for a in fields.get("mattr", [])]
+    if nobody_tells := sorted(UNREPORTED & {a.removeprefix("+") for a in asked}):
+        raise UsageError("Linux does not tell whether a processor has this, so no package may need it", where="-mattr", found=", ".join(nobody_tells), remedy="leave it out")
+    hidden = sorted(UNREPORTED & set(codegen.llvm_get_cpu_features(target)))  # what the CPU's name implies
+    return tvm.target.Target({**fields, "mattr": [*asked, *(f"-{f}" for f in hidden)]}) if hidden else target
 
 
 def host() -> tvm.target.Target:
-    """This machine, less any feature that its CPU's name implies but a hypervisor hides or the kernel does not grant."""
+    """This machine: exactly the features that its kernel reports and grants, and the CPU's name that is nearest to them."""
     return of_cpu(codegen.llvm_get_system_cpu(), host_features(), lambda: permit_tiles() is None)
 
 
 def of_cpu(mcpu: str, features: Iterable[str], tiles: Callable[[], bool], mtriple: str = "") -> tvm.target.Target:
-    """A machine whose CPU has LLVM's name `mcpu`, less what that name implies and `features` lack.
+    """A machine that has `features` and whose CPU LLVM calls `mcpu`, which tells how to tune code for it and may be an older CPU's.
 
     tiles: asks for AMX's tile registers, whether they are granted.  mtriple: where it is another machine than this one.
     """
-    fields = {"kind": "llvm", "mcpu": mcpu, **({"mtriple": mtriple} if mtriple else {})}
-    required = set(required_features(tvm.target.Target(fields)))
-    missing = required - set(features)
-    if required & TILE_FEATURES and (TILE_FEATURES & missing or not tiles()):
-        missing |= required & TILE_FEATURES
-    return tvm.target.Target({**fields, "mattr": [f"-{f}" for f in sorted(missing)]} if missing else fields)
+    fields: dict[str, Any] = {"kind": "llvm", "mcpu": mcpu, **({"mtriple": mtriple} if mtriple else {})}
+    architecture_ = architecture(tvm.target.Target(fields))
+    known, given = set(CPUINFO_NAMES.get(architecture_, {})), set(features)
+    # What depends on a feature that is not there, is not there either; the tile registers come together.
+    have = {f for f in known & given if _implied(fields, f) & known <= given}
+    if have & TILE_FEATURES and not ({"amx-tile", "amx-int8"} <= have and tiles()):
+        have -= TILE_FEATURES
+    fields["mcpu"] = _nearest(fields, have)
+    named = set(codegen.llvm_get_cpu_features(tvm.target.Target(fields)))
+    more, less = have - named, named & (known | UNREPORTED) - have
+    changes = [*(f"+{f}" for f in sorted(more)), *(f"-{f}" for f in sorted(less))]
+    return tvm.target.Target({**fields, "mattr": changes} if changes else fields)
+
+
+# CPUs from which the nearest to a machine is taken, by maker, in order of age; the levels of the ABI where the maker is not known.
+_FAMILIES = (
+    ("nehalem", "sandybridge", "ivybridge", "haswell", "broadwell", "skylake", "skylake-avx512", "cascadelake", "cooperlake", "cannonlake",
+     "icelake-client", "icelake-server", "tigerlake", "rocketlake", "alderlake", "sapphirerapids", "graniterapids"),
+    ("znver1", "znver2", "znver3", "znver4", "znver5"),
+    ("x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4"),
+)  # fmt: skip
+
+
+def _nearest(fields: Mapping[str, Any], have: set[str]) -> str:
+    """The name of the CPU in `fields`, or, if the machine has what that CPU has not, the nearest of the same maker.
+
+    A hypervisor may give a machine the name of an older CPU; that it hides features of the right one changes no name.
+    """
+
+    def named(mcpu: str) -> set[str]:
+        return set(codegen.llvm_get_cpu_features(tvm.target.Target({**fields, "mcpu": mcpu})))
+
+    mcpu, known = str(fields["mcpu"]), set(CPUINFO_NAMES["x86_64"])
+    if architecture(tvm.target.Target(dict(fields))) != "x86_64" or ("64bit" in named(mcpu) and have <= named(mcpu)):
+        return mcpu
+    levels = _FAMILIES[-1]
+    family = next((f for f in _FAMILIES if mcpu in f), (mcpu,) if "64bit" in named(mcpu) and mcpu != "generic" else levels)
+    return min(family, key=lambda name: (len(named(name) & known ^ have), name != mcpu))
+
+
+def _implied(fields: Mapping[str, Any], feature: str) -> set[str]:
+    """What a feature means to LLVM: itself, and all that it depends on, beyond the least CPU of its architecture."""
+    least = {**fields, "mcpu": "x86-64" if feature in CPUINFO_NAMES["x86_64"] else "generic"}
+    more = tvm.target.Target({**least, "mattr": [f"+{feature}"]})
+    return set(codegen.llvm_get_cpu_features(more)) - set(codegen.llvm_get_cpu_features(tvm.target.Target(least)))
 
 
 def _cpu(target: tvm.target.Target) -> tvm.target.Target:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Column, Table
 from rich.text import Text
 
 from .printable import printable
@@ -26,7 +27,7 @@ class Terminal(Console):
     @property
     def size(self) -> ConsoleDimensions:
         """The terminal's columns and lines."""
-        return super().size if self.is_terminal else ConsoleDimensions(WIDE, 25)
+        return super().size if self.is_terminal and self.file.isatty() else ConsoleDimensions(WIDE, 25)
 
     @size.setter
     def size(self, new_size: tuple[int, int]) -> None:
@@ -41,6 +42,13 @@ class Terminal(Console):
         for segment in super().render(renderable, options):
             shown = segment.text if segment.control else "\n".join(map(printable, segment.text.split("\n")))
             yield Segment(shown, segment.style, segment.control)
+
+
+class Grid(Table):
+    """A table whose columns are folded where a terminal is narrow, never cut."""
+
+    def __init__(self, *headers: Column | str, **options: Any) -> None:
+        super().__init__(*(Column(h, overflow="fold") if isinstance(h, str) else h for h in headers), **options)
 
 
 OUT, ERR = Terminal(), Terminal(stderr=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
@@ -197,18 +196,18 @@ def tune(
 
 
 def runnable(text: str) -> tvm.target.Target:
-    """A target whose code this machine can run.
+    """A target whose code this machine can run, and this process now may.
 
     Raises UsageError for another.
     """
     parsed = targets.parse(text)
     if targets.gpu_architectures(parsed):
         raise UsageError("tiles are measured on this machine's CPU", where=f"--target {text}", expected="a CPU", found="a GPU", remedy="add --export DIR and measure on a machine with such a GPU")
-    architecture, lacking = targets.architecture(parsed), sorted(set(targets.required_features(parsed)) - targets.host_features())
-    if architecture != platform.machine() or lacking:
+    refused = targets.prepare(targets.architecture(parsed), targets.required_features(parsed))
+    if refused is not None:
         raise UsageError(
-            "this machine cannot run what it should measure", where=f"--target {text}", expected=platform.machine() if architecture != platform.machine() else "",
-            found=architecture if architecture != platform.machine() else f"missing {', '.join(lacking)}", remedy="tune on such a machine",
+            "this machine cannot run what it should measure", where=f"--target {text}", expected=refused.expected, found=refused.found,
+            remedy=refused.remedy or "measure on such a machine",
         )  # fmt: skip
     return parsed
 

@@ -30,7 +30,7 @@ int hawq_processors(void) {
 enum { EAX, EBX, ECX, EDX };
 
 /* Registers that the operating system must save, as bits of XCR0. */
-enum { NONE = 0, AVX = 0x6, AVX512 = 0xe6, TILES = 0x60000 };
+enum { NONE = 0, AVX = 0x6, AVX512 = 0xe6, TILES = 0x60000, APX = 0x80000 };
 
 typedef struct {
   const char *name;
@@ -73,7 +73,18 @@ static const feature FEATURES[] = {
     {"amx-int8", 7, 0, EDX, 25, TILES},
     {"avxvnni", 7, 1, EAX, 4, AVX},
     {"avx512bf16", 7, 1, EAX, 5, AVX512},
+    {"egpr", 7, 1, EDX, 21, APX},
+    {"ndd", 7, 1, EDX, 21, APX},
+    {"ccmp", 7, 1, EDX, 21, APX},
+    {"nf", 7, 1, EDX, 21, APX},
+    {"zu", 7, 1, EDX, 21, APX},
+    {"ppx", 7, 1, EDX, 21, APX},
+    {"push2pop2", 7, 1, EDX, 21, APX},
     {"lzcnt", 0x80000001, 0, ECX, 5, NONE},
+    {"sse4a", 0x80000001, 0, ECX, 6, NONE},
+    {"xop", 0x80000001, 0, ECX, 11, AVX},
+    {"fma4", 0x80000001, 0, ECX, 16, AVX},
+    {"tbm", 0x80000001, 0, ECX, 21, NONE},
 };
 
 static uint64_t saved_registers(void) {
@@ -117,6 +128,7 @@ typedef struct {
 static const feature FEATURES[] = {
     {"neon", 0, 1},      {"lse", 0, 8},   {"fullfp16", 0, 10}, {"rdm", 0, 12}, {"complxnum", 0, 14}, {"rcpc", 0, 15}, {"sha3", 0, 17},
     {"dotprod", 0, 20}, {"sve", 0, 22},  {"fp16fml", 0, 23},  {"sve2", 1, 1}, {"i8mm", 1, 13},      {"bf16", 1, 14},
+    {"cssc", 1, 34},    {"sve2p1", 1, 36}, {"mops", 1, 43},     {"faminmax", 1, 50},
 };
 
 static bool has(const char *name) {

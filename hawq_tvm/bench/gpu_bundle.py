@@ -30,7 +30,7 @@ import tvm_ffi
 
 from deploy.gpu_runner.bundle import FORMAT, MANIFEST, packed
 
-from .. import __version__, signals
+from .. import __version__, processes, signals
 from .. import target as targets
 from ..errors import HawqError, OutputError, UsageError
 from ..files import check_folder, write_bytes
@@ -209,8 +209,8 @@ def _download(folder: Path, version: str) -> Path:
     done = subprocess.run([*command, f"apache-tvm-ffi=={version}", "--dest", str(folder)], capture_output=True, text=True)
     found = sorted(folder.glob("apache_tvm_ffi-*.whl"))
     if done.returncode or not found:
-        lines = done.stderr.strip().splitlines() or ["no wheel"]
-        raise OutputError(f"the wheel of tvm-ffi for Python {PYTHON} cannot be downloaded", found=lines[-1], remedy="give it with --wheel FILE")
+        told = processes.failure(done, "give it with --wheel FILE")
+        raise OutputError(f"the wheel of tvm-ffi for Python {PYTHON} cannot be downloaded", **told)
     return found[0]
 
 

@@ -66,15 +66,12 @@ def instructions() -> dict[str, str | None]:
     """Every measured instruction of this architecture: None, or a sentence on why it cannot run here."""
     if platform.machine() != "x86_64":
         return {}
-    have = targets.host_features()
-    return {k.name: _refusal(k, have) for k in kernels.KINDS}
+    return {k.name: _refusal(k) for k in kernels.KINDS}
 
 
-def _refusal(kind: kernels.Kind, have: set[str]) -> str | None:
-    missing = sorted(set(kind.features) - have)
-    if missing:
-        return f"this CPU lacks {', '.join(missing)}"
-    return targets.permit_tiles() if "amx-int8" in kind.features else None
+def _refusal(kind: kernels.Kind) -> str | None:
+    refused = targets.prepare(platform.machine(), kind.features)
+    return refused and refused.found
 
 
 def peak(instruction: str) -> Peak:

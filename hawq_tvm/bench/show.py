@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Column, Table
 
-from ..terminal import WIDE, Terminal
+from ..terminal import WIDE, Grid, Terminal
 from .profile import KernelRow, ProfileReport
 
 
@@ -24,10 +24,8 @@ def show(out: Terminal, fields: dict[str, Any]) -> None:
         out.print(f"{fields['name']}: {m['cpu']}, {m['cores']} cores, {m['system']}, tvm {m['tvm']}")
     if "engines" in fields:
         out.print(f"threads {fields['threads']} on processors {fields['pinned_to']}, {fields['turns']} turns each; other processes took {100 * fields['others_share']:.0f} % of their time")
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        table.add_column("engine", no_wrap=True)
-        for column in ("median ms", "min", "p95", "ratio", "min ratio", "TOPS", "of limit"):
-            table.add_column(column, justify="right")
+        numbers = ("median ms", "min", "p95", "ratio", "min ratio", "TOPS", "of limit")
+        table = Grid("engine", *(Column(name, justify="right") for name in numbers), box=SIMPLE_HEAD, pad_edge=False)
         for e in fields["engines"]:
             ms = e["latency_ms"]
             table.add_row(

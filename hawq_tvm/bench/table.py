@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import signals
+from .. import processes, signals
 from ..errors import HawqError, UsageError
 from . import machine, peers, zoo
 from .page import write_page
@@ -53,8 +53,7 @@ def measure(model: Path, package: Path, threads: int, duration: float, against: 
 def _command(*arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", "hawq_tvm.cli", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise HawqError("the command failed", where=f"hawq-tvm {' '.join(arguments)}", found=lines[-1] if lines else f"exit code {done.returncode}")
+        raise HawqError("the command failed", where=f"hawq-tvm {' '.join(arguments)}", **processes.failure(done, "run it alone"))
 
 
 def markdown(rows: Sequence[dict[str, Any]], date: str) -> str:

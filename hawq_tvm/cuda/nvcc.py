@@ -17,6 +17,7 @@ from pathlib import Path
 import tvm
 import tvm_ffi
 
+from .. import processes
 from ..errors import HawqError, PackageError, UsageError
 from . import runtime
 
@@ -176,12 +177,11 @@ def fatbin(code: str, architectures: Sequence[str]) -> tuple[bytes, str]:
         # Bare names in a folder of our own: nvcc writes what it is given into its output.
         (Path(folder) / "kernels.cu").write_text(code)
         command = [str(find()), *OPTIONS, "--threads=0", *codes, "-o", "kernels.fatbin", "kernels.cu"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             keep = _keep(code)
-            lines = [line for line in (done.stderr + done.stdout).splitlines() if "error" in line] or (done.stderr + done.stdout).splitlines()
-            raise PackageError("nvcc refuses the kernels", where=keep, found=lines[0] if lines else f"exit code {done.returncode}")
-        return (Path(folder) / "kernels.fatbin").read_bytes(), done.stdout + done.stderr
+            raise PackageError("nvcc refuses the kernels", where=keep, **processes.failure(done, "report it with this file", ("error",)))
+        return (Path(folder) / "kernels.fatbin").read_bytes(), done.stdout
 
 
 def _keep(code: str) -> str:

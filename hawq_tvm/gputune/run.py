@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -98,6 +99,8 @@ def compile_all(sources: list[str], options: list[str], until: float) -> dict[st
         with tempfile.TemporaryDirectory(prefix=".nvcc.", dir=folder) as place:
             made = Path(place) / names[source].name
             done = subprocess.run([command, *options, "-o", str(made), str(HERE / source)], cwd=folder, capture_output=True, text=True)
+            if done.returncode < 0:
+                return f"nvcc was killed by {signal.Signals(-done.returncode).name}" + (": memory ran out?" if done.returncode == -signal.SIGKILL else "")
             if done.returncode:
                 lines = (done.stderr + done.stdout).splitlines()
                 return next((line for line in lines if "error" in line or "fatal" in line), lines[0] if lines else f"exit code {done.returncode}")

@@ -15,6 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from .. import processes
 from ..errors import PackageError, UsageError
 from . import toolchain
 from .records import Run, read
@@ -63,8 +64,8 @@ def run(library: Path, architecture: str, emulator: Sequence[str], inputs: Seque
         words = [*emulator, str(program), str(library), str(given), str(results), "layers" if layers else "outputs", str(threads)]
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode or not results.exists():
-            found = done.stderr.strip().splitlines() or [f"it ended with {done.returncode} and wrote nothing"]
-            raise PackageError("the library could not be run", where=" ".join(words[: len(emulator)]), found=found[-1], remedy="check that this runs programs for the package's CPU")
+            told = processes.failure(done, "check that this runs programs for the package's CPU")
+            raise PackageError("the library could not be run", where=" ".join(words[: len(emulator)]), **told)
         return read(results.read_bytes())
 
 

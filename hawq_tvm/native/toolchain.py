@@ -15,6 +15,7 @@ import tvm_ffi.libinfo
 
 import deploy
 
+from .. import processes
 from ..errors import PackageError, UsageError
 
 SOURCES = Path(deploy.__file__).parent / "native"
@@ -57,12 +58,12 @@ def options(architecture: str) -> list[str]:
 def run(command: Sequence[str], what: str) -> None:
     """Run a compiler.
 
-    Raises PackageError with the first line of what it says when it fails.
+    Raises PackageError with its first error, or the signal that killed it.
     """
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"})  # errors in English
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line or "undefined" in line] or done.stderr.splitlines() or ["nothing"]
-        raise PackageError(f"{what} could not be made", found=lines[0], remedy=f"check that `{command[0]}` works (apt-get install g++), or set CC")
+        told = processes.failure(done, f"check that `{command[0]}` works (apt-get install g++), or set CC", ("error", "undefined"))
+        raise PackageError(f"{what} could not be made", **told)
 
 
 @lru_cache(maxsize=8)

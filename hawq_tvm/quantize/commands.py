@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import UsageError
 from ..files import check_output, write_bytes, write_text
 from ..options import Command
+from ..show import interrupted
 from ..terminal import ERR
 from .picture_options import add_picture_options, read_preprocess
 
@@ -57,6 +58,7 @@ def _allocate(args: argparse.Namespace) -> int:
     for path in filter(None, (args.output, args.pareto, args.plot)):
         check_output(Path(path))
     latencies = read_latencies(args.latency) if args.latency else None
+    state = args.state or (f"{Path(args.output).with_suffix('')}.state.npz" if args.output else None)
     try:
         with measuring(ERR, args.quiet or args.json) as progress:
             found: Problem
@@ -71,14 +73,12 @@ def _allocate(args: argparse.Namespace) -> int:
                     from .latency import measure_latencies
 
                     latencies = measure_latencies(graph, args.target, threads=args.threads, progress=progress).latencies
-                state = args.state or (f"{Path(args.output).with_suffix('')}.state.npz" if args.output else None)
                 found = problem(
                     graph, args.calib, settings, preprocess=read_preprocess(args), tie=not args.no_ties, fix_ends=not args.free_ends, fixed=fixed,
                     latencies=latencies, state=state, progress=progress,
                 )  # fmt: skip
     except KeyboardInterrupt:
-        ERR.print("interrupted; what was measured is kept where --state or -o says, and the same command continues")
-        return 130
+        return interrupted(Path(state) if state else None)
     provenance = {**found.provenance, **({"model": args.model} if args.model else {}), **({"latency": args.latency} if args.latency else {})}
     allocation = found.allocate(budgets) if budgets else None
     fronts = found.fronts() if args.pareto or args.plot else []

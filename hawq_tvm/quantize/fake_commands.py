@@ -8,13 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.table import Table as Grid
-
 from ..errors import UsageError
 from ..files import check_output, write_bytes
 from ..options import Command
 from ..show import say
-from ..terminal import ERR, OUT
+from ..terminal import ERR, OUT, Grid
 from .picture_options import add_picture_options, read_preprocess
 
 if TYPE_CHECKING:

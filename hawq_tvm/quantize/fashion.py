@@ -24,14 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.table import Table as Grid
 from torch import nn
 
 from .. import signals
 from ..errors import HawqError, InputError
 from ..files import check_output, write_text
 from ..package import compile as compile_package
-from ..terminal import OUT
+from ..terminal import OUT, Grid
 from .evaluation import evaluate
 from .quantizer import Quantized, Recipe, post_training
 from .training import Training, finetune

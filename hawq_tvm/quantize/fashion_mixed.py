@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table as Grid
 
 from .. import signals
-from ..terminal import OUT
+from ..terminal import OUT, Grid
 from .fashion import Files, Say, prepare, row, run, tuned
 from .plan import problem
 from .quantizer import Recipe, post_training

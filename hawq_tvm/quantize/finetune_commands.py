@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table as Grid
-
 from ..errors import UsageError
 from ..files import check_output
 from ..options import Command
 from ..show import say
-from ..terminal import ERR, OUT
+from ..terminal import ERR, OUT, Grid
 from .picture_options import add_picture_options, read_preprocess
 from .quantize_commands import add_recipe_options, read_recipe, written
 

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table as Grid
 
 from ..show import say
-from ..terminal import OUT, Terminal
+from ..terminal import OUT, Grid, Terminal
 from .table import readable
 
 if TYPE_CHECKING:

@@ -20,6 +20,7 @@ from typing import Any
 
 from elftools.elf.elffile import ELFFile
 
+from .. import processes
 from ..errors import PackageError
 from .disassemble import FloatInstruction
 
@@ -135,7 +136,7 @@ def _disassembled(image: bytes, where: str) -> list[str]:
         done = subprocess.run([str(cuobjdump), "-sass", str(file)], capture_output=True, text=True, env={"PATH": str(nvdisasm.parent)})
     lines = done.stdout.splitlines()
     if done.returncode or "code for" not in done.stdout:
-        raise PackageError("its GPU code cannot be disassembled", where=where, found=(done.stderr.strip().splitlines() or ["no code"])[0], remedy="compile the package again")
+        raise PackageError("its GPU code cannot be disassembled", where=where, **processes.failure(done, "compile the package again"))
     if any(line.startswith("Fatbin ptx code") for line in lines):
         raise PackageError("holds GPU code that a driver would still have to compile", where=where, found="PTX", remedy="compile the package again")
     return lines

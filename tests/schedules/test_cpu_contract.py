@@ -26,7 +26,7 @@ from schedules.x86_vnni_depthwise import VnniDepthwise
 
 R = relax.op
 rng = np.random.default_rng(4)
-HOST = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+HOST = target.host()
 DOT = "x86.vnni" if VectorUnit.of(HOST).quads else "cpu.contract"
 PORTABLE = tvm.target.Target({"kind": "llvm"})
 

@@ -10,10 +10,11 @@ import tvm
 from tvm import s_tir
 from tvm.script import tirx as T
 
+from hawq_tvm import target as targets
 from schedules import intrinsics
 from schedules.vector_unit import VectorUnit
 
-HOST = tvm.target.Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+HOST = targets.host()
 UNIT = VectorUnit.of(HOST)
 rng = np.random.default_rng(6)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 import re
 import shutil
 import subprocess
@@ -31,8 +32,8 @@ from schedules.x86_amx import Amx, AmxTile
 R = relax.op
 rng = np.random.default_rng(12)
 AMX = targets.parse("x86-amx")
-LACKS = sorted({"amx-tile", "amx-int8"} - targets.host_features())
-REFUSED = f"this CPU lacks {', '.join(LACKS)}" if LACKS else targets.permit_tiles()
+LACKS = targets.prepare(platform.machine(), targets.required_features(AMX))  # from here on, this process may use tiles
+REFUSED = LACKS.found if LACKS else None
 AWKWARD = [
     Conv(1, 7, 7, 64, 64, (1, 1)),
     Conv(1, 6, 14, 128, 48, (1, 1)),
