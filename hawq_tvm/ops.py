@@ -54,6 +54,15 @@ def variables(expr: relax.Expr) -> list[relax.Var]:
     return [v for a in expr.args for v in variables(a)] if isinstance(expr, relax.Call) else []
 
 
+class Builder(relax.BlockBuilder):
+    """TVM's BlockBuilder, whose functions may be left by an error: its own then warns on standard error of the block that was left open."""
+
+    def _exit_function_scope(self, exc_type: Any, exc_val: Any, exc_tb: Any) -> None:
+        if exc_type is not None:
+            self._end_block()
+        super()._exit_function_scope(exc_type, exc_val, exc_tb)
+
+
 class Emitter:
     """Binds expressions to variables of a function under construction, under the names of the user's layers.
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import tvm
@@ -79,10 +82,38 @@ def _llvm(fields: dict[str, Any]) -> tvm.target.Target:
     if mcpu and not codegen.llvm_is_valid_cpu(mcpu, fields.get("mtriple", codegen.llvm_get_system_triple())):
         raise UsageError("LLVM knows no such CPU", found=mcpu, remedy="see `llc -mcpu=help`, or use a preset")
     asked = [str(a) for a in fields.get("mattr", [])]
-    if nobody_tells := sorted(UNREPORTED & {a.removeprefix("+") for a in asked}):
-        raise UsageError("Linux does not tell whether a processor has this, so no package may need it", where="-mattr", found=", ".join(nobody_tells), remedy="leave it out")
+    _check_features(target, asked)
     hidden = sorted(UNREPORTED & set(codegen.llvm_get_cpu_features(target)))  # what the CPU's name implies
     return tvm.target.Target({**fields, "mattr": [*asked, *(f"-{f}" for f in hidden)]}) if hidden else target
+
+
+def _check_features(target: tvm.target.Target, asked: Sequence[str]) -> None:
+    """Refuse +FEATURE and -FEATURE that LLVM would ignore with a line on standard error for each kernel, or that no package may need."""
+    plain = {k: target.attrs[k] for k in ("mcpu", "mtriple") if target.attrs.get(k, None)}
+    for one in asked:
+        sign, name = one[:1], one[1:]
+        with _silence():  # the only way to ask LLVM whether it knows a name
+            known = sign in ("+", "-") and name in codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", **plain, "mattr": [f"+{name}"]}))
+        if not known:
+            every = {f for cpu in codegen.llvm_get_cpu_archlist(target) for f in codegen.llvm_get_cpu_features(tvm.target.Target({"kind": "llvm", **plain, "mcpu": cpu}))}
+            near = difflib.get_close_matches(name or one, sorted(every), 1)
+            raise UsageError("LLVM knows no such feature", where="-mattr", found=one, expected="+NAME or -NAME", remedy=f"did you mean {sign if sign in '+-' else '+'}{near[0]}?" if near else "see `llc -mattr=help`")
+        if sign == "+" and name in UNREPORTED:
+            raise UsageError("Linux does not tell whether a processor has this, so no package may need it", where="-mattr", found=name, remedy="leave it out")
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Standard error of this process closed, for libraries that write to it themselves."""
+    sys.stderr.flush()
+    kept, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
 
 
 def host() -> tvm.target.Target:

@@ -124,7 +124,7 @@ def _function_name(group: _Group) -> str:
 def _outline(module: tvm.IRModule, group_of: dict[relax.Var, _Group]) -> tvm.IRModule:
     main = module["main"]
     returned, aliases = stages.outputs(main)
-    builder = relax.BlockBuilder()
+    builder = ops.Builder()
     env: dict[relax.Var, relax.Expr] = {p: p for p in main.params}
     emit = ops.Emitter(builder, [p.name for p in main.params])
     functions = {}
@@ -169,7 +169,7 @@ def _function(builder: relax.BlockBuilder, group: _Group) -> tuple[tvm.ir.Global
     outer = list(dict.fromkeys(v for m in group.members for v in ops.variables(m.value) if v not in inside))
     env: dict[relax.Var, relax.Expr] = {v: relax.Var(f"p{i}", v.ty) for i, v in enumerate(outer)}
     params = [env[v] for v in outer]
-    inner = relax.BlockBuilder()
+    inner = ops.Builder()
     emit = ops.Emitter(inner)
 
     def mapped(expr: relax.Expr) -> relax.Expr:

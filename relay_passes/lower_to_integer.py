@@ -71,7 +71,7 @@ FAILED = _Failed()
 class _Lowering:
     def __init__(self, module: tvm.IRModule) -> None:
         self.module, self.main = module, module["main"]
-        self.builder = relax.BlockBuilder()
+        self.builder = ops.Builder()
         self.ctx = Context(self.builder, [p.name for p in self.main.params])
         self.env: dict[relax.Var, Any] = {}
         self.failures: list[NotLowered] = []

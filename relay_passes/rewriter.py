@@ -23,7 +23,7 @@ class Rebuild:
 
     def __init__(self, module: tvm.IRModule) -> None:
         self.module = module
-        self.builder = relax.BlockBuilder()
+        self.builder = ops.Builder()
         self._emit = ops.Emitter(self.builder, [p.name for p in module["main"].params])
         self.env: Env = {}
 

@@ -233,7 +233,7 @@ def _reach(layer: Layer, call: relax.Call) -> int:
 
 def _computed(layer: Layer, data: relax.Expr, inputs: dict[relax.Var, te.Tensor]) -> te.Tensor:
     """The stages that compute something from before the anchor."""
-    builder = relax.BlockBuilder()
+    builder = ops.Builder()
     anchor = layer.anchor
     assert anchor is not None
     params = list(layer.func.params)

@@ -25,7 +25,7 @@ def epilogue(layer: Layer, shape: tuple[int, ...], constant: Callable[[Array], A
     read = list(dict.fromkeys(v for b in layer.epilogue for v in ops.variables(b.value) if v not in own))
     params = [relax.Var(v.name, relax.TensorType(shape, ops.dtype_of(v))) for v in (anchor.var, *read)]
     renamed: dict[relax.Var, relax.Expr] = dict(zip([anchor.var, *read], params, strict=True))
-    builder = relax.BlockBuilder()
+    builder = ops.Builder()
 
     def mapped(expr: relax.Expr) -> relax.Expr:
         if isinstance(expr, relax.Var):

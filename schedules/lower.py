@@ -52,7 +52,7 @@ def _call_kernels(
     module: tvm.IRModule, functions: dict[str, tirx.PrimFunc], arguments: dict[str, Arrays]
 ) -> tvm.IRModule:
     main = module["main"]
-    builder = relax.BlockBuilder()
+    builder = ops.Builder()
     callees = {name: builder.add_func(func, name) for name, func in functions.items()}
     renamed: dict[relax.Var, relax.Expr] = {}
 

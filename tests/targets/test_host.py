@@ -179,6 +179,17 @@ def test_what_linux_does_not_tell_is_in_no_target() -> None:
         target.parse("llvm -mcpu=x86-64-v3 -mattr=+avxvnniint8")
 
 
+@pytest.mark.parametrize(("asked", "says"), [
+    ("+avx512_vnni", r"LLVM knows no such feature; expected \+NAME or -NAME; found \+avx512_vnni; remedy: did you mean \+avx512vnni\?"),
+    ("-avx-512f", r"found -avx-512f; remedy: did you mean -avx512f\?"),
+    ("avx2", r"found avx2"), ("+", r"found \+;"), ("+qqqqqqqqq", r"found \+qqqqqqqqq; remedy: see `llc -mattr=help`"),
+])  # fmt: skip
+def test_features_that_llvm_would_ignore_are_refused(asked: str, says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UsageError, match=says):
+        target.parse(f"llvm -mcpu=x86-64-v3 -mtriple=x86_64-linux-gnu -mattr=+fma,{asked}")
+    assert capfd.readouterr().err == ""
+
+
 def test_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """host() reads /proc/cpuinfo, LLVM's name, and asks for the tiles."""
     text, architecture = cpuinfo("sapphire-rapids-called-skylake")

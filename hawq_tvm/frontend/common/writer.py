@@ -31,7 +31,7 @@ class Writer(ABC):
         self.input_names = frozenset(i.name for i in self.inputs)
         self.failures: list[ModelError] = []
         self.unread: list[Tensor] = []
-        self.builder = relax.BlockBuilder()
+        self.builder = ops.Builder()
         self.emit = ops.Emitter(self.builder, self.input_names)
 
     @abstractmethod
