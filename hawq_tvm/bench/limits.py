@@ -71,7 +71,7 @@ def instructions() -> dict[str, str | None]:
 
 def _refusal(kind: kernels.Kind) -> str | None:
     refused = targets.prepare(platform.machine(), kind.features)
-    return refused and refused.found
+    return refused.found if refused else None
 
 
 def peak(instruction: str) -> Peak:
