@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tvm import relax, rpc, tirx
 from tvm.script import tirx as T
 
+from .. import cpu as cpus
 from .. import target as targets
 from ..errors import LostError, RemoteError
 from .tracker import START_SERVER, Found, Servers, Tracker
@@ -128,7 +129,43 @@ class Session:
             with suppress(tvm.error.RPCError):  # another version's functions: not known
                 table = tvm_ffi.get_global_func("ffi.FromJSONGraphString")(str(as_json(features(), None)))
                 have = frozenset(str(name) for name, there in table.items() if int(there))
-        return Machine(_architecture(str(triple())) if triple else None, str(cpu()) if cpu else None, have, self._tvm_version())
+        architecture = _architecture(str(triple())) if triple else None
+        if architecture == "aarch64" and have is not None:
+            # LLVM tells few of this architecture's extensions: neither dotprod nor i8mm.
+            have = self._reported(architecture) or have
+        return Machine(architecture, str(cpu()) if cpu else None, have, self._tvm_version())
+
+    def _reported(self, architecture: str) -> frozenset[str] | None:
+        """The extensions that the kernel there reports; None where nothing for it can be linked here, or there is no such file."""
+        try:
+            text = self.read_file("/proc/cpuinfo", architecture)
+        except RemoteError:
+            return None
+        return frozenset(cpus.features_of(text.decode(errors="replace"), architecture)) or None
+
+    def read_file(self, path: str, architecture: str) -> bytes:
+        """A file there, also one that has no size.
+
+        Raises RemoteError when no linker for the architecture is here, or nothing can be read.
+        """
+        library = self._helper(read_kernel(), architecture, "read_file")
+        name, data = self.tensor(np.frombuffer(path.encode().ljust(PATH_BYTES, b"\0"), np.uint8)), self.tensor(np.zeros(READ_BYTES, np.uint8))
+        found = b""
+        with self.talking(f"reading {path}"):
+            while True:
+                place = self.tensor(np.array([len(found), 0]))
+                library["read_file"](name, data, place)
+                count = int(place.numpy()[1])
+                if count < 0:
+                    raise RemoteError("cannot be read there", where=f"{self.name}: {path}")
+                if count == 0:
+                    return found
+                found += data.numpy()[:count].tobytes()
+
+    def _helper(self, kernel: tirx.PrimFunc, architecture: str, name: str) -> tvm.runtime.Module:
+        """A function of ours, compiled for the least processor of an architecture and loaded there."""
+        target = tvm.target.Target({"kind": "llvm", "mtriple": f"{architecture}-linux-gnu"})
+        return self.load(exported(tvm.tirx.build(tvm.IRModule({name: kernel}), target=target), architecture), f"{name}.so")
 
     def _tvm_version(self) -> str | None:
         """The server's version of TVM, which no function returns; but what it prints of a constant names it."""
@@ -170,8 +207,7 @@ class Session:
         """Ask Linux there for the tile registers of AMX, for the process of this session: whether they were granted."""
         if self.machine.architecture != "x86_64":
             return False
-        target = tvm.target.Target({"kind": "llvm", "mtriple": "x86_64-linux-gnu"})
-        library = self.load(exported(tvm.tirx.build(tvm.IRModule({"permit": permit_kernel()}), target=target), "x86_64"), "permit.so")
+        library = self._helper(permit_kernel(), "x86_64", "permit")
         answer = self.tensor(np.ones(1, np.int64))
         with self.talking("asking for the tile registers"):
             library["permit"](answer)
@@ -217,6 +253,22 @@ def permit_kernel() -> tirx.PrimFunc:
         answer[0] = T.call_extern("int64", "syscall", T.int64(158), T.int64(0x1023), T.int64(18))
 
     return permit
+
+
+PATH_BYTES, READ_BYTES = 64, 1 << 16
+
+
+def read_kernel() -> tirx.PrimFunc:
+    """read_file(path, data, place): from byte place[0] on, as many bytes as place[1] says afterwards; less than 0 where there are none."""
+
+    @T.prim_func
+    def read_file(path: T.Buffer((PATH_BYTES,), "uint8"), data: T.Buffer((READ_BYTES,), "uint8"), place: T.Buffer((2,), "int64")) -> None:  # type: ignore[valid-type]
+        T.func_attr({"global_symbol": "read_file"})
+        file: T.int32 = T.call_extern("int32", "open", path.access_ptr("r"), T.int32(0))
+        place[1] = T.call_extern("int64", "pread", file, data.access_ptr("w"), T.int64(READ_BYTES), place[0])
+        T.evaluate(T.call_extern("int32", "close", file))
+
+    return read_file
 
 
 def exported(module: tvm.runtime.Module, architecture: str) -> bytes:

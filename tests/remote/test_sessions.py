@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import platform
 import shutil
 import signal
 import socket
@@ -21,9 +22,10 @@ import tvm
 import tvm.rpc
 
 import hawq_tvm as ht
-from hawq_tvm import target
+from hawq_tvm import cpu, target
 from hawq_tvm.errors import InputError, LostError, RemoteError, UsageError
 from hawq_tvm.remote import packaged
+from hawq_tvm.remote import session as session_module
 from hawq_tvm.remote.packaged import RemotePackage, opened
 from hawq_tvm.remote.session import Machine, Session, exported, permit_kernel
 from hawq_tvm.remote.tracker import Found, parse, reach
@@ -215,6 +217,34 @@ def test_the_tile_registers_are_asked_for_there(cluster: Cluster) -> None:
         if not granted:
             with pytest.raises(RemoteError, match="tile registers"):
                 session.check(tiles.architecture or "", ["amx-int8"], tiles.tvm or "", "it")
+
+
+def test_files_without_a_size_are_read_there(cluster: Cluster) -> None:
+    with opened(cluster.at("two")) as session:
+        assert cpu.features_of(session.read_file("/proc/cpuinfo", platform.machine()).decode(), platform.machine()) == target.host_features()
+        library = "/bin/sh"  # more than is read at once
+        assert session.read_file(library, platform.machine()) == Path(library).read_bytes()
+        with pytest.raises(RemoteError, match=r"/no/such/file: cannot be read there"):
+            session.read_file("/no/such/file", platform.machine())
+
+
+def test_an_arm_server_has_what_its_kernel_reports(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLVM tells neither dotprod nor i8mm of it; where nothing for it can be linked here, there is only what LLVM tells."""
+    text = (Path(__file__).parents[1] / "targets/cpuinfo/graviton2.txt").read_bytes()
+    monkeypatch.setattr(session_module, "_architecture", lambda triple: "aarch64")
+    monkeypatch.setattr(Session, "read_file", lambda self, path, architecture: text)
+    with opened(cluster.at("two")) as session:
+        assert session.machine.features == {"neon", "lse", "fullfp16", "rdm", "rcpc", "dotprod"}
+        session.check("aarch64", target.required_features(target.parse("arm-dotprod")), str(tvm.__version__), "it")
+        with pytest.raises(RemoteError, match="missing i8mm"):
+            session.check("aarch64", target.required_features(target.parse("arm-i8mm")), str(tvm.__version__), "it")
+
+    def unlinked(*_: object) -> bytes:
+        raise RemoteError("a library for another machine could not be linked")
+
+    monkeypatch.setattr(Session, "read_file", unlinked)
+    with opened(cluster.at("two")) as session:
+        assert session.machine.features is not None and "dotprod" not in session.machine.features
 
 
 def test_a_library_that_cannot_be_loaded_or_linked(cluster: Cluster) -> None:
