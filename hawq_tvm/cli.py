@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,11 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     args = options.parser(COMMANDS, *(g.add_verbs for g in GROUPS)).parse_args(argv)
+    debug = os.environ.get("HAWQ_TVM_DEBUG", "0") != "0"
     try:
-        with trusting(getattr(args, "trust", False)):
+        with trusting(getattr(args, "trust", False)), warnings.catch_warnings():
+            if not debug and not sys.warnoptions:
+                warnings.simplefilter("ignore")  # libraries announce changes of their own, to whoever calls them
             return int(args.command(args))
     except HawqError as e:
-        if os.environ.get("HAWQ_TVM_DEBUG", "0") != "0":
+        if debug:
             raise
         return _fail(args, str(e), e.to_dict(), e.exit_code)
     except KeyboardInterrupt:
@@ -45,7 +49,7 @@ def _main(argv: Sequence[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as e:  # the last resort: a user never sees a traceback unasked
-        if os.environ.get("HAWQ_TVM_DEBUG", "0") != "0":
+        if debug:
             raise
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         message = f"internal error ({type(e).__name__}): {first}; set HAWQ_TVM_DEBUG=1 for the traceback and report it"

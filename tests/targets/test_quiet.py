@@ -175,3 +175,15 @@ def test_allocate_interrupted_names_the_file_that_is_there(tmp_path: Path, monke
     assert main(arguments) == 130 and "nothing was written" in capsys.readouterr().err
     kept[0] = True
     assert main(arguments) == 130 and f"is in {state}, and the same command continues" in capsys.readouterr().err
+
+
+def test_what_libraries_announce_is_for_those_who_debug(tmp_path: Path) -> None:
+    """A FutureWarning of PyTorch's, say; HAWQ_TVM_DEBUG=1 and python -W show it."""
+    code = (
+        "import sys, warnings\nfrom hawq_tvm import cli\n"
+        "def warn(args):\n    warnings.warn('of a library', FutureWarning)\n    return 0\n"
+        "cli.COMMANDS['inspect'] = warn\nsys.exit(cli.main(['inspect', 'x']))"
+    )
+    for options, debug, shown in (((), "0", False), ((), "1", True), (("-W", "default"), "0", True)):
+        done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, check=False, env={**os.environ, "HAWQ_TVM_DEBUG": debug})
+        assert done.returncode == 0 and ("of a library" in done.stderr) == shown
