@@ -11,10 +11,6 @@ from .node import Operation
 from .values import Array
 
 
-def _stranger(array: Array) -> str:
-    return str(array[~np.isfinite(array)].flat[0])
-
-
 def batch_normalized(node: Operation, gamma: Array, beta: Array, mean: Array, variance: Array, *, epsilon: float) -> relax.Expr:
     """Input 0 normalised per channel (axis 1); a pass folds it into the convolution before it."""
     shape = node.shape()
@@ -23,7 +19,8 @@ def batch_normalized(node: Operation, gamma: Array, beta: Array, mean: Array, va
         node.need(
             array.shape == (shape[1],), f"has a {name} that does not fit", expected=f"shape [{shape[1]}]", found=list(array.shape)
         )
-        node.need(bool(np.isfinite(array).all()), f"has a {name} that is not finite", expected="finite numbers", found=_stranger(array))
+        strangers = array[~np.isfinite(array)]
+        node.need(not strangers.size, f"has a {name} that is not finite", expected="finite numbers", found=strangers[:1].tolist())
     least = float((variance.astype(np.float64) + epsilon).min())
     node.need(
         least > 0, "has a variance that is not positive", expected="variance + epsilon above 0", found=f"{least:g}"

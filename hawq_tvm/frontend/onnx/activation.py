@@ -116,6 +116,7 @@ def batch_normalization(node: Node) -> relax.Expr:
         expected="one output",
         remedy="export in evaluation mode",
     )
+    node.need(node.flag("spatial", 1), "has statistics for every pixel", expected="spatial 1", remedy="export with opset 9 or later")
     arrays = [node.constant(i + 1, name) for i, name in enumerate(("scale", "bias", "mean", "variance"))]
     return batch_normalized(node, *arrays, epsilon=node.attr("epsilon", 1e-5))
 

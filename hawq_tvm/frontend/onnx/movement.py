@@ -49,11 +49,15 @@ def split(node: Node) -> list[Result]:
 
 @handles("Slice")
 def slice_(node: Node) -> Result:
-    """Every step-th element between starts and ends along axes; ONNX clamps both to the data."""
+    """Every step-th element between starts and ends along axes, attributes before opset 10; ONNX clamps both to the data."""
     dims = node.shape()
-    begins, ends = node.ints(1, "start"), node.ints(2, "end")
-    axes = node.axes(node.ints(3, "list of axes") if node.given(3) else list(range(len(begins))), len(dims))
-    steps = node.ints(4, "step") if node.given(4) else [1] * len(begins)
+    if node.opset < 10:
+        begins, ends = node.attr("starts", []), node.attr("ends", [])
+        axes, steps = node.axes(node.attr("axes", list(range(len(begins)))), len(dims)), [1] * len(begins)
+    else:
+        begins, ends = node.ints(1, "start"), node.ints(2, "end")
+        axes = node.axes(node.ints(3, "list of axes") if node.given(3) else list(range(len(begins))), len(dims))
+        steps = node.ints(4, "step") if node.given(4) else [1] * len(begins)
     if not len(begins) == len(ends) == len(axes) == len(steps) or 0 in steps:
         raise node.fail(
             "has starts, ends, axes and steps that do not fit",

@@ -18,7 +18,8 @@ from ..common.text import first_line
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
 
 IR_VERSIONS = (3, 14)
-OPSETS = (10, 28)
+# Before 7 operands broadcast as attributes say.
+OPSETS = (7, 28)
 FOREIGN = {
     ".tflite": "a TensorFlow Lite model", ".pt2": "a PyTorch exported program", ".pt": "a PyTorch checkpoint",
     ".pth": "a PyTorch checkpoint", ".ort": "an ONNX Runtime flatbuffer", ".pb": "a TensorFlow graph",
@@ -154,7 +155,7 @@ def _check_versions(model: onnx.ModelProto, where: str) -> None:
     if not OPSETS[0] <= opset <= OPSETS[1]:
         raise ModelError(
             "has an operator set that is not supported", where=where, expected=f"opset {OPSETS[0]} to {OPSETS[1]}",
-            found=f"opset {opset}", remedy="convert it with onnx.version_converter.convert_version",
+            found=f"opset {opset}", remedy="export the model again with one of these",
         )  # fmt: skip
 
 

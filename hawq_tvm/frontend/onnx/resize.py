@@ -68,12 +68,22 @@ def nearest(numerators: Array, whole: int, rounding: str) -> Array:
     return -((whole - 2 * numerators) // (2 * whole)) if rounding == "round_prefer_floor" else (2 * numerators + whole) // (2 * whole)
 
 
+@handles("Upsample")
+def upsample(node: Node) -> Result:
+    """What Resize was called before opset 10, with the scales as an attribute before opset 9: asymmetric, rounding down."""
+    node.need(node.opset < 10, "does not exist in this opset any more", found=f"opset {node.opset}", remedy="export the model again")
+    return _as_first(node, node.attr("scales", [1.0]) if node.opset < 9 else _numbers(node.constant(1, "scale")))
+
+
+def _as_first(node: Node, scales: list[float]) -> Result:
+    return _resize(node, _axes_by_scale(node, scales, list(range(len(node.shape())))), "asymmetric", "floor")
+
+
 @handles("Resize")
 def resize(node: Node) -> Result:
     """Resize by scales or to sizes."""
-    if node.opset < 11:  # asymmetric, rounding down
-        scales = _numbers(node.constant(1, "scale"))
-        return _resize(node, _axes_by_scale(node, scales, list(range(len(node.shape())))), "asymmetric", "floor")
+    if node.opset < 11:
+        return _as_first(node, _numbers(node.constant(1, "scale")))
     coordinates = node.attr("coordinate_transformation_mode", "half_pixel")
     rounding = node.attr("nearest_mode", "round_prefer_floor")
     node.need(
