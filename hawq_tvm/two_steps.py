@@ -7,7 +7,7 @@ times the real formula, rounded down, so finely that a tie is a tie of it and no
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import gcd, lcm
 
@@ -20,6 +20,52 @@ from .thresholds import Proof, Rescale
 LIMIT = 2**31
 
 
+@dataclass(frozen=True)
+class Exact:
+    """Rescales that step where the real formulas do.
+
+    counts: the operand of each is sum_i counts_i x_i.  bits: 0, or those after the point of results that a second requantize rounds.
+    """
+
+    rescales: list[Rescale]
+    counts: list[tuple[int, ...]]
+    bits: int
+    proof: Proof
+
+
+def exactly(rescales: Sequence[Rescale], numbers: Sequence[int], rounding: str, steps: tuple[int, int], where: str) -> Exact | None:
+    """One or two requantizes for the real formulas of `rescales`, None where 31 bits are too few for that.
+
+    numbers: how many channels each stands for.  steps: the first and last result, less the zero point.  where: the layer, for errors.
+    """
+    if rounding == "double" or rounding in arith.DIRECTED:
+        return None
+    counts: list[tuple[int, ...]] = []
+    one: list[Rescale] = []
+    for rescale in rescales:
+        measure = common_measure(rescale)
+        made = joined(rescale, measure, rounding, where) if measure else None
+        if made is None:
+            return None
+        one.append(made)
+        counts.append(measure)
+    settled, proof = thresholds.settle(one, numbers, rounding, steps)
+    if proof.enumerated and not proof.differing and all(map(fits, settled, counts)):
+        return Exact(settled, counts, 0, proof)
+    bits = fraction_bits(one, steps)
+    if bits is None:
+        return None
+    firsts: list[Rescale] = []
+    proof = Proof()
+    for real, count, number in zip(one, counts, numbers, strict=True):
+        first = rounded_down(real, bits, count, where)
+        if first is None or not fits(first, count):
+            return None
+        firsts.append(first)
+        proof += prove_two_steps(real, first, bits, rounding, steps) * number
+    return Exact(firsts, counts, bits, proof) if proof.enumerated and not proof.differing else None
+
+
 def common_measure(rescale: Rescale) -> tuple[int, ...]:
     """(A23c): the least integers of which the ratios are multiples by one ratio; () where their sum of multiples leaves int32."""
     measure = Fraction(0)
@@ -27,9 +73,9 @@ def common_measure(rescale: Rescale) -> tuple[int, ...]:
         # gcd(a/b, c/d) = gcd(a d, c b) / (b d)
         ends = measure.numerator * r.denominator, r.numerator * measure.denominator
         measure = Fraction(gcd(*ends), measure.denominator * r.denominator)
-    counts = tuple(int(r / measure) if measure else 0 for r in rescale.ratios)
+    counts = tuple(int(r / measure) if measure else int(i == 0) for i, r in enumerate(rescale.ratios))
     reach = sum(abs(c) * max(abs(low), abs(high)) for c, low, high in zip(counts, rescale.lows, rescale.highs, strict=True))
-    return counts if any(counts) and reach < LIMIT else ()
+    return counts if reach < LIMIT else ()
 
 
 def joined(rescale: Rescale, counts: tuple[int, ...], rounding: str, where: str) -> Rescale | None:
@@ -86,6 +132,9 @@ def prove_two_steps(rescale: Rescale, first: Rescale, bits: int, rounding: str, 
     low, high, ratio, c, m = rescale.lows[0], rescale.highs[0], rescale.ratios[0], rescale.constant, first.multipliers[0]
     if ratio < 0:
         low, high, ratio, m = -high, -low, -ratio, -m
+    if ratio == 0:
+        fine = (low * m + first.offset) >> first.shift
+        return Proof(1, int(thresholds.round_exactly(Fraction(fine, 2**bits), rounding) != thresholds.round_exactly(c, rounding)))
     if m <= 0:
         return Proof(enumerated=False)
     ks = np.arange(steps[0], steps[1] + 1).astype(object)

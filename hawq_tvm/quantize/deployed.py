@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -265,8 +266,9 @@ class Deployed:
         (one,) = (value.real() if isinstance(value, Codes) else value).operands
         constant = np.zeros(()) if isinstance(value, Codes) else value.constant
         with torch.no_grad():
-            counts = torch.as_tensor(np.rint(constant / one.exact), device=self.device)
-            total, scale = one.codes.double() + counts, torch.as_tensor(one.exact, device=self.device)
+            unit = np.asarray(one.exact, np.float64)
+            counts = torch.as_tensor(np.rint(constant / unit), device=self.device)
+            total, scale = one.codes.double() + counts, torch.as_tensor(unit, device=self.device)
             narrow = scale.float()
             exact = total.float() * narrow if bool((narrow.double() == scale).all()) else (total * scale).float()
         return straight(one.codes * one.scale + torch.as_tensor(constant, dtype=torch.float32, device=self.device), exact).float()
@@ -312,7 +314,7 @@ class Deployed:
             total = rounded(mean * (1 if node.op == "ReduceSum" else window)).float()
         if window * max(-x.low, x.high) >= EXACT_FLOAT32:
             raise _refused(node, f"over {window} values leaves what is exact in float32")
-        exact = np.asarray(x.step / counts)
+        exact = np.asarray(Fraction(x.step) / counts.astype(np.int64).astype(object), object)
         scale = x.scale / torch.as_tensor(counts, dtype=torch.float32, device=self.device)
         return Real((Operand(total, scale, exact, np.asarray(window * x.low), np.asarray(window * x.high)),))
 

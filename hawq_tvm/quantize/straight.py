@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import thresholds
+from .. import thresholds, two_steps
 
 Tensor = torch.Tensor
 Array = np.ndarray[Any, Any]
@@ -49,7 +49,7 @@ class Operand:
     """Integers on their way to a requantize: real = codes scale.
 
     codes: integers in a floating type that holds them exactly.  scale: a tensor that broadcasts against codes and carries the gradient.  exact: the
-    same scale in float64 as the compiler computes it.  low, high: bounds of codes that broadcast against exact.
+    same scale, floats or Fractions, as the compiler computes it.  low, high: bounds of codes that broadcast against exact.
     """
 
     codes: Tensor
@@ -61,11 +61,15 @@ class Operand:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The integers of (A9), int64 arrays that broadcast: one multiplier per operand, offset and shift."""
+    """The integers of (A9), int64 arrays that broadcast: one multiplier per operand, offset and shift.
+
+    bits: 0, or those after the point of (A23a), whose first step they are.
+    """
 
     multipliers: tuple[Array, ...]
     offset: Array
     shift: Array
+    bits: int = 0
 
 
 def requantized(operands: Sequence[Operand], constant: Array, scale: Tensor, step: float, bounds: tuple[int, int], where: str) -> Tensor:
@@ -83,12 +87,15 @@ def requantized(operands: Sequence[Operand], constant: Array, scale: Tensor, ste
 
 
 def shifted(codes: Sequence[Tensor], numbers: Numbers) -> Tensor:
-    """round((sum x_i m_i + b) / 2^s), ties to even (A6), in int64."""
+    """round((sum x_i m_i + b) / 2^s), ties to even (A6), in int64; in two steps where the numbers ask for it (A23a)."""
     device = codes[0].device
     total = torch.as_tensor(numbers.offset, device=device)
     for x, multiplier in zip(codes, numbers.multipliers, strict=True):
         total = total + x.to(torch.int64) * torch.as_tensor(multiplier, device=device)
     shift = torch.as_tensor(numbers.shift, device=device)
+    if numbers.bits:
+        fine = total >> shift
+        return (fine + (1 << numbers.bits - 1) - 1 + ((fine >> numbers.bits) & 1)) >> numbers.bits
     rounded_up = (total + torch.as_tensor((np.int64(1) << np.maximum(numbers.shift, 1) - 1) - 1, device=device) + ((total >> shift) & 1)) >> shift
     return rounded_up if numbers.shift.min() > 0 else torch.where(shift > 0, rounded_up, total)
 
@@ -106,12 +113,22 @@ def dyadic_numbers(operands: Sequence[Operand], constant: Array, step: float, bo
     for row in dict.fromkeys(rows):
         ratios = tuple(Fraction(scale) / unit for scale in row[0:-1:3])
         known[row] = thresholds.dyadic_rescale(ratios, [0] * len(ratios), Fraction(row[-1]) / unit, row[1:-1:3], row[2:-1:3], ROUNDING, where)
+    made, proof, exact = list(known.values()), thresholds.Proof(), None
     if len(operands) == 1:
-        known = dict(zip(known, thresholds.settle(list(known.values()), [1] * len(known), ROUNDING, steps)[0], strict=True))
-    found = [known[row] for row in rows]
+        made, proof = thresholds.settle(made, [1] * len(made), ROUNDING, steps)
+    # The compiler looks for exact numbers where thresholds of several operands differ; where they have a common measure, this is as fast.
+    if proof.differing or (len(operands) > 1 and all(map(two_steps.common_measure, made))):
+        exact = two_steps.exactly(made, [1] * len(made), ROUNDING, steps, where)
+    each = [r.multipliers for r in made]
+    if exact is not None:
+        made = exact.rescales
+        each = [tuple(c * r.multipliers[0] for c in counts) for r, counts in zip(made, exact.counts, strict=True)]
+    index = dict(zip(known, range(len(known)), strict=True))
+    found = [made[index[row]] for row in rows]
 
     def back(values: Sequence[int]) -> Array:
         return np.array(values, np.int64).reshape(shape)
 
-    multipliers = tuple(back([r.multipliers[i] for r in found]) for i in range(len(operands)))
-    return Numbers(multipliers, back([r.offset for r in found]), back([r.shift for r in found]))
+    multipliers = tuple(back([each[index[row]][i] for row in rows]) for i in range(len(operands)))
+    bits = exact.bits if exact is not None else 0
+    return Numbers(multipliers, back([r.offset for r in found]), back([r.shift for r in found]), bits)

@@ -42,33 +42,11 @@ def dyadic_call(
 def put_right(ctx: Context, data: list[relax.Expr], rescales: Rescales, which: Array, out: Output) -> relax.Call | None:
     """One or two requantizes that step where the real formulas do, None where 31 bits are too few for that; see `dyadic_call`."""
     steps = out.qtype.qmin - out.zero + 1, out.qtype.qmax - out.zero
-    numbers = np.bincount(which.ravel()).tolist()
-    counts: list[tuple[int, ...]] = []
-    joined: list[thresholds.Rescale] = []
-    for rescale in rescales:
-        measure = two_steps.common_measure(rescale)
-        one = two_steps.joined(rescale, measure, out.rounding, ctx.layer) if measure else None
-        if one is None:
-            return None
-        joined.append(one)
-        counts.append(measure)
-    if len(data) > 1:
-        corrected, proof = thresholds.settle(joined, numbers, out.rounding, steps)
-        if proof.enumerated and not proof.differing and all(map(two_steps.fits, corrected, counts)):
-            return dyadic_call(data, corrected, counts, which, out.qtype, out.zero, out.rounding, proof)
-    bits = two_steps.fraction_bits(joined, steps)
-    if bits is None:
+    exact = two_steps.exactly(rescales, np.bincount(which.ravel()).tolist(), out.rounding, steps, ctx.layer)
+    if exact is None:
         return None
-    firsts: list[thresholds.Rescale] = []
-    proof = thresholds.Proof()
-    for one, count, number in zip(joined, counts, numbers, strict=True):
-        first = two_steps.rounded_down(one, bits, count, ctx.layer)
-        if first is None or not two_steps.fits(first, count):
-            return None
-        firsts.append(first)
-        proof += two_steps.prove_two_steps(one, first, bits, out.rounding, steps) * number
-    if not proof.enumerated or proof.differing:
-        return None
-    fine = arith.QType((steps[0] - 1) << bits, steps[1] << bits, "int32")
-    first_step = ctx.emit(dyadic_call(data, firsts, counts, which, fine, 0, "floor", proof), "fine")
-    return ops.requantize([first_step], [1], 0, bits, qtype=out.qtype, zero_point=out.zero, rounding=out.rounding)
+    if not exact.bits:
+        return dyadic_call(data, exact.rescales, exact.counts, which, out.qtype, out.zero, out.rounding, exact.proof)
+    fine = arith.QType((steps[0] - 1) << exact.bits, steps[1] << exact.bits, "int32")
+    first_step = ctx.emit(dyadic_call(data, exact.rescales, exact.counts, which, fine, 0, "floor", exact.proof), "fine")
+    return ops.requantize([first_step], [1], 0, exact.bits, qtype=out.qtype, zero_point=out.zero, rounding=out.rounding)

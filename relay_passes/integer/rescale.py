@@ -162,7 +162,7 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
         rescales, proof = thresholds.settle(rescales, np.bincount(which.ravel()).tolist(), out.rounding, (first, last))
 
     data = [t.data for t in terms]
-    if provable and (proof.differing or not proof.enumerated) and out.rounding not in ("double", *arith.DIRECTED):
+    if provable and (proof.differing or not proof.enumerated):
         exact = put_right(ctx, data, rescales, which, out)
         if exact is not None:
             return exact
