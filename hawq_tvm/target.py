@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from .cpu import runs_here as runs_here
 from .cuda import nvcc
 from .cuda import target as cuda
 from .errors import UsageError
+from .json_files import parse_json
 from .native import toolchain
 
 _X86 = {"kind": "llvm", "mtriple": "x86_64-linux-gnu"}
@@ -51,10 +51,7 @@ def parse(text: str) -> tvm.target.Target:
     if text in cuda.PRESETS:
         return cuda.make(cuda.PRESETS[text])
     if text.startswith("{"):
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as e:
-            raise UsageError("the target is not valid JSON", found=str(e)) from e
+        fields = parse_json(text, "the target", "a TVM target as JSON", UsageError)
         return cuda.parse(fields) if fields.get("kind") == "cuda" else _llvm(fields)
     kind, *options = text.split()
     if kind != "llvm":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from schedules.record import Record
 from ..bench.race import MARGIN
 from ..errors import InputError, UsageError
 from ..files import check_output, write_text
+from ..json_files import read_json
 from ..target import gpu_architectures
 from ..tuner import Outcome, TuneReport, existing
 from .export import gpu_target, model_workloads
@@ -78,12 +78,7 @@ def _read(path: Path) -> dict[str, Any]:
     Raises InputError.
     """
     expected = "times.json, which run.py of an exported folder writes"
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as e:
-        raise InputError("cannot be read", where=str(path), expected=expected, found=e.strerror or str(e)) from e
-    except (ValueError, RecursionError) as e:
-        raise InputError("is no JSON", where=str(path), expected=expected, found=str(e).splitlines()[0]) from e
+    content = read_json(path, expected)
     if not isinstance(content, dict) or content.get("format") != TIMES:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise InputError("is of another format", where=str(path), expected=TIMES, found=f"{found!r:.60}")

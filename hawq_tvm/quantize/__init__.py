@@ -20,12 +20,13 @@ __all__ = [
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from .data import Preprocess, open_data
+    from .data import open_data
     from .evaluation import evaluate
     from .fake_comparison import compare_fake
     from .float_graph import load_float
     from .latency import measure_latencies
     from .measurement import measure
+    from .pictures import Preprocess
     from .plan import problem, problem_of_table
     from .quantizer import Recipe, post_training
     from .sensitivity import Settings
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "table", "Settings": "sensitivity", "load_float": "float_graph", "measure": "measurement", "measure_latencies": "latency",
-    "open_data": "data", "problem": "plan", "problem_of_table": "plan", "Preprocess": "data", "evaluate": "evaluation", "Recipe": "quantizer",
+    "open_data": "data", "problem": "plan", "problem_of_table": "plan", "Preprocess": "pictures",
+    "evaluate": "evaluation", "Recipe": "quantizer",
     "post_training": "quantizer", "Training": "training", "finetune": "training", "compare_fake": "fake_comparison",
 }  # fmt: skip
 

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, UsageError
+from ..errors import InputError, ModelError, UsageError
 from ..files import UNREADABLE, load_npz
-from .float_graph import Input, need
+from .float_graph import Input
+from .pictures import SUFFIXES, Preprocess, read_picture
 
 Array = NDArray[Any]
 LABELS = "labels"
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+# Class numbers are less than this.
+CLASSES = 10**9
 KIND = "an .npz file, or a folder of .npy, .npz or image files"
-
-
-@dataclass(frozen=True)
-class Preprocess:
-    """How a picture becomes numbers: (pixel - mean) / std, pixels from 0 to 255, one number or one per channel.
-
-    resize: what the short side is scaled to before the middle is cut out; None: as little as covers the network's input.
-    resample: bilinear, bicubic or nearest.  bgr: channels in the order blue, green, red.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    resize: int | None = None
-    resample: str = "bilinear"
-    bgr: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,11 +40,27 @@ class Batch:
 class Calibration:
     """Calibration data of a network, opened by `open_data`.
 
+    inputs: the network's, with the sizes that the data have where the network leaves them open, but for the first
+    dimension, which counts images.
     count: images.  has_labels: whether every image has its class.  fingerprint: of all values and labels.
     """
 
-    def __init__(self, files: Sequence[Path], inputs: Sequence[Input], preprocess: Preprocess | None, classes: Mapping[Path, int] | None, where: str) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        inputs: Sequence[Input],
+        preprocess: Preprocess | None,
+        classes: Mapping[Path, int] | None,
+        where: str,
+    ) -> None:
         self.inputs, self.where = tuple(inputs), where
+        flat = next((one.name for one in inputs if not one.shape), None)
+        if flat is not None:
+            raise ModelError(
+                "is an input without dimensions, of which data cannot have several",
+                where=flat,
+                expected="a first dimension that counts images",
+            )
         self._files, self._preprocess, self._classes = list(files), preprocess, classes
         self.count, labelled, digest = 0, 0, hashlib.sha256()
         for file in self._files:
@@ -66,7 +70,11 @@ class Calibration:
             for value in (*batch.inputs.values(), *([batch.labels] if batch.labels is not None else [])):
                 digest.update(np.ascontiguousarray(value).tobytes())
             if 0 < labelled < self.count:
-                raise InputError("has no labels, but other files have", where=str(file), expected="labels for all images, or for none")
+                raise InputError(
+                    "has no labels, but other files have",
+                    where=str(file),
+                    expected="labels for all images, or for none",
+                )
         if not self.count:
             raise InputError("holds no images", where=where, expected=KIND)
         self.has_labels, self.fingerprint = bool(labelled), digest.hexdigest()
@@ -77,7 +85,12 @@ class Calibration:
         Raises InputError when that leaves none.
         """
         if fixed and self.count < size:
-            raise InputError("holds fewer images than one batch of the model", where=self.where, expected=f"at least {size}", found=str(self.count))
+            raise InputError(
+                "holds fewer images than one batch of the model",
+                where=self.where,
+                expected=f"at least {size}",
+                found=str(self.count),
+            )
         held: list[Batch] = []
         for file in self._files:
             held.append(self._read(file))
@@ -89,10 +102,16 @@ class Calibration:
             yield _joined(held)
 
     def _read(self, file: Path) -> Batch:
-        if file.suffix.lower() in PICTURES:
-            arrays = {self.inputs[0].name: self._picture(file)}
+        if file.suffix.lower() in SUFFIXES:
+            if self._preprocess is None:
+                raise UsageError(
+                    "pictures need to know how pixels become numbers",
+                    where=str(file),
+                    expected="--mean and --std, for (pixel - mean) / std",
+                )
+            arrays = {self.inputs[0].name: read_picture(file, self.inputs, self._preprocess)}
             labels = None if self._classes is None else np.array([self._label(file)])
-        elif file.suffix == ".npy":
+        elif file.suffix.lower() == ".npy":
             arrays, labels = {self.inputs[0].name: _load_npy(file)}, None
         else:
             arrays = load_npz(str(file))
@@ -108,61 +127,67 @@ class Calibration:
     def _checked(self, arrays: dict[str, Array], labels: Array | None, where: str) -> Batch:
         names = [i.name for i in self.inputs]
         if set(arrays) != set(names):
-            raise InputError("holds arrays of other names", where=where, expected=f"{', '.join(names)}, and labels if there are any", found=", ".join(sorted(arrays)) or "none")
+            raise InputError(
+                "holds arrays of other names",
+                where=where,
+                expected=f"{', '.join(names)}, and labels if there are any",
+                found=", ".join(sorted(arrays)) or "none",
+            )
         sizes = set()
         for one in self.inputs:
             value, spot = arrays[one.name], f"{where}: {one.name}"
             if value.dtype.name != one.dtype:
-                raise InputError("has another type", where=spot, expected=one.dtype, found=value.dtype.name, remedy=f"convert it with .astype('{one.dtype}')")
+                raise InputError(
+                    "has another type",
+                    where=spot,
+                    expected=one.dtype,
+                    found=value.dtype.name,
+                    remedy=f"convert it with .astype('{one.dtype}')",
+                )
             if value.ndim == len(one.shape) - 1:
                 value = arrays[one.name] = value[None]
-            if value.ndim != len(one.shape) or any(w is not None and w != d for w, d in zip(one.shape[1:], value.shape[1:], strict=True)):
-                raise InputError("has another shape", where=spot, expected=_shape(one), found="x".join(map(str, value.shape)))
+            if value.ndim != len(one.shape) or any(
+                w is not None and w != d for w, d in zip(one.shape[1:], value.shape[1:], strict=True)
+            ):
+                raise InputError(
+                    "has another shape", where=spot, expected=_shape(one), found="x".join(map(str, value.shape))
+                )
             if not len(value):
                 raise InputError("is empty", where=spot, expected=_shape(one), found="0 images")
             if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise InputError("holds NaN or infinity", where=spot, found=f"{int((~np.isfinite(value)).sum())} such values", remedy="look at how it was made")
+                raise InputError(
+                    "holds NaN or infinity",
+                    where=spot,
+                    found=f"{int((~np.isfinite(value)).sum())} such values",
+                    remedy="look at how it was made",
+                )
             sizes.add(len(value))
+        # What the network leaves open is as in the first file: a compiled network has one shape.
+        self.inputs = tuple(replace(i, shape=(i.shape[0], *arrays[i.name].shape[1:])) for i in self.inputs)
         if len(sizes) > 1:
-            raise InputError("holds different numbers of images for its inputs", where=where, found=", ".join(map(str, sorted(sizes))))
+            raise InputError(
+                "holds different numbers of images for its inputs",
+                where=where,
+                found=", ".join(map(str, sorted(sizes))),
+            )
         if labels is not None:
-            if labels.dtype.kind not in "iu" or labels.ndim != 1 or len(labels) not in sizes or labels.min() < 0:
-                found = f"{labels.dtype.name} {'x'.join(map(str, labels.shape))}" + (f", least {labels.min()}" if labels.dtype.kind in "iu" and labels.size else "")
-                raise InputError("has labels that do not fit", where=f"{where}: {LABELS}", expected=f"{sizes.pop()} class numbers", found=found)
+            if (
+                labels.dtype.kind not in "iu"
+                or labels.ndim != 1
+                or len(labels) not in sizes
+                or labels.min() < 0
+                or labels.max() >= CLASSES
+            ):
+                found = f"{labels.dtype.name} {'x'.join(map(str, labels.shape))}"
+                found += f", from {labels.min()} to {labels.max()}" if labels.dtype.kind in "iu" and labels.size else ""
+                raise InputError(
+                    "has labels that do not fit",
+                    where=f"{where}: {LABELS}",
+                    expected=f"{sizes.pop()} class numbers",
+                    found=found,
+                )
             labels = labels.astype(np.int64)
         return Batch({n: arrays[n] for n in names}, labels)
-
-    def _picture(self, file: Path) -> Array:
-        """A picture as (1, channels, height, width): its short side scaled to fit, the middle cut out."""
-        need("PIL")
-        from PIL import Image, UnidentifiedImageError
-
-        if self._preprocess is None:
-            raise UsageError("pictures need to know how pixels become numbers", where=str(file), expected="--mean and --std, for (pixel - mean) / std")
-        shape = self.inputs[0].shape
-        if len(self.inputs) != 1 or len(shape) != 4 or None in shape[1:] or shape[1] not in (1, 3):
-            raise InputError("is a picture, which this model does not take", where=str(file), expected=f"arrays of {_shape(self.inputs[0])}", remedy="write .npy files")
-        channels, height, width = (int(d or 0) for d in shape[1:])
-        try:
-            with Image.open(file) as opened:
-                picture = opened.convert("RGB" if channels == 3 else "L")
-        except (OSError, UnidentifiedImageError, ValueError) as e:
-            raise InputError("is not a readable picture", where=str(file), found=str(e)) from e
-        given = self._preprocess
-        factor = max(width / picture.width, height / picture.height) if given.resize is None else given.resize / min(picture.size)
-        size = (round(picture.width * factor), round(picture.height * factor))
-        if given.resize is not None and (size[0] < width or size[1] < height):
-            raise UsageError("makes pictures smaller than the network's input", where=f"--resize {given.resize}", expected=f"at least {max(width, height)}")
-        size = (max(width, size[0]), max(height, size[1]))
-        scaled = picture if picture.size == size else picture.resize(size, Image.Resampling[given.resample.upper()])
-        left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
-        pixels: Array = np.asarray(scaled.crop((left, top, left + width, top + height)), np.float32).reshape(height, width, channels)
-        pixels = pixels[:, :, ::-1] if given.bgr else pixels
-        for values, name in ((given.mean, "--mean"), (given.std, "--std")):
-            if len(values) not in (1, channels):
-                raise UsageError("has as many numbers as channels, or one", where=name, found=f"{len(values)} for {channels} channels")
-        normal = (pixels - np.array(given.mean, np.float32)) / np.array(given.std, np.float32)
-        return np.ascontiguousarray(normal.transpose(2, 0, 1)[None].astype(self.inputs[0].dtype))
 
 
 def open_data(path: str | Path, inputs: Sequence[Input], preprocess: Preprocess | None = None) -> Calibration:
@@ -176,33 +201,60 @@ def open_data(path: str | Path, inputs: Sequence[Input], preprocess: Preprocess 
     if place.is_file() and place.suffix == ".npz":
         return Calibration([place], inputs, preprocess, None, str(place))
     if not place.is_dir():
-        raise InputError("is no calibration data" if place.exists() else "does not exist", where=str(place), expected=KIND)
-    files = sorted(p for p in place.iterdir() if p.suffix.lower() in (".npy", ".npz", *PICTURES) and not p.name.startswith("."))
+        raise InputError(
+            "is no calibration data" if place.exists() else "does not exist", where=str(place), expected=KIND
+        )
+    files = sorted(
+        p for p in place.iterdir() if p.suffix.lower() in (".npy", ".npz", *SUFFIXES) and not p.name.startswith(".")
+    )
     if not files:
-        raise InputError("holds no data", where=str(place), expected=KIND, found=f"{len(list(place.iterdir()))} other files")
+        raise InputError(
+            "holds no data", where=str(place), expected=KIND, found=f"{len(list(place.iterdir()))} other files"
+        )
     if len(inputs) > 1 and any(f.suffix == ".npy" for f in files):
-        raise InputError("holds .npy files, which do not say for which input", where=str(place), expected=f".npz files with {', '.join(i.name for i in inputs)}")
+        raise InputError(
+            "holds .npy files, which do not say for which input",
+            where=str(place),
+            expected=f".npz files with {', '.join(i.name for i in inputs)}",
+        )
     names = place / "labels.txt"
     return Calibration(files, inputs, preprocess, read_labels(names, place) if names.exists() else None, str(place))
+
+
+def class_number(text: str) -> int | None:
+    """The class that decimal digits mean; None for any other text, such as one with a sign, and for 10^9 and more."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) else None
 
 
 def read_labels(path: Path, place: Path) -> dict[Path, int]:
     """The classes of files: lines "FILE CLASS", or "FILE,CLASS" in a .csv file; names are relative to `place`.
 
-    Raises InputError naming the line that is no label, or when the file cannot be read.
+    Raises InputError naming the line that is no label or contradicts another, or when the file cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise InputError("is no file", where=str(path), expected="lines 'FILE CLASS'")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as e:  # ValueError: no UTF-8, or a path that no file can have
         raise InputError("cannot be read", where=str(path), expected="lines 'FILE CLASS'", found=str(e)) from e
-    found = {}
+    found: dict[Path, int] = {}
     for number, line in enumerate(lines, 1):
         name, _, label = line.rpartition("," if path.suffix == ".csv" else " ")
-        label = label.strip()
-        if line.strip() and not (name and label.isdecimal()):
-            raise InputError("is no label", where=f"{path}, line {number}", expected="a file's name, a space and its class number", found=line)
-        if line.strip():
-            found[place / name.strip()] = int(label)
+        where, known = f"{path}, line {number}", class_number(label.strip())
+        if line.strip() and (not name.strip() or known is None):
+            raise InputError(
+                "is no label",
+                where=where,
+                expected=f"a file's name, a space and its class number, below {CLASSES:,}",
+                found=f"{line!r:.60}",
+            )
+        if line.strip() and known is not None and found.setdefault(place / name.strip(), known) != known:
+            raise InputError(
+                "gives a file another class than before",
+                where=where,
+                expected=f"{found[place / name.strip()]}, as before",
+                found=f"{line!r:.60}",
+            )
     return found
 
 
@@ -210,7 +262,12 @@ def _load_npy(file: Path) -> Array:
     try:
         value = np.load(file, allow_pickle=False)
     except UNREADABLE as e:
-        raise InputError("cannot be read", where=str(file), expected="an .npy file", found=(str(e).splitlines() or [type(e).__name__])[0]) from e
+        raise InputError(
+            "cannot be read",
+            where=str(file),
+            expected="an .npy file",
+            found=(str(e).splitlines() or [type(e).__name__])[0],
+        ) from e
     return value
 
 
@@ -222,7 +279,9 @@ def _joined(batches: Sequence[Batch]) -> Batch:
 
 
 def _cut(batch: Batch, start: int, end: int) -> Batch:
-    return Batch({n: v[start:end] for n, v in batch.inputs.items()}, None if batch.labels is None else batch.labels[start:end])
+    return Batch(
+        {n: v[start:end] for n, v in batch.inputs.items()}, None if batch.labels is None else batch.labels[start:end]
+    )
 
 
 def _shape(one: Input) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import InputError, ModelError, UsageError
-from .data import LABELS, PICTURES, Batch, Calibration, Preprocess, open_data, read_labels
+from .data import CLASSES, LABELS, Batch, Calibration, class_number, open_data, read_labels
 from .float_graph import Input
+from .pictures import SUFFIXES, Preprocess
 from .sensitivity import Progress, Step
 
 Array = np.ndarray[Any, Any]
 TOP = 5
 OPEN_BATCH = 8
-KIND = "a folder of images, a folder of one folder per class, a list of images (.txt or .csv), or an .npz file with labels"
+KIND = (
+    "a folder of images, a folder of one folder per class, a list of images (.txt or .csv), or an .npz file with labels"
+)
 
 
 class Runner(Protocol):
@@ -53,7 +57,12 @@ class OnnxRunner:
         try:
             import onnxruntime
         except ImportError as e:
-            raise UsageError("needs ONNX Runtime to run an ONNX model", where=str(path), found=str(e), remedy="pip install 'hawq-tvm[bench]', or compile the model and give the package") from e
+            raise UsageError(
+                "needs ONNX Runtime to run an ONNX model",
+                where=str(path),
+                found=str(e),
+                remedy="pip install 'hawq-tvm[bench]', or compile the model and give the package",
+            ) from e
         from ..frontend.onnx.reader import read_model
 
         read_model(path)
@@ -62,9 +71,14 @@ class OnnxRunner:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except _errors_of_onnxruntime() as e:
-            raise ModelError("is not accepted by ONNX Runtime", where=str(path), found=str(e).strip().splitlines()[-1]) from e
+            raise ModelError(
+                "is not accepted by ONNX Runtime", where=str(path), found=str(e).strip().splitlines()[-1]
+            ) from e
         self.name = str(path)
-        self.inputs = tuple(Input(one.name, _dtype(one.type), tuple(d if isinstance(d, int) else None for d in one.shape)) for one in self._session.get_inputs())
+        self.inputs = tuple(
+            Input(one.name, _dtype(one.type), tuple(d if isinstance(d, int) else None for d in one.shape))
+            for one in self._session.get_inputs()
+        )
 
     def scores(self, inputs: dict[str, Array]) -> Array:
         names = [one.name for one in self._session.get_outputs()]
@@ -75,7 +89,15 @@ def _errors_of_onnxruntime() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises for a model; the classes have no base of their own."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    return (RuntimeError, state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented, state.RuntimeException)
+    return (
+        RuntimeError,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
 
 
 def _dtype(text: str) -> str:
@@ -89,7 +111,12 @@ def _classes_of(outputs: dict[str, Array], where: str) -> Array:
     ((name, value),) = outputs.items()
     scores = value.reshape(len(value), -1) if value.ndim > 1 else value.reshape(1, -1)
     if scores.shape[1] < 2 or value.ndim < 2:
-        raise ModelError("is no classifier", where=where, expected="scores of at least two classes", found=f"{name}: {'x'.join(map(str, value.shape))}")
+        raise ModelError(
+            "is no classifier",
+            where=where,
+            expected="scores of at least two classes",
+            found=f"{name}: {'x'.join(map(str, value.shape))}",
+        )
     return scores
 
 
@@ -100,14 +127,25 @@ def open_runner(path: str | Path) -> Runner:
     """
     place = Path(path)
     if place.suffix in (".pt2", ".pt", ".pth"):
-        raise UsageError("is a PyTorch file", where=str(place), expected="an ONNX model or a package", remedy="compile it, and evaluate the package")
+        raise UsageError(
+            "is a PyTorch file",
+            where=str(place),
+            expected="an ONNX model or a package",
+            remedy="compile it, and evaluate the package",
+        )
     return PackageRunner(place) if place.is_dir() else OnnxRunner(place)
 
 
 # -- labelled images ------------------------------------------------------------------------------------------------------
 
 
-def open_images(data: str | Path, inputs: tuple[Input, ...], preprocess: Preprocess | None, labels: str | Path | None = None, limit: int | None = None) -> Calibration:
+def open_images(
+    data: str | Path,
+    inputs: tuple[Input, ...],
+    preprocess: Preprocess | None,
+    labels: str | Path | None = None,
+    limit: int | None = None,
+) -> Calibration:
     """Images with their classes, as `open_data` takes them, or a folder per class, or a list of "FILE CLASS" lines (FILE,CLASS in a .csv).
 
     A folder whose name is a number is that class; of other names the first in alphabetical order is class 0.  labels: a list for a folder of
@@ -119,8 +157,12 @@ def open_images(data: str | Path, inputs: tuple[Input, ...], preprocess: Preproc
     if known is not None:
         return Calibration(_spaced(sorted(known), limit), inputs, preprocess, known, str(place))
     if place.is_dir() and limit is not None:
-        files = sorted(p for p in place.iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith("."))
-        return Calibration(_spaced(files, limit), inputs, preprocess, None, str(place)) if files else open_data(place, inputs, preprocess)
+        files = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        return (
+            Calibration(_spaced(files, limit), inputs, preprocess, None, str(place))
+            if files
+            else open_data(place, inputs, preprocess)
+        )
     return open_data(place, inputs, preprocess)
 
 
@@ -146,14 +188,34 @@ def labelled_files(data: str | Path, labels: str | Path | None = None) -> dict[P
         raise InputError("names no images", where=str(labels or place), expected=KIND)
     lost = next((f for f in sorted(known) if not f.is_file()), None)
     if lost is not None:
-        raise InputError("names a file that does not exist", where=str(labels or place), found=str(lost), expected=f"files relative to {lost.parent}")
+        raise InputError(
+            "names a file that does not exist",
+            where=str(labels or place),
+            found=str(lost),
+            expected=f"files relative to {lost.parent}",
+        )
     return known
 
 
 def _folders(place: Path) -> dict[Path, int]:
     names = sorted(p.name for p in place.iterdir() if p.is_dir() and not p.name.startswith("."))
-    numbers = {name: int(name) for name in names} if all(n.isdecimal() for n in names) else {name: i for i, name in enumerate(names)}
-    return {p: number for name, number in numbers.items() for p in (place / name).iterdir() if p.suffix.lower() in PICTURES and not p.name.startswith(".")}
+    numbers = dict(zip(names, range(len(names)), strict=True))
+    if all(re.fullmatch("[0-9]+", name) for name in names):
+        given = {name: class_number(name) for name in names}
+        absurd = next((name for name, number in given.items() if number is None), None)
+        if absurd is not None:
+            raise InputError(
+                "is a folder whose number is no class",
+                where=f"{place / absurd!s:.100}",
+                expected=f"class numbers below {CLASSES:,}",
+            )
+        numbers = {name: number for name, number in given.items() if number is not None}
+    return {
+        p: number
+        for name, number in numbers.items()
+        for p in (place / name).iterdir()
+        if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+    }
 
 
 def _spaced(files: list[Path], limit: int | None) -> list[Path]:
@@ -196,7 +258,10 @@ class Evaluation:
         return found
 
     def _scores(self, score: Score) -> dict[str, Any]:
-        shares = {name: None if count is None else count / self.images for name, count in (("top1", score.top1), ("top5", score.top5))}
+        shares = {
+            name: None if count is None else count / self.images
+            for name, count in (("top1", score.top1), ("top5", score.top5))
+        }
         return {"model": score.name, **shares}
 
 
@@ -217,7 +282,12 @@ def evaluate(
         _check_same(runner, other)
     images = open_images(data, runner.inputs, preprocess, labels, limit)
     if not images.has_labels and other is None:
-        raise InputError("holds no labels", where=str(data), expected=f"{KIND}; labels as labels.txt, --labels, folders, or the array {LABELS!r}", remedy="or compare with another model by --against")
+        raise InputError(
+            "holds no labels",
+            where=str(data),
+            expected=f"{KIND}; labels as labels.txt, --labels, folders, or the array {LABELS!r}",
+            remedy="or compare with another model by --against",
+        )
     tell, count = progress or (lambda step: None), min(images.count, limit or images.count)
     found = Evaluation(0, Score(runner.name), Score(other.name) if other else None)
     if images.has_labels:
@@ -235,7 +305,10 @@ def evaluate(
             found.flips += int((ours[:, 0] != theirs[:, 0]).sum())
             if batch.labels is not None and found.lost is not None and found.gained is not None:
                 right, was = ours[:, 0] == batch.labels, theirs[:, 0] == batch.labels
-                found.lost, found.gained = found.lost + int((was & ~right).sum()), found.gained + int((right & ~was).sum())
+                found.lost, found.gained = (
+                    found.lost + int((was & ~right).sum()),
+                    found.gained + int((right & ~was).sum()),
+                )
         found.images += batch.size
         tell(Step("evaluating images", found.images, count))
     return found
@@ -244,11 +317,23 @@ def evaluate(
 def _check_same(one: Runner, other: Runner) -> None:
     """Raise UsageError when two models do not take the same arrays."""
     if len(one.inputs) != len(other.inputs):
-        raise UsageError("has another number of inputs", where=other.name, expected=str(len(one.inputs)), found=str(len(other.inputs)))
+        raise UsageError(
+            "has another number of inputs",
+            where=other.name,
+            expected=str(len(one.inputs)),
+            found=str(len(other.inputs)),
+        )
     for a, b in zip(one.inputs, other.inputs, strict=True):
-        same = len(a.shape) == len(b.shape) and all(x == y or x is None or y is None for x, y in zip(a.shape[1:], b.shape[1:], strict=True))
+        same = len(a.shape) == len(b.shape) and all(
+            x == y or x is None or y is None for x, y in zip(a.shape[1:], b.shape[1:], strict=True)
+        )
         if a.dtype != b.dtype or not same:
-            raise UsageError("takes other arrays", where=f"{other.name}: {b.name}", expected=f"{a.dtype} {a.shape}", found=f"{b.dtype} {b.shape}")
+            raise UsageError(
+                "takes other arrays",
+                where=f"{other.name}: {b.name}",
+                expected=f"{a.dtype} {a.shape}",
+                found=f"{b.dtype} {b.shape}",
+            )
 
 
 def _cut_at(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
@@ -256,7 +341,9 @@ def _cut_at(batches: Iterator[Batch], count: int) -> Iterator[Batch]:
         if count <= 0:
             return
         if batch.size > count:
-            batch = Batch({n: v[:count] for n, v in batch.inputs.items()}, None if batch.labels is None else batch.labels[:count])
+            batch = Batch(
+                {n: v[:count] for n, v in batch.inputs.items()}, None if batch.labels is None else batch.labels[:count]
+            )
         count -= batch.size
         yield batch
 
@@ -273,7 +360,9 @@ def ranked(runner: Runner, batch: Batch) -> Array:
     for start in range(0, batch.size, size):
         given = {one.name: v[start : start + size] for one, v in zip(runner.inputs, batch.inputs.values(), strict=True)}
         held = len(next(iter(given.values())))
-        filled = {n: np.concatenate([v, np.repeat(v[-1:], size - held, 0)]) if held < size else v for n, v in given.items()}
+        filled = {
+            n: np.concatenate([v, np.repeat(v[-1:], size - held, 0)]) if held < size else v for n, v in given.items()
+        }
         parts.append(np.argsort(-_real(runner.scores(filled)), axis=1, kind="stable")[:held])
     return np.concatenate(parts)
 
@@ -286,8 +375,11 @@ def _count(found: Evaluation, score: Score, ranked: Array, labels: Array | None)
     if labels is None:
         return
     if labels.max() >= ranked.shape[1]:
-        raise InputError("holds a class that the model does not have", where=score.name, expected=f"0 to {ranked.shape[1] - 1}", found=str(int(labels.max())))
+        raise InputError(
+            "holds a class that the model does not have",
+            where=score.name,
+            expected=f"0 to {ranked.shape[1] - 1}",
+            found=str(int(labels.max())),
+        )
     right = ranked[:, :TOP] == labels[:, None]
     score.top1, score.top5 = (score.top1 or 0) + int(right[:, 0].sum()), (score.top5 or 0) + int(right.any(1).sum())
-
-

@@ -29,10 +29,11 @@ from ..errors import ModelError, UsageError
 from ..package import Package, load
 from ..verify.compare import layer_calls
 from ..verify.reference import evaluate
-from .data import Preprocess, open_data
+from .data import open_data
 from .fake_float import Simulated, run_annotated
 from .fake_structure import Array, Structure, Tensor
 from .float_graph import FloatGraph, Input, load_float
+from .pictures import Preprocess
 from .sensitivity import Progress, Step
 
 

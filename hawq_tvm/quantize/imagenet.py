@@ -31,9 +31,10 @@ from .. import signals
 from ..errors import HawqError, InputError, UsageError
 from ..files import check_folder, load_npz, save_npz, write_bytes, write_text
 from ..terminal import ERR
-from .data import LABELS, Calibration, Preprocess
+from .data import LABELS, Calibration
 from .evaluation import TOP, batch_size, labelled_files, open_images, open_runner, ranked
 from .float_graph import load_float
+from .pictures import Preprocess
 from .plan import Problem, bits_file, problem
 from .points import MOVES
 from .quantizer import Recipe, post_training

@@ -9,13 +9,15 @@ from typing import Any
 
 from .. import __version__
 from ..errors import InputError
+from ..json_files import clipped, number, read_json
 from .allocation import Allocation
 from .allocation import allocate as solve
-from .data import Preprocess, open_data
+from .data import open_data
 from .float_graph import load_float
 from .pareto import Front, draw, front
+from .pictures import Preprocess
 from .sensitivity import Progress, Sensitivities, Settings
-from .table import RESOURCES, Budget, Table, parse_table, read_json
+from .table import RESOURCES, Budget, Table, parse_table
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,16 @@ def problem(
     if latencies is not None:
         table = table.with_latencies(latencies)
     where = model if isinstance(model, str | Path) else graph.name
-    return Problem(table, {"model": str(where), "calibration": str(calibration), "metric": chosen.metrics[0], **found.provenance()}, found)
+    return Problem(
+        table,
+        {"model": str(where), "calibration": str(calibration), "metric": chosen.metrics[0], **found.provenance()},
+        found,
+    )
 
 
-def problem_of_table(path: str | Path, fixed: Mapping[str, str] | None = None, latencies: Mapping[str, Mapping[str, float]] | None = None) -> Problem:
+def problem_of_table(
+    path: str | Path, fixed: Mapping[str, str] | None = None, latencies: Mapping[str, Mapping[str, float]] | None = None
+) -> Problem:
     """The allocation problem that a table in a JSON file states.
 
     Raises InputError and UsageError as `parse_table` does.
@@ -77,12 +85,18 @@ def read_latencies(path: str | Path) -> dict[str, dict[str, float]]:
     """
     fields = read_json(path, "a table of `hawq-tvm latency`")
     layers = fields.get("layers") if isinstance(fields, dict) else None
-    if not isinstance(layers, dict) or not all(isinstance(e, dict) and isinstance(e.get("latency_us"), dict) for e in layers.values()):
-        raise InputError("is no table of latencies", where=str(path), expected='{"layers": {name: {"latency_us": {"W8A8": 1.0}}}}')
+    if not isinstance(layers, dict) or not all(
+        isinstance(e, dict) and isinstance(e.get("latency_us"), dict) for e in layers.values()
+    ):
+        raise InputError(
+            "is no table of latencies", where=str(path), expected='{"layers": {name: {"latency_us": {"W8A8": 1.0}}}}'
+        )
     for name, entry in layers.items():
         for choice, value in entry["latency_us"].items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise InputError("holds a latency that is no number", where=f"{path}: {name}", found=f"{choice}: {value!r}")
+            if (number(value) or 0.0) < 0 or number(value) is None:
+                raise InputError(
+                    "holds a latency that is no number", where=f"{path}: {name}", found=f"{choice}: {clipped(value)}"
+                )
     return {name: entry["latency_us"] for name, entry in layers.items()}
 
 
@@ -112,7 +126,11 @@ def bits_file(allocation: Allocation, provenance: Mapping[str, Any]) -> dict[str
 def fronts_file(fronts: Sequence[Front]) -> dict[str, Any]:
     """What the file of Pareto fronts holds: points [cost, sensitivity, one digit per layer], the digit numbering `choices`."""
     table = fronts[0].table
-    return {"choices": list(table.choices), "layers": [r.name for r in table.rows], "fronts": [f.to_dict() for f in fronts]}
+    return {
+        "choices": list(table.choices),
+        "layers": [r.name for r in table.rows],
+        "fronts": [f.to_dict() for f in fronts],
+    }
 
 
 def picture(fronts: Sequence[Front], path: Path, allocation: Allocation | None) -> bytes:

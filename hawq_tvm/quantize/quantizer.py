@@ -12,11 +12,12 @@ import onnx
 import torch
 
 from ..errors import InputError, ModelError, UsageError
-from .data import Calibration, Preprocess, open_data
+from .data import Calibration, open_data
 from .equalize import equalize
 from .float_graph import FloatGraph, Layer
 from .float_onnx import from_onnx
 from .observers import OBSERVERS, Grid, Histogram, grid
+from .pictures import Preprocess
 from .points import Points, find_points
 from .prepare import prepare
 from .qdq import kind_of, write

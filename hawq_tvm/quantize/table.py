@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UsageError
+from ..json_files import clipped, number, read_json
 from .float_graph import unknown_layer
 
 # Bits of weights and activations, as a choice is spelled.
@@ -19,10 +19,21 @@ CHOICES = ("W8A8", "W4A8", "W4A4")
 WIDTHS = (2, 8)
 # Each resource: its unit in files and reports, and the units that a budget may be given in.
 RESOURCES: dict[str, tuple[str, dict[str, Fraction]]] = {
-    "size": ("bits", {"B": Fraction(8), "KB": Fraction(8_000), "MB": Fraction(8_000_000), "KiB": Fraction(8 * 2**10), "MiB": Fraction(8 * 2**20)}),
+    "size": (
+        "bits",
+        {
+            "B": Fraction(8),
+            "KB": Fraction(8_000),
+            "MB": Fraction(8_000_000),
+            "KiB": Fraction(8 * 2**10),
+            "MiB": Fraction(8 * 2**20),
+        },
+    ),
     "bops": ("bit operations", {"M": Fraction(10**6), "G": Fraction(10**9), "T": Fraction(10**12)}),
     "latency": ("us", {"us": Fraction(1), "ms": Fraction(1000), "s": Fraction(10**6)}),
 }
+# Of weights and of multiplications: no layer has more, and their products with bits are exact in any arithmetic.
+COUNTS = 1e15
 _FIELDS = {"parameters", "macs", "sensitivity", "latency_us", "tie", "fixed"}
 
 
@@ -33,7 +44,12 @@ def widths(choice: str, where: str = "") -> tuple[int, int]:
     """
     match = re.fullmatch(r"W(\d+)A(\d+)", choice)
     if not match:
-        raise UsageError("is no choice of bits", where=where, found=repr(choice), expected=f"W and A with bits, such as {', '.join(CHOICES)}")
+        raise UsageError(
+            "is no choice of bits",
+            where=where,
+            found=clipped(choice),
+            expected=f"W and A with bits, such as {', '.join(CHOICES)}",
+        )
     weight, activation = int(match[1]), int(match[2])
     for bits in (weight, activation):
         checked_width(bits, where or choice)
@@ -46,7 +62,12 @@ def checked_width(bits: Any, where: str) -> int:
     Raises UsageError when it is none, or out of range.
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not WIDTHS[0] <= bits <= WIDTHS[1]:
-        raise UsageError("is a bit width out of range", where=where, expected=f"an integer from {WIDTHS[0]} to {WIDTHS[1]}", found=repr(bits))
+        raise UsageError(
+            "is a bit width out of range",
+            where=where,
+            expected=f"an integer from {WIDTHS[0]} to {WIDTHS[1]}",
+            found=clipped(bits),
+        )
     return bits
 
 
@@ -79,13 +100,19 @@ class Row:
             return Fraction(self.macs * weight * activation)
         if choice not in self.latency_us:
             raise UsageError(
-                f"has no latency of {choice}", where=self.name, remedy="measure a table with `hawq-tvm latency`, and give it with --latency"
+                f"has no latency of {choice}",
+                where=self.name,
+                remedy="measure a table with `hawq-tvm latency`, and give it with --latency",
             )
         return Fraction(self.latency_us[choice])
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields, as `parse_table` reads them."""
-        fields: dict[str, Any] = {"parameters": self.parameters, "macs": self.macs, "sensitivity": dict(self.sensitivity)}
+        fields: dict[str, Any] = {
+            "parameters": self.parameters,
+            "macs": self.macs,
+            "sensitivity": dict(self.sensitivity),
+        }
         optional = {"latency_us": dict(self.latency_us), "tie": self.tie, "fixed": self.fixed}
         return {**fields, **{k: v for k, v in optional.items() if v}, **self.facts}
 
@@ -116,12 +143,18 @@ class Table:
         fixed = {r.fixed: r.name for r in group if r.fixed}
         if len(fixed) > 1:
             (one, first), (other, second) = sorted(fixed.items())[:2]
-            raise UsageError(f"{first} is fixed to {one} and {second}, which is tied to it, to {other}", where=first, remedy="fix them alike, or take the tie away")
+            raise UsageError(
+                f"{first} is fixed to {one} and {second}, which is tied to it, to {other}",
+                where=first,
+                remedy="fix them alike, or take the tie away",
+            )
         return tuple(fixed) or self.choices
 
     def resources(self) -> list[str]:
         """The resources that there are numbers of."""
-        return [r for r in RESOURCES if r != "latency" or all(set(self.choices) <= set(row.latency_us) for row in self.rows)]
+        return [
+            r for r in RESOURCES if r != "latency" or all(set(self.choices) <= set(row.latency_us) for row in self.rows)
+        ]
 
     def total(self, resource: str, assignment: Mapping[str, str]) -> Fraction:
         """What an assignment (choice by layer) takes of a resource."""
@@ -142,7 +175,9 @@ class Table:
                 raise unknown_layer(name, known, "--fix")
             widths(choice, f"--fix {name}")
             if choice not in self.choices:
-                raise UsageError("is no choice of this table", where=f"--fix {name}", expected=", ".join(self.choices), found=choice)
+                raise UsageError(
+                    "is no choice of this table", where=f"--fix {name}", expected=", ".join(self.choices), found=choice
+                )
         return Table(tuple(Row(**{**r.__dict__, "fixed": fixed.get(r.name, r.fixed)}) for r in self.rows), self.choices)
 
     def with_latencies(self, other: Mapping[str, Mapping[str, float]]) -> Table:
@@ -153,21 +188,12 @@ class Table:
         for row in self.rows:
             lacking = [c for c in self.choices if c not in other.get(row.name, {})]
             if lacking:
-                raise InputError(f"lacks the latency of {row.name} in {', '.join(lacking)}", where="the table of latencies", remedy="measure it for this model with `hawq-tvm latency`")
+                raise InputError(
+                    f"lacks the latency of {row.name} in {', '.join(lacking)}",
+                    where="the table of latencies",
+                    remedy="measure it for this model with `hawq-tvm latency`",
+                )
         return Table(tuple(Row(**{**r.__dict__, "latency_us": dict(other[r.name])}) for r in self.rows), self.choices)
-
-
-def read_json(path: str | Path, what: str) -> Any:
-    """The contents of a JSON file; what: for the errors.
-
-    Raises InputError when it cannot be read or is no JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError("cannot be read", where=str(path), expected=what, found=e.strerror or str(e), remedy="check the path") from e
-    except ValueError as e:
-        raise InputError("is no JSON", where=str(path), expected=what, found=str(e)) from e
 
 
 def parse_table(fields: Any, where: str) -> Table:
@@ -178,41 +204,75 @@ def parse_table(fields: Any, where: str) -> Table:
     """
     layers = fields.get("layers") if isinstance(fields, dict) else None
     if not isinstance(layers, dict) or not layers:
-        raise InputError("is no table of layers", where=where, expected='{"layers": {name: {"parameters": 1, "macs": 1, "sensitivity": {"W8A8": 0.1}}}}')
+        raise InputError(
+            "is no table of layers",
+            where=where,
+            expected='{"layers": {name: {"parameters": 1, "macs": 1, "sensitivity": {"W8A8": 0.1}}}}',
+        )
     choices = fields.get("choices", list(CHOICES))
     if not isinstance(choices, list) or not choices or len(set(map(str, choices))) != len(choices):
-        raise InputError("has choices that are no list", where=where, found=repr(choices), expected=f"such as {list(CHOICES)}")
+        raise InputError(
+            "has choices that are no list", where=where, found=clipped(choices), expected=f"such as {list(CHOICES)}"
+        )
     ordered = tuple(sorted(map(str, choices), key=lambda c: -(widths(c, where)[0] * widths(c, where)[1])))
     return Table(tuple(_row(name, entry, ordered, f"{where}: {name}") for name, entry in layers.items()), ordered)
 
 
 def _row(name: str, entry: Any, choices: Sequence[str], where: str) -> Row:
     if not isinstance(entry, dict):
-        raise InputError("is no layer", where=where, expected="a dictionary with parameters, macs and sensitivity", found=type(entry).__name__)
+        raise InputError(
+            "is no layer",
+            where=where,
+            expected="a dictionary with parameters, macs and sensitivity",
+            found=type(entry).__name__,
+        )
     counts = []
     for key in ("parameters", "macs"):
-        value = entry.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != value or value < 0 or value != int(value):
-            raise InputError(f"has {key} that are no count", where=where, expected="a whole number, not negative", found=repr(value))
-        counts.append(int(value))
+        value = number(entry.get(key))
+        if value is None or not 0 <= value < COUNTS or value != int(value):
+            raise InputError(
+                f"has {key} that are no count",
+                where=where,
+                expected=f"a whole number from 0 to {COUNTS:g}",
+                found=clipped(entry.get(key)),
+            )
+        counts.append(int(entry[key]))
     sensitivity = _numbers(entry.get("sensitivity"), choices, f"{where}: sensitivity")
     latency = _numbers(entry["latency_us"], choices, f"{where}: latency_us") if "latency_us" in entry else {}
     fixed, tie = entry.get("fixed", ""), entry.get("tie", "")
-    if fixed and fixed not in choices:
-        raise InputError("is fixed to what is no choice", where=where, expected=", ".join(choices), found=repr(fixed))
+    if fixed and (not isinstance(fixed, str) or fixed not in choices):
+        raise InputError(
+            "is fixed to what is no choice", where=where, expected=", ".join(choices), found=clipped(fixed)
+        )
     if not isinstance(tie, str):
-        raise InputError("has a tie that is no text", where=where, found=repr(tie))
-    return Row(name, counts[0], counts[1], sensitivity, latency, tie, fixed, {k: v for k, v in entry.items() if k not in _FIELDS})
+        raise InputError("has a tie that is no text", where=where, found=clipped(tie))
+    return Row(
+        name,
+        counts[0],
+        counts[1],
+        sensitivity,
+        latency,
+        tie,
+        fixed,
+        {k: v for k, v in entry.items() if k not in _FIELDS},
+    )
 
 
 def _numbers(values: Any, choices: Sequence[str], where: str) -> dict[str, float]:
     if not isinstance(values, dict) or set(choices) - set(values):
-        found = sorted(values) if isinstance(values, dict) else repr(values)
-        raise InputError("lacks a choice", where=where, expected=f"a number for each of {', '.join(choices)}", found=str(found))
+        found = sorted(values) if isinstance(values, dict) else values
+        raise InputError(
+            "lacks a choice", where=where, expected=f"a number for each of {', '.join(choices)}", found=clipped(found)
+        )
     for choice in choices:
-        value = values[choice]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise InputError(f"has a value of {choice} that is no number", where=where, expected="a finite number, not negative", found=repr(value))
+        value = number(values[choice])
+        if value is None or value < 0:
+            raise InputError(
+                f"has a value of {choice} that is no number",
+                where=where,
+                expected="a finite number, not negative",
+                found=clipped(values[choice]),
+            )
     return {c: float(values[c]) for c in choices}
 
 
@@ -241,23 +301,43 @@ class Budget:
         resource, _, amount = text.partition("=")
         match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(%|[A-Za-z]*)", amount.strip())
         if resource not in RESOURCES or not match:
-            raise UsageError("a budget is not understood", where=f"--budget {text}", expected=f"{', '.join(f'{r}=0.5' for r in RESOURCES)}, size=60%, size=6.7MB, bops=72G or latency=2.5ms")
+            raise UsageError(
+                "a budget is not understood",
+                where=f"--budget {text}",
+                expected=f"{', '.join(f'{r}=0.5' for r in RESOURCES)}, size=60%, size=6.7MB, bops=72G or latency=2.5ms",
+            )
         value, unit = Fraction(match[1]), match[2]
         if unit == "%":
             return Budget(resource, "share", value / 100, text)
         units = RESOURCES[resource][1]
         if unit and unit not in units:
-            raise UsageError(f"is in a unit that {resource} is not measured in", where=f"--budget {text}", expected=", ".join(units), found=unit)
+            raise UsageError(
+                f"is in a unit that {resource} is not measured in",
+                where=f"--budget {text}",
+                expected=", ".join(units),
+                found=unit,
+            )
         if not unit and value > 1:
-            raise UsageError("a fraction lies between 0 and 1", where=f"--budget {text}", found=match[1], remedy=f"add a unit ({', '.join(units)}) or %")
-        return Budget(resource, "absolute", value * units[unit], text) if unit else Budget(resource, "fraction", value, text)
+            raise UsageError(
+                "a fraction lies between 0 and 1",
+                where=f"--budget {text}",
+                found=match[1],
+                remedy=f"add a unit ({', '.join(units)}) or %",
+            )
+        return (
+            Budget(resource, "absolute", value * units[unit], text)
+            if unit
+            else Budget(resource, "fraction", value, text)
+        )
 
 
 def readable(resource: str, amount: Fraction | float, up: bool = False) -> str:
     """An amount of a resource as `Budget.parse` reads it, to four digits or so; up: never less than it is."""
     units = {"size": ("B", "KB", "MB"), "bops": ("M", "G"), "latency": ("us", "ms")}[resource]
     factors = [RESOURCES[resource][1][u] for u in units]
-    factor, unit = next(((f, u) for f, u in zip(reversed(factors), reversed(units), strict=True) if amount >= f), (factors[0], units[0]))
+    factor, unit = next(
+        ((f, u) for f, u in zip(reversed(factors), reversed(units), strict=True) if amount >= f), (factors[0], units[0])
+    )
     thousandths = Fraction(amount) / factor * 1000
     return f"{(math.ceil(thousandths) if up else round(thousandths)) / 1000:.3f} {unit}"
 
@@ -280,9 +360,17 @@ def read_bits(path: str | Path, layers: Sequence[str]) -> dict[str, tuple[int, i
         if name not in layers:
             raise unknown_layer(name, layers, str(path))
         if not isinstance(entry, dict) or not {"weight", "activation"} <= set(entry):
-            raise InputError("lacks the bits of a layer", where=f"{path}: {name}", expected=what, found=repr(entry))
-        found[name] = (checked_width(entry["weight"], f"{path}: {name}: weight"), checked_width(entry["activation"], f"{path}: {name}: activation"))
+            raise InputError("lacks the bits of a layer", where=f"{path}: {name}", expected=what, found=clipped(entry))
+        found[name] = (
+            checked_width(entry["weight"], f"{path}: {name}: weight"),
+            checked_width(entry["activation"], f"{path}: {name}: activation"),
+        )
     lacking = [name for name in layers if name not in found]
     if lacking:
-        raise InputError(f"lacks {len(lacking)} layers of the model", where=str(path), found=f"nothing about {lacking[0]}", remedy="allocate again for this model")
+        raise InputError(
+            f"lacks {len(lacking)} layers of the model",
+            where=str(path),
+            found=f"nothing about {lacking[0]}",
+            remedy="allocate again for this model",
+        )
     return found

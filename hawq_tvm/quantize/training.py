@@ -16,9 +16,10 @@ import torch.nn.functional as F
 
 from ..errors import HawqError, InputError, UsageError
 from ..files import check_output, load_npz, save_npz
-from .data import Calibration, Preprocess, open_data
+from .data import Calibration, open_data
 from .deployed import Deployed, Tensor, check_operators
 from .float_graph import FloatGraph
+from .pictures import Preprocess
 from .prepare import prepare
 from .quantizer import Draft, Quantized, Recipe, as_onnx, draft
 from .sensitivity import Progress, Step

@@ -37,16 +37,23 @@ def program(package: ht.Package, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "build/classify"
 
 
-def test_it_names_the_classes_that_python_finds(package: ht.Package, program: Path, tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (12, 9, 3), dtype=np.uint8)
-    (tmp_path / "p.ppm").write_bytes(b"P6\n9 12\n255\n" + picture.tobytes())
+@pytest.mark.parametrize("most", [1, 100, 255, 256, 1023, 65535])
+def test_it_names_the_classes_that_python_finds(most: int, package: ht.Package, program: Path, tmp_path: Path) -> None:
+    """Whatever the file calls white: one byte a sample up to 255, else two."""
+    samples = np.random.default_rng(0).integers(0, most + 1, (12, 9, 3))
+    (tmp_path / "p.ppm").write_bytes(b"P6\n9 12\n%d\n" % most + samples.astype(">u2" if most > 255 else "u1").tobytes())
+    picture = (samples * 255).astype(np.float32) / np.float32(most)
     printed = subprocess.run([program, tmp_path / "p.ppm"], check=True, capture_output=True, text=True).stdout
-    (scores,) = package.run({"picture": ((picture.astype(np.float32) - 127) / 128).transpose(2, 0, 1)[None]}).values()
+    (scores,) = package.run({"picture": ((picture - 127) / 128).transpose(2, 0, 1)[None]}).values()
     best = np.argsort(-scores[0], kind="stable")[:5]
     assert printed == "".join(f"class {i}: {scores[0, i]:g}\n" for i in best)
 
 
-@pytest.mark.parametrize("data", [b"P6\n8 12\n255\n", b"P5\n9 12\n255\n", b"", b"P6\n9 12\n255\n" + b"\0" * 100])
+@pytest.mark.parametrize("data", [
+    b"P6\n8 12\n255\n", b"P5\n9 12\n255\n", b"", b"P6\n9 12\n255\n" + b"\0" * 100,
+    b"P6\n9 12\n65535\n" + b"\0" * 324, b"P6\n9 12\n0\n" + b"\0" * 324,
+    b"P6\n9 12\n65536\n" + b"\0" * 648, b"P6\n9 12\n-255\n" + b"\0" * 324,
+])
 def test_other_pictures_are_refused(program: Path, tmp_path: Path, data: bytes) -> None:
     (tmp_path / "p.ppm").write_bytes(data)
     done = subprocess.run([program, tmp_path / "p.ppm"], capture_output=True, text=True)

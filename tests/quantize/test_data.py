@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from hawq_tvm.errors import InputError, UsageError
-from hawq_tvm.quantize.data import Preprocess, open_data
+from hawq_tvm.quantize.data import open_data
 from hawq_tvm.quantize.float_graph import Input
+from hawq_tvm.quantize.pictures import Preprocess
 
 from .networks import images
 
@@ -83,7 +84,8 @@ NAN[1, 0, 0, 0] = np.nan
     ({"x": GOOD[:, :, :7]}, r"another shape; expected imagesx3x8x8; found 4x3x7x8"), ({"x": GOOD[0, 0]}, "another shape"),
     ({"x": GOOD[:0]}, "is empty"), ({"x": NAN}, "holds NaN or infinity; found 1 such values"), ({"y": GOOD}, "arrays of other names; expected x"),
     ({"x": GOOD, "labels": np.arange(3)}, "labels that do not fit; expected 4 class numbers; found int64 3"),
-    ({"x": GOOD, "labels": np.ones(4)}, "labels that do not fit"), ({"x": GOOD, "labels": -np.arange(4)}, "labels that do not fit.*least -3"),
+    ({"x": GOOD, "labels": np.ones(4)}, "labels that do not fit"),
+    ({"x": GOOD, "labels": -np.arange(4)}, "labels that do not fit.*from -3 to 0"),
 ], ids=lambda v: v if isinstance(v, str) else "")  # fmt: skip
 def test_wrong_arrays(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", **arrays)

@@ -14,8 +14,8 @@ from PIL import Image
 
 import hawq_tvm as ht
 from hawq_tvm.cli import main
-from hawq_tvm.quantize.data import Preprocess
 from hawq_tvm.quantize.evaluation import evaluate
+from hawq_tvm.quantize.pictures import Preprocess
 from hawq_tvm.quantize.quantizer import Recipe, post_training
 
 from .networks import images, residual_net

@@ -15,8 +15,8 @@ from PIL import Image
 
 from hawq_tvm.errors import InputError, UsageError
 from hawq_tvm.quantize import imagenet
-from hawq_tvm.quantize.data import Preprocess
 from hawq_tvm.quantize.imagenet import FLOAT, ONNX_RUNTIME, Study, markdown, quantized_share
+from hawq_tvm.quantize.pictures import Preprocess
 from hawq_tvm.quantize.quantizer import Recipe
 
 from .networks import residual_net

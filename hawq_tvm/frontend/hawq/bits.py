@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hawq_tvm.errors import ModelError, UsageError
+from hawq_tvm.json_files import read_json
 
 from ..common.values import Array
 from .networks import Act, Network, Weighted
@@ -103,12 +103,7 @@ def _named(net: Network, name: str) -> dict[str, int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as e:
-        raise UsageError("cannot be read", where=str(path), found=getattr(e, "strerror", None) or "not UTF-8 text") from None
-    except json.JSONDecodeError as e:
-        raise UsageError("is not JSON", where=str(path), found=str(e)) from None
+    content = read_json(path, '{"LAYER": BITS, ...}', UsageError)
     if not isinstance(content, dict):
         raise UsageError("is no bit configuration", where=str(path), expected='{"LAYER": BITS, ...}', found=type(content).__name__)
     return content
