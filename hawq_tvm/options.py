@@ -86,9 +86,6 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     def json_flag(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--json", action="store_true", help="print JSON on standard output")
 
-    def shapes(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="fix an input's shape; repeatable")
-
     def float_tail(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--allow-float-tail", action="store_true", help="keep float operators before the first or after the last quantized layer")
 
@@ -111,7 +108,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("--target", default="host", help="as for compile (default: host)")
     checkpoint(sub)
     float_tail(sub)
-    shapes(sub)
+    add_shape(sub)
     json_flag(sub)
 
     sub = verb("compile", "compile a quantized model (ONNX, a PyTorch .pt2, a HAWQ checkpoint) into an integer-only package")
@@ -121,7 +118,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     checkpoint(sub)
     float_tail(sub)
     sub.add_argument("--records", metavar="FILE", help="use the measured tiles that `tune` wrote to FILE")
-    shapes(sub)
+    add_shape(sub)
     json_flag(sub)
 
     sub = verb("tune", "measure on this machine which tiles make a model's kernels fast, for compile --records; or on another, with --export and --import")
@@ -135,7 +132,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     remote(sub, "measure on other machines, all with the key at once")
     checkpoint(sub)
     float_tail(sub)
-    shapes(sub)
+    add_shape(sub)
     json_flag(sub)
 
     sub = verb("run", "run a package once on inputs from an .npz file")
@@ -185,6 +182,11 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     for add in groups:
         add(verb)
     return made
+
+
+def add_shape(sub: argparse.ArgumentParser) -> None:
+    """Add the option that fixes what a model leaves open; `parse_shapes` reads it."""
+    sub.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="fix an input's shape; repeatable")
 
 
 def check_tune(args: argparse.Namespace) -> None:

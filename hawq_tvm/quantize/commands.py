@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import UsageError
 from ..files import check_output, write_bytes, write_text
-from ..options import Command
+from ..options import Command, add_shape, parse_shapes
 from ..show import interrupted
 from ..terminal import ERR
 from .picture_options import add_picture_options, read_preprocess
@@ -19,6 +19,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Add the options of both verbs; verb makes the parser of one."""
     sub = verb("allocate", "choose 4 or 8 bits for every layer of a float model, by second-order sensitivity under budgets")
     sub.add_argument("model", nargs="?", help="a float .onnx or .pt2 file")
+    add_shape(sub)
     sub.add_argument("--table", metavar="TABLE.json", help="instead of a model: layers with parameters, macs, sensitivity, latency_us, tie")
     sub.add_argument("--calib", metavar="DATA", help="an .npz file, or a folder of .npy, .npz or image files")
     sub.add_argument("--budget", action="append", default=[], metavar="size=0.5", help="size, bops or latency: 0 is the least possible, 1 all W8A8; or 60%%, 6.7MB, 72G, 2.5ms; repeatable")
@@ -42,6 +43,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub = verb("latency", "measure every layer's kernel in every choice of bits, for allocate --latency")
     sub.add_argument("model", help="a float .onnx or .pt2 file")
     sub.add_argument("-o", "--output", required=True, metavar="TABLE.json")
+    add_shape(sub)
     sub.add_argument("--target", default="host", help="as for compile; this machine must be able to run it (default: host)")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
@@ -54,6 +56,7 @@ def _allocate(args: argparse.Namespace) -> int:
     from .table import Budget
 
     _check(args)
+    shapes = parse_shapes(args.shape)
     budgets, fixed = [Budget.parse(b) for b in args.budget], _fixed(args.fix)
     for path in filter(None, (args.output, args.pareto, args.plot)):
         check_output(Path(path))
@@ -68,7 +71,7 @@ def _allocate(args: argparse.Namespace) -> int:
                 from .sensitivity import Settings
 
                 settings = Settings(tuple(args.metric.split(",")), args.probes, args.tolerance, args.seed, args.batch)
-                graph = load_float(args.model)
+                graph = load_float(args.model, shapes)
                 if latencies is None and any(b.resource == "latency" for b in budgets):
                     from .latency import measure_latencies
 
@@ -106,6 +109,8 @@ def _check(args: argparse.Namespace) -> None:
     """Raise UsageError for options that do not go together."""
     if bool(args.model) == bool(args.table):
         raise UsageError("takes a model or --table", where="allocate", expected="allocate MODEL --calib DATA, or allocate --table TABLE.json", found="both" if args.model else "neither")
+    if args.shape and not args.model:
+        raise UsageError("is for a model", where="--shape", remedy="leave it out")
     if args.model and not args.calib:
         raise UsageError("needs calibration data", where="allocate", expected="--calib DATA")
     if not args.budget and not (args.pareto or args.plot):
@@ -134,9 +139,10 @@ def _latency(args: argparse.Namespace) -> int:
     from .latency import measure_latencies
     from .report import measuring, show_latencies
 
+    shapes = parse_shapes(args.shape)
     check_output(Path(args.output))
     with measuring(ERR, args.quiet or args.json) as progress:
-        report = measure_latencies(load_float(args.model), args.target, threads=args.threads, progress=progress)
+        report = measure_latencies(load_float(args.model, shapes), args.target, threads=args.threads, progress=progress)
     text = json.dumps(report.to_dict(), indent=1)
     write_text(Path(args.output), text + "\n")
     if args.json:

@@ -6,14 +6,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from ..errors import InputError, ModelError, UsageError
+from ..errors import InputError, UsageError
 from .data import CLASSES, LABELS, Batch, Calibration, class_number, open_data, read_labels
 from .float_graph import Input
 from .pictures import SUFFIXES, Preprocess
+from .runners import Runner, Shapes, open_runner
 from .sensitivity import Progress, Step
 
 Array = np.ndarray[Any, Any]
@@ -22,118 +23,6 @@ OPEN_BATCH = 8
 KIND = (
     "a folder of images, a folder of one folder per class, a list of images (.txt or .csv), or an .npz file with labels"
 )
-
-
-class Runner(Protocol):
-    """A model that classifies.
-
-    name: as the user gave it.  inputs: as `Input`, None in the first dimension where the batch is open.
-    """
-
-    name: str
-    inputs: tuple[Input, ...]
-
-    def scores(self, inputs: dict[str, Array]) -> Array:
-        """The scores (images, classes) of a whole batch."""
-
-
-class PackageRunner:
-    """A package (a folder that `hawq-tvm compile` wrote)."""
-
-    def __init__(self, path: Path) -> None:
-        from ..package import load
-
-        self.name, self._package = str(path), load(path)
-        self.inputs = tuple(Input(one["name"], one["dtype"], tuple(one["shape"])) for one in self._package.inputs)
-
-    def scores(self, inputs: dict[str, Array]) -> Array:
-        return _classes_of(self._package.run(inputs), self.name)
-
-
-class OnnxRunner:
-    """An ONNX model, float or quantized, in ONNX Runtime."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            import onnxruntime
-        except ImportError as e:
-            raise UsageError(
-                "needs ONNX Runtime to run an ONNX model",
-                where=str(path),
-                found=str(e),
-                remedy="pip install 'hawq-tvm[bench]', or compile the model and give the package",
-            ) from e
-        from ..frontend.onnx.reader import read_model
-
-        read_model(path)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except _errors_of_onnxruntime() as e:
-            raise ModelError(
-                "is not accepted by ONNX Runtime", where=str(path), found=str(e).strip().splitlines()[-1]
-            ) from e
-        self.name = str(path)
-        self.inputs = tuple(
-            Input(one.name, _dtype(one.type), tuple(d if isinstance(d, int) else None for d in one.shape))
-            for one in self._session.get_inputs()
-        )
-
-    def scores(self, inputs: dict[str, Array]) -> Array:
-        names = [one.name for one in self._session.get_outputs()]
-        return _classes_of(dict(zip(names, self._session.run(None, inputs), strict=True)), self.name)
-
-
-def _errors_of_onnxruntime() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises for a model; the classes have no base of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (
-        RuntimeError,
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.NotImplemented,
-        state.RuntimeException,
-    )
-
-
-def _dtype(text: str) -> str:
-    name = text.removeprefix("tensor(").removesuffix(")")
-    return {"float": "float32", "double": "float64"}.get(name, name)
-
-
-def _classes_of(outputs: dict[str, Array], where: str) -> Array:
-    if len(outputs) != 1:
-        raise ModelError("is no classifier", where=where, expected="one output of scores", found=", ".join(outputs))
-    ((name, value),) = outputs.items()
-    scores = value.reshape(len(value), -1) if value.ndim > 1 else value.reshape(1, -1)
-    if scores.shape[1] < 2 or value.ndim < 2:
-        raise ModelError(
-            "is no classifier",
-            where=where,
-            expected="scores of at least two classes",
-            found=f"{name}: {'x'.join(map(str, value.shape))}",
-        )
-    return scores
-
-
-def open_runner(path: str | Path) -> Runner:
-    """A package's folder, or an ONNX file.
-
-    Raises PackageError, ModelError or UsageError when it is neither, or cannot be run.
-    """
-    place = Path(path)
-    if place.suffix in (".pt2", ".pt", ".pth"):
-        raise UsageError(
-            "is a PyTorch file",
-            where=str(place),
-            expected="an ONNX model or a package",
-            remedy="compile it, and evaluate the package",
-        )
-    return PackageRunner(place) if place.is_dir() else OnnxRunner(place)
 
 
 # -- labelled images ------------------------------------------------------------------------------------------------------
@@ -266,17 +155,25 @@ class Evaluation:
 
 
 def evaluate(
-    model: str | Path, data: str | Path, *, preprocess: Preprocess | None = None, labels: str | Path | None = None, limit: int | None = None,
-    against: str | Path | None = None, progress: Progress | None = None,
-) -> Evaluation:  # fmt: skip
+    model: str | Path,
+    data: str | Path,
+    *,
+    shapes: Shapes | None = None,
+    preprocess: Preprocess | None = None,
+    labels: str | Path | None = None,
+    limit: int | None = None,
+    against: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
     """Evaluate a package or an ONNX model; against: another one that is asked about the same images.
 
+    shapes: full shapes of the model's inputs by name, which fix what it leaves open.
     Without labels there must be an `against`, and only their agreement is counted.
     Raises InputError for data that do not fit, UsageError when there is nothing to count.
     """
     if limit is not None and limit < 1:
         raise UsageError("is no number of images", where=f"--limit {limit}", expected="at least 1")
-    runner = open_runner(model)
+    runner = open_runner(model, shapes)
     other = open_runner(against) if against is not None else None
     if other is not None:
         _check_same(runner, other)

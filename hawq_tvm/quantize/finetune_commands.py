@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..files import check_output
-from ..options import Command
+from ..options import Command, add_shape, parse_shapes
 from ..show import say
 from ..terminal import ERR, OUT, Grid
 from .picture_options import add_picture_options, read_preprocess
@@ -34,6 +34,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to train (default: a GPU if there is one)")
     sub.add_argument("--state", metavar="STATE.npz", help="written after every epoch; an interrupted run is continued by the same command")
     sub.add_argument("--seed", type=int, default=0)
+    add_shape(sub)
     add_recipe_options(sub)
     add_picture_options(sub)
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
@@ -47,10 +48,12 @@ def _finetune(args: argparse.Namespace) -> int:
     training = Training(args.epochs, args.rate, args.batch, args.alpha, args.temperature, args.held_out, args.checked, args.seed, args.device)
     if args.validation is not None and args.validation == args.data:
         raise UsageError("are the images to train on", where=f"--validation {args.validation}", expected="other images", remedy="leave it out: a part of --data is then held out")
+    shapes = parse_shapes(args.shape)
     check_output(Path(args.output))
     with measuring(ERR, args.quiet or args.json) as progress:
         found = finetune(
-            args.model, args.data, recipe, training, calibration=args.calib, validation=args.validation, preprocess=read_preprocess(args), state=args.state, progress=progress
+            args.model, args.data, recipe, training, calibration=args.calib, validation=args.validation, shapes=shapes,
+            preprocess=read_preprocess(args), state=args.state, progress=progress,
         )  # fmt: skip
     return written(args, found, lambda: _show_training(found.notes["finetune"]))
 

@@ -17,6 +17,8 @@ from ..errors import InputError, ModelError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from ..frontend.common.inputs import Declared
+
     Tensor = torch.Tensor
 
 # Called with a tensor's name and value when it has been computed, or with the reader's name, the operand's number and the value
@@ -73,6 +75,11 @@ class Input:
     shape: tuple[int | None, ...]
 
 
+def sizes_of(declared: Declared) -> tuple[int | None, ...]:
+    """A shape as `Input` has it: None for what stays open."""
+    return tuple(d if isinstance(d, int) else None for d in declared.dims or ())
+
+
 @dataclass
 class FloatGraph:
     """A float network.
@@ -92,7 +99,12 @@ class FloatGraph:
         self._last_use = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
 
     def run(
-        self, inputs: Mapping[str, Any], record: Record | None = None, *, feed: Feed | None = None, parameters: Mapping[str, Tensor] | None = None
+        self,
+        inputs: Mapping[str, Any],
+        record: Record | None = None,
+        *,
+        feed: Feed | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """One inference: outputs by name.
 
@@ -116,7 +128,7 @@ class FloatGraph:
             operands = [values[n] if n else None for n in node.inputs]
             if feed:
                 operands = [v if v is None else _replaced(feed(node.name, k, v), v) for k, v in enumerate(operands)]
-            results = node.compute(*operands)
+            results = self._computed(node, operands)
             for name, value in zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=False):
                 if name:
                     values[name] = _replaced(record(name, value), value) if record else value
@@ -125,6 +137,21 @@ class FloatGraph:
                 if self._last_use.get(name) == i and name not in keep:
                     values.pop(name, None)
         return {name: values[name] for name in self.outputs}
+
+    def _computed(self, node: Node, operands: Sequence[Any]) -> Any:
+        """A node's results.
+
+        Raises ModelError where the operands do not fit: a dimension that the model leaves open may have any size.
+        """
+        try:
+            return node.compute(*operands)
+        except (RuntimeError, ValueError, IndexError, TypeError) as e:
+            given = ", ".join("x".join(map(str, v.shape)) or "a scalar" for v in operands if hasattr(v, "shape"))
+            raise ModelError(
+                f"{node.op} cannot be computed on data of this shape", where=node.name, found=given,
+                expected=(str(e).strip().splitlines() or [type(e).__name__])[0],
+                remedy="give data of the size that the network was made for, or fix it with --shape",
+            ) from e  # fmt: skip
 
     def layer(self, name: str) -> Layer:
         """The weighted layer of that name.
@@ -163,10 +190,12 @@ def unknown_layer(name: str, known: Sequence[str], where: str = "") -> UsageErro
     )  # fmt: skip
 
 
-def load_float(model: Any) -> FloatGraph:
+def load_float(model: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> FloatGraph:
     """The graph of a float network: an ONNX model (path, bytes or ModelProto), a .pt2 file, or an ExportedProgram.
 
-    Raises ModelError naming the node that is not known, quantized already, or in training mode.
+    shapes: full shapes of inputs by name, which fix what the model leaves open.
+    Raises ModelError naming the node that is not known, quantized already, or in training mode, UsageError for shapes
+    that contradict the model.
     """
     need("torch")
     if isinstance(model, FloatGraph):
@@ -175,10 +204,10 @@ def load_float(model: Any) -> FloatGraph:
     if from_file or type(model).__name__ == "ExportedProgram":
         from .float_program import from_program
 
-        return from_program(model)
+        return from_program(model, shapes)
     from .float_onnx import from_onnx
 
-    return from_onnx(model)
+    return from_onnx(model, shapes)
 
 
 def need(module: str) -> None:
@@ -213,9 +242,26 @@ def named_once(layers: Sequence[Layer], where: str) -> tuple[Layer, ...]:
     seen: set[str] = set()
     for layer in layers:
         if layer.name in seen:
-            raise ModelError(f"has two weighted layers called {layer.name!r}", where=where, remedy="give every node a name of its own")
+            raise ModelError(
+                f"has two weighted layers called {layer.name!r}",
+                where=where,
+                remedy="give every node a name of its own",
+            )
         seen.add(layer.name)
     return tuple(layers)
 
 
-__all__ = ["Feed", "FloatGraph", "Input", "Layer", "Node", "Record", "folded", "load_float", "named_once", "need", "unknown_layer"]
+__all__ = [
+    "Feed",
+    "FloatGraph",
+    "Input",
+    "Layer",
+    "Node",
+    "Record",
+    "folded",
+    "load_float",
+    "named_once",
+    "need",
+    "sizes_of",
+    "unknown_layer",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from onnx import helper, numpy_helper
 
 from ..errors import ModelError
+from ..frontend.common.inputs import bound_inputs, example
+from ..frontend.onnx.inputs import graph_declared, with_shapes
 from ..frontend.onnx.reader import Source, opset_of, read_model
 from .float_graph import FloatGraph, Input, Layer, Node, folded, named_once
 from .float_operators import OPERATORS, Attributes, as_tensor, padding_of, per_axis
@@ -18,12 +21,34 @@ Tensor = torch.Tensor
 QUANTIZED = ("Quantize", "Dequantize", "QLinear", "Integer", "QGemm", "Quant", "BipolarQuant", "Trunc", "QAttention")
 
 
-def from_onnx(source: Source) -> FloatGraph:
-    """The graph of a float ONNX model (path, bytes or ModelProto); layers are called as their nodes.
+Shapes = Mapping[str, Sequence[int]]
 
-    Raises ModelError naming the first node that is unknown, quantized or not of the standard domain.
+
+def read_float(source: Source, shapes: Shapes | None = None) -> onnx.ModelProto:
+    """A float ONNX model, its open dimensions fixed at the sizes in shapes (full shapes by input name).
+
+    Raises ModelError when it cannot be read or an input has no shape at all, UsageError for shapes that contradict it.
     """
     model = read_model(source)
+    declared = graph_declared(model.graph)
+    bound = bound_inputs(declared, shapes or {})
+    unknown = next((one.name for one in bound if one.dims is None), None)
+    if unknown is not None:
+        raise ModelError(
+            "has no shape", where=f"input {unknown!r}", expected="a number of dimensions",
+            remedy=f"pass --shape {unknown}={example(None)}, with your sizes",
+        )  # fmt: skip
+    fixed = {one.name: [d if isinstance(d, int) else None for d in one.dims or ()] for one in bound}
+    return with_shapes(model, fixed) if bound != declared else model
+
+
+def from_onnx(source: Source, shapes: Shapes | None = None) -> FloatGraph:
+    """The graph of a float ONNX model (path, bytes or ModelProto); layers are called as their nodes.
+
+    shapes: as for `read_float`.
+    Raises its errors, and ModelError naming the first node that is unknown, quantized or not of the standard domain.
+    """
+    model = read_float(source, shapes)
     graph, opset = model.graph, opset_of(model) or 0
     parameters = {t.name: as_tensor(numpy_helper.to_array(t)) for t in graph.initializer}
     inputs = tuple(_input(v) for v in graph.input if v.name not in parameters)

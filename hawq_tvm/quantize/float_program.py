@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ..errors import ModelError
+from ..frontend.common.inputs import Declared, bound_inputs
 from ..frontend.torch.reader import load_exported
-from .float_graph import FloatGraph, Input, Layer, Node, folded, named_once
+from .float_graph import FloatGraph, Input, Layer, Node, folded, named_once, sizes_of
 from .grouped import convolution
 
 NAMED_CONVS = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
@@ -19,10 +20,12 @@ CONVS = (*NAMED_CONVS, "aten.convolution.default")
 PRODUCTS = ("aten.linear.default", "aten.matmul.default", "aten.mm.default", "aten.addmm.default")
 
 
-def from_program(source: Any) -> FloatGraph:
+def from_program(source: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> FloatGraph:
     """The graph of an ExportedProgram or of a .pt2 file that torch.export.save wrote.
 
-    Raises ModelError when it cannot be read, is quantized, or normalizes with batch statistics.
+    shapes: full shapes of inputs by name, which fix what the program leaves open.
+    Raises ModelError when it cannot be read, is quantized, or normalizes with batch statistics, UsageError for shapes
+    that contradict it.
     """
     program = load_exported(source) if isinstance(source, str | os.PathLike) else source
     name = os.fspath(source) if isinstance(source, str | os.PathLike) else type(program.graph_module).__name__
@@ -37,7 +40,7 @@ def from_program(source: Any) -> FloatGraph:
     inputs, nodes, arguments = [], [], {}
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name not in names:
-            inputs.append(_input(node))
+            inputs.append(_declared(node))
         elif node.op == "call_function":
             made, compute_arguments = _node(node, names)
             nodes.append(made)
@@ -45,14 +48,16 @@ def from_program(source: Any) -> FloatGraph:
     kept = folded(nodes, parameters)
     layers = [_layer(n, arguments[n.outputs[0]], parameters) for n in kept if _weighted(n, parameters)]
     outputs = tuple(o for o in signature.user_outputs if isinstance(o, str))
-    return FloatGraph(name, tuple(inputs), outputs, kept, named_once(layers, name), parameters)
+    bound = [Input(d.name, d.kind, sizes_of(d)) for d in bound_inputs(inputs, shapes or {})]
+    return FloatGraph(name, tuple(bound), outputs, kept, named_once(layers, name), parameters)
 
 
-def _input(node: torch.fx.Node) -> Input:
+def _declared(node: torch.fx.Node) -> Declared:
     value = node.meta["val"]
     if not isinstance(value, torch.Tensor):
         raise ModelError("is an input that is no tensor", where=node.name, expected="tensors only", found=type(value).__name__)
-    return Input(node.name, str(value.dtype).removeprefix("torch."), tuple(d if isinstance(d, int) else None for d in value.shape))
+    dims: list[int | str] = [d if isinstance(d, int) else str(d) for d in value.shape]
+    return Declared(node.name, str(value.dtype).removeprefix("torch."), dims)
 
 
 def _node(node: torch.fx.Node, names: dict[str, str]) -> tuple[Node, tuple[Any, ...]]:

@@ -32,13 +32,14 @@ from ..errors import HawqError, InputError, UsageError
 from ..files import check_folder, load_npz, save_npz, write_bytes, write_text
 from ..terminal import ERR
 from .data import LABELS, Calibration
-from .evaluation import TOP, batch_size, labelled_files, open_images, open_runner, ranked
+from .evaluation import TOP, batch_size, labelled_files, open_images, ranked
 from .float_graph import load_float
 from .pictures import Preprocess
 from .plan import Problem, bits_file, problem
 from .points import MOVES
 from .quantizer import Recipe, post_training
 from .report import measuring
+from .runners import open_runner
 from .sensitivity import Settings, Step
 from .table import read_json, widths
 

@@ -21,6 +21,7 @@ from ..bench import machine
 from ..bench.measure import checked_threads
 from ..bench.race import time_each
 from ..errors import HawqError, ModelError, UsageError
+from ..frontend.common.inputs import example
 from .float_graph import FloatGraph, Layer
 from .sensitivity import Progress, Step
 from .table import CHOICES, widths
@@ -95,7 +96,11 @@ def _shapes(graph: FloatGraph) -> tuple[dict[str, tuple[int, ...]], dict[str, in
     for one in graph.inputs:
         shape = tuple(d or (1 if i == 0 else 0) for i, d in enumerate(one.shape))
         if 0 in shape:
-            raise ModelError("leaves a dimension open besides the batch", where=one.name, expected="numbers", found="x".join(str(d or "?") for d in one.shape))
+            given: list[int | str] = ["?" if d is None else d for d in one.shape]
+            raise ModelError(
+                "leaves a dimension open besides the batch", where=one.name, expected="numbers",
+                found="x".join(map(str, given)), remedy=f"pass --shape {one.name}={example(given)}",
+            )  # fmt: skip
         inputs[one.name] = torch.zeros(shape, dtype=getattr(torch, one.dtype))
     nodes = {one.node: one for one in graph.layers}
     made = {one.output: one for one in graph.layers}

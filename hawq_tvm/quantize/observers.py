@@ -10,6 +10,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 BINS = 2048
+# Scales of activations and of weights are no smaller, so that the product of two is a normal float32.
+LEAST = 2.0**-60
 # Candidates of a search: the observed range times 1, 1 - 1/STEPS, ...
 STEPS = 100
 
@@ -28,7 +30,8 @@ class Histogram:
     def add(self, values: Array) -> None:
         """Count values, all of which lie within [low, high]."""
         if self.high > self.low:
-            self.counts += np.histogram(values, BINS, (self.low, self.high))[0]
+            # In float64, where bins have a width however close the ends are.
+            self.counts += np.histogram(values.astype(np.float64), BINS, (self.low, self.high))[0]
         else:
             self.counts[0] += values.size
 
@@ -68,8 +71,8 @@ def grid(low: float, high: float, bits: int, signed: bool, symmetric: bool) -> G
 
 
 def _scale(value: float) -> float:
-    """A scale as files hold it: a positive, normal float32."""
-    return float(np.float32(max(value, 1e-30)))
+    """A scale as files hold it: a float32 whose product with any other is a normal one."""
+    return float(np.float32(max(value, LEAST)))
 
 
 Observer = Callable[[Histogram, Callable[[float, float], Grid], float], tuple[float, float]]
@@ -82,6 +85,8 @@ def minmax(seen: Histogram, make: Callable[[float, float], Grid], percentile: fl
 
 def percentile(seen: Histogram, make: Callable[[float, float], Grid], percentile: float) -> tuple[float, float]:
     """What remains when (100 - percentile) % are left out at either end that is not 0, to the width of a bin."""
+    if not seen.counts.any():
+        return seen.low, seen.high
     share = (100.0 - percentile) / 100.0 * seen.counts.sum()
     upward = np.cumsum(seen.counts)
     edges = np.linspace(seen.low, seen.high, BINS + 1)

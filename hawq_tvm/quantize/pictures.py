@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import HawqError, InputError, UsageError
+from ..errors import InputError, UsageError
+from ..frontend.common.inputs import example
 from .float_graph import Input, need
 
 if TYPE_CHECKING:
@@ -24,6 +27,22 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 # Pixels of the largest picture that is read, and that one is scaled to: half a gigabyte at 4 bytes each.
 PIXELS = 2**27
 CHANNELS = (1, 3)
+# What Pillow's readers make of damaged files; SyntaxError is their own for a wrong header.
+DAMAGED = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 # White in what Pillow reads into 16 bits, by how the file packs it.
 WHITE = {"I;16": 65535, "I;16B": 65535, "I;16N": 65535, "I;16L": 65535, "I;16R": 65535, "I;12": 4095}
 DEPTH = "8 bits a channel, or one channel of 16"
@@ -88,12 +107,11 @@ def _layout(file: Path, model: Sequence[Input]) -> tuple[int, int, int, bool]:
             remedy="write .npy files",
         )
     if None in shape[1:]:
-        example = f"1x{shape[1]}x224x224" if first else f"1x224x224x{shape[3]}"
         raise InputError(
             "is a picture, for which the model leaves the size open",
             where=str(file),
             found=wanted,
-            remedy=f"pass --shape {name}={example}, with your size",
+            remedy=f"pass --shape {name}={example(['?' if d is None else d for d in shape])}, with your size",
         )
     channels, height, width = (int(d or 0) for d in (shape[1:] if first else (shape[3], *shape[1:3])))
     return channels, height, width, last
@@ -134,11 +152,9 @@ def opened(file: Path, channels: int) -> Image:
                 )
                 colours = plain if plain.mode in ("1", "L", "LA") else plain.convert("RGB")
                 return colours.convert("RGB" if channels == 3 else "L")
-    except HawqError:
-        raise
     except Image.DecompressionBombError as e:
         raise _too_large(where, "more") from e
-    except Exception as e:  # Pillow's readers raise whatever a damaged file makes of them
+    except DAMAGED as e:
         found = (str(e).strip().splitlines() or [type(e).__name__])[0]
         raise InputError("is not a readable picture", where=where, expected=", ".join(FORMATS), found=found) from e
 

@@ -11,21 +11,22 @@ from google.protobuf.message import Error as ProtobufError
 from onnx import helper, numpy_helper, version_converter
 
 from ..errors import ModelError
-from ..frontend.onnx.reader import Source, opset_of, read_model
+from ..frontend.onnx.reader import Source, opset_of
 from .float_graph import FloatGraph
-from .float_onnx import from_onnx
+from .float_onnx import Shapes, from_onnx, read_float
 
 Array = np.ndarray[Any, Any]
 # Four bits came with opset 21 and IR 10; ONNX Runtime reads files up to IR 11.
 OPSET, IR_VERSION = 21, 10
 
 
-def prepare(source: Source) -> tuple[onnx.ModelProto, FloatGraph]:
-    """A copy of a float ONNX model to write quantizations into, and its graph; layers keep the names that `allocate` gives them.
+def prepare(source: Source, shapes: Shapes | None = None) -> tuple[onnx.ModelProto, FloatGraph]:
+    """A copy of a float ONNX model to write quantizations into, and its graph; layers keep the names of `allocate`.
 
-    Raises ModelError for what `from_onnx` refuses, or a model that onnx cannot convert to opset 21.
+    shapes: of inputs, as for `from_onnx`.
+    Raises ModelError and UsageError for what `from_onnx` refuses, ModelError when onnx cannot convert it to opset 21.
     """
-    given = read_model(source)
+    given = read_float(source, shapes)
     names = [layer.name for layer in from_onnx(given).layers]  # refuses what is unknown, in the user's own file
     model = onnx.ModelProto()
     model.CopyFrom(given)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..files import check_output, write_bytes
-from ..options import Command
+from ..options import Command, add_shape, parse_shapes
 from ..show import say
 from ..terminal import ERR, OUT, Grid
 from .picture_options import add_picture_options, read_preprocess
@@ -37,6 +37,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
         help="what a few dozen typical inputs are: an .npz file (arrays called as the model's inputs), or a folder of .npy, .npz or image files; images need --mean and --std",
     )  # fmt: skip
     sub.add_argument("-o", "--output", required=True, metavar="Q.onnx", help="the quantized model")
+    add_shape(sub)
     add_recipe_options(sub)
     sub.add_argument("--batch", type=int, default=8, metavar="N", help="images at a time where the model leaves that open (default: 8)")
     sub.add_argument("--seed", type=int, default=0, help="of what adaround draws at random (default: 0)")
@@ -47,6 +48,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub.add_argument("--data", required=True, metavar="DATA", help="a folder of images, of one folder per class, a list of 'FILE CLASS' lines (.txt, .csv), or an .npz file")
     sub.add_argument("--labels", metavar="FILE", help="'FILE CLASS' lines, or FILE,CLASS in a .csv, for a folder of images (default: labels.txt in it)")
     sub.add_argument("--limit", type=int, default=None, metavar="N", help="N images, evenly spaced over the list")
+    add_shape(sub)
     sub.add_argument("--against", metavar="MODEL", help="another package or ONNX model: count the answers that differ")
     add_picture_options(sub)
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
@@ -86,10 +88,12 @@ def _quantize(args: argparse.Namespace) -> int:
     from .quantizer import post_training
     from .report import measuring
 
-    recipe = read_recipe(args)
+    recipe, shapes = read_recipe(args), parse_shapes(args.shape)
     check_output(Path(args.output))
     with measuring(ERR, args.quiet or args.json) as progress:
-        found = post_training(args.model, args.calib, recipe, preprocess=read_preprocess(args), progress=progress)
+        found = post_training(
+            args.model, args.calib, recipe, shapes=shapes, preprocess=read_preprocess(args), progress=progress
+        )
     return written(args, found)
 
 
@@ -153,7 +157,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     with measuring(ERR, args.quiet or args.json) as progress:
         found = evaluate(
-            args.model, args.data, preprocess=read_preprocess(args), labels=args.labels, limit=args.limit, against=args.against, progress=progress
+            args.model, args.data, shapes=parse_shapes(args.shape), preprocess=read_preprocess(args), labels=args.labels,
+            limit=args.limit, against=args.against, progress=progress,
         )  # fmt: skip
     print(json.dumps(found.to_dict(), indent=1)) if args.json else _show_evaluation(found)
     return 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import onnx
 import torch
 
 from ..errors import InputError, ModelError, UsageError
-from .data import Calibration, open_data
+from ..frontend.onnx.inputs import with_shapes
+from .data import Batch, Calibration, open_data
 from .equalize import equalize
 from .float_graph import FloatGraph, Layer
-from .float_onnx import from_onnx
+from .float_onnx import Shapes, from_onnx
 from .observers import OBSERVERS, Grid, Histogram, grid
 from .pictures import Preprocess
 from .points import Points, find_points
@@ -24,6 +26,7 @@ from .qdq import kind_of, write
 from .reconstruct import Passing, reconstruct
 from .sensitivity import Progress, Step
 from .table import read_bits, widths
+from .units import Units, added_bias, check_compiles, check_constants, check_ranges
 from .weights import Rounded, nearest
 
 SUPPORTED = (4, 8)
@@ -105,6 +108,7 @@ class Draft:
         """The quantized model."""
         model = write(self.prepared, self.graph, self.points, self.grids, self.narrow, self.rounded)
         onnx.checker.check_model(model)
+        check_compiles(model, self.graph.name)
         rows = [_row(self.graph, one, self.rounded[one.name], self.read(one), self.recipe, self.gained.get(one.name, {})) for one in self.graph.layers]
         held = self.rounded.values()
         notes = {
@@ -114,38 +118,59 @@ class Draft:
 
 
 def post_training(
-    model: Any, calibration: str | Path, recipe: Recipe | None = None, *, preprocess: Preprocess | None = None, progress: Progress | None = None
-) -> Quantized:  # fmt: skip
+    model: Any,
+    calibration: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    shapes: Shapes | None = None,
+    preprocess: Preprocess | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
     """Quantize a float model: ONNX (path, bytes or ModelProto), a .pt2 file or an ExportedProgram.
 
-    Raises ModelError, InputError and UsageError as `load_float`, `open_data` and `read_bits` do, and UsageError for widths other than 4 and 8.
+    shapes: full shapes of inputs by name, which fix what the model leaves open; else all but the first dimension, which
+    counts images, is fixed as in the data.
+    Raises ModelError, InputError and UsageError as `load_float`, `open_data` and `read_bits` do, UsageError for widths
+    other than 4 and 8, and ModelError naming every operator that has no integer form, before calibration.
     """
-    return draft(model, calibration, recipe, preprocess=preprocess, progress=progress).written()
+    return draft(model, calibration, recipe, shapes=shapes, preprocess=preprocess, progress=progress).written()
 
 
 def draft(
-    model: Any, calibration: str | Path, recipe: Recipe | None = None, *, preprocess: Preprocess | None = None, progress: Progress | None = None
-) -> Draft:  # fmt: skip
+    model: Any,
+    calibration: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    shapes: Shapes | None = None,
+    preprocess: Preprocess | None = None,
+    progress: Progress | None = None,
+) -> Draft:
     """What `post_training` decides, before it is written.
 
     Raises the same errors.
     """
     chosen, tell = recipe or Recipe(), progress or (lambda step: None)
-    prepared, given = prepare(as_onnx(model))
+    prepared, given = prepare(as_onnx(model, shapes), shapes)
     if not given.layers:
         raise ModelError("has no layers with weights", where=given.name, expected="convolutions or matrix products")
+    check_constants(given)
     bits = layer_bits(given, chosen)
     data = open_data(calibration, given.inputs, preprocess)
+    prepared = with_shapes(prepared, {one.name: one.shape for one in data.inputs})
     scaled, clips = equalize(prepared, given, chosen.equalize == "relu6") if chosen.equalize != "off" else ([], [])
     graph = from_onnx(prepared) if scaled else given
-    ranges, floats = _ranges(graph, data, chosen, tell)
-    points = find_points(graph, floats, bits)
-    seen = _histograms(graph, data, chosen, {s: ranges[s] for s in points.source.values()}, tell)
-    grids, narrow = _grids(points, graph, seen, bits, chosen)
-    rounded = {}
-    for i, layer in enumerate(graph.layers):
-        rounded[layer.name] = _rounded(graph, layer, bits[layer.name][0], chosen, (narrow.get(layer.name) or grids[layer.input]).scale)
-        tell(Step("rounding weights", i + 1, len(graph.layers)))
+
+    def calibrated(one: Recipe, batches: Callable[[], Iterator[Batch]], said: Progress) -> Draft:
+        ranges, points, seen = _observed(graph, batches, data.count, bits, one, said)
+        decided = _decided(graph, points, Units(graph, ranges), seen, bits, one, said)
+        return Draft(one, given, prepared, graph, points, *decided, {}, {})
+
+    size = graph.batch or chosen.batch
+    fixed, trial = graph.batch is not None, replace(chosen, observer="minmax", search=False)
+    first = calibrated(trial, lambda: islice(data.batches(graph.batch or 1, fixed), 1), lambda step: None)
+    first.written()  # refuses what has no integer form before the time is spent
+    started = calibrated(chosen, lambda: data.batches(size, fixed), tell)
+    points, grids, narrow, rounded = started.points, started.grids, started.narrow, started.rounded
     gained: dict[str, dict[str, float]] = {}
     if chosen.adaround or chosen.correct_bias:
         some = _some(data, graph, chosen)
@@ -155,13 +180,13 @@ def draft(
     return Draft(chosen, given, prepared, graph, points, grids, narrow, rounded, gained, notes)
 
 
-def as_onnx(model: Any) -> Any:
+def as_onnx(model: Any, shapes: Shapes | None = None) -> Any:
     if isinstance(model, FloatGraph):
         raise UsageError("is a float graph, of which no file can be written", where=model.name, expected="the ONNX model or the program that it was made of")
     if type(model).__name__ == "ExportedProgram" or (isinstance(model, str | Path) and Path(model).suffix == ".pt2"):
         from .program_onnx import onnx_of_program
 
-        return onnx_of_program(model)
+        return onnx_of_program(model, shapes)
     return model
 
 
@@ -185,10 +210,17 @@ def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
     return found
 
 
-def _ranges(graph: FloatGraph, data: Calibration, recipe: Recipe, tell: Progress) -> tuple[dict[str, tuple[float, float]], set[str]]:
-    """The least and the greatest value of every float tensor.
+def _observed(
+    graph: FloatGraph,
+    batches: Callable[[], Iterator[Batch]],
+    count: int,
+    bits: Mapping[str, tuple[int, int]],
+    recipe: Recipe,
+    tell: Progress,
+) -> tuple[dict[str, tuple[float, float]], Points, dict[str, Histogram]]:
+    """The range of every float tensor on the data, which of them are quantized, and what was seen of these.
 
-    Raises InputError naming the tensor that is not finite.
+    Raises InputError naming the tensor that is not finite, or beyond what scales can hold.
     """
     found: dict[str, tuple[float, float]] = {}
 
@@ -196,34 +228,35 @@ def _ranges(graph: FloatGraph, data: Calibration, recipe: Recipe, tell: Progress
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
             low, high = float(value.min()), float(value.max())
             if not np.isfinite([low, high]).all():
-                raise InputError("is not finite on the calibration data", where=name, remedy="look at the data, and how pixels become numbers")
+                remedy = "look at the data, and how pixels become numbers"
+                raise InputError("is not finite on the calibration data", where=name, remedy=remedy)
             old = found.get(name, (low, high))
             found[name] = min(low, old[0]), max(high, old[1])
 
-    _each(graph, data, recipe, "ranges of activations", record, tell)
-    return found, set(found)
-
-
-def _histograms(graph: FloatGraph, data: Calibration, recipe: Recipe, ranges: Mapping[str, tuple[float, float]], tell: Progress) -> dict[str, Histogram]:
-    seen = {name: Histogram(*pair) for name, pair in ranges.items()}
+    _each(graph, batches, count, "ranges of activations", record, tell)
+    points = find_points(graph, set(found), bits)
+    seen = {name: Histogram(*found[name]) for name in points.source.values()}
+    check_ranges(seen)
     if recipe.observer == "minmax":
-        return seen
+        return found, points, seen
 
-    def record(name: str, value: Any) -> None:
+    def fill(name: str, value: Any) -> None:
         if name in seen:
             seen[name].add(value.numpy())
 
-    _each(graph, data, recipe, "histograms of activations", record, tell)
-    return seen
+    _each(graph, batches, count, "histograms of activations", fill, tell)
+    return found, points, seen
 
 
-def _each(graph: FloatGraph, data: Calibration, recipe: Recipe, phase: str, record: Any, tell: Progress) -> None:
-    size, done = graph.batch or recipe.batch, 0
+def _each(
+    graph: FloatGraph, batches: Callable[[], Iterator[Batch]], count: int, phase: str, record: Any, tell: Progress
+) -> None:
+    done = 0
     with torch.no_grad():
-        for batch in data.batches(size, graph.batch is not None):
+        for batch in batches():
             graph.run(batch.inputs, record)
             done += batch.size
-            tell(Step(phase, done, data.count))
+            tell(Step(phase, done, count))
 
 
 def _some(data: Calibration, graph: FloatGraph, recipe: Recipe) -> list[dict[str, Any]]:
@@ -237,20 +270,47 @@ def _some(data: Calibration, graph: FloatGraph, recipe: Recipe) -> list[dict[str
     return batches
 
 
-def _grids(
-    points: Points, graph: FloatGraph, seen: Mapping[str, Histogram], bits: Mapping[str, tuple[int, int]], recipe: Recipe
-) -> tuple[dict[str, Grid], dict[str, Grid]]:  # fmt: skip
-    """The grid of every quantized tensor, and of layers that read fewer bits."""
+def _decided(
+    graph: FloatGraph,
+    points: Points,
+    units: Units,
+    seen: Mapping[str, Histogram],
+    bits: Mapping[str, tuple[int, int]],
+    recipe: Recipe,
+    tell: Progress,
+) -> tuple[dict[str, Grid], dict[str, Grid], dict[str, Rounded]]:
+    """The grid of every quantized tensor and of layers that read fewer bits, and weights, in the order of computation.
+
+    A grid is no finer than what its tensor is computed from can tell apart: see `units.py`.
+    """
     known: dict[tuple[str, int], Grid] = {}
+    layers = {layer.node: layer for layer in graph.layers}
+    rounded: dict[str, Rounded] = {}
 
     def chosen(source: str, width: int) -> Grid:
         if (source, width) not in known:
-            known[source, width] = _grid(seen[source], width, source in points.positive, recipe)
+            made = _grid(units.usable(source, seen[source]), width, source in points.positive, recipe)
+            known[source, width] = replace(made, scale=max(made.scale, units.least(source)))
         return known[source, width]
 
+    def settle(names: Iterable[str]) -> None:
+        units.scales.update((n, chosen(points.source[n], points.bits[n]).scale) for n in names if n in points.source)
+
+    settle(one.name for one in graph.inputs)
+    narrow: dict[str, Grid] = {}
+    for node in graph.nodes:
+        layer = layers.get(node.name)
+        if layer is not None:
+            if layer.name in points.narrow:
+                narrow[layer.name] = chosen(points.source[layer.input], points.narrow[layer.name])
+            step = narrow[layer.name].scale if layer.name in narrow else units.scales[layer.input]
+            ours = _rounded(graph, layer, bits[layer.name][0], recipe, step)
+            rounded[layer.name] = ours
+            units.products[layer.output] = step * float(ours.scale.max())
+            tell(Step("rounding weights", len(rounded), len(layers)))
+        settle(node.outputs)
     grids = {name: chosen(source, points.bits[name]) for name, source in points.source.items()}
-    inputs = {layer.name: layer.input for layer in graph.layers}
-    return grids, {name: chosen(points.source[inputs[name]], width) for name, width in points.narrow.items()}
+    return grids, narrow, rounded
 
 
 def _grid(seen: Histogram, width: int, positive: bool, recipe: Recipe) -> Grid:
@@ -270,9 +330,11 @@ def _rounded(graph: FloatGraph, layer: Layer, bits: int, recipe: Recipe, step: f
     channels = weight.shape[layer.channel_axis]
     bias = graph.parameters[layer.bias].reshape(-1) if layer.bias else None
     if bias is not None and bias.numel() not in (1, channels):
-        raise ModelError("has a bias that is not one number per output channel", where=layer.name, expected=str(channels), found=str(bias.numel()))
+        found = str(bias.numel())
+        raise ModelError("has a bias that is not one number per output channel", where=layer.name, expected=str(channels), found=found)
     bias = bias.expand(channels).clone() if bias is not None else None
-    return nearest(weight, bias, layer, bits, bits < 8 if recipe.search is None else recipe.search, step)
+    search = bits < 8 if recipe.search is None else recipe.search
+    return nearest(weight, bias, layer, bits, search, step, added_bias(graph, layer))
 
 
 def _row(graph: FloatGraph, layer: Layer, rounded: Rounded, read: Grid, recipe: Recipe, gained: Mapping[str, float]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ..files import check_output, load_npz, save_npz
 from .data import Calibration, open_data
 from .deployed import Deployed, Tensor, check_operators
 from .float_graph import FloatGraph
+from .float_onnx import Shapes
 from .pictures import Preprocess
 from .prepare import prepare
 from .quantizer import Draft, Quantized, Recipe, as_onnx, draft
@@ -107,10 +108,12 @@ class Score:
 
 def finetune(
     model: Any, data: str | Path, recipe: Recipe | None = None, training: Training | None = None, *, calibration: str | Path | None = None,
-    validation: str | Path | None = None, preprocess: Preprocess | None = None, state: str | Path | None = None, progress: Progress | None = None,
+    validation: str | Path | None = None, shapes: Shapes | None = None, preprocess: Preprocess | None = None,
+    state: str | Path | None = None, progress: Progress | None = None,
 ) -> Quantized:  # fmt: skip
     """Quantize a float model as `post_training` does, then train weights, biases and scales in the deployed arithmetic.
 
+    shapes: full shapes of inputs by name, which fix what the model leaves open.
     data: images to train on, with labels if there are any.  calibration: images for post-training quantization (default: data).  validation: images to
     choose the epoch by (default: a part of data).  state: an .npz file that is written after every epoch; an interrupted run is continued by the next.
     `notes["finetune"]` of the result has the losses and scores of every epoch; the first row is the network before training, which is kept if none is better.
@@ -121,11 +124,12 @@ def finetune(
     if state is not None:
         check_output(Path(state))
     device = _device(settings.device)
-    given = prepare(as_onnx(model))[1]
+    given = prepare(as_onnx(model, shapes), shapes)[1]
     check_operators(given)
     opened = open_data(data, given.inputs, preprocess)
     others = open_data(validation, given.inputs, preprocess) if validation is not None else None
-    started = draft(model, calibration if calibration is not None else data, chosen, preprocess=preprocess, progress=tell)
+    calibrating = calibration if calibration is not None else data
+    started = draft(model, calibrating, chosen, shapes=shapes, preprocess=preprocess, progress=tell)
     images = _held(opened, started.given, settings, device, tell)
     kept = _held(others, started.given, settings, device, tell) if others is not None else None
     return _Run(started, images, kept, settings, device, Path(state) if state is not None else None, opened.fingerprint, tell).run()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from .float_graph import Layer
+from .observers import LEAST
 
 Tensor = torch.Tensor
 # Largest magnitudes that are tried as the end of the range, as shares of the channel's own.
@@ -62,14 +63,18 @@ def scales(weight: Tensor, layer: Layer, bits: int, search: bool, least: Tensor)
     return best.float()
 
 
-def nearest(weight: Tensor, bias: Tensor | None, layer: Layer, bits: int, search: bool, step: float) -> Rounded:
+def nearest(
+    weight: Tensor, bias: Tensor | None, layer: Layer, bits: int, search: bool, step: float, added: float = 0.0
+) -> Rounded:
     """Every weight at its nearest integer, ties to even; search: as for `scales`; step: the scale of the layer's input.
 
-    A channel of tiny weights with a bias gets a scale at which the bias fits into 31 bits, so that there is room for the sum.
+    added: the greatest magnitude of a constant that is added to the result.  A channel whose weights are tiny beside it
+    or its bias gets a scale at which they fit into 31 bits, so that there is room for the sum.
     """
-    least = torch.full([weight.shape[layer.channel_axis]], 1e-20)
+    greatest = torch.full([weight.shape[layer.channel_axis]], added, dtype=torch.float64)
     if bias is not None:
-        least = torch.maximum(least, bias.abs() / (step * 2**30))
+        greatest = torch.maximum(greatest, bias.double().abs())
+    least = (greatest / (step * 2**30)).clamp_min(LEAST).float()
     scale = scales(weight, layer, bits, search, least)
     top = 2 ** (bits - 1) - 1
     codes = (weight / along(scale, layer, weight.ndim)).round().clamp(-top - 1, top).to(torch.int8)

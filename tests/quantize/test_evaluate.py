@@ -103,7 +103,7 @@ def test_preprocessing(place: Path, tmp_path: Path) -> None:
         Image.fromarray(rng.integers(0, 256, (16, 24, 3), dtype=np.uint8)).save(folder / f"{i}.png")
     (tmp_path / "p.json").write_text(json.dumps({"mean": [127, 126, 125], "std": 64, "resize": 12, "resample": "bicubic", "bgr": True}))
     from hawq_tvm.quantize.data import open_data
-    from hawq_tvm.quantize.evaluation import open_runner
+    from hawq_tvm.quantize.runners import open_runner
 
     inputs = open_runner(place / "net.onnx").inputs
     seen = {

@@ -9,9 +9,25 @@ from dataclasses import dataclass
 from hawq_tvm.errors import ModelError, UsageError
 
 SUPPORTED = frozenset(
-    {"float32", "bool", "int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64"}
+    {
+        "float32",
+        "bool",
+        "int2",
+        "uint2",
+        "int4",
+        "uint4",
+        "int8",
+        "uint8",
+        "int16",
+        "uint16",
+        "int32",
+        "uint32",
+        "int64",
+    }
 )
 MAX_ELEMENTS = 2**31 - 1
+# Channels that pictures have.
+COLOURS = (1, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -40,28 +56,40 @@ def fixed_inputs(
     shapes: full shapes by input name; a symbolic dimension fixed for one input is fixed for the others too.
     Raises UsageError for an unknown name or a shape that contradicts the model.
     """
-    names = [v.name for v in inputs]
-    for name in shapes:
-        if name not in names:
-            raise UsageError(
-                "is not an input of the model",
-                where=f"--shape {name}",
-                expected=", ".join(names) or "no inputs",
-                found=name,
-            )
-    fixed: dict[str, int] = {}
-    for value in inputs:
-        if value.name in shapes:
-            _bind(value, [int(d) for d in shapes[value.name]], fixed)
     found: list[Input] = []
     failures: list[ModelError] = []
-    for value in inputs:
+    for value in bound_inputs(inputs, shapes):
         try:
-            shape = _shape(_checked(value), shapes.get(value.name), fixed)
-            found.append(Input(value.name, value.kind, shape))
+            found.append(Input(value.name, value.kind, _shape(_checked(value), value.name in shapes)))
         except ModelError as e:
             failures.append(e)
     return found, failures
+
+
+def bound_inputs(inputs: Sequence[Declared], shapes: Mapping[str, Sequence[int]]) -> list[Declared]:
+    """Every input with the sizes that `shapes` gives in place of its symbolic dimensions; others may stay open.
+
+    shapes: full shapes by input name; a symbolic dimension fixed for one input is fixed for the others too.
+    Raises UsageError for an unknown name or a shape that contradicts the model.
+    """
+    names = [v.name for v in inputs]
+    for name in shapes:
+        if name not in names:
+            known = ", ".join(names) or "no inputs"
+            raise UsageError("is not an input of the model", where=f"--shape {name}", expected=known, found=name)
+    sizes: dict[str, int] = {}
+    for value in inputs:
+        if value.name in shapes:
+            _bind(value, [int(d) for d in shapes[value.name]], sizes)
+    bound = []
+    for value in inputs:
+        dims: list[int | str] | None = value.dims
+        if value.name in shapes:
+            dims = [int(d) for d in shapes[value.name]]
+        elif dims is not None:
+            dims = [sizes.get(d, d) if isinstance(d, str) else d for d in dims]
+        bound.append(Declared(value.name, value.kind, dims))
+    return bound
 
 
 def _checked(value: Declared) -> Declared:
@@ -98,29 +126,32 @@ def _bind(value: Declared, given: list[int], fixed: dict[str, int]) -> None:
             )
 
 
-def _shape(value: Declared, given: Sequence[int] | None, fixed: Mapping[str, int]) -> tuple[int, ...]:
-    where, declared = f"input {value.name!r}", value.dims
-    if given is not None:
-        shape = tuple(int(d) for d in given)
-    else:
-        known = [fixed.get(d, d) if isinstance(d, str) else d for d in declared or []]
-        if declared is None or any(isinstance(d, str) for d in known):
-            example = (
-                "x".join(str(d if isinstance(d, int) else (224 if i > 1 else 1)) for i, d in enumerate(known))
-                or "1x3x224x224"
-            )
-            raise ModelError(
-                "has a shape that is not fixed",
-                where=where,
-                expected="every dimension known",
-                found=_text(declared) if declared is not None else "no shape",
-                remedy=f"pass --shape {value.name}={example}",
-            )
-        shape = tuple(int(d) for d in known)
+def _shape(value: Declared, given: bool) -> tuple[int, ...]:
+    """The static shape; given: by the user, not by the model."""
+    where, dims = f"input {value.name!r}", value.dims
+    if dims is None or any(isinstance(d, str) for d in dims):
+        raise ModelError(
+            "has a shape that is not fixed", where=where, expected="every dimension known",
+            found=_text(dims) if dims is not None else "no shape", remedy=f"pass --shape {value.name}={example(dims)}",
+        )  # fmt: skip
+    shape = tuple(int(d) for d in dims)
     if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
         expected = f"sizes of at least 1, at most {MAX_ELEMENTS} elements"
-        raise (ModelError if given is None else UsageError)("has an impossible shape", where=where, expected=expected, found=_text(shape))
+        error = UsageError if given else ModelError
+        raise error("has an impossible shape", where=where, expected=expected, found=_text(shape))
     return shape
+
+
+def example(dims: Sequence[int | str] | None) -> str:
+    """A shape to suggest for dimensions of which some are open: a picture where there are four of them."""
+    rank = 4 if dims is None else len(dims)
+    dims = dims or ["?"] * rank
+    sizes = ("1", *["128"] * (rank - 1)) if rank != 4 else ("1", "3", "224", "224")
+    if rank == 4 and isinstance(dims[3], int):
+        alone = isinstance(dims[1], str) and isinstance(dims[2], str)
+        if alone or (dims[3] in COLOURS and dims[1] not in COLOURS):
+            sizes = ("1", "224", "224", "3")  # channels last
+    return "x".join(str(d) if isinstance(d, int) else size for d, size in zip(dims, sizes, strict=True))
 
 
 def _text(shape: Sequence[int | str]) -> str:

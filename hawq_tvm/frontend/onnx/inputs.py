@@ -23,15 +23,47 @@ def graph_inputs(
     graph: onnx.GraphProto, shapes: Mapping[str, Sequence[int]]
 ) -> tuple[list[Input], list[ModelError]]:
     """The run-time inputs with static shapes, and what is wrong with the others; see `fixed_inputs`."""
-    return fixed_inputs([Declared(v.name, _kind(v), declared_shape(v)) for v in runtime_inputs(graph)], shapes)
+    return fixed_inputs(graph_declared(graph), shapes)
+
+
+def graph_declared(graph: onnx.GraphProto) -> list[Declared]:
+    """The run-time inputs as the model declares them."""
+    return [Declared(v.name, _kind(v), declared_shape(v)) for v in runtime_inputs(graph)]
 
 
 def declared_shape(value: onnx.ValueInfoProto) -> list[int | str] | None:
-    """The declared shape: sizes, and names (or "?") of symbolic dimensions; None when the rank is unknown."""
+    """The declared shape: sizes, and names (or "?") of symbolic dimensions; None when the rank is unknown.
+
+    A size below 0 is one that the exporter did not know.
+    """
     if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
         return None
     dims = value.type.tensor_type.shape.dim
-    return [int(d.dim_value) if d.HasField("dim_value") else (d.dim_param or "?") for d in dims]
+    return [int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or "?") for d in dims]
+
+
+def with_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | None]]) -> onnx.ModelProto:
+    """A copy of a model with sizes given to open dimensions of its inputs; None leaves one open.
+
+    A dimension of the same name has the same size in outputs and between them; sizes below 0 become open.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    sizes: dict[str, int] = {}
+    for value in runtime_inputs(made.graph):
+        dims = value.type.tensor_type.shape.dim
+        if value.name in shapes and not value.type.tensor_type.HasField("shape"):
+            dims.extend(onnx.TensorShapeProto.Dimension() for _ in shapes[value.name])
+        for dim, size in zip(dims, shapes.get(value.name, ())):
+            if size is not None:
+                sizes[dim.dim_param] = dim.dim_value = size
+    for value in (*made.graph.input, *made.graph.output, *made.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param and dim.dim_param in sizes:
+                dim.dim_value = sizes[dim.dim_param]
+            elif dim.dim_value < 0:
+                dim.Clear()
+    return made
 
 
 def _kind(value: onnx.ValueInfoProto) -> str:

@@ -1,0 +1,149 @@
+"""What classifies: a package, or an ONNX model in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..errors import InputError, ModelError, UsageError
+from ..frontend.common.inputs import Declared, bound_inputs
+from .float_graph import Input, sizes_of
+
+Array = np.ndarray[Any, Any]
+Shapes = Mapping[str, Sequence[int]]
+
+
+class Runner(Protocol):
+    """A model that classifies.
+
+    name: as the user gave it.  inputs: as `Input`, None in the first dimension where the batch is open.
+    """
+
+    name: str
+    inputs: tuple[Input, ...]
+
+    def scores(self, inputs: dict[str, Array]) -> Array:
+        """The scores (images, classes) of a whole batch."""
+
+
+class PackageRunner:
+    """A package (a folder that `hawq-tvm compile` wrote)."""
+
+    def __init__(self, path: Path, shapes: Shapes) -> None:
+        from ..package import load
+
+        self.name, self._package = str(path), load(path)
+        self.inputs = _bound([(one["name"], one["dtype"], one["shape"]) for one in self._package.inputs], shapes)
+
+    def scores(self, inputs: dict[str, Array]) -> Array:
+        return _classes_of(self._package.run(inputs), self.name)
+
+
+class OnnxRunner:
+    """An ONNX model, float or quantized, in ONNX Runtime."""
+
+    def __init__(self, path: Path, shapes: Shapes) -> None:
+        try:
+            import onnxruntime
+        except ImportError as e:
+            raise UsageError(
+                "needs ONNX Runtime to run an ONNX model",
+                where=str(path),
+                found=str(e),
+                remedy="pip install 'hawq-tvm[bench]', or compile the model and give the package",
+            ) from e
+        from ..frontend.onnx.reader import read_model
+
+        read_model(path)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except _errors_of_onnxruntime() as e:
+            raise ModelError(
+                "is not accepted by ONNX Runtime", where=str(path), found=str(e).strip().splitlines()[-1]
+            ) from e
+        self.name = str(path)
+        self.inputs = _bound([(one.name, _dtype(one.type), one.shape) for one in self._session.get_inputs()], shapes)
+
+    def scores(self, inputs: dict[str, Array]) -> Array:
+        names = [one.name for one in self._session.get_outputs()]
+        try:
+            values = self._session.run(None, inputs)
+        except _errors_of_onnxruntime() as e:
+            given = ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in inputs.items())
+            raise InputError(
+                "cannot be run by ONNX Runtime on these data",
+                where=self.name,
+                expected=str(e).strip().splitlines()[-1],
+                found=given,
+            ) from e
+        return _classes_of(dict(zip(names, values, strict=True)), self.name)
+
+
+def _bound(inputs: Sequence[tuple[str, str, Sequence[Any]]], shapes: Shapes) -> tuple[Input, ...]:
+    """Inputs (name, type, sizes or names of what is open), with what `shapes` fixes.
+
+    Raises UsageError for shapes that contradict them.
+    """
+    given = [
+        Declared(
+            name, dtype, [d if isinstance(d, int) and d >= 0 else (d if isinstance(d, str) else "?") for d in dims]
+        )
+        for name, dtype, dims in inputs
+    ]
+    return tuple(Input(d.name, d.kind, sizes_of(d)) for d in bound_inputs(given, shapes))
+
+
+def _errors_of_onnxruntime() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a model; the classes have no base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    return (
+        RuntimeError,
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+        state.RuntimeException,
+    )
+
+
+def _dtype(text: str) -> str:
+    name = text.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def _classes_of(outputs: dict[str, Array], where: str) -> Array:
+    if len(outputs) != 1:
+        raise ModelError("is no classifier", where=where, expected="one output of scores", found=", ".join(outputs))
+    ((name, value),) = outputs.items()
+    scores = value.reshape(len(value), -1) if value.ndim > 1 else value.reshape(1, -1)
+    if scores.shape[1] < 2 or value.ndim < 2:
+        raise ModelError(
+            "is no classifier",
+            where=where,
+            expected="scores of at least two classes",
+            found=f"{name}: {'x'.join(map(str, value.shape))}",
+        )
+    return scores
+
+
+def open_runner(path: str | Path, shapes: Shapes | None = None) -> Runner:
+    """A package's folder, or an ONNX file; shapes: full shapes of inputs by name, which fix what it leaves open.
+
+    Raises PackageError, ModelError or UsageError when it is neither, or cannot be run.
+    """
+    place = Path(path)
+    if place.suffix in (".pt2", ".pt", ".pth"):
+        raise UsageError(
+            "is a PyTorch file",
+            where=str(place),
+            expected="an ONNX model or a package",
+            remedy="compile it, and evaluate the package",
+        )
+    return PackageRunner(place, shapes or {}) if place.is_dir() else OnnxRunner(place, shapes or {})
