@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,9 @@ from tvm import relax
 
 from hawq_tvm import arith, ops, stages
 from hawq_tvm.errors import ModelError
+from hawq_tvm.thresholds import round_exactly
 
+from .integer.values import rational
 from .rewriter import Rebuild, rewrite_main
 
 Array = np.ndarray[Any, Any]
@@ -45,7 +49,7 @@ LINEAR: dict[str, Function] = {
     "relax.minimum": lambda c, a, b: np.minimum(a, b),
     "relax.nn.relu": lambda c, a: np.maximum(a, 0),
     "relax.clip": lambda c, a, low, high: np.clip(a, low, high),
-    "relax.nn.leakyrelu": lambda c, a: np.where(a >= 0, a, a * float(c.attrs.alpha)),
+    "relax.nn.leakyrelu": lambda c, a: np.where(a >= 0, a, a * (Fraction if a.dtype == object else float)(float(c.attrs.alpha))),
 }
 NONLINEAR: dict[str, Function] = {
     "relax.sigmoid": lambda c, a: _sigmoid(a),
@@ -64,6 +68,8 @@ NONLINEAR: dict[str, Function] = {
     },
 }
 ELEMENTWISE = LINEAR | NONLINEAR
+# Functions whose values for fractions are fractions: what they give can lie on a tie, where float64 falls to either side.
+RATIONAL = frozenset(LINEAR) | {"relax.square"}
 
 
 class _Region:
@@ -71,7 +77,7 @@ class _Region:
 
     def __init__(self, values: dict[relax.Var, relax.Expr]) -> None:
         self.values, self.leaf = values, None
-        self.nonlinear = False
+        self.nonlinear, self.rational = False, True
         self.leaf_count = 0
 
     def collect(self, expr: relax.Expr, seen: dict[relax.Var, bool]) -> bool:
@@ -85,6 +91,7 @@ class _Region:
         if name == "hawq.dequantize":
             seen[expr] = self._leaf(expr, call)
         elif name in ELEMENTWISE:
+            self.rational &= name in RATIONAL
             depends = [a for a in call.args if isinstance(a, relax.Var)]
             # A product (or quotient) of two functions of the tensor is not linear in it.
             self.nonlinear |= name in NONLINEAR or (name in ("relax.multiply", "relax.divide") and len(depends) == 2) or (
@@ -115,15 +122,15 @@ class _Region:
         )
 
     def evaluate(self, expr: relax.Expr, x: Array, known: dict[relax.Var, Array]) -> Array:
-        """The region's float64 value for every level of the leaf."""
+        """The region's value for every level of the leaf, in float64, or in Fractions where x is of these."""
         if not isinstance(expr, relax.Var):
-            return _scalar(expr)
+            return _scalar(expr, x)
         if expr not in known:
             call = self.values[expr]
             if ops.op_name(call) == "hawq.dequantize":
                 known[expr] = x
             elif ops.is_const(call):
-                known[expr] = _scalar(call)
+                known[expr] = _scalar(call, x)
             else:
                 known[expr] = ELEMENTWISE[ops.op_name(call)](call, *(self.evaluate(a, x, known) for a in call.args))
         return known[expr]
@@ -133,8 +140,9 @@ def _is_scalar(expr: relax.Expr) -> bool:
     return ops.const_value(expr).size == 1 if ops.is_const(expr) else hasattr(expr, "value")
 
 
-def _scalar(expr: relax.Expr) -> Array:
-    return np.asarray(ops.const_value(expr).reshape(-1)[0] if ops.is_const(expr) else expr.value, np.float64)
+def _scalar(expr: relax.Expr, like: Array) -> Array:
+    value = float(ops.const_value(expr).reshape(-1)[0] if ops.is_const(expr) else expr.value)
+    return np.asarray(Fraction(value) if like.dtype == object and math.isfinite(value) else value, like.dtype)
 
 
 def tabulate_unary(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
@@ -184,5 +192,12 @@ def _table(region: _Region, call: relax.Call, layer: str) -> Array:
     attrs = call.attrs
     steps = np.clip(real * (1 / out_scale) if str(attrs["form"]) == "reciprocal" else real / out_scale, -(2.0**40), 2.0**40)
     inside = out_zero if str(attrs["form"]) == "affine" else 0.0
-    rounded = arith.round_real(steps + inside, str(attrs["rounding"])) + out_zero - inside
+    rounding = str(attrs["rounding"])
+    rounded = arith.round_real(steps + inside, rounding) + out_zero - inside
+    twice = 2 * (steps + inside)
+    unsure = (np.abs(twice - np.rint(twice)) < 1e-9 * (np.abs(twice) + 1)) & (np.abs(steps) < 2.0**30) & region.rational
+    with suppress(ZeroDivisionError):  # 1 / 0 is infinite in float64, and no fraction
+        exact = rational((reachable - zero)[unsure]) * Fraction(scale)
+        values = np.broadcast_to(region.evaluate(call.args[0], exact, {}), exact.shape) / Fraction(out_scale) + int(inside)
+        rounded[unsure] = [round_exactly(v, rounding) + out_zero - inside for v in values.tolist()]
     return np.clip(rounded, int(attrs["qmin"]), int(attrs["qmax"])).astype(str(attrs["out_dtype"]))

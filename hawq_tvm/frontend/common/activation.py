@@ -51,9 +51,15 @@ def hard_sigmoid_of(node: Operation, x: relax.Expr, alpha: float, beta: float) -
     return relax.op.clip(line, 0, 1)
 
 
+def hard_gate(node: Operation, x: relax.Expr) -> relax.Expr:
+    """clip(x / 6 + 1 / 2, 0, 1), with a divisor because no float is 1 / 6."""
+    line = node.emit(relax.op.add(node.emit(relax.op.divide(x, scalar(6, x)), "sixth"), scalar(0.5, x)), "line")
+    return relax.op.clip(line, 0, 1)
+
+
 def hard_swish_of(node: Operation, x: relax.Expr) -> relax.Expr:
     """x clip(x / 6 + 1 / 2, 0, 1)."""
-    return relax.op.multiply(x, node.emit(hard_sigmoid_of(node, x, 1.0 / 6.0, 0.5), "gate"))
+    return relax.op.multiply(x, node.emit(hard_gate(node, x), "gate"))
 
 
 def exponential(node: Operation, x: relax.Expr, alpha: float, divisor: float = 1.0) -> relax.Expr:

@@ -45,7 +45,7 @@ def arithmetic(node: Node) -> relax.Expr:
     function = BINARY[node.op]
     result = reduce(lambda a, b: function(node.emit(a, "sum") if isinstance(a, relax.Call) else a, b), operands)
     if node.op == "Mean":
-        result = relax.op.multiply(node.emit(result, "sum"), scalar(1.0 / len(operands), operands[0]))
+        result = relax.op.divide(node.emit(result, "sum"), scalar(len(operands), operands[0]))
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from ..common.activation import exponential, hard_sigmoid_of, hard_swish_of, mish_of, sloped, softmax_over
+from ..common.activation import exponential, hard_gate, hard_swish_of, mish_of, sloped, softmax_over
 from ..common.normalization import batch_normalized
 from ..common.values import Constant, Result, Tensor
 from .node import Node, handles, scalar
@@ -17,7 +17,7 @@ SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.050700987355480493
 @handles("aten.hardsigmoid")
 def hard_sigmoid(node: Node) -> relax.Expr:
     """clip(x / 6 + 1 / 2, 0, 1)."""
-    return hard_sigmoid_of(node, node.x(), 1.0 / 6.0, 0.5)
+    return hard_gate(node, node.x())
 
 
 @handles("aten.hardswish")
