@@ -29,7 +29,7 @@ from relay_passes.remove_dead_code import remove_dead_code
 from relay_passes.tabulate_unary import tabulate_unary
 
 from . import build as build_module
-from . import ranges, stages
+from . import contract, ranges, stages
 from .cuda.target import is_cuda
 from .errors import ModelError
 from .files import write_text
@@ -126,12 +126,14 @@ def to_packed(module: tvm.IRModule, progress: Progress | None = None, target: tv
     """
     run = _Run(progress)
     stages.verify(module, Stage.ANNOTATED)
+    promised = contract.outputs(module)
     passes = PIPELINE + (GPU_PIPELINE if target is not None and is_cuda(target) else ())
     for function, stage in passes:
 
         def apply(function: Pass = function, stage: Stage = stage, module: tvm.IRModule = module) -> tuple[tvm.IRModule, int]:
             new, rewrites = function(module)
             stages.verify(new, stage)
+            contract.check_step(promised, new, function.__name__)
             return new, rewrites
 
         module = run.step(function.__name__, apply)
@@ -143,6 +145,7 @@ def to_tir(packed: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModul
     """The TIR of a PACKED module, and the number of its kernels."""
     module, count = schedules.lower_to_tir(packed, target)
     stages.verify(module, Stage.TIR)
+    contract.check_step(contract.outputs(packed), module, "lower_to_tir")
     return module, count
 
 

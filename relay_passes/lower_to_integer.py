@@ -19,7 +19,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm import arith, ops, stages
+from hawq_tvm import arith, contract, ops, stages
 from hawq_tvm.errors import first_of, not_quantized
 from hawq_tvm.ranges import Interval
 
@@ -194,9 +194,16 @@ class _Lowering:
                 raise NotLowered(failure.where, failure.op, failure.message, remedy) from None
             return self._keep_float(binding, expr, values)
         self.rewrites += 1
+        self._check_shape(binding.var, lowered)
         if isinstance(lowered, Real):
             self.made[lowered] = binding.var.name
         return lowered
+
+    def _check_shape(self, var: relax.Var, lowered: Any) -> None:
+        """Compare what a layer became with the tensor it was, which no lowering may change."""
+        if isinstance(lowered, Real | Joined | Softmax | Constant | relax.Var):
+            shape = ops.shape_of(lowered) if isinstance(lowered, relax.Var) else lowered.shape
+            contract.check(stages.model_node(var.name, self.nodes), "", shape, [contract.Promise("the model, before it becomes integer", "", ops.shape_of(var))])
 
     def _lower_call(self, binding: relax.VarBinding, call: relax.Call, values: list[Any], flat: list[Any]) -> Any:
         name = ops.op_name(call)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import tvm
 from tvm import relax
 
-from hawq_tvm import ops, stages
+from hawq_tvm import contract, ops, stages
+from hawq_tvm.contract import Promise
 from hawq_tvm.errors import ModelError, first_of, not_quantized
 
 from .inputs import MAX_ELEMENTS, Input
@@ -61,6 +62,14 @@ class Writer(ABC):
             raise error
         stages.verify(module, stages.Stage.ANNOTATED)
         return module
+
+    def keep(self, name: str, value: Any, promises: Iterable[Promise], *, output: bool) -> None:
+        """Note a failure where a tensor is not what was said about it, an output's type included; anything but a tensor is not compared."""
+        if isinstance(value, Constant | Tensor):
+            try:
+                contract.check(name, value.kind if output else "", value.shape, promises)
+            except ModelError as e:
+                self.failed(e, "shape")
 
     def write(self, body: Callable[[Env], Sequence[Value]], outputs: Sequence[str], layers: Sequence[str]) -> tvm.IRModule:
         """The module of one function `main`.

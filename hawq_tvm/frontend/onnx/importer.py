@@ -14,6 +14,7 @@ from ..common.text import first_line
 from ..common.writer import TYPE_RULE_ERRORS, Env, Writer
 from . import fold
 from .graph import check_names, in_order, node_name
+from .infer import declared, inferred
 from .inputs import SUPPORTED, graph_inputs
 from .node import HANDLERS, MICROSOFT, Entry, Node
 from .qonnx import DOMAINS as QONNX_DOMAINS
@@ -68,9 +69,18 @@ class Importer(Writer):
         def body(env: Env) -> list[Value]:
             self.initializers(self.model.graph, env)
             self.walk(self.order, env)
-            return [self.output(o, env) for o in self.model.graph.output]
+            values = [self.output(o, env) for o in self.model.graph.output]
+            if not self.failures:  # what was imported has bounded constants, on which inference is quick
+                self.promised(env)
+            return values
 
         return self.write(body, [o.name for o in self.model.graph.output], [node_name(n) for n in self.order])
+
+    def promised(self, env: Env) -> None:
+        """Compare every tensor with ONNX's inference, outputs with the model's declaration, too; the outputs first."""
+        by_onnx, by_model = inferred(self.model, self.inputs), declared(self.model.graph.output)
+        for name in dict.fromkeys([*by_model, *by_onnx]):
+            self.keep(name, env.get(name), [p[name] for p in (by_onnx, by_model) if name in p], output=name in by_model)
 
     def initializers(self, graph: onnx.GraphProto, env: Env) -> None:
         """The initializers of a graph as constants; one that cannot be read fails."""

@@ -61,7 +61,13 @@ class Importer(Writer):
             self.values |= {name: Constant(array) for name, array in self.program.constants.items()}
             for call in self.program.calls:
                 self.values[call.name] = self._guarded(call)
-            return [self._output(name, value) for name, value in self.program.outputs]
+            outputs = [self._output(name, value) for name, value in self.program.outputs]
+            if not self.failures:
+                results = [*((name, v.name) for name, v in self.program.outputs if isinstance(v, Ref)), *((c.layer, c.name) for c in self.program.calls)]
+                for i, (name, value) in enumerate(results):
+                    said = [self.program.promises[value]] if value in self.program.promises else []
+                    self.keep(name, self.values.get(value), said, output=i < len(self.program.outputs))
+            return outputs
 
         return self.write(body, [name for name, _ in self.program.outputs], [c.layer for c in self.program.calls])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hawq_tvm.contract import Promise
+
 from ..common.inputs import Declared
 from ..common.values import Array
 
@@ -45,6 +47,7 @@ class Program:
 
     constants: parameters, buffers and lifted tensors by name.  titles: what the user calls the constants.  literals: inputs that were
     exported as numbers.  limits: the smallest and largest size of symbolic dimensions.  outputs: their names and what they are.
+    promises: what the exporter says of a result's type and sizes, by the call's name.
     """
 
     inputs: tuple[Declared, ...]
@@ -55,3 +58,4 @@ class Program:
     calls: tuple[Call, ...]
     outputs: tuple[tuple[str, Any], ...]
     torch_version: str
+    promises: dict[str, Promise]

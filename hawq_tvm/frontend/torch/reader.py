@@ -8,13 +8,14 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hawq_tvm.contract import Promise
 from hawq_tvm.errors import ModelError
 from hawq_tvm.trust import REMEDY, trusted
 
@@ -143,7 +144,7 @@ def _converted(exported: Any, where: str) -> Program:
     return Program(
         tuple(inputs), constants, titles, literals, _limits(exported.range_constraints),
         tuple(Call(c.name, layer, c.op, c.overload, c.arguments) for c, layer in zip(raw, layers, strict=True)),
-        tuple(_outputs(exported, [_plain(v) for v in output.args[0]])), torch.__version__,
+        tuple(_outputs(exported, [_plain(v) for v in output.args[0]])), torch.__version__, dict(_promises(nodes)),
     )  # fmt: skip
 
 
@@ -154,6 +155,16 @@ def _alive(graph: Any) -> list[Any]:
         if node.op == "output" or node in needed:
             needed.update(node.all_input_nodes)
     return [n for n in graph.nodes if n in needed and n.op != "placeholder"]
+
+
+def _promises(nodes: Iterable[Any]) -> Iterator[tuple[str, Promise]]:
+    """What PyTorch computed of every result while it exported; a symbolic size is none."""
+    import torch
+
+    for node in nodes:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor):
+            yield node.name, Promise("PyTorch's export", _dtype(value.dtype), tuple(d if isinstance(d, int) else None for d in value.shape))
 
 
 def _dtype(dtype: Any) -> str:
