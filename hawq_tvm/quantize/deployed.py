@@ -7,6 +7,7 @@ them. Gradients are those of the real formula (`straight.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -26,6 +27,10 @@ from .straight import EXACT_FLOAT32, EXACT_FLOAT64, Array, Operand, Tensor, requ
 from .weights import Rounded, along
 
 INFINITY = float("inf")
+EXACT_BITS = 53  # of an integer that float64 holds
+# Elementwise on exact numbers: quotients of floats, and the nearest integers, ties to even.
+_ratios = np.frompyfunc(lambda a, b: Fraction(a) / Fraction(b), 2, 1)
+_nearest = np.frompyfunc(round, 1, 1)
 INT32 = (-(2**31), 2**31 - 1)
 LEAST_SCALE = 1e-30
 SHAPES = ("Shape", "Constant", "ConstantOfShape")
@@ -262,15 +267,21 @@ class Deployed:
         return Codes(codes, scale, step, min(0, *(s[0] for s in spans)), max(0, *(s[1] for s in spans)))
 
     def _output(self, value: Any) -> Tensor:
-        """(A1), and (A11) for a constant that was added to the last layer's sums."""
+        """(A1), and (A1a) for a constant that was added to the last layer's sums and is no whole number of their units."""
         (one,) = (value.real() if isinstance(value, Codes) else value).operands
         constant = np.zeros(()) if isinstance(value, Codes) else value.constant
         with torch.no_grad():
             unit = np.asarray(one.exact, np.float64)
-            counts = torch.as_tensor(np.rint(constant / unit), device=self.device)
-            total, scale = one.codes.double() + counts, torch.as_tensor(unit, device=self.device)
-            narrow = scale.float()
-            exact = total.float() * narrow if bool((narrow.double() == scale).all()) else (total * scale).float()
+            counts = np.asarray(_ratios(constant, one.exact), object)
+            if all(c.denominator == 1 for c in counts.flat):
+                total, scale = one.codes.double() + torch.as_tensor(counts.astype(np.float64), device=self.device), torch.as_tensor(unit, device=self.device)
+                narrow = scale.float()
+                exact = total.float() * narrow if bool((narrow.double() == scale).all()) else (total * scale).float()
+            else:
+                largest = math.ceil(max(np.max(np.abs(np.asarray(v).astype(object) + counts)) for v in (one.low, one.high)))
+                finer = 1 << (EXACT_BITS - largest.bit_length())
+                added = torch.as_tensor(np.asarray(_nearest(counts * finer), np.float64), device=self.device)
+                exact = ((one.codes.double() * finer + added) * torch.as_tensor(unit / finer, device=self.device)).float()
         return straight(one.codes * one.scale + torch.as_tensor(constant, dtype=torch.float32, device=self.device), exact).float()
 
     # -- operators --------------------------------------------------------------------------------------------------------

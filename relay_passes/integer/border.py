@@ -14,6 +14,8 @@ from .values import Array, Context, Real, Term, Value, nearest, single, with_bia
 
 # Integers below 2^53 are float64 numbers as they are.
 EXACT_BITS = 53
+# What the integers may reach before the constant is taken from them: int64, with room for it.
+WIDE_BITS = 62
 
 
 def dequantized(ctx: Context, value: Value, op: str) -> relax.Expr:
@@ -52,9 +54,10 @@ def _with_fraction(ctx: Context, value: Real) -> Real | None:
     rounded = with_integer_bias(value)
     if rounded is not value and np.all(rounded.terms[0].zero == zero):
         return None
-    low, high = ctx.bounds(term.data)
-    largest = max(-int(np.min(low)), int(np.max(high))) + math.ceil(np.max(np.abs(zero)))
-    bits = EXACT_BITS - largest.bit_length()
+    ends = [np.asarray(v).astype(object) for v in ctx.bounds(term.data)]
+    largest = math.ceil(max(np.max(np.abs(v - zero)) for v in ends))
+    widest = int(max(np.max(np.abs(v)) for v in ends))
+    bits = min(EXACT_BITS - largest.bit_length(), WIDE_BITS - widest.bit_length())
     if bits < 1:
         return None
     data = term.data

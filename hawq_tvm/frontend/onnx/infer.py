@@ -17,6 +17,8 @@ from .values import ELEMENT_TYPES
 
 # Larger constants are not shapes: inference needs their type and sizes alone.
 MOST_ELEMENTS = 1024
+# A domain that nobody has: inference says nothing of its nodes.
+UNKNOWN = "hawq_tvm.unknown"
 NUMBERS = {kind: number for number, kind in ELEMENT_TYPES.items()}
 
 
@@ -48,7 +50,8 @@ def _dims(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
 def _outline(model: onnx.ModelProto, inputs: Sequence[Input]) -> onnx.ModelProto:
     """The model without the contents of its weights, without declared shapes but the inputs', and in operators that ONNX knows."""
     outline = onnx.ModelProto(ir_version=max(4, model.ir_version))
-    outline.opset_import.extend(model.opset_import)
+    outline.opset_import.extend(o for o in model.opset_import if o.domain != UNKNOWN)
+    outline.opset_import.append(onnx.helper.make_opsetid(UNKNOWN, 1))
     graph = outline.graph
     graph.name = "outline"
     graph.input.extend(onnx.helper.make_tensor_value_info(i.name, NUMBERS[i.kind], i.shape) for i in inputs)
@@ -73,6 +76,9 @@ def _known(node: onnx.NodeProto) -> onnx.NodeProto:
         return onnx.helper.make_node("Identity", list(node.input)[:1], list(node.output))
     if node.domain == MICROSOFT and node.op_type in ("QuantizeLinear", "DequantizeLinear"):
         return onnx.helper.make_node(node.op_type, list(node.input), list(node.output))
+    if node.op_type.endswith("Pool") and any(a.name == "ceil_mode" and a.i for a in node.attribute):
+        # ONNX's inference counts windows that begin in the padding; ONNX Runtime, PyTorch and the operator's later text leave them out.
+        return onnx.helper.make_node(node.op_type, list(node.input), list(node.output), domain=UNKNOWN)
     if node.op_type == "Constant" and any(a.HasField("t") and len(a.t.raw_data) > 8 * MOST_ELEMENTS for a in node.attribute):
         return onnx.helper.make_node("Constant", [], list(node.output), value=_light(node.attribute[0].t))
     return node
