@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from hawq_tvm import ops, thresholds, two_steps
+from hawq_tvm import arith, ops, thresholds, two_steps
 from hawq_tvm.arith import QType
 from hawq_tvm.pipeline import to_packed
 from hawq_tvm.verify.reference import evaluate
@@ -155,3 +155,20 @@ def test_a_proof_of_two_steps_finds_a_wrong_one() -> None:
     coarse = two_steps.rounded_down(real, 1, (1,), "layer")  # 2/6 of a step is taken for a tie at one bit after the point
     assert coarse is not None
     assert two_steps.prove_two_steps(real, coarse, 1, "half_even", (-8, 8)).differing > 0
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_double_rounding_of_tflite_is_kept(relu: bool) -> None:
+    """(A8) for a mean, also behind a ReLU, whose bound is a real number: nothing replaces it by two steps."""
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = bb.emit(relax.op.mean(dq(bb, p[0], 0.05, 3, S8), [1]))
+        return q(bb, bb.emit(relax.op.nn.relu(y)) if relu else y, 0.05, -5, S8, rounding="double")
+
+    x = RNG.integers(-128, 128, (500, 6)).astype(np.int8)
+    after, calls = lowered(build, x.shape, S8)
+    assert [str(c.attrs["rounding"]) for c in calls] == ["double"]
+    (call,) = calls
+    m, shift = (int(ops.const_value(a)) for a in (call.args[1].fields[0], call.args[3]))
+    total = x.astype(np.int64).sum(axis=1) - 18
+    wanted = np.clip(arith.double_round(total, m, shift) - 5, -5 if relu else -128, 127)
+    np.testing.assert_array_equal(evaluate(after, {"x": x})["out0"], wanted)
