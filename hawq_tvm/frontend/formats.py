@@ -75,7 +75,7 @@ def _content(source: Any) -> str:
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        if not path.is_file():
+        if not os.path.isfile(path):
             return ""
         file: Any = path
     elif isinstance(source, bytes):

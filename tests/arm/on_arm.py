@@ -81,7 +81,7 @@ def run(module: tvm.IRModule, on: tvm.target.Target, *arrays: Array, rule: str =
     """The results of the kernel of a PACKED module of one layer."""
     kernel, layer = kernel_of(module, on, rule)
     results = zeros_for(layer)
-    return call(kernel.func, on, *(np.ascontiguousarray(a) for a in (*arrays, *kernel.arguments)), *results)[-len(results) :]
+    return call(kernel.func, on, *(np.asarray(a, order="C") for a in (*arrays, *kernel.arguments)), *results)[-len(results) :]
 
 
 def check(body: Body, on: tvm.target.Target, *arrays: Array, rule: str = "") -> None:

@@ -49,7 +49,7 @@ def compiled(func: tirx.PrimFunc) -> Callable[..., Any]:
 
 def execute(func: tirx.PrimFunc, inputs: Sequence[Array], results: Sequence[Array]) -> None:
     """Execute a GPU kernel on this CPU; its results are filled."""
-    given, written = ([tvm.runtime.tensor(np.ascontiguousarray(a)) for a in arrays] for arrays in (inputs, results))
+    given, written = ([tvm.runtime.tensor(np.asarray(a, order="C")) for a in arrays] for arrays in (inputs, results))
     compiled(func)(*given, *written)
     for array, tensor in zip(results, written, strict=True):
         array[...] = tensor.numpy()

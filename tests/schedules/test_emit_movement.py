@@ -52,7 +52,7 @@ MOVES = {
 @pytest.mark.parametrize("name", MOVES)
 def test_move(name):
     body, inputs, expected = MOVES[name]
-    (out,) = run(body, *(np.ascontiguousarray(i) for i in inputs))
+    (out,) = run(body, *(np.asarray(i, order="C") for i in inputs))
     np.testing.assert_array_equal(out, expected, strict=True)
 
 

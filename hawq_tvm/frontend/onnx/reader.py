@@ -60,7 +60,7 @@ def opset_of(model: onnx.ModelProto, domain: str = "") -> int | None:
 
 def _read(path: Path) -> bytes:
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):
+        if os.path.exists(path) and not (path.is_file() or path.is_dir()):
             raise ModelError("is not a regular file", where=str(path), expected="an ONNX file")
         return path.read_bytes()
     except FileNotFoundError:
@@ -110,7 +110,7 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
                 f"has an external data entry that is not valid: {e}", where=f"{path}: {tensor.name}"
             ) from None
         file = path.parent / name
-        if not file.is_file():
+        if not os.path.isfile(file):  # Path.is_file raises for names that no file can have
             raise ModelError(
                 f"needs external data {name!r} for initializer {tensor.name!r}, which is missing", where=str(path),
                 expected=str(file), remedy="keep the data file next to the model",

@@ -69,7 +69,7 @@ def load_exported(source: str | os.PathLike[str] | bytes) -> Any:
     _need_torch(where)
     import torch
 
-    if not isinstance(source, bytes) and not Path(source).is_file():
+    if not isinstance(source, bytes) and not os.path.isfile(source):
         raise ModelError("no such file", where=where, remedy="check the path of the model")
     whole: Any = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
     file = whole if trusted() else archive.checked(source, where)
