@@ -60,7 +60,10 @@ def test_devices_are_not_read() -> None:
 
 def test_foreign_format_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.tflite").write_bytes(b"\x1c\x00\x00\x00TFL3" + b"\xff" * 40)
-    assert "TensorFlow Lite" in str(refused(tmp_path / "m.tflite", "not a readable"))
+    error = refused(tmp_path / "m.tflite", "not a readable")
+    assert "TensorFlow Lite" in error.found and "tf2onnx.convert --opset 18 --tflite /" in error.remedy
+    (tmp_path / "renamed").write_bytes((tmp_path / "m.tflite").read_bytes())
+    assert "--tflite" in refused(tmp_path / "renamed", "not a readable").remedy
 
 
 def test_truncated_file(tmp_path: Path) -> None:

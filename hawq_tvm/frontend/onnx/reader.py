@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -81,22 +82,34 @@ def _parse(data: bytes, where: str) -> onnx.ModelProto:
     try:
         model.ParseFromString(data)
     except DecodeError:
-        kind = FOREIGN.get(Path(where).suffix.lower(), "truncated, damaged or another format")
+        kind, remedy = _foreign(data, where)
         raise ModelError(
             "is not a readable ONNX model",
             where=where,
             expected="an ONNX protobuf",
             found=f"{len(data)} bytes: {kind}",
-            remedy="export or copy the model again",
+            remedy=remedy,
         ) from None
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise ModelError(
             "is not an ONNX model",
             where=where,
             expected="a ModelProto with a graph",
-            found=f"{len(data)} bytes without one",
+            found=f"{len(data)} bytes without one: {_foreign(data, where)[0]}",
+            remedy=_foreign(data, where)[1],
         )
     return model
+
+
+def _foreign(data: bytes, where: str) -> tuple[str, str]:
+    """What a file is that is not ONNX, and what can be done about it."""
+    suffix = ".tflite" if data[4:8] == b"TFL3" else Path(where).suffix.lower()
+    remedy = {
+        ".tflite": f"pip install tf2onnx tensorflow; python -m tf2onnx.convert --opset 18 --tflite {shlex.quote(where)} --output model.onnx",
+        ".pb": "pip install tf2onnx tensorflow; python -m tf2onnx.convert --opset 18 --saved-model FOLDER --output model.onnx, and hawq-tvm quantize it",
+        ".ort": "give the ONNX model that it was made of",
+    }.get(suffix, "export or copy the model again")
+    return FOREIGN.get(suffix, "truncated, damaged or another format"), remedy
 
 
 def _load_external(model: onnx.ModelProto, path: Path) -> None:
