@@ -32,7 +32,7 @@ def interrupted(kept: Path | None) -> int:
     if kept is not None and kept.exists():
         ERR.print(f"interrupted; what was measured before is in {kept}, and the same command continues")
     else:
-        ERR.print("interrupted before anything was measured; nothing was written")
+        ERR.print("interrupted before a result was kept; no file was written")
     return 130
 
 

@@ -151,7 +151,7 @@ def test_tune_interrupted_before_anything_names_no_file(tmp_path: Path, monkeypa
     monkeypatch.setattr(tuner, "race", interrupted)
     assert main(arguments) == 130
     said = capsys.readouterr().err
-    assert "interrupted before anything was measured; nothing was written" in said and "r.json" not in said and not (tmp_path / "r.json").exists()
+    assert "interrupted before a result was kept; no file was written" in said and "r.json" not in said and not (tmp_path / "r.json").exists()
     (tmp_path / "r.json").write_text(json.dumps({"format": "hawq_tvm tile records 1", "entries": {}}))  # of an earlier run
     assert main(arguments) == 130 and "r.json" in capsys.readouterr().err
 
@@ -172,7 +172,7 @@ def test_allocate_interrupted_names_the_file_that_is_there(tmp_path: Path, monke
 
     monkeypatch.setattr(plan, "problem", interrupted)
     arguments = ["allocate", str(tmp_path / "f.onnx"), "--calib", str(tmp_path), "--budget", "bops=0.6", "-o", str(tmp_path / "bits.json")]
-    assert main(arguments) == 130 and "nothing was written" in capsys.readouterr().err
+    assert main(arguments) == 130 and "no file was written" in capsys.readouterr().err
     kept[0] = True
     assert main(arguments) == 130 and f"is in {state}, and the same command continues" in capsys.readouterr().err
 
