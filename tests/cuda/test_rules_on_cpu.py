@@ -103,6 +103,19 @@ def test_tables():
     check(lambda e, x: ops.lookup(x, table), full_range((1, 5, 5, 24), "int8"), rule="cuda.elementwise")
 
 
+def test_outputs_with_a_fraction_beside_them():
+    """(A1a): the sums on a finer grid in int64, and their float32, on sums of the whole of int32."""
+    finer = np.array([1 << 20, 1 << 20, 1 << 20], np.int64)
+
+    def fraction(e: Any, x: relax.Expr) -> relax.Expr:
+        wide = e(R.multiply(e(R.astype(x, "int64")), ops.const(finer, "int64")))
+        return R.maximum(e(R.subtract(wide, ops.const([419430, -419430, 2**51], "int64"))), ops.const(0, "int64"))
+
+    check(fraction, full_range((4, 5, 3), "int32"), rule="cuda.elementwise")
+    sums = rng.integers(-(2**53), 2**53, (4, 5, 3))
+    check(lambda e, x: ops.dequantize(x, np.array([1.3e-14, 2.7e-15, 1e-9]), 0, qmin=-(2**53), qmax=2**53), sums, rule="cuda.elementwise")
+
+
 @pytest.mark.parametrize("channels", [(16, 32, 8), (3, 5, 6), (4, 12, 4)])
 def test_concats(channels):
     arrays = [full_range((1, 3, 5, c), "uint8") for c in channels]
