@@ -79,7 +79,7 @@ def dyadic(ratio: Fraction, bits: int = MANTISSA_BITS, max_shift: int = MAX_SHIF
     if abs(multiplier) == 2**bits:
         multiplier, shift = multiplier // 2, shift - 1
     if shift < 0:
-        raise OverflowError(f"a scale ratio of about 2^{exponent} is too large for {bits} bits")
+        raise OverflowError(f"a ratio of about 2^{exponent}")
     return multiplier, shift
 
 

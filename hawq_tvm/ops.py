@@ -7,6 +7,7 @@ shifts broadcast against the data as NumPy arrays do, so no operator needs an ax
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,6 +17,10 @@ from tvm import relax
 from tvm.ir import _ffi_api as _ir_ffi
 
 from . import arith
+from .errors import ModelError
+
+# Of one tensor, whether an input, a result or what a pass makes on the way: a gigabyte of 32-bit numbers.
+MAX_ELEMENTS = 2**28
 
 
 def shape_of(expr: relax.Expr) -> tuple[int, ...]:
@@ -73,7 +78,10 @@ class Emitter:
         self.builder, self.taken = builder, set(taken)
 
     def __call__(self, expr: relax.Expr, name: str) -> relax.Var:
-        """A variable bound to `expr`; variables are returned as they are."""
+        """A variable bound to `expr`; variables are returned as they are.
+
+        Raises ModelError naming the layer when the result would have no element or more than MAX_ELEMENTS: nothing has been computed then.
+        """
         if isinstance(expr, relax.Var):
             return expr
         unique, count = name, 1
@@ -81,9 +89,18 @@ class Emitter:
             unique, count = f"{name}_{count}", count + 1
         self.taken.add(unique)
         value = self.builder.normalize(expr)
+        _check_size(value.ty, name)
         var = relax.DataflowVar(unique, value.ty)
         self.builder.emit_normalized(relax.VarBinding(var, value))
         return var
+
+
+def _check_size(kind: Any, name: str) -> None:
+    for field in getattr(kind, "fields", None) or [kind]:
+        shape = [int(d) for d in field.shape.values] if isinstance(field, relax.TensorType) and field.shape is not None else []
+        if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
+            expected = f"sizes of at least 1, at most {MAX_ELEMENTS} elements"
+            raise ModelError("gives a tensor of impossible shape", where=name, expected=expected, found=str(shape))
 
 
 def _tensor(shape: Sequence[int], dtype: str) -> relax.TensorType:

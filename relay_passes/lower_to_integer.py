@@ -43,6 +43,8 @@ from .integer.values import (
 )  # fmt: skip
 
 _FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
+# Each part of what is joined before its quantize gets a requantize of its own.
+MOST_JOINED, DEEPEST_JOINED = 1 << 9, 64
 TAIL = "keep it outside the integer region with --allow-float-tail"
 
 
@@ -216,6 +218,9 @@ class _Lowering:
             lowered = handlers.HANDLERS[name](self.ctx, call, values)
         else:
             raise self.ctx.fail(name, *handlers.why_not(self.ctx, name, flat))
+        if isinstance(lowered, Joined) and (lowered.size > MOST_JOINED or lowered.depth > DEEPEST_JOINED):
+            found = f"{lowered.size} parts, {lowered.depth} within one another"
+            raise self.ctx.fail(name, f"it joins very many tensors of which none is quantized ({found})", INSERT)
         if self.allow_float and binding.var not in self.feeds_quantize and isinstance(lowered, Joined | Softmax):
             raise self.ctx.fail(name, "nothing quantizes its result, so its parts have no common scale", INSERT)
         return lowered

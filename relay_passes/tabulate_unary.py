@@ -75,34 +75,39 @@ RATIONAL = frozenset(LINEAR) | {"relax.square"}
 class _Region:
     """The element-wise operators behind one quantize, and the leaf they hang on."""
 
-    def __init__(self, values: dict[relax.Var, relax.Expr]) -> None:
-        self.values, self.leaf = values, None
+    def __init__(self, values: dict[relax.Var, relax.Expr], places: dict[relax.Var, int]) -> None:
+        self.values, self.places, self.leaf = values, places, None
         self.nonlinear, self.rational = False, True
-        self.leaf_count = 0
+        self.inside: set[relax.Var] = set()
+        self.products = 0
 
-    def collect(self, expr: relax.Expr, seen: dict[relax.Var, bool]) -> bool:
-        """Whether everything behind `expr` is element-wise on one leaf; remembers that leaf."""
-        if not isinstance(expr, relax.Var):
-            return _is_scalar(expr)
-        if expr in seen:
-            return seen[expr]
-        call = self.values.get(expr, expr)
-        name = ops.op_name(call)
-        if name == "hawq.dequantize":
-            seen[expr] = self._leaf(expr, call)
-        elif name in ELEMENTWISE:
-            self.rational &= name in RATIONAL
-            depends = [a for a in call.args if isinstance(a, relax.Var)]
-            # A product (or quotient) of two functions of the tensor is not linear in it.
-            self.nonlinear |= name in NONLINEAR or (name in ("relax.multiply", "relax.divide") and len(depends) == 2) or (
-                name == "relax.divide" and isinstance(call.args[1], relax.Var)
-            )
-            seen[expr] = all(self.collect(a, seen) for a in call.args)
-        else:
-            seen[expr] = ops.is_const(call) and _is_scalar(call)
-        return seen[expr]
+    def collect(self, root: relax.Var) -> bool:
+        """Whether everything behind `root` is element-wise on one leaf; remembers that leaf, and what lies between."""
+        waiting = [root]
+        while waiting:
+            var = waiting.pop()
+            if var in self.inside:
+                continue
+            self.inside.add(var)
+            call = self.values.get(var, var)
+            name = ops.op_name(call)
+            if name in ELEMENTWISE:
+                self.rational &= name in RATIONAL
+                depends = [a for a in call.args if isinstance(a, relax.Var)]
+                # A product (or quotient) of two functions of the tensor is not linear in it.
+                product = name == "relax.square" or (name in ("relax.multiply", "relax.divide") and len(depends) == 2)
+                self.products += product
+                self.nonlinear |= product or name in NONLINEAR or (name == "relax.divide" and isinstance(call.args[1], relax.Var))
+                waiting += depends
+                if not all(isinstance(a, relax.Var) or _is_scalar(a) for a in call.args):
+                    return False
+            elif not (self._leaf(call) if name == "hawq.dequantize" else ops.is_const(call) and _is_scalar(call)):
+                return False
+        # Every product can double the digits of a fraction: beyond these, exact values would take hours.
+        self.rational &= self.products <= 6 and len(self.inside) <= 256
+        return True
 
-    def _leaf(self, var: relax.Var, call: relax.Call) -> bool:
+    def _leaf(self, call: relax.Call) -> bool:
         data = call.args[0]
         one_scale = all(ops.const_value(a).size == 1 for a in call.args[1:])
         narrow = ops.dtype_of(data) in ("int8", "uint8", "int16", "uint16")
@@ -121,19 +126,22 @@ class _Region:
             np.array_equal(ops.const_value(a), ops.const_value(b)) for a, b in zip(call.args[1:], self.leaf.args[1:], strict=True)
         )
 
-    def evaluate(self, expr: relax.Expr, x: Array, known: dict[relax.Var, Array]) -> Array:
+    def evaluate(self, root: relax.Var, x: Array) -> Array:
         """The region's value for every level of the leaf, in float64, or in Fractions where x is of these."""
-        if not isinstance(expr, relax.Var):
-            return _scalar(expr, x)
-        if expr not in known:
-            call = self.values[expr]
+        order = sorted(self.inside, key=self.places.__getitem__)
+        last = {a: var for var in order for a in ops.variables(self.values[var])}
+        known: dict[relax.Var, Array] = {}
+        for var in order:
+            call = self.values[var]
             if ops.op_name(call) == "hawq.dequantize":
-                known[expr] = x
+                known[var] = x
             elif ops.is_const(call):
-                known[expr] = _scalar(call, x)
+                known[var] = _scalar(call, x)
             else:
-                known[expr] = ELEMENTWISE[ops.op_name(call)](call, *(self.evaluate(a, x, known) for a in call.args))
-        return known[expr]
+                known[var] = ELEMENTWISE[ops.op_name(call)](call, *(known[a] if isinstance(a, relax.Var) else _scalar(a, x) for a in call.args))
+                for a in {a for a in call.args if isinstance(a, relax.Var) and last[a].same_as(var)}:
+                    del known[a]
+        return known[root]
 
 
 def _is_scalar(expr: relax.Expr) -> bool:
@@ -151,6 +159,7 @@ def tabulate_unary(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     Raises ModelError when a table entry would be NaN, naming the layer.
     """
     values = {b.var: b.value for b in stages.bindings(module["main"])}
+    places = {var: i for i, var in enumerate(values)}
     count = 0
 
     def visit(rebuild: Rebuild, binding: relax.VarBinding, value: relax.Expr) -> relax.Expr | None:
@@ -160,8 +169,8 @@ def tabulate_unary(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
             return None
         if any(ops.const_value(a).size != 1 for a in call.args[1:]):
             return None
-        region = _Region(values)
-        if not region.collect(call.args[0], {}) or not region.nonlinear or region.leaf is None:
+        region = _Region(values, places)
+        if not region.collect(call.args[0]) or not region.nonlinear or region.leaf is None:
             return None
         if ops.shape_of(call) != ops.shape_of(region.leaf):
             return None
@@ -181,7 +190,7 @@ def _table(region: _Region, call: relax.Call, layer: str) -> Array:
     # Levels outside the declared range cannot occur; their entries repeat the nearest that can.
     reachable = np.clip(levels, int(leaf.attrs["qmin"]), int(leaf.attrs["qmax"]))
     with np.errstate(all="ignore"):
-        real = np.broadcast_to(region.evaluate(call.args[0], (reachable - zero) * scale, {}), levels.shape)
+        real = np.broadcast_to(region.evaluate(call.args[0], (reachable - zero) * scale), levels.shape)
     if np.any(np.isnan(real)):
         at = float(((reachable - zero) * scale)[np.isnan(real)][0])
         raise ModelError(
@@ -198,6 +207,6 @@ def _table(region: _Region, call: relax.Call, layer: str) -> Array:
     unsure = (np.abs(twice - np.rint(twice)) < 1e-9 * (np.abs(twice) + 1)) & (np.abs(steps) < 2.0**30) & region.rational
     with suppress(ZeroDivisionError):  # 1 / 0 is infinite in float64, and no fraction
         exact = rational((reachable - zero)[unsure]) * Fraction(scale)
-        values = np.broadcast_to(region.evaluate(call.args[0], exact, {}), exact.shape) / Fraction(out_scale) + int(inside)
+        values = np.broadcast_to(region.evaluate(call.args[0], exact), exact.shape) / Fraction(out_scale) + int(inside)
         rounded[unsure] = [round_exactly(v, rounding) + out_zero - inside for v in values.tolist()]
     return np.clip(rounded, int(attrs["qmin"]), int(attrs["qmax"])).astype(str(attrs["out_dtype"]))

@@ -178,6 +178,8 @@ def clip(ctx: Context, a: Value, low: Fraction | float, high: Fraction | float) 
 
 def extremum(ctx: Context, a: Value, b: Value, op: str) -> Value:
     """maximum or minimum: against a uniform constant it is a clip, else both sides meet at the quantize."""
+    if a is b:
+        return a
     for x, other in ((a, b), (b, a)):
         if isinstance(other, Constant) and is_uniform(other.real) and not isinstance(x, Constant):
             level = other.real.flat[0]

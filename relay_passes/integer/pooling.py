@@ -91,9 +91,11 @@ def _counts(call: relax.Call, shape: Sequence[int]) -> Array:
     for axis in (0, 1):
         begin, end = int(call.attrs.padding[axis]), int(call.attrs.padding[2 + axis])
         size, out = shape[2 + axis], int(call.ty.shape.values[2 + axis])
-        taps = np.arange(out)[:, None] * strides[axis] - begin + np.arange(kernel[axis]) * dilation[axis]
         first, last = (-begin, size + end) if int(call.attrs.count_include_pad) else (0, size)
-        per_axis.append(((taps >= first) & (taps < last)).sum(axis=1))
+        start = np.arange(out) * strides[axis] - begin
+        # The taps below `first` and below `last`, without a list of taps: kernels can be large.
+        below, inside = (np.clip(-((start - limit) // dilation[axis]), 0, kernel[axis]) for limit in (first, last))
+        per_axis.append(inside - below)
     return np.multiply.outer(per_axis[0], per_axis[1])[None, None]
 
 

@@ -127,13 +127,21 @@ class Constant:
 class Joined:
     """Several Reals whose integers can be joined only once they share a scale, that is at their quantize.
 
-    join: makes the integer result from the parts' integers.  moved: whether it moves them too.
+    join: makes the integer result from the parts' integers.  moved: whether it moves them too.  size: how many parts are joined in
+    all, a part that is joined twice counting twice.  depth: how many joins lie within one another.
     """
 
     shape: tuple[int, ...]
     parts: tuple[Real | Joined | Constant, ...]
     join: Callable[[list[relax.Expr]], relax.Expr]
     moved: bool = False
+    size: int = field(init=False)
+    depth: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        inner = [p for p in self.parts if isinstance(p, Joined)]
+        object.__setattr__(self, "size", len(self.parts) - len(inner) + sum(p.size for p in inner))
+        object.__setattr__(self, "depth", 1 + max((p.depth for p in inner), default=0))
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hawq_tvm.errors import ModelError, UsageError
+from hawq_tvm.ops import MAX_ELEMENTS
 
 SUPPORTED = frozenset(
     {
@@ -25,7 +26,6 @@ SUPPORTED = frozenset(
         "int64",
     }
 )
-MAX_ELEMENTS = 2**31 - 1
 # Channels that pictures have.
 COLOURS = (1, 3, 4)
 

@@ -72,6 +72,8 @@ def sliced(node: Operation, ranges: Mapping[int, range]) -> Result:
     if not kept:
         return node.value(0)
     kept = [(a, r if len(r) > 1 else range(r[0], r[0] + 1)) for a, r in kept]
+    # One element is reached by any step, however large.
+    kept = [(a, r if len(r) > 1 else range(r[0], r[0] + 1)) for a, r in kept]
     stops = [r[-1] + (1 if r.step > 0 else -1) for _, r in kept]
     # A backward slice that reaches the first element ends below it, which only a number beyond the front expresses.
     ends = [s if s >= 0 else -dims[a] - 1 for s, (a, _) in zip(stops, kept, strict=True)]

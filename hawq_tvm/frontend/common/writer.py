@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from hawq_tvm import contract, ops, stages
 from hawq_tvm.contract import Promise
 from hawq_tvm.errors import ModelError, first_of, not_quantized
 
-from .inputs import MAX_ELEMENTS, Input
+from .inputs import Input
 from .node import expression
 from .values import Constant, Failed, Result, Tensor, Value, storage_of
 
@@ -117,10 +116,4 @@ class Writer(ABC):
         """`expr` bound to a variable of that name (a number is added when it is taken); variables stay as they are."""
         if isinstance(expr, relax.Var):
             return expr
-        var = self.emit(expr, name)
-        for field in getattr(var.ty, "fields", None) or [var.ty]:
-            shape = [int(d) for d in field.shape.values]
-            if any(d < 1 for d in shape) or math.prod(shape) > MAX_ELEMENTS:
-                limit = f"sizes of at least 1, at most {MAX_ELEMENTS} elements"
-                raise ModelError("gives a tensor of impossible shape", where=name, expected=limit, found=str(shape))
-        return var
+        return self.emit(expr, name)

@@ -84,7 +84,8 @@ FOLDABLE = frozenset(
         "Xor",
     ]
 )
-LIMIT = 1 << 24
+# The elements of one constant that folding makes, and of all of them together; a larger file may hold larger ones.
+LIMIT, LIMIT_OF_ALL = 1 << 24, 1 << 26
 REFERENCE_ERRORS = (
     RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError, AssertionError,
     MemoryError,
@@ -147,19 +148,34 @@ def can_fold(node: Node) -> bool:
     )
 
 
-def fold(node: Node) -> list[Constant]:
-    """The outputs of a foldable node.
+class Budget:
+    """What folding may make of a model: constants are kept while it is imported, so their sizes add up."""
+
+    def __init__(self, held: int) -> None:
+        """held: the elements that the file itself holds."""
+        self.largest, self.left = max(LIMIT, held), max(LIMIT_OF_ALL, 8 * held)
+
+    def check(self, node: Node, size: int) -> None:
+        """Raise ModelError when a result of that size is too large, before it is computed."""
+        limit = min(self.largest, self.left)
+        if size > limit:
+            raise node.fail(
+                "would make a very large constant", expected=f"at most {limit} elements", found=str(size),
+                remedy="compute it at run time, or store it in the file",
+            )  # fmt: skip
+
+
+def fold(node: Node, budget: Budget) -> list[Constant]:
+    """The outputs of a foldable node; what they take is taken from the budget.
 
     Raises ModelError when they would be very large or the operands do not fit together.
     """
     arrays = {f"i{k}": v.array for k, v in enumerate(node.inputs) if isinstance(v, Constant)}
-    given = sum(a.size for a in arrays.values())
     try:
         size = _result_size(node, list(arrays.values()))
     except (ValueError, TypeError, IndexError, OverflowError, ZeroDivisionError) as e:
         raise node.fail(f"cannot be computed: {first_line(e)}", found=_operands(arrays)) from None
-    if size > max(LIMIT, given):
-        raise node.fail("would make a very large constant", expected=f"at most {LIMIT} elements", found=str(size))
+    budget.check(node, size)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -168,6 +184,7 @@ def fold(node: Node) -> list[Constant]:
         raise node.fail(f"cannot be computed: {first_line(e)}", found=_operands(arrays)) from None
     if len(results) != len(node.outputs) or not all(isinstance(r, np.ndarray | np.generic) for r in results):
         raise node.fail("did not give one array per output", expected=str(len(node.outputs)), found=str(len(results)))
+    budget.left -= sum(np.size(r) for r in results)
     return [Constant(np.asarray(r)) for r in results]
 
 
@@ -205,8 +222,10 @@ def _result_size(node: Node, arrays: list[Array]) -> int:
         return math.prod(max(0, d + 2 * max((int(p) for p in pads), default=0)) for d in first.shape)
     if node.op == "Expand":
         return math.prod(np.broadcast_shapes(first.shape, tuple(int(v) for v in arrays[1].ravel())))
-    if node.op in ("Gather", "GatherElements"):
-        return arrays[1].size * (first.size if first.ndim > 1 else 1)
+    if node.op == "Gather":
+        return arrays[1].size * (first.size // max(1, first.shape[node.axis(node.attr("axis", 0), first.ndim)]))
+    if node.op == "GatherElements":
+        return arrays[1].size
     if node.op in ("Concat", "Cast", "CastLike") or len(arrays) == 1 or node.op.startswith("Reduce"):
         return sum(a.size for a in arrays)
     sizes = [max((a.shape[-1 - i] if i < a.ndim else 1) for a in arrays) for i in range(max(a.ndim for a in arrays))]

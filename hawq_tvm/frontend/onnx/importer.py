@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -43,6 +44,7 @@ class Importer(Writer):
         super().__init__(inputs)
         for error in failures:
             self.failed(error, "input")
+        self.budget = fold.Budget(sum(math.prod(map(int, t.dims)) for t in model.graph.initializer))
         self.order = self.checked(model.graph)
 
     def checked(self, graph: onnx.GraphProto, outer: Iterable[str] = ()) -> Sequence[onnx.NodeProto]:
@@ -125,7 +127,7 @@ class Importer(Writer):
         if node.op == "Constant" and not domain:
             return [fold.constant_node(node)]
         if fold.can_fold(node):
-            return fold.fold(node)
+            return fold.fold(node, self.budget)
         if entry is None:
             raise node.fail(
                 "is supported on constants only", remedy="fold it into a constant (onnxsim, or export again)"

@@ -177,10 +177,47 @@ def _inline_functions(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
         return model
     from onnx import inliner
 
+    _check_functions(model, where)
     try:
         return inliner.inline_local_functions(model)
     except (RuntimeError, ValueError, TypeError, DecodeError, onnx.checker.ValidationError) as e:
         raise ModelError(f"has functions that cannot be inlined: {first_line(e)}", where=where) from None
+
+
+# What a model may become by inlining: nodes, and functions within one another.
+MAX_NODES, MAX_NESTED = 1 << 16, 100
+
+
+def _check_functions(model: onnx.ModelProto, where: str) -> None:
+    """Raise ModelError where functions that call functions would make very many nodes, or never end; they are not inlined yet."""
+    bodies = {(f.domain, f.name): [n for n in f.node] for f in model.functions}
+    sizes: dict[tuple[str, str], int] = {}
+
+    def size(nodes: Iterable[onnx.NodeProto], path: tuple[tuple[str, str], ...]) -> int:
+        total = 0
+        for node in nodes:
+            key = node.domain, node.op_type
+            total += called(key, path, node) if key in bodies else 1
+            total += sum(size(g.node, path) for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs))
+        return total
+
+    def called(key: tuple[str, str], path: tuple[tuple[str, str], ...], node: onnx.NodeProto) -> int:
+        if key in path or len(path) > MAX_NESTED:
+            raise ModelError(
+                "has functions that call one another without end, or very deeply", where=node.name or node.op_type or where,
+                expected=f"at most {MAX_NESTED} within one another", found=".".join(key), remedy="export the model with its functions inlined",
+            )  # fmt: skip
+        if key not in sizes:
+            sizes[key] = size(bodies[key], (*path, key))
+        return sizes[key]
+
+    for node in model.graph.node:
+        count = size([node], ())
+        if count > MAX_NODES:
+            raise ModelError(
+                "calls functions that call functions, which would become very many nodes", where=node.name or next(iter(node.output), node.op_type),
+                expected=f"at most {MAX_NODES} nodes", found=str(count), remedy="export the model with its functions inlined",
+            )  # fmt: skip
 
 
 def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
