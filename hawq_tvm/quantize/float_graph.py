@@ -128,7 +128,7 @@ class FloatGraph:
             operands = [values[n] if n else None for n in node.inputs]
             if feed:
                 operands = [v if v is None else _replaced(feed(node.name, k, v), v) for k, v in enumerate(operands)]
-            results = self._computed(node, operands)
+            results = computed(node, operands)
             for name, value in zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=False):
                 if name:
                     values[name] = _replaced(record(name, value), value) if record else value
@@ -137,21 +137,6 @@ class FloatGraph:
                 if self._last_use.get(name) == i and name not in keep:
                     values.pop(name, None)
         return {name: values[name] for name in self.outputs}
-
-    def _computed(self, node: Node, operands: Sequence[Any]) -> Any:
-        """A node's results.
-
-        Raises ModelError where the operands do not fit: a dimension that the model leaves open may have any size.
-        """
-        try:
-            return node.compute(*operands)
-        except (RuntimeError, ValueError, IndexError, TypeError) as e:
-            given = ", ".join("x".join(map(str, v.shape)) or "a scalar" for v in operands if hasattr(v, "shape"))
-            raise ModelError(
-                f"{node.op} cannot be computed on data of this shape", where=node.name, found=given,
-                expected=(str(e).strip().splitlines() or [type(e).__name__])[0],
-                remedy="give data of the size that the network was made for, or fix it with --shape",
-            ) from e  # fmt: skip
 
     def layer(self, name: str) -> Layer:
         """The weighted layer of that name.
@@ -173,6 +158,24 @@ class FloatGraph:
         """The batch size that the model fixes (the first dimension of its first input), None when it leaves it open."""
         shape = self.inputs[0].shape
         return shape[0] if shape else None
+
+
+def computed(node: Node, operands: Sequence[Any]) -> Any:
+    """A node's results.
+
+    Raises ModelError where the operands do not fit: a dimension that the model leaves open may have any size.
+    """
+    try:
+        return node.compute(*operands)
+    except (RuntimeError, ValueError, LookupError, TypeError) as e:
+        given = ", ".join("x".join(map(str, v.shape)) or "a scalar" for v in operands if hasattr(v, "shape"))
+        raise ModelError(
+            f"{node.op} cannot be computed on data of this shape",
+            where=node.name,
+            found=given,
+            expected=(str(e).strip().splitlines() or [type(e).__name__])[0],
+            remedy="give data of the size that the network was made for, or fix it with --shape",
+        ) from e
 
 
 def _replaced(new: Any, old: Any) -> Any:
@@ -226,7 +229,7 @@ def folded(nodes: Sequence[Node], parameters: dict[str, Tensor]) -> tuple[Node, 
     for node in nodes:
         if all(not n or n in parameters for n in node.inputs):
             with torch.no_grad():
-                results = node.compute(*(parameters[n] if n else None for n in node.inputs))
+                results = computed(node, [parameters[n] if n else None for n in node.inputs])
             results = results if isinstance(results, tuple) else (results,)
             parameters.update((n, v) for n, v in zip(node.outputs, results, strict=False) if n)
         else:

@@ -53,11 +53,18 @@ def from_onnx(source: Source, shapes: Shapes | None = None) -> FloatGraph:
     parameters = {t.name: as_tensor(numpy_helper.to_array(t)) for t in graph.initializer}
     inputs = tuple(_input(v) for v in graph.input if v.name not in parameters)
     nodes, windows = [], {}
-    for proto in graph.node:
-        attributes = Attributes(proto, opset)
-        if proto.domain not in ("", "ai.onnx") or proto.op_type not in OPERATORS:
-            raise _refused(attributes)
-        compute = OPERATORS[proto.op_type](attributes)
+    given = [Attributes(proto, opset) for proto in graph.node]
+    unknown = [a for a in given if a.node.domain not in ("", "ai.onnx") or a.node.op_type not in OPERATORS]
+    if unknown:
+        raise _refused(unknown)
+    for attributes in given:
+        proto = attributes.node
+        if not proto.output:
+            raise attributes.fail("has no outputs", remedy="export the model again")
+        try:
+            compute = OPERATORS[proto.op_type](attributes)
+        except (TypeError, ValueError, LookupError) as e:
+            raise attributes.fail("has attributes that are not understood", found=str(e)) from e
         nodes.append(Node(attributes.name, proto.op_type, tuple(proto.input), tuple(proto.output), compute))
         windows[proto.output[0]] = attributes
     kept = folded(nodes, parameters)
@@ -66,12 +73,21 @@ def from_onnx(source: Source, shapes: Shapes | None = None) -> FloatGraph:
     return FloatGraph(name, inputs, tuple(o.name for o in graph.output), kept, named_once(layers, name), parameters)
 
 
-def _refused(attributes: Attributes) -> ModelError:
+def _refused(unknown: Sequence[Attributes]) -> ModelError:
+    """The error about the first, which names all."""
+    attributes = next((a for a in unknown if _quantizes(a.node)), unknown[0])
     node = attributes.node
-    if node.op_type.startswith(QUANTIZED) or "Integer" in node.op_type:
+    if _quantizes(node):
         return attributes.fail("is of a quantized model", expected="a float model", remedy="give the model that was quantized")
     what = f"of the domain {node.domain!r} is not known" if node.domain not in ("", "ai.onnx") else "is not known here"
-    return attributes.fail(what, expected=f"one of {', '.join(sorted(OPERATORS))}", remedy="simplify the model, or export it as a torch program (.pt2)")
+    others = ", ".join(f"{a.name} ({a.node.op_type})" for a in unknown if a is not attributes)
+    remedy = "simplify the model, or export it as a torch program (.pt2)"
+    expected = f"one of {', '.join(sorted(OPERATORS))}"
+    return attributes.fail(what, expected=expected, found=f"it, and {others}" if others else "", remedy=remedy)
+
+
+def _quantizes(node: onnx.NodeProto) -> bool:
+    return node.op_type.startswith(QUANTIZED) or "Integer" in node.op_type
 
 
 def _input(value: onnx.ValueInfoProto) -> Input:

@@ -22,7 +22,7 @@ class Attributes:
     """The attributes of one node, and its errors."""
 
     def __init__(self, node: onnx.NodeProto, opset: int) -> None:
-        self.node, self.opset, self.name = node, opset, node.name or node.output[0]
+        self.node, self.opset, self.name = node, opset, node.name or next(iter(node.output), node.op_type)
         self.values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
     def get(self, name: str, default: Any = None) -> Any:

@@ -118,3 +118,27 @@ def test_refusals() -> None:
         load_float(quantized_net())
     with pytest.raises(UsageError, match=r"no weighted layer 'a3'.*did you mean 'a[12]'"):
         load_float(residual_net()).layer("a3")
+
+
+def test_every_unknown_operator_is_named() -> None:
+    g = FloatNet([1, 3, 8, 8])
+    y = g.node("Det", g.node("GridSample", "x", "x", name="strange"), name="stranger")
+    expected = r"strange: GridSample is not known here; expected one of .*; found it, and stranger \(Det\); remedy: simplify"
+    with pytest.raises(ModelError, match=expected):
+        load_float(g.model(y))
+
+
+def test_nodes_that_are_damaged() -> None:
+    g = FloatNet([1, 3, 8, 8])
+    for node, message in (
+        (onnx.helper.make_node("Relu", ["x"], []), "Relu has no outputs"),
+        (onnx.helper.make_node("MaxPool", ["x"], ["y"], name="pool"), "pool: MaxPool has attributes that are not understood"),
+    ):
+        model = g.model("y")
+        model.graph.node.append(node)
+        with pytest.raises(ModelError, match=message):
+            load_float(model)
+    g = FloatNet([1, 3, 8, 8])
+    broken = g.node("Reshape", g.constant([1.0, 2.0]), g.constant([3], np.int64), name="folded")
+    with pytest.raises(ModelError, match="folded: Reshape cannot be computed on data of this shape"):
+        load_float(g.model(broken))
