@@ -128,7 +128,7 @@ class _Lowering:
         if not isinstance(var.ty, relax.TensorType):
             return FAILED
         shape, dtype = ops.shape_of(var), "int8" if stages.is_float(var) else ops.dtype_of(var)
-        data = self.ctx.emit(relax.op.broadcast_to(ops.const(np.zeros(1), dtype), shape), "failed")
+        data = self.ctx.emit(relax.op.broadcast_to(ops.const(np.zeros([1] * len(shape)), dtype), shape), "failed")
         self.ctx.intervals[data] = Interval.of_range(*arith.RANGES.get(dtype, (0, 1)))
         return Real(shape, (Term(data, np.zeros((), np.int64), np.array(2.0**-20)),)) if stages.is_float(var) else data
 

@@ -88,3 +88,20 @@ class Oracle:
     def total(self) -> tuple[int, int, int]:
         elements, different, unexplained = (sum(r[i] for r in self.rows.values()) for i in range(3))
         return elements, different, unexplained
+
+
+class IntegerOracle(Oracle):
+    """The same for the INTEGER module: every layer computed in integers from the other runtime's own.
+
+    real: the oracle of the ANNOTATED module, after its run.
+    """
+
+    def __init__(self, module: tvm.IRModule, real: Oracle) -> None:
+        super().__init__(module, real.theirs)
+        self.given = real.real
+
+    def compares(self, b: relax.VarBinding) -> bool:
+        return b.var.name in self.given and not stages.is_float(b.var)
+
+    def steps(self, b: relax.VarBinding) -> np.ndarray:
+        return self.given[b.var.name]
