@@ -64,7 +64,7 @@ install_runtime() {
     local wheel
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$(pinned numpy)" "$(pinned apache-tvm-ffi)" "typing-extensions>=4.13" .
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps "$(pinned numpy)" "$(pinned apache-tvm-ffi)" "$(pinned fastjsonschema)" "typing-extensions>=4.13" .
     "$venv/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps --dest "$work" "$(pinned apache-tvm)"
     wheel=$(echo "$work"/apache_tvm-*.whl)
     "$venv/bin/python" - "$wheel" <<'PYTHON'

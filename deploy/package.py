@@ -27,7 +27,7 @@ from typing import Any
 from hawq_tvm.errors import OutputError, PackageError
 from hawq_tvm.files import check_folder, write_bytes
 
-from . import archive, folders
+from . import archive, contents, folders
 
 FORMAT_VERSION = 2
 FILES = ("model.so", "model.h", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json")
@@ -36,12 +36,6 @@ SIGNATURE = f"{MANIFEST}.minisig"  # of the manifest, which holds every other fi
 # The integer graph, which `strip` leaves out.
 GRAPH = ("graph.json", "constants.npz", "graph.txt")
 HEADER = "model.h"  # of a CPU's library; a GPU's has no C interface
-# What readers rely on in a manifest, beside the hashes.
-LAYOUT: dict[str, type] = {
-    "name": str, "producer.tvm": str, "producer.tvm_ffi": str, "producer.hawq_tvm": str, "target.architecture": str,
-    "target.cpu_features": list, "target.cpuinfo_flags": list, "target.kind": str, "graph_sha256": str, "products": int,
-    "inputs": list, "outputs": list, "float_tail": list, "sha256": dict,
-}  # fmt: skip
 
 
 def dump_json(value: Any) -> bytes:
@@ -204,11 +198,8 @@ def stripped(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> tuple[d
 
 
 def _checked_manifest(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        manifest = json.loads(data)
-    except (ValueError, RecursionError) as e:  # ValueError: no JSON, no UTF-8, or a number of absurd length
-        raise PackageError("is damaged: its manifest is no JSON", where=where, found=str(e).splitlines()[0], remedy="compile it again") from e
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
+    manifest = contents.read(data, "manifest", where)
+    if not isinstance(manifest, dict) or type(manifest.get("format")) is not int:
         raise PackageError("is damaged: its manifest has no format version", where=where, remedy="compile it again")
     if manifest["format"] != FORMAT_VERSION:
         raise PackageError(
@@ -217,16 +208,8 @@ def _checked_manifest(data: bytes, where: str) -> dict[str, Any]:
         )  # fmt: skip
     if data != dump_json(manifest) or manifest.get("seal") != _seal(manifest):
         raise PackageError("is damaged: its manifest was changed", where=where, remedy="compile or copy it again")
-    for key, kind in LAYOUT.items():
-        if not isinstance(_field(manifest, key), kind):
-            raise PackageError("has a manifest that another tool wrote", where=where, expected=f"{kind.__name__} {key}", remedy="compile it again")
+    contents.fit(manifest, "manifest", where)
     return manifest
-
-
-def _field(value: Any, dotted: str) -> Any:
-    for key in dotted.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:

@@ -11,17 +11,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["HawqError", "Package", "__version__", "compile", "hawq_checkpoint", "inspect", "load", "tune"]
+__all__ = ["HawqError", "Package", "Quantization", "TensorSpec", "__version__", "compile", "hawq_checkpoint", "inspect", "load", "tune"]
 
 if TYPE_CHECKING:
     from .errors import HawqError
     from .frontend.hawq.source import hawq_checkpoint
     from .inspection import inspect
+    from .interface import Quantization, TensorSpec
     from .package import Package, compile, load
     from .tuner import tune
 
 _HOMES = {
-    "Package": "package", "compile": "package", "load": "package", "HawqError": "errors", "inspect": "inspection", "tune": "tuner",
+    "Package": "package", "compile": "package", "load": "package", "HawqError": "errors", "Quantization": "interface", "TensorSpec": "interface", "inspect": "inspection", "tune": "tuner",
     "hawq_checkpoint": "frontend.hawq.source",
 }  # fmt: skip
 

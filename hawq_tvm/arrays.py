@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,17 @@ from numpy.typing import NDArray
 
 from .arith import RANGES
 from .errors import InputError
+from .interface import TensorSpec
 
 Array = NDArray[Any]
 
 
-def checked(inputs: Any, specs: list[dict[str, Any]], where: str) -> dict[str, Array]:
+def checked(inputs: Any, specs: Sequence[TensorSpec], where: str) -> dict[str, Array]:
     """The inputs as the library takes them: contiguous, sub-byte types widened to 8 bits.
 
-    specs: the inputs of the manifest.  where: how errors call the package.  Raises InputError naming the input that does not fit.
+    specs: a package's inputs.  where: how errors call the package.  Raises InputError naming the input that does not fit.
     """
-    wanted = {i["name"]: i for i in specs}
+    wanted = {i.name: i for i in specs}
     if not isinstance(inputs, Mapping):
         raise InputError(
             "the inputs have no names", where=where, expected=f"a dictionary with {', '.join(wanted)}", found=type(inputs).__name__,
@@ -30,15 +31,16 @@ def checked(inputs: Any, specs: list[dict[str, Any]], where: str) -> dict[str, A
     return {name: _checked(name, inputs[name], spec) for name, spec in wanted.items()}
 
 
-def _checked(name: str, given: Any, spec: Mapping[str, Any]) -> Array:
-    where, shape = f"input {name}", tuple(spec["shape"])
+def _checked(name: str, given: Any, spec: TensorSpec) -> Array:
+    where, shape = f"input {name}", spec.shape
     try:
         array = np.asarray(given)
-    except ValueError as e:  # lists of different lengths
-        raise InputError("is no array", where=where, expected=f"an array of shape {shape}", found=str(e).splitlines()[0]) from e
+    except (ValueError, TypeError, RuntimeError) as e:  # lists of different lengths, tensors of a GPU or with a gradient
+        found = str(e).splitlines()[0] if str(e) else type(given).__name__
+        raise InputError("is no array", where=where, expected=f"an array of shape {shape}", found=found, remedy="give a NumPy array") from e
     if array.shape != shape:
         raise InputError("has another shape", where=where, expected=str(shape), found=str(array.shape))
-    kind, dtype = spec["type"], spec["dtype"]
+    kind, dtype = spec.type, spec.dtype
     if array.dtype.name == kind and kind != dtype:
         array = array.astype(dtype)  # ml_dtypes' int4 and the like
     if array.dtype.name != dtype:
@@ -49,7 +51,7 @@ def _checked(name: str, given: Any, spec: Mapping[str, Any]) -> Array:
         low, high = RANGES[kind]
         if array.min() < low or array.max() > high:
             raise InputError(f"leaves the range of {kind}", where=where, expected=f"{low}..{high}", found=f"{array.min()}..{array.max()}")
-    return np.ascontiguousarray(array).reshape(shape)
+    return np.ascontiguousarray(array, np.dtype(dtype)).reshape(shape)  # in this machine's order of bytes
 
 
 def _conversion(array: Array, dtype: str) -> str:
@@ -61,18 +63,18 @@ def _conversion(array: Array, dtype: str) -> str:
     return "give the quantized integers: divide by the scale, round, add the zero point and clip" if array.dtype.kind == "f" else ""
 
 
-def random(rng: np.random.Generator, spec: Mapping[str, Any]) -> Array:
-    """Values over the whole quantized range of an input of the manifest, its ends and values beyond them included."""
-    shape, dtype = tuple(spec["shape"]), spec["dtype"]
+def random(rng: np.random.Generator, spec: TensorSpec) -> Array:
+    """Values over the whole quantized range of an input, its ends and values beyond them included."""
+    shape, dtype = spec.shape, spec.dtype
     if dtype.startswith("float"):
-        q = spec.get("quantization")
+        q = spec.quantization
         low, high = (-4.0, 4.0)
         if q:
-            ends = [(q[end] - z) * s for z, s in zip(q["zero_point"], q["scale"], strict=False) for end in ("qmin", "qmax")]
+            ends = [(end - z) * s for z, s in zip(q.zero_point, q.scale, strict=False) for end in (q.qmin, q.qmax)]
             low, high = min(ends), max(ends)
         x = rng.uniform(low - 0.02 * (high - low), high + 0.02 * (high - low), shape)
         return x.astype(dtype)
     if dtype == "bool":
         return rng.integers(0, 2, shape).astype(bool)
-    low_i, high_i = RANGES.get(spec["type"], RANGES.get(dtype, (0, 1)))
+    low_i, high_i = RANGES.get(spec.type, RANGES.get(dtype, (0, 1)))
     return rng.integers(low_i, high_i, size=shape, endpoint=True, dtype=np.int64).astype(dtype)

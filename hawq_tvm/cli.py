@@ -135,7 +135,7 @@ def _compile(args: argparse.Namespace) -> int:
     rules, tiles = (dict(Counter(row[k] for row in package.report())) for k in ("rule", "tile_from"))
     summary = {
         "package": str(path), "bytes": sum(f.stat().st_size for f in path.iterdir()), "target": package.manifest["target"],
-        "inputs": package.inputs, "outputs": package.outputs, "kernels_by_rule": rules, "tiles_from": tiles,
+        "inputs": package.manifest["inputs"], "outputs": package.manifest["outputs"], "kernels_by_rule": rules, "tiles_from": tiles,
         "float_tail": package.manifest["float_tail"],
         "integer_only": certificate["ok"], "least_margin": certificate["least_margin"],
         "thresholds": certificate["thresholds"], "differing_thresholds": certificate["differing"],

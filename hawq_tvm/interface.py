@@ -2,11 +2,57 @@
 
 from __future__ import annotations
 
-import copy
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from .errors import PackageError
+from numpy.typing import NDArray
+
+from .errors import HawqError, PackageError
 from .printable import printable
+
+Array = NDArray[Any]
+# What TVM raises, by the kind of error that its C++ code names.
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """real = scale (integer - zero_point), one of each or one by channel; integers from qmin to qmax; rounding: of an input's quantize, else "none"."""
+
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    qmin: int
+    qmax: int
+    rounding: str
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a package.
+
+    type: in the model ("int4", say).  dtype: of its arrays ("int8").  quantization: None where the model's own border is not float.
+    """
+
+    name: str
+    type: str
+    dtype: str
+    shape: tuple[int, ...]
+    quantization: Quantization | None = None
+
+    @staticmethod
+    def of(entry: Mapping[str, Any]) -> TensorSpec:
+        """From an entry of a manifest."""
+        q = entry.get("quantization")
+        made = None if q is None else Quantization(tuple(map(float, q["scale"])), tuple(q["zero_point"]), q["qmin"], q["qmax"], q["rounding"])
+        return TensorSpec(entry["name"], entry["type"], entry["dtype"], tuple(entry["shape"]), made)
+
+    def text(self) -> str:
+        """Type and shape of its arrays in a few words."""
+        return f"{self.dtype}{list(self.shape)}"
 
 
 class Interface:
@@ -23,18 +69,31 @@ class Interface:
         return str(self.manifest["name"])
 
     @property
-    def inputs(self) -> list[dict[str, Any]]:
+    def inputs(self) -> list[TensorSpec]:
         """Every input's name, type in the model, array dtype, shape, and quantization where it has one."""
-        return copy.deepcopy(self.manifest["inputs"])
+        return [TensorSpec.of(e) for e in self.manifest["inputs"]]
 
     @property
-    def outputs(self) -> list[dict[str, Any]]:
+    def outputs(self) -> list[TensorSpec]:
         """Every output, described like the inputs."""
-        return copy.deepcopy(self.manifest["outputs"])
+        return [TensorSpec.of(e) for e in self.manifest["outputs"]]
+
+    def _named(self, values: Sequence[Array]) -> dict[str, Array]:
+        """What the library gave, by the outputs' names.
+
+        Raises PackageError when the manifest says something else of them.
+        """
+        said, found = ([s.text() for s in self.outputs], [f"{v.dtype}{list(v.shape)}" for v in values])
+        if said != found:
+            raise PackageError(
+                "the library gives other outputs than the manifest says", where=self.name, expected=", ".join(said), found=", ".join(found),
+                remedy="do not use it; get it again from whom you trust, or compile again",
+            )  # fmt: skip
+        return {s.name: v for s, v in zip(self.outputs, values, strict=True)}
 
     def _sides(self) -> str:
         """Name and type of the inputs and outputs in a few words."""
-        sides = (", ".join(f"{e['name']}: {e['dtype']}{e['shape']}" for e in self.manifest[side]) for side in ("inputs", "outputs"))
+        sides = (", ".join(f"{s.name}: {s.text()}" for s in side) for side in (self.inputs, self.outputs))
         return printable(" -> ".join(sides))
 
     def check_tvm(self, tvm: str, tvm_ffi: str, where: str) -> None:
@@ -48,3 +107,28 @@ class Interface:
                 "was made with another version of TVM", where=where, expected=f"tvm {tvm}, tvm-ffi {tvm_ffi}",
                 found=f"tvm {producer['tvm']}, tvm-ffi {producer['tvm_ffi']}", remedy="install that version, or compile again",
             )  # fmt: skip
+
+
+@contextmanager
+def one_sentence(where: str) -> Iterator[None]:
+    """Turn what TVM raises in a run whose inputs were checked, as for a library that takes other ones than its manifest says, into a PackageError."""
+    try:
+        yield
+    except HawqError:
+        raise
+    except FAILURES as e:
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        raise PackageError("the library fails", where=where, found=lines[0] if lines else type(e).__name__, remedy="compile or copy it again") from e
+
+
+@contextmanager
+def readable(what: str, where: str) -> Iterator[None]:
+    """Turn what is raised while a file of a package is read, whose checksum is right, into a PackageError."""
+    try:
+        yield
+    except HawqError:
+        raise
+    except (*FAILURES, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        lines = [line.strip() for line in str(e).splitlines() if line.strip()]
+        found = lines[0] if lines else type(e).__name__
+        raise PackageError(f"has a {what} that another tool wrote", where=where, found=found, remedy="compile it again") from e

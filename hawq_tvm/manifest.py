@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import tvm
@@ -37,6 +38,12 @@ def describe(compiled: Compiled, name: str) -> dict[str, Any]:
         "products": work.products(compiled.packed),
         "graph_sha256": str(compiled.packed["main"].attrs["hawq.graph_sha256"]),
     }  # fmt: skip
+
+
+def fits(packed: tvm.IRModule, manifest: Mapping[str, Any]) -> bool:
+    """Whether a stored graph (PACKED stage) is the one that a manifest describes."""
+    found = {"inputs": _interface(packed, "inputs"), "outputs": _interface(packed, "outputs"), "graph_sha256": str(packed["main"].attrs["hawq.graph_sha256"])}
+    return all(manifest[key] == value for key, value in found.items())
 
 
 def _constants_bytes(tir: tvm.IRModule) -> int:

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from tvm import relax
 
 import schedules
+from deploy import contents, signature
 from deploy import graph as stored_graph
 from deploy import package as files_on_disk
-from deploy import signature
 
 from . import arrays, forks, stages
 from . import manifest as manifests
@@ -32,7 +32,7 @@ from .bench.profile import ProfileReport, profile
 from .cuda import device as gpu
 from .errors import PackageError, UsageError
 from .frontend.hawq.source import Checkpoint
-from .interface import Interface
+from .interface import Interface, one_sentence, readable
 from .native import direct, emulated
 from .native import library as libraries
 from .native.records import Run
@@ -151,7 +151,12 @@ class Package(Interface):
         """The integer graph (PACKED stage) that the library was made from."""
         if self._graph is None:
             files_on_disk.require_graph(self.manifest, self.where)
-            self._graph = stored_graph.load_graph(self._files)
+            with readable("graph", self.where):
+                graph = stored_graph.load_graph(self._files)
+                fits = manifests.fits(graph, self.manifest)
+            if not fits:
+                raise PackageError("has a graph that is not its manifest's", where=self.where, found="other inputs or outputs, or another hash", remedy="compile it again")
+            self._graph = graph
         return self._graph
 
     @property
@@ -223,7 +228,7 @@ class Package(Interface):
 
         Raises InputError naming the input that does not fit.
         """
-        return arrays.checked(inputs, self.manifest["inputs"], self.name)
+        return arrays.checked(inputs, self.inputs, self.name)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """One inference: outputs by name, sub-byte outputs as int8 or uint8.
@@ -232,18 +237,16 @@ class Package(Interface):
         """
         ready = self.prepare(inputs)
         if self.is_foreign:
-            outputs = self._in_c(ready, layers=False).outputs
-            return {o["name"]: value for o, value in zip(self.manifest["outputs"], outputs, strict=True)}
+            return self._named(self._in_c(ready, layers=False).outputs)
         return self._lock.run(partial(self._run, self.vm["main"], ready))
 
     def _run(self, main: Any, ready: Mapping[str, Array]) -> dict[str, Array]:
-        with gpu.one_sentence(self.name):
-            result = main(*self._on_device(ready))
-            return {o["name"]: result[i].numpy() for i, o in enumerate(self.manifest["outputs"])}
+        with one_sentence(self.name), gpu.one_sentence(self.name):
+            return self._named([value.numpy() for value in main(*self._on_device(ready))])
 
     def _on_device(self, ready: Mapping[str, Array]) -> list[tvm.runtime.Tensor]:
         """Prepared inputs as the arguments of `main`."""
-        return [tvm.runtime.tensor(ready[i["name"]], self._array_device) for i in self.manifest["inputs"]]
+        return [tvm.runtime.tensor(ready[i.name], self._array_device) for i in self.inputs]
 
     @property
     def _array_device(self) -> tvm.runtime.Device:
@@ -259,7 +262,7 @@ class Package(Interface):
             if value < 0:
                 raise UsageError(f"the {what} must not be negative", found=str(value))
         rng = np.random.default_rng(seed)
-        return [{i["name"]: arrays.random(rng, i) for i in self.manifest["inputs"]} for _ in range(count)]
+        return [{i.name: arrays.random(rng, i) for i in self.inputs} for _ in range(count)]
 
     def run_layers(self, inputs: Mapping[str, Array], through: str | None = None) -> LayerRun:
         """One inference: outputs by name, and what every kernel wrote, in order.
@@ -273,12 +276,12 @@ class Package(Interface):
             raise UsageError("layers cannot be run through this", where=self.where, found=str(through), expected=" or ".join(ways))
         if (through or ways[0]) == "c":
             return layers_of(self._in_c(inputs, layers=True), self.graph, kernels)
-        with gpu.one_sentence(self.name):
+        with one_sentence(self.name), gpu.one_sentence(self.name):
             return self._lock.run(partial(run_with_layers, self.vm, self.graph, inputs, kernels, self._array_device))
 
     def _in_c(self, ready: Mapping[str, Array], *, layers: bool) -> Run:
         """One inference of prepared inputs through the C interface, under the emulator of a foreign library."""
-        arrays_in_order = [np.asarray(ready[i["name"]], order="C") for i in self.manifest["inputs"]]
+        arrays_in_order = [np.asarray(ready[i.name], order="C") for i in self.inputs]
         if self.is_foreign:
             architecture = self._target["architecture"]
             words = emulated.command(architecture, self._emulator, self.where)
@@ -361,11 +364,11 @@ class Package(Interface):
 
     def report(self) -> list[dict[str, Any]]:
         """The compile report: for every kernel its layer, rule, tile and where that comes from, and why earlier rules refused."""
-        return json.loads(self._files["report.json"])
+        return contents.checked(self._files["report.json"], "report", self.where)
 
     def certificate(self) -> dict[str, Any]:
         """The certificate as it was stored when the package was made; `prove` makes it anew."""
-        return json.loads(self._files["certificate.json"])
+        return contents.checked(self._files["certificate.json"], "certificate", self.where)
 
     def save(self, path: str | Path) -> Path:
         """Write the package to the folder `path`, in one step.

@@ -45,7 +45,7 @@ def info(path: Path) -> dict[str, Any]:
 
     Raises PackageError when it is damaged: what is told was checked.
     """
-    from deploy import package
+    from deploy import contents, package
 
     from . import cpu
 
@@ -55,10 +55,10 @@ def info(path: Path) -> dict[str, Any]:
         cannot_run = ""
     except PackageError as e:
         cannot_run = str(e)
-    report = json.loads(files["report.json"])
+    report = contents.checked(files["report.json"], "report", str(path))
     sizes = {**{name: len(data) for name, data in sorted(files.items())}, package.MANIFEST: len(package.dump_json(manifest))}
     return {
-        **manifest, "report": report, "certificate": json.loads(files["certificate.json"]), "single_file": path.is_file(),
+        **manifest, "report": report, "certificate": contents.checked(files["certificate.json"], "certificate", str(path)), "single_file": path.is_file(),
         "files": sizes, "bytes": sum(sizes.values()), "checksums": "ok", "has_graph": set(package.GRAPH) <= set(files),
         "signed": package.SIGNATURE in files, "runs_on_this_cpu": not cannot_run, "cannot_run": cannot_run,
         "kernels_by_rule": dict(Counter(row["rule"] for row in report)),

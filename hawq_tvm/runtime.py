@@ -22,11 +22,12 @@ from numpy.typing import NDArray
 
 from . import arrays, cpu, forks
 from .errors import PackageError
-from .interface import Interface
+from .interface import Interface, Quantization, TensorSpec, one_sentence
 
 if TYPE_CHECKING:
     from .bench.measure import BenchReport
 
+__all__ = ["Model", "Quantization", "TensorSpec", "load"]
 Array = NDArray[Any]
 INSTALL = "bash deploy/environment.sh VENV runtime, or pip install hawq-tvm"
 
@@ -64,12 +65,12 @@ class Model(Interface):
 
         Raises InputError for inputs of other names, types, shapes, out of range, or NaN.
         """
-        ready = arrays.checked(inputs, self.manifest["inputs"], self.name)
+        ready = arrays.checked(inputs, self.inputs, self.name)
         return self._lock.run(partial(self._run, ready))
 
     def _run(self, ready: Mapping[str, Array]) -> dict[str, Array]:
-        result = self._machine.main(*self._tensors(ready))
-        return {o["name"]: self._machine.numpy(result[i]) for i, o in enumerate(self.manifest["outputs"])}
+        with one_sentence(self.name):
+            return self._named([self._machine.numpy(value) for value in self._machine.main(*self._tensors(ready))])
 
     def bench(
         self, inputs: Mapping[str, Array] | None = None, *, warmup_ms: float = 200, duration: float = 3, iterations: int = 10,
@@ -79,8 +80,8 @@ class Model(Interface):
         from .bench.measure import measure
 
         rng = np.random.default_rng(0)
-        specs = self.manifest["inputs"]
-        ready = {i["name"]: arrays.random(rng, i) for i in specs} if inputs is None else arrays.checked(inputs, specs, self.name)
+        specs = self.inputs
+        ready = {i.name: arrays.random(rng, i) for i in specs} if inputs is None else arrays.checked(inputs, specs, self.name)
         with self._lock:
             tensors = self._tensors(ready)
             return measure(lambda: self._machine.finished(*tensors), self.name, warmup_ms=warmup_ms, duration=duration, iterations=iterations, threads=threads)
@@ -88,7 +89,7 @@ class Model(Interface):
     def _tensors(self, ready: Mapping[str, Array]) -> list[Any]:
         if self._on_gpu:
             forks.check_gpu(self._loaded_by, self._where)
-        return [self._machine.tensor(ready[i["name"]]) for i in self.manifest["inputs"]]
+        return [self._machine.tensor(ready[i.name]) for i in self.inputs]
 
     def _start(self, library: bytes, where: str) -> Any:
         """The library in TVM's virtual machine.

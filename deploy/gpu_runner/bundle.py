@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from .refusal import Refusal
 FORMAT = 1
 MANIFEST = "manifest.json"
 MAKE = "make it again with `make gpu-bundle`"
+NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.+-]*/)?[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # nothing outside of the bundle
 
 
 @dataclass(frozen=True)
@@ -57,11 +59,16 @@ class Bundle:
         if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT:
             raise Refusal(f"{path}: has another format than {FORMAT}; {MAKE}")
         self.sha256 = hashlib.sha256(data).hexdigest()
-        for name, known in self.manifest["files"].items():
+        files = self.manifest.get("files")
+        if not isinstance(files, dict) or not all(isinstance(known, dict) for known in files.values()):
+            raise Refusal(f"{path}: is damaged: it lists no files; {MAKE}")
+        for name, known in files.items():
+            if not NAME.fullmatch(name):
+                raise Refusal(f"{folder}: lists a file that no bundle has: {name!a}; {MAKE}")
             file = folder / name
-            if not file.is_file():
+            if not file.is_file() or file.is_symlink():
                 raise Refusal(f"{folder}: is damaged: {name} is missing; copy it again or {MAKE}")
-            if hashlib.sha256(file.read_bytes()).hexdigest() != known["sha256"]:
+            if hashlib.sha256(file.read_bytes()).hexdigest() != known.get("sha256"):
                 raise Refusal(f"{folder}: is damaged: {name} does not match its checksum; copy it again or {MAKE}")
 
     def entry(self, name: str) -> dict[str, Any]:
@@ -79,6 +86,8 @@ class Bundle:
         holes = json.loads(self._unpacked(f"entries/{name}.json.xz"))["holes"]
         for number, fields in enumerate(holes):
             hole = Hole(**fields)
+            if not 0 <= hole.offset <= hole.offset + hole.count <= len(library):
+                raise Refusal(f"{self.folder}: a constant of {name} lies outside its library; {MAKE}")
             library[hole.offset : hole.offset + hole.count] = self._filling(hole, number, dense)
         return bytes(library)
 

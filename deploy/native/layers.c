@@ -1,7 +1,7 @@
 /* hawq-layers LIBRARY INPUTS RESULTS layers|outputs THREADS
  *
- * Runs a library once through its C interface, on the machine or under an emulator. INPUTS holds the bytes of all inputs, one
- * after another. RESULTS gets a record for every kernel ("layers" only), then one without a name for the outputs: the name, the
+ * Runs a library once through its C interface, on the machine or under an emulator. INPUTS holds all inputs, one after another, as
+ * the library takes them, each with its type, rank, shape and bytes as below; others are refused. RESULTS gets a record for every kernel ("layers" only), then one without a name for the outputs: the name, the
  * number of buffers read and of those written, and for each its type, rank, shape, and bytes. Numbers are int64, little endian;
  * strings are preceded by their length. hawq_tvm/native/records.py reads it. */
 #include <dlfcn.h>
@@ -34,6 +34,25 @@ static void put_tensor(FILE *results, const hawq_tensor *t) {
   put(results, t->shape, (size_t)t->rank * sizeof(*t->shape));
   put_number(results, (int64_t)t->bytes);
   put(results, t->data, t->bytes);
+}
+
+static int64_t get_number(FILE *given) {
+  int64_t value = -1;
+  return fread(&value, sizeof(value), 1, given) == 1 ? value : -1;
+}
+
+/* An input into its buffer, if it is one that the library takes. */
+static void get_tensor(FILE *given, const hawq_tensor *t, void *data) {
+  const char *const other = "do not hold what the library takes: the package's manifest lies, or its library is another's";
+  char dtype[32] = "";
+  const int64_t length = get_number(given);
+  if (length < 0 || length >= (int64_t)sizeof(dtype) || fread(dtype, 1, (size_t)length, given) != (size_t)length) stop("inputs", other);
+  if (strcmp(dtype, t->dtype) != 0 || get_number(given) != t->rank) stop("inputs", other);
+  for (int i = 0; i < t->rank; ++i) {
+    if (get_number(given) != t->shape[i]) stop("inputs", other);
+  }
+  if (get_number(given) != (int64_t)t->bytes) stop("inputs", other);
+  if (t->bytes != 0 && fread(data, 1, t->bytes, given) != t->bytes) stop("inputs", "hold too few bytes");
 }
 
 static void observe(void *results, const char *kernel, const hawq_tensor *read, int read_count, const hawq_tensor *written, int written_count) {
@@ -80,10 +99,8 @@ int main(int count, char **arguments) {
   const hawq_options options = {atoi(arguments[5])};
   hawq_model *model = create(&options);
   if (model == NULL) stop("the model cannot be created", error());
-  for (int i = 0; i < inputs(model); ++i) {
-    const size_t bytes = input_tensor(model, i)->bytes;
-    if (bytes != 0 && fread(input(model, i), 1, bytes, given) != bytes) stop(arguments[2], "holds too few bytes");
-  }
+  for (int i = 0; i < inputs(model); ++i) get_tensor(given, input_tensor(model, i), input(model, i));
+  if (fgetc(given) != EOF) stop("inputs", "hold more than the library takes");
   if (strcmp(arguments[4], "layers") == 0) watch(model, observe, results);
   if (run(model) != 0) stop("the run failed", error());
   put_text(results, "");

@@ -107,6 +107,14 @@ void Machine::run_to_the_end() {
 std::string Machine::output(size_t index) {
   const auto tensors = result_.cast<ffi::Array<ffi::Tensor>>();
   const Spec& spec = package_.outputs[index];
+  bool fits = tensors.size() == package_.outputs.size();
+  if (fits) {
+    const ffi::Tensor tensor = tensors[static_cast<int64_t>(index)];
+    const DLDataType wanted = ffi::StringToDLDataType(spec.dtype), found = tensor.dtype();
+    fits = found.code == wanted.code && found.bits == wanted.bits && found.lanes == wanted.lanes && tensor.ndim() == static_cast<int>(spec.shape.size());
+    for (size_t i = 0; fits && i < spec.shape.size(); ++i) fits = tensor.size(static_cast<int64_t>(i)) == spec.shape[i];
+  }
+  if (!fits) throw Error(kPackage, "the library gives other outputs than the manifest says; expected " + spec.name + " of " + spec.dtype + "; remedy: do not use the package; get it again from whom you trust");
   std::string bytes(array_bytes(spec), '\0');
   read_(tensors[static_cast<int64_t>(index)], static_cast<void*>(bytes.data()), static_cast<int64_t>(bytes.size()));
   return bytes;

@@ -165,7 +165,8 @@ int run(const Options& options) {
   for (size_t i = 0; i < package.outputs.size(); ++i) {
     const Spec& spec = package.outputs[i];
     const auto path = written.find(spec.name);
-    if (path != written.end()) write_array(path->second, spec, machine.output(i));
+    const std::string bytes = machine.output(i);
+    if (path != written.end()) write_array(path->second, spec, bytes);
     Object output;
     output.Set(String("name"), String(spec.name));
     output.Set(String("dtype"), String(spec.dtype));

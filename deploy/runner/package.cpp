@@ -5,9 +5,11 @@
 #include <tvm/ffi/extra/json.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <set>
 #include <sstream>
 
@@ -104,6 +106,18 @@ void check_files(const Files& files, const json::Value& manifest, const std::str
   }
 }
 
+// What a manifest may say of an input or output; the same as deploy/contents.py, which has a schema for it.
+void check_spec(const Spec& spec, const std::string& where) {
+  static const std::map<std::string, int> bytes = {{"bool", 1},   {"int8", 1},   {"uint8", 1}, {"int16", 2},   {"uint16", 2},  {"int32", 4},
+                                                   {"uint32", 4}, {"int64", 8},  {"uint64", 8}, {"float16", 2}, {"float32", 4}, {"float64", 8}};
+  const auto kind = bytes.find(spec.dtype);
+  const bool narrow = (spec.dtype == "int8" && (spec.type == "int2" || spec.type == "int4")) || (spec.dtype == "uint8" && (spec.type == "uint2" || spec.type == "uint4"));
+  if (spec.name.empty() || kind == bytes.end() || (spec.type != spec.dtype && !narrow)) refuse(where, "has a manifest that another tool wrote; a type makes no sense");
+  double total = kind->second;  // exact enough for a limit
+  for (int64_t size : spec.shape) total *= double(size);
+  if (spec.shape.size() > 32 || total > double(int64_t(1) << 40)) refuse(where, "has a manifest that another tool wrote; an array would not fit into memory");
+}
+
 Spec spec(const json::Value& value, const std::string& where) {
   Spec made;
   made.name = field<String>(value, {"name"}, where);
@@ -119,12 +133,16 @@ Spec spec(const json::Value& value, const std::string& where) {
     const json::Value q = object[String("quantization")];
     const auto scales = field<json::Array>(q, {"scale"}, where), zeros = field<json::Array>(q, {"zero_point"}, where);
     if (scales.size() == 1 && zeros.size() == 1) {
-      const double scale = scales[0].cast<double>();
-      const int64_t zero = zeros[0].cast<int64_t>();
-      made.low = scale * double(field<int64_t>(q, {"qmin"}, where) - zero);
-      made.high = scale * double(field<int64_t>(q, {"qmax"}, where) - zero);
+      const auto scale_value = scales[0].try_cast<double>();
+      const auto zero_value = zeros[0].try_cast<int64_t>();
+      if (!scale_value || !zero_value || !(*scale_value > 0) || !std::isfinite(*scale_value)) refuse(where, "has a manifest that another tool wrote; a quantization makes no sense");
+      const double scale = *scale_value;
+      const int64_t zero = *zero_value;
+      made.low = scale * (double(field<int64_t>(q, {"qmin"}, where)) - double(zero));
+      made.high = scale * (double(field<int64_t>(q, {"qmax"}, where)) - double(zero));
     }
   }
+  check_spec(made, where);
   return made;
 }
 
@@ -175,6 +193,12 @@ Package read_package(const std::string& path) {
   }
   for (const json::Value& v : field<json::Array>(manifest, {"inputs"}, path)) package.inputs.push_back(spec(v, path));
   for (const json::Value& v : field<json::Array>(manifest, {"outputs"}, path)) package.outputs.push_back(spec(v, path));
+  for (const auto* side : {&package.inputs, &package.outputs}) {
+    std::set<std::string> names;
+    for (const Spec& spec : *side) {
+      if (!names.insert(spec.name).second) refuse(path, "has a manifest that another tool wrote; two inputs or outputs have the same name");
+    }
+  }
   return package;
 }
 

@@ -54,7 +54,7 @@ def alone(
         try:
             cuda = driver.Driver()
             stream = cuda.stream()
-            names = [i["name"] for i in package.inputs]
+            names = [i.name for i in package.inputs]
             first = package.random_inputs(1, 0)[0] if inputs is None else package.prepare(inputs)
             count = timing.rotation(sum(a.nbytes for a in first.values()), cuda.gpu.l2)
             given = [first] if inputs is not None else [first, *package.random_inputs(count - 1, 1)]

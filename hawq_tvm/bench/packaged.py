@@ -48,7 +48,7 @@ class Packaged:
         make_pool(threads)
         ready = self.package.prepare(inputs)
         self._main = self.package.vm["main"]
-        self._tensors = [tvm.runtime.tensor(ready[i["name"]]) for i in self.package.manifest["inputs"]]
+        self._tensors = [tvm.runtime.tensor(ready[i.name]) for i in self.package.inputs]
 
     def call(self) -> None:
         """One inference."""
@@ -56,7 +56,7 @@ class Packaged:
 
     def outputs(self) -> dict[str, Array]:
         """The outputs of the last `call` by name."""
-        return {o["name"]: self._result[i].numpy() for i, o in enumerate(self.package.manifest["outputs"])}
+        return {o.name: self._result[i].numpy() for i, o in enumerate(self.package.outputs)}
 
     def close(self) -> None:
         """Nothing: the pool ends with its thread."""
@@ -79,7 +79,7 @@ class InC(Packaged):
         shutil.copy(self.package.library, library)
         self._model = direct.Model(library, threads)
         ready = self.package.prepare(inputs)
-        self._model.set_inputs([ready[i["name"]] for i in self.package.manifest["inputs"]])
+        self._model.set_inputs([ready[i.name] for i in self.package.inputs])
 
     def call(self) -> None:
         """One inference."""
@@ -87,7 +87,7 @@ class InC(Packaged):
 
     def outputs(self) -> dict[str, Array]:
         """The outputs of the last `call` by name."""
-        return dict(zip((o["name"] for o in self.package.manifest["outputs"]), self._model.outputs(), strict=True))
+        return dict(zip((o.name for o in self.package.outputs), self._model.outputs(), strict=True))
 
     def close(self) -> None:
         """The model, its threads and the library's copy."""
@@ -128,7 +128,7 @@ def check_inputs(package: Package, beside: Package, where: str) -> None:
 
     Raises ModelError saying both.
     """
-    expected, found = (", ".join(f"{i['name']} {i['type']} {'x'.join(map(str, i['shape']))}" for i in p.inputs) for p in (beside, package))
+    expected, found = (", ".join(f"{i.name} {i.type} {'x'.join(map(str, i.shape))}" for i in p.inputs) for p in (beside, package))
     if expected != found:
         raise ModelError("takes other inputs than the package that is measured", where=where, expected=expected, found=found, remedy="compile both for the same inputs")
 

@@ -52,8 +52,19 @@ class Model:
         return PackageError(what, where="the C interface", found=self._library.hawq_error().decode())
 
     def set_inputs(self, arrays: Sequence[Array]) -> None:
-        """Copy the inputs, in the order of the model and as the package takes them, into the model."""
-        for i, array in enumerate(arrays):
+        """Copy the inputs, in the order of the model and as the package takes them, into the model.
+
+        Raises PackageError where the library takes others than the package says.
+        """
+        wanted = [self._library.hawq_model_input_tensor(self._model, i)[0] for i in range(self._library.hawq_model_inputs(self._model))]
+        ready = [np.ascontiguousarray(a).reshape(a.shape) for a in arrays]
+        expected, found = ([f"{kind}{list(shape)}" for kind, shape, _ in side] for side in (map(_kind, wanted), ((a.dtype.name, a.shape, a.nbytes) for a in ready)))
+        if expected != found or [t.bytes for t in wanted] != [a.nbytes for a in ready]:
+            raise PackageError(
+                "the library takes other inputs than the manifest says", where="the C interface", expected=", ".join(expected), found=", ".join(found),
+                remedy="do not use it; get it again from whom you trust, or compile again",
+            )  # fmt: skip
+        for i, array in enumerate(ready):
             ctypes.memmove(self._library.hawq_model_input(self._model, i), array.ctypes.data, array.nbytes)
 
     def run(self) -> None:
@@ -101,6 +112,11 @@ def watched(library: Path, arrays: Sequence[Array]) -> Run:
     """One inference of given inputs in a model of its own, with what every kernel read and wrote; see `Model.watched`."""
     with Model(library) as model:
         return model.watched(arrays)
+
+
+def _kind(t: _Tensor) -> tuple[str, tuple[int, ...], int]:
+    """A buffer's type, shape and bytes."""
+    return t.dtype.decode(), tuple(t.shape[i] for i in range(t.rank)), t.bytes
 
 
 def _array(t: _Tensor) -> Array:

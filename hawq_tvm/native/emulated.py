@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .. import processes
 from ..errors import PackageError, UsageError
-from . import toolchain
+from . import records, toolchain
 from .records import Run, read
 
 Array = NDArray[Any]
@@ -60,7 +60,7 @@ def run(library: Path, architecture: str, emulator: Sequence[str], inputs: Seque
             raise PackageError("cannot be run here without a C compiler for its architecture", where=str(library), found=str(e)) from e
         program.chmod(0o700)
         given, results = Path(folder) / "inputs", Path(folder) / "results"
-        given.write_bytes(b"".join(a.tobytes() for a in inputs))
+        given.write_bytes(records.written(inputs))
         words = [*emulator, str(program), str(library), str(given), str(results), "layers" if layers else "outputs", str(threads)]
         done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode or not results.exists():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +45,16 @@ def read(data: bytes) -> Run:
     if not records or records[-1].kernel:
         raise PackageError("the run of the library ended early", found=f"{len(records)} kernels and no outputs")
     return Run(tuple(records[:-1]), records[-1].written)
+
+
+def written(arrays: Sequence[Array]) -> bytes:
+    """Inputs as deploy/native/layers.c reads them, each as it writes a tensor."""
+    return b"".join(_tensor(a) for a in arrays)
+
+
+def _tensor(a: Array) -> bytes:
+    kind = a.dtype.name.encode()
+    return struct.pack("<q", len(kind)) + kind + struct.pack(f"<{a.ndim + 2}q", a.ndim, *a.shape, a.nbytes) + a.tobytes()
 
 
 class _Stream:

@@ -138,7 +138,7 @@ def compare_fake(
         raise UsageError("is no number of runs", where=f"--limit {limit}", expected="at least 1")
     opened = load(package)
     _check_cpu(opened)
-    inputs = tuple(Input(one["name"], one["dtype"], tuple(one["shape"])) for one in opened.inputs)
+    inputs = tuple(Input(one.name, one.dtype, one.shape) for one in opened.inputs)
     images = open_data(data, inputs, preprocess)
     tell = progress or (lambda step: None)
     graph = load_float(real) if real is not None else None
@@ -179,7 +179,7 @@ def _lowered(model: str | Path, package: Package) -> tuple[tvm.IRModule, tvm.IRM
 
     Raises UsageError when what the model compiles to is not the package's integer graph.
     """
-    shapes = {i["name"]: tuple(i["shape"]) for i in package.inputs}
+    shapes = {i.name: i.shape for i in package.inputs}
     foreign = UsageError(
         "is not the package of this model", where=package.where, expected=f"what {model} compiles to", found="another integer graph",
         remedy="compile the model again, with this version of hawq-tvm",

@@ -36,7 +36,7 @@ class PackageRunner:
         from ..package import load
 
         self.name, self._package = str(path), load(path)
-        self.inputs = _bound([(one["name"], one["dtype"], one["shape"]) for one in self._package.inputs], shapes)
+        self.inputs = _bound([(one.name, one.dtype, one.shape) for one in self._package.inputs], shapes)
 
     def scores(self, inputs: dict[str, Array]) -> Array:
         return _classes_of(self._package.run(inputs), self.name)

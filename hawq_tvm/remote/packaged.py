@@ -45,7 +45,7 @@ class RemotePackage:
         Raises InputError naming the input that does not fit.
         """
         ready = self.package.prepare(inputs)
-        tensors = [self._session.tensor(ready[i["name"]]) for i in self.package.manifest["inputs"]]
+        tensors = [self._session.tensor(ready[i.name]) for i in self.package.inputs]
         with self._session.talking("copying the inputs"):
             self._vm.set_input("main", *tensors)
 
@@ -55,7 +55,7 @@ class RemotePackage:
         with self._session.talking("running an inference"):
             self._vm.invoke_stateful("main")
             result = self._vm.get_outputs("main")
-            return {o["name"]: result[i].numpy() for i, o in enumerate(self.package.manifest["outputs"])}
+            return self.package._named([result[i].numpy() for i in range(len(self.package.outputs))])
 
     def times_ms(self, count: int) -> list[float]:
         """The milliseconds of `count` inferences, one by one, of the inputs that were given, after one that is not timed."""

@@ -59,7 +59,7 @@ def test_a_float_bias_keeps_its_fraction(relu: bool, groups: int) -> None:
     check_nearest(found, np.maximum(exact, 0) if relu else exact)
     if not relu:
         assert np.all(found[:, 0] > found[:, 1])  # equal sums, biases of +0.4 and -0.4 units
-    np.testing.assert_allclose(found, onnxruntime(model, feed)[package.outputs[0]["name"]], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found, onnxruntime(model, feed)[package.outputs[0].name], rtol=1e-5, atol=1e-5)
     for way in ("vm", "c"):
         package.verify(feed, random=2, through=way).raise_if_mismatch()
     assert package.prove().ok
@@ -71,7 +71,7 @@ def test_a_bias_on_the_grid_stays_32_bits_wide() -> None:
     x = g.qdq(g.input("x", [2, 8, 5, 5]), 0.5, 128)
     y = g.conv(x, g.weight([8, 8, 3, 3], axis=None, scale=0.25), g.constant(np.arange(-4, 4, dtype=np.float32) * 0.125, TensorProto.FLOAT))
     package = ht.compile(g.model([float_output(y)]))
-    assert "int64" not in package.graph.script() and package.outputs[0]["quantization"]["scale"] == [0.125]
+    assert "int64" not in package.graph.script() and package.outputs[0].quantization.scale == (0.125,)
 
 
 def test_a_constant_added_to_a_quantized_output() -> None:

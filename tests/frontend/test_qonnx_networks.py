@@ -85,8 +85,8 @@ def compare(name: str, model: onnx.ModelProto, x: np.ndarray, layers: int, most_
     package.verify({entry: x}).raise_if_mismatch()
     assert package.prove().ok
     out = package.outputs[0]
-    ours, theirs = package.run({entry: x})[out["name"]], tensors[out["name"]]
-    steps = np.rint(np.abs(ours.astype(np.float64) - theirs) / out["quantization"]["scale"][0])
+    ours, theirs = package.run({entry: x})[out.name], tensors[out.name]
+    steps = np.rint(np.abs(ours.astype(np.float64) - theirs) / out.quantization.scale[0])
     print(
         f"\n{name}: {layers} layers, {different} of {elements} elements differ from QONNX's executor, {unexplained} not at a rounding boundary; "
         f"end to end {int((steps > 0).sum())} of {steps.size} outputs differ, by at most {int(steps.max())} steps"
@@ -219,7 +219,7 @@ def test_a_brevitas_network_as_qonnx(dynamo: bool, tmp_path: Path) -> None:
         wanted = net(torch.from_numpy(x))
     wanted = getattr(wanted, "value", wanted).numpy()
     out = package.outputs[0]
-    steps = np.abs(package.run({package.inputs[0]["name"]: x})[out["name"]] - wanted) / out["quantization"]["scale"][0]
+    steps = np.abs(package.run({package.inputs[0].name: x})[out.name] - wanted) / out.quantization.scale[0]
     assert np.rint(steps).max() <= 1  # float32 in PyTorch: one step at a boundary
 
 
@@ -233,7 +233,7 @@ def test_a_brevitas_network_as_qcdq(tmp_path: Path) -> None:
     model = onnx.load(str(tmp_path / "net.onnx"))
     assert {"QuantizeLinear", "Clip"} <= {n.op_type for n in model.graph.node} and not any(n.domain for n in model.graph.node)
     package = ht.compile(model)
-    name = package.inputs[0]["name"]
+    name = package.inputs[0].name
     package.verify({name: x}).raise_if_mismatch()
     quantizers = [n for n in model.graph.node if n.op_type in ("QuantizeLinear", "Clip")]
     whole = onnx.shape_inference.infer_shapes(model)

@@ -17,6 +17,11 @@ from hawq_tvm.errors import OutputError, PackageError
 
 from ..models import residual_net
 
+REQUIRED = (
+    "name", "producer.tvm", "producer.tvm_ffi", "producer.hawq_tvm", "producer.llvm", "target.architecture", "target.cpu_features",
+    "target.cpuinfo_flags", "target.kind", "c_interface", "graph_sha256", "products", "constants_bytes", "inputs", "outputs", "float_tail", "sha256",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def package() -> ht.Package:
@@ -134,7 +139,7 @@ def test_every_byte_of_the_manifest_counts(package: ht.Package, tmp_path: Path) 
             ht.load(place)
 
 
-@pytest.mark.parametrize("dotted", files.LAYOUT)
+@pytest.mark.parametrize("dotted", REQUIRED)
 def test_a_sealed_manifest_without_what_readers_need(package: ht.Package, tmp_path: Path, dotted: str) -> None:
     place = package.save(tmp_path / "m.hawq")
     manifest = json.loads((place / "manifest.json").read_text())

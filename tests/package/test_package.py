@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -169,10 +170,13 @@ def test_verify_of_nothing_is_an_error(saved: Path) -> None:
 
 def test_what_a_package_says_about_itself(saved: Path) -> None:
     package = ht.load(saved)
-    assert [(i["name"], i["dtype"], i["shape"]) for i in package.inputs] == [("x", "float32", [2, 3, 8, 8])]
-    assert [o["shape"] for o in package.outputs] == [[2, 10]]
-    package.inputs[0]["name"] = "changed"
-    assert package.inputs[0]["name"] == "x"
+    assert [(i.name, i.type, i.dtype, i.shape) for i in package.inputs] == [("x", "float32", "float32", (2, 3, 8, 8))]
+    assert [o.shape for o in package.outputs] == [(2, 10)]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        package.inputs[0].name = "changed"  # type: ignore[misc]
+    given, said = package.inputs[0].quantization, package.manifest["inputs"][0]["quantization"]
+    assert given is not None and (list(given.scale), list(given.zero_point)) == (said["scale"], said["zero_point"])
+    assert (given.qmin, given.qmax, given.rounding) == (said["qmin"], said["qmax"], said["rounding"])
     assert all(text in repr(package) for text in (repr(package.name), "x: float32[2, 3, 8, 8] -> ", "float32[2, 10]", package.manifest["target"]["architecture"]))
     assert {"compile", "load", "inspect", "Package"} <= set(dir(ht))
 

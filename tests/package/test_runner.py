@@ -50,7 +50,7 @@ def test_the_runner_computes_what_package_run_does(kind: str, hawq_run: Path, tm
             np.save(tmp_path / f"in{i}.npy", array)
             words += ["--input", f"{name}={tmp_path}/in{i}.npy"]
         for i, output in enumerate(package.outputs):
-            words += ["--output", f"{output['name']}={tmp_path}/out{i}.npy"]
+            words += ["--output", f"{output.name}={tmp_path}/out{i}.npy"]
         done = run_it(hawq_run, path, *words, "--threads", 1 + n % 2)
         assert done.returncode == 0, done.stderr
         for i, (name, wanted) in enumerate(package.run(inputs).items()):
@@ -120,7 +120,7 @@ def test_several_inputs_need_names(hawq_run: Path, tmp_path: Path) -> None:
 
 def test_names_that_are_none(tiny: Path, hawq_run: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
-    (name,) = (i["name"] for i in ht.load(tiny).inputs)
+    (name,) = (i.name for i in ht.load(tiny).inputs)
     done = run_it(hawq_run, tiny, "--input", f"other={tmp_path / 'x.npy'}")
     assert done.returncode == 2 and "--input: names none of the package's; expected NAME=FILE with a name of" in done.stderr
     assert name in done.stderr and "other=" in done.stderr
@@ -131,7 +131,7 @@ def test_names_that_are_none(tiny: Path, hawq_run: Path, tmp_path: Path) -> None
 def test_times(tiny: Path, hawq_run: Path) -> None:
     done = run_it(hawq_run, tiny, "--bench", "--json", "--threads", 1, "--duration", 0, "--iterations", 7, "--warmup-ms", 0)
     fields = json.loads(done.stdout)
-    assert fields["iterations"] == 7 and fields["threads"] == 1 and fields["outputs"][0]["shape"] == ht.load(tiny).outputs[0]["shape"]
+    assert fields["iterations"] == 7 and fields["threads"] == 1 and fields["outputs"][0]["shape"] == list(ht.load(tiny).outputs[0].shape)
     latency = fields["latency_ms"]
     assert 0 < latency["min"] <= latency["median"] <= latency["p90"] <= latency["p99"] <= latency["max"] and fields["throughput_per_s"] > 0
     failed = run_it(hawq_run, "none.hawq", "--bench", "--json")

@@ -79,7 +79,7 @@ def test_agreement(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     real = scores(place)
     package = ht.load(str(place / "q.hawq"))
     session = onnxruntime.InferenceSession(str(place / "net.onnx"), providers=["CPUExecutionProvider"])
-    assert session.get_inputs()[0].name == package.inputs[0]["name"]
+    assert session.get_inputs()[0].name == package.inputs[0].name
     found = evaluate(place / "q.hawq", place / "pictures", preprocess=PIXELS, against=place / "net.onnx")
     ours = []
     for file in sorted((place / "pictures").iterdir()):

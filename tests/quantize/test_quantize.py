@@ -48,7 +48,7 @@ def compiled_exactly(model: onnx.ModelProto, x: Array) -> ht.Package:
     assert report.compilable and not report.float_tail, report.verdict
     package = ht.compile(model)
     package.verify([{"x": one[None]} for one in x[:2]], random=1, seed=0).raise_if_mismatch()
-    (name,) = (one["name"] for one in package.outputs)
+    (name,) = (one.name for one in package.outputs)
     ours = np.concatenate([package.run({"x": one[None]})[name] for one in x])
     theirs = outputs(model, x)
     # ONNX Runtime computes layers in float32: a value at a rounding boundary may move by a step, which a net this small shows in its output.

@@ -129,7 +129,7 @@ def test_the_whole_path(tmp_path: Path) -> None:
     package = ht.compile(program)
     x = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
     package.verify({"x": x}, random=1, seed=1).raise_if_mismatch()
-    assert package.prove().ok and package.inputs[0]["name"] == "x"
+    assert package.prove().ok and package.inputs[0].name == "x"
     (ours,) = package.run({"x": x}).values()
     np.testing.assert_allclose(ours, torch_run(program, x)[1], atol=0.02)  # float32 may move an early layer by a step
 
@@ -155,5 +155,5 @@ def test_every_layer_of_a_network(name: str, quantizer: str) -> None:
     real, whole = compare(program, x, f"{name}, {quantizer}")
     assert len(whole.rows) > 20 and real.total()[1] <= 1e-3 * real.total()[0]
     package = ht.compile(program)
-    package.verify({package.inputs[0]["name"]: x}).raise_if_mismatch()
+    package.verify({package.inputs[0].name: x}).raise_if_mismatch()
     assert package.prove().ok
