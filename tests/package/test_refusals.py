@@ -100,7 +100,7 @@ def _reseal(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 @pytest.mark.parametrize("where, value, words", [
     ("format", files.FORMAT_VERSION + 1, "another format version"), ("format", 10**30, ""), ("producer.tvm", "0.1", "another version of TVM"),
     ("producer.tvm_ffi", "0.0.1", "another version of TVM"), ("target.architecture", "riscv64", "another architecture"),
-    ("sha256", {}, "damaged"), ("sha256", {"../model.so": "0" * 64}, "damaged"), ("sha256", [], ""), ("target", None, ""),
+    ("sha256", {}, "damaged"), ("sha256", {"../model.so": "0" * 64}, ""), ("sha256", [], ""), ("target", None, ""),
     ("inputs", {}, ""), ("producer", {"tvm": []}, ""),
 ])  # fmt: skip
 def test_an_edited_and_sealed_manifest(folder: Path, refused: Refused, where: str, value: Any, words: str) -> None:
