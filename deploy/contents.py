@@ -93,6 +93,7 @@ def _problem(entry: Mapping[str, Any]) -> str | None:
         return None
     if not all(type(v) is int for v in (q["qmin"], q["qmax"], *q["zero_point"])):
         return "a zero point or a bound is no integer"
-    if len(q["scale"]) != len(q["zero_point"]) or q["qmin"] > q["qmax"]:
+    scales, zeros = len(q["scale"]), len(q["zero_point"])  # one by channel, or one for all
+    if (scales != zeros and 1 not in (scales, zeros)) or q["qmin"] > q["qmax"]:
         return "a quantization that is none"
     return None

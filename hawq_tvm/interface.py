@@ -21,7 +21,7 @@ FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Attribute
 
 @dataclass(frozen=True)
 class Quantization:
-    """real = scale (integer - zero_point), one of each or one by channel; integers from qmin to qmax; rounding: of an input's quantize, else "none"."""
+    """real = scale (integer - zero_point), each one for all or one by channel; integers from qmin to qmax; rounding: of an input's quantize, else "none"."""
 
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
