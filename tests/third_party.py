@@ -80,12 +80,12 @@ def check_onnx(model: onnx.ModelProto, module: tvm.IRModule) -> None:
                 theirs = run(model, feed)
             except NotRun:
                 continue
-            quantizers = [(n, _result(model, n)) for n in model.graph.node if _quantizes(n)]
+            quantizers = [n for n in _quantizers(model) if n.output[0] in theirs]
             try:
                 compare(
                     module,
                     feed,
-                    {node_name(n): theirs[result] for n, result in quantizers if result in theirs},
+                    {node_name(n): theirs[n.output[0]] for n in quantizers},
                     [theirs[o.name] for o in model.graph.output],
                     by,
                 )
@@ -168,10 +168,10 @@ def _quantizes(node: onnx.NodeProto) -> bool:
     return node.op_type == "QuantizeLinear" or (node.op_type.startswith("QLinear") and node.op_type != "QLinearConcat")
 
 
-def _result(model: onnx.ModelProto, node: onnx.NodeProto) -> str:
-    """The tensor that a quantize gives: a Clip that alone reads it narrows its range (QCDQ)."""
-    readers = [n for n in model.graph.node if node.output[0] in n.input]
-    return readers[0].output[0] if len(readers) == 1 and readers[0].op_type == "Clip" else node.output[0]
+def _quantizers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes whose results are a quantize's: a Clip behind one narrows its range, and gives it its name (QCDQ)."""
+    quantized = {n.output[0] for n in model.graph.node if n.op_type == "QuantizeLinear"}
+    return [n for n in model.graph.node if _quantizes(n) or (n.op_type == "Clip" and n.input[0] in quantized)]
 
 
 def _exposed(model: onnx.ModelProto, feed: Arrays) -> onnx.ModelProto:
@@ -183,10 +183,10 @@ def _exposed(model: onnx.ModelProto, feed: Arrays) -> onnx.ModelProto:
             kind = info.type.tensor_type.elem_type
             info.CopyFrom(onnx.helper.make_tensor_value_info(info.name, kind, feed[info.name].shape))
     have = {o.name for o in copy.graph.output}
-    for node in copy.graph.node:
-        if _quantizes(node) and (result := _result(copy, node)) not in have:
-            copy.graph.output.append(onnx.helper.make_empty_tensor_value_info(result))
-            have.add(result)
+    for node in _quantizers(copy):
+        if node.output[0] not in have:
+            copy.graph.output.append(onnx.helper.make_empty_tensor_value_info(node.output[0]))
+            have.add(node.output[0])
     return copy
 
 
