@@ -216,10 +216,11 @@ def _table(region: _Region, call: relax.Call, layer: str) -> Array:
     rounded = arith.round_real(steps + inside, rounding) + out_zero - inside
     twice = 2 * (steps + inside)
     unsure = (np.abs(twice - np.rint(twice)) < 1e-9 * (np.abs(twice) + 1)) & (np.abs(steps) < 2.0**30) & region.rational
-    if not unsure.any():
-        return np.clip(rounded, int(attrs["qmin"]), int(attrs["qmax"])).astype(str(attrs["out_dtype"]))
+    # Functions that are not rational know nothing of Fractions, not even of none.
     with suppress(ZeroDivisionError):  # 1 / 0 is infinite in float64, and no fraction
-        exact = rational((reachable - zero)[unsure]) * Fraction(scale)
-        values = np.broadcast_to(region.evaluate(call.args[0], exact), exact.shape) / Fraction(out_scale) + int(inside)
-        rounded[unsure] = [round_exactly(v, rounding) + out_zero - inside for v in values.tolist()]
+        if unsure.any():
+            exact = rational((reachable - zero)[unsure]) * Fraction(scale)
+            values = np.broadcast_to(region.evaluate(call.args[0], exact), exact.shape)
+            steps_of = [v / Fraction(out_scale) + int(inside) for v in values.tolist()]
+            rounded[unsure] = [round_exactly(v, rounding) + out_zero - inside for v in steps_of]
     return np.clip(rounded, int(attrs["qmin"]), int(attrs["qmax"])).astype(str(attrs["out_dtype"]))

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tvm
-from tvm import relax
 
 import hawq_tvm as ht
 from hawq_tvm.bench import zoo
@@ -20,7 +18,7 @@ from hawq_tvm.core import ops, stages
 from hawq_tvm.frontend.torch import import_exported, read_program
 from hawq_tvm.frontend.torch.reader import _functional
 
-from ...oracle import Oracle, integer_module
+from ...oracle import IntegerOracle, Oracle, integer_module
 from .programs import QUANTIZERS, Residual, lively, pt2e, torch
 
 SHAPE = (2, 3, 9, 10)
@@ -57,20 +55,6 @@ def torch_run(program: Any, x: np.ndarray) -> tuple[dict[str, np.ndarray], np.nd
         (output,) = interpreter.run(*values)
     layers = {c.name: c.layer for c in read_program(program).calls}
     return {layers[name]: value for name, value in interpreter.integers.items()}, output.numpy()
-
-
-class IntegerOracle(Oracle):
-    """The same for the INTEGER module: every layer computed in integers from PyTorch's own."""
-
-    def __init__(self, module: tvm.IRModule, real: Oracle) -> None:
-        super().__init__(module, real.theirs)
-        self.given = real.real
-
-    def compares(self, b: relax.VarBinding) -> bool:
-        return b.var.name in self.given and not stages.is_float(b.var)
-
-    def steps(self, b: relax.VarBinding) -> np.ndarray:
-        return self.given[b.var.name]
 
 
 def compare(program: Any, x: np.ndarray, title: str) -> tuple[Oracle, IntegerOracle]:
