@@ -126,7 +126,7 @@ def _ties_of_two(a: Array, b: Array, m: int, n: int, offset: int, shift: int) ->
         return []
     totals = a * m + b * n + offset
     ties = totals[totals & ((1 << shift) - 1) == 1 << (shift - 1)]
-    return np.unique(ties >> shift).tolist()
+    return [int(k) for k in np.unique(ties >> shift)]
 
 
 def _ties_of_one(call: relax.Call, m: int, offset: int, shift: int, low: int, high: int) -> list[int] | None:

@@ -122,5 +122,5 @@ def _constant(expr: relax.Expr, values: dict[relax.Var, relax.Expr]) -> np.ndarr
         data = values.get(value.args[0], value.args[0]) if isinstance(value.args[0], relax.Var) else value.args[0]
         if ops.is_const(data):
             scale, zero = (ops.const_value(a).astype(np.float64) for a in value.args[1:])
-            return (ops.const_value(data).astype(np.float64) - zero) * scale
+            return np.asarray((ops.const_value(data).astype(np.float64) - zero) * scale)
     return None

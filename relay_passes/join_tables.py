@@ -120,7 +120,7 @@ def _evaluate(call: relax.Call, name: str, operands: list[Any]) -> Array | None:
         table = ops.const_value(call.args[1]).astype(np.int64)
         low = arith.RANGES[ops.dtype_of(call.args[0])][0]
         # Integers of the leaf that never occur may lead outside.
-        return table[np.clip(values[0] - low, 0, table.size - 1)]
+        return np.asarray(table[np.clip(values[0] - low, 0, table.size - 1)])
     constants = [*call.args[1].fields, *call.args[2:4]]
     attrs = call.attrs
     if any(ops.const_value(c).size != 1 for c in constants) or int(attrs["differing"]) != 0:
@@ -138,5 +138,5 @@ def _evaluate(call: relax.Call, name: str, operands: list[Any]) -> Array | None:
     )
 
 
-def _scalar(expr: relax.Expr) -> Array:
+def _scalar(expr: relax.Expr) -> Any:
     return ops.const_value(expr).astype(np.int64).reshape(-1)[0]

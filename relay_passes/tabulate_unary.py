@@ -29,7 +29,8 @@ Array = np.ndarray[Any, Any]
 
 
 def _erf(x: Array) -> Array:
-    return np.vectorize(math.erf, otypes=[np.float64])(x)
+    values: Array = np.vectorize(math.erf, otypes=[np.float64])(x)
+    return values
 
 
 def _sigmoid(x: Array) -> Array:

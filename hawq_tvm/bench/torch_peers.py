@@ -90,7 +90,7 @@ class TorchBf16(Torch):
 
         inner = net.to(torch.bfloat16).to(memory_format=torch.channels_last)
 
-        class Cast(torch.nn.Module):  # type: ignore[misc]
+        class Cast(torch.nn.Module):
             """From float32 to float32, as everybody else."""
 
             def __init__(self) -> None:

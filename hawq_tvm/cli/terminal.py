@@ -33,7 +33,7 @@ class Terminal(Console):
     def size(self, new_size: tuple[int, int]) -> None:
         self._width, self._height = new_size
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]  # its options pass through
+    def render_str(self, text: str, **options: Any) -> Text:  # its options pass through
         """A string as it is printed."""
         return super().render_str(printable(text), **options)
 

@@ -102,24 +102,24 @@ def round_fraction(value: Fraction) -> int:
     return scaled(value, 0)
 
 
-def shift_round(value: Int, shift: Any, rounding: str) -> Int:
+def shift_round(value: Int, shift: Int | int, rounding: str) -> Int:
     """(A5)-(A7e): value / 2^shift rounded to an integer; value int64, shift broadcasts, 0 <= shift <= 62."""
-    value = np.asarray(value, np.int64)
-    shift = np.asarray(shift, np.int64)
-    half = np.where(shift > 0, np.int64(1) << np.maximum(shift - 1, 0), 0)
-    most = (np.int64(1) << shift) - 1
+    value, bits = np.asarray(value, np.int64), np.asarray(shift, np.int64)
+    half: Int = np.where(bits > 0, np.int64(1) << np.maximum(bits - 1, 0), 0)
+    most: Int = (np.int64(1) << bits) - 1
     if rounding == "half_up":
-        return (value + half) >> shift
+        return (value + half) >> bits
     if rounding == "half_even":
-        odd = (value >> shift) & 1
-        return np.where(shift > 0, (value + half - 1 + odd) >> shift, value)
+        odd = (value >> bits) & 1
+        return np.where(bits > 0, (value + half - 1 + odd) >> bits, value)
     if rounding == "half_away":
-        return np.where(shift > 0, (value + half - (value < 0)) >> shift, value)
+        return np.where(bits > 0, (value + half - (value < 0)) >> bits, value)
     if rounding == "half_toward_zero":
-        return np.where(shift > 0, (value + half - (value > 0)) >> shift, value)
+        return np.where(bits > 0, (value + half - (value > 0)) >> bits, value)
     if rounding in DIRECTED:
         upward: dict[str, Any] = {"floor": False, "ceil": True, "toward_zero": value < 0, "away": value > 0}
-        return (value + np.where(upward[rounding], most, 0)) >> shift
+        added: Int = np.where(upward[rounding], most, 0)
+        return (value + added) >> bits
     raise ValueError(f"unknown rounding {rounding!r}: one of {', '.join(ROUNDINGS)}")
 
 
@@ -186,10 +186,13 @@ def round_real(value: NDArray[Any], rounding: str) -> NDArray[Any]:
     with np.errstate(invalid="ignore"):  # infinity has no rest
         rest, sign = np.abs(value - whole), np.copysign(value.dtype.type(1), value)
     if rounding == "half_up":
-        return whole + sign * np.where(value < 0, rest > 0.5, rest >= 0.5)
-    if rounding in ("half_away", "half_toward_zero"):
-        return whole + sign * (rest >= 0.5 if rounding == "half_away" else rest > 0.5)
-    raise ValueError(f"rounding {rounding!r} does not apply to real numbers")
+        away = np.where(value < 0, rest > 0.5, rest >= 0.5)
+    elif rounding in ("half_away", "half_toward_zero"):
+        away = rest >= 0.5 if rounding == "half_away" else rest > 0.5
+    else:
+        raise ValueError(f"rounding {rounding!r} does not apply to real numbers")
+    rounded: NDArray[Any] = whole + sign * away
+    return rounded
 
 
 def quantize(
@@ -216,7 +219,8 @@ def quantize(
         ratio, zero_point = ratio + zero_point.astype(real), np.zeros_like(zero_point)
     low, high = qmin - zero_point.astype(np.int64), qmax - zero_point.astype(np.int64)
     bounded = np.clip(round_real(ratio, rounding), low.astype(real), high.astype(real))
-    return (bounded.astype(np.int64) + zero_point).astype(storage)
+    integers: NDArray[Any] = bounded.astype(np.int64) + zero_point
+    return integers.astype(storage)
 
 
 def pack_int4(values: NDArray[Any]) -> NDArray[np.uint8]:
@@ -236,7 +240,7 @@ def unpack_int4(packed: NDArray[np.uint8], shape: tuple[int, ...], signed: bool)
 def softmax_table(scale: Fraction, levels: int) -> NDArray[np.int32]:
     """(A17): T[d] = rne(2^30 exp(-scale d)) for d = 0 .. levels - 1, each correctly rounded."""
     real = np.exp(-float(scale) * np.arange(levels, dtype=np.float64)) * 2**30
-    table = np.rint(real)
+    table: NDArray[np.float64] = np.rint(real)
     # float64 is wrong by 2^-18 at most: nearer to a half than that, 50 digits decide.
     with localcontext() as context:
         context.prec = 50

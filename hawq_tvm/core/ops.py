@@ -38,7 +38,8 @@ def is_const(expr: relax.Expr) -> bool:
 
 def const_value(expr: relax.Expr) -> np.ndarray[Any, Any]:
     """The array of a Relax constant."""
-    return expr.value.numpy()
+    value: np.ndarray[Any, Any] = expr.value.numpy()
+    return value
 
 
 def op_name(expr: relax.Expr) -> str:

@@ -195,7 +195,7 @@ class Table:
         real = self.steps.boundary * self.numbers[0][0, 0] - (
             self.numbers[0][0, 1] + (values * self.numbers[0][0, 2:]).sum()
         )
-        result = np.clip(np.floor(real) + 1, s.low - 1.0, s.high + 2.0).astype(np.int64)
+        result: Array = np.clip(np.floor(real) + 1, s.low - 1.0, s.high + 2.0).astype(np.int64)
         near = (np.abs(real - np.rint(real)) <= self.error[0]) & (real >= s.low - 2) & (real <= s.high + 2)
         some = np.flatnonzero(near)
         if some.size:

@@ -102,7 +102,8 @@ class _Worker:
                 raise task.error
             finally:
                 task.error = None  # which knows this frame
-        return task.value
+        value: T = task.value
+        return value
 
 
 class _Task:

@@ -153,7 +153,7 @@ class Package(Interface):
     @property
     def on_gpu(self) -> bool:
         """Whether the kernels run on a GPU."""
-        return self._target["kind"] == "cuda"
+        return str(self._target["kind"]) == "cuda"
 
     @property
     def is_foreign(self) -> bool:
@@ -442,11 +442,13 @@ class Package(Interface):
         """The compile report: for every kernel its layer, rule, tile and where that comes from, and why earlier
         rules refused.
         """
-        return contents.checked(self._files["report.json"], "report", self.where)
+        kernels: list[dict[str, Any]] = contents.checked(self._files["report.json"], "report", self.where)
+        return kernels
 
     def certificate(self) -> dict[str, Any]:
         """The certificate as it was stored when the package was made; `prove` makes it anew."""
-        return contents.checked(self._files["certificate.json"], "certificate", self.where)
+        stored: dict[str, Any] = contents.checked(self._files["certificate.json"], "certificate", self.where)
+        return stored
 
     def save(self, path: str | Path) -> Path:
         """Write the package to the folder `path`, in one step.

@@ -30,7 +30,6 @@ from tvm.script import tirx as T
 
 from hawq_tvm.core.errors import LostError, RemoteError
 from hawq_tvm.targets import cpu as cpus
-from hawq_tvm.targets import target as targets
 
 from .tracker import START_SERVER, Found, Servers, Tracker
 
@@ -132,7 +131,8 @@ class Session:
     def _function(self, name: str) -> Callable[..., Any] | None:
         """A function of the server's TVM, or None where it has none of that name."""
         try:
-            return self._rpc.get_function(name)
+            found: Callable[..., Any] = self._rpc.get_function(name)
+            return found
         except AttributeError:
             return None
 
@@ -257,7 +257,7 @@ class Session:
                 found=f"missing {', '.join(missing)}",
                 remedy=f"compile for it (its CPU is {m.cpu}), or choose another --rpc-key",
             )
-        if targets.TILE_FEATURES & set(features) and not self.permit_tiles():
+        if cpus.TILE_FEATURES & set(features) and not self.permit_tiles():
             raise RemoteError(
                 f"does not get the tile registers of AMX, which {where} needs",
                 where=self.name,

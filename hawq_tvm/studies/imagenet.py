@@ -33,9 +33,10 @@ from hawq_tvm.cli.terminal import ERR
 from hawq_tvm.core import signals
 from hawq_tvm.core.errors import HawqError, InputError, UsageError
 from hawq_tvm.core.files import check_folder, load_npz, save_npz, write_bytes, write_text
+from hawq_tvm.core.json_files import read_json
 from hawq_tvm.quantize.allocate.plan import Problem, bits_file, problem
 from hawq_tvm.quantize.allocate.sensitivity import Settings, Step
-from hawq_tvm.quantize.allocate.table import read_json, widths
+from hawq_tvm.quantize.allocate.table import widths
 from hawq_tvm.quantize.judge.evaluation import TOP, batch_size, labelled_files, open_images, ranked
 from hawq_tvm.quantize.judge.runners import open_runner
 from hawq_tvm.quantize.network.data import LABELS, Calibration

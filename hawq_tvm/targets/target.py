@@ -54,8 +54,8 @@ def parse(text: str) -> tvm.target.Target:
     if text in cuda.PRESETS:
         return cuda.make(cuda.PRESETS[text])
     if text.startswith("{"):
-        fields = parse_json(text, "the target", "a TVM target as JSON", UsageError)
-        return cuda.parse(fields) if fields.get("kind") == "cuda" else _llvm(fields)
+        given = parse_json(text, "the target", "a TVM target as JSON", UsageError)
+        return cuda.parse(given) if given.get("kind") == "cuda" else _llvm(given)
     kind, *options = text.split()
     if kind != "llvm":
         near = difflib.get_close_matches(text, ["host", *PRESETS, *cuda.PRESETS], 1)
@@ -65,12 +65,12 @@ def parse(text: str) -> tvm.target.Target:
             expected=f"host, {', '.join([*PRESETS, *cuda.PRESETS])}, or llvm -mcpu=NAME",
             remedy=f"did you mean {near[0]}?" if near else "",
         )
-    fields = {"kind": "llvm"}
+    fields: dict[str, Any] = {"kind": "llvm"}
     for option in options:
         key, equals, value = option.lstrip("-").partition("=")
         if not equals or key not in ("mcpu", "mtriple", "mattr"):
             raise UsageError("unknown target option", found=option, expected="-mcpu=, -mtriple= or -mattr=")
-        fields[key] = value.split(",") if key == "mattr" else value  # type: ignore[assignment]
+        fields[key] = value.split(",") if key == "mattr" else value
     return _llvm(fields)
 
 

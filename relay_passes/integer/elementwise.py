@@ -180,7 +180,7 @@ def clip(ctx: Context, a: Value, low: Fraction | float, high: Fraction | float) 
         return Constant(np.minimum(np.maximum(exact(ctx, a, "clip"), bound(low)), bound(high)))  # type: ignore[arg-type]
     if isinstance(a, Joined):
         parts = tuple(clip(ctx, p, low, high) for p in a.parts)
-        return replace(a, parts=parts)  # type: ignore[arg-type]
+        return replace(a, parts=parts)
     real = _real(ctx, a, "clip")
     new_low, new_high = (bound(min(max(v, low), high)) for v in (real.low, real.high))
     return replace(real, low=new_low, high=new_high)
@@ -201,7 +201,7 @@ def extremum(ctx: Context, a: Value, b: Value, op: str) -> Value:
     for x in (a, b):
         if not isinstance(x, Real | Constant | Joined):
             raise ctx.fail(op, "its input is float and not quantized", INSERT)
-    return Joined(_shape(a, b), (a, b), lambda parts: function(*parts))  # type: ignore[arg-type]
+    return Joined(_shape(a, b), (a, b), lambda parts: function(*parts))
 
 
 def leaky_relu(ctx: Context, a: Value, slope: Array, op: str) -> Value:
@@ -234,4 +234,4 @@ def where(ctx: Context, condition: relax.Expr, a: Value, b: Value) -> Value:
         if not isinstance(x, Real | Constant | Joined):
             raise ctx.fail("where", "its input is float and not quantized", INSERT)
     shape = tuple(np.broadcast_shapes(ops.shape_of(condition), a.shape, b.shape))
-    return Joined(shape, (a, b), lambda parts: relax.op.where(condition, *parts))  # type: ignore[arg-type]
+    return Joined(shape, (a, b), lambda parts: relax.op.where(condition, *parts))

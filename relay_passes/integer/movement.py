@@ -180,16 +180,16 @@ def concat(ctx: Context, call: relax.Call, parts: list[Value]) -> Value:
     if all(isinstance(p, relax.Expr) for p in parts):
         return ctx.emit(relax.op.concat(parts, axis))
     if all(isinstance(p, Constant) for p in parts):
-        return Constant(np.concatenate([p.real for p in parts], axis))  # type: ignore[union-attr]
+        return Constant(np.concatenate([p.real for p in parts], axis))
     for p in parts:
         if isinstance(p, Softmax | Moved | relax.Expr):
             raise ctx.fail("concat", "one of its inputs is float and not quantized", INSERT)
     shape = _out_shape(call)
     same = _common_term(parts)
     if same is not None:
-        data = ctx.emit(relax.op.concat([p.terms[0].data for p in parts], axis))  # type: ignore[union-attr]
+        data = ctx.emit(relax.op.concat([p.terms[0].data for p in parts], axis))
         return Real(shape, (replace(same, data=data),))
-    return Joined(shape, tuple(parts), lambda items: relax.op.concat(items, axis))  # type: ignore[arg-type]
+    return Joined(shape, tuple(parts), lambda items: relax.op.concat(items, axis))
 
 
 def _common_term(parts: list[Value]) -> Term | None:

@@ -99,7 +99,8 @@ def _counts(call: relax.Call, shape: Sequence[int]) -> Array:
         # The taps below `first` and below `last`, without a list of taps: kernels can be large.
         below, inside = (np.clip(-((start - limit) // dilation[axis]), 0, kernel[axis]) for limit in (first, last))
         per_axis.append(inside - below)
-    return np.multiply.outer(per_axis[0], per_axis[1])[None, None]
+    counts: Array = np.multiply.outer(per_axis[0], per_axis[1])
+    return counts[None, None]
 
 
 def avg_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:

@@ -332,7 +332,7 @@ def single(ctx: Context, value: Value, op: str) -> Term:
             "its input has several scales (a sum of tensors, an added constant or a slope) that nothing quantizes",
             INSERT,
         )
-    term = value.terms[0]
+    term: Term = value.terms[0]
     if not value.clipped:
         return term
     if np.any(term.scale <= 0):

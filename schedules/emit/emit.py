@@ -154,7 +154,7 @@ class Emission:
         if ops.is_const(expr):
             return Operand(self, value=ops.const_value(expr))
         if isinstance(expr, relax.TupleGetItem):
-            return self.operands(expr.tuple_value)[expr.index]
+            return self.operands(expr.tuple_value)[int(expr.index)]
         return self.values[expr]
 
     def _result(self, operand: Operand) -> te.Tensor:

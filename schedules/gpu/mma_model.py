@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
-from .mma_tiles import LANES, MmaTile, Problem
+from .mma_pack import LANES
+from .mma_tiles import MmaTile, Problem
 
 WARPS = ((1, 1), (1, 2), (2, 1), (1, 4), (2, 2), (4, 1), (2, 4), (4, 2))
 # 4 x 8 fragments are too many sums for the registers of a thread: nvcc keeps them in memory.

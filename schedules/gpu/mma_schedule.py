@@ -12,7 +12,8 @@ from tvm import s_tir
 from schedules.cpu.loops import inline_all
 from schedules.spelling.mma_intrinsics import copy_always, copy_or_zero, multiply_step
 
-from .mma_tiles import CHUNK, LANES, Digits
+from .mma_pack import LANES
+from .mma_tiles import CHUNK, Digits
 
 VECTOR_BITS = 128  # of the largest load or store
 

@@ -108,7 +108,8 @@ def _blob(objects: Sequence[str]) -> bytes:
         elf, symbols = _symbols(path)
         found = symbols.get_symbol_by_name(BLOB)
         if found:
-            return elf.get_section(found[0]["st_shndx"]).data()[found[0]["st_value"] :]
+            data: bytes = elf.get_section(found[0]["st_shndx"]).data()
+            return data[found[0]["st_value"] :]
     raise PackageError(
         "the library holds nothing for TVM's virtual machine",
         expected=BLOB,

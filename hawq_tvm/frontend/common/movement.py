@@ -13,7 +13,7 @@ from .node import Operation
 from .values import Array, Result, Tensor
 
 
-def take(x: relax.Expr, indices: np.ndarray, axis: int) -> relax.Call:
+def take(x: relax.Expr, indices: Array, axis: int) -> relax.Call:
     """Elements at constant positions along an axis."""
     return relax.op.take(x, ops.const(indices, "int64"), axis)
 

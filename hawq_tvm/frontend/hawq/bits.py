@@ -67,7 +67,7 @@ def _activation(net: Network, act: Act, weights: Mapping[str, int]) -> int:
 
 
 def _levels(bits: int) -> int:
-    return 2 ** (bits - 1) - 1
+    return (1 << bits - 1) - 1
 
 
 def _width(step: Weighted, weight: Array) -> int:

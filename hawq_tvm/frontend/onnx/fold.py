@@ -130,7 +130,7 @@ def read_tensor(tensor: onnx.TensorProto, where: str) -> Array:
 
 def type_name(element_type: int) -> str:
     """The name of an ONNX element type number, for messages."""
-    names = {v: k for k, v in onnx.TensorProto.DataType.items()}
+    names: dict[int, str] = {v: k for k, v in onnx.TensorProto.DataType.items()}
     return names.get(element_type, f"type {element_type}").lower()
 
 

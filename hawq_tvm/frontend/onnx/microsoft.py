@@ -10,13 +10,14 @@ from hawq_tvm.core import ops
 from hawq_tvm.frontend.common.activation import softmax_over
 from hawq_tvm.frontend.common.elementwise import check_broadcast
 from hawq_tvm.frontend.common.matmul import check_product, gemm_of
+from hawq_tvm.frontend.common.quant import dequantized, quantized
 
 from .matmul import transposed
 from .movement import concat_axis
 from .node import MICROSOFT, Handler, Node, expression, handles
 from .pool import pool2d
 from .qoperator import check_kind, exact_product, int32_bias, output_affine, qlinear_conv_nchw, real_input
-from .quant import affine, dequantized, quantized
+from .quant import affine
 from .values import Result, Tensor, Value
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import onnx
 
@@ -53,8 +53,7 @@ class Node(Operation):
             raise self.fail(
                 f"has an attribute {name} that is not a finite number", found=str(value), remedy="correct the model"
             )
-        result: Any = list(value) if wanted is list else value
-        return result
+        return cast("T", list(value) if wanted is list else value)
 
     def flag(self, name: str, default: int) -> bool:
         """An attribute that is 0 or 1."""

@@ -9,22 +9,12 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.frontend.common.matmul import check_product
+from hawq_tvm.frontend.common.quant import Affine, dequantized, quantized
 
 from .conv import convolve
 from .node import Node, expression, handles
-from .quant import (
-    QUANTIZED,
-    Affine,
-    affine,
-    dequantized,
-    in_range,
-    quantized,
-    read_scale,
-    read_zero,
-    spread,
-    stored_zero,
-)
-from .values import Array, Result, Tensor, Value
+from .quant import affine, in_range, read_scale, read_zero, spread, stored_zero
+from .values import QUANTIZED, Array, Result, Tensor, Value
 
 
 def check_kind(node: Node, index: int, allowed: Sequence[str] = ("int8", "uint8")) -> str:

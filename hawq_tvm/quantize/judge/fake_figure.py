@@ -101,5 +101,5 @@ def _plot(axes: Any, rows: Sequence[Row], curve: str, color: str, style: tuple[s
         linewidth=1.2,
         label=label,
         clip_on=False,
-    )  # type: ignore[attr-defined]
-    axes.fill_between(x, [s.least for s in found], [s.greatest for s in found], color=color, alpha=0.15, linewidth=0)  # type: ignore[attr-defined]
+    )
+    axes.fill_between(x, [s.least for s in found], [s.greatest for s in found], color=color, alpha=0.15, linewidth=0)

@@ -26,7 +26,8 @@ from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.network.prepare import prepare
 from hawq_tvm.quantize.ptq.quantizer import Draft, Quantized, Recipe, as_onnx, draft
 
-from .deployed import Deployed, Tensor, check_operators
+from .deployed import Deployed, check_operators
+from .straight import Tensor
 
 Array = np.ndarray[Any, Any]
 # Scales move by this share of the rate: one scale moves every integer of its tensor.
@@ -304,7 +305,7 @@ class _Run:
                     remedy="train at a lower rate",
                 )
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.optimizer.step()
             total += float(loss.detach()) * batch.count
             done += batch.count

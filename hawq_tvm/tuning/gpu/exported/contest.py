@@ -18,6 +18,7 @@ import numpy as np
 from gpu import BROKEN_CONTEXT, OUT_OF_MEMORY, CannotRun, CudaError, Gpu
 from mma_pack import pack
 
+Array = np.ndarray[Any, Any]
 ALIGNMENT = 256
 GRAPH_SECONDS = 3e-4  # of a graph of launches, so that events measure kernels and not themselves
 LAUNCHES = (3, 32)
@@ -26,7 +27,7 @@ FINALISTS = 3
 POISON = 0xA5
 
 
-def made(spec: dict[str, Any]) -> np.ndarray:
+def made(spec: dict[str, Any]) -> Array:
     """Random values of a spec: shape, dtype, seed, and bounds low and high, around `mean` with deviation `std` if it
     has these.
     """
@@ -64,7 +65,7 @@ class Contest:
         self.wrong: list[int] = []
         self.held: list[int] = []
         self.arrays: dict[str, int] = {}
-        self.data: dict[str, np.ndarray] = {}
+        self.data: dict[str, Array] = {}
         self.modules = {
             s: gpu.made("cuModuleLoadData", cubins[s].read_bytes())
             for s in sorted({c["source"] for c in self.candidates})
@@ -90,7 +91,7 @@ class Contest:
             action()
         except CudaError as e:
             if e.code in (*BROKEN_CONTEXT, OUT_OF_MEMORY):
-                e.candidate = candidate  # type: ignore[attr-defined]
+                e.candidate = candidate
                 raise
             self.failed[candidate] = str(e)
 
@@ -114,7 +115,7 @@ class Contest:
         self.held.append(address)
         return address
 
-    def source(self, argument: dict[str, Any]) -> np.ndarray:
+    def source(self, argument: dict[str, Any]) -> Array:
         """The array behind an input, weights or constant argument."""
         kind, what = argument["kind"], argument["what"]
         name = json.dumps([kind, what if kind != "weights" else None])
