@@ -1,11 +1,14 @@
 """Choose channels-last for the whole graph, once (INTEGER -> INTEGER).
 
-Every tensor has a logical form (as the model wrote it, NCHW) and, when it is of rank 4, may have a channels-last
-form; each is made at most once, by permute_dims, or by reshape when that moves nothing. 1. conv2d, pools, dilate2d,
-pad of rank 4          -> channels-last form (weights OIHW -> HWIO at compile time) 2. element-wise operators with a
-channels-last operand -> channels-last, their constants permuted 3. concat, reductions, softmax, slices, take on a
-channels-last operand -> the same with the axis renamed 4. permute_dims of a channels-last tensor         -> one
-composed permute_dims, or nothing 5. everything else, and the outputs                -> logical form
+Every tensor has a logical form (as the model wrote it, NCHW) and, when it is of rank 4 or 3, may have a channels-last
+form; each is made at most once, by permute_dims, or by reshape when that moves nothing. A signal (N, C, L) is an image
+of height 1: its channels-last form is the image's (N, 1, L, C), and what takes or gives that height moves nothing.
+1. conv2d, pools, dilate2d, pad                         -> channels-last form (weights OIHW -> HWIO at compile time)
+2. element-wise operators with a channels-last operand  -> channels-last, their constants permuted
+3. concat, reductions, softmax, slices, take on a channels-last operand -> the same with the axis renamed
+4. (N, C, L) to (N, C, 1, L) and back                   -> no operator while both are channels-last
+5. permute_dims of a channels-last tensor               -> one composed permute_dims, or nothing
+6. everything else, and the outputs                     -> logical form
 """
 
 from __future__ import annotations
@@ -20,50 +23,97 @@ from hawq_tvm.core.operators import Kind, kind_of
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
-AXIS = {0: 0, 1: 3, 2: 1, 3: 2}  # where a logical (NCHW) axis is in NHWC
+HEIGHT = 1  # where the height is in NHWC; a signal has 1 there
+# Where a logical axis is in NHWC, for images (NCHW) and signals (NCL).
+AXES = {4: (0, 3, 1, 2), 3: (0, 3, 2)}
 
 
-def _moves_nothing(shape: Sequence[int]) -> bool:
-    return shape[1] == 1 or (shape[2] == 1 and shape[3] == 1)
+def _image(shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a signal as an image; an image's stays."""
+    return (*shape[:2], 1, shape[2]) if len(shape) == 3 else tuple(shape)
+
+
+def _is_view(call: relax.Call, result: relax.Var) -> bool:
+    """Whether a call gives a signal the height 1, or takes it away."""
+    if ops.op_name(call) not in ("relax.expand_dims", "relax.squeeze", "relax.reshape") or ops.is_const(call.args[0]):
+        return False
+    shapes = ops.shape_of(call.args[0]), ops.shape_of(result)
+    return sorted(len(s) for s in shapes) == [3, 4] and _image(shapes[0]) == _image(shapes[1])
 
 
 class _Layout:
     """The two forms of every tensor of the new main."""
 
     def __init__(self) -> None:
-        self.last: dict[relax.Expr, relax.Expr] = {}
-        self.logical: dict[relax.Expr, relax.Expr] = {}
+        self.last: dict[relax.Var, relax.Expr] = {}
+        self.logical: dict[relax.Var, relax.Expr] = {}
+        self.seen_from: dict[relax.Var, relax.Var] = {}  # a signal and its image have one channels-last form
         self.count = 0
 
+    def _root(self, var: relax.Var) -> relax.Var:
+        while var in self.seen_from:
+            var = self.seen_from[var]
+        return var
+
     def is_last(self, expr: relax.Expr) -> bool:
-        return isinstance(expr, relax.Var) and expr in self.last
+        return isinstance(expr, relax.Var) and self._root(expr) in self.last
 
     def to_last(self, rebuild: Rebuild, var: relax.Var) -> relax.Expr:
+        var = self._root(var)
         if var not in self.last:
-            self.last[var] = self._convert(rebuild, self.logical[var], TO_LAST, ops.shape_of(var), f"{var.name}.nhwc")
+            expr, shape = self.logical[var], _image(ops.shape_of(var))
+            if ops.shape_of(var) != shape:
+                expr = self._emit(rebuild, relax.op.reshape(expr, shape), f"{var.name}.image")
+            self.last[var] = self._emit(rebuild, _permuted(expr, TO_LAST), f"{var.name}.nhwc")
         return self.last[var]
 
     def to_logical(self, rebuild: Rebuild, var: relax.Var) -> relax.Expr:
         if var not in self.logical:
-            self.logical[var] = self._convert(rebuild, self.last[var], TO_FIRST, ops.shape_of(var), f"{var.name}.nchw")
+            root, shape = self._root(var), ops.shape_of(var)
+            if root in self.logical:
+                new, name = relax.op.reshape(self.logical[root], shape), var.name
+            elif len(shape) == 4:
+                new, name = _permuted(self.last[root], TO_FIRST), f"{var.name}.nchw"
+            else:
+                new, name = self.signal(rebuild, var, (0, 2, 1)), f"{var.name}.ncl"
+            self.logical[var] = self._emit(rebuild, new, name)
         return self.logical[var]
 
-    def _convert(
-        self, rebuild: Rebuild, expr: relax.Expr, axes: Sequence[int], logical: Sequence[int], name: str
-    ) -> relax.Expr:
-        self.count += 1
-        shape = ops.shape_of(expr)
-        if _moves_nothing(logical):
-            return rebuild.emit(relax.op.reshape(expr, tuple(shape[a] for a in axes)), name)
-        return rebuild.emit(relax.op.permute_dims(expr, list(axes)), name)
+    def signal(self, rebuild: Rebuild, var: relax.Var, axes: Sequence[int]) -> relax.Expr:
+        """The channels-last form of `var` without its height; axes: its order, from (N, L, C)."""
+        last = self.last[self._root(var)]
+        n, _, length, channels = ops.shape_of(last)
+        shape = (n, length, channels)
+        if _in_order(shape, axes):
+            return relax.op.reshape(last, tuple(shape[a] for a in axes))
+        flat = self._emit(rebuild, relax.op.reshape(last, shape), f"{var.name}.nlc")
+        return relax.op.permute_dims(flat, list(axes))
+
+    def _emit(self, rebuild: Rebuild, expr: relax.Expr, name: str) -> relax.Expr:
+        self.count += not isinstance(expr, relax.Var)
+        return rebuild.emit(expr, name)
 
 
-def _last_constant(expr: relax.Expr) -> relax.Expr:
+def _in_order(shape: Sequence[int], axes: Sequence[int]) -> bool:
+    """Whether a permutation leaves every element where it is in memory."""
+    order = [a for a in axes if shape[a] > 1]
+    return order == sorted(order)
+
+
+def _permuted(expr: relax.Expr, axes: Sequence[int]) -> relax.Expr:
+    """permute_dims, or a reshape where that moves nothing."""
+    shape = ops.shape_of(expr)
+    if _in_order(shape, axes):
+        return relax.op.reshape(expr, tuple(shape[a] for a in axes))
+    return relax.op.permute_dims(expr, list(axes))
+
+
+def _last_constant(expr: relax.Expr, rank: int) -> relax.Expr:
     array = ops.const_value(expr)
     if array.size == 1:
         return expr
-    array = array.reshape((1,) * (4 - array.ndim) + array.shape)
-    return ops.const(array.transpose(TO_LAST), str(array.dtype))
+    array = array.reshape((1,) * (rank - array.ndim) + array.shape)
+    return ops.const(array.reshape(_image(array.shape)).transpose(TO_LAST), str(array.dtype))
 
 
 def choose_layout(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
@@ -75,14 +125,16 @@ def choose_layout(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
 
     def visit(rebuild: Rebuild, binding: relax.VarBinding, value: relax.Expr) -> relax.Expr | None:
         old = binding.value
-        rank4 = hasattr(binding.var.ty, "shape") and len(ops.shape_of(binding.var)) == 4
+        if binding.var.name not in outside and _is_view(old, binding.var):
+            layout.seen_from[binding.var] = old.args[0]
+            return rebuild.env.get(old.args[0], old.args[0])
         handler = _handler(ops.op_name(old)) if binding.var.name not in outside else None
         made = handler(layout, rebuild, binding, old) if handler is not None else None
         if made is not None:
             layout.count += 1
             new, is_last = made
             var = rebuild.emit(new, binding.var.name)
-            (layout.last if is_last and rank4 else layout.logical)[binding.var] = var
+            (layout.last if is_last else layout.logical)[binding.var] = var
             return var
         var = rebuild.emit(_logical(layout, rebuild, old), binding.var.name)
         layout.logical[binding.var] = var
@@ -147,29 +199,34 @@ def _dilate2d(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call
 
 
 def _pad(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
-    if len(ops.shape_of(call.args[0])) != 4 or str(call.attrs.pad_mode) != "constant":
+    rank = _rank(call.args[0])
+    if str(call.attrs.pad_mode) != "constant" or not (rank == 4 or layout.is_last(call.args[0])):
         return None
-    width = [int(w) for w in call.attrs.pad_width]
-    pairs = [width[2 * a : 2 * a + 2] for a in TO_LAST]
-    data = layout.to_last(rebuild, call.args[0])
-    return relax.op.nn.pad(data, [w for p in pairs for w in p], "constant", call.attrs.pad_value), True
+    width = [0] * 8
+    for axis, before, after in zip(AXES[rank], call.attrs.pad_width[0::2], call.attrs.pad_width[1::2], strict=True):
+        width[2 * axis : 2 * axis + 2] = int(before), int(after)
+    return relax.op.nn.pad(layout.to_last(rebuild, call.args[0]), width, "constant", call.attrs.pad_value), True
+
+
+def _rank(expr: relax.Expr) -> int:
+    return len(ops.shape_of(expr))
 
 
 def _elementwise(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
-    name = ops.op_name(call)
+    name, rank = ops.op_name(call), _rank(binding.var)
     tensors = (
         list(call.args[0].fields) if name == "hawq.requantize" else [a for a in call.args if isinstance(a, relax.Var)]
     )
     tensors = [t for t in tensors if isinstance(t, relax.Var)]
-    if not any(layout.is_last(t) for t in tensors) or any(len(ops.shape_of(t)) not in (0, 4) for t in tensors):
+    if not any(layout.is_last(t) for t in tensors) or any(_rank(t) not in (0, rank) for t in tensors):
         return None
 
     def convert(arg: relax.Expr) -> relax.Expr:
         if isinstance(arg, relax.Var):
-            return layout.to_last(rebuild, arg) if len(ops.shape_of(arg)) == 4 else layout.to_logical(rebuild, arg)
+            return layout.to_last(rebuild, arg) if _rank(arg) else layout.to_logical(rebuild, arg)
         if isinstance(arg, relax.Tuple):
             return relax.Tuple([convert(f) for f in arg.fields])
-        return _last_constant(arg) if ops.is_const(arg) else arg
+        return _last_constant(arg, rank) if ops.is_const(arg) else arg
 
     args = [convert(call.args[0]), *call.args[1:]] if name == "hawq.lookup" else [convert(a) for a in call.args]
     return relax.Call(call.op, args, attrs=call.attrs, ty_args=call.ty_args), True
@@ -177,23 +234,30 @@ def _elementwise(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, c
 
 def _concat(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
     fields = list(call.args[0].fields)
-    if len(ops.shape_of(binding.var)) != 4 or not any(layout.is_last(f) for f in fields):
+    if not any(layout.is_last(f) for f in fields):
         return None
-    parts = [layout.to_last(rebuild, f) if isinstance(f, relax.Var) else _last_constant(f) for f in fields]
-    return relax.op.concat(parts, AXIS[int(call.attrs.axis) % 4]), True
+    rank = _rank(binding.var)
+    parts = [layout.to_last(rebuild, f) if isinstance(f, relax.Var) else _last_constant(f, rank) for f in fields]
+    return relax.op.concat(parts, _axis(call, rank)), True
+
+
+def _axis(call: relax.Call, rank: int) -> int:
+    return AXES[rank][int(call.attrs.axis) % rank]
 
 
 def _reduce(function: Callable[..., relax.Expr]) -> Handler:
     def handler(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
         if not layout.is_last(call.args[0]):
             return None
-        axes = [int(a) % 4 for a in (call.attrs.axis if call.attrs.axis is not None else range(4))]
+        places = AXES[_rank(call.args[0])]
+        axes = [int(a) % len(places) for a in (call.attrs.axis if call.attrs.axis is not None else range(len(places)))]
         keep = bool(call.attrs.keepdims)
-        remaining = [a for a in range(4) if a not in axes]
+        remaining = [p for a, p in enumerate(places) if a not in axes]
         # Without keepdims the axes that remain must still be in the model's order.
-        if not keep and sorted(AXIS[a] for a in remaining) != [AXIS[a] for a in remaining]:
+        if not keep and sorted(remaining) != remaining:
             return None
-        return function(layout.last[call.args[0]], [AXIS[a] for a in axes], keep), keep
+        reduced = [places[a] for a in axes] + [HEIGHT] * (not keep and len(places) == 3)
+        return function(layout.to_last(rebuild, call.args[0]), reduced, keep), keep
 
     return handler
 
@@ -202,18 +266,18 @@ def _argument(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call
     if not layout.is_last(call.args[0]) or call.attrs.axis is None or not bool(call.attrs.keepdims):
         return None
     function = relax.op.argmax if ops.op_name(call) == "relax.argmax" else relax.op.argmin
-    return function(layout.last[call.args[0]], AXIS[int(call.attrs.axis) % 4], True), True
+    return function(layout.to_last(rebuild, call.args[0]), _axis(call, _rank(binding.var)), True), True
 
 
 def _softmax(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
     if not layout.is_last(call.args[0]):
         return None
-    a = call.attrs
+    a, rank = call.attrs, _rank(binding.var)
     qtype = arith.QType(int(a["qmin"]), int(a["qmax"]), str(a["out_dtype"]))
     return ops.softmax(
-        layout.last[call.args[0]],
+        layout.to_last(rebuild, call.args[0]),
         ops.const_value(call.args[1]),
-        axis=AXIS[int(a["axis"]) % 4],
+        axis=AXES[rank][int(a["axis"]) % rank],
         multiplier=int(a["multiplier"]),
         shift=int(a["shift"]),
         qtype=qtype,
@@ -224,24 +288,30 @@ def _softmax(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call:
 def _strided_slice(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
     if not layout.is_last(call.args[0]):
         return None
-    axes = [AXIS[int(f.value) % 4] for f in call.args[1].fields]
+    places = AXES[_rank(binding.var)]
+    axes = [places[int(f.value) % len(places)] for f in call.args[1].fields]
     rest = [[int(f.value) for f in a.fields] for a in call.args[2:]]
-    return relax.op.strided_slice(layout.last[call.args[0]], axes, *rest), True
+    return relax.op.strided_slice(layout.to_last(rebuild, call.args[0]), axes, *rest), True
 
 
 def _take(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
-    if not layout.is_last(call.args[0]) or call.attrs.axis is None or len(ops.shape_of(call.args[1])) != 1:
+    if not layout.is_last(call.args[0]) or call.attrs.axis is None or _rank(call.args[1]) != 1:
         return None
-    return relax.op.take(layout.last[call.args[0]], call.args[1], AXIS[int(call.attrs.axis) % 4]), True
+    data = layout.to_last(rebuild, call.args[0])
+    return relax.op.take(data, call.args[1], _axis(call, _rank(binding.var))), True
 
 
 def _permute_dims(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
-    if not layout.is_last(call.args[0]) or call.args[0] in layout.logical:
+    source = call.args[0]
+    if not layout.is_last(source) or source in layout.logical:
         return None
-    axes = [int(a) for a in call.attrs.axes] if call.attrs.axes is not None else [3, 2, 1, 0]
-    composed = [AXIS[a] for a in axes]
-    source = layout.last[call.args[0]]
-    return (source if composed == [0, 1, 2, 3] else relax.op.permute_dims(source, composed)), False
+    rank = _rank(source)
+    axes = [int(a) for a in call.attrs.axes] if call.attrs.axes is not None else list(reversed(range(rank)))
+    composed = [AXES[rank][a] for a in axes]
+    if rank == 3:
+        return layout.signal(rebuild, source, [max(0, p - HEIGHT) for p in composed]), False
+    last = layout.to_last(rebuild, source)
+    return (last if composed == [0, 1, 2, 3] else relax.op.permute_dims(last, composed)), False
 
 
 _HANDLERS: dict[str, Handler] = {

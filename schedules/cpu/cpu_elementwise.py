@@ -30,7 +30,7 @@ class ElementwiseTile:
     lanes: tuple[int, ...]
 
     def __str__(self) -> str:
-        return "vectors of " + ", ".join(str(n) for n in self.lanes)
+        return "vectors of " + ", ".join(str(n) if n > 1 else "LLVM's choice" for n in self.lanes)
 
 
 class Elementwise:

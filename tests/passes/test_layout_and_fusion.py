@@ -182,3 +182,71 @@ def test_a_long_chain_of_roundings_is_cut_and_a_short_one_is_not() -> None:
     assert len(chain(1)) == 1
     # 1 / 400 and other ratios of a chain have ties: two requantizes each, of which the first is a shift.
     assert 1 < len(chain(10)) < 10 and max(body.count("hawq.requantize") for body in chain(10)) <= 6
+
+
+def signal(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+    """One-dimensional convolutions as importers write them, a residual sum, a pad, a pool, slices, joins, a softmax
+    over channels, a transposition, means with and without the axis.
+    """
+
+    def conv1d(x: relax.Expr, w: relax.Expr, groups: int = 1) -> relax.Expr:
+        wide = bb.emit(relax.op.expand_dims(x, [2]))
+        return bb.emit(relax.op.squeeze(bb.emit(relax.op.nn.conv2d(wide, bb.emit(w), groups=groups)), [2]))
+
+    x = dq(bb, p[0], 0.0531, 100)
+    padded = bb.emit(relax.op.nn.pad(x, [0, 0, 0, 0, 1, 1], "constant", 0.0))
+    y = dq(bb, q(bb, conv1d(padded, weight((4, 1, 1, 3), 0.011), groups=4), 0.0317, 7), 0.0317, 7)
+    y = dq(bb, q(bb, bb.emit(relax.op.nn.relu(conv1d(y, weight((4, 4, 1, 1), 0.02)))), 0.04, 0), 0.04, 0)
+    r = dq(bb, q(bb, bb.emit(relax.op.add(y, x)), 0.0612, 99), 0.0612, 99)
+    wide = bb.emit(relax.op.expand_dims(r, [2]))
+    m = bb.emit(relax.op.squeeze(bb.emit(relax.op.nn.max_pool2d(wide, (1, 2), (1, 2))), [2]))
+    half = bb.emit(relax.op.strided_slice(r, [2], [1], [9], [2]))
+    c = dq(bb, q(bb, bb.emit(relax.op.concat([m, half], 1)), 0.07, 80), 0.07, 80)
+    s = q(bb, bb.emit(relax.op.nn.softmax(c, 1)), 1 / 256, 0)
+    t = bb.emit(relax.op.permute_dims(c, [0, 2, 1]))
+    f = bb.emit(relax.op.matmul(t, bb.emit(weight((8, 5), 0.02))))
+    return [
+        q(bb, f, 0.1, 128),
+        s,
+        q(bb, bb.emit(relax.op.mean(c, [2], False)), 0.05, 80),
+        q(bb, bb.emit(relax.op.mean(c, [1], False)), 0.05, 80),
+        q(bb, bb.emit(relax.op.mean(c, [2], True)), 0.05, 80),
+        q(bb, bb.emit(relax.op.reshape(c, (2, 32))), 0.07, 80),
+        bb.emit(relax.op.argmax(c, 1, True)),
+        q(bb, bb.emit(relax.op.permute_dims(c, [1, 2, 0])), 0.07, 80),
+        q(bb, bb.emit(relax.op.take(c, relax.const(np.array([3, 0, 3])), 2)), 0.07, 80),
+    ]
+
+
+SIGNAL = {"x": ((2, 4, 8), "uint8")}
+
+
+def test_a_signal_is_an_image_of_height_one_from_end_to_end() -> None:
+    before = integers(signal, SIGNAL)
+    after, _ = choose_layout(before)
+    stages.verify(after, stages.Stage.INTEGER)
+    same_values(before, after)
+    names = op_names(after)
+    assert "expand_dims" not in names and "squeeze" not in names
+    packed, _ = fuse_epilogues(after)
+    bodies = [
+        [ops.op_name(b.value).split(".")[-1] for b in stages.bindings(f)]
+        for f in stages.private_functions(packed).values()
+    ]
+    assert [b for b in bodies if "conv2d" in b and b[-1] != "requantize"] == []
+    same_values(before, packed)
+
+
+def test_a_signal_between_matrix_products_keeps_its_form() -> None:
+    """What has the shape of a signal without a convolution near it is moved by nothing."""
+
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        x = bb.emit(relax.op.expand_dims(dq(bb, p[0], 0.1, 3), [2]))
+        y = bb.emit(relax.op.matmul(x, bb.emit(weight((8, 5), 0.02))))
+        return q(bb, bb.emit(relax.op.squeeze(y, [2])), 0.1, 128)
+
+    before = integers(build, SIGNAL)
+    after, _ = choose_layout(before)
+    assert [n.replace("reshape", "") for n in op_names(after)].count("permute_dims") == 0
+    assert len(op_names(after)) == len(op_names(before))
+    same_values(before, after)
