@@ -36,7 +36,6 @@ from relay_passes.integer.values import (
     Term,
     from_dequantize,
     is_uniform,
-    rational,
     single,
     whole,
 )
@@ -337,7 +336,7 @@ class _Lowering:
         scale, zero = ops.const_value(call.args[1]), ops.const_value(call.args[2])
         if ops.is_const(data):
             q = ops.const_value(data).astype(np.int64) - zero
-            return Constant(q, rational(scale))
+            return Constant(q, scale)
         return from_dequantize(data, scale, zero, ops.shape_of(data))
 
     def quantize(self, call: relax.Call, values: list[Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -11,7 +12,7 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 
-from .elementwise import centred
+from .elementwise import centred, with_one_zero
 from .values import (
     INSERT,
     Array,
@@ -27,6 +28,7 @@ from .values import (
     rational,
     single,
 )
+from .weights import with_output_scales
 
 
 def pad2d(ctx: Context, data: relax.Expr, pads: Sequence[int], value: int) -> relax.Expr:
@@ -44,18 +46,24 @@ def pad2d(ctx: Context, data: relax.Expr, pads: Sequence[int], value: int) -> re
 
 
 def _activation(ctx: Context, x: Value, op: str) -> Term:
+    """The integers of a convolution's data, whose scale and zero may differ between channels and nowhere else."""
     term = single(ctx, x, op)
     if ops.dtype_of(term.data) in ("int64",) or term.accumulator:
         raise ctx.fail(op, "its input is a 32-bit sum that nothing quantizes", INSERT)
-    if not is_uniform(term.scale) or not is_uniform(term.zero):
-        raise ctx.fail(op, "its input has one scale per channel", "quantize the activation per tensor")
+    for numbers in (term.scale, term.zero):
+        if any(n != 1 for i, n in enumerate(broadcast_rank(numbers, 4).shape) if i != 1):
+            raise ctx.fail(op, "its input has scales that differ within a channel", "quantize it per tensor")
     return term
 
 
-def _unit_integers(ctx: Context, weight: Constant, op: str) -> tuple[Array, Array]:
-    if weight.scale is None:
-        raise ctx.fail(op, "its weight is float and not quantized", "quantize the weight of this node too")
-    return weight.values.astype(np.int64), rational(weight.scale)
+def _by_weight(array: Array, groups: int, outputs: int) -> Array:
+    """What belongs to the data's channels as the weights (OIHW) that are multiplied with them see it."""
+    if array.size == 1:
+        return array.reshape(1, 1, 1, 1)
+    per_group = array.reshape(groups, -1)
+    if groups == 1:
+        return per_group[:, :, None, None]
+    return np.repeat(per_group, outputs // groups, axis=0)[:, :, None, None]
 
 
 def conv2d(ctx: Context, call: relax.Call, x: Value, weight: Value) -> Value:
@@ -78,39 +86,51 @@ def convolve(
 ) -> Value:
     """The accumulator of a convolution, its zero point correction kept as the term's zero."""
     term = _activation(ctx, x, op)
-    zero = int(term.zero.flat[0])
-
-    def make(data: relax.Expr, kernel: relax.Expr) -> relax.Expr:
-        return ctx.accumulate(
-            lambda dtype: relax.op.nn.conv2d(
-                data, kernel, strides=list(strides), padding=0, dilation=list(dilation), groups=groups, out_dtype=dtype
-            ),
-            "acc",
-        )
-
+    if any(pads):
+        term = with_one_zero(ctx, term)
     if isinstance(weight, Constant):
-        values, scale = _unit_integers(ctx, weight, op)
-        channel = broadcast_rank(scale, 4)
-        if any(n != 1 for n in channel.shape[1:]):
-            raise ctx.fail(
-                op,
-                "its weight scales vary inside an output channel",
-                "quantize the weight per tensor or per output channel",
-            )
-        # A scale below zero (a negative BatchNorm gamma) moves into the weights, so that ReLU and pooling stay
-        # monotone.
-        values = np.where(channel < 0, -values, values)
-        scale = np.abs(channel).reshape(1, -1, 1, 1) * term.scale
-        acc = make(pad2d(ctx, term.data, pads, zero), integer_constant(values))
-        correction = zero * values.sum(axis=(1, 2, 3)).reshape(1, -1, 1, 1)
-        return Real(ops.shape_of(acc), (Term(acc, compress(correction), compress(scale), accumulator=True),))
+        outputs = weight.shape[0]
+        factor, zero = (_by_weight(a, groups, outputs) for a in (term.scale, term.zero))
+        parts = with_output_scales(ctx, weight, factor, (1, 2, 3), op)
+        data = pad2d(ctx, term.data, pads, int(term.zero.flat[0]))
+        terms = []
+        for i, (values, scale) in enumerate(parts):
+            # A scale below zero (a negative BatchNorm gamma) moves into the weights, so that ReLU and pooling stay
+            # monotone.
+            values = np.where(scale < 0, -values, values)
+            suffix = "acc" if len(parts) == 1 else f"acc{i}"
+            acc = _summed(ctx, data, integer_constant(values), strides, dilation, groups, suffix)
+            correction = (zero * values).sum(axis=(1, 2, 3)).reshape(1, -1, 1, 1)
+            scale = np.abs(scale).reshape(1, -1, 1, 1)
+            terms.append(Term(acc, compress(correction), compress(scale), accumulator=True))
+        return Real(ops.shape_of(acc), tuple(terms))
+    if not is_uniform(term.scale):
+        remedy = "make its weight an initializer, or quantize the activation per tensor"
+        raise ctx.fail(op, "its input has one scale per channel and its weight is not constant", remedy)
     kernel = single(ctx, weight, op)
     if any(n != 1 for n in np.shape(broadcast_rank(kernel.scale, 4))[1:]):
         raise ctx.fail(op, "its weight scales vary inside an output channel", "quantize the weight per output channel")
     data = pad2d(ctx, centred(ctx, term, "int16", "x"), pads, 0)
-    acc = make(data, centred(ctx, kernel, "int16", "w"))
+    acc = _summed(ctx, data, centred(ctx, kernel, "int16", "w"), strides, dilation, groups, "acc")
     scale = np.reshape(kernel.scale, (1, -1, 1, 1)) * term.scale if np.ndim(kernel.scale) else kernel.scale * term.scale
     return Real(ops.shape_of(acc), (Term(acc, np.zeros((), np.int64), compress(scale), accumulator=True),))
+
+
+def _summed(
+    ctx: Context,
+    data: relax.Expr,
+    kernel: relax.Expr,
+    strides: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    suffix: str,
+) -> relax.Expr:
+    def make(dtype: str) -> relax.Expr:
+        return relax.op.nn.conv2d(
+            data, kernel, strides=list(strides), padding=0, dilation=list(dilation), groups=groups, out_dtype=dtype
+        )
+
+    return ctx.accumulate(make, suffix)
 
 
 def conv2d_transpose(ctx: Context, call: relax.Call, x: Value, weight: Value) -> Value:
@@ -118,32 +138,28 @@ def conv2d_transpose(ctx: Context, call: relax.Call, x: Value, weight: Value) ->
     op, attrs = "conv2d_transpose", call.attrs
     if not isinstance(weight, Constant):
         raise ctx.fail(op, "its weight is not constant", "make the weight an initializer")
-    values, scale = _unit_integers(ctx, weight, op)
     groups, dilation = int(attrs.groups), [int(d) for d in attrs.dilation]
-    inputs, outputs, *kernel = values.shape
-    split = values.reshape(groups, inputs // groups, outputs, *kernel)[..., ::-1, ::-1]
-    flipped = split.transpose(0, 2, 1, 3, 4).reshape(groups * outputs, inputs // groups, *kernel)
-    channel = broadcast_rank(scale, 4)
-    if channel.shape[0] != 1 or any(n != 1 for n in channel.shape[2:]):
-        raise ctx.fail(
-            op,
-            "its weight scales vary inside an output channel",
-            "quantize the weight per tensor or per output channel",
-        )
-    per_output = np.broadcast_to(channel.reshape(-1), (outputs,)) if channel.size > 1 else channel.reshape(1)
-    flat_scale = (
-        np.tile(per_output, groups).reshape(-1, 1, 1, 1) if per_output.size > 1 else per_output.reshape(1, 1, 1, 1)
-    )
+    inputs, outputs, *kernel = weight.shape
+
+    def flipped(array: Array) -> Array:
+        split = array.reshape(groups, inputs // groups, outputs, *array.shape[2:])[..., ::-1, ::-1]
+        return split.transpose(0, 2, 1, 3, 4).reshape(groups * outputs, inputs // groups, *array.shape[2:])
+
+    scale = weight.scale
+    if scale is not None and scale.size > 1:
+        scale = broadcast_rank(scale, 4)
+        scale = compress(flipped(np.broadcast_to(scale, (inputs, outputs, *scale.shape[2:]))))
     pads, extra = [int(p) for p in attrs.padding], [int(p) for p in attrs.output_padding]
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     new_pads = [reach[0] - pads[0], reach[1] - pads[1], reach[0] - pads[2] + extra[0], reach[1] - pads[3] + extra[1]]
     term = _activation(ctx, x, op)
     strides = [int(s) for s in attrs.strides]
-    data = term.data
     if strides != [1, 1]:
-        data = ctx.emit(ops.dilate2d(data, strides, int(term.zero.flat[0])), "dilate")
-    spread = Real(ops.shape_of(data), (Term(data, term.zero, term.scale),))
-    return convolve(ctx, spread, Constant(flipped, flat_scale), new_pads, [1, 1], dilation, groups, op)
+        term = with_one_zero(ctx, term)
+        data = ctx.emit(ops.dilate2d(term.data, strides, int(term.zero.flat[0])), "dilate")
+        term = replace(term, data=data)
+    spread = Real(ops.shape_of(term.data), (term,))
+    return convolve(ctx, spread, Constant(flipped(weight.values), scale), new_pads, [1, 1], dilation, groups, op)
 
 
 def matmul(ctx: Context, a: Value, b: Value) -> Value:
@@ -178,37 +194,63 @@ def _column_scale(ctx: Context, term: Term, rank: int) -> Array:
 
 
 def _times_constant(ctx: Context, a: Real, b: Constant) -> Real:
-    values, scale = _unit_integers(ctx, b, "matmul")
     x = single(ctx, a, "matmul")
     if x.accumulator:
         raise ctx.fail("matmul", "its input is a 32-bit sum that nothing quantizes", INSERT)
-    row_scale = _row_scale(ctx, x, len(a.shape))
-    if values.ndim == 1:
-        values, scale = values.reshape(-1, 1), np.reshape(scale, (-1, 1)) if np.ndim(scale) else scale
-        return _column(ctx, _times_constant(ctx, a, Constant(values, scale)))
-    depth = values.shape[-2]
-    scale = broadcast_rank(scale, values.ndim)
-    full = np.broadcast_to(scale, values.shape)
-    rows = [i for i in range(scale.ndim) if i != scale.ndim - 2]
-    # None at all where one row serves for all.
-    changes = np.any(scale[..., 1:, :] != scale[..., :-1, :], axis=tuple(rows))
-    edges = [0, *(np.flatnonzero(changes) + 1).tolist(), depth]
+    if len(b.shape) == 1:
+        scale = np.reshape(b.scale, (-1, 1)) if b.scale is not None and np.ndim(b.scale) else b.scale
+        return _column(ctx, _times_constant(ctx, a, Constant(b.values.reshape(-1, 1), scale)))
+    row_scale, factor = _row_scales(ctx, x, len(a.shape), len(b.shape))
+    zero = broadcast_rank(x.zero, max(len(a.shape), 2))
+    parts = with_output_scales(ctx, b, factor, (len(b.shape) - 2,), "matmul")
+    blocks = _blocks(b) if factor.size == 1 else []
+    if 1 < len(blocks) <= len(parts):
+        parts = [_block(ctx, b, start, end) for start, end in blocks]
+    else:
+        blocks = [(0, b.shape[-2])] * len(parts)
     terms = []
-    for start, end in pairwise(edges):
-        block, suffix = values[..., start:end, :], "acc" if len(edges) == 2 else f"acc{start}"
+    for i, ((values, scale), (start, end)) in enumerate(zip(parts, blocks, strict=True)):
         data = x.data
-        if len(edges) > 2:
+        if end - start < b.shape[-2]:
             data = ctx.emit(relax.op.strided_slice(data, [len(a.shape) - 1], [start], [end]), f"block{start}")
-        kernel = integer_constant(block)
-        acc = ctx.accumulate(partial(_matmul_call, data, kernel), suffix)
-        columns = block.sum(axis=-2, keepdims=True)
-        zero = _row_zero(x.zero, len(a.shape)) * columns
-        column_scale = compress(full[..., start : start + 1, :])
-        zero = zero if len(a.shape) > 1 else zero.reshape(zero.shape[:-2] + zero.shape[-1:])
-        if len(a.shape) == 1 and np.ndim(column_scale) > 1:
-            column_scale = column_scale.reshape(column_scale.shape[:-2] + column_scale.shape[-1:])
-        terms.append(Term(acc, compress(zero), compress(row_scale * column_scale), accumulator=True))
+        suffix = "acc" if len(parts) == 1 else f"acc{i}"
+        acc = ctx.accumulate(partial(_matmul_call, data, integer_constant(values)), suffix)
+        numbers = [_row_sums(zero, values, start, end), row_scale * broadcast_rank(scale, max(len(b.shape), 2))]
+        if len(a.shape) == 1:
+            numbers = [n.reshape(n.shape[:-2] + n.shape[-1:]) for n in numbers]
+        terms.append(Term(acc, compress(numbers[0]), compress(numbers[1]), accumulator=True))
     return Real(ops.shape_of(terms[0].data), tuple(terms))
+
+
+def _row_scales(ctx: Context, x: Term, rank: int, weight_rank: int) -> tuple[Array, Array]:
+    """The data's scales by row, and those along the summed axis as the weight sees them."""
+    scale, one = broadcast_rank(x.scale, max(rank, 2)), rational(np.ones((1,) * weight_rank))
+    if scale.shape[-1] == 1:
+        return scale, one
+    if any(n != 1 for n in scale.shape[:-1]):
+        raise ctx.fail("matmul", "the scales of its left side vary in two directions", "quantize it per tensor")
+    return rational(np.ones((1, 1))), one * scale.reshape(-1, 1)
+
+
+def _blocks(b: Constant) -> list[tuple[int, int]]:
+    """Where runs of rows with the same scales begin and end."""
+    scale = broadcast_rank(np.asarray(b.scale), len(b.shape))
+    changes = np.any(
+        scale[..., 1:, :] != scale[..., :-1, :], axis=tuple(i for i in range(scale.ndim) if i != scale.ndim - 2)
+    )
+    edges = [0, *(np.flatnonzero(changes) + 1).tolist(), b.shape[-2]]
+    return list(pairwise(edges))
+
+
+def _block(ctx: Context, b: Constant, start: int, end: int) -> tuple[Array, Array]:
+    scale = broadcast_rank(np.asarray(b.scale), len(b.shape))
+    return b.values[..., start:end, :].astype(np.int64), rational(scale[..., start : start + 1, :])
+
+
+def _row_sums(zero: Array, values: Array, start: int, end: int) -> Array:
+    """What the zero points of the rows add to a product: one number for a column, or for a row and a column."""
+    part = zero[..., start:end] if zero.shape[-1] > 1 else np.broadcast_to(zero, (*zero.shape[:-1], end - start))
+    return np.asarray(np.matmul(part, values))
 
 
 def _column(ctx: Context, product: Real) -> Real:
@@ -228,12 +270,10 @@ def _matmul_call(a: relax.Expr, b: relax.Expr, dtype: str) -> relax.Expr:
     return relax.op.matmul(a, b, out_dtype=dtype)
 
 
-def _row_zero(zero: Array, rank: int) -> Array:
-    return broadcast_rank(zero, max(rank, 2)) if np.ndim(zero) else zero
-
-
 def _constant_times(ctx: Context, a: Constant, b: Real) -> Value:
-    values, scale = _unit_integers(ctx, a, "matmul")
+    if a.scale is None:
+        raise ctx.fail("matmul", "its weight is float and not quantized", "quantize the weight of this node too")
+    values, scale = a.values.astype(np.int64), rational(a.scale)
     y = single(ctx, b, "matmul")
     if y.accumulator:
         raise ctx.fail("matmul", "its input is a 32-bit sum that nothing quantizes", INSERT)

@@ -174,6 +174,13 @@ def centred(ctx: Context, term: Term, dtype: str, suffix: str) -> relax.Expr:
     return data
 
 
+def with_one_zero(ctx: Context, term: Term) -> Term:
+    """A term whose integers that stand for 0 are the same in every channel, as padding needs them."""
+    if is_uniform(term.zero):
+        return term
+    return replace(term, data=centred(ctx, term, "int16", "x"), zero=np.zeros((), np.int64))
+
+
 def clip(ctx: Context, a: Value, low: Fraction | float, high: Fraction | float) -> Value:
     """min(max(a, low), high), kept symbolic until the quantize, where it is exact (A12)."""
     if isinstance(a, Constant):

@@ -12,6 +12,7 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 
+from .elementwise import with_one_zero
 from .values import (
     INSERT,
     Array,
@@ -23,6 +24,7 @@ from .values import (
     Softmax,
     Term,
     Value,
+    broadcast_rank,
     compress,
     is_uniform,
     settled,
@@ -115,7 +117,11 @@ def move(ctx: Context, call: relax.Call, x: Value) -> Value:
     if isinstance(x, Joined):
         # Joined first, then moved: both at the quantize, whose one scale no movement changes.
         return replace(
-            x, shape=_out_shape(call), join=lambda parts: again(ctx.emit(x.join(parts), "joined")), moved=True
+            x,
+            shape=_out_shape(call),
+            join=lambda parts: again(ctx.emit(x.join(parts), "joined")),
+            moved=True,
+            axis=None,
         )
     raise ctx.fail(op, "its input has no quantize of its own", INSERT)
 
@@ -138,6 +144,8 @@ def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
         return _padded_later(call, x, width, value)
     if not isinstance(x, Real):
         raise ctx.fail("pad", "its input is not quantized", INSERT)
+    if len(x.terms) == 1:
+        x = replace(x, terms=(with_one_zero(ctx, x.terms[0]),))
     level = _level(x, value)
     if level is None:
         return _padded_later(call, x, width, value)
@@ -151,7 +159,9 @@ def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
     if kind != ops.dtype_of(data):
         data = ctx.emit(relax.op.astype(data, kind), "wide")
     data = ctx.emit(relax.op.nn.pad(data, width, "constant", level), "pad")
-    return Real(ops.shape_of(data), (replace(term, data=data),))
+    scale = broadcast_rank(term.scale, len(x.shape))
+    beside = [(a, b) if n > 1 else (0, 0) for a, b, n in zip(width[0::2], width[1::2], scale.shape, strict=True)]
+    return Real(ops.shape_of(data), (replace(term, data=data, scale=np.pad(scale, beside, mode="edge")),))
 
 
 def _level(x: Real, value: float) -> int | None:
@@ -189,7 +199,7 @@ def concat(ctx: Context, call: relax.Call, parts: list[Value]) -> Value:
     if same is not None:
         data = ctx.emit(relax.op.concat([p.terms[0].data for p in parts], axis))
         return Real(shape, (replace(same, data=data),))
-    return Joined(shape, tuple(parts), lambda items: relax.op.concat(items, axis))
+    return Joined(shape, tuple(parts), lambda items: relax.op.concat(items, axis), axis=axis)
 
 
 def _common_term(parts: list[Value]) -> Term | None:

@@ -13,6 +13,7 @@ from tvm import relax
 from hawq_tvm.core import ops
 
 from .convolution import pad2d
+from .elementwise import with_one_zero
 from .values import INFINITY, INSERT, Array, Constant, Context, Joined, Real, Term, Value, compress, is_uniform, single
 
 SPATIAL = (2, 3)
@@ -108,8 +109,7 @@ def avg_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
     # Padding that counts holds the real 0, to which no constant is added.
     pads_count = bool(int(call.attrs.count_include_pad)) and any(int(p) for p in call.attrs.padding)
     term, rest = _apart(ctx, x, "avg_pool2d", SPATIAL, apart=not pads_count and not _is_clipped(x))
-    if not is_uniform(term.zero):
-        raise ctx.fail("avg_pool2d", "its input has one zero point per channel", INSERT)
+    term = with_one_zero(ctx, term)
     kernel, strides, dilation, pads = _windows(call, x.shape)
     counts = _counts(call, x.shape)
     zero = int(term.zero.flat[0])

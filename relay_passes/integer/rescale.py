@@ -24,8 +24,11 @@ from .values import (
     Softmax,
     Term,
     Value,
+    broadcast_rank,
+    compress,
     is_uniform,
     rational,
+    widened,
     with_bias,
 )
 
@@ -35,7 +38,7 @@ class Output:
     """What a hawq.quantize asks for: (A2) with scale, zero point, type and rounding; how branches are rounded (A14).
 
     form: "affine" where the zero point is added before the rounding (A2a); else how constants are divided by the
-    scale (A2).
+    scale (A2).  levels: the zero points where they differ between channels; level is 0 then.
     """
 
     scale: Array
@@ -44,6 +47,7 @@ class Output:
     rounding: str
     form: str
     branches: str = "common"
+    levels: Array | None = None
 
     @property
     def inside(self) -> int:
@@ -58,41 +62,49 @@ class Output:
     @staticmethod
     def of(ctx: Context, call: relax.Call) -> Output:
         """Read a hawq.quantize call."""
-        zero = ops.const_value(call.args[2])
-        if not is_uniform(zero):
+        zero, attrs = ops.const_value(call.args[2]), call.attrs
+        one = is_uniform(zero)
+        if not one and (str(attrs["form"]) == "affine" or str(attrs["branches"]) == "each"):
             raise ctx.fail(
-                "hawq.quantize", "its zero points differ between channels", "use one zero point for the tensor"
+                "hawq.quantize",
+                "its zero points differ between channels and are added before the rounding",
+                "use one zero point for the tensor",
             )
-        attrs = call.attrs
         qtype = arith.QType(int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"]))
         return Output(
             rational(ops.const_value(call.args[1])),
-            int(zero.flat[0]),
+            int(zero.flat[0]) if one else 0,
             qtype,
             str(attrs["rounding"]),
             str(attrs["form"]),
             str(attrs["branches"]),
+            None if one else compress(zero),
         )
 
-    def clipped(self, low: Fraction | float, high: Fraction | float) -> Output:
-        """(A12): the same output with its range narrowed to real low .. high."""
-        if low == -np.inf and high == np.inf:
-            return self
+    def bounds(self, low: Fraction | float, high: Fraction | float) -> tuple[Array, Array]:
+        """(A12): the least and greatest integers that stand for real low .. high, as the scale broadcasts."""
         # (A8) rounds products, and not a real bound.
         rounding = "half_away" if self.rounding == "double" else self.rounding
 
-        def level(value: Fraction | float, default: int) -> int:
+        def level(value: Fraction | float, default: int) -> Array:
             if abs(value) == np.inf:
-                return default
-            steps = thresholds.round_exactly(Fraction(value) / self.scale.flat[0] + self.inside, rounding)
-            return min(max(steps + self.zero, self.qtype.qmin), self.qtype.qmax)
+                return np.asarray(default)
+            steps = [thresholds.round_exactly(Fraction(value) / s + self.inside, rounding) for s in self.scale.flat]
+            levels = [min(max(v + self.zero, self.qtype.qmin), self.qtype.qmax) for v in steps]
+            return compress(np.array(levels, np.int64).reshape(self.scale.shape))
 
-        qtype = arith.QType(level(low, self.qtype.qmin), level(high, self.qtype.qmax), self.qtype.storage)
-        return replace(self, qtype=qtype)
+        return level(low, self.qtype.qmin), level(high, self.qtype.qmax)
+
+    def part(self, axis: int, begin: int, end: int, rank: int) -> Output:
+        """The output for a part of a tensor along an axis."""
+        scale = broadcast_rank(self.scale, rank)
+        return self if scale.shape[axis] == 1 else replace(self, scale=np.take(scale, range(begin, end), axis))
 
 
 def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
     """The integers of `value` at the scale of `out`; the last operation carries the layer's own name."""
+    if out.levels is not None:
+        return _at_levels(ctx, value, out)
     if isinstance(value, Constant):
         if value.scale is None and value.values.dtype.kind == "f" and np.isnan(value.values).any():
             raise ctx.fail("hawq.quantize", "it quantizes a constant that is not a number", "correct the constant")
@@ -115,22 +127,24 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
                 "its scales differ between channels of a moved concatenation",
                 "use one scale for the tensor",
             )
-        layer = ctx.layer
-        parts = []
-        for i, part in enumerate(value.parts):
-            ctx.layer = f"{layer}.{i}"
-            parts.append(realize(ctx, part, out))
-        ctx.layer = layer
-        return ctx.emit(value.join(parts))
+        return _joined(ctx, value, out)
     if isinstance(value, Softmax):
         return _softmax(ctx, value, out)
     if not isinstance(value, Real):
         raise ctx.fail("hawq.quantize", "its input is computed in float", INSERT)
-    if value.clipped and not is_uniform(out.scale):
-        raise ctx.fail(
-            "hawq.quantize", "it clips before scales that differ between channels", "use one scale for the tensor"
-        )
-    out = out.clipped(value.low, value.high)
+    ends = out.bounds(value.low, value.high)
+    out = replace(out, qtype=arith.QType(int(ends[0].min()), int(ends[1].max()), out.qtype.storage))
+    # Where a bound differs between channels, each has its own after the one of all.
+    own = [(f, e) for f, e in zip((relax.op.maximum, relax.op.minimum), ends, strict=True) if not is_uniform(e)]
+    data = _rescaled(ctx, value, out, "all" if own else "")
+    for i, (function, levels) in enumerate(own):
+        bound = ops.const(levels, out.qtype.storage)
+        data = ctx.emit(function(data, bound), "" if i == len(own) - 1 else "least")
+    return data
+
+
+def _rescaled(ctx: Context, value: Real, out: Output, suffix: str) -> relax.Expr:
+    """The integers of a Real whose clip is in the range of `out`."""
     terms = tuple(with_bias(ctx, t) for t in value.terms)
     if not terms:
         return realize(ctx, Constant(np.broadcast_to(value.constant, value.shape)), out)
@@ -138,7 +152,40 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
         return _each_branch(ctx, terms, value.constant, out)
     if len(terms) == 1 and _is_identity(ctx, terms[0], value.constant, out):
         return terms[0].data
-    return ctx.emit(_requantize(ctx, terms, value.constant, out))
+    return ctx.emit(_requantize(ctx, terms, value.constant, out), suffix)
+
+
+def _at_levels(ctx: Context, value: Value, out: Output) -> relax.Expr:
+    """Integers whose zero points differ between channels: the sum rounded around 0 first, which is what (A2) says."""
+    assert out.levels is not None
+    low, high = out.qtype.qmin - int(out.levels.max()), out.qtype.qmax - int(out.levels.min())
+    kind = next(d for d in ("int16", "int32") if arith.RANGES[d][0] <= low and high <= arith.RANGES[d][1])
+    layer, storage = ctx.layer, out.qtype.storage
+    ctx.layer = f"{layer}.centred"
+    data = realize(ctx, value, replace(out, levels=None, qtype=arith.QType(low, high, kind)))
+    ctx.layer = layer
+    data = ctx.emit(relax.op.add(data, ops.const(out.levels, kind)), "shifted")
+    data = ctx.emit(relax.op.clip(data, out.qtype.qmin, out.qtype.qmax), "clipped")
+    return ctx.emit(relax.op.astype(data, storage))
+
+
+def _joined(ctx: Context, value: Joined, out: Output) -> relax.Expr:
+    """Every part at the scale of the whole, or of its own channels, then all joined."""
+    layer, parts, begin = ctx.layer, [], 0
+    for i, part in enumerate(value.parts):
+        ctx.layer, own = f"{layer}.{i}", out
+        if value.axis is not None:
+            own = out.part(value.axis, begin, begin + part.shape[value.axis], len(value.shape))
+            begin += part.shape[value.axis]
+        elif not is_uniform(out.scale):
+            part = _spread(ctx, part, value.shape)
+        parts.append(realize(ctx, part, own))
+    ctx.layer = layer
+    return ctx.emit(value.join(parts))
+
+
+def _spread(ctx: Context, part: Value, shape: tuple[int, ...]) -> Value:
+    return Constant(np.broadcast_to(part.real, shape)) if isinstance(part, Constant) else widened(ctx, part, shape)
 
 
 def _is_identity(ctx: Context, term: Term, constant: Array, out: Output) -> bool:

@@ -137,7 +137,8 @@ class Constant:
 class Joined:
     """Several Reals whose integers can be joined only once they share a scale, that is at their quantize.
 
-    join: makes the integer result from the parts' integers.  moved: whether it moves them too.  size: how many parts
+    join: makes the integer result from the parts' integers.  moved: whether it moves them too.  axis: along which
+    they are only set side by side.  size: how many parts
     are joined in all, a part that is joined twice counting twice.  depth: how many joins lie within one another.
     """
 
@@ -145,6 +146,7 @@ class Joined:
     parts: tuple[Real | Joined | Constant, ...]
     join: Callable[[list[relax.Expr]], relax.Expr]
     moved: bool = False
+    axis: int | None = None
     size: int = field(init=False)
     depth: int = field(init=False)
 
@@ -312,7 +314,11 @@ def widened(ctx: Context, value: Widened, shape: tuple[int, ...]) -> Widened:
         return replace(value, shape=shape, terms=(whole(ctx, first, shape), *others))  # type: ignore[call-arg]
     join = value.join
     return replace(
-        value, shape=shape, join=lambda parts: relax.op.broadcast_to(ctx.emit(join(parts), "joined"), shape), moved=True
+        value,
+        shape=shape,
+        join=lambda parts: relax.op.broadcast_to(ctx.emit(join(parts), "joined"), shape),
+        moved=True,
+        axis=None,
     )
 
 

@@ -1,0 +1,104 @@
+"""Constant weights whose scales vary along what is summed: a few integer weights with one scale an output (A10a)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from hawq_tvm.core import arith
+
+from .values import LARGEST, Array, Constant, Context, broadcast_rank, compress, rational
+
+# The largest scale of an output has as many bits as any multiplier (A3); a digit of a weight is an int8.
+BITS, DIGIT = arith.MANTISSA_BITS, 256
+
+_exponent = np.frompyfunc(lambda x: x.numerator.bit_length() - x.denominator.bit_length(), 1, 1)
+_power_of_two = np.frompyfunc(lambda e: Fraction(2) ** int(e), 1, 1)
+_nearest = np.frompyfunc(arith.round_fraction, 1, 1)
+
+
+def with_output_scales(
+    ctx: Context, weight: Constant, factor: Array, axes: Sequence[int], op: str
+) -> list[tuple[Array, Array]]:
+    """A weight times a factor as a sum of integer arrays (int64) times scales that do not vary along `axes`.
+
+    axes: what is summed.  factor: the data's scales there, of the weight's rank.
+    Raises NotLowered for a weight without integers, and for very many different scales.
+    """
+    if weight.scale is None:
+        raise ctx.fail(op, "its weight is float and not quantized", "quantize the weight of this node too")
+    values = weight.values.astype(np.int64)
+    inner, outer = broadcast_rank(compress(weight.scale), values.ndim), broadcast_rank(factor, values.ndim)
+    if _varies(outer, axes):
+        inner, outer = outer, inner
+    if _varies(outer, axes):
+        inner, outer = _product(ctx, inner, outer, op), np.ones((), np.int64)
+    steps, places = _runs(inner, axes)
+    steps, scale = _product(ctx, steps, np.ones((), np.int64), op), _product(ctx, outer, np.ones((), np.int64), op)
+    if not _varies(inner, axes):
+        return [(values, np.asarray(steps * scale, object))]
+    multiples, unit = _multiples(steps, _used(values, places), axes)
+    for axis, place in places.items():
+        multiples = np.take(multiples, place, axis)
+    return [(part, np.asarray(digit * unit * scale, object)) for part, digit in _digits(values * multiples)]
+
+
+def _varies(array: Array, axes: Sequence[int]) -> bool:
+    return any(array.shape[a] > 1 for a in axes)
+
+
+def _product(ctx: Context, a: Array, b: Array, op: str) -> Array:
+    """The exact product of broadcasting constants."""
+    if int(np.prod(np.broadcast_shapes(a.shape, b.shape))) > LARGEST:
+        raise ctx.fail(op, "its weight has very many different scales", "use larger blocks, or scales per channel")
+    return np.asarray(rational(a) * rational(b), object)
+
+
+def _runs(array: Array, axes: Sequence[int]) -> tuple[Array, dict[int, Array]]:
+    """The array with equal neighbours along each axis as one, and for every place along it the number of its run."""
+    places = {}
+    for axis in axes:
+        first = np.moveaxis(array, axis, 0)
+        changes = np.any(first[1:] != first[:-1], axis=tuple(range(1, array.ndim)))
+        places[axis] = np.concatenate([[0], np.cumsum(changes)])
+        array = np.compress(np.concatenate([[True], changes]), array, axis)
+    return array, {a: p for a, p in places.items() if p.size > 1}
+
+
+def _used(values: Array, places: dict[int, Array]) -> Array:
+    """Whether any weight of a run differs from zero; what stands beside zeros alone has no say in the scales."""
+    used = np.asarray(values != 0)
+    for axis, place in places.items():
+        used = np.asarray(np.logical_or.reduceat(used, np.flatnonzero(np.diff(place, prepend=-1)), axis))
+    return used
+
+
+def _multiples(steps: Array, used: Array, axes: Sequence[int]) -> tuple[Array, Array]:
+    """Scales as integers times a number of each output: of 31 bits where they need as many, as (A4) has it."""
+    for axis in range(used.ndim):
+        if steps.shape[axis] == 1 and used.shape[axis] > 1:
+            used = np.asarray(used.any(axis, keepdims=True))
+    steps = np.where(used, steps, rational(0))
+    largest = np.max(np.abs(steps), axis=tuple(axes), keepdims=True)
+    unit = np.asarray(_power_of_two(_exponent(largest) + 1 - BITS), object)
+    multiples = np.asarray(_nearest(steps / unit)).astype(np.int64)
+    common = multiples
+    for axis in axes:
+        common = np.gcd.reduce(common, axis=axis, keepdims=True)
+    common = np.maximum(common, 1)
+    return multiples // common, np.asarray(unit * common.astype(object), object)
+
+
+def _digits(weight: Array) -> list[tuple[Array, int]]:
+    """An integer weight as itself where 16 bits hold it, else as digits between -128 and 127 of base 256."""
+    low, high = arith.RANGES["int16"]
+    if low <= weight.min(initial=0) and weight.max(initial=0) <= high:
+        return [(weight, 1)]
+    parts, place = [], 1
+    while np.any(weight):
+        digit = (weight + DIGIT // 2) % DIGIT - DIGIT // 2
+        parts.append((digit, place))
+        weight, place = (weight - digit) // DIGIT, place * DIGIT
+    return parts
