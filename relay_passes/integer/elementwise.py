@@ -25,6 +25,7 @@ from .values import (
     Value,
     bound,
     broadcast_rank,
+    compress,
     is_uniform,
     rational,
     settled,
@@ -104,7 +105,7 @@ def _on_grid(term: Term, bias: Constant) -> bool:
 def negate(ctx: Context, a: Value, op: str = "negative") -> Value:
     """-a."""
     if isinstance(a, Constant):
-        return Constant(-a.real)
+        return _scaled(ctx, a, rational(-1), op)
     real = settled(ctx, _real(ctx, a, op), op)
     return Real(real.shape, tuple(replace(t, scale=-t.scale) for t in real.terms), -real.constant)
 
@@ -120,7 +121,8 @@ def _real(ctx: Context, value: Value, op: str) -> Real:
 def multiply(ctx: Context, a: Value, b: Value, op: str = "multiply") -> Value:
     """a * b: by a constant it is a change of scale, by another tensor an integer product."""
     if isinstance(a, Constant) and isinstance(b, Constant):
-        return Constant(np.asarray(exact(ctx, a, op) * exact(ctx, b, op), object))
+        a, b = (b, a) if a.scale is None else (a, b)
+        return _scaled(ctx, a, exact(ctx, b, op), op)
     if isinstance(a, Constant):
         a, b = b, a
     if isinstance(b, Constant):
@@ -129,6 +131,13 @@ def multiply(ctx: Context, a: Value, b: Value, op: str = "multiply") -> Value:
     left, right = centred(ctx, x, "int32", "a"), centred(ctx, y, "int32", "b")
     product = ctx.accumulate(lambda d: relax.op.multiply(_cast(left, d), _cast(right, d)), "product")
     return Real(_shape(a, b), (Term(product, np.zeros((), np.int64), x.scale * y.scale, accumulator=True),))
+
+
+def _scaled(ctx: Context, a: Constant, factor: Array, op: str) -> Constant:
+    """A constant times Fractions: one of integers keeps them, and so stays a quantized weight."""
+    if a.scale is None or np.broadcast_shapes(a.shape, factor.shape) != a.shape:
+        return Constant(np.asarray(exact(ctx, a, op) * factor, object))
+    return Constant(a.values, np.asarray(rational(compress(a.scale)) * factor, object))
 
 
 def scale_by(ctx: Context, a: Value, factor: Array, op: str) -> Value:
@@ -155,7 +164,7 @@ def divide(ctx: Context, a: Value, b: Value) -> Value:
     if np.any(divisor == 0):
         raise ctx.fail("divide", "it divides by zero", "correct the constant")
     if isinstance(a, Constant):
-        return Constant(np.asarray(exact(ctx, a, "divide") / divisor, object))
+        return _scaled(ctx, a, np.asarray(1 / divisor, object), "divide")
     return scale_by(ctx, a, np.asarray(1 / divisor, object), "divide")
 
 

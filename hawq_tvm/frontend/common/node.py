@@ -88,6 +88,13 @@ class Operation:
         if isinstance(value, Constant):
             return value.array
         name = self.source(index)
+        if value.known is not None:
+            try:
+                return value.known()
+            except RecursionError:
+                raise self.fail(
+                    f"has a {what} {name!r} that very many operators compute", remedy="fold them into a constant"
+                ) from None
         outside = name in self.graph_inputs
         raise self.fail(
             f"has a {what} {name!r} that is {'a graph input' if outside else 'computed at run time'}",

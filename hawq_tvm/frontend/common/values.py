@@ -50,16 +50,18 @@ class Constant:
 
 @dataclass(frozen=True)
 class Tensor:
-    """A value known only at run time.
+    """A value that the module computes, most often at run time.
 
     kind: its element type.  bounds: a narrower range its integers are known to keep.  narrow: how to
-    quantize again with other bounds, when this is the output of a quantize.
+    quantize again with other bounds, when this is the output of a quantize.  known: computes what it holds, for one
+    that depends on constants alone: quantized weights stay expressions, and other operands may need their values.
     """
 
     expr: relax.Expr
     kind: str
     bounds: tuple[int, int] | None = None
     narrow: Callable[[int, int], relax.Call] | None = None
+    known: Callable[[], Array] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tvm
@@ -115,7 +116,7 @@ class Writer(ABC):
             expr = tensor.expr if tensor else result
             var = self.bind(expr, name)
             kind = tensor.kind if tensor else ops.dtype_of(var)
-            values.append(Tensor(var, kind, tensor.bounds, tensor.narrow) if tensor else Tensor(var, kind))
+            values.append(replace(tensor, expr=var) if tensor else Tensor(var, kind))
         return values
 
     def bind(self, expr: relax.Expr, name: str) -> relax.Var:

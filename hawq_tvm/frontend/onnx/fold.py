@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,8 +15,8 @@ from onnx import helper, numpy_helper
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.common.text import last_line
 
-from .node import Node
-from .values import ELEMENT_TYPES, Array, Constant
+from .node import MICROSOFT, Node
+from .values import ELEMENT_TYPES, Array, Constant, Tensor, Value
 
 # Shape arithmetic and the elementary operators exporters use to make constants.  No operator of a quantized
 # region is here: QuantizeLinear of a constant stays in the module, so that a pass folds it with our arithmetic.
@@ -59,11 +62,14 @@ FOLDABLE = frozenset(
         "Pow",
         "Range",
         "Reciprocal",
+        "ReduceL1",
+        "ReduceL2",
         "ReduceMax",
         "ReduceMean",
         "ReduceMin",
         "ReduceProd",
         "ReduceSum",
+        "ReduceSumSquare",
         "Relu",
         "Reshape",
         "Round",
@@ -84,6 +90,9 @@ FOLDABLE = frozenset(
         "Xor",
     ]
 )
+# Not folded: a quantized weight is a dequantize of a constant. What other operands need of one is computed as ONNX's
+# reference does, which knows these since the opsets here.
+QUANTIZERS = {"QuantizeLinear": 10, "DequantizeLinear": 19}
 # The elements of one constant that folding makes, and of all of them together; a larger file may hold larger ones.
 LIMIT, LIMIT_OF_ALL = 1 << 24, 1 << 26
 REFERENCE_ERRORS = (
@@ -197,6 +206,39 @@ def fold(node: Node, budget: Budget) -> list[Constant]:
         raise node.fail("did not give one array per output", expected=str(len(node.outputs)), found=str(len(results)))
     budget.left -= sum(np.size(r) for r in results)
     return [Constant(np.asarray(r)) for r in results]
+
+
+def known(node: Node, budget: Budget) -> Callable[[], list[Array]] | None:
+    """How to compute the outputs of a node whose operands depend on constants alone; None for another.
+
+    What is computed raises ModelError as `fold` does.
+    """
+    standard = node.domain == "" and (node.op in FOLDABLE or node.op in QUANTIZERS)
+    if not (standard or (node.domain == MICROSOFT and node.op in QUANTIZERS)):
+        return None
+    if not all(v is None or isinstance(v, Constant) or v.known is not None for v in node.inputs):
+        return None
+
+    @functools.cache
+    def values() -> list[Array]:
+        inputs: list[Value | None] = [
+            Constant(v.known()) if isinstance(v, Tensor) and v.known else v for v in node.inputs
+        ]
+        opset = max(node.opset, QUANTIZERS.get(node.op, 0))
+        return [c.array for c in fold(replace(node, inputs=inputs, opset=opset), budget)]
+
+    return values
+
+
+def noted(results: Sequence[Value], values: Callable[[], list[Array]] | None) -> list[Value]:
+    """The results of a node that know what they hold, where `values` computes that."""
+    if values is None:
+        return list(results)
+
+    def at(index: int) -> Callable[[], Array]:
+        return lambda: values()[index]
+
+    return [replace(v, known=at(i)) if isinstance(v, Tensor) else v for i, v in enumerate(results)]
 
 
 def _operands(arrays: dict[str, Array]) -> str:

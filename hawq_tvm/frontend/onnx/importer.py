@@ -145,12 +145,16 @@ class Importer(Writer):
         if fold.can_fold(node):
             return fold.fold(node, self.budget)
         if entry is None:
-            raise node.fail(
-                "is supported on constants only", remedy="fold it into a constant (onnxsim, or export again)"
-            )
+            known = fold.known(node, self.budget)
+            if known is None:
+                raise node.fail(
+                    "is supported on constants only", remedy="fold it into a constant (onnxsim, or export again)"
+                )
+            return [Constant(array) for array in known()]
         try:
             results = entry.handler(node)
-            return self.bind_results(node.name, results if isinstance(results, list) else [results])
+            bound = self.bind_results(node.name, results if isinstance(results, list) else [results])
+            return fold.noted(bound, fold.known(node, self.budget))
         except TYPE_RULE_ERRORS as e:
             shapes = ", ".join(f"{v.kind}{list(v.shape)}" for v in node.inputs if v is not None)
             raise node.fail(f"does not fit its operands: {last_line(e)}", found=shapes) from None
