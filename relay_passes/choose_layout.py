@@ -19,6 +19,7 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+from hawq_tvm.core.layer_norm import norm_of
 from hawq_tvm.core.operators import Kind, kind_of
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
@@ -285,6 +286,13 @@ def _softmax(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call:
     ), True
 
 
+def _layer_norm(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
+    if not layout.is_last(call.args[0]):
+        return None
+    norm = norm_of(call.attrs, ops.shape_of(call.args[0]))
+    return ops.layer_norm(layout.last[call.args[0]], [AXIS[int(a)] for a in call.attrs["axes"]], norm), True
+
+
 def _strided_slice(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:
     if not layout.is_last(call.args[0]):
         return None
@@ -327,6 +335,7 @@ _HANDLERS: dict[str, Handler] = {
     "relax.argmax": _argument,
     "relax.argmin": _argument,
     "hawq.softmax": _softmax,
+    "hawq.layer_norm": _layer_norm,
     "relax.strided_slice": _strided_slice,
     "relax.take": _take,
     "relax.permute_dims": _permute_dims,

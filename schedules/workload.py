@@ -18,7 +18,7 @@ from .rule import Modelled, Tiled
 
 # Attributes that are values, as constants are: layers that differ in them alone run equally fast.
 VALUES = frozenset(
-    {"zero_point", "qmin", "qmax", "fill", "pad_value", "multiplier", "shift", "thresholds", "differing"}
+    {"zero_point", "qmin", "qmax", "fill", "pad_value", "multiplier", "shift", "epsilon", "thresholds", "differing"}
 )
 # The fields of a CPU's tiles that are searched; the others say how a rule multiplies, which may depend on the weights'
 # values.

@@ -81,6 +81,10 @@ def show_compiled(package: Package, summary: Mapping[str, Any]) -> None:
     say(f"wrote   {summary['package']} ({summary['bytes'] / 1e6:.1f} MB)")
 
 
+# Two integers that are each nearer than one and a half to a number, and one of them than a half, are neighbours.
+AT_MOST_ONE = ", so at most one step from it rounded"
+
+
 def show_proof(c: Mapping[str, Any]) -> None:
     """A certificate's fields: the verdict, what is float outside the integer region, and the thresholds."""
     region = " between quantize and dequantize" if c["float_tail"] else ""
@@ -101,6 +105,12 @@ def show_proof(c: Mapping[str, Any]) -> None:
             f" {margin['dtype']})"
         )
     say(f"        {c['differing']} of {c['thresholds']} requantize thresholds differ from the exact real formula")
+    if c.get("distances"):
+        most = max(c["distances"].values())
+        say(
+            f"        {len(c['distances'])} layers within 1/2 + {most:.1e} of a step of the real formula"
+            f"{AT_MOST_ONE if most < 1 else ''}"
+        )
     if c["not_enumerated"]:
         say(f"        thresholds not enumerated (too many operands): {', '.join(c['not_enumerated'])}")
 
@@ -109,6 +119,8 @@ def show_certificate(certificate: Certificate) -> None:
     """A proof made anew, with everything that it found."""
     show_proof(certificate.to_dict())
     say(f"        border: {', '.join(certificate.border) or 'none'}; roundings: {certificate.roundings}")
+    for layer, distance in certificate.distances.items():
+        say(f"        within 1/2 + {distance:.1e} of a step{AT_MOST_ONE if distance < 1 else ''}: {layer}")
     for layer, count in certificate.differing_layers.items():
         say(f"        {count} differing thresholds in {layer}")
     for offender in [*certificate.tir_offenders, *certificate.code_offenders]:

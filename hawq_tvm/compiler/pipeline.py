@@ -27,6 +27,7 @@ from relay_passes.fold_input_clip import fold_input_clip
 from relay_passes.fuse_epilogues import fuse_epilogues
 from relay_passes.join_tables import join_tables
 from relay_passes.lower_to_integer import lower_to_integer
+from relay_passes.match_normalization import match_normalization
 from relay_passes.name_graph import name_graph
 from relay_passes.pack_activations import pack_activations
 from relay_passes.pack_int4 import pack_int4
@@ -42,6 +43,7 @@ Pass = Callable[[tvm.IRModule], tuple[tvm.IRModule, int]]
 
 PIPELINE: tuple[tuple[Pass, Stage], ...] = (
     (fold_constants, Stage.ANNOTATED),
+    (match_normalization, Stage.ANNOTATED),
     (fold_batch_norm, Stage.ANNOTATED),
     (fold_input_clip, Stage.ANNOTATED),
     (tabulate_unary, Stage.ANNOTATED),

@@ -18,6 +18,7 @@ from tvm import relax
 
 from . import arith, ops
 from .attributes import Conv2d, Pad, Pool2d
+from .layer_norm import norm_of
 
 Array = NDArray[Any]
 
@@ -268,6 +269,12 @@ def softmax(call: relax.Call, *_: Any) -> Interval:
     most = -(-(multiplier + (multiplier >> arith.SOFTMAX_BITS) + 1) >> shift)
     low, high = (min(max(v + zero, int(attrs["qmin"])), int(attrs["qmax"])) for v in (0, most))
     return Interval.of_range(low, high)
+
+
+def layer_norm(call: relax.Call, *_: Any) -> Interval:
+    """No element of a row lies further from its mean than sqrt(n - 1) deviations (A25)."""
+    most = norm_of(call.attrs, ops.shape_of(call.args[0])).largest
+    return Interval.of_range(-most, most)
 
 
 def lookup(call: relax.Call, x: Interval, *_: Any) -> Interval:

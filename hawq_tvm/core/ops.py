@@ -18,6 +18,7 @@ from tvm.ir import _ffi_api as _ir_ffi
 
 from . import arith
 from .errors import ModelError
+from .layer_norm import Norm
 from .limits import MAX_ELEMENTS
 
 
@@ -197,6 +198,7 @@ _TYPE_RULES: dict[str, Callable[[relax.Call, Any], Any]] = {
     "hawq.sum_pool2d": _infer_sum_pool2d,
     "hawq.dilate2d": _infer_dilate2d,
     "hawq.softmax": lambda call, _: _tensor(shape_of(call.args[0]), call.attrs["out_dtype"]),
+    "hawq.layer_norm": lambda call, _: _tensor(shape_of(call.args[0]), "int32"),
     "hawq.unpack_int4": _infer_unpack_int4,
     "hawq.pack_int4": _infer_pack_int4,
 }
@@ -351,6 +353,11 @@ def softmax(
         out_dtype=qtype.storage,
         zero_point=int(zero_point),
     )
+
+
+def layer_norm(x: relax.Expr, axes: Sequence[int], norm: Norm) -> relax.Call:
+    """(A25) each row over `axes` without its mean and divided by its deviation, in int32 with norm.fraction bits."""
+    return _call("hawq.layer_norm", [x], axes=sorted(int(a) for a in axes), **norm.to_dict())
 
 
 def unpack_int4(packed: np.ndarray[Any, Any] | relax.Expr, shape: Sequence[int], signed: bool) -> relax.Call:

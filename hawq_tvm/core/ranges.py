@@ -17,6 +17,7 @@ from tvm import relax
 from . import arith, ops, stages
 from .errors import ModelError, OverflowBoundError
 from .intervals import Interval, constant, requantize_worst
+from .layer_norm import norm_of
 from .operators import OPERATORS, interval_of, partial_sums
 
 __all__ = ["Interval", "LayerMargin", "interval_of", "margins", "module_ranges", "partial_sums"]
@@ -133,6 +134,8 @@ class _Walk:
             self._margin(LayerMargin(layer, "requantize", "int64", requantize_worst(call, args[0]), 2**63))
         elif name == "hawq.softmax":
             self._margin(LayerMargin(layer, "softmax", "int64", _softmax_worst(call), 2**63))
+        elif name == "hawq.layer_norm":
+            self._margin(LayerMargin(layer, "layer_norm", "int64", _layer_norm_worst(call, args[0]), 2**63))
         elif OPERATORS[name].grows or name == "relax.astype":
             bound = partial_sums(call, args)
             if isinstance(bound, Interval) and not stages.is_float(call):
@@ -188,3 +191,15 @@ def _softmax_worst(call: relax.Call) -> int:
     count = ops.shape_of(call.args[0])[int(attrs["axis"])]
     bits = (count << arith.SOFTMAX_BITS).bit_length()
     return (int(attrs["multiplier"]) << arith.SOFTMAX_BITS + 1) + (1 << int(attrs["shift"]) + bits - 1)
+
+
+def _layer_norm_worst(call: relax.Call, x: Interval) -> int:
+    """The largest number inside (A25): n sum q^2, the variance with epsilon, or a product D R and half its divisor."""
+    norm, (low, high) = norm_of(call.attrs, ops.shape_of(call.args[0])), x.scalar
+    n, reach = norm.count, max(high - norm.zero_point, norm.zero_point - low, 0)
+    spread = ((n * (high - low)) ** 2) // 4 if norm.centered else (n * reach) ** 2
+    widest = ((spread << norm.shift) if norm.shift >= 0 else spread >> -norm.shift) + norm.epsilon
+    furthest = (n - 1) * (high - low) if norm.centered else n * reach
+    # The reciprocal is below 2^31 + 1, and the divisor has no more than 61 - H + 16 bits.
+    half = 1 << min(61, 61 - norm.fraction + max(0, 1 - norm.shift // 2))
+    return max((n * reach) ** 2, widest, (furthest << 31) + half)

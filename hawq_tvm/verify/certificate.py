@@ -21,6 +21,7 @@ from hawq_tvm.core import ops, ranges, stages
 from hawq_tvm.core.errors import StageError
 
 from .disassemble import inspect_library
+from .distances import distances
 from .sass import inspect_device_code
 
 # Integers, vectors of them, truth values, pointers, and the type of a statement that has no value.
@@ -31,6 +32,8 @@ _INTEGER_TYPES = ("int", "uint", "bool", "handle", "void")
 class Certificate:
     """What was proved about one compiled model; `ok` says that it is integer-only.
 
+    distances: how far, in steps beyond the 1/2 of rounding, a layer can be from the real formula of its inputs, where
+    that is bounded and not enumerated.
     code_functions, instructions: of the CPU.  device_functions, device_instructions: of the GPU, by architecture.
     """
 
@@ -51,6 +54,7 @@ class Certificate:
     margins: tuple[dict[str, Any], ...] = field(default_factory=tuple)
     device_functions: int = 0
     device_instructions: dict[str, int] = field(default_factory=dict)
+    distances: dict[str, float] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -98,8 +102,13 @@ def certify(
         walk.function(layer, functions[name])
     code = inspect_library(library, kernels)
     device = inspect_device_code(library, kernels, architectures)
-    requantizes = _requantizes(packed)
-    proofs = [(layer, int(c.attrs["thresholds"]), int(c.attrs["differing"])) for layer, c in requantizes]
+    requantizes, bounded = _requantizes(packed), distances(packed)
+    # Thresholds against integers that are near the real value themselves say nothing: their distance does.
+    proofs = [
+        (layer, int(c.attrs["thresholds"]), int(c.attrs["differing"]))
+        for layer, c in requantizes
+        if layer not in bounded
+    ]
     roundings = Counter(str(c.attrs["rounding"]) for _, c in requantizes)
     differing: Counter[str] = Counter()
     for layer, _, d in proofs:
@@ -123,6 +132,7 @@ def certify(
         not_enumerated=tuple(layer for layer, t, _ in proofs if t < 0),
         differing_layers={layer: d for layer, d in differing.items() if d},
         roundings=dict(roundings),
+        distances=bounded,
         margins=tuple(m.to_dict() for m in ranges.margins(packed)),
     )
 

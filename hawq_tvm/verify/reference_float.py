@@ -150,7 +150,14 @@ def _normalized(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
 
 
 def _layer_norm(call: relax.Call, x: Array, gamma: Array, beta: Array) -> Array:
-    return _normalized(x, tuple(_ints(call.attrs.axes)), float(call.attrs.epsilon)) * gamma + beta
+    y = _normalized(x, tuple(_ints(call.attrs.axes)), float(call.attrs.epsilon))
+    y = y * gamma if bool(call.attrs.scale) else y
+    return y + beta if bool(call.attrs.center) else y
+
+
+def _rms_norm(call: relax.Call, x: Array, gamma: Array) -> Array:
+    squares = np.square(x).mean(axis=tuple(_ints(call.attrs.axes)), keepdims=True)
+    return x / np.sqrt(squares + float(call.attrs.epsilon)) * gamma
 
 
 def _group_norm(call: relax.Call, x: Array, gamma: Array, beta: Array) -> Array:
@@ -212,6 +219,7 @@ _FLOAT: dict[str, Callable[..., Any]] = {
     "relax.nn.avg_pool2d": _avg_pool2d,
     "relax.nn.batch_norm": _batch_norm,
     "relax.nn.layer_norm": _layer_norm,
+    "relax.nn.rms_norm": _rms_norm,
     "relax.nn.instance_norm": _group_norm,
     "relax.nn.group_norm": _group_norm,
     "relax.nn.prelu": _prelu,

@@ -11,7 +11,7 @@ from tvm import relax
 from hawq_tvm.core import ops
 from relay_passes.tabulate_unary import ELEMENTWISE
 
-from . import convolution, elementwise, movement, pooling
+from . import convolution, elementwise, movement, normalization, pooling
 from .values import INSERT, Constant, Context, Real, Value, is_uniform, rational
 
 BOTH_SIDES = "quantize its input and its result (quantize/dequantize pairs before and after this node)"
@@ -89,6 +89,10 @@ HANDLERS: dict[str, Handler] = {
     "relax.min": lambda ctx, call, v: pooling.reduce_extremum(ctx, call, v[0], "min"),
     "relax.argmax": lambda ctx, call, v: pooling.arg_extremum(ctx, call, v[0]),
     "relax.argmin": lambda ctx, call, v: pooling.arg_extremum(ctx, call, v[0]),
+    "relax.nn.layer_norm": normalization.layer_norm,
+    "relax.nn.rms_norm": normalization.rms_norm,
+    "relax.nn.instance_norm": normalization.instance_norm,
+    "relax.nn.group_norm": normalization.group_norm,
     "relax.nn.pad": lambda ctx, call, v: movement.pad(ctx, call, v[0]),
     **{name: (lambda ctx, call, v: movement.move(ctx, call, v[0])) for name in movement.MOVES},
 }

@@ -183,10 +183,10 @@ def _softmax(e: Emission, call: relax.Call) -> te.Tensor:
     def bits(*i: Any) -> tirx.Expr:
         return sum(((total(*i) >= immediate(1 << j, "int64")).astype("int64") for j in range(least, most)), start)
 
-    shift = te.compute(outer, bits, name=ONCE_A_ROW[0])
+    shift = te.compute(outer, bits, name=f"{ONCE_A_ROW}shift")
     dividend = immediate(int(attrs["multiplier"]) << 31, "int64")
     reciprocal = te.compute(
-        outer, lambda *i: tirx.truncdiv(dividend, total(*i) >> (shift(*i) - start)), name=ONCE_A_ROW[1]
+        outer, lambda *i: tirx.truncdiv(dividend, total(*i) >> (shift(*i) - start)), name=f"{ONCE_A_ROW}reciprocal"
     )
     zero_point, one = immediate(int(attrs["zero_point"]), "int64"), immediate(1, "int64")
 

@@ -4,6 +4,7 @@ on the full range.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.errors import ScheduleError
+from hawq_tvm.core.layer_norm import Norm
 from schedules.gpu.cuda_depthwise import CudaDepthwiseTile
 
 R = relax.op
@@ -216,6 +218,15 @@ def test_softmax():
 
     def body(e: Any, x: relax.Expr) -> relax.Expr:
         return ops.softmax(x, table, axis=1, multiplier=255 << 23, shift=23, qtype=TYPES["uint8"], zero_point=0)
+
+    check(body, full_range((3, 41), "uint8"), rule="cuda.generic")
+
+
+def test_layer_norm():
+    norm = Norm.of(41, (0, 255), Fraction(1, 20), Fraction(1, 10**5), None)
+
+    def body(e: Any, x: relax.Expr) -> relax.Expr:
+        return requantized(e, e(ops.layer_norm(x, [1], norm)), 41, shift=55)
 
     check(body, full_range((3, 41), "uint8"), rule="cuda.generic")
 

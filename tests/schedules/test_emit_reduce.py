@@ -10,6 +10,7 @@ from one_layer import run
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+from hawq_tvm.core.layer_norm import Norm, normalized
 
 R = relax.op
 rng = np.random.default_rng(3)
@@ -109,6 +110,27 @@ def test_softmax(axis, dtype, step, scale):
     )
     expected = arith.softmax(x, table, axis, multiplier, k, zero_point=1, qmin=q.qmin, qmax=q.qmax)
     np.testing.assert_array_equal(out, expected.astype(q.storage), strict=True)
+
+
+@pytest.mark.parametrize("centered", [True, False])
+@pytest.mark.parametrize(
+    ("axes", "dtype", "scale", "epsilon"),
+    [
+        ([3], "int8", 0.05, 1e-5),
+        ([1, 2], "uint8", 1.0, 0.0),
+        ([0], "int16", 1e-9, 1e-3),
+        ([2, 3], "uint16", 0.001, 0.5),
+        ([0, 1, 2, 3], "int8", 0.1, 1e-12),
+    ],
+)
+def test_layer_norm(axes, dtype, scale, epsilon, centered):
+    x = full(dtype, 3, 5, 7, 11)
+    x[:, 1:3] = x[:1, :1, :1, :1]
+    low, high = arith.RANGES[dtype]
+    count = int(np.prod([x.shape[a] for a in axes]))
+    norm = Norm.of(count, (low, high), Fraction(scale), Fraction(epsilon), None if centered else low + 5)
+    (out,) = run(lambda e, v: ops.layer_norm(v, axes, norm), x)
+    np.testing.assert_array_equal(out, normalized(x, axes, norm).astype(np.int32), strict=True)
 
 
 MATMULS = {

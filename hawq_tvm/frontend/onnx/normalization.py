@@ -1,4 +1,4 @@
-"""Normalisation by statistics of the tensor itself: no integer arithmetic, so only for a float head or tail."""
+"""Normalisation by statistics of the tensor itself."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def layer_normalization(node: Node) -> relax.Expr:
     scale = _parameter(node, 1, "scale", shape[axis:])
     bias = _parameter(node, 2, "bias", shape[axis:]) if node.given(2) else ops.const(np.zeros(shape[axis:]), "float32")
     return relax.op.nn.layer_norm(node.expr(0), scale, bias, list(range(axis, len(shape))), node.attr("epsilon", 1e-5))
+
+
+@handles("RMSNormalization")
+def rms_normalization(node: Node) -> relax.Expr:
+    """x / sqrt(mean square + epsilon) scale over the axes from `axis` on."""
+    shape = node.shape()
+    axis = node.axis(node.attr("axis", -1), len(shape))
+    scale = _parameter(node, 1, "scale", shape[axis:])
+    return relax.op.nn.rms_norm(node.expr(0), scale, list(range(axis, len(shape))), node.attr("epsilon", 1e-5))
 
 
 @handles("InstanceNormalization")
