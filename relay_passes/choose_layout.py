@@ -290,7 +290,8 @@ def _layer_norm(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, ca
     if not layout.is_last(call.args[0]):
         return None
     norm = norm_of(call.attrs, ops.shape_of(call.args[0]))
-    return ops.layer_norm(layout.last[call.args[0]], [AXIS[int(a)] for a in call.attrs["axes"]], norm), True
+    axes = [AXES[_rank(binding.var)][int(a)] for a in call.attrs["axes"]]
+    return ops.layer_norm(layout.to_last(rebuild, call.args[0]), axes, norm), True
 
 
 def _strided_slice(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call: relax.Call) -> Made:

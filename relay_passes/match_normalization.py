@@ -91,7 +91,7 @@ class _Graph:
         return None
 
     def _centered(self, d: relax.Expr, variance: relax.Expr, epsilon: float) -> Found | None:
-        """A normalization where `variance` is the mean of the squares of `d`, whose own mean may have been taken away."""
+        """A normalization where `variance` is the mean of the squares of `d`, with or without its own mean."""
         mean = self.call(variance, "relax.mean")
         square = None if mean is None else self._squared(mean.args[0])
         if square is None or not bool(mean.attrs.keepdims) or not self._same(square, d):
