@@ -35,7 +35,8 @@ class Operator:
     element by element (a border operator too).  reduces: is an anchor for the schedules (a border operator too).
     sums: adds many terms in an order of its own, so partial sums count.  grows: its result can leave the type of its
     operands.  feeds: may be computed inside the layer that alone reads it.  in_lines: neighbours along the last axis
-    stay neighbours.  before_lowering: may stand in an ANNOTATED module.
+    stay neighbours.  chooses: its result holds nothing but elements of its operand, as a movement's does.
+    before_lowering: may stand in an ANNOTATED module.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Operator:
     grows: bool = False
     feeds: bool = False
     in_lines: bool = False
+    chooses: bool = False
     before_lowering: bool = True
     elementwise_border: bool = False
     reducing_border: bool = False
@@ -143,9 +145,9 @@ _ROWS = (
     Operator("relax.matmul", _R, intervals.matmul, sums=True, grows=True),
     Operator("hawq.sum_pool2d", _R, intervals.sum_pool2d, sums=True, grows=True),
     Operator("relax.sum", _R, intervals.sum_, sums=True, grows=True),
-    Operator("relax.nn.max_pool2d", _R, intervals.per_channel),
-    Operator("relax.max", _R, intervals.moved),
-    Operator("relax.min", _R, intervals.moved),
+    Operator("relax.nn.max_pool2d", _R, intervals.per_channel, chooses=True),
+    Operator("relax.max", _R, intervals.moved, chooses=True),
+    Operator("relax.min", _R, intervals.moved, chooses=True),
     Operator("relax.argmax", _R, intervals.argument),
     Operator("relax.argmin", _R, intervals.argument),
     Operator("hawq.softmax", _R, intervals.softmax, before_lowering=False),

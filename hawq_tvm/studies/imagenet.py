@@ -43,8 +43,8 @@ from hawq_tvm.quantize.network.data import LABELS, Calibration
 from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.progress import measuring
-from hawq_tvm.quantize.ptq.points import MOVES
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.qat.deployed import MOVES
 
 Array = np.ndarray[Any, Any]
 PIXELS = Preprocess((127.0,), (128.0,), 256)

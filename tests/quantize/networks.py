@@ -37,6 +37,12 @@ class FloatNet:
         )
         return output
 
+    def several(self, op: str, count: int, *inputs: str, **attrs: Any) -> list[str]:
+        """The results of a node that has several."""
+        outputs = [f"{op.lower()}_{len(self.nodes)}_{i}" for i in range(count)]
+        self.nodes.append(helper.make_node(op, inputs, outputs, name=f"n_{outputs[0]}", **attrs))
+        return outputs
+
     def conv(self, x: str, out: int, into: int, kernel: int, name: str, **attrs: Any) -> str:
         group = attrs.get("group", 1)
         scale = float((into // group * kernel * kernel) ** -0.5)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
+from typing import Any
 
 import numpy as np
+import onnx
+from tvm import relax
 
 from hawq_tvm.frontend.common.resize import Plans, interpolated
 
+from .graph import node_name
 from .node import Node, handles
-from .values import Array, Result
+from .values import Array, Constant, Result, Tensor, Value
 
 COORDINATES = (
     "half_pixel",
@@ -80,8 +85,37 @@ def nearest(numerators: Array, whole: int, rounding: str) -> Array:
     )
 
 
-@handles("Upsample")
-def upsample(node: Node) -> Result:
+@handles("Resize", "Upsample")
+def resize(node: Node) -> Result:
+    """Resize by scales or to sizes."""
+    return interpolated(node, planned(node))
+
+
+def plans_of(proto: onnx.NodeProto, opset: int, shape: Sequence[int], given: Sequence[Any]) -> Plans:
+    """What a node reads of an input of that shape; given: the arrays of its other inputs, None for one left out.
+
+    Raises ModelError as the importer does.
+    """
+    data = Tensor(relax.Var("data", relax.TensorType(tuple(shape), "float32")), "float32")
+    others: list[Value | None] = [None if v is None else Constant(np.asarray(v)) for v in given]
+    attributes = {a.name: a for a in proto.attribute}
+    sources, outputs = list(proto.input), list(proto.output)
+    node = Node(
+        node_name(proto), proto.op_type, [data, *others], sources, frozenset(), _unbound, "", opset, outputs, attributes
+    )
+    return planned(node)
+
+
+def _unbound(expr: relax.Expr, name: str) -> relax.Var:
+    raise AssertionError(f"{name}: a plan computes nothing")
+
+
+def planned(node: Node) -> Plans:
+    """What a Resize or an Upsample reads, axis by axis."""
+    return _upsampled(node) if node.op == "Upsample" else _resized(node)
+
+
+def _upsampled(node: Node) -> Plans:
     """What Resize was called before opset 10, with the scales as an attribute before opset 9: asymmetric, rounding
     down.
     """
@@ -94,13 +128,11 @@ def upsample(node: Node) -> Result:
     return _as_first(node, node.attr("scales", [1.0]) if node.opset < 9 else _numbers(node.constant(1, "scale")))
 
 
-def _as_first(node: Node, scales: list[float]) -> Result:
-    return _resize(node, _axes_by_scale(node, scales, list(range(len(node.shape())))), "asymmetric", "floor")
+def _as_first(node: Node, scales: list[float]) -> Plans:
+    return _plans(node, _axes_by_scale(node, scales, list(range(len(node.shape())))), "asymmetric", "floor")
 
 
-@handles("Resize")
-def resize(node: Node) -> Result:
-    """Resize by scales or to sizes."""
+def _resized(node: Node) -> Plans:
     if node.opset < 11:
         return _as_first(node, _numbers(node.constant(1, "scale")))
     coordinates = node.attr("coordinate_transformation_mode", "half_pixel")
@@ -127,7 +159,7 @@ def resize(node: Node) -> Result:
         resized = _cropped(node, resized, axes)
     if node.flag("antialias", 0) and any(a.scale < 1 for a in resized.values()):
         raise node.fail("shrinks with antialias", expected="antialias 0", remedy="export without antialiasing")
-    return _resize(node, resized, coordinates, rounding)
+    return _plans(node, resized, coordinates, rounding)
 
 
 def _numbers(array: Array) -> list[float]:
@@ -195,7 +227,7 @@ def _weights(part: Array, whole: int) -> tuple[Array, int]:
     )
 
 
-def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) -> Result:
+def _plans(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) -> Plans:
     mode = node.attr("mode", "nearest")
     node.need(
         mode in ("nearest", "linear"), f"in mode {mode} is not supported", expected="nearest or linear", found=mode
@@ -213,4 +245,4 @@ def _resize(node: Node, axes: dict[int, Axis], coordinates: str, rounding: str) 
         places = np.clip(rounded, 0, geometry.size - 1).astype(np.int64)
         if not (np.array_equal(places, np.arange(geometry.size)) and not part.any()):
             plans[axis] = places, *_weights(part, whole)
-    return interpolated(node, plans)
+    return plans

@@ -98,6 +98,7 @@ def measure_latencies(
             layer.dilations,
             layer.before,
             layer.after,
+            layer.extra,
             bool(layer.bias),
         )
         groups.setdefault(key, []).append(layer)
@@ -130,7 +131,7 @@ def measure_latencies(
     counts = {}
     for layer in graph.layers:
         weight = graph.parameters[layer.weight]
-        counts[layer.name] = (weight.numel(), outputs[layer.name] * weight.numel() // weight.shape[layer.channel_axis])
+        counts[layer.name] = (weight.numel(), graph.products(layer, outputs[layer.name]))
     return LatencyReport(
         {n: latencies[n] for n in ordered},
         {n: rules[n] for n in ordered},
@@ -192,14 +193,14 @@ def layer_model(layer: Layer, weight: torch.Tensor, shape: Sequence[int], choice
     if layer.kind == "matmul" and axis == 0:  # stored as (out, in)
         dims, axis = dims[::-1], 1
     values = rng.integers(-top - 1, top, dims, endpoint=True).ravel().tolist()
-    channels, unsigned = dims[axis], TYPES[activation_bits, False]
+    channels, unsigned = dims[axis] * layer.repeats, TYPES[activation_bits, False]
     # Of the size that keeps results inside the range: the products of random codes add up like their square root.
     products = max(1, int(np.prod(dims)) // channels)
     scale = 1.0 / (products**0.5 * top)
     tensors = [
         helper.make_tensor("w", TYPES[weight_bits, True], dims, values),
-        helper.make_tensor("ws", TensorProto.FLOAT, [channels], [scale] * channels),
-        helper.make_tensor("wz", TYPES[weight_bits, True], [channels], [0] * channels),
+        helper.make_tensor("ws", TensorProto.FLOAT, [dims[axis]], [scale] * dims[axis]),
+        helper.make_tensor("wz", TYPES[weight_bits, True], [dims[axis]], [0] * dims[axis]),
         helper.make_tensor("s", TensorProto.FLOAT, [], [0.03]),
         helper.make_tensor("z", unsigned, [], [0]),
         helper.make_tensor("b", TensorProto.FLOAT, [channels], [0.1] * channels),
@@ -209,14 +210,22 @@ def layer_model(layer: Layer, weight: torch.Tensor, shape: Sequence[int], choice
         helper.make_node("DequantizeLinear", ["xq", "s", "z"], ["xd"]),
     ]
     nodes.append(helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=axis))
-    if layer.kind == "conv":
+    if layer.kind == "deconv" and not layer.before:
+        remedy = "give the transposed convolution pads instead of auto_pad or output_shape"
+        raise ModelError(
+            "hangs on the size of its input, so that it has no time of its own", where=layer.name, remedy=remedy
+        )
+    if layer.kind != "matmul":
         window: dict[str, Any] = {
             "strides": layer.strides,
             "dilations": layer.dilations,
             "pads": [*layer.before, *layer.after],
             "group": layer.group,
         }
-        nodes.append(helper.make_node("Conv", ["xd", "wd", "b"], ["y"], **window))
+        if layer.kind == "deconv":
+            window["output_padding"] = layer.extra
+        op = "ConvTranspose" if layer.kind == "deconv" else "Conv"
+        nodes.append(helper.make_node(op, ["xd", "wd", "b"], ["y"], **window))
     else:
         nodes += [helper.make_node("MatMul", ["xd", "wd"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])]
     nodes += [

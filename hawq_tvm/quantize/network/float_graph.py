@@ -7,6 +7,7 @@ know which.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -43,13 +44,13 @@ class Node:
 
 @dataclass(frozen=True)
 class Layer:
-    """A weighted layer: a convolution or a matrix product whose second operand is constant.
+    """A weighted layer: a convolution, a transposed one, or a matrix product whose second operand is constant.
 
-    kind: "conv" or "matmul".  name, node: the name in bits.json, and of the Node (they differ in exported programs).
-    input, output: tensor names; weight, bias: names in `FloatGraph.parameters` (bias "" when there is none).
-    channel_axis: the axis of the weight that counts output channels.  The window's fields are per spatial axis,
-    before and after are its padding; empty for a matmul, whose weight is (in, out), or (out, in) with channel_axis
-    0.
+    kind: "conv", "deconv" or "matmul".  name, node: the name in bits.json, and of the Node (they differ in exported
+    programs).  input, output: tensor names; weight, bias: names in `FloatGraph.parameters` (bias "" when there is none).
+    channel_axis: the axis of the weight that counts output channels.  The window's fields are per spatial axis, before
+    and after are its padding, extra that of a transposed one's output; empty for a matmul, whose weight is (in, out),
+    or (out, in) with channel_axis 0.
     """
 
     name: str
@@ -65,6 +66,12 @@ class Layer:
     dilations: tuple[int, ...] = ()
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    extra: tuple[int, ...] = ()
+
+    @property
+    def repeats(self) -> int:
+        """How many output channels have one entry of the weight's channel axis in common: one in each group."""
+        return self.group if self.kind == "deconv" else 1
 
 
 @dataclass(frozen=True)
@@ -157,10 +164,11 @@ class FloatGraph:
 
     def products(self, layer: Layer, outputs: int) -> int:
         """The multiplications of a layer with so many output elements: each sums as many products as a channel has
-        weights.
+        weights; where strides spread the input, the weights take turns.
         """
         weight = self.parameters[layer.weight]
-        return outputs * weight.numel() // weight.shape[layer.channel_axis]
+        spread = math.prod(layer.strides) if layer.kind == "deconv" else 1
+        return outputs * weight.numel() // (weight.shape[layer.channel_axis] * layer.repeats * spread)
 
     @property
     def batch(self) -> int | None:

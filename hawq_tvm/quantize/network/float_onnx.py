@@ -1,6 +1,4 @@
-"""Float ONNX models as float graphs (opset 10 to 28); operators that `float_operators.py` does not have are refused
-by name.
-"""
+"""Float ONNX models as float graphs: every operator that `compile` knows, and no other."""
 
 from __future__ import annotations
 
@@ -12,14 +10,19 @@ import onnx
 import torch
 from onnx import helper, numpy_helper
 
-from hawq_tvm.core.errors import ModelError
+from hawq_tvm.core.errors import ModelError, first_of
 from hawq_tvm.frontend.common.inputs import bound_inputs, example
+from hawq_tvm.frontend.onnx.importer import supported, unsupported_operator
 from hawq_tvm.frontend.onnx.inputs import graph_declared, with_shapes
 from hawq_tvm.frontend.onnx.reader import Source, opset_of, read_model
 
+from . import float_movement
 from .float_graph import FloatGraph, Input, Layer, Node, folded, named_once
 from .float_operators import OPERATORS, Attributes, as_tensor, padding_of, per_axis
+from .float_reference import by_reference
 
+# Importing it registers its operators.
+MOVEMENT = float_movement
 Tensor = torch.Tensor
 QUANTIZED = ("Quantize", "Dequantize", "QLinear", "Integer", "QGemm", "Quant", "BipolarQuant", "Trunc", "QAttention")
 
@@ -59,15 +62,16 @@ def from_onnx(source: Source, shapes: Shapes | None = None) -> FloatGraph:
     inputs = tuple(_input(v) for v in graph.input if v.name not in parameters)
     nodes, windows = [], {}
     given = [Attributes(proto, opset) for proto in graph.node]
-    unknown = [a for a in given if a.node.domain not in ("", "ai.onnx") or a.node.op_type not in OPERATORS]
+    quantized = [a for a in given if _quantizes(a.node)]
+    unknown = [error for error in map(_refused, quantized[:1] or given) if error is not None]
     if unknown:
-        raise _refused(unknown)
+        raise first_of(unknown)
     for attributes in given:
         proto = attributes.node
         if not proto.output:
             raise attributes.fail("has no outputs", remedy="export the model again")
         try:
-            compute = OPERATORS[proto.op_type](attributes)
+            compute = OPERATORS.get((attributes.domain, proto.op_type), by_reference)(attributes)
         except (TypeError, ValueError, LookupError) as e:
             raise attributes.fail("has attributes that are not understood", found=str(e)) from e
         nodes.append(Node(attributes.name, proto.op_type, tuple(proto.input), tuple(proto.output), compute))
@@ -78,19 +82,17 @@ def from_onnx(source: Source, shapes: Shapes | None = None) -> FloatGraph:
     return FloatGraph(name, inputs, tuple(o.name for o in graph.output), kept, named_once(layers, name), parameters)
 
 
-def _refused(unknown: Sequence[Attributes]) -> ModelError:
-    """The error about the first, which names all."""
-    attributes = next((a for a in unknown if _quantizes(a.node)), unknown[0])
+def _refused(attributes: Attributes) -> ModelError | None:
+    """Why a node cannot be in a float network, None for one that can."""
     node = attributes.node
     if _quantizes(node):
         return attributes.fail(
             "is of a quantized model", expected="a float model", remedy="give the model that was quantized"
         )
-    what = f"of the domain {node.domain!r} is not known" if node.domain not in ("", "ai.onnx") else "is not known here"
-    others = ", ".join(f"{a.name} ({a.node.op_type})" for a in unknown if a is not attributes)
-    remedy = "simplify the model, or export it as a torch program (.pt2)"
-    expected = f"one of {', '.join(sorted(OPERATORS))}"
-    return attributes.fail(what, expected=expected, found=f"it, and {others}" if others else "", remedy=remedy)
+    if node.op_type == "If":
+        return attributes.fail("chooses at run time", remedy="export the model without control flow")
+    known = supported(attributes.domain, node.op_type)
+    return None if known else unsupported_operator(attributes.name, attributes.domain, node.op_type, attributes.opset)
 
 
 def _quantizes(node: onnx.NodeProto) -> bool:
@@ -108,7 +110,7 @@ def _input(value: onnx.ValueInfoProto) -> Input:
 
 
 def _weighted(node: Node, parameters: dict[str, Tensor]) -> bool:
-    if node.op not in ("Conv", "Gemm", "MatMul"):
+    if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return False
     constant = [n in parameters for n in node.inputs[:2]]
     return constant == [False, True] and parameters[node.inputs[1]].ndim >= 2
@@ -124,18 +126,24 @@ def _layer(node: Node, attributes: Attributes, parameters: dict[str, Tensor]) ->
         "weight": node.inputs[1],
         "bias": bias,
     }
-    if node.op != "Conv":
+    if node.op in ("Gemm", "MatMul"):
         axis = 0 if attributes.get("transB", 0) else parameters[node.inputs[1]].ndim - 1
         return Layer(kind="matmul", channel_axis=axis, **common)
     rank = parameters[node.inputs[1]].ndim - 2
-    before, after = padding_of(attributes, rank)
+    transposed = node.op == "ConvTranspose"
+    # What a transposed convolution cuts off to reach a size hangs on that of its input.
+    sized = transposed and (
+        attributes.get("auto_pad", "NOTSET").startswith("SAME") or "output_shape" in attributes.values
+    )
+    before, after = ((), ()) if sized else padding_of(attributes, rank)
     return Layer(
-        kind="conv",
-        channel_axis=0,
+        kind="deconv" if transposed else "conv",
+        channel_axis=1 if transposed else 0,
         group=int(attributes.get("group", 1)),
         strides=per_axis(attributes, "strides", rank),
         dilations=per_axis(attributes, "dilations", rank),
         before=before,
         after=after,
+        extra=tuple(int(v) for v in attributes.get("output_padding", [0] * rank)) if transposed else (),
         **common,
     )

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import reduce
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from hawq_tvm.core.errors import ModelError
+from hawq_tvm.frontend.onnx.node import MICROSOFT
 
 from .grouped import convolution
 
@@ -24,6 +25,7 @@ class Attributes:
 
     def __init__(self, node: onnx.NodeProto, opset: int) -> None:
         self.node, self.opset, self.name = node, opset, node.name or next(iter(node.output), node.op_type)
+        self.domain = "" if node.domain == "ai.onnx" else node.domain
         self.values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -37,12 +39,13 @@ class Attributes:
 
 
 Maker = Callable[[Attributes], Callable[..., Any]]
-OPERATORS: dict[str, Maker] = {}
+# By domain ("" the standard one) and name.
+OPERATORS: dict[tuple[str, str], Maker] = {}
 
 
-def _operator(*names: str) -> Callable[[Maker], Maker]:
+def operator(*names: str, domain: str = "") -> Callable[[Maker], Maker]:
     def register(make: Maker) -> Maker:
-        OPERATORS.update(dict.fromkeys(names, make))
+        OPERATORS.update({(domain, name): make for name in names})
         return make
 
     return register
@@ -81,7 +84,7 @@ def padding_of(attributes: Attributes, rank: int) -> tuple[tuple[int, ...], tupl
     return tuple(int(p) for p in pads[:rank]), tuple(int(p) for p in pads[rank:])
 
 
-def _pad(x: Tensor, before: tuple[int, ...], after: tuple[int, ...], value: float = 0.0) -> Tensor:
+def padded(x: Tensor, before: tuple[int, ...], after: tuple[int, ...], value: float = 0.0) -> Tensor:
     flat = [p for pair in zip(reversed(before), reversed(after), strict=True) for p in pair]
     return F.pad(x, flat, value=value) if any(flat) else x
 
@@ -90,14 +93,14 @@ def _pad(x: Tensor, before: tuple[int, ...], after: tuple[int, ...], value: floa
 # ------------------------------------------------------------------------------------------------------------
 
 
-@_operator("Conv")
+@operator("Conv")
 def _conv(a: Attributes) -> Callable[..., Any]:
     def compute(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         rank = w.ndim - 2
         before, after = padding_of(a, rank)
         symmetric = before == after
         padding = before if symmetric else (0,) * rank
-        y = x if symmetric else _pad(x, before, after)
+        y = x if symmetric else padded(x, before, after)
         return convolution(
             y, w, b, per_axis(a, "strides", rank), padding, per_axis(a, "dilations", rank), int(a.get("group", 1))
         )
@@ -105,7 +108,31 @@ def _conv(a: Attributes) -> Callable[..., Any]:
     return compute
 
 
-@_operator("Gemm")
+@operator("ConvTranspose")
+def _conv_transpose(a: Attributes) -> Callable[..., Any]:
+    function = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+    auto, group = a.get("auto_pad", "NOTSET"), int(a.get("group", 1))
+
+    def compute(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        rank = w.ndim - 2
+        strides, dilations = per_axis(a, "strides", rank), per_axis(a, "dilations", rank)
+        extra = tuple(int(v) for v in a.get("output_padding", [0] * rank))
+        y = function[rank](x, w, b, strides, 0, extra, group, dilations)
+        wanted = a.get("output_shape")
+        if wanted is None and auto.startswith("SAME"):
+            wanted = [size * step for size, step in zip(x.shape[2:], strides, strict=True)]
+        if wanted is None:
+            before, after = ((0,) * rank,) * 2 if auto == "VALID" else padding_of(a, rank)
+        else:  # what is cut off in all; the odd one at the end, but for SAME_LOWER and plain output shapes
+            cut = [size - want for size, want in zip(y.shape[2:], wanted[-rank:], strict=True)]
+            less, more = tuple(c // 2 for c in cut), tuple(c - c // 2 for c in cut)
+            before, after = (less, more) if auto == "SAME_UPPER" else (more, less)
+        return padded(y, tuple(-p for p in before), tuple(-p for p in after))
+
+    return compute
+
+
+@operator("Gemm")
 def _gemm(a: Attributes) -> Callable[..., Any]:
     alpha, beta = a.get("alpha", 1.0), a.get("beta", 1.0)
 
@@ -117,14 +144,14 @@ def _gemm(a: Attributes) -> Callable[..., Any]:
     return compute
 
 
-@_operator("BatchNormalization")
+@operator("BatchNormalization")
 def _batch_norm(a: Attributes) -> Callable[..., Any]:
     if a.get("training_mode", 0):
         raise a.fail("is in training mode", remedy="export the model in evaluation mode")
     return lambda x, gamma, beta, mean, var: F.batch_norm(x, mean, var, gamma, beta, False, 0.0, a.get("epsilon", 1e-5))
 
 
-@_operator("MaxPool")
+@operator("MaxPool")
 def _max_pool(a: Attributes) -> Callable[..., Any]:
     if len(a.node.output) > 1:
         raise a.fail("with indices is not known here")
@@ -136,7 +163,7 @@ def _max_pool(a: Attributes) -> Callable[..., Any]:
         raise a.fail("has ceil_mode with uneven padding", remedy="pad explicitly before it")
 
     def compute(x: Tensor) -> Tensor:
-        y = x if own else _pad(x, before, after, float("-inf"))
+        y = x if own else padded(x, before, after, float("-inf"))
         padding = before if own else (0,) * rank
         return function(
             y,
@@ -150,7 +177,7 @@ def _max_pool(a: Attributes) -> Callable[..., Any]:
     return compute
 
 
-@_operator("AveragePool")
+@operator("AveragePool")
 def _average_pool(a: Attributes) -> Callable[..., Any]:
     kernel = a.get("kernel_shape")
     rank, ceil = len(kernel), bool(a.get("ceil_mode", 0))
@@ -164,25 +191,31 @@ def _average_pool(a: Attributes) -> Callable[..., Any]:
         return lambda x: function(x, kernel, strides, before, ceil, counts_padding)
 
     def compute(x: Tensor) -> Tensor:
-        mean = function(_pad(x, before, after), kernel, strides)
-        return mean if counts_padding else mean / function(_pad(torch.ones_like(x), before, after), kernel, strides)
+        mean = function(padded(x, before, after), kernel, strides)
+        return mean if counts_padding else mean / function(padded(torch.ones_like(x), before, after), kernel, strides)
 
     return compute
 
 
-@_operator("GlobalAveragePool")
+@operator("GlobalAveragePool")
 def _global_average(a: Attributes) -> Callable[..., Any]:
     return lambda x: x.mean(tuple(range(2, x.ndim)), keepdim=True)
 
 
-@_operator("GlobalMaxPool")
+@operator("GlobalMaxPool")
 def _global_max(a: Attributes) -> Callable[..., Any]:
     return lambda x: x.amax(tuple(range(2, x.ndim)), keepdim=True)
 
 
-@_operator("ReduceMean", "ReduceSum")
+@operator("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin")
 def _reduce(a: Attributes) -> Callable[..., Any]:
-    function = torch.mean if a.node.op_type == "ReduceMean" else torch.sum
+    functions: dict[str, Callable[..., Any]] = {
+        "ReduceMean": torch.mean,
+        "ReduceSum": torch.sum,
+        "ReduceMax": torch.amax,
+        "ReduceMin": torch.amin,
+    }
+    function = functions[a.node.op_type]
 
     def compute(x: Tensor, axes: Tensor | None = None) -> Tensor:
         given = a.get("axes") if axes is None else axes.tolist()
@@ -193,7 +226,7 @@ def _reduce(a: Attributes) -> Callable[..., Any]:
     return compute
 
 
-@_operator(
+@operator(
     "Relu",
     "Sigmoid",
     "Tanh",
@@ -207,23 +240,34 @@ def _reduce(a: Attributes) -> Callable[..., Any]:
     "Softplus",
     "Floor",
     "Ceil",
+    "Round",
+    "Sin",
+    "Cos",
+    "Sign",
+    "Softsign",
     "Identity",
     "Dropout",
 )
 def _unary(a: Attributes) -> Callable[..., Any]:
-    named = {"Softplus": F.softplus, "Relu": torch.relu}
+    named = {"Softplus": F.softplus, "Softsign": F.softsign, "Relu": torch.relu}
     if a.node.op_type in ("Identity", "Dropout"):
         return lambda x, *_: x
     return named.get(a.node.op_type) or getattr(torch, a.node.op_type.lower())
 
 
-@_operator("LeakyRelu", "Elu", "HardSigmoid", "HardSwish", "Gelu", "Mish", "Selu")
+@operator("Gelu", "QuickGelu", domain=MICROSOFT)
+@operator("LeakyRelu", "Elu", "Celu", "HardSigmoid", "HardSwish", "Gelu", "Mish", "Selu", "Swish")
 def _activation(a: Attributes) -> Callable[..., Any]:
     kind = a.node.op_type
     if kind == "LeakyRelu":
         return lambda x: F.leaky_relu(x, a.get("alpha", 0.01))
     if kind == "Elu":
         return lambda x: F.elu(x, a.get("alpha", 1.0))
+    if kind == "Celu":
+        return lambda x: F.celu(x, a.get("alpha", 1.0))
+    if kind in ("Swish", "QuickGelu"):
+        factor = a.get("alpha", 1.702 if kind == "QuickGelu" else 1.0)
+        return lambda x: x * torch.sigmoid(factor * x)
     if kind == "HardSigmoid":
         return lambda x: (a.get("alpha", 0.2) * x + a.get("beta", 0.5)).clamp(0, 1)
     if kind == "HardSwish":
@@ -235,12 +279,12 @@ def _activation(a: Attributes) -> Callable[..., Any]:
     return F.mish if kind == "Mish" else F.selu
 
 
-@_operator("PRelu")
+@operator("PRelu")
 def _prelu(a: Attributes) -> Callable[..., Any]:
     return lambda x, slope: torch.where(x < 0, x * slope, x)
 
 
-@_operator("Clip")
+@operator("Clip")
 def _clip(a: Attributes) -> Callable[..., Any]:
     def compute(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
         low, high = (a.get("min") if low is None else low), (a.get("max") if high is None else high)
@@ -253,13 +297,15 @@ def _clip(a: Attributes) -> Callable[..., Any]:
     return compute
 
 
-@_operator("Add", "Sub", "Mul", "Div", "Pow", "MatMul", "Min", "Max", "Sum", "Equal", "Where")
+@operator("Add", "Sub", "Mul", "Div", "Pow", "MatMul", "Min", "Max", "Sum", "Mean")
 def _binary(a: Attributes) -> Callable[..., Any]:
     kind = a.node.op_type
     if kind == "Div":
         return lambda x, y: x / y if x.is_floating_point() else torch.div(x, y, rounding_mode="trunc")
     if kind in ("Min", "Max"):
         return lambda *v: reduce(torch.minimum if kind == "Min" else torch.maximum, v)
+    if kind == "Mean":
+        return lambda *v: reduce(torch.add, v) / len(v)
     if kind == "Sum":
         return lambda *v: reduce(torch.add, v)
     named: dict[str, Callable[..., Any]] = {
@@ -268,13 +314,11 @@ def _binary(a: Attributes) -> Callable[..., Any]:
         "Mul": torch.mul,
         "Pow": torch.pow,
         "MatMul": torch.matmul,
-        "Equal": torch.eq,
-        "Where": torch.where,
     }
     return named[kind]
 
 
-@_operator("Softmax", "LogSoftmax")
+@operator("Softmax", "LogSoftmax")
 def _softmax(a: Attributes) -> Callable[..., Any]:
     function = torch.softmax if a.node.op_type == "Softmax" else torch.log_softmax
     axis = a.get("axis", -1 if a.opset >= 13 else 1)
@@ -288,154 +332,32 @@ def _softmax(a: Attributes) -> Callable[..., Any]:
     return along if a.opset >= 13 else flat
 
 
-# -- shapes and movement
-# --------------------------------------------------------------------------------------------------
+# -- normalisation by statistics of the tensor itself
 
 
-@_operator("Constant")
-def _constant(a: Attributes) -> Callable[..., Any]:
-    kind, value = next(iter(a.values.items()), ("", cast(Any, None)))
-    types = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
-    if kind not in ("value", *types):
-        raise a.fail(f"with {kind or 'no value'} is not known here")
-    made = as_tensor(np.asarray(value, types[kind]) if kind in types else numpy_helper.to_array(value))
-    return lambda: made
+@operator("LayerNormalization")
+def _layer_norm(a: Attributes) -> Callable[..., Any]:
+    if len([o for o in a.node.output if o]) > 1:
+        raise a.fail("gives its statistics", expected="one output")
 
-
-@_operator("ConstantOfShape")
-def _constant_of_shape(a: Attributes) -> Callable[..., Any]:
-    given: Any = a.get("value")
-    value = as_tensor(numpy_helper.to_array(given)) if given is not None else torch.zeros(1)
-    return lambda shape: value.expand(tuple(shape.tolist())).clone()
-
-
-@_operator("Concat")
-def _concat(a: Attributes) -> Callable[..., Any]:
-    return lambda *v: torch.cat(v, a.get("axis"))
-
-
-@_operator("Flatten")
-def _flatten(a: Attributes) -> Callable[..., Any]:
-    def compute(x: Tensor) -> Tensor:
-        axis = a.get("axis", 1)
-        axis += x.ndim if axis < 0 else 0
-        return x.reshape(int(np.prod(x.shape[:axis])), -1)
+    def compute(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+        shape = x.shape[a.get("axis", -1) % x.ndim :]
+        y = F.layer_norm(x, shape, None, None, a.get("epsilon", 1e-5)) * scale
+        return y if bias is None else y + bias
 
     return compute
 
 
-@_operator("Reshape")
-def _reshape(a: Attributes) -> Callable[..., Any]:
-    def compute(x: Tensor, shape: Tensor) -> Tensor:
-        keep = not a.get("allowzero", 0)
-        return x.reshape([x.shape[i] if d == 0 and keep else d for i, d in enumerate(shape.tolist())])
+@operator("InstanceNormalization")
+def _instance_norm(a: Attributes) -> Callable[..., Any]:
+    return lambda x, scale, bias: F.instance_norm(x, weight=scale, bias=bias, eps=a.get("epsilon", 1e-5))
+
+
+@operator("GroupNormalization")
+def _group_norm(a: Attributes) -> Callable[..., Any]:
+    def compute(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        repeats = x.shape[1] // len(scale)  # before opset 21 they are one number per group
+        scale, bias = scale.repeat_interleave(repeats), bias.repeat_interleave(repeats)
+        return F.group_norm(x, a.get("num_groups"), scale, bias, a.get("epsilon", 1e-5))
 
     return compute
-
-
-@_operator("Transpose")
-def _transpose(a: Attributes) -> Callable[..., Any]:
-    return lambda x: x.permute(a.get("perm") or tuple(reversed(range(x.ndim))))
-
-
-@_operator("Squeeze")
-def _squeeze(a: Attributes) -> Callable[..., Any]:
-    def compute(x: Tensor, axes: Tensor | None = None) -> Tensor:
-        given = a.get("axes") if axes is None else axes.tolist()
-        return x.squeeze() if given is None else x.squeeze(tuple(given))
-
-    return compute
-
-
-@_operator("Unsqueeze")
-def _unsqueeze(a: Attributes) -> Callable[..., Any]:
-    def compute(x: Tensor, axes: Tensor | None = None) -> Tensor:
-        given = a.get("axes") if axes is None else axes.reshape(-1).tolist()
-        for axis in sorted(d % (x.ndim + len(given)) for d in given):
-            x = x.unsqueeze(axis)
-        return x
-
-    return compute
-
-
-@_operator("Pad")
-def _pads(a: Attributes) -> Callable[..., Any]:
-    modes = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
-    mode = a.get("mode", "constant")
-    if mode not in modes:
-        raise a.fail(f"in mode {mode!r} is not known here", expected=", ".join(modes))
-
-    def compute(
-        x: Tensor, pads: Tensor | None = None, value: Tensor | None = None, axes: Tensor | None = None
-    ) -> Tensor:
-        given = a.get("pads") if pads is None else pads.tolist()
-        chosen = range(x.ndim) if axes is None else [d % x.ndim for d in axes.tolist()]
-        before, after = [0] * x.ndim, [0] * x.ndim
-        for i, axis in enumerate(chosen):
-            before[axis], after[axis] = given[i], given[i + len(given) // 2]
-        fill = a.get("value", 0.0) if value is None else float(value)
-        if mode == "constant":
-            return _pad(x, tuple(before), tuple(after), fill)
-        flat = [p for pair in zip(reversed(before[2:]), reversed(after[2:]), strict=True) for p in pair]
-        return F.pad(x, flat, mode=modes[mode])
-
-    return compute
-
-
-@_operator("Shape")
-def _shape(a: Attributes) -> Callable[..., Any]:
-    return lambda x: torch.tensor(x.shape[a.get("start", 0) : a.get("end")], dtype=torch.int64)
-
-
-@_operator("Gather")
-def _gather(a: Attributes) -> Callable[..., Any]:
-    def compute(x: Tensor, indices: Tensor) -> Tensor:
-        axis = a.get("axis", 0) % x.ndim
-        flat = torch.where(indices < 0, indices + x.shape[axis], indices).reshape(-1)
-        return x.index_select(axis, flat).reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
-
-    return compute
-
-
-@_operator("Slice")
-def _slice(a: Attributes) -> Callable[..., Any]:
-    def compute(
-        x: Tensor, starts: Tensor, ends: Tensor, axes: Tensor | None = None, steps: Tensor | None = None
-    ) -> Tensor:
-        first = starts.tolist()
-        chosen = list(range(len(first))) if axes is None else axes.tolist()
-        strides = [1] * len(first) if steps is None else steps.tolist()
-        for start, end, axis, step in zip(first, ends.tolist(), chosen, strides, strict=True):
-            picked = (
-                torch.arange(x.shape[axis])[slice(start, end, step)]
-                if step > 0
-                else torch.tensor(list(range(x.shape[axis]))[start:end:step])
-            )
-            x = x.index_select(axis, picked)
-        return x
-
-    return compute
-
-
-@_operator("Split")
-def _split(a: Attributes) -> Callable[..., Any]:
-    def compute(x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
-        axis, parts = a.get("axis", 0), len(a.node.output)
-        given = a.get("split") if sizes is None else sizes.tolist()
-        return x.split(given if given is not None else -(-x.shape[axis] // parts), axis)
-
-    return compute
-
-
-@_operator("Expand")
-def _expand(a: Attributes) -> Callable[..., Any]:
-    return lambda x, shape: x.expand(torch.broadcast_shapes(x.shape, tuple(shape.tolist())))
-
-
-@_operator("Cast")
-def _cast(a: Attributes) -> Callable[..., Any]:
-    kind = np.dtype(helper.tensor_dtype_to_np_dtype(a.get("to"))).name
-    wanted = getattr(torch, kind, None)
-    if wanted is None:
-        raise a.fail(f"to {kind} is not known here")
-    return lambda x: x.to(wanted)

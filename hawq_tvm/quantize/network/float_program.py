@@ -19,7 +19,8 @@ from .float_graph import FloatGraph, Input, Layer, Node, folded, named_once, siz
 from .grouped import convolution
 
 NAMED_CONVS = ("aten.conv1d.default", "aten.conv2d.default", "aten.conv3d.default")
-CONVS = (*NAMED_CONVS, "aten.convolution.default")
+TRANSPOSED = ("aten.conv_transpose1d.default", "aten.conv_transpose2d.input", "aten.conv_transpose3d.input")
+CONVS = (*NAMED_CONVS, *TRANSPOSED, "aten.convolution.default")
 PRODUCTS = ("aten.linear.default", "aten.matmul.default", "aten.mm.default", "aten.addmm.default")
 
 
@@ -145,17 +146,23 @@ def _layer(node: Node, arguments: tuple[Any, ...], parameters: dict[str, Any]) -
         return Layer(
             kind="matmul", channel_axis=0 if node.op == "aten.linear.default" else parameters[weight].ndim - 1, **common
         )
-    if node.op == "aten.convolution.default" and arguments[6]:
-        raise ModelError("is a transposed convolution, which is not known here", where=node.name)
     rank = parameters[weight].ndim - 2
     window = [*arguments[3:], *([None] * 6)]
-    group = window[5] if node.op == "aten.convolution.default" else window[3]
+    if node.op == "aten.convolution.default":
+        *three, transposed, extra, group = window[:6]
+    elif node.op in TRANSPOSED:
+        stride, pad, extra, group, dilation = window[:5]
+        three, transposed = [stride, pad, dilation], True
+    else:
+        *three, group = window[:4]
+        transposed, extra = False, None
     strides, padding, dilations = (
-        _spread(value, rank, default) for value, default in zip(window[:3], (1, 0, 1), strict=True)
+        _spread(value, rank, default) for value, default in zip(three, (1, 0, 1), strict=True)
     )
     return Layer(
-        kind="conv",
-        channel_axis=0,
+        kind="deconv" if transposed else "conv",
+        channel_axis=1 if transposed else 0,
+        extra=_spread(extra, rank, 0) if transposed else (),
         group=int(group or 1),
         strides=strides,
         dilations=dilations,

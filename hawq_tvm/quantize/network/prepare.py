@@ -64,8 +64,19 @@ def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
                 found=first,
                 remedy="export it with opset 21",
             ) from e
+    if _untyped(model):  # exporters may leave that to inference
+        model = onnx.shape_inference.infer_shapes(model)
+    if _untyped(model):
+        remedy = "declare its element type and its dimensions in the model"
+        raise ModelError("is an output without a type or a shape", where=_untyped(model), remedy=remedy)
     model.ir_version = max(IR_VERSION, min(model.ir_version, IR_VERSION + 1)) if opset <= 24 else model.ir_version
     return model
+
+
+def _untyped(model: onnx.ModelProto) -> str:
+    """The first output whose type or shape the model leaves out, "" where none does."""
+    kinds = {o.name: o.type.tensor_type for o in model.graph.output}
+    return next((name for name, kind in kinds.items() if not kind.elem_type or not kind.HasField("shape")), "")
 
 
 def constants(graph: onnx.GraphProto) -> dict[str, Array]:
@@ -137,7 +148,7 @@ def _fold_batch_norms(graph: onnx.GraphProto) -> None:
     known = constants(graph)
     for norm in [n for n in graph.node if n.op_type == "BatchNormalization"]:
         layer = makers.get(norm.input[0])
-        if layer is None or layer.op_type not in ("Conv", "Gemm") or readers[norm.input[0]] != 1:
+        if layer is None or layer.op_type not in ("Conv", "ConvTranspose", "Gemm") or readers[norm.input[0]] != 1:
             continue
         has_bias = len(layer.input) > 2 and bool(layer.input[2])
         if (
@@ -148,13 +159,17 @@ def _fold_batch_norms(graph: onnx.GraphProto) -> None:
             continue
         gamma, beta, mean, variance = (known[n].astype(np.float64) for n in norm.input[1:5])
         epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
-        factor = gamma / np.sqrt(variance + epsilon)
+        factor = gain = gamma / np.sqrt(variance + epsilon)
         weight = known[layer.input[1]]
-        transposed = layer.op_type == "Conv" or any(a.name == "transB" and a.i for a in layer.attribute)
-        shape = (-1, *[1] * (weight.ndim - 1)) if transposed else (1, -1)
+        first = layer.op_type == "Conv" or any(a.name == "transB" and a.i for a in layer.attribute)
+        shape = (-1, *[1] * (weight.ndim - 1)) if first else (1, -1)
+        if layer.op_type == "ConvTranspose":  # every group's inputs by that group's outputs
+            group = next((a.i for a in layer.attribute if a.name == "group"), 1)
+            rows = np.repeat(factor.reshape(group, -1), weight.shape[0] // group, axis=0)
+            factor, shape = rows, (*rows.shape, *[1] * (weight.ndim - 2))
         bias = np.broadcast_to(known[layer.input[2]], gamma.shape) if has_bias else np.zeros_like(gamma)
         _own(graph, layer, 1, weight * factor.reshape(shape))
-        _own(graph, layer, 2, (bias - mean) * factor + beta)
+        _own(graph, layer, 2, (bias - mean) * gain + beta)
         known.update({n: numpy_helper.to_array(t) for t in graph.initializer for n in [t.name] if n in layer.input})
         layer.output[0] = norm.output[0]
         graph.node.remove(norm)

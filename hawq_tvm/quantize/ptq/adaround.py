@@ -119,4 +119,4 @@ def _product(layer: Layer, weight: Tensor, patches: Tensor) -> Tensor:
 
 def can_learn(layer: Layer, weight: Tensor) -> bool:
     """Whether `learn` knows the kind of layer."""
-    return weight.ndim == 2 if layer.kind == "matmul" else weight.ndim in (3, 4)
+    return weight.ndim in {"matmul": (2,), "conv": (3, 4)}.get(layer.kind, ())

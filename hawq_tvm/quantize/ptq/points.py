@@ -13,54 +13,9 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer, Node
+from hawq_tvm.quantize.network.roles import Roles
 
 CLAMPS = ("Relu", "Clip")
-MOVES = (
-    "Flatten",
-    "Reshape",
-    "Transpose",
-    "Squeeze",
-    "Unsqueeze",
-    "MaxPool",
-    "GlobalMaxPool",
-    "Slice",
-    "Split",
-    "Gather",
-    "Expand",
-    "Identity",
-    "Dropout",
-    "Pad",
-)
-ELEMENTWISE = (
-    *CLAMPS,
-    "Sigmoid",
-    "Tanh",
-    "Exp",
-    "Log",
-    "Sqrt",
-    "Neg",
-    "Abs",
-    "Erf",
-    "Reciprocal",
-    "Softplus",
-    "Floor",
-    "Ceil",
-    "LeakyRelu",
-    "Elu",
-    "HardSigmoid",
-    "HardSwish",
-    "Gelu",
-    "Mish",
-    "Selu",
-    "PRelu",
-    "Add",
-    "Sub",
-    "Mul",
-    "Div",
-    "Pow",
-    "Min",
-    "Max",
-)
 NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Softplus", "Abs", "Sqrt")
 KEEP_SIGN = ("AveragePool", "GlobalAveragePool", "Concat", "Add", "Mul", "Max", "ReduceMean", "ReduceSum", "Sum")
 # Outputs that are no sums of a layer. 16 bits would be 65,535 thresholds to prove for every channel.
@@ -73,26 +28,30 @@ class Points:
 
     source: for every quantized tensor the one whose grid it has, itself for most.  bits: of each.  narrow: layers
     whose input is read with fewer bits than the tensor has, and so is rounded once more.  positive: tensors that
-    cannot be negative.
+    cannot be negative.  roles: of the graph's nodes.
     """
 
     source: Mapping[str, str]
     bits: Mapping[str, int]
     narrow: Mapping[str, int]
     positive: Set[str]
+    roles: Roles
 
 
-def find_points(graph: FloatGraph, floats: Set[str], widths: Mapping[str, tuple[int, int]]) -> Points:
+def find_points(graph: FloatGraph, roles: Roles, floats: Set[str], widths: Mapping[str, tuple[int, int]]) -> Points:
     """Where to quantize.
 
-    floats: the tensors of floating point type.  widths: bits of weights and of the input by layer.
+    roles: of its nodes.  floats: the tensors of floating point type.  widths: bits of weights and of the input by
+    layer.
     """
-    return _Search(graph, floats, widths).run()
+    return _Search(graph, roles, floats, widths).run()
 
 
 class _Search:
-    def __init__(self, graph: FloatGraph, floats: Set[str], widths: Mapping[str, tuple[int, int]]) -> None:
-        self.graph, self.floats, self.widths = graph, floats, widths
+    def __init__(
+        self, graph: FloatGraph, roles: Roles, floats: Set[str], widths: Mapping[str, tuple[int, int]]
+    ) -> None:
+        self.graph, self.roles, self.floats, self.widths = graph, roles, floats, widths
         self.layers: dict[str, Layer] = {layer.node: layer for layer in graph.layers}
         self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
         self.readers: dict[str, list[Node]] = defaultdict(list)
@@ -107,9 +66,8 @@ class _Search:
         quantized = [n for n in names if not self._absorbed(n) and not self._inner(n, roots)]
         source: dict[str, str] = {}
         for name in quantized:
-            maker = self.makers.get(name)
-            moved = maker is not None and maker.op in MOVES and maker.inputs[0] in source
-            source[name] = source[maker.inputs[0]] if moved and maker else name
+            moved = self._moved(name)
+            source[name] = source.get(moved, name)
         needs = {name: self._needs(name) for name in quantized}
         together: dict[str, set[int]] = defaultdict(set)
         for name in quantized:
@@ -122,10 +80,23 @@ class _Search:
             for x in self.graph.layers
             if x.input in bits and bits[x.input] != self.widths[x.name][1]
         }
-        return Points(source, bits, narrow, self._positive())
+        return Points(source, bits, narrow, self._positive(), self.roles)
 
     def _constant(self, name: str) -> bool:
         return not name or name in self.graph.parameters
+
+    def _moved(self, name: str) -> str:
+        """The tensor that a tensor's elements are taken from, "" where there is none, or where others stand beside
+        them.
+        """
+        maker = self.makers.get(name)
+        data = [n for n in self._operands(maker) if n in self.floats] if maker is not None else []
+        if maker is None or len(data) != 1 or not self.roles.moves(maker):
+            return ""
+        added = [self.graph.parameters[n] for n in maker.inputs if n and n not in data and self._constant(n)]
+        return (
+            "" if any(v.is_floating_point() and bool(v.isfinite().any()) and bool(v.any()) for v in added) else data[0]
+        )
 
     def _operands(self, node: Node) -> list[str]:
         return list(dict.fromkeys(n for n in node.inputs if not self._constant(n)))
@@ -146,14 +117,14 @@ class _Search:
             maker is None
             or len(readers) != 1
             or name in self.graph.outputs
-            or maker.op in MOVES
+            or self.roles.moves(maker)
             or self._operands(readers[0]) != [name]
         ):
             return False
         if self._bias_of(readers[0]) is not None:
             return True
         return readers[0].op in CLAMPS and (
-            maker.op not in ELEMENTWISE or len(self._operands(maker)) > 1 or self._bias_of(maker) is not None
+            not self.roles.function(maker) or len(self._operands(maker)) > 1 or self._bias_of(maker) is not None
         )
 
     def _bias_of(self, node: Node) -> Layer | None:
@@ -172,7 +143,10 @@ class _Search:
             single = all(self.graph.parameters[n].numel() == 1 for n in node.inputs if n and self._constant(n))
             origins = {roots[n] for n in operands}
             chained = (
-                node.op in ELEMENTWISE and single and len(origins) == 1 and not any(self._absorbed(n) for n in operands)
+                self.roles.function(node)
+                and single
+                and len(origins) == 1
+                and not any(self._absorbed(n) for n in operands)
             )
             for name in filter(None, node.outputs):
                 roots[name] = origins.pop() if chained else name
@@ -192,7 +166,7 @@ class _Search:
             layer = self.layers.get(node.name)
             if layer is not None and layer.input == name:
                 found.add(self.widths[layer.name][1])
-            elif node.op not in MOVES:
+            elif not any(self._moved(n) == name for n in node.outputs):
                 found.add(8)
         return found
 
@@ -200,8 +174,9 @@ class _Search:
         found: set[str] = set()
         for node in self.graph.nodes:
             operands = self._operands(node)
-            read = operands if node.op in MOVES else [n for n in node.inputs if n]
-            same = node.op in (*MOVES, *KEEP_SIGN) and all(n in found or self._no_less_than_zero(n) for n in read)
+            moved = next((m for m in map(self._moved, node.outputs) if m), "")
+            read = [moved] if moved else [n for n in node.inputs if n]
+            same = (moved or node.op in KEEP_SIGN) and all(n in found or self._no_less_than_zero(n) for n in read)
             if (
                 node.op in NEVER_NEGATIVE
                 or self._clips_at_zero(node)

@@ -16,7 +16,7 @@ from hawq_tvm.core.version import __version__
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 from hawq_tvm.quantize.network.prepare import names_of
 
-from .observers import Grid
+from .observers import LEAST, Grid
 from .points import CLAMPS, Points, clip_bounds
 from .weights import Rounded
 
@@ -62,6 +62,7 @@ class _Writer:
     ) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
+        self.roles = points.roles
         self.graph, self.points, self.grids, self.narrow, self.rounded = graph, points, grids, narrow, rounded
         self.layers: dict[str, Layer] = {layer.node: layer for layer in graph.layers}
         self.makers = {name: node for node in graph.nodes for name in node.outputs}
@@ -145,7 +146,17 @@ class _Writer:
         layer = self.layers.get(node.name)
         if layer is not None:
             self._layer(node, layer)
+        elif self.roles.products(node.name):
+            for i, name in enumerate(node.input[:2]):
+                if name in self.graph.parameters and self.graph.parameters[name].ndim:
+                    node.input[i] = self._factor(f"{node.name}_input{i}", self.graph.parameters[name].numpy())
         self.nodes.append(node)
+
+    def _factor(self, stem: str, value: Array) -> str:
+        """A constant factor that is no layer's weight, in 8 bits, dequantized."""
+        scale = np.asarray(max(float(np.abs(value).max(initial=0)) / 127, LEAST), np.float32)
+        codes = self._constant(f"{stem}_quantized", np.rint(value / scale).astype(np.int8))
+        return self._dequantized(codes, stem, scale, 0)
 
     def _layer(self, node: onnx.NodeProto, layer: Layer) -> None:
         ours = self.rounded[layer.name]
@@ -156,7 +167,7 @@ class _Writer:
         codes = self._constant(f"{layer.name}_weight_quantized", ours.codes.numpy().astype(TYPES[ours.bits, True]))
         node.input[1] = self._dequantized(codes, f"{layer.name}_weight", scale, layer.channel_axis)
         if ours.bias is not None:
-            unit = np.float32(grid.scale) * scale
+            unit = np.float32(grid.scale) * np.tile(scale, layer.repeats)
             counts = np.clip(np.rint(ours.bias.numpy().astype(np.float64) / unit), -(2**31), 2**31 - 1).astype(np.int32)
             bias = self._dequantized(
                 self._constant(f"{layer.name}_bias_quantized", counts), f"{layer.name}_bias", unit, 0

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 from hawq_tvm.quantize.network.float_onnx import Shapes, from_onnx
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.network.prepare import prepare
+from hawq_tvm.quantize.network.roles import Roles, roles_of
 
 from .equalize import equalize
 from .observers import OBSERVERS, Grid, Histogram, grid
@@ -174,10 +176,11 @@ def draft(
     prepared = with_shapes(prepared, {one.name: one.shape for one in data.inputs})
     scaled, clips = equalize(prepared, given, chosen.equalize == "relu6") if chosen.equalize != "off" else ([], [])
     graph = from_onnx(prepared) if scaled else given
+    roles = cache(lambda: roles_of(prepared))  # asked for when the data are known to fit
 
     def calibrated(one: Recipe, batches: Callable[[], Iterator[Batch]], said: Progress) -> Draft:
-        ranges, points, seen = _observed(graph, batches, data.count, bits, one, said)
-        decided = _decided(graph, points, Units(graph, ranges), seen, bits, one, said)
+        ranges, points, seen = _observed(graph, roles, batches, data.count, bits, one, said)
+        decided = _decided(graph, points, Units(graph, roles(), ranges), seen, bits, one, said)
         return Draft(one, given, prepared, graph, points, *decided, {}, {})
 
     size = graph.batch or chosen.batch
@@ -251,6 +254,7 @@ def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
 
 def _observed(
     graph: FloatGraph,
+    roles: Callable[[], Roles],
     batches: Callable[[], Iterator[Batch]],
     count: int,
     bits: Mapping[str, tuple[int, int]],
@@ -273,7 +277,7 @@ def _observed(
             found[name] = min(low, old[0]), max(high, old[1])
 
     _each(graph, batches, count, "ranges of activations", record, tell)
-    points = find_points(graph, set(found), bits)
+    points = find_points(graph, roles(), set(found), bits)
     seen = {name: Histogram(*found[name]) for name in points.source.values()}
     check_ranges(seen)
     if recipe.observer == "minmax":
@@ -368,7 +372,7 @@ def _grid(seen: Histogram, width: int, positive: bool, recipe: Recipe) -> Grid:
 
 def _rounded(graph: FloatGraph, layer: Layer, bits: int, recipe: Recipe, step: float) -> Rounded:
     weight = graph.parameters[layer.weight]
-    channels = weight.shape[layer.channel_axis]
+    channels = weight.shape[layer.channel_axis] * layer.repeats
     bias = graph.parameters[layer.bias].reshape(-1) if layer.bias else None
     if bias is not None and bias.numel() not in (1, channels):
         found = str(bias.numel())

@@ -119,8 +119,8 @@ class _Pass:
                 before, after = learn(ours, weight, inputs, wanted, self._clamp(layer), self.steps, self.seed)
             report |= {"nearest_mse": before, "adaround_mse": after}
         found = [node.compute(x, ours.weight, *([ours.bias] if ours.bias is not None else [])) for x in inputs]
-        axis = 1 if layer.kind == "conv" else -1
-        if self.correct_bias and node.op in ("Conv", "Gemm"):
+        axis = -1 if layer.kind == "matmul" else 1
+        if self.correct_bias and node.op in ("Conv", "ConvTranspose", "Gemm"):
             shift = _channel_mean(wanted, axis) - _channel_mean(found, axis)
             ours.bias = shift if ours.bias is None else ours.bias + shift
             found = [y + (shift.reshape(1, -1, *[1] * (y.ndim - 2)) if axis == 1 else shift) for y in found]

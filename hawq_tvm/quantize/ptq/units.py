@@ -15,29 +15,14 @@ import torch
 from hawq_tvm.compiler import pipeline
 from hawq_tvm.core.errors import InputError, ModelError
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
+from hawq_tvm.quantize.network.roles import Roles
 
 from .observers import LEAST, Histogram
-from .points import CLAMPS, MOVES
 
 # A grid is at most this much finer than the units that its tensor is counted in: 8 bits of it lie within one unit.
 FINER = 2.0**-8
 # Magnitudes of weights and activations that a product of two scales can hold in float32.
 GREATEST = 2.0**60
-SUMS = (
-    *CLAMPS,
-    "Add",
-    "Sub",
-    "Sum",
-    "Concat",
-    "AveragePool",
-    "GlobalAveragePool",
-    "ReduceMean",
-    "ReduceSum",
-    "Max",
-    "Min",
-    "Neg",
-)
-PRODUCTS = ("Mul", "MatMul", "Gemm")
 
 
 class Units:
@@ -46,9 +31,10 @@ class Units:
     ranges: what calibration saw of every float tensor.  scales: of quantized tensors.  products: of layers' results.
     """
 
-    def __init__(self, graph: FloatGraph, ranges: Mapping[str, tuple[float, float]]) -> None:
+    def __init__(self, graph: FloatGraph, roles: Roles, ranges: Mapping[str, tuple[float, float]]) -> None:
         self.scales: dict[str, float] = {}
         self.products: dict[str, float] = {}
+        self._roles = roles
         self._ranges, self._constants = ranges, graph.parameters
         self._makers = {name: node for node in graph.nodes for name in node.outputs if name}
 
@@ -64,12 +50,12 @@ class Units:
         if name in self.products:
             return self.products[name]
         maker = self._makers.get(name)
-        if maker is None or maker.op not in (*SUMS, *PRODUCTS):
+        if maker is None or name not in self._ranges:
             return 0.0
-        operands = [self._unit(n) for n in maker.inputs if n and n not in self._constants]
-        if maker.op in SUMS:
+        operands = [self._unit(n) for n in maker.inputs if n in self._ranges]
+        if self._roles.sums(maker):
             return max(operands, default=0.0)
-        return operands[0] * operands[1] if len(operands) == 2 else 0.0
+        return operands[0] * operands[1] if len(operands) == 2 and self._roles.multiplies(maker) else 0.0
 
     def usable(self, name: str, seen: Histogram) -> Histogram:
         """What was seen of a tensor; of one that was always zero, the range of what it is made from, else -1 to 1."""
@@ -77,7 +63,7 @@ class Units:
         while self._reach(at) < LEAST and at not in visited:
             visited.add(at)
             maker = self._makers.get(at)
-            operands = [n for n in maker.inputs if n in self._ranges] if maker and maker.op in (*SUMS, *MOVES) else []
+            operands = [n for n in maker.inputs if n in self._ranges] if maker and self._roles.sums(maker) else []
             at = max(operands, key=self._reach, default=at)
         reach = self._reach(at) if self._reach(at) >= LEAST else 1.0
         return seen if at == name and name not in visited else Histogram(-reach, reach)

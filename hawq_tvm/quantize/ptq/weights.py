@@ -22,7 +22,7 @@ class Rounded:
     """The weights of a layer in integers.
 
     scale: one per output channel, float32.  codes: int8 in the weight's shape, from -2^(bits-1) to 2^(bits-1) - 1.
-    bias: float32 by output channel, None where the layer has none.
+    bias: float32 by output channel (of every group, see `Layer.repeats`), None where the layer has none.
     """
 
     layer: Layer
@@ -77,7 +77,7 @@ def nearest(
     """
     greatest = torch.full([weight.shape[layer.channel_axis]], added, dtype=torch.float64)
     if bias is not None:
-        greatest = torch.maximum(greatest, bias.double().abs())
+        greatest = torch.maximum(greatest, bias.double().abs().reshape(layer.repeats, -1).amax(0))
     least = (greatest / (step * 2**30)).clamp_min(LEAST).float()
     scale = scales(weight, layer, bits, search, least)
     top = 2 ** (bits - 1) - 1

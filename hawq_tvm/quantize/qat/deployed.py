@@ -22,7 +22,7 @@ from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer, Node
 from hawq_tvm.quantize.network.float_operators import Attributes, padding_of, per_axis
 from hawq_tvm.quantize.ptq.observers import Grid
-from hawq_tvm.quantize.ptq.points import CLAMPS, MOVES, clip_bounds
+from hawq_tvm.quantize.ptq.points import CLAMPS, clip_bounds
 from hawq_tvm.quantize.ptq.quantizer import Draft
 from hawq_tvm.quantize.ptq.weights import Rounded, along
 
@@ -38,6 +38,23 @@ LEAST_SCALE = 1e-30
 SHAPES = ("Shape", "Constant", "ConstantOfShape")
 AVERAGES = ("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum")
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+# What only moves integers, or chooses among them.
+MOVES = (
+    "Flatten",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "MaxPool",
+    "GlobalMaxPool",
+    "Slice",
+    "Split",
+    "Gather",
+    "Expand",
+    "Identity",
+    "Dropout",
+    "Pad",
+)
 KNOWN = (*WEIGHTED, *CLAMPS, *MOVES, *AVERAGES, "Add", "Concat", *SHAPES)
 # Which grid a tensor has: the tensor that it belongs to, and how many bits.
 Key = tuple[str, int]

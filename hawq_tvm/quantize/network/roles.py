@@ -1,0 +1,89 @@
+"""What a float network's nodes are to the compiler: the operators that its importer makes of each say where integers
+begin.
+
+So `quantize` knows no operators of its own: the model goes through the importer that `compile` uses, and what it
+refuses is refused in the same words.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx
+
+from hawq_tvm.core import ops, stages
+from hawq_tvm.core.errors import first_of
+from hawq_tvm.core.operators import OPERATORS, Kind
+from hawq_tvm.frontend.onnx.importer import Importer
+from relay_passes.tabulate_unary import ELEMENTWISE
+
+from .float_graph import Node
+
+# What a tensor's elements only change their places in, or are chosen from: the grid stays.
+MOVES = frozenset(name for name, row in OPERATORS.items() if row.kind is Kind.MOVEMENT or row.chooses)
+FUNCTIONS = frozenset(ELEMENTWISE) | {"relax.nn.prelu"}
+# What counts in the units of the operands.
+SUMS = MOVES | {
+    "relax.add",
+    "relax.subtract",
+    "relax.negative",
+    "relax.maximum",
+    "relax.minimum",
+    "relax.nn.relu",
+    "relax.clip",
+    "relax.mean",
+    "relax.sum",
+    "relax.nn.avg_pool2d",
+}
+PRODUCTS = frozenset({"relax.multiply", "relax.matmul", "relax.nn.conv2d", "relax.nn.conv2d_transpose"})
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The compiler's operators that stand for a node, by its name; none for one that gives its input on."""
+
+    calls: Mapping[str, frozenset[str]] = field(default_factory=dict)
+
+    def moves(self, node: Node) -> bool:
+        """Whether a node's results hold nothing but elements of what it reads."""
+        return self._all(node, MOVES)
+
+    def function(self, node: Node) -> bool:
+        """Whether every element is a function of the same element of the operands."""
+        return self._all(node, FUNCTIONS)
+
+    def sums(self, node: Node) -> bool:
+        """Whether a node counts in the units of what it reads."""
+        return self._all(node, SUMS)
+
+    def multiplies(self, node: Node) -> bool:
+        """Whether a node counts in the product of its operands' units."""
+        return bool(self.calls.get(node.name, frozenset()) & PRODUCTS)
+
+    def products(self, name: str) -> bool:
+        """Whether the node of that name sums products, each of whose factors is quantized."""
+        return bool(self.calls.get(name, frozenset()) & (PRODUCTS - {"relax.multiply"}))
+
+    def _all(self, node: Node, kind: frozenset[str]) -> bool:
+        return node.name in self.calls and self.calls[node.name] <= kind
+
+
+def roles_of(model: onnx.ModelProto) -> Roles:
+    """The roles of a prepared model's nodes; what it leaves open is 1, as the batch.
+
+    Raises ModelError naming every node that `compile` does not import, in its words.
+    """
+    shapes = {i.name: tuple(d.dim_value or 1 for d in i.type.tensor_type.shape.dim) for i in model.graph.input}
+    importer = Importer(model, shapes)
+    main = importer.run()["main"]
+    if importer.failures:
+        raise first_of(importer.failures)
+    nodes = stages.model_nodes(main)
+    calls: dict[str, set[str]] = defaultdict(set, {name: set() for name in nodes})
+    for binding in stages.bindings(main):
+        name = ops.op_name(binding.value)
+        if name:
+            calls[stages.model_node(binding.var.name, nodes)].add(name)
+    return Roles({name: frozenset(found) for name, found in calls.items()})
