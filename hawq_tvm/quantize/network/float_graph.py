@@ -47,7 +47,7 @@ class Layer:
     """A weighted layer: a convolution, a transposed one, or a matrix product whose second operand is constant.
 
     kind: "conv", "deconv" or "matmul".  name, node: the name in bits.json, and of the Node (they differ in exported
-    programs).  input, output: tensor names; weight, bias: names in `FloatGraph.parameters` (bias "" when there is none).
+    programs).  input, output: tensor names; weight, bias: names in `FloatGraph.parameters` (bias "" where it has none).
     channel_axis: the axis of the weight that counts output channels.  The window's fields are per spatial axis, before
     and after are its padding, extra that of a transposed one's output; empty for a matmul, whose weight is (in, out),
     or (out, in) with channel_axis 0.
