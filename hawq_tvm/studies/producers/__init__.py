@@ -1,0 +1,1 @@
+"""A table of networks by producers: what each tool's quantized file becomes here."""

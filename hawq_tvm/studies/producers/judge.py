@@ -1,0 +1,124 @@
+"""What one quantized file becomes: inspected, compiled, verified, proved, and run beside its producer's simulation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import hawq_tvm as ht
+from hawq_tvm.core import ops, stages
+from hawq_tvm.core.errors import HawqError
+
+Array = np.ndarray[Any, Any]
+INTEGERS, TAIL, NOTHING, REFUSED = "integers", "float tail", "not quantized", "refused"
+
+
+def judge(path: Path, draws: Sequence[Mapping[str, Array]], target: str = "host") -> dict[str, Any]:
+    """Everything that the table says of a file, JSON-ready.
+
+    draws: inputs of the network, in the order of the file's.
+    verdict: integers alone, a float tail, nothing quantized, or refused, then with the sentence.  kernels, float: of
+    the package, and its float operators by kind.  verified, proved: whether every layer equals the reference, and the
+    proof holds.  thresholds, differing: of its requantizes and functions.  apart: in steps, see `_apart`.
+    """
+    try:
+        package = ht.compile(path, target)
+    except HawqError:
+        try:
+            package = ht.compile(path, target, allow_float_tail=True)
+        except HawqError as e:
+            inspected = ht.inspect(path, target=target, allow_float_tail=True).error
+            if inspected != str(e):
+                return {"verdict": REFUSED, "sentence": f"compile says: {e}; but inspect says: {inspected or 'yes'}"}
+            return {"verdict": REFUSED, "sentence": str(e)}
+    outside = stages.float_tail(package.graph["main"])
+    floats = Counter(
+        ops.op_name(b.value).split(".")[-1]
+        for b in stages.bindings(package.graph["main"])
+        if b.var.name in outside and ops.op_name(b.value)
+    )
+    names, proof = [i.name for i in package.inputs], package.prove()
+    given = [dict(zip(names, draw.values(), strict=True)) for draw in draws]
+    found: dict[str, Any] = {
+        "verdict": NOTHING if not proof.kernels else TAIL if floats else INTEGERS,
+        "kernels": proof.kernels,
+        "float": dict(floats),
+        "verified": package.verify(given).ok,
+        "proved": proof.ok,
+        "thresholds": proof.thresholds,
+        "differing": proof.differing,
+    }
+    simulated = _simulation(path)
+    rows = []
+    for inputs in given:
+        rows += _apart(package.run(inputs), simulated(inputs), package.manifest["outputs"])
+    return {**found, "apart": max(rows)}
+
+
+def _simulation(path: Path) -> Callable[[Mapping[str, Array]], list[Array]]:
+    """The producer's own float simulation of a file: PyTorch for a program, QONNX's executor, else ONNX Runtime with
+    every optimization off, because its optimized kernels are other arithmetic.
+    """
+    if path.suffix == ".pt2":
+        import torch
+
+        module = torch.export.load(path).module()
+
+        def program(inputs: Mapping[str, Array]) -> list[Array]:
+            results = module(*(torch.from_numpy(a) for a in inputs.values()))
+            return [r.detach().numpy() for r in (results if isinstance(results, tuple) else (results,))]
+
+        return program
+    import onnx
+
+    model = onnx.load(path)
+    if any("brevitas" in n.domain or "qonnx" in n.domain for n in model.graph.node):
+        return _qonnx(model)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(None, dict(inputs))
+
+
+def _qonnx(model: Any) -> Callable[[Mapping[str, Array]], list[Array]]:
+    from unittest import mock
+
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    wrapped = ModelWrapper(model).transform(InferShapes())
+
+    def interpreted(inputs: Mapping[str, Array]) -> list[Array]:
+        # The executor makes a model of each node, of the newest version of the format: newer than ONNX Runtime reads.
+        with mock.patch("onnx.IR_VERSION", 10):
+            results = execute_onnx(wrapped, dict(inputs))
+        return [results[o.name] for o in model.graph.output]
+
+    return interpreted
+
+
+def _apart(ours: Mapping[str, Array], theirs: list[Array], specs: list[dict[str, Any]]) -> list[float]:
+    """The largest difference of each output in steps.
+
+    A step is the output's scale; where it has none, 1/255 of the range of the simulated output. Integers, such as
+    indices, are equal (0) or not (infinity), and so are outputs of other shapes.
+    """
+    rows = []
+    for spec, b in zip(specs, theirs):
+        a = ours[spec["name"]]
+        if a.shape != b.shape or a.dtype.kind in "iub":
+            rows.append(0.0 if np.array_equal(a, b) else float("inf"))
+            continue
+        scales = spec.get("quantization", {}).get("scale", [])
+        wide = float(np.ptp(b)) / 255 if b.size else 0.0
+        step = float(scales[0]) if len(scales) == 1 and scales[0] > wide / 16 else wide
+        rows.append(float(np.abs(a.astype(np.float64) - b).max(initial=0.0)) / (step or 1.0))
+    return rows
