@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,11 +24,16 @@ from hawq_tvm.core import arith, contract, ops, stages
 from hawq_tvm.core.errors import first_of, not_quantized
 from hawq_tvm.core.operators import Kind, is_border, kind_of
 from hawq_tvm.core.ranges import Interval
-from relay_passes.integer.rescale import Output, realize
+from relay_passes.integer.fixed import fixed, single
+from relay_passes.integer.functions import Function, Functions
+from relay_passes.integer.realize import Output, realize
 from relay_passes.integer.values import (
     INSERT,
+    TENSORS,
+    WAITING,
     Constant,
     Context,
+    Curve,
     Joined,
     Moved,
     NotLowered,
@@ -36,7 +42,6 @@ from relay_passes.integer.values import (
     Term,
     from_dequantize,
     is_uniform,
-    single,
     whole,
 )
 
@@ -82,10 +87,11 @@ class _Lowering:
         self.outside: list[str] = []
         self.made: dict[Real, str] = {}  # which operator made a value: the float tail computes it under that name
         self.floats: dict[
-            Real | Joined | Softmax, relax.Expr
+            Real | Joined | Softmax | Curve, relax.Expr
         ] = {}  # what an output and a float tail read is converted once
         self.allow_float = bool((self.main.attrs or {}).get("hawq.allow_float_tail", 0))
         self.feeds_quantize = self._feeding_quantize()
+        self.functions = Functions(self.main)
         self.nodes = stages.model_nodes(self.main)
 
     def _feeding_quantize(self) -> set[relax.Var]:
@@ -117,7 +123,7 @@ class _Lowering:
                 for binding in stages.bindings(self.main):
                     if binding.var in aliases:
                         continue
-                    self.ctx.layer = binding.var.name
+                    self.ctx.layer, self.ctx.feeding = binding.var.name, binding.var in self.feeds_quantize
                     value = self._guard(partial(self._lower, binding))
                     self.env[binding.var] = self._stand_in(binding.var) if value is FAILED else value
                 result = self.builder.emit_output(self._outputs(returned))
@@ -224,7 +230,7 @@ class _Lowering:
         """Compare what a layer became with the tensor it was, which no lowering may change; the several results of
         one layer are its own.
         """
-        if isinstance(var.ty, relax.TensorType) and isinstance(lowered, Real | Joined | Softmax | Constant | relax.Var):
+        if isinstance(var.ty, relax.TensorType) and isinstance(lowered, (*TENSORS, Constant, relax.Var)):
             shape = ops.shape_of(lowered) if isinstance(lowered, relax.Var) else lowered.shape
             contract.check(
                 stages.model_node(var.name, self.nodes),
@@ -238,6 +244,9 @@ class _Lowering:
         # A float head ends in a quantize, which takes it like a graph input.
         if not is_border(name) and any(_is_float_expr(v) for v in flat):
             raise self.ctx.fail(name, "it computes in float on a tensor that is not quantized", INSERT)
+        curve = self._curve(binding.var)
+        if curve is not None:
+            return curve
         if name in HANDLERS:
             lowered = HANDLERS[name](self, call, values)
         elif name in handlers.HANDLERS:
@@ -247,9 +256,25 @@ class _Lowering:
         if isinstance(lowered, Joined) and (lowered.size > MOST_JOINED or lowered.depth > DEEPEST_JOINED):
             found = f"{lowered.size} parts, {lowered.depth} within one another"
             raise self.ctx.fail(name, f"it joins very many tensors of which none is quantized ({found})", INSERT)
-        if self.allow_float and binding.var not in self.feeds_quantize and isinstance(lowered, Joined | Softmax):
+        if self.allow_float and binding.var not in self.feeds_quantize and isinstance(lowered, WAITING):
             raise self.ctx.fail(name, "nothing quantizes its result, so its parts have no common scale", INSERT)
         return lowered
+
+    def _curve(self, var: relax.Var) -> Any:
+        """A tensor as a non-linear function of another that a quantize still follows; None where it is none."""
+        region = self.functions.of(var) if self.ctx.feeding else None
+        return None if region is None else self._function_of(self.env[region.leaf], Function((region,)))
+
+    def _function_of(self, leaf: Any, function: Function) -> Any:
+        if isinstance(leaf, Curve):
+            return Curve(leaf.shape, leaf.leaf, leaf.function.then(*function.stages))
+        if isinstance(leaf, Constant):
+            return Constant(function(leaf.real.astype(np.float64)))
+        if isinstance(leaf, Joined) and leaf.picks:
+            return replace(leaf, parts=tuple(self._function_of(p, function) for p in leaf.parts))
+        if isinstance(leaf, Joined | Softmax):
+            leaf = Real(leaf.shape, (fixed(self.ctx, leaf),))
+        return Curve(leaf.shape, leaf, function) if isinstance(leaf, Real) and leaf.terms else None
 
     def _tuple_item(self, expr: relax.TupleGetItem) -> Any:
         whole = self.env[expr.tuple_value]
@@ -295,7 +320,7 @@ class _Lowering:
                 expr = self.ctx.emit(relax.Call(m.op, [expr, *m.args[1:]], attrs=m.attrs))
                 self.outside.append(expr.name)
             return expr
-        if not isinstance(value, Real | Joined | Softmax):
+        if not isinstance(value, TENSORS):
             return value
         if value not in self.floats:
             try:
@@ -407,7 +432,7 @@ def binding_is_output(lowering: _Lowering, call: relax.Call) -> bool:
 
 def _is_plain(value: Any) -> bool:
     """Whether an argument is no tensor variable: a shape, a constant, an index tuple."""
-    return not isinstance(value, Real | Joined | Softmax | Moved | relax.Var)
+    return not isinstance(value, (*TENSORS, Moved, relax.Var))
 
 
 def _is_float_expr(value: Any) -> bool:
@@ -417,7 +442,7 @@ def _is_float_expr(value: Any) -> bool:
 def _is_integer_call(values: list[Any], binding: relax.VarBinding) -> bool:
     if stages.is_float(binding.var):
         return False
-    tensors = [v for v in values if isinstance(v, relax.Var | Real | Joined | Softmax | Moved | Constant)]
+    tensors = [v for v in values if isinstance(v, (*TENSORS, relax.Var, Moved, Constant))]
     return bool(tensors) and all(isinstance(v, relax.Var) and not stages.is_float(v) for v in tensors)
 
 

@@ -32,7 +32,6 @@ from relay_passes.name_graph import name_graph
 from relay_passes.pack_activations import pack_activations
 from relay_passes.pack_int4 import pack_int4
 from relay_passes.remove_dead_code import remove_dead_code
-from relay_passes.tabulate_unary import tabulate_unary
 
 from . import build as build_module
 
@@ -46,7 +45,6 @@ PIPELINE: tuple[tuple[Pass, Stage], ...] = (
     (match_normalization, Stage.ANNOTATED),
     (fold_batch_norm, Stage.ANNOTATED),
     (fold_input_clip, Stage.ANNOTATED),
-    (tabulate_unary, Stage.ANNOTATED),
     (remove_dead_code, Stage.ANNOTATED),
     (lower_to_integer, Stage.INTEGER),
     (fold_constants, Stage.INTEGER),

@@ -278,11 +278,13 @@ def requantize(
     rounding: str,
     thresholds: int = 0,
     differing: int = 0,
+    bound: float | None = None,
 ) -> relax.Call:
     """(A9) clamp(round((sum x_i m_i + offset) / 2^shift) + zero_point) to `qtype`; one to many operands.
 
     multipliers int32, offset int64, shift int32 constants.  thresholds, differing: the proof (A22) of this
-    call's dyadic numbers against the real scales they came from; 0 and 0 when there was no real scale.
+    call's dyadic numbers against the real scales they came from; 0 and 0 when there was no real scale.  bound: of a
+    fixed-point value (A26), how far its sum can be from the real one before the rounding, in steps.
     """
     if rounding not in arith.ROUNDINGS:
         raise ValueError(f"unknown rounding {rounding!r}: one of {', '.join(arith.ROUNDINGS)}")
@@ -297,12 +299,17 @@ def requantize(
         rounding=rounding,
         thresholds=thresholds,
         differing=differing,
+        **({} if bound is None else {"bound": bound}),
     )
 
 
-def lookup(x: relax.Expr, table: np.ndarray[Any, Any]) -> relax.Call:
-    """(A16) table[x - min(dtype of x)]: any unary function of an 8 or 16-bit tensor; table has 2^bits entries."""
-    return _call("hawq.lookup", [x, const(table, str(table.dtype))])
+def lookup(x: relax.Expr, table: np.ndarray[Any, Any], **approximation: float) -> relax.Call:
+    """(A16) table[x - min(dtype of x)]: any unary function of an 8 or 16-bit tensor; table has 2^bits entries.
+
+    approximation: where x is a grid for a wider value (A27), or the result a fixed-point value (A26), `bound`: how
+    much more than its rounding the result can be wrong by, in steps; `thresholds` and `differing` as of a requantize.
+    """
+    return _call("hawq.lookup", [x, const(table, str(table.dtype))], **approximation)
 
 
 def sum_pool2d(

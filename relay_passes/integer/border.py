@@ -12,7 +12,8 @@ from tvm import relax
 
 from hawq_tvm.core import ops
 
-from .values import Array, Context, Real, Term, Value, nearest, single, with_bias, with_integer_bias
+from .fixed import fixed, single
+from .values import Array, Context, Curve, Real, Term, Value, nearest, with_bias, with_integer_bias
 
 # Integers below 2^53 are float64 numbers as they are.
 EXACT_BITS = 53
@@ -23,8 +24,10 @@ WIDE_BITS = 62
 def dequantized(ctx: Context, value: Value, op: str) -> relax.Expr:
     """The float32 tensor of a value that one integer tensor stands for, alone or with a constant added.
 
-    Raises NotLowered as `single` does.
+    A function becomes a fixed-point value (A26).  Raises NotLowered as `single` does.
     """
+    if isinstance(value, Curve):
+        return as_float(ctx, fixed(ctx, value, op))
     finer = _with_fraction(ctx, value) if isinstance(value, Real) else None
     if finer is None:
         return as_float(ctx, single(ctx, value, op))

@@ -13,6 +13,7 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 
 from .elementwise import centred, with_one_zero
+from .fixed import single
 from .values import (
     INSERT,
     Array,
@@ -26,7 +27,6 @@ from .values import (
     integer_constant,
     is_uniform,
     rational,
-    single,
 )
 from .weights import with_output_scales
 
@@ -47,7 +47,7 @@ def pad2d(ctx: Context, data: relax.Expr, pads: Sequence[int], value: int) -> re
 
 def _activation(ctx: Context, x: Value, op: str) -> Term:
     """The integers of a convolution's data, whose scale and zero may differ between channels and nowhere else."""
-    term = single(ctx, x, op)
+    term = single(ctx, x, op, narrow=True)
     if ops.dtype_of(term.data) in ("int64",) or term.accumulator:
         raise ctx.fail(op, "its input is a 32-bit sum that nothing quantizes", INSERT)
     for numbers in (term.scale, term.zero):
@@ -107,7 +107,7 @@ def convolve(
     if not is_uniform(term.scale):
         remedy = "make its weight an initializer, or quantize the activation per tensor"
         raise ctx.fail(op, "its input has one scale per channel and its weight is not constant", remedy)
-    kernel = single(ctx, weight, op)
+    kernel = single(ctx, weight, op, narrow=True)
     if any(n != 1 for n in np.shape(broadcast_rank(kernel.scale, 4))[1:]):
         raise ctx.fail(op, "its weight scales vary inside an output channel", "quantize the weight per output channel")
     data = pad2d(ctx, centred(ctx, term, "int16", "x"), pads, 0)
@@ -168,7 +168,7 @@ def matmul(ctx: Context, a: Value, b: Value) -> Value:
         return _times_constant(ctx, a, b)
     if isinstance(a, Constant) and isinstance(b, Real):
         return _constant_times(ctx, a, b)
-    x, y = single(ctx, a, "matmul"), single(ctx, b, "matmul")
+    x, y = (single(ctx, v, "matmul", narrow=True) for v in (a, b))
     left, right = centred(ctx, x, "int16", "a"), centred(ctx, y, "int16", "b")
     acc = ctx.accumulate(lambda d: relax.op.matmul(left, right, out_dtype=d), "acc")
     scale = _row_scale(ctx, x, len(a.shape)) * _column_scale(ctx, y, len(b.shape))
@@ -194,7 +194,7 @@ def _column_scale(ctx: Context, term: Term, rank: int) -> Array:
 
 
 def _times_constant(ctx: Context, a: Real, b: Constant) -> Real:
-    x = single(ctx, a, "matmul")
+    x = single(ctx, a, "matmul", narrow=True)
     if x.accumulator:
         raise ctx.fail("matmul", "its input is a 32-bit sum that nothing quantizes", INSERT)
     if len(b.shape) == 1:
@@ -274,7 +274,7 @@ def _constant_times(ctx: Context, a: Constant, b: Real) -> Value:
     if a.scale is None:
         raise ctx.fail("matmul", "its weight is float and not quantized", "quantize the weight of this node too")
     values, scale = a.values.astype(np.int64), rational(a.scale)
-    y = single(ctx, b, "matmul")
+    y = single(ctx, b, "matmul", narrow=True)
     if y.accumulator:
         raise ctx.fail("matmul", "its input is a 32-bit sum that nothing quantizes", INSERT)
     left_scale = _row_scale(ctx, Term(b.terms[0].data, y.zero, scale), values.ndim)

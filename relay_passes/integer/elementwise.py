@@ -13,12 +13,16 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 
+from .fixed import factors, fixed, real_of, settled, single
+from .functions import Clip
 from .values import (
     INSERT,
     LARGEST,
+    TENSORS,
     Array,
     Constant,
     Context,
+    Curve,
     Joined,
     Real,
     Term,
@@ -28,8 +32,6 @@ from .values import (
     compress,
     is_uniform,
     rational,
-    settled,
-    single,
     whole,
     widened,
 )
@@ -58,10 +60,10 @@ def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Val
         return Constant(np.asarray(exact(ctx, a, op) + sign * exact(ctx, b, op), object))
     if isinstance(a, Constant):
         return add(ctx, negate(ctx, b, op) if sign < 0 else b, a, 1, op)
-    left = settled(ctx, _real(ctx, a, op), op)
+    left = settled(ctx, real_of(ctx, a, op), op)
     if isinstance(b, Constant):
         return _add_constant(widened(ctx, left, _shape(a, b)), b, sign * exact(ctx, b, op), sign)
-    right = settled(ctx, _real(ctx, b, op), op)
+    right = settled(ctx, real_of(ctx, b, op), op)
     shape, constant = _shape(a, b), left.constant + sign * right.constant
     terms = _collected([*left.terms, *(replace(t, scale=sign * t.scale) for t in right.terms)])
     if not terms:
@@ -106,16 +108,8 @@ def negate(ctx: Context, a: Value, op: str = "negative") -> Value:
     """-a."""
     if isinstance(a, Constant):
         return _scaled(ctx, a, rational(-1), op)
-    real = settled(ctx, _real(ctx, a, op), op)
+    real = settled(ctx, real_of(ctx, a, op), op)
     return Real(real.shape, tuple(replace(t, scale=-t.scale) for t in real.terms), -real.constant)
-
-
-def _real(ctx: Context, value: Value, op: str) -> Real:
-    if isinstance(value, Real):
-        return value
-    if isinstance(value, Joined):
-        raise ctx.fail(op, "its input is a concatenation that nothing quantizes", INSERT)
-    raise ctx.fail(op, "its input is float and not quantized", INSERT)
 
 
 def multiply(ctx: Context, a: Value, b: Value, op: str = "multiply") -> Value:
@@ -127,10 +121,13 @@ def multiply(ctx: Context, a: Value, b: Value, op: str = "multiply") -> Value:
         a, b = b, a
     if isinstance(b, Constant):
         return scale_by(ctx, a, exact(ctx, b, op), op)
-    x, y = single(ctx, a, op), single(ctx, b, op)
+    x, y, approximate = factors(ctx, a, b, op)
     left, right = centred(ctx, x, "int32", "a"), centred(ctx, y, "int32", "b")
     product = ctx.accumulate(lambda d: relax.op.multiply(_cast(left, d), _cast(right, d)), "product")
-    return Real(_shape(a, b), (Term(product, np.zeros((), np.int64), x.scale * y.scale, accumulator=True),))
+    made = Real(_shape(a, b), (Term(product, np.zeros((), np.int64), x.scale * y.scale, accumulator=True),))
+    # A sum of more than 32 bits would leave its next requantize few bits for the multiplier.
+    wide = approximate and ops.dtype_of(product) == "int64"
+    return Real(made.shape, (fixed(ctx, made, op),)) if wide else made
 
 
 def _scaled(ctx: Context, a: Constant, factor: Array, op: str) -> Constant:
@@ -142,7 +139,7 @@ def _scaled(ctx: Context, a: Constant, factor: Array, op: str) -> Constant:
 
 def scale_by(ctx: Context, a: Value, factor: Array, op: str) -> Value:
     """a * factor for a constant factor of Fractions."""
-    real = _real(ctx, a, op)
+    real = real_of(ctx, a, op)
     if is_uniform(factor) and factor.flat[0] > 0:  # the bounds of a clip scale with it
         low, high = (bound(v * factor.flat[0]) for v in (real.low, real.high))
     else:
@@ -194,10 +191,12 @@ def clip(ctx: Context, a: Value, low: Fraction | float, high: Fraction | float) 
     """min(max(a, low), high), kept symbolic until the quantize, where it is exact (A12)."""
     if isinstance(a, Constant):
         return Constant(np.minimum(np.maximum(exact(ctx, a, "clip"), bound(low)), bound(high)))  # type: ignore[arg-type]
+    if isinstance(a, Curve):
+        return replace(a, function=a.function.then(Clip(bound(low), bound(high))))
     if isinstance(a, Joined):
         parts = tuple(clip(ctx, p, low, high) for p in a.parts)
         return replace(a, parts=parts)
-    real = _real(ctx, a, "clip")
+    real = real_of(ctx, a, "clip")
     new_low, new_high = (bound(min(max(v, low), high)) for v in (real.low, real.high))
     return replace(real, low=new_low, high=new_high)
 
@@ -215,9 +214,9 @@ def extremum(ctx: Context, a: Value, b: Value, op: str) -> Value:
         return Constant(np.maximum(a.real, b.real) if op == "maximum" else np.minimum(a.real, b.real))
     function = relax.op.maximum if op == "maximum" else relax.op.minimum
     for x in (a, b):
-        if not isinstance(x, Real | Constant | Joined):
+        if not isinstance(x, (*TENSORS, Constant)):
             raise ctx.fail(op, "its input is float and not quantized", INSERT)
-    return Joined(_shape(a, b), (a, b), lambda parts: function(*parts))
+    return Joined(_shape(a, b), (a, b), lambda parts: function(*parts), picks=False)
 
 
 def leaky_relu(ctx: Context, a: Value, slope: Array, op: str) -> Value:
@@ -247,7 +246,7 @@ def leaky_relu(ctx: Context, a: Value, slope: Array, op: str) -> Value:
 def where(ctx: Context, condition: relax.Expr, a: Value, b: Value) -> Value:
     """where(condition, a, b): both sides meet at the quantize."""
     for x in (a, b):
-        if not isinstance(x, Real | Constant | Joined):
+        if not isinstance(x, (*TENSORS, Constant)):
             raise ctx.fail("where", "its input is float and not quantized", INSERT)
     shape = tuple(np.broadcast_shapes(ops.shape_of(condition), a.shape, b.shape))
     return Joined(shape, (a, b), lambda parts: relax.op.where(condition, *parts))

@@ -9,9 +9,9 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.core import ops
-from relay_passes.tabulate_unary import ELEMENTWISE
 
 from . import convolution, elementwise, movement, normalization, pooling
+from .functions import ELEMENTWISE
 from .values import INSERT, Constant, Context, Real, Value, is_uniform, rational
 
 BOTH_SIDES = "quantize its input and its result (quantize/dequantize pairs before and after this node)"

@@ -13,21 +13,21 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 
 from .elementwise import with_one_zero
+from .fixed import settled
 from .values import (
     INSERT,
+    WAITING,
     Array,
     Constant,
     Context,
     Joined,
     Moved,
     Real,
-    Softmax,
     Term,
     Value,
     broadcast_rank,
     compress,
     is_uniform,
-    settled,
     whole,
     with_integer_bias,
 )
@@ -114,15 +114,9 @@ def move(ctx: Context, call: relax.Call, x: Value) -> Value:
             for t in x.terms
         )
         return Real(_out_shape(call), terms, numbers(x.constant, x.shape), x.low, x.high)
-    if isinstance(x, Joined):
-        # Joined first, then moved: both at the quantize, whose one scale no movement changes.
-        return replace(
-            x,
-            shape=_out_shape(call),
-            join=lambda parts: again(ctx.emit(x.join(parts), "joined")),
-            moved=True,
-            axis=None,
-        )
+    if isinstance(x, WAITING):
+        # Moved at the quantize, whose one scale no movement changes: a function becomes a table first.
+        return Joined(_out_shape(call), (x,), lambda parts: again(parts[0]), moved=True)
     raise ctx.fail(op, "its input has no quantize of its own", INSERT)
 
 
@@ -140,7 +134,7 @@ def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
         return ctx.emit(relax.Call(call.op, [x, *call.args[1:]], attrs=call.attrs))
     if str(call.attrs.pad_mode) != "constant":
         raise ctx.fail("pad", f"it pads in mode {call.attrs.pad_mode!r}", "use constant padding")
-    if isinstance(x, Joined):
+    if isinstance(x, WAITING):
         return _padded_later(call, x, width, value)
     if not isinstance(x, Real):
         raise ctx.fail("pad", "its input is not quantized", INSERT)
@@ -175,7 +169,7 @@ def _level(x: Real, value: float) -> int | None:
     return int(levels.flat[0]) if is_uniform(levels) and levels.flat[0].denominator == 1 else None
 
 
-def _padded_later(call: relax.Call, x: Real | Joined, width: list[int], value: float) -> Joined:
+def _padded_later(call: relax.Call, x: Value, width: list[int], value: float) -> Joined:
     """A padded tensor whose value becomes an integer at the quantize, which saturates it as the data."""
 
     def join(parts: list[relax.Expr]) -> relax.Expr:
@@ -192,7 +186,7 @@ def concat(ctx: Context, call: relax.Call, parts: list[Value]) -> Value:
     if all(isinstance(p, Constant) for p in parts):
         return Constant(np.concatenate([p.real for p in parts], axis))
     for p in parts:
-        if isinstance(p, Softmax | Moved | relax.Expr):
+        if isinstance(p, Moved | relax.Expr):
             raise ctx.fail("concat", "one of its inputs is float and not quantized", INSERT)
     shape = _out_shape(call)
     same = _common_term(parts)

@@ -14,7 +14,8 @@ from hawq_tvm.core import ops
 from hawq_tvm.core.layer_norm import Norm
 
 from .elementwise import exact
-from .values import INSERT, Array, Constant, Context, Real, Term, Value, is_uniform, single
+from .fixed import single
+from .values import INSERT, Array, Constant, Context, Real, Term, Value, is_uniform
 
 
 def layer_norm(ctx: Context, call: relax.Call, v: Sequence[Any]) -> Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -14,7 +14,21 @@ from hawq_tvm.core import ops
 
 from .convolution import pad2d
 from .elementwise import with_one_zero
-from .values import INFINITY, INSERT, Array, Constant, Context, Joined, Real, Term, Value, compress, is_uniform, single
+from .fixed import BITS, fixed, real_of, single
+from .values import (
+    INFINITY,
+    INSERT,
+    WAITING,
+    Array,
+    Constant,
+    Context,
+    Joined,
+    Real,
+    Term,
+    Value,
+    compress,
+    is_uniform,
+)
 
 SPATIAL = (2, 3)
 
@@ -49,43 +63,53 @@ class _Rest:
         return Real(ops.shape_of(term.data), (term,), self.constant * count, self.low, self.high)
 
 
-def _real(ctx: Context, value: Value, op: str) -> Real:
-    """The value itself; for anything but a Real `single` raises NotLowered with the reason."""
-    return value if isinstance(value, Real) else Real((), (single(ctx, value, op),))
+# A sum of fixed-point values keeps to 32 bits where this many are left of each.
+FEWEST_BITS = 16
 
 
 def _apart(
-    ctx: Context, value: Value, op: str, axes: Sequence[int], *, apart: bool, keepdims: bool = True
+    ctx: Context, value: Value, op: str, axes: Sequence[int], *, apart: bool, keepdims: bool = True, summed: int = 1
 ) -> tuple[Term, _Rest]:
     """The integers that are summed or compared along `axes`, whose scale and zero must not vary there, and the rest.
 
     apart: a constant that is the same along the axes is added after them, and so keeps its fraction; a clip goes
-    with it.
+    with it.  summed: how many of them make one sum.
     """
-    value = _real(ctx, value, op)
+    bits = max(min(BITS, 32 - summed.bit_length()), FEWEST_BITS)
+    value = real_of(ctx, value, op, bits)
     rest, rank = _Rest(np.zeros(()), -INFINITY, INFINITY), len(value.shape)
     if apart and len(value.terms) == 1 and np.any(value.constant):
         kept = _reduced(value.constant, rank, axes, keepdims)
         if kept is not None:
             rest = _Rest(kept, value.low, value.high)
             value = replace(value, constant=np.zeros(()), low=-INFINITY, high=INFINITY)
-    term = single(ctx, value, op)
+    term = single(ctx, value, op, bits=bits)
     if any(_reduced(a, rank, axes, True) is None for a in (term.scale, term.zero)):
-        raise ctx.fail(op, "its input's scale varies along the reduced axes", INSERT)
+        if not ctx.feeding:
+            raise ctx.fail(op, "its input's scale varies along the reduced axes", INSERT)
+        term = fixed(ctx, value, op, bits)
     return term, rest
 
 
 def max_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
     """The maximum of the integers: padding holds the lowest value the data can reach, so it never wins."""
-    if isinstance(x, Joined):
-        raise ctx.fail("max_pool2d", "its input is a concatenation that nothing quantizes", INSERT)
+    kernel, strides, dilation, pads = _windows(call, x.shape)
+
+    def pool(data: relax.Expr) -> relax.Expr:
+        data = pad2d(ctx, data, pads, int(np.min(ctx.bounds(data)[0])))
+        return relax.op.nn.max_pool2d(data, kernel, strides, 0, dilation)
+
+    if isinstance(x, WAITING):
+        return _later(call, x, pool)
     term, rest = _apart(ctx, x, "max_pool2d", SPATIAL, apart=True)
     _monotone(ctx, term, "max_pool2d")
-    kernel, strides, dilation, pads = _windows(call, x.shape)
-    lowest = int(np.min(ctx.bounds(term.data)[0]))
-    data = pad2d(ctx, term.data, pads, lowest)
-    data = ctx.emit(relax.op.nn.max_pool2d(data, kernel, strides, 0, dilation), "max")
-    return rest.of(replace(term, data=data))
+    return rest.of(replace(term, data=ctx.emit(pool(term.data), "max")))
+
+
+def _later(call: relax.Call, x: Value, reduce: Callable[[relax.Expr], relax.Expr]) -> Joined:
+    """An extremum of integers that only a quantize makes, with which it commutes."""
+    shape = tuple(int(d) for d in call.ty.shape.values)
+    return Joined(shape, (x,), lambda parts: reduce(parts[0]), moved=True, picks=False)
 
 
 def _counts(call: relax.Call, shape: Sequence[int]) -> Array:
@@ -108,9 +132,16 @@ def avg_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
     """(A15) with one divisor, or one per position where padding does not count."""
     # Padding that counts holds the real 0, to which no constant is added.
     pads_count = bool(int(call.attrs.count_include_pad)) and any(int(p) for p in call.attrs.padding)
-    term, rest = _apart(ctx, x, "avg_pool2d", SPATIAL, apart=not pads_count and not _is_clipped(x))
-    term = with_one_zero(ctx, term)
     kernel, strides, dilation, pads = _windows(call, x.shape)
+    term, rest = _apart(
+        ctx,
+        x,
+        "avg_pool2d",
+        SPATIAL,
+        apart=not pads_count and not _is_clipped(x),
+        summed=kernel[0] * kernel[1],
+    )
+    term = with_one_zero(ctx, term)
     counts = _counts(call, x.shape)
     zero = int(term.zero.flat[0])
     data = pad2d(ctx, term.data, pads, zero)
@@ -143,10 +174,12 @@ def _reduced(array: Array, rank: int, axes: Sequence[int], keepdims: bool) -> An
 def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value:
     """relax.sum and relax.mean over any axes, summed in int32."""
     op = "mean" if mean else "sum"
-    axes, keepdims = _kept(call, len(_real(ctx, x, op).shape))
-    term, rest = _apart(ctx, x, op, axes, apart=not _is_clipped(x), keepdims=keepdims)
-    scale, zero = (_reduced(a, len(x.shape), axes, keepdims) for a in (term.scale, term.zero))
+    if not hasattr(x, "shape"):
+        x = real_of(ctx, x, op)
+    axes, keepdims = _kept(call, len(x.shape))
     count = int(np.prod([x.shape[a] for a in axes]))
+    term, rest = _apart(ctx, x, op, axes, apart=not _is_clipped(x), keepdims=keepdims, summed=count)
+    scale, zero = (_reduced(a, len(x.shape), axes, keepdims) for a in (term.scale, term.zero))
 
     def make(dtype: str) -> relax.Expr:
         wide = (
@@ -163,11 +196,15 @@ def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value
 
 def reduce_extremum(ctx: Context, call: relax.Call, x: Value, op: str) -> Value:
     """relax.max and relax.min over any axes of the integers."""
-    axes, keepdims = _kept(call, len(_real(ctx, x, op).shape))
+    function = relax.op.max if op == "max" else relax.op.min
+    if not hasattr(x, "shape"):
+        x = real_of(ctx, x, op)
+    axes, keepdims = _kept(call, len(x.shape))
+    if isinstance(x, WAITING):
+        return _later(call, x, lambda data: function(data, axes, keepdims))
     term, rest = _apart(ctx, x, op, axes, apart=True, keepdims=keepdims)
     _monotone(ctx, term, op)
     scale, zero = (_reduced(a, len(x.shape), axes, keepdims) for a in (term.scale, term.zero))
-    function = relax.op.max if op == "max" else relax.op.min
     data = ctx.emit(function(term.data, axes, keepdims), op)
     return rest.of(replace(term, data=data, scale=scale, zero=zero))
 

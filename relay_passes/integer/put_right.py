@@ -33,9 +33,10 @@ def dyadic_call(
     zero: int,
     rounding: str,
     proof: thresholds.Proof,
+    bound: float | None = None,
 ) -> relax.Call:
     """The hawq.requantize by `rescales`; counts: of its joined operand, or (), for each.  which: the number of every
-    element's rescale.
+    element's rescale.  bound: see `ops.requantize`.
     """
 
     def back(values: list[int]) -> Array:
@@ -52,6 +53,7 @@ def dyadic_call(
         rounding=rounding,
         thresholds=proof.thresholds if proof.enumerated else -1,
         differing=proof.differing if proof.enumerated else -1,
+        bound=bound,
     )
 
 

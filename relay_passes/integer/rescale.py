@@ -1,7 +1,8 @@
-"""A Real becomes integers of a given scale: the only place where real scales turn into dyadic numbers."""
+"""A sum of terms becomes integers of a given scale: the only place where real scales turn into dyadic numbers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -14,23 +15,21 @@ from hawq_tvm.core import arith, ops, thresholds
 
 from .put_right import dyadic_call, put_right
 from .values import (
-    INSERT,
     LARGEST,
     Array,
-    Constant,
     Context,
-    Joined,
     Real,
     Softmax,
     Term,
-    Value,
     broadcast_rank,
     compress,
     is_uniform,
     rational,
-    widened,
     with_bias,
 )
+
+# Scales beyond these are no model's: their squares still are float64 numbers.
+MOST_SHIFT = 500
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,8 @@ class Output:
     """What a hawq.quantize asks for: (A2) with scale, zero point, type and rounding; how branches are rounded (A14).
 
     form: "affine" where the zero point is added before the rounding (A2a); else how constants are divided by the
-    scale (A2).  levels: the zero points where they differ between channels; level is 0 then.
+    scale (A2).  levels: the zero points where they differ between channels; level is 0 then.  fixed: whether it is a
+    fixed-point value (A26), which no model asks for.
     """
 
     scale: Array
@@ -48,6 +48,12 @@ class Output:
     form: str
     branches: str = "common"
     levels: Array | None = None
+    fixed: bool = False
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The first and the last threshold, in steps before the zero point is added after the rounding."""
+        return self.qtype.qmin - self.zero + 1, self.qtype.qmax - self.zero
 
     @property
     def inside(self) -> int:
@@ -81,6 +87,16 @@ class Output:
             None if one else compress(zero),
         )
 
+    @staticmethod
+    def fixed_point(most: float, bits: int) -> Output:
+        """(A26): integers of `bits` bits at the largest scale 2^F that holds -most .. most."""
+        # 2^(e-1) <= most < 2^e, with one step of room for the rounding.
+        shift = bits - 1 - math.frexp(most * (1 + 2.0 ** (1 - bits)))[1] if most else 0
+        shift = min(max(shift, -MOST_SHIFT), MOST_SHIFT)
+        scale = Fraction(1, 1 << shift) if shift >= 0 else Fraction(1 << -shift)
+        qtype = arith.QType(-(1 << bits - 1), (1 << bits - 1) - 1, "int32")
+        return Output(np.asarray(scale, object), 0, qtype, "half_up", "divide", fixed=True)
+
     def bounds(self, low: Fraction | float, high: Fraction | float) -> tuple[Array, Array]:
         """(A12): the least and greatest integers that stand for real low .. high, as the scale broadcasts."""
         # (A8) rounds products, and not a real bound.
@@ -101,37 +117,8 @@ class Output:
         return self if scale.shape[axis] == 1 else replace(self, scale=np.take(scale, range(begin, end), axis))
 
 
-def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
-    """The integers of `value` at the scale of `out`; the last operation carries the layer's own name."""
-    if out.levels is not None:
-        return _at_levels(ctx, value, out)
-    if isinstance(value, Constant):
-        if value.scale is None and value.values.dtype.kind == "f" and np.isnan(value.values).any():
-            raise ctx.fail("hawq.quantize", "it quantizes a constant that is not a number", "correct the constant")
-        scale = out.scale.astype(np.float32)
-        q = arith.quantize(
-            value.real.astype(np.float32),
-            scale,
-            np.asarray(out.level),
-            qmin=out.qtype.qmin,
-            qmax=out.qtype.qmax,
-            storage=out.qtype.storage,
-            rounding=out.rounding,
-            form=out.form,
-        )
-        return ops.const(np.broadcast_to(q, value.shape), out.qtype.storage)
-    if isinstance(value, Joined):
-        if value.moved and not is_uniform(out.scale):
-            raise ctx.fail(
-                "hawq.quantize",
-                "its scales differ between channels of a moved concatenation",
-                "use one scale for the tensor",
-            )
-        return _joined(ctx, value, out)
-    if isinstance(value, Softmax):
-        return _softmax(ctx, value, out)
-    if not isinstance(value, Real):
-        raise ctx.fail("hawq.quantize", "its input is computed in float", INSERT)
+def requantized(ctx: Context, value: Real, out: Output) -> relax.Expr:
+    """(A9) for a value with terms; integers that are right already stay as they are."""
     ends = out.bounds(value.low, value.high)
     out = replace(out, qtype=arith.QType(int(ends[0].min()), int(ends[1].max()), out.qtype.storage))
     # Where a bound differs between channels, each has its own after the one of all.
@@ -146,46 +133,12 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
 def _rescaled(ctx: Context, value: Real, out: Output, suffix: str) -> relax.Expr:
     """The integers of a Real whose clip is in the range of `out`."""
     terms = tuple(with_bias(ctx, t) for t in value.terms)
-    if not terms:
-        return realize(ctx, Constant(np.broadcast_to(value.constant, value.shape)), out)
     if len(terms) > 1 and out.branches == "each":
         return _each_branch(ctx, terms, value.constant, out)
     if len(terms) == 1 and _is_identity(ctx, terms[0], value.constant, out):
         return terms[0].data
-    return ctx.emit(_requantize(ctx, terms, value.constant, out), suffix)
-
-
-def _at_levels(ctx: Context, value: Value, out: Output) -> relax.Expr:
-    """Integers whose zero points differ between channels: the sum rounded around 0 first, which is what (A2) says."""
-    assert out.levels is not None
-    low, high = out.qtype.qmin - int(out.levels.max()), out.qtype.qmax - int(out.levels.min())
-    kind = next(d for d in ("int16", "int32") if arith.RANGES[d][0] <= low and high <= arith.RANGES[d][1])
-    layer, storage = ctx.layer, out.qtype.storage
-    ctx.layer = f"{layer}.centred"
-    data = realize(ctx, value, replace(out, levels=None, qtype=arith.QType(low, high, kind)))
-    ctx.layer = layer
-    data = ctx.emit(relax.op.add(data, ops.const(out.levels, kind)), "shifted")
-    data = ctx.emit(relax.op.clip(data, out.qtype.qmin, out.qtype.qmax), "clipped")
-    return ctx.emit(relax.op.astype(data, storage))
-
-
-def _joined(ctx: Context, value: Joined, out: Output) -> relax.Expr:
-    """Every part at the scale of the whole, or of its own channels, then all joined."""
-    layer, parts, begin = ctx.layer, [], 0
-    for i, part in enumerate(value.parts):
-        ctx.layer, own = f"{layer}.{i}", out
-        if value.axis is not None:
-            own = out.part(value.axis, begin, begin + part.shape[value.axis], len(value.shape))
-            begin += part.shape[value.axis]
-        elif not is_uniform(out.scale):
-            part = _spread(ctx, part, value.shape)
-        parts.append(realize(ctx, part, own))
-    ctx.layer = layer
-    return ctx.emit(value.join(parts))
-
-
-def _spread(ctx: Context, part: Value, shape: tuple[int, ...]) -> Value:
-    return Constant(np.broadcast_to(part.real, shape)) if isinstance(part, Constant) else widened(ctx, part, shape)
+    call = approximated(ctx, terms, value.constant, out)[0] if out.fixed else None
+    return ctx.emit(call or _requantize(ctx, terms, value.constant, out), suffix)
 
 
 def _is_identity(ctx: Context, term: Term, constant: Array, out: Output) -> bool:
@@ -210,7 +163,49 @@ def _each_branch(ctx: Context, terms: Sequence[Term], constant: Array, out: Outp
 
 
 def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Output) -> relax.Call:
-    """(A9) for the terms, with the widest multipliers that cannot overflow (A3), and its proof (A22)."""
+    """(A9) for the terms, and its proof (A22)."""
+    rescales, which = _dyadic(ctx, terms, constant, out)
+    first, last = out.steps
+    proof, provable = thresholds.Proof(enumerated=False), last - first < 1 << 16
+    if provable:
+        rescales, proof = thresholds.settle(rescales, np.bincount(which.ravel()).tolist(), out.rounding, out.steps)
+
+    data = [t.data for t in terms]
+    if provable and (proof.differing or not proof.enumerated):
+        exact = put_right(ctx, data, rescales, which, out)
+        if exact is not None:
+            return exact
+    return _call(ctx, terms, rescales, which, out, proof)
+
+
+def approximated(
+    ctx: Context, terms: Sequence[Term], constant: Array, out: Output
+) -> tuple[relax.Call, list[thresholds.Rescale], Array]:
+    """(A9) onto a grid that no model asked for, whose error is bounded and not enumerated: the call, the rescales,
+    and the number of every element's one.
+    """
+    rescales, which = _dyadic(ctx, terms, constant, out)
+    bound = float(max(map(off, rescales))) * (1 + 2.0**-50) if out.fixed else None
+    return _call(ctx, terms, rescales, which, out, thresholds.Proof(), bound), rescales, which
+
+
+def off(rescale: thresholds.Rescale) -> Fraction:
+    """How far m / 2^s and b / 2^s can be from the real numbers they stand for, in steps, before the rounding."""
+    one = 1 << rescale.shift
+    constant = Fraction(rescale.offset, one) - rescale.constant
+    ends = [constant, constant]
+    for m, r, low, high in zip(rescale.multipliers, rescale.ratios, rescale.lows, rescale.highs, strict=True):
+        wrong = Fraction(m, one) - r
+        ends = [e + f(wrong * low, wrong * high) for e, f in zip(ends, (min, max), strict=True)]
+    return max(map(abs, ends))
+
+
+def _dyadic(
+    ctx: Context, terms: Sequence[Term], constant: Array, out: Output
+) -> tuple[list[thresholds.Rescale], Array]:
+    """The different channels' rescales with the widest multipliers that cannot overflow (A3), and which one each
+    element has.
+    """
     arrays = [a for t in terms for a in (t.scale, t.zero)] + [constant, out.scale]
     shape = np.broadcast_shapes(*(np.shape(a) for a in arrays))
     size = int(np.prod(shape))
@@ -220,31 +215,34 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
         )
     bounds = [b for t in terms for b in _bounds(ctx, t.data, shape)]
     rows, which = _distinct([*arrays, *bounds], shape)
-    first, last = out.qtype.qmin - out.zero + 1, out.qtype.qmax - out.zero
     count, apart = 2 * len(terms), _apart(terms)
     rescales = []
     for row in rows:
         numbers, added, step, limits = row[:count], row[count], row[count + 1], row[count + 2 :]
         ratios, zeros = tuple(s / step for s in numbers[::2]), [int(z) for z in numbers[1::2]]
         lows, highs = tuple(map(int, limits[::2])), tuple(map(int, limits[1::2]))
-        addend = _within_reach(added / step + out.inside, ratios, zeros, lows, highs, (first, last))
+        addend = _within_reach(added / step + out.inside, ratios, zeros, lows, highs, out.steps)
         rescales.append(thresholds.dyadic_rescale(ratios, zeros, addend, lows, highs, out.rounding, ctx.layer, apart))
-    proof, provable = thresholds.Proof(enumerated=False), last - first < 1 << 16
-    if provable:
-        rescales, proof = thresholds.settle(rescales, np.bincount(which.ravel()).tolist(), out.rounding, (first, last))
+    return rescales, which
 
-    data = [t.data for t in terms]
-    if provable and (proof.differing or not proof.enumerated):
-        exact = put_right(ctx, data, rescales, which, out)
-        if exact is not None:
-            return exact
+
+def _call(
+    ctx: Context,
+    terms: Sequence[Term],
+    rescales: Sequence[thresholds.Rescale],
+    which: Array,
+    out: Output,
+    proof: thresholds.Proof,
+    bound: float | None = None,
+) -> relax.Call:
     # A scale below the last bit of what is asked for leaves no trace of its integers.
+    data = [t.data for t in terms]
     kept = [j for j in range(len(data)) if any(r.multipliers[j] for r in rescales)]
     rescales = [replace(r, multipliers=tuple(r.multipliers[j] for j in kept)) for r in rescales]
     if not kept:
         return _constant_result(ctx, terms, proof, rescales, which, out)
     return dyadic_call(
-        [data[j] for j in kept], rescales, [()] * len(rescales), which, out.qtype, out.zero, out.rounding, proof
+        [data[j] for j in kept], rescales, [()] * len(rescales), which, out.qtype, out.zero, out.rounding, proof, bound
     )
 
 
@@ -338,7 +336,7 @@ def _leading_ones(array: Array, rank: int) -> bool:
     return all(n == 1 for n in array.shape[: array.ndim - rank])
 
 
-def _softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
+def softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
     """(A17); the table covers every difference the input's range allows."""
     if out.rounding != "half_even" or out.inside:
         raise ctx.fail(

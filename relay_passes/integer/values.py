@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import tvm
@@ -43,7 +43,7 @@ class NotLowered(ModelError):
 
 _fractions = np.frompyfunc(lambda x: x if type(x) is Fraction else Fraction(x), 1, 1)
 _nearest = np.frompyfunc(round, 1, 1)
-_whole = np.frompyfunc(lambda x: x.denominator == 1, 1, 1)
+integral = np.frompyfunc(lambda x: x.denominator == 1, 1, 1)
 
 
 def rational(array: Any) -> Array:
@@ -134,19 +134,34 @@ class Constant:
 
 
 @dataclass(frozen=True, eq=False)
-class Joined:
-    """Several Reals whose integers can be joined only once they share a scale, that is at their quantize.
+class Curve:
+    """A non-linear function of every element of a tensor, which becomes a table at its quantize (A16), (A27).
 
-    join: makes the integer result from the parts' integers.  moved: whether it moves them too.  axis: along which
-    they are only set side by side.  size: how many parts
-    are joined in all, a part that is joined twice counting twice.  depth: how many joins lie within one another.
+    function: of the elements of `leaf`, a `functions.Function`.
     """
 
     shape: tuple[int, ...]
-    parts: tuple[Real | Joined | Constant, ...]
+    leaf: Real
+    function: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """Tensors whose integers can be joined only once they share a scale, that is at their quantize: a monotone
+    operation on their elements, with which rounding commutes.
+
+    join: makes the integer result from the parts' integers.  moved: whether it moves them too.  axis: along which
+    they are only set side by side.  picks: whether every element of the result is one of the parts' elements,
+    whatever their values.  size: how many parts are joined in all, a part that is joined twice counting twice.
+    depth: how many joins lie within one another.
+    """
+
+    shape: tuple[int, ...]
+    parts: tuple[Real | Joined | Constant | Curve | Softmax, ...]
     join: Callable[[list[relax.Expr]], relax.Expr]
     moved: bool = False
     axis: int | None = None
+    picks: bool = True
     size: int = field(init=False)
     depth: int = field(init=False)
 
@@ -173,8 +188,10 @@ class Moved:
     moves: tuple[relax.Call, ...] = ()
 
 
-Widened = TypeVar("Widened", Real, Joined)
-# One of relax.Expr, Real, Constant, Joined, Softmax, Moved: TVM's classes are invisible to the type checker.
+# What waits for its quantize, and what stands for a float tensor at all.
+WAITING = (Joined, Softmax, Curve)
+TENSORS = (Real, *WAITING)
+# One of relax.Expr, Real, Constant, Joined, Softmax, Curve, Moved: TVM's classes are invisible to the type checker.
 Value = Any
 
 
@@ -186,6 +203,10 @@ class Context:
         self._emit = ops.Emitter(builder, taken)
         self.intervals: dict[relax.Var, Any] = {}
         self.layer = ""
+        # Whether a quantize is still to come behind the current layer, so that what it needs may be approximated.
+        self.feeding = False
+        # The integers of what several readers ask for at one scale.
+        self.realized: dict[Any, relax.Expr] = {}
 
     def emit(self, expr: relax.Expr, suffix: str = "") -> relax.Expr:
         """Bind `expr` to a variable named after the current layer (plus `.suffix` for an intermediate value)."""
@@ -305,55 +326,14 @@ def whole(ctx: Context, term: Term, shape: tuple[int, ...], suffix: str = "whole
     return replace(term, data=ctx.emit(relax.op.broadcast_to(term.data, shape), suffix))
 
 
-def widened(ctx: Context, value: Widened, shape: tuple[int, ...]) -> Widened:
+def widened(ctx: Context, value: Value, shape: tuple[int, ...]) -> Value:
     """`value` repeated to a larger shape, where an operator's constant has more elements than its tensor."""
     if tuple(value.shape) == tuple(shape):
         return value
     if isinstance(value, Real):
         first, *others = value.terms
-        return replace(value, shape=shape, terms=(whole(ctx, first, shape), *others))  # type: ignore[call-arg]
-    join = value.join
-    return replace(
-        value,
-        shape=shape,
-        join=lambda parts: relax.op.broadcast_to(ctx.emit(join(parts), "joined"), shape),
-        moved=True,
-        axis=None,
-    )
-
-
-def single(ctx: Context, value: Value, op: str) -> Term:
-    """The one integer term that stands for `value`, its clip applied.
-
-    Raises NotLowered when the value is a sum, or clipped at a number that the integer grid does not hold.
-    """
-    if isinstance(value, Joined | Softmax):
-        raise ctx.fail(op, "its input has no quantize of its own, so its parts have no common scale", INSERT)
-    if not isinstance(value, Real):
-        raise ctx.fail(op, "its input is float and not quantized", INSERT)
-    value = with_integer_bias(value)
-    if len(value.terms) != 1 or np.any(value.constant != 0):
-        raise ctx.fail(
-            op,
-            "its input has several scales (a sum of tensors, an added constant or a slope) that nothing quantizes",
-            INSERT,
-        )
-    term: Term = value.terms[0]
-    if not value.clipped:
-        return term
-    if np.any(term.scale <= 0):
-        raise ctx.fail(op, "its input is clipped after a negative scale", INSERT)
-    data = term.data
-    for end, clip, suffix in ((value.low, relax.op.maximum, "relu"), (value.high, relax.op.minimum, "clip")):
-        if abs(end) == INFINITY:
-            continue
-        steps = np.asarray(end / term.scale, object)
-        if not np.all(_whole(steps)):
-            raise ctx.fail(op, f"its input is clipped at {float(end):g}, which is not a multiple of its scale", INSERT)
-        dtype = ops.dtype_of(data)
-        level = np.clip(nearest(steps) + term.zero, *arith.RANGES[dtype])
-        data = ctx.emit(clip(data, ops.const(level, dtype)), suffix)
-    return replace(term, data=data)
+        return replace(value, shape=shape, terms=(whole(ctx, first, shape), *others))
+    return Joined(shape, (value,), lambda parts: relax.op.broadcast_to(parts[0], shape), moved=True)
 
 
 def with_integer_bias(value: Real) -> Real:
@@ -367,13 +347,6 @@ def with_integer_bias(value: Real) -> Real:
     if np.max(np.abs(zero)) > arith.RANGES["int32"][1]:
         return value
     return replace(value, terms=(replace(term, zero=zero.astype(np.int64)),), constant=np.zeros(()))
-
-
-def settled(ctx: Context, value: Real, op: str) -> Real:
-    """`value` with its clip applied to the integers."""
-    if not value.clipped:
-        return value
-    return Real(value.shape, (single(ctx, value, op),))
 
 
 def with_bias(ctx: Context, term: Term) -> Term:
@@ -410,9 +383,12 @@ def integer_constant(values: Array) -> relax.Expr:
 __all__ = [
     "INSERT",
     "LARGEST",
+    "TENSORS",
+    "WAITING",
     "Array",
     "Constant",
     "Context",
+    "Curve",
     "Joined",
     "Moved",
     "NotLowered",
@@ -425,11 +401,10 @@ __all__ = [
     "compress",
     "from_dequantize",
     "integer_constant",
+    "integral",
     "is_uniform",
     "nearest",
     "rational",
-    "settled",
-    "single",
     "tvm",
     "whole",
     "widened",

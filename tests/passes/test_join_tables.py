@@ -17,7 +17,6 @@ from relay_passes.fold_constants import fold_constants
 from relay_passes.join_tables import join_tables
 from relay_passes.lower_to_integer import lower_to_integer
 from relay_passes.remove_dead_code import remove_dead_code
-from relay_passes.tabulate_unary import tabulate_unary
 
 from ..frontend.onnx_models import normal, onnxruntime
 from ..models import Graph, float_output
@@ -28,7 +27,7 @@ INPUT: dict[str, Any] = {"x": ((3, 6), "int8")}
 
 def integers(build: Any, inputs: dict[str, Any] = INPUT) -> tvm.IRModule:
     mod = module(build, inputs)
-    for step in (tabulate_unary, remove_dead_code, lower_to_integer, fold_constants, remove_dead_code):
+    for step in (lower_to_integer, fold_constants, remove_dead_code):
         mod, _ = step(mod)
     return mod
 

@@ -1,0 +1,169 @@
+"""(A26): a float tensor that no quantize follows as integers of about 24 bits, with a scale of a power of two.
+
+A sum of terms, a concatenation, a function: where an operator reads integers and the model has none of one scale.
+The error is bounded, and the certificate states it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from tvm import relax
+
+from hawq_tvm.core import arith, ops
+
+from .curves import reach, values_of
+from .realize import FIXED_BITS, Output, realize
+from .values import (
+    INFINITY,
+    INSERT,
+    Constant,
+    Context,
+    Curve,
+    Joined,
+    NotLowered,
+    Real,
+    Softmax,
+    Term,
+    Value,
+    integral,
+    nearest,
+    with_integer_bias,
+)
+
+BITS = FIXED_BITS
+
+
+def interval(ctx: Context, value: Value) -> tuple[float, float]:
+    """Bounds of a tensor's real values, perhaps infinite."""
+    if isinstance(value, Joined):
+        ends = [interval(ctx, p) for p in value.parts]
+        return min(e[0] for e in ends), max(e[1] for e in ends)
+    if isinstance(value, Constant):
+        values = value.real.astype(np.float64)
+        return float(np.min(values)), float(np.max(values))
+    if isinstance(value, Softmax):
+        return 0.0, 1.0
+    return values_of(ctx, value) if isinstance(value, Curve) else reach(ctx, value)
+
+
+def fixed(ctx: Context, value: Value, op: str = "quantize", bits: int = BITS) -> Term:
+    """(A26) the integers v of `bits` bits with value = v 2^-F nearly, F the largest that the value's interval allows.
+
+    Raises NotLowered where the interval is not finite.
+    """
+    if not isinstance(value, Real | Joined | Softmax | Curve | Constant):
+        raise ctx.fail(op, "its input is float and not quantized", INSERT)
+    most = max(map(abs, interval(ctx, value)))
+    if not most < INFINITY:
+        raise ctx.fail(
+            op, "its input is a function that is not bounded where its own input can be", "clip the function's input"
+        )
+    out = Output.fixed_point(most, bits)
+    key = (value, out.scale.flat[0], bits)
+    if key not in ctx.realized:
+        layer = ctx.layer
+        ctx.layer = f"{layer}.fixed"
+        ctx.realized[key] = realize(ctx, value, out)
+        ctx.layer = layer
+    return Term(ctx.realized[key], np.zeros((), np.int64), out.scale)
+
+
+def single(ctx: Context, value: Value, op: str, *, bits: int = BITS, narrow: bool = False) -> Term:
+    """The one integer term that stands for `value`, its clip applied; a fixed-point one (A26) of `bits` bits where
+    no other does and a quantize is still to come.
+
+    narrow: whether the operator multiplies integers that the model itself has quantized.
+    Raises NotLowered where none stands for it.
+    """
+    try:
+        return _own(ctx, value, op)
+    except NotLowered:
+        if narrow or not ctx.feeding or not isinstance(value, Real | Joined | Softmax | Curve):
+            raise
+        return fixed(ctx, value, op, bits)
+
+
+def _own(ctx: Context, value: Value, op: str) -> Term:
+    """The one integer term that stands for `value` exactly, but for the bias of a sum (A11).
+
+    Raises NotLowered when the value is a sum, or clipped at a number that the integer grid does not hold.
+    """
+    if isinstance(value, Joined | Softmax):
+        raise ctx.fail(op, "its input has no quantize of its own, so its parts have no common scale", INSERT)
+    if isinstance(value, Curve):
+        raise ctx.fail(op, "its input is a function that nothing quantizes", INSERT)
+    if not isinstance(value, Real):
+        raise ctx.fail(op, "its input is float and not quantized", INSERT)
+    value = with_integer_bias(value)
+    if len(value.terms) != 1 or np.any(value.constant != 0):
+        raise ctx.fail(
+            op,
+            "its input has several scales (a sum of tensors, an added constant or a slope) that nothing quantizes",
+            INSERT,
+        )
+    term: Term = value.terms[0]
+    if not value.clipped:
+        return term
+    if np.any(term.scale <= 0):
+        raise ctx.fail(op, "its input is clipped after a negative scale", INSERT)
+    data = term.data
+    for end, clip, suffix in ((value.low, relax.op.maximum, "relu"), (value.high, relax.op.minimum, "clip")):
+        if abs(end) == INFINITY:
+            continue
+        steps = np.asarray(end / term.scale, object)
+        if not np.all(integral(steps)):
+            raise ctx.fail(op, f"its input is clipped at {float(end):g}, which is not a multiple of its scale", INSERT)
+        dtype = ops.dtype_of(data)
+        level = np.clip(nearest(steps) + term.zero, *arith.RANGES[dtype])
+        data = ctx.emit(clip(data, ops.const(level, dtype)), suffix)
+    return replace(term, data=data)
+
+
+def settled(ctx: Context, value: Real, op: str) -> Real:
+    """`value` with its clip applied to the integers."""
+    if not value.clipped:
+        return value
+    return Real(value.shape, (single(ctx, value, op),))
+
+
+def real_of(ctx: Context, value: Value, op: str, bits: int = BITS) -> Real:
+    """A tensor as a sum of terms: itself, or the fixed-point value (A26) of what waits for its quantize.
+
+    Raises NotLowered as `single` does.
+    """
+    if isinstance(value, Real):
+        return value
+    term = single(ctx, value, op, bits=bits)
+    return Real(ops.shape_of(term.data), (term,))
+
+
+# What is left of 32 bits for a fixed-point factor beside one of 8 bits.
+PRODUCT_BITS, FEWEST_BITS = 31, 20
+
+
+def factors(ctx: Context, a: Value, b: Value, op: str) -> tuple[Term, Term, bool]:
+    """The integers of two tensors that are multiplied, and whether one of them is a fixed-point value (A26).
+
+    Beside 8 bits such a value has as many as 32-bit products leave; beside a wider tensor both have 24.
+    """
+    own = [_owned(ctx, v, op) for v in (a, b)]
+    if None not in own:
+        return own[0], own[1], False  # type: ignore[return-value]
+    bits = BITS
+    for term in own:
+        if term is not None:
+            most = max(int(np.max(np.abs(np.asarray(end) - term.zero))) for end in ctx.bounds(term.data))
+            bits = PRODUCT_BITS - most.bit_length()
+    if bits < FEWEST_BITS:
+        return fixed(ctx, a, op), fixed(ctx, b, op), True
+    x, y = (t or single(ctx, v, op, bits=min(bits, BITS)) for t, v in zip(own, (a, b), strict=True))
+    return x, y, True
+
+
+def _owned(ctx: Context, value: Value, op: str) -> Term | None:
+    try:
+        return _own(ctx, value, op)
+    except NotLowered:
+        return None
