@@ -93,7 +93,7 @@ def _apart(
 
 def max_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
     """The maximum of the integers: padding holds the lowest value the data can reach, so it never wins."""
-    kernel, strides, dilation, pads = _windows(call, x.shape)
+    kernel, strides, dilation, pads = _windows(call, ops.shape_of(call.args[0]))
 
     def pool(data: relax.Expr) -> relax.Expr:
         data = pad2d(ctx, data, pads, int(np.min(ctx.bounds(data)[0])))
@@ -132,7 +132,7 @@ def avg_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
     """(A15) with one divisor, or one per position where padding does not count."""
     # Padding that counts holds the real 0, to which no constant is added.
     pads_count = bool(int(call.attrs.count_include_pad)) and any(int(p) for p in call.attrs.padding)
-    kernel, strides, dilation, pads = _windows(call, x.shape)
+    kernel, strides, dilation, pads = _windows(call, ops.shape_of(call.args[0]))
     term, rest = _apart(
         ctx,
         x,
@@ -141,8 +141,9 @@ def avg_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
         apart=not pads_count and not _is_clipped(x),
         summed=kernel[0] * kernel[1],
     )
-    term = with_one_zero(ctx, term)
-    counts = _counts(call, x.shape)
+    if not is_uniform(term.zero):
+        raise ctx.fail("avg_pool2d", "its input has one zero point per channel", INSERT)
+    counts = _counts(call, ops.shape_of(call.args[0]))
     zero = int(term.zero.flat[0])
     data = pad2d(ctx, term.data, pads, zero)
     acc = ctx.accumulate(lambda d: ops.sum_pool2d(data, kernel, strides, dilation, out_dtype=d), "acc")
@@ -174,10 +175,9 @@ def _reduced(array: Array, rank: int, axes: Sequence[int], keepdims: bool) -> An
 def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value:
     """relax.sum and relax.mean over any axes, summed in int32."""
     op = "mean" if mean else "sum"
-    if not hasattr(x, "shape"):
-        x = real_of(ctx, x, op)
-    axes, keepdims = _kept(call, len(x.shape))
-    count = int(np.prod([x.shape[a] for a in axes]))
+    shape = ops.shape_of(call.args[0])
+    axes, keepdims = _kept(call, len(shape))
+    count = int(np.prod([shape[a] for a in axes]))
     term, rest = _apart(ctx, x, op, axes, apart=not _is_clipped(x), keepdims=keepdims, summed=count)
     scale, zero = (_reduced(a, len(x.shape), axes, keepdims) for a in (term.scale, term.zero))
 
@@ -197,9 +197,7 @@ def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value
 def reduce_extremum(ctx: Context, call: relax.Call, x: Value, op: str) -> Value:
     """relax.max and relax.min over any axes of the integers."""
     function = relax.op.max if op == "max" else relax.op.min
-    if not hasattr(x, "shape"):
-        x = real_of(ctx, x, op)
-    axes, keepdims = _kept(call, len(x.shape))
+    axes, keepdims = _kept(call, len(ops.shape_of(call.args[0])))
     if isinstance(x, WAITING):
         return _later(call, x, lambda data: function(data, axes, keepdims))
     term, rest = _apart(ctx, x, op, axes, apart=True, keepdims=keepdims)
