@@ -141,8 +141,7 @@ def avg_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
         apart=not pads_count and not _is_clipped(x),
         summed=kernel[0] * kernel[1],
     )
-    if not is_uniform(term.zero):
-        raise ctx.fail("avg_pool2d", "its input has one zero point per channel", INSERT)
+    term = with_one_zero(ctx, term)
     counts = _counts(call, ops.shape_of(call.args[0]))
     zero = int(term.zero.flat[0])
     data = pad2d(ctx, term.data, pads, zero)

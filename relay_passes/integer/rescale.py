@@ -137,8 +137,9 @@ def _rescaled(ctx: Context, value: Real, out: Output, suffix: str) -> relax.Expr
         return _each_branch(ctx, terms, value.constant, out)
     if len(terms) == 1 and _is_identity(ctx, terms[0], value.constant, out):
         return terms[0].data
-    call = approximated(ctx, terms, value.constant, out)[0] if out.fixed else None
-    return ctx.emit(call or _requantize(ctx, terms, value.constant, out), suffix)
+    if out.fixed:
+        return ctx.emit(approximated(ctx, terms, value.constant, out)[0], suffix)
+    return ctx.emit(_requantize(ctx, terms, value.constant, out), suffix)
 
 
 def _is_identity(ctx: Context, term: Term, constant: Array, out: Output) -> bool:
