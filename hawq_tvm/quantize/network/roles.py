@@ -17,7 +17,7 @@ from hawq_tvm.core import ops, stages
 from hawq_tvm.core.errors import first_of
 from hawq_tvm.core.operators import OPERATORS, Kind
 from hawq_tvm.frontend.onnx.importer import Importer
-from relay_passes.tabulate_unary import ELEMENTWISE
+from relay_passes.integer.functions import ELEMENTWISE
 
 from .float_graph import Node
 
