@@ -8,6 +8,7 @@ was made from, and the proofs.
     graph.txt         the same module as readable TVMScript
     certificate.json  the integer-only certificate
     report.json       for every kernel: rule, tile, where the tile comes from, and why earlier rules refused
+    tail.onnx         where the manifest has `cut`: the model's float end, which was cut off
 
 The graph's three files may be left out (`stripped`), and a signature of the manifest, manifest.json.minisig, may be
 there. A package is written to a temporary folder beside its destination and renamed, and it is checked in full
@@ -31,7 +32,8 @@ from hawq_tvm.core.files import check_folder, write_bytes
 from . import archive, contents, folders
 
 FORMAT_VERSION = 2
-FILES = ("model.so", "model.h", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json")
+TAIL = "tail.onnx"  # the float end of a model, where one was cut off
+FILES = ("model.so", "model.h", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json", TAIL)
 MANIFEST = archive.FIRST
 SIGNATURE = f"{MANIFEST}.minisig"  # of the manifest, which holds every other file's hash; may be absent
 # The integer graph, which `strip` leaves out.
@@ -159,7 +161,10 @@ def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
 def _checked(names: set[str], read: Callable[[str], bytes], where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     manifest = _checked_manifest(read(MANIFEST), where)
     hashes = manifest["sha256"]
-    required = {n for n in FILES if n not in GRAPH and (n != HEADER or manifest["target"].get("kind") != "cuda")}
+    absent = set(GRAPH)
+    absent |= {HEADER} if manifest["target"].get("kind") == "cuda" else set()
+    absent |= set() if "cut" in manifest else {TAIL}
+    required = {n for n in FILES if n not in absent}
     _check_names(required, set(hashes), set(names) - {MANIFEST, SIGNATURE}, where)
     files = {name: read(name) for name in (*hashes, *({SIGNATURE} & set(names)))}
     for name in hashes:

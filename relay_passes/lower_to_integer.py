@@ -292,7 +292,9 @@ class _Lowering:
     # -- the float head and tail ------------------------------------------------------------------
 
     def _is_outside(self, binding: relax.VarBinding, values: list[Any]) -> bool:
-        """Whether an operator lies in the model's float head or tail."""
+        """Whether an operator lies in the model's float head or tail, which hold nothing that quantizes."""
+        if is_border(ops.op_name(binding.value)):
+            return False
         head = all(isinstance(v, Moved | Constant) or _is_float_expr(v) for v in values if not _is_plain(v))
         return head or binding.var not in self.feeds_quantize
 

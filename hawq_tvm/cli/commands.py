@@ -157,6 +157,7 @@ def _compile(args: argparse.Namespace) -> int:
         "kernels_by_rule": rules,
         "tiles_from": tiles,
         "float_tail": package.manifest["float_tail"],
+        "cut": package.manifest.get("cut"),
         "integer_only": certificate["ok"],
         "least_margin": certificate["least_margin"],
         "thresholds": certificate["thresholds"],
@@ -238,11 +239,11 @@ def _run(args: argparse.Namespace) -> int:
     check_output(path)
     package, given = load(args.package, emulator=args.emulator, here=servers is None), load_npz(args.inputs)
     if servers is None:
-        outputs = package.run(given)
+        outputs = package.run(given, tail=not args.no_tail)
     else:
         from hawq_tvm.remote.packaged import run as run_there
 
-        outputs = run_there(package, given, servers)
+        outputs = run_there(package, given, servers, tail=not args.no_tail)
     save_npz(path, outputs)
     if args.json:
         _print_json(
@@ -269,7 +270,11 @@ def _verify(args: argparse.Namespace) -> int:
     with _working(args, "verifying every layer"):
         report = package.verify(given, random=args.random, seed=args.seed, through=args.through)
     float_tail = package.manifest["float_tail"]
-    _print_json({**report.to_dict(), "float_tail": float_tail}) if args.json else show.show_verify(report, float_tail)
+    if args.json:
+        _print_json({**report.to_dict(), "float_tail": float_tail, "cut": package.manifest.get("cut")})
+    else:
+        show.show_verify(report, float_tail)
+        show.show_cut(package.manifest)
     return 0 if report.ok else 1
 
 
@@ -289,8 +294,13 @@ def _prove(args: argparse.Namespace) -> int:
     from hawq_tvm.package.package import load
 
     with _working(args, "proving"):
-        certificate = load(args.package).prove()
-    _print_json(certificate.to_dict()) if args.json else show.show_certificate(certificate)
+        package = load(args.package)
+        certificate = package.prove()
+    if args.json:
+        _print_json(certificate.to_dict())
+    else:
+        show.show_certificate(certificate)
+        show.show_cut(package.manifest)
     return 0 if certificate.ok else 1
 
 

@@ -115,7 +115,10 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
         sub.add_argument(
             "--allow-float-tail",
             action="store_true",
-            help="keep float operators before the first or after the last quantized layer",
+            help=(
+                "keep float operators before the first or after the last quantized layer; what cannot be compiled of"
+                " the latter is cut off into tail.onnx"
+            ),
         )
 
     def emulator(sub: argparse.ArgumentParser) -> None:
@@ -249,6 +252,11 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("package")
     sub.add_argument("--inputs", required=True, metavar="IN.npz")
     sub.add_argument("-o", "--output", required=True, metavar="OUT.npz")
+    sub.add_argument(
+        "--no-tail",
+        action="store_true",
+        help="stop where the model's float end was cut off, and write the tensors there instead of its outputs",
+    )
     emulator(sub)
     remote(sub, "run on another machine")
     json_flag(sub)

@@ -47,6 +47,14 @@ def show_float_tail(names: Sequence[str]) -> None:
         say(f"FLOAT   outside the integer region, as --allow-float-tail permits: {', '.join(names)}")
 
 
+def show_cut(manifest: Mapping[str, Any]) -> None:
+    """Where the model's float end was cut off, if it was."""
+    if "cut" in manifest:
+        from hawq_tvm.core.cut import of_fields
+
+        say(f"CUT     behind {of_fields(manifest['cut']).text()}; in tail.onnx, which `run` gives to ONNX Runtime")
+
+
 def show_operators(known: Mapping[str, Sequence[str]]) -> None:
     """The operators of every domain."""
     for where, names in known.items():
@@ -78,6 +86,7 @@ def show_compiled(package: Package, summary: Mapping[str, Any]) -> None:
         f" {tiles.get('rule', 0)} without a choice"
     )
     show_proof(package.certificate())
+    show_cut(package.manifest)
     say(f"wrote   {summary['package']} ({summary['bytes'] / 1e6:.1f} MB)")
 
 
@@ -194,6 +203,7 @@ def show_info(fields: Mapping[str, Any]) -> None:
     )
     say(f"kernels {', '.join(f'{n} by {rule}' for rule, n in sorted(fields['kernels_by_rule'].items())) or 'none'}")
     show_proof(fields["certificate"])
+    show_cut(fields)
     table = Grid("layer", "rule", "tile", "tile from")
     for row in fields["report"]:
         table.add_row(*(str(row.get(k, "")) for k in ("layer", "rule", "tile", "tile_from")))

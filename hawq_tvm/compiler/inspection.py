@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hawq_tvm.core.cut import Cut, of_main
 from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 from hawq_tvm.core.trust import trusting
 
@@ -20,7 +21,7 @@ class InspectReport:
 
     unsupported, float_layers: everything that keeps it from being imported, and then from being integer.
     integer_layers: how many kernels it would have.  error: the sentence with which `compile` refuses it.
-    float_tail: the layers that stay float, where that is allowed.
+    float_tail: the layers that stay float, where that is allowed.  cut: where the float end is cut off, where it is.
     """
 
     model: dict[str, Any]
@@ -29,6 +30,7 @@ class InspectReport:
     integer_layers: int
     error: str = ""
     float_tail: tuple[str, ...] = ()
+    cut: Cut | None = None
 
     @property
     def compilable(self) -> bool:
@@ -38,9 +40,10 @@ class InspectReport:
     @property
     def verdict(self) -> str:
         """One line."""
-        if self.compilable and self.float_tail:
-            names = ", ".join(self.float_tail)
-            return f"compiles to integers ({self._layers}), with FLOAT outside the integer region: {names}"
+        if self.compilable and (self.float_tail or self.cut):
+            names = ", ".join(self.float_tail) or "none"
+            cut = f"; cut off behind {self.cut.text()}" if self.cut else ""
+            return f"compiles to integers ({self._layers}), with FLOAT outside the integer region: {names}{cut}"
         if self.compilable:
             return f"compiles to integers alone ({self._layers})"
         return f"cannot be compiled: {self.error}"
@@ -60,6 +63,7 @@ class InspectReport:
             "verdict": self.verdict,
             "error": self.error,
             "float_tail": list(self.float_tail),
+            "cut": self.cut.fields() if self.cut else None,
         }
 
     def lines(self) -> Iterator[str]:
@@ -147,7 +151,12 @@ def _inspected(
         stages.model_node(b.var.name, nodes) for b in stages.bindings(packed["main"]) if b.var.name in outside
     )
     return InspectReport(
-        frontend.describe(source), (), (), len(stages.private_functions(packed)), float_tail=tuple(kept)
+        frontend.describe(source),
+        (),
+        (),
+        len(stages.private_functions(packed)),
+        float_tail=tuple(kept),
+        cut=of_main(packed["main"]),
     )
 
 

@@ -257,7 +257,8 @@ def import_by(
 ) -> tvm.IRModule:
     """What `import_annotated` gives, by a frontend that is known already."""
     try:
-        module = frontend.run(source, shapes)
+        run = frontend.run_before_cut if allow_float_tail and frontend.run_before_cut else frontend.run
+        module = run(source, shapes)
     except ModelError as e:
         if e.imported is not None:
             e.others += _problems(_with_float_tail(e.imported))

@@ -26,11 +26,14 @@ class Frontend:
 
     load: what reads a model once, so that the others need not.
     run: model and shapes to an ANNOTATED module.  describe: model to JSON-ready fields.
+    run_before_cut: as `run`, with what cannot be imported of the float end cut off (`hawq_tvm.core.cut`), where the
+    format has a runtime that takes such an end.
     """
 
     load: Callable[[Any], Any]
     run: Callable[[Any, Shapes], tvm.IRModule]
     describe: Callable[[Any], dict[str, Any]]
+    run_before_cut: Callable[[Any, Shapes], tvm.IRModule] | None = None
 
 
 def frontend_of(source: Any) -> Frontend:
@@ -64,7 +67,7 @@ def frontend_of(source: Any) -> Frontend:
         )
     from . import onnx
 
-    return Frontend(onnx.read_model, onnx.import_onnx, onnx.describe_onnx)
+    return Frontend(onnx.read_model, onnx.import_onnx, onnx.describe_onnx, onnx.import_before_cut)
 
 
 def _is(source: Any, package: str, name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,8 @@ from hawq_tvm.core.errors import HawqError, PackageError
 from hawq_tvm.core.printable import printable
 from hawq_tvm.core.tensors import TensorSpec
 
+from .tail import Tail
+
 Array = NDArray[Any]
 # What TVM raises, by the kind of error that its C++ code names.
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, MemoryError)
@@ -22,10 +24,11 @@ FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, Attribute
 class Interface:
     """A package's name, inputs and outputs.
 
-    manifest: what manifest.json holds.
+    manifest: what manifest.json holds.  tail: the float end that was cut off, where one was.
     """
 
     manifest: dict[str, Any]
+    tail: Tail | None
 
     @property
     def name(self) -> str:
@@ -39,8 +42,20 @@ class Interface:
 
     @property
     def outputs(self) -> list[TensorSpec]:
-        """Every output, described like the inputs."""
+        """Every output of the library, described like the inputs; where the model's float end was cut off, the
+        tensors at the cut are among them.
+        """
         return [TensorSpec.of(e) for e in self.manifest["outputs"]]
+
+    def joined(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The model's outputs of the library's: the float end that was cut off is run by ONNX Runtime.
+
+        Raises UsageError where that is not installed, PackageError where it fails.
+        """
+        if self.tail is None:
+            return dict(outputs)
+        given = {**inputs, **outputs}
+        return self.tail.finished(given, self.manifest["cut"]["outputs"])
 
     def _named(self, values: Sequence[Array]) -> dict[str, Array]:
         """What the library gave, by the outputs' names.

@@ -12,7 +12,7 @@ from tvm import relax
 from hawq_tvm.compiler import compilers
 from hawq_tvm.compiler.native import toolchain
 from hawq_tvm.compiler.pipeline import Compiled
-from hawq_tvm.core import ops, stages, work
+from hawq_tvm.core import cut, ops, stages, work
 from hawq_tvm.core.version import __version__
 from hawq_tvm.targets import gpu as cuda
 from hawq_tvm.targets import target as targets
@@ -20,7 +20,7 @@ from hawq_tvm.targets import target as targets
 
 def describe(compiled: Compiled, name: str) -> dict[str, Any]:
     """The manifest of a compiled model, without the hashes of its files."""
-    target = compiled.target
+    target, found = compiled.target, cut.of_main(compiled.packed["main"])
     return {
         "name": name,
         "producer": {
@@ -40,6 +40,7 @@ def describe(compiled: Compiled, name: str) -> dict[str, Any]:
         "inputs": _interface(compiled.packed, "inputs"),
         "outputs": _interface(compiled.packed, "outputs"),
         "float_tail": sorted(stages.float_tail(compiled.packed["main"])),
+        **({"cut": found.fields()} if found is not None else {}),
         "constants_bytes": _constants_bytes(compiled.tir),
         "products": work.products(compiled.packed),
         "graph_sha256": str(compiled.packed["main"].attrs["hawq.graph_sha256"]),

@@ -26,7 +26,7 @@ from deploy import package as files_on_disk
 from hawq_tvm.compiler import compilers
 from hawq_tvm.compiler.native import library as libraries
 from hawq_tvm.compiler.pipeline import Compiled, Progress, compile_model
-from hawq_tvm.core import arrays, stages
+from hawq_tvm.core import arrays, cut, stages
 from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.core.printable import printable
 from hawq_tvm.core.trust import trusting
@@ -41,6 +41,7 @@ from hawq_tvm.verify.records import Run
 from . import direct, emulated, forks, gpu
 from . import manifest as manifests
 from .interface import Interface, one_sentence, readable
+from .tail import Tail
 
 Array = NDArray[Any]
 LIBRARY = "model.so"
@@ -114,10 +115,12 @@ def _from_compiled(compiled: Compiled, name: str, progress: Progress | None = No
         files = {
             LIBRARY: library.read_bytes(),
             **header,
-            **stored_graph.graph_files(compiled.packed),
+            **stored_graph.graph_files(cut.without_model(compiled.packed)),
             "certificate.json": files_on_disk.dump_json(certificate.to_dict()),
             "report.json": files_on_disk.dump_json(schedules.report(compiled.tir)),
         }
+        if "cut" in made:
+            files[files_on_disk.TAIL] = cut.model_of(compiled.packed["main"])
     return Package(files_on_disk.sealed(made, files), files, name)
 
 
@@ -134,6 +137,7 @@ class Package(Interface):
         self.manifest, self._files, self._emulator = manifest, files, emulator
         self.check_tvm(str(tvm.__version__), str(tvm_ffi.__version__), where)
         self._target, self.where = manifest["target"], where
+        self.tail = Tail(files[files_on_disk.TAIL], where) if "cut" in manifest else None
         self._lock = forks.RunLock()
         self._library: tuple[int, Path] | None = None  # made by which process
         self._vm: relax.VirtualMachine | None = None
@@ -260,15 +264,19 @@ class Package(Interface):
         """
         return arrays.checked(inputs, self.inputs, self.name)
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], tail: bool = True) -> dict[str, Array]:
         """One inference: outputs by name, sub-byte outputs as int8 or uint8.
 
-        Raises InputError for inputs of other names, types, shapes, out of range, or NaN.
+        tail: False for the library's outputs alone, the tensors at the cut among them, where the model's float end
+        was cut off; True has ONNX Runtime run that end.
+        Raises InputError for inputs of other names, types, shapes, out of range, or NaN, and what `joined` raises.
         """
         ready = self.prepare(inputs)
         if self.is_foreign:
-            return self._named(self._in_c(ready, layers=False).outputs)
-        return self._lock.run(partial(self._run, self.vm["main"], ready))
+            found = self._named(self._in_c(ready, layers=False).outputs)
+        else:
+            found = self._lock.run(partial(self._run, self.vm["main"], ready))
+        return self.joined(ready, found) if tail else found
 
     def _run(self, main: Any, ready: Mapping[str, Array]) -> dict[str, Array]:
         with one_sentence(self.name), gpu.one_sentence(self.name):

@@ -27,6 +27,7 @@ from hawq_tvm.targets.tvm_files import tvm_folder, tvm_version
 
 from . import forks
 from .interface import Interface, one_sentence
+from .tail import Tail
 
 if TYPE_CHECKING:
     from hawq_tvm.measure.measure import BenchReport
@@ -43,18 +44,20 @@ def load(path: str | Path, *, public_key: str | Path | None = None) -> Model:
     is loaded before that.
     """
     from deploy import signature
+    from deploy.package import TAIL
 
     manifest, files = signature.read_files(Path(path), public_key)
-    return Model(manifest, files["model.so"], str(path))
+    return Model(manifest, files["model.so"], str(path), files.get(TAIL))
 
 
 class Model(Interface):
     """A loaded package; made by `load`.  Thread-safe: one run at a time, others wait.
 
-    manifest: what manifest.json holds.
+    manifest: what manifest.json holds.  library: its code.  tail: the float end that was cut off, an ONNX model.
     """
 
-    def __init__(self, manifest: dict[str, Any], library: bytes, where: str) -> None:
+    def __init__(self, manifest: dict[str, Any], library: bytes, where: str, tail: bytes | None = None) -> None:
+        self.tail = Tail(tail, where) if tail is not None else None
         self.manifest, self._where, self._lock, self._loaded_by = manifest, where, forks.RunLock(), os.getpid()
         target = manifest["target"]
         cpu.check_host(target["architecture"], target["cpu_features"], where)
@@ -64,13 +67,16 @@ class Model(Interface):
     def __repr__(self) -> str:
         return f"<Model {self.name!r}: {self._sides()}>"
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Mapping[str, Array], tail: bool = True) -> dict[str, Array]:
         """One inference: outputs by name, sub-byte outputs as int8 or uint8.
 
-        Raises InputError for inputs of other names, types, shapes, out of range, or NaN.
+        tail: False for the library's outputs alone, the tensors at the cut among them, where the model's float end
+        was cut off; True has ONNX Runtime run that end.
+        Raises InputError for inputs of other names, types, shapes, out of range, or NaN, and what `joined` raises.
         """
         ready = arrays.checked(inputs, self.inputs, self.name)
-        return self._lock.run(partial(self._run, ready))
+        found = self._lock.run(partial(self._run, ready))
+        return self.joined(ready, found) if tail else found
 
     def _run(self, ready: Mapping[str, Array]) -> dict[str, Array]:
         with one_sentence(self.name):

@@ -104,14 +104,15 @@ def opened(servers: Servers) -> Session:
     return session
 
 
-def run(package: Package, inputs: Mapping[str, Array], servers: Servers) -> dict[str, Array]:
-    """One inference on another machine.
+def run(package: Package, inputs: Mapping[str, Array], servers: Servers, tail: bool = True) -> dict[str, Array]:
+    """One inference on another machine; a float end that was cut off runs here, unless `tail` is False.
 
     Raises RemoteError, or InputError for inputs that do not fit, before anybody is asked.
     """
-    package.prepare(inputs)
+    ready = package.prepare(inputs)
     with opened(servers) as session:
-        return RemotePackage(package, session).run(inputs)
+        found = RemotePackage(package, session).run(inputs)
+    return package.joined(ready, found) if tail else found
 
 
 def alone(

@@ -22,6 +22,7 @@ from . import (
     resize,
     shape,
 )
+from .cut import import_before_cut
 from .describe import describe_onnx
 from .importer import Importer, known_operators
 from .reader import Source, read_model
@@ -54,4 +55,4 @@ def import_onnx(source: Source, shapes: Mapping[str, Sequence[int]] | None = Non
     return Importer(read_model(source), shapes).complete()
 
 
-__all__ = ["Source", "describe_onnx", "import_onnx", "known_operators", "read_model"]
+__all__ = ["Source", "describe_onnx", "import_before_cut", "import_onnx", "known_operators", "read_model"]

@@ -84,19 +84,19 @@ def in_order(graph: onnx.GraphProto) -> Sequence[onnx.NodeProto]:
     Raises ModelError naming the nodes of a cycle.
     """
     producers = {name: i for i, node in enumerate(graph.node) for name in node.output if name}
-    reads = [sorted({producers[n] for n in _reads(node) if n in producers}) for node in graph.node]
-    if all(max(r, default=-1) < i for i, r in enumerate(reads)):
+    before = [sorted({producers[n] for n in reads(node) if n in producers}) for node in graph.node]
+    if all(max(r, default=-1) < i for i, r in enumerate(before)):
         return list(graph.node)
     order: list[int] = []
-    state = [0] * len(reads)  # 0 untouched, 1 on the stack, 2 done
-    for root in range(len(reads)):
+    state = [0] * len(before)  # 0 untouched, 1 on the stack, 2 done
+    for root in range(len(before)):
         stack = [(root, 0)] if state[root] == 0 else []
         while stack:
             node, position = stack.pop()
             state[node] = 1
-            if position < len(reads[node]):
+            if position < len(before[node]):
                 stack.append((node, position + 1))
-                child = reads[node][position]
+                child = before[node][position]
                 if state[child] == 1:
                     raise _cycle(graph, [n for n, _ in stack], child)
                 if state[child] == 0:
@@ -114,12 +114,12 @@ def _cycle(graph: onnx.GraphProto, path: list[int], again: int) -> ModelError:
     return ModelError("depends on its own output", where=names[0], expected="a graph without cycles", found=shown)
 
 
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """Every name a node reads, those its subgraphs take from outside included."""
+def reads(node: onnx.NodeProto) -> set[str]:
+    """Every name a node reads, those its subgraphs read included."""
     names = {n for n in node.input if n}
     for attribute in node.attribute:
         for g in [attribute.g] if attribute.HasField("g") else attribute.graphs:
             for inner in g.node:
-                names |= _reads(inner)
+                names |= reads(inner)
             names |= {o.name for o in g.output}
     return names

@@ -42,6 +42,12 @@ QUANTIZING = frozenset(
 )
 
 
+def quantizing(node: onnx.NodeProto) -> bool:
+    """Whether a node, or one inside it, makes integers of real numbers."""
+    names = [node.op_type, *(n.op_type for a in node.attribute if a.HasField("g") for n in a.g.node)]
+    return any(n.startswith(("QLinear", "QAttention")) or (n in QUANTIZING and n != "DequantizeLinear") for n in names)
+
+
 class Importer(Writer):
     """Imports one model; `failures` holds every node that could not be imported, in order."""
 
@@ -246,7 +252,6 @@ def unsupported_operator(name: str, domain: str, op: str, opset: int) -> ModelEr
         remedy = "quantize the model statically, with calibration data"
     else:
         remedy = (
-            "replace it by supported operators, or cut the model before it (a float tail holds supported operators"
-            " only)"
+            "replace it by supported operators; where nothing behind it is quantized, --allow-float-tail cuts it off"
         )
     return ModelError(f"operator {full} is not supported", where=name, found=f"{full} (opset {opset})", remedy=remedy)

@@ -205,7 +205,10 @@ def unsupported_operator(call: Call) -> ModelError:
     elif call.op.startswith("torchao."):
         remedy = "use a PT2E quantizer that writes quantized_decomposed operators"
     else:
-        remedy = "replace it by supported operators, or cut the model before it"
+        remedy = (
+            "replace it by supported operators, or end the program before it (of an ONNX model, --allow-float-tail cuts"
+            " a float end off)"
+        )
     return ModelError(
         f"operator {call.op} is not supported",
         where=call.layer,
