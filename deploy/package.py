@@ -33,7 +33,7 @@ from . import archive, contents, folders
 
 FORMAT_VERSION = 2
 TAIL = "tail.onnx"  # the float end of a model, where one was cut off
-FILES = ("model.so", "model.h", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json", TAIL)
+FILES = ("model.so", "model.h", "graph.json", "constants.npz", "graph.txt", "certificate.json", "report.json")
 MANIFEST = archive.FIRST
 SIGNATURE = f"{MANIFEST}.minisig"  # of the manifest, which holds every other file's hash; may be absent
 # The integer graph, which `strip` leaves out.
@@ -111,7 +111,7 @@ def _may_replace(destination: Path) -> bool:
     if not destination.is_dir():
         return False
     names = {p.name for p in destination.iterdir()}
-    return not names or {MANIFEST, "certificate.json"} <= names <= {MANIFEST, SIGNATURE, *FILES}
+    return not names or {MANIFEST, "certificate.json"} <= names <= {MANIFEST, SIGNATURE, TAIL, *FILES}
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -161,10 +161,8 @@ def _read(path: Path, where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
 def _checked(names: set[str], read: Callable[[str], bytes], where: str) -> tuple[dict[str, Any], dict[str, bytes]]:
     manifest = _checked_manifest(read(MANIFEST), where)
     hashes = manifest["sha256"]
-    absent = set(GRAPH)
-    absent |= {HEADER} if manifest["target"].get("kind") == "cuda" else set()
-    absent |= set() if "cut" in manifest else {TAIL}
-    required = {n for n in FILES if n not in absent}
+    required = {n for n in FILES if n not in GRAPH and (n != HEADER or manifest["target"].get("kind") != "cuda")}
+    required |= {TAIL} if "cut" in manifest else set()
     _check_names(required, set(hashes), set(names) - {MANIFEST, SIGNATURE}, where)
     files = {name: read(name) for name in (*hashes, *({SIGNATURE} & set(names)))}
     for name in hashes:
