@@ -266,6 +266,8 @@ def show_quantized(found: Quantized) -> None:
     OUT.print(grid)
     notes = found.notes
     say(f"{notes['observer']} on {notes['images']} images; errors are squared, as shares of the float values' squares")
+    for name, parts in notes["joined"].items():
+        say(f"{name} is an output joined of {len(parts)} tensors: each keeps a scale of its own")
     if notes["equalized"]:
         replaced = f"; {len(notes['relu6_replaced'])} ReLU6 became ReLU" if notes["relu6_replaced"] else ""
         say(f"equalised the outputs of {len(notes['equalized'])} layers{replaced}")

@@ -32,7 +32,7 @@ class Node:
     """One operation: compute takes the values of `inputs` (None for one left out, whose name is "") and returns one
     value per output.
 
-    name: the node's own, or its first output's.
+    name: the node's own, or its first output's.  attributes: an ONNX node's, by name.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Node:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     compute: Callable[..., Any]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

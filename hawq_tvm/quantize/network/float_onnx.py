@@ -74,7 +74,9 @@ def from_onnx(source: Source, shapes: Shapes | None = None) -> FloatGraph:
             compute = OPERATORS.get((attributes.domain, proto.op_type), by_reference)(attributes)
         except (TypeError, ValueError, LookupError) as e:
             raise attributes.fail("has attributes that are not understood", found=str(e)) from e
-        nodes.append(Node(attributes.name, proto.op_type, tuple(proto.input), tuple(proto.output), compute))
+        nodes.append(
+            Node(attributes.name, proto.op_type, tuple(proto.input), tuple(proto.output), compute, attributes.values)
+        )
         windows[proto.output[0]] = attributes
     kept = folded(nodes, parameters)
     layers = [_layer(n, windows[n.outputs[0]], parameters) for n in kept if _weighted(n, parameters)]

@@ -9,7 +9,7 @@ becomes one table. What only moves values keeps their grid.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer, Node
@@ -28,29 +28,32 @@ class Points:
 
     source: for every quantized tensor the one whose grid it has, itself for most.  bits: of each.  narrow: layers
     whose input is read with fewer bits than the tensor has, and so is rounded once more.  positive: tensors that
-    cannot be negative.  roles: of the graph's nodes.
+    cannot be negative.  joined: concatenations that are outputs, whose parts keep the grids that they have, along an
+    axis: (tensor, its size there) for each.  roles: of the graph's nodes.
     """
 
     source: Mapping[str, str]
     bits: Mapping[str, int]
     narrow: Mapping[str, int]
     positive: Set[str]
+    joined: Mapping[str, Sequence[tuple[str, int]]]
     roles: Roles
 
 
-def find_points(graph: FloatGraph, roles: Roles, floats: Set[str], widths: Mapping[str, tuple[int, int]]) -> Points:
+Shapes = Mapping[str, Sequence[int]]
+
+
+def find_points(graph: FloatGraph, roles: Roles, floats: Shapes, widths: Mapping[str, tuple[int, int]]) -> Points:
     """Where to quantize.
 
-    roles: of its nodes.  floats: the tensors of floating point type.  widths: bits of weights and of the input by
-    layer.
+    roles: of its nodes.  floats: the shapes of the tensors of floating point type.  widths: bits of weights and of the
+    input by layer.
     """
     return _Search(graph, roles, floats, widths).run()
 
 
 class _Search:
-    def __init__(
-        self, graph: FloatGraph, roles: Roles, floats: Set[str], widths: Mapping[str, tuple[int, int]]
-    ) -> None:
+    def __init__(self, graph: FloatGraph, roles: Roles, floats: Shapes, widths: Mapping[str, tuple[int, int]]) -> None:
         self.graph, self.roles, self.floats, self.widths = graph, roles, floats, widths
         self.layers: dict[str, Layer] = {layer.node: layer for layer in graph.layers}
         self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
@@ -63,7 +66,9 @@ class _Search:
         roots = self._roots()
         names = [i.name for i in self.graph.inputs if i.name in self.floats]
         names += [n for node in self.graph.nodes for n in node.outputs if n in self.floats]
-        quantized = [n for n in names if not self._absorbed(n) and not self._inner(n, roots)]
+        joined, passed = self._joined()
+        apart = {*joined, *passed}
+        quantized = [n for n in names if n not in apart and not self._absorbed(n) and not self._inner(n, roots)]
         source: dict[str, str] = {}
         for name in quantized:
             moved = self._moved(name)
@@ -80,7 +85,26 @@ class _Search:
             for x in self.graph.layers
             if x.input in bits and bits[x.input] != self.widths[x.name][1]
         }
-        return Points(source, bits, narrow, self._positive(), self.roles)
+        return Points(source, bits, narrow, self._positive(), joined, self.roles)
+
+    def _joined(self) -> tuple[dict[str, list[tuple[str, int]]], set[str]]:
+        """Concatenations that nothing but outputs come of, and what is moved on the way: boxes and scores have no
+        scale that suits both.
+        """
+        joined: dict[str, list[tuple[str, int]]] = {}
+        passed: set[str] = set()
+        for output in self.graph.outputs:
+            at, way, alone = output, list[str](), not self.readers[output]
+            while alone and self._moved(at):
+                way.append(at)
+                at = self._moved(at)
+                alone = len(self.readers[at]) == 1 and at not in self.graph.outputs
+            maker = self.makers.get(at)
+            axis = maker.attributes.get("axis", 0) if maker is not None and maker.op == "Concat" else 0
+            if alone and axis and maker is not None and all(n in self.floats for n in maker.inputs):
+                joined[at] = [(n, self.floats[n][axis]) for n in maker.inputs]
+                passed.update(way)
+        return joined, passed
 
     def _constant(self, name: str) -> bool:
         return not name or name in self.graph.parameters

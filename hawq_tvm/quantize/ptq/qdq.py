@@ -83,10 +83,11 @@ class _Writer:
                 continue
             self._node(node)
             for i, name in enumerate(node.output):
-                if name in self.points.source:
+                if name in self.points.source or name in self.points.joined:
                     if name in outputs:
                         node.output[i] = self._fresh(f"{name}_float")
-                    self._quantize(name, node.output[i], name if name in outputs else None)
+                    quantize = self._quantize if name in self.points.source else self._joined
+                    quantize(name, node.output[i], name if name in outputs else None)
         del proto.node[:]
         proto.node.extend(self.nodes)
         used = {name for node in self.nodes for name in node.input}
@@ -126,16 +127,25 @@ class _Writer:
 
     def _pair(self, tensor: str, stem: str, grid: Grid, result: str | None = None) -> str:
         """Q and DQ of a tensor; the name of what they make."""
-        scale = self._constant(f"{stem}_scale", np.array(grid.scale, np.float32))
-        zero = self._constant(f"{stem}_zero_point", np.array(grid.zero).astype(kind_of(grid)))
+        zero = np.array(grid.zero).astype(kind_of(grid))
+        return self._scaled(tensor, stem, np.array(grid.scale, np.float32), zero, result)
+
+    def _scaled(self, tensor: str, stem: str, scales: Array, zeros: Array, result: str | None, **axis: int) -> str:
+        scale, zero = self._constant(f"{stem}_scale", scales), self._constant(f"{stem}_zero_point", zeros)
         middle, end = self._fresh(f"{stem}_quantized"), result or self._fresh(f"{stem}_dequantized")
-        self.nodes.append(
-            helper.make_node("QuantizeLinear", [tensor, scale, zero], [middle], name=f"{stem}_QuantizeLinear")
-        )
-        self.nodes.append(
-            helper.make_node("DequantizeLinear", [middle, scale, zero], [end], name=f"{stem}_DequantizeLinear")
-        )
+        for op, source, made in (("QuantizeLinear", tensor, middle), ("DequantizeLinear", middle, end)):
+            self.nodes.append(helper.make_node(op, [source, scale, zero], [made], name=f"{stem}_{op}", **axis))
         return end
+
+    def _joined(self, name: str, tensor: str, result: str | None = None) -> None:
+        """A concatenation each of whose parts keeps its scale: unsigned integers, where a zero point 128 higher stands
+        for signed ones.
+        """
+        grids = [(self.grids[part], count) for part, count in self.points.joined[name]]
+        scales = np.array([g.scale for g, count in grids for _ in range(count)], np.float32)
+        zeros = np.array([g.zero - g.low for g, count in grids for _ in range(count)], np.uint8)
+        axis = self.makers[name].attributes["axis"]
+        self.renamed[name] = self._scaled(tensor, name, scales, zeros, result, axis=axis)
 
     def _quantize(self, name: str, tensor: str, result: str | None = None) -> None:
         self.renamed[name] = self._pair(tensor, name, self.grids[name], result)

@@ -4,7 +4,7 @@ integers alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
@@ -207,6 +207,7 @@ def draft(
         "images": data.count,
         "observer": chosen.observer,
         "tensors": len(points.source),
+        "joined": {name: [part for part, _ in parts] for name, parts in points.joined.items()},
         "equalized": scaled,
         "relu6_replaced": clips,
     }
@@ -266,6 +267,7 @@ def _observed(
     Raises InputError naming the tensor that is not finite, or beyond what scales can hold.
     """
     found: dict[str, tuple[float, float]] = {}
+    shapes: dict[str, Sequence[int]] = {}
 
     def record(name: str, value: Any) -> None:
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
@@ -275,9 +277,10 @@ def _observed(
                 raise InputError("is not finite on the calibration data", where=name, remedy=remedy)
             old = found.get(name, (low, high))
             found[name] = min(low, old[0]), max(high, old[1])
+            shapes[name] = tuple(value.shape)
 
     _each(graph, batches, count, "ranges of activations", record, tell)
-    points = find_points(graph, roles(), set(found), bits)
+    points = find_points(graph, roles(), shapes, bits)
     seen = {name: Histogram(*found[name]) for name in points.source.values()}
     check_ranges(seen)
     if recipe.observer == "minmax":

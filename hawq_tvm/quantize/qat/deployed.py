@@ -138,6 +138,9 @@ class Deployed:
                 expected="one output of scores",
                 found=", ".join(draft.graph.outputs),
             )
+        joined = next((n for n in draft.graph.nodes if {*n.outputs} & {*draft.points.joined}), None)
+        if joined is not None:
+            raise _refused(joined, "at the output, whose parts keep their scales, cannot be fine-tuned")
         self.draft, self.graph, self.device = draft, draft.graph, torch.device(device)
         self._layers = {layer.node: layer for layer in self.graph.layers}
         self._nodes = {node.name: node for node in draft.prepared.graph.node}
