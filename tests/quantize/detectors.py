@@ -1,4 +1,4 @@
-"""Small networks with the parts of detectors, segmenters and mobile classifiers, as their authors write them in torch."""
+"""Small networks with the parts of detectors, segmenters and mobile classifiers, as they are written in torch."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def test_refusals() -> None:
 def test_every_unknown_operator_is_named() -> None:
     g = FloatNet([1, 3, 8, 8])
     y = g.node("Det", g.node("GridSample", "x", "x", name="strange"), name="stranger")
-    with pytest.raises(ModelError, match=r"strange: operator GridSample is not supported") as found:
+    with pytest.raises(ModelError, match="strange: operator GridSample is not supported") as found:
         load_float(g.model(y))
     assert [p["layer"] for p in found.value.problems()] == ["strange", "stranger"]
 

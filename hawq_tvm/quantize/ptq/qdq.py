@@ -130,7 +130,7 @@ class _Writer:
         zero = np.array(grid.zero).astype(kind_of(grid))
         return self._scaled(tensor, stem, np.array(grid.scale, np.float32), zero, result)
 
-    def _scaled(self, tensor: str, stem: str, scales: Array, zeros: Array, result: str | None, **axis: int) -> str:
+    def _scaled(self, tensor: str, stem: str, scales: Array, zeros: Array, result: str | None, **axis: Any) -> str:
         scale, zero = self._constant(f"{stem}_scale", scales), self._constant(f"{stem}_zero_point", zeros)
         middle, end = self._fresh(f"{stem}_quantized"), result or self._fresh(f"{stem}_dequantized")
         for op, source, made in (("QuantizeLinear", tensor, middle), ("DequantizeLinear", middle, end)):
