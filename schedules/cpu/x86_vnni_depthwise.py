@@ -154,8 +154,8 @@ def _schedule(sch: s_tir.Schedule, tile: QuadsTile, channels: int) -> None:
     epilogue.spell()
     sch.reverse_compute_at(copy, v, preserve_unit_loops=True)
     init = sch.decompose_reduction(acc, g)
-    for block in (init, copy):
-        *_, in_w, _, in_lane = sch.get_loops(block)
+    # The copy keeps a loop of one vector between its pixels and their lanes, the zeros have none.
+    for in_w, in_lane in (sch.get_loops(init)[-2:], sch.get_loops(copy)[-3::2]):
         sch.unroll(in_w)
         sch.vectorize(in_lane)
     for loop in (g, t, w_inner):
