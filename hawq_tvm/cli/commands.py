@@ -22,7 +22,7 @@ from hawq_tvm.core.trust import trusting
 from . import allocate as allocate_commands
 from . import fake as fake_commands
 from . import finetune as finetune_commands
-from . import options, show
+from . import imports, options, show
 from . import packages as package_commands
 from . import quantize as quantize_commands
 from .show import say
@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str] | None) -> int:
     args = options.parser(COMMANDS, *(g.add_verbs for g in GROUPS)).parse_args(argv)
     debug = os.environ.get("HAWQ_TVM_DEBUG", "0") != "0"
+    imports.tvm_without_torch()
     try:
         with trusting(getattr(args, "trust", False)), warnings.catch_warnings():
             if not debug and not sys.warnoptions:

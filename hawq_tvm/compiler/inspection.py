@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hawq_tvm.core.collection import uncollected
 from hawq_tvm.core.cut import Cut, of_main
 from hawq_tvm.core.errors import HawqError, ModelError, UsageError
 from hawq_tvm.core.trust import trusting
@@ -115,7 +116,7 @@ def inspect(
 
     parsed = targets.parse(target)
     frontend = frontend_of(model)
-    with trusting(trust):
+    with trusting(trust), uncollected():
         source = frontend.load(model)
         return _inspected(frontend, source, shapes, allow_float_tail, parsed)
 

@@ -26,6 +26,9 @@ Array = NDArray[Any]
 LARGEST_KEPT = 1 << 16
 # Sums and products of float64 estimates below this stay exact in int64, with room for the estimate's own error.
 _SAFE = 2.0**62
+# Integers below this are exact in float64, and so are sums of them that stay below it.
+_EXACT_FLOAT = 2.0**53
+_AT_ONCE = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +54,11 @@ class Interval:
     def collapse(self) -> Interval:
         """One pair for the whole tensor."""
         return Interval.of_range(*self.scalar)
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether every element may be 0."""
+        return bool(np.max(self.low) <= 0 <= np.min(self.high))
 
     def with_zero(self) -> Interval:
         """The smallest interval that holds this one and 0."""
@@ -78,6 +86,10 @@ def _object(array: Any) -> Array:
     integers.
     """
     return np.atleast_1d(np.asarray(array).astype(object))
+
+
+def _int64(array: Any) -> Array:
+    return np.asarray(array).astype(np.int64)
 
 
 def _compact(low: Any, high: Any) -> Interval:
@@ -125,14 +137,30 @@ def _known(x: Interval, shape: tuple[int, ...]) -> Array | None:
 # -- sums of products --------------------------------------------------------------------------------
 
 
-def _contributions(positive: Array, negative: Array, x_low: Array, x_high: Array) -> tuple[Array, Array]:
-    """(A21): positive and negative sums of weights (outputs, inputs) times the bounds of the inputs."""
-    estimate = (_largest(positive) + _largest(negative)) * max(_largest(x_low), _largest(x_high)) * positive.shape[-1]
-    if estimate >= _SAFE:
-        positive, negative, x_low, x_high = (a.astype(object) for a in (positive, negative, x_low, x_high))
-    low = (positive * x_low + negative * x_high).sum(axis=-1)
-    high = (positive * x_high + negative * x_low).sum(axis=-1)
-    return low, high
+def _contributions(weights: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """(A21): the least and the greatest sums of weights (groups, outputs, inputs) times inputs between their bounds
+    (groups, inputs), by group and output.
+    """
+    largest = max(_largest(low), _largest(high))
+    bounds = np.stack([low, high], axis=-1)
+    if 2 * _largest(weights) * largest * weights.shape[-1] >= _EXACT_FLOAT:
+        weights, bounds = _object(weights), _object(bounds)
+        return _ends(np.maximum(weights, 0) @ bounds, np.minimum(weights, 0) @ bounds)
+    bounds = bounds.astype(np.float64)
+    ends = np.empty((2, *weights.shape[:2]), np.int64)
+    # A few outputs at a time, whose weights as float64 fit in a cache.
+    step = max(1, _AT_ONCE // (weights.shape[0] * weights.shape[-1]))
+    for start in range(0, weights.shape[1], step):
+        part = weights[:, start : start + step].astype(np.float64)
+        all_ = part @ bounds
+        positive = np.maximum(part, 0, out=part) @ bounds
+        ends[:, :, start : start + step] = _ends(positive, all_ - positive)
+    return ends[0], ends[1]
+
+
+def _ends(positive: Array, negative: Array) -> tuple[Array, Array]:
+    """The least and the greatest sums, from the positive and the negative weights' with both bounds."""
+    return positive[..., 0] + negative[..., 1], positive[..., 1] + negative[..., 0]
 
 
 def conv2d(call: relax.Call, x: Interval, w: Interval) -> Interval:
@@ -144,14 +172,14 @@ def conv2d(call: relax.Call, x: Interval, w: Interval) -> Interval:
     values = _known(w, kernel_shape)
     if values is None:
         return _scaled(_products(x, w), int(np.prod(kernel_shape)) // outputs)
-    flat = values.transpose(order).reshape(groups, outputs // groups, inputs, -1)
-    positive, negative = np.maximum(flat, 0).sum(axis=-1), np.minimum(flat, 0).sum(axis=-1)
+    flat = values.transpose(order).reshape(groups, outputs // groups, -1)
     channel = _kept(x, shape, [layout.index("C")])
-    # (group, output, input): every group of outputs reads its own inputs, each with its own bounds.
-    x_low, x_high = (
-        np.broadcast_to(np.ravel(b), groups * inputs).reshape(groups, 1, inputs) for b in (channel.low, channel.high)
+    # Every group of outputs reads its own inputs, each with its own bounds, at every place of the kernel.
+    ends = (
+        np.repeat(np.broadcast_to(np.ravel(b), groups * inputs).reshape(groups, -1), flat.shape[2] // inputs, axis=1)
+        for b in (channel.low, channel.high)
     )
-    low, high = _contributions(positive, negative, x_low, x_high)
+    low, high = _contributions(flat, *ends)
     result = [1] * 4
     result[layout.index("C")] = outputs
     return Interval(low.reshape(result), high.reshape(result))
@@ -165,9 +193,8 @@ def matmul(call: relax.Call, a: Interval, b: Interval) -> Interval:
     # Per column: (..., K, N) transposed to (..., N, K) against the bounds of a's last axis.
     columns = np.swapaxes(values, -1, -2)
     inner = _kept(a, left, [len(left) - 1])
-    low, high = _contributions(
-        np.maximum(columns, 0), np.minimum(columns, 0), np.ravel(inner.low), np.ravel(inner.high)
-    )
+    ends = (np.broadcast_to(np.ravel(b), (1, left[-1])) for b in (inner.low, inner.high))
+    low, high = (e.reshape(columns.shape[:-1]) for e in _contributions(columns.reshape(1, -1, left[-1]), *ends))
     if len(left) > 1:
         low, high = low[..., None, :], high[..., None, :]
     return _compact(low, high)
@@ -233,13 +260,17 @@ def requantize_worst(call: relax.Call, data: Sequence[Interval]) -> int:
     sum |x_i| |m_i| + |b| + 2^(s-1) (2^s if directed) of section 7, or (|x| << max(0, 31 - s)) |m| + 2^30 for the
     rounding "double" (A8).
     """
-    magnitudes = [_magnitude(np.maximum(-_object(x.low), _object(x.high))) for x in data]
-    multipliers = [_magnitude(_object(ops.const_value(m))) for m in call.args[1].fields]
-    offset, shift = (ops.const_value(a) for a in call.args[2:4])
-    if str(call.attrs["rounding"]) == "double":
+    multipliers = [ops.const_value(m) for m in call.args[1].fields]
+    offset, shift, rounding = ops.const_value(call.args[2]), ops.const_value(call.args[3]), str(call.attrs["rounding"])
+    reach = sum(max(_largest(x.low), _largest(x.high)) * _largest(m) for x, m in zip(data, multipliers, strict=True))
+    small = rounding != "double" and reach + _largest(offset) + 2.0 ** int(np.max(shift, initial=0)) < _SAFE
+    of = _int64 if small else _object
+    magnitudes = [_magnitude(np.maximum(-of(x.low), of(x.high))) for x in data]
+    multipliers = [_magnitude(of(m)) for m in multipliers]
+    if rounding == "double":
         left = _power(np.maximum(31 - shift.astype(np.int64), 0))
         return int(np.max(_times(_times(magnitudes[0], left), multipliers[0]))) + (1 << 30)
-    total = _magnitude(_object(offset)) + arith.rounding_room(_object(shift), str(call.attrs["rounding"]))
+    total = _magnitude(of(offset)) + arith.rounding_room(of(shift), rounding)
     for x, m in zip(magnitudes, multipliers, strict=True):
         total = total + _times(x, m)
     return int(np.max(total))

@@ -94,15 +94,15 @@ def interval_of(call: relax.Call, args: Sequence[Any]) -> Bounds:
     return found
 
 
-def partial_sums(call: relax.Call, args: Sequence[Any]) -> Bounds:
+def partial_sums(call: relax.Call, args: Sequence[Any], result: Any) -> Any:
     """The interval of an accumulator while it is being summed, in whatever order and from 0 on.
 
     The partial sums of a sum of products lie between the sums of its negative and of its positive contributions: the
-    result's interval, were the first argument able to be 0 as well.
+    result's interval, which is known, were the first argument able to be 0 as well.
     """
-    if OPERATORS[ops.op_name(call)].sums:
+    if OPERATORS[ops.op_name(call)].sums and not args[0].holds_zero:
         return interval_of(call, [args[0].with_zero(), *args[1:]])
-    return interval_of(call, args)
+    return result
 
 
 def _bit(*_: Any) -> Interval:

@@ -122,10 +122,11 @@ class _Walk:
         if isinstance(expr.op, tvm.ir.GlobalVar):
             func = self.module[expr.op]
             return self._function(func, dict(zip(func.params, args, strict=True)), lambda *_: None, layer, set())
-        self._measure(expr, args, layer)
-        return interval_of(expr, args)
+        result = interval_of(expr, args)
+        self._measure(expr, args, result, layer)
+        return result
 
-    def _measure(self, call: relax.Call, args: list[Any], layer: str) -> None:
+    def _measure(self, call: relax.Call, args: list[Any], result: Any, layer: str) -> None:
         """Note the margins of a call, and check them."""
         name = ops.op_name(call)
         if name == "hawq.requantize":
@@ -137,7 +138,7 @@ class _Walk:
         elif name == "hawq.layer_norm":
             self._margin(LayerMargin(layer, "layer_norm", "int64", _layer_norm_worst(call, args[0]), 2**63))
         elif OPERATORS[name].grows or name == "relax.astype":
-            bound = partial_sums(call, args)
+            bound = partial_sums(call, args, result)
             if isinstance(bound, Interval) and not stages.is_float(call):
                 self._fits(call, bound, name.split(".")[-1], layer)
 

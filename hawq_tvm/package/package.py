@@ -27,6 +27,7 @@ from hawq_tvm.compiler import compilers
 from hawq_tvm.compiler.native import library as libraries
 from hawq_tvm.compiler.pipeline import Compiled, Progress, compile_model
 from hawq_tvm.core import arrays, cut, stages
+from hawq_tvm.core.collection import uncollected
 from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.core.printable import printable
 from hawq_tvm.core.trust import trusting
@@ -74,14 +75,14 @@ def compile(
     compilers.check_compiler(parsed)
     measured = schedules.read_records(Path(records)) if records is not None else {}
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
-    with trusting(trust):
-        compiled = compile_model(
-            model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress, records=measured
-        )
     name = (
         Path(model).stem if isinstance(model, str | Path) else model.stem if isinstance(model, Checkpoint) else "model"
     )
-    return _from_compiled(compiled, name, progress)
+    with trusting(trust), uncollected():
+        compiled = compile_model(
+            model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress, records=measured
+        )
+        return _from_compiled(compiled, name, progress)
 
 
 def load(

@@ -11,7 +11,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -300,15 +300,20 @@ def _split(gaps: list[_Function], named: list[_Function]) -> Iterator[_Function]
                 yield _Function(name, start, end, False, inside, gap.lines[first:last])
 
 
-def _decode_x86(code: bytes, start: int) -> Iterator[_Instruction]:
-    """Refers to: targets of direct calls and jumps, and addresses relative to the instruction pointer."""
+@cache
+def _iced() -> tuple[Any, dict[int, str]]:
+    """The disassembler for x86-64, and the names of its mnemonics."""
     # Not capstone: its version 5 does not know AMX, AVX-VNNI and AVX512-FP16.
     try:
         import iced_x86 as iced
     except ImportError as e:
         raise PackageError("x86-64 code cannot be decoded on this machine", remedy="pip install iced-x86") from e
+    return iced, {v: k.lower() for k, v in vars(iced.Mnemonic).items() if isinstance(v, int)}
 
-    names = {v: k.lower() for k, v in vars(iced.Mnemonic).items() if isinstance(v, int)}
+
+def _decode_x86(code: bytes, start: int) -> Iterator[_Instruction]:
+    """Refers to: targets of direct calls and jumps, and addresses relative to the instruction pointer."""
+    iced, names = _iced()
     jumps = {iced.FlowControl.UNCONDITIONAL_BRANCH, iced.FlowControl.CONDITIONAL_BRANCH}
     branches = jumps | {iced.FlowControl.CALL}
     formatter = iced.Formatter(iced.FormatterSyntax.INTEL)

@@ -212,8 +212,7 @@ class Context:
         """Bind `expr` to a variable named after the current layer (plus `.suffix` for an intermediate value)."""
         if isinstance(expr, relax.Var) or ops.is_const(expr):
             return expr
-        name = f"{self.layer}.{suffix}" if suffix else self.layer
-        var = self._emit(self._flat(expr, suffix), name)
+        var = self._emit(self._flat(expr, suffix), self._name(suffix))
         value = self.builder.lookup_binding(var)
         if isinstance(value, relax.Call):
             self.intervals[var] = interval_of(value, [self.interval(a) for a in value.args])
@@ -221,6 +220,9 @@ class Context:
             whole = self.interval(value.tuple_value)
             self.intervals[var] = whole[value.index] if isinstance(whole, tuple) else whole
         return var
+
+    def _name(self, suffix: str) -> str:
+        return f"{self.layer}.{suffix}" if suffix else self.layer
 
     def _flat(self, expr: relax.Expr, suffix: str) -> relax.Expr:
         """A call whose own calls (casts of its operands) are bound, so that they have an interval."""
@@ -257,10 +259,14 @@ class Context:
     def accumulate(self, make: Callable[[str], relax.Expr], suffix: str) -> relax.Expr:
         """Emit `make("int32")`, or `make("int64")` when the computed bounds leave int32."""
         narrow = self.builder.normalize(self._flat(make("int32"), suffix))
-        bound: Any = partial_sums(narrow, [self.interval(a) for a in narrow.args])
-        low, high = int(np.min(bound.low)), int(np.max(bound.high))
-        fits = arith.RANGES["int32"][0] <= low and high <= arith.RANGES["int32"][1]
-        return self.emit(narrow if fits else make("int64"), suffix)
+        args = [self.interval(a) for a in narrow.args]
+        result = interval_of(narrow, args)
+        low, high = partial_sums(narrow, args, result).scalar
+        if low < arith.RANGES["int32"][0] or high > arith.RANGES["int32"][1]:
+            return self.emit(make("int64"), suffix)
+        var = self._emit(narrow, self._name(suffix))
+        self.intervals[var] = result
+        return var
 
     def fail(self, op: str, reason: str, remedy: str) -> NotLowered:
         """The error for the current layer; to be raised."""

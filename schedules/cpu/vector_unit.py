@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import tvm
 
@@ -33,6 +34,7 @@ class VectorUnit:
         return self.lanes if self.lanes >= 8 and not self.neon else 0
 
     @staticmethod
+    @lru_cache(maxsize=16)
     def of(target: tvm.target.Target) -> VectorUnit:
         """The unit that LLVM will use for a target."""
         names = ("avx512bw", "avx512vnni", "avx2", "avxvnni", "sse2", "amx-tile", "amx-int8", *NEON)

@@ -297,3 +297,14 @@ def test_importing_the_package_is_light() -> None:
     code = "import hawq_tvm, sys; print([m for m in ('torch', 'onnx', 'tvm', 'onnxruntime') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_commands_leave_torch_to_who_needs_it(model: Path) -> None:
+    """TVM imports PyTorch wherever it is installed: two of the three seconds in which a model is refused."""
+    code = (
+        "import sys; from hawq_tvm.cli import main; code = main(['inspect', sys.argv[1]]);"
+        "assert 'tvm' in sys.modules and 'torch' not in sys.modules; import torch; sys.exit(code)"
+    )
+    pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,50 @@
+"""Imports that a command can do without: TVM imports PyTorch wherever it is installed, which takes two seconds."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+class _WithoutTorch(Loader):
+    """Imports a package as if PyTorch were not installed, which it is made for."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+        try:
+            self.loader.exec_module(module)
+        finally:
+            del sys.modules["torch"]
+
+
+class _Finder(MetaPathFinder):
+    """Finds the first of TVM's two packages, which imports the other."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name not in ("tvm", "tvm_ffi"):
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None and "torch" not in sys.modules:
+            spec.loader = _WithoutTorch(spec.loader)
+        return spec
+
+
+def tvm_without_torch() -> None:
+    """Make a later `import tvm` leave PyTorch to who needs it; for a process that is this project's own, where nobody
+    hands PyTorch's tensors to TVM.
+    """
+    if "tvm_ffi" not in sys.modules and not any(isinstance(f, _Finder) for f in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
