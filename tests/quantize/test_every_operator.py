@@ -64,6 +64,15 @@ def positive(op: str) -> Build:
     return lambda g, x: g.node(op, g.node("Add", g.node("Relu", x), g.constant(0.5)))
 
 
+def normalized(g: FloatNet, x: str) -> str:
+    """LayerNormalization as PyTorch's older exporter writes it: the compiler knows it as one operator."""
+    axis = g.constant([-1], INTS)
+    centred = g.node("Sub", x, g.node("ReduceMean", x, axis))
+    variance = g.node("ReduceMean", g.node("Pow", centred, g.constant(2.0)), axis)
+    y = g.node("Div", centred, g.node("Sqrt", g.node("Add", variance, g.constant(1e-5))))
+    return g.node("Add", g.node("Mul", y, g.random(6)), g.random(6))
+
+
 POOL = {"kernel_shape": [3, 3], "strides": [2, 2]}
 BUILDERS: dict[str, Build] = {
     "Add": lambda g, x: g.node("Add", x, g.node("Relu", x)),
@@ -111,6 +120,7 @@ BUILDERS: dict[str, Build] = {
     "PRelu": plain("PRelu", f(0.1, 0.2, 0.3, 0.4).reshape(4, 1, 1)),
     "Pad": plain("Pad", i(0, 0, 1, 1, 0, 0, 1, 2), f(0)[0]),
     "Pow": plain("Pow", f(2)[0]),
+    "RMSNormalization": plain("RMSNormalization", f(1, 2, 1, 2, 1, 2)),
     "Range": shaped("Range", f(0)[0], f(6)[0], f(1)[0]),
     "Reciprocal": positive("Reciprocal"),
     "ReduceMax": plain("ReduceMax", i(2, 3)),
@@ -147,6 +157,7 @@ VARIANTS: dict[str, Build] = {
     "Pad reflect": plain("Pad", i(0, 0, 1, 1, 0, 0, 1, 2), mode="reflect"),
     "Pad edge": plain("Pad", i(0, 0, 1, 1, 0, 0, 1, 2), mode="edge"),
     "Pad 0.5": plain("Pad", i(0, 0, 1, 1, 0, 0, 1, 2), f(0.5)[0]),
+    "LayerNormalization written out": normalized,
     "Clip above": lambda g, x: g.node("Clip", x, "", g.constant(0.7)),
     "ConvTranspose SAME": lambda g, x: g.node(
         "ConvTranspose", x, g.random(4, 3, 3, 3), auto_pad="SAME_UPPER", strides=[2, 2]
@@ -178,7 +189,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("op", [*known(), *VARIANTS])
 def test_what_quantize_writes_compiles(op: str, data: Path) -> None:
-    opset = 24 if op == "Swish" else 21
+    opset = {"Swish": 24, "RMSNormalization": 23}.get(op, 21)
     g = FloatNet([1, 3, 6, 6], seed=1, opset=opset)
     build = VARIANTS.get(op) or BUILDERS.get(op) or plain(op)
     net = g.model(build(g, g.conv("x", 4, 3, 3, "first", pads=[1] * 4)))

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx
+import tvm
 
+from hawq_tvm.compiler import pipeline
 from hawq_tvm.core import ops, stages
 from hawq_tvm.core.errors import first_of
 from hawq_tvm.core.operators import OPERATORS, Kind
@@ -42,9 +44,13 @@ PRODUCTS = frozenset({"relax.multiply", "relax.matmul", "relax.nn.conv2d", "rela
 
 @dataclass(frozen=True)
 class Roles:
-    """The compiler's operators that stand for a node, by its name; none for one that gives its input on."""
+    """The compiler's operators that stand for a node, by its name; none for one that gives its input on.
+
+    inside: nodes whose results no integers stand for, because the compiler knows them as parts of something greater.
+    """
 
     calls: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    inside: frozenset[str] = frozenset()
 
     def moves(self, node: Node) -> bool:
         """Whether a node's results hold nothing but elements of what it reads."""
@@ -77,13 +83,19 @@ def roles_of(model: onnx.ModelProto) -> Roles:
     """
     shapes = {i.name: tuple(d.dim_value or 1 for d in i.type.tensor_type.shape.dim) for i in model.graph.input}
     importer = Importer(model, shapes)
-    main = importer.run()["main"]
+    module = importer.run()
     if importer.failures:
         raise first_of(importer.failures)
-    nodes = stages.model_nodes(main)
-    calls: dict[str, set[str]] = defaultdict(set, {name: set() for name in nodes})
-    for binding in stages.bindings(main):
-        name = ops.op_name(binding.value)
-        if name:
-            calls[stages.model_node(binding.var.name, nodes)].add(name)
-    return Roles({name: frozenset(found) for name, found in calls.items()})
+    given, known = _calls(module), _calls(pipeline.until(module, pipeline.lower_to_integer))
+    nodes = stages.model_nodes(module["main"])
+    calls = {name: frozenset(known.get(name, ())) for name in nodes}
+    return Roles(calls, frozenset(name for name in given if name not in known))
+
+
+def _calls(module: tvm.IRModule) -> dict[str, set[str]]:
+    """The operators that the results of every node of the model are made by."""
+    nodes = stages.model_nodes(module["main"])
+    calls: dict[str, set[str]] = defaultdict(set)
+    for binding in stages.bindings(module["main"]):
+        calls[stages.model_node(binding.var.name, nodes)].add(ops.op_name(binding.value))
+    return {name: found - {""} for name, found in calls.items()}

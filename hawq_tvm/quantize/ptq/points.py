@@ -67,7 +67,8 @@ class _Search:
         names = [i.name for i in self.graph.inputs if i.name in self.floats]
         names += [n for node in self.graph.nodes for n in node.outputs if n in self.floats]
         joined, passed = self._joined()
-        apart = {*joined, *passed}
+        inside = (n for node in self.graph.nodes if node.name in self.roles.inside for n in node.outputs)
+        apart = {*joined, *passed, *inside}
         quantized = [n for n in names if n not in apart and not self._absorbed(n) and not self._inner(n, roots)]
         source: dict[str, str] = {}
         for name in quantized:
