@@ -71,6 +71,8 @@ def show_inspect(report: InspectReport) -> None:
         for p in problems:
             table.add_row(*(str(p.get(k, "")) for k in ("layer", "op", "reason", "remedy")))
         OUT.print(table)
+    for hint in report.hints:
+        say(f"hint: {hint}")
     say(report.verdict)
 
 

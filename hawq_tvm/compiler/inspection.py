@@ -23,6 +23,7 @@ class InspectReport:
     unsupported, float_layers: everything that keeps it from being imported, and then from being integer.
     integer_layers: how many kernels it would have.  error: the sentence with which `compile` refuses it.
     float_tail: the layers that stay float, where that is allowed.  cut: where the float end is cut off, where it is.
+    hints: sentences on scales that spoil the model.
     """
 
     model: dict[str, Any]
@@ -32,6 +33,7 @@ class InspectReport:
     error: str = ""
     float_tail: tuple[str, ...] = ()
     cut: Cut | None = None
+    hints: tuple[str, ...] = ()
 
     @property
     def compilable(self) -> bool:
@@ -65,6 +67,7 @@ class InspectReport:
             "error": self.error,
             "float_tail": list(self.float_tail),
             "cut": self.cut.fields() if self.cut else None,
+            "hints": list(self.hints),
         }
 
     def lines(self) -> Iterator[str]:
@@ -127,16 +130,19 @@ def _inspected(
     from hawq_tvm.core import stages
 
     from . import pipeline
+    from .hints import hints
 
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
     missing: tuple[dict[str, str], ...] = ()
     floats: tuple[dict[str, str], ...] = ()
+    said: tuple[str, ...] = ()
     try:
         try:
             annotated = pipeline.import_by(frontend, source, fixed, allow_float_tail)
         except ModelError as e:
             missing = tuple(e.problems())
             raise
+        said = tuple(hints(annotated))
         try:
             packed = pipeline.to_packed(annotated, target=parsed)
         except ModelError as e:
@@ -146,7 +152,7 @@ def _inspected(
     except UsageError:
         raise
     except HawqError as e:
-        return InspectReport(_described(frontend, source), missing, floats, 0, str(e))
+        return InspectReport(_described(frontend, source), missing, floats, 0, str(e), hints=said)
     outside, nodes = stages.float_tail(packed["main"]), stages.model_nodes(annotated["main"])
     kept = dict.fromkeys(
         stages.model_node(b.var.name, nodes) for b in stages.bindings(packed["main"]) if b.var.name in outside
@@ -158,6 +164,7 @@ def _inspected(
         len(stages.private_functions(packed)),
         float_tail=tuple(kept),
         cut=of_main(packed["main"]),
+        hints=said,
     )
 
 

@@ -1,0 +1,109 @@
+"""Where a scale spoils a quantized model that compiles all the same: what `inspect` says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tvm
+from tvm import relax
+
+from hawq_tvm.core import ops, stages
+
+FEWEST = 8  # steps that a part of a joined tensor must have left
+_BOUNDED = {
+    "relax.sigmoid": (0.0, 1.0),
+    "relax.nn.softmax": (0.0, 1.0),
+    "relax.tanh": (-1.0, 1.0),
+    "relax.erf": (-1.0, 1.0),
+}
+_MOVED = (
+    "relax.reshape",
+    "relax.permute_dims",
+    "relax.expand_dims",
+    "relax.squeeze",
+    "relax.broadcast_to",
+    "relax.nn.max_pool2d",
+)
+_SUMS = ("relax.add", "relax.subtract", "relax.where", "relax.maximum", "relax.minimum")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is known of the values of a tensor, or of one that it was joined of: where they were made, and how far apart
+    the largest and the smallest can be.  levels: that its own type tells apart, None for floats.
+    """
+
+    name: str
+    span: float
+    levels: int | None = None
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """The parts of a tensor that are known; summed: it is their sum, or chosen from them place by place."""
+
+    parts: tuple[_Part, ...]
+    summed: bool = False
+
+
+def hints(annotated: tvm.IRModule) -> list[str]:
+    """A sentence for every quantize (ANNOTATED stage) whose scale leaves nothing of a tensor that it reads.
+
+    That is a part of a concatenation with fewer than FEWEST steps left, such as a detector's scores beside its boxes,
+    and an operand of a sum with less than one, such as attention scores beside a mask of the least float.
+    """
+    main, found = annotated["main"], []
+    known: dict[relax.Var, _Joined] = {}
+    nodes = stages.model_nodes(main)
+    for b in stages.bindings(main):
+        name = stages.model_node(b.var.name, nodes)
+        if ops.op_name(b.value) == "hawq.quantize":
+            found += _judged(name, b.value, known.get(b.value.args[0]))
+        joined = _joined(name, b.value, known)
+        if joined is not None and joined.parts:
+            known[b.var] = joined
+    return found
+
+
+def _joined(name: str, value: relax.Expr, known: dict[relax.Var, _Joined]) -> _Joined | None:
+    """What is known of a value."""
+    op = ops.op_name(value)
+    if op == "hawq.dequantize" and not ops.is_const(value.args[0]):
+        levels = int(value.attrs["qmax"]) - int(value.attrs["qmin"])
+        return _Joined((_Part(name, levels * float(ops.const_value(value.args[1]).max()), levels),))
+    if op in _BOUNDED:
+        low, high = _BOUNDED[op]
+        return _Joined((_Part(name, high - low),))
+    if op in _MOVED:
+        return known.get(value.args[0])
+    if op == "relax.concat":
+        return _Joined(_parts(value.args[0], known))
+    if op in _SUMS:
+        return _Joined(_parts(value.args, known), summed=True)
+    return None
+
+
+def _parts(operands: Sequence[relax.Expr], known: dict[relax.Var, _Joined]) -> tuple[_Part, ...]:
+    """The operands that are known and no sums."""
+    found = [known[o] for o in operands if isinstance(o, relax.Var) and o in known]
+    return tuple(part for joined in found if not joined.summed for part in joined.parts)
+
+
+def _judged(name: str, quantize: relax.Call, read: _Joined | None) -> list[str]:
+    if read is None:
+        return []
+    step, said = float(ops.const_value(quantize.args[1]).max()), []
+    for part in read.parts:
+        left = part.span / step
+        if read.summed and left < 1:
+            said.append(
+                f"{name}: its step of {step:.3g} is more than the whole range of {part.name}, {part.span:.3g}, so"
+                " nothing of that is left; remedy: if a mask made it, make that -10000 before quantizing"
+            )
+        elif not read.summed and left < min(FEWEST, (part.levels or 2 * FEWEST) / 2):
+            said.append(
+                f"{name}: one scale for tensors of unlike ranges leaves {part.name} only {left:.2g} steps; remedy:"
+                " quantize its parts apart, or end the model before they are joined"
+            )
+    return said

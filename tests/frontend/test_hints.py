@@ -1,0 +1,77 @@
+"""`inspect` says where a scale spoils a model that compiles: scores beside boxes, scores beside a mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+import hawq_tvm as ht
+from hawq_tvm.cli import main
+
+
+def quantized(nodes: list[onnx.NodeProto], step: float, mask: float = 0.0) -> onnx.ModelProto:
+    """int8 inputs `a` (step 1/16) and `b` (step 8), a mask, some nodes from their dequantized values `fa` and `fb` to
+    `y`, and a quantize of y with the step.
+    """
+    scales = {"sa": 1 / 16, "sb": 8.0, "sy": step, "mask": mask}
+    wrapped = [
+        helper.make_node("DequantizeLinear", ["a", "sa"], ["fa"], "A"),
+        helper.make_node("DequantizeLinear", ["b", "sb"], ["fb"], "B"),
+        *nodes,
+        helper.make_node("QuantizeLinear", ["y", "sy", "zero"], ["q"], "Q"),
+        helper.make_node("DequantizeLinear", ["q", "sy"], ["out"], "D"),
+    ]
+    tensors = [numpy_helper.from_array(np.float32(v), name) for name, v in scales.items()]
+    tensors += [
+        numpy_helper.from_array(np.int8(0), "zero"),
+        numpy_helper.from_array(np.array([[[True, False]] * 3]), "allowed"),
+    ]
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.INT8, [1, 3, 2]) for name in ("a", "b")]
+    output = helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, None)
+    graph = helper.make_graph(wrapped, "g", inputs, [output], tensors)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+JOINED = [helper.make_node("Concat", ["fa", "fb"], ["y"], "Join", axis=2)]
+SCORES = [
+    helper.make_node("Sigmoid", ["fa"], ["s"], "S"),
+    helper.make_node("Concat", ["s", "fb"], ["c"], "Join", axis=2),
+    helper.make_node("Reshape", ["c", "shape"], ["y"], "Move"),
+]
+LEAST = float(np.finfo(np.float32).min)
+MASKED = [helper.make_node("Where", ["allowed", "fa", "mask"], ["y"], "Choose")]
+ADDED = [helper.make_node("Add", ["fa", "fb"], ["y"], "Sum")]
+
+
+@pytest.mark.parametrize(
+    "nodes, step, wanted",
+    [
+        (
+            JOINED,
+            8.0,
+            "Q: one scale for tensors of unlike ranges leaves A only 2 steps; remedy: quantize its parts apart",
+        ),
+        (JOINED, 1.0, ""),  # 16 steps are left
+        (ADDED, 8.0, ""),  # 2 steps of a sum's operand are some
+        (ADDED, 32.0, "Q: its step of 32 is more than the whole range of A, 15.9, so nothing of that is left"),
+        (MASKED, LEAST / -255, "Q: its step of 1.33e+36 is more than the whole range of A, 15.9, so nothing"),
+        (MASKED, 1 / 16, ""),
+    ],
+)
+def test_a_scale_that_spoils_is_named(nodes: list[onnx.NodeProto], step: float, wanted: str) -> None:
+    report = ht.inspect(quantized(nodes, step, LEAST))
+    assert report.compilable, report.error
+    assert len(report.hints) == bool(wanted) and all(h.startswith(wanted) for h in report.hints), report.hints
+    assert report.to_dict()["hints"] == list(report.hints)
+
+
+def test_scores_of_a_sigmoid_beside_boxes(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
+    """The function's own range counts where nothing quantizes it; a movement changes nothing; the command prints it."""
+    model = quantized(SCORES, 5.0)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 12]), "shape"))
+    onnx.save(model, tmp_path / "m.onnx")
+    main(["inspect", str(tmp_path / "m.onnx")])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "hint: Q: one scale for tensors of unlike ranges leaves S only 0.2 steps; remedy:" in said
