@@ -50,6 +50,23 @@ def test_auto_pad_counts_the_dilated_kernel() -> None:
     "attributes",
     [
         {},
+        {"strides": [2, 1, 3]},
+        {"dilations": [2, 1, 2], "pads": [1, 0, 2, 2, 1, 0]},
+        {"group": 2, "strides": [3, 2, 1]},
+        {"group": 4, "pads": [0, 0, 0, 1, 0, 0]},
+        {"auto_pad": "SAME_UPPER", "strides": [2, 3, 1]},
+    ],
+)
+def test_conv_3d_is_a_conv_of_all_that_a_window_holds_along_the_depth(attributes: dict[str, Any]) -> None:
+    x, weight = normal(2, 4, 7, 6, 8), normal(8, 4 // attributes.get("group", 1), 3, 2, 2, seed=1)
+    check_float("Conv", [x, Fixed(weight), Fixed(normal(8, seed=2))], oracle=onnxruntime, **attributes)
+    check_float("Conv", [x, Fixed(weight[:, :, :1])], oracle=onnxruntime, **attributes)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {},
         {"strides": [2]},
         {"dilations": [3]},
         {"pads": [2, 1]},
@@ -122,7 +139,7 @@ W = Fixed(normal(8, 4, 3, 3))
         ("Conv", [X2, W], {"kernel_shape": [3, 2]}, "kernel_shape"),
         ("Conv", [X2, W], {"auto_pad": "SAME"}, "unknown auto_pad"),
         ("Conv", [X2, W], {"group": 0}, "group"),
-        ("Conv", [normal(1, 4, 3, 3, 3), Fixed(normal(8, 4, 1, 1, 1))], {}, "1-D and 2-D"),
+        ("Conv", [normal(1, 4, 3, 3, 3, 3), Fixed(normal(8, 4, 1, 1, 1, 1))], {}, "data of 1 to 3 dimensions"),
         ("Conv", [X2, Fixed(normal(8, 4, 3))], {}, "another rank"),
         ("Conv", [X2, Fixed(normal(8, 4, 3, 3).astype(np.float64))], {}, "element type"),
         ("ConvTranspose", [X2, Fixed(normal(3, 8, 3, 3))], {}, "input channels"),

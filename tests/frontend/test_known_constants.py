@@ -93,7 +93,7 @@ def test_a_very_long_chain_is_refused() -> None:
     for _ in range(2000):
         c = g.node("Neg", [c])
     y = g.node("Clip", [x, "", g.node("ReduceMax", [c], keepdims=0)])
-    with pytest.raises(ModelError, match="has a bound max .* that very many operators compute"):
+    with pytest.raises(ModelError, match=r"has a bound max .* that very many operators compute"):
         import_onnx(g.model([(g.qdq(y, F(0.1), 0), FLOAT)]))
 
 

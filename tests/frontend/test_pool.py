@@ -37,6 +37,28 @@ WINDOWS: list[dict[str, Any]] = [
 ]
 
 
+DEEP: list[dict[str, Any]] = [
+    {"kernel_shape": [2, 3, 2]},
+    {"kernel_shape": [3, 2, 3], "strides": [2, 2, 1], "ceil_mode": 1},
+    {"kernel_shape": [3, 3, 2], "strides": [2, 1, 2], "pads": [1, 1, 0, 1, 1, 1]},
+    {"kernel_shape": [1, 2, 2], "strides": [1, 2, 2]},
+    {"kernel_shape": [2, 2, 2], "auto_pad": "SAME_UPPER", "strides": [2, 2, 2]},
+]
+
+
+@pytest.mark.parametrize("attributes", DEEP)
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_pools_in_depth(op: str, attributes: dict[str, Any]) -> None:
+    x = normal(2, 3, 7, 6, 5)
+    check_float(op, [x], oracle=onnxruntime, **attributes)
+    if op == "AveragePool":
+        check_float(op, [x], oracle=onnxruntime, count_include_pad=1, **attributes)
+    else:
+        model, feed = node_model("MaxPool", [integers("int8", 2, 3, 7, 6, 5)], **attributes)
+        np.testing.assert_array_equal(imported(model, feed)["y0"], onnxruntime(model, feed)["y0"])
+    check_float(f"Global{op}", [x], oracle=onnxruntime)
+
+
 @pytest.mark.parametrize("attributes", WINDOWS)
 def test_max_pool(attributes: dict[str, Any]) -> None:
     check_float("MaxPool", [X2], oracle=onnxruntime, **attributes)
@@ -114,7 +136,7 @@ def test_arg_extrema(op: str, axis: int, keepdims: int, x: Any) -> None:
         ("MaxPool", [X2], {}, "lacks its attribute"),
         ("MaxPool", [X2], {"kernel_shape": [11, 3]}, "larger than its padded"),
         ("MaxPool", [X2], {"kernel_shape": [3]}, "kernel_shape"),
-        ("MaxPool", [normal(1, 1, 4, 4, 4)], {"kernel_shape": [2, 2, 2]}, "1-D and 2-D"),
+        ("MaxPool", [normal(1, 1, 4, 4, 4, 4)], {"kernel_shape": [2, 2, 2, 2]}, "data of 1 to 3 dimensions"),
         ("AveragePool", [integers("int8", 1, 1, 4, 4)], {"kernel_shape": [2, 2]}, "element type"),
         ("AveragePool", [X2], {"kernel_shape": [2, 2], "strides": [0, 0]}, "strides"),
         ("ArgMax", [X2], {"select_last_index": 1}, "last of equal"),

@@ -1,9 +1,14 @@
-"""Convolutions in one or two dimensions, plain and transposed; one dimension runs as two of height 1."""
+"""Convolutions, plain in one to three dimensions and transposed in one or two.
+
+One dimension runs as two of height 1. Three run as two: every place along the depth is an image whose channels are all
+that its window holds along the depth, and the sum over a window stays one sum.
+"""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 from tvm import relax
 
 from hawq_tvm.core import ops
@@ -23,11 +28,18 @@ def channel_bias(node: Operation, bias: Value, channels: int) -> relax.Expr:
     return node.emit(relax.op.reshape(bias.expr, shape), "bias")
 
 
-def check_channels(node: Operation, x: relax.Expr, w: relax.Expr, group: int, channel_axis: int) -> tuple[Ints, Ints]:
-    """Shapes of data and weight, checked; channel_axis: where the weight has its input channels."""
+def check_channels(
+    node: Operation, x: relax.Expr, w: relax.Expr, group: int, channel_axis: int, dimensions: int = 2
+) -> tuple[Ints, Ints]:
+    """Shapes of data and weight, checked; channel_axis: where the weight has its input channels.  dimensions: the
+    most that there may be.
+    """
     data, weight = ops.shape_of(x), ops.shape_of(w)
     node.need(
-        len(data) in (3, 4), "works on 1-D and 2-D data", expected="data of rank 3 or 4", found=f"rank {len(data)}"
+        1 <= len(data) - 2 <= dimensions,
+        f"works on data of 1 to {dimensions} dimensions",
+        expected=f"data of rank 3 to {dimensions + 2}",
+        found=f"rank {len(data)}",
     )
     node.need(
         len(weight) == len(data), "has a weight of another rank than its data", expected=len(data), found=list(weight)
@@ -64,6 +76,8 @@ def convolved(
     node: Operation, x: relax.Expr, w: relax.Expr, bias: Value | None, window: Window, group: int
 ) -> relax.Expr:
     """The float convolution: x (N, C, spatial), w (O, C / group, spatial), bias (O)."""
+    if len(ops.shape_of(x)) == 5:
+        return _convolved_in_depth(node, x, w, bias, window, group)
     y = relax.op.nn.conv2d(
         _to_2d(node, x, "x2d"),
         _to_2d(node, w, "w2d"),
@@ -73,6 +87,28 @@ def convolved(
         groups=group,
     )
     return _finish(node, y, bias, ops.shape_of(w)[0], len(ops.shape_of(x)))
+
+
+def _convolved_in_depth(
+    node: Operation, x: relax.Expr, w: relax.Expr, bias: Value | None, window: Window, group: int
+) -> relax.Expr:
+    batch, channels, *_ = ops.shape_of(x)
+    outputs, inputs, taps, *kernel = ops.shape_of(w)
+    if window.before[0] or window.after[0]:
+        around = [0, 0, 0, 0, window.before[0], window.after[0], 0, 0, 0, 0]
+        x = node.emit(relax.op.nn.pad(x, around, "constant", 0.0), "deep")
+    depth, *image = ops.shape_of(x)[2:]
+    places = range(0, depth - window.reach[0] + 1, window.strides[0])
+    reached = [p + k * window.dilations[0] for p in places for k in range(taps)]
+    if reached != list(range(depth)):
+        x = node.emit(relax.op.take(x, ops.const(np.array(reached), "int64"), 2), "taps")
+    x = node.emit(relax.op.reshape(x, (batch, channels, len(places), taps, *image)), "windows")
+    x = node.emit(relax.op.permute_dims(x, [0, 2, 1, 3, 4, 5]), "places")
+    x = node.emit(relax.op.reshape(x, (batch * len(places), channels * taps, *image)), "images")
+    w = node.emit(relax.op.reshape(w, (outputs, inputs * taps, *kernel)), "w2d")
+    y = node.emit(convolved(node, x, w, bias, window.along(1, 3), group), "images.y")
+    shape = (batch, len(places), *ops.shape_of(y)[1:])
+    return relax.op.permute_dims(node.emit(relax.op.reshape(y, shape), "places.y"), [0, 2, 1, 3, 4])
 
 
 def convolved_transposed(

@@ -1,7 +1,11 @@
-"""Pools over windows, in one or two dimensions, on floats and (maxima) on integers."""
+"""Pools over windows, in one to three dimensions, on floats and (maxima) on integers; one over three is one over the
+depth and then one over every image.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +53,7 @@ def _padded(node: Operation, data: relax.Expr, options: dict[str, Any]) -> relax
 def pooled(
     node: Operation, x: relax.Expr, window: Window, kind: str, *, ceil_mode: bool, count_include_pad: bool = False
 ) -> relax.Expr:
-    """max_pool2d (kind "max") or avg_pool2d (kind "average") of data of rank 3 or 4; a 1-D pool runs as a 2-D one of
+    """max_pool2d (kind "max") or avg_pool2d (kind "average") of data of rank 3 to 5; a 1-D pool runs as a 2-D one of
     height 1.
 
     ceil_mode: a last window may be partial.  count_include_pad: padding counts in a mean.
@@ -60,6 +64,13 @@ def pooled(
             "has pads as large as its kernel",
             expected=f"below {list(window.reach)}",
             found=str(list(window.before + window.after)),
+        )
+    if len(shape) == 5:
+        return _pooled_in_depth(
+            lambda x, window: pooled(node, x, window, kind, ceil_mode=ceil_mode, count_include_pad=count_include_pad),
+            node,
+            x,
+            window,
         )
     data = node.emit(relax.op.expand_dims(x, [2]), "x2d") if len(shape) == 3 else x
     window, partial = _ceil_mode(node, window, shape[2:]) if ceil_mode else (window, False)
@@ -80,8 +91,24 @@ def pooled(
     return relax.op.squeeze(node.emit(y, "flat"), [2]) if len(shape) == 3 else y
 
 
+def _pooled_in_depth(
+    pool: Callable[[relax.Expr, Window], relax.Expr], node: Operation, x: relax.Expr, window: Window
+) -> relax.Expr:
+    """First along the depth: the divisors of a mean without padding may differ there, and do not within an image."""
+    batch, channels, depth, *image = ops.shape_of(x)
+    columns = node.emit(relax.op.reshape(x, (batch, channels, depth, math.prod(image))), "columns")
+    columns = node.emit(pool(columns, window.along(0, 1).beside()), "columns.y")
+    depth = ops.shape_of(columns)[2]
+    images = node.emit(relax.op.reshape(columns, (batch, channels * depth, *image)), "images")
+    images = node.emit(pool(images, window.along(1, 3)), "images.y")
+    return relax.op.reshape(images, (batch, channels, depth, *ops.shape_of(images)[2:]))
+
+
 def check_rank(node: Operation, shape: tuple[int, ...]) -> None:
-    """Raise ModelError unless data of this shape has one or two spatial dimensions."""
+    """Raise ModelError unless data of this shape has one to three spatial dimensions."""
     node.need(
-        len(shape) in (3, 4), "works on 1-D and 2-D data", expected="data of rank 3 or 4", found=f"rank {len(shape)}"
+        len(shape) in (3, 4, 5),
+        "works on data of 1 to 3 dimensions",
+        expected="data of rank 3 to 5",
+        found=f"rank {len(shape)}",
     )

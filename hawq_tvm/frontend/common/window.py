@@ -25,6 +25,18 @@ class Window:
         """How far the dilated kernel extends."""
         return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
+    def along(self, first: int, last: int) -> Window:
+        """The window over the spatial axes from `first` to before `last`."""
+        fields = (self.kernel, self.strides, self.dilations, self.before, self.after)
+        return Window(*(f[first:last] for f in fields))
+
+    def beside(self) -> Window:
+        """A window over one axis as one over two, of one element along the second."""
+        one, none = (1,), (0,)
+        return Window(
+            self.kernel + one, self.strides + one, self.dilations + one, self.before + none, self.after + none
+        )
+
     def flat(self, values: Ints, fill: int) -> list[int]:
         """Two spatial values: a 1-D operator runs as a 2-D one of height 1."""
         return [fill, *values] if len(values) == 1 else list(values)

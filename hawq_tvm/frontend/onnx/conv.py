@@ -1,4 +1,4 @@
-"""Conv and ConvTranspose, in one or two dimensions; also the convolution that QLinearConv and ConvInteger expand to."""
+"""Conv in one to three dimensions, ConvTranspose in one or two; QLinearConv and ConvInteger expand to the former."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .window import Window, auto_pad, explicit_pads, positive, read_window, spli
 def convolve(node: Node, x: relax.Expr, w: relax.Expr, bias: Value | None) -> relax.Expr:
     """The float convolution of a node's attributes: x (N, C, spatial), w (O, C / group, spatial), bias (O)."""
     group = node.attr("group", 1)
-    data, weight = check_channels(node, x, w, group, 1)
+    data, weight = check_channels(node, x, w, group, 1, dimensions=3)
     return convolved(node, x, w, bias, read_window(node, data[2:], weight[2:]), group)
 
 

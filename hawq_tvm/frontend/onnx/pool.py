@@ -1,4 +1,4 @@
-"""Pools over windows and over whole images, in one or two dimensions, on floats and (maxima) on integers."""
+"""Pools over windows and over whole images, in one to three dimensions, on floats and (maxima) on integers."""
 
 from __future__ import annotations
 

@@ -42,9 +42,9 @@ def read_window(node: Node, spatial: Sequence[int], kernel: Sequence[int] | None
     """
     count = len(spatial)
     node.need(
-        count in (1, 2),
-        "works on data of this rank only in 1 or 2 spatial dimensions",
-        expected="rank 3 or 4",
+        count in (1, 2, 3),
+        "works on data of 1 to 3 dimensions",
+        expected="rank 3 to 5",
         found=count + 2,
     )
     if kernel is None:

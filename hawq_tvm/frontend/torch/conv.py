@@ -1,4 +1,4 @@
-"""Convolutions, plain and transposed, in one or two dimensions."""
+"""Convolutions, plain in one to three dimensions, transposed in one or two."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def _window(node: Node, kernel: Ints) -> Window:
     return Window(kernel, strides, dilations, *_padding(node, count, bare.reach))
 
 
-@handles("aten.conv1d", "aten.conv2d")
+@handles("aten.conv1d", "aten.conv2d", "aten.conv3d")
 def convolution(node: Node) -> relax.Expr:
     """Convolution of float tensors."""
     x, w = node.x(), node.expr(1)
     group = node.integer("groups", 1)
-    data, weight = check_channels(node, x, w, group, 1)
+    data, weight = check_channels(node, x, w, group, 1, dimensions=3)
     return convolved(node, x, w, node.tensor("bias"), fitting(node, _window(node, weight[2:]), data[2:]), group)
 
 

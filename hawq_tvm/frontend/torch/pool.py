@@ -23,20 +23,20 @@ def _window(node: Node) -> Window:
     return fitting(node, Window(kernel, strides, dilations, pads, pads), shape[2:])
 
 
-@handles("aten.max_pool1d", "aten.max_pool2d")
+@handles("aten.max_pool1d", "aten.max_pool2d", "aten.max_pool3d")
 def max_pool(node: Node) -> Result:
     """The maximum of each window."""
     check_rank(node, node.shape())
     return node.like(pooled(node, node.expr(0), _window(node), "max", ceil_mode=node.flag("ceil_mode")))
 
 
-@handles("aten.max_pool2d_with_indices", "aten.max_pool1d_with_indices")
+@handles("aten.max_pool2d_with_indices", "aten.max_pool1d_with_indices", "aten.max_pool3d_with_indices")
 def max_pool_with_indices(node: Node) -> list[Result]:
     """The same; what reads the indices is refused."""
     return [max_pool(node)]
 
 
-@handles("aten.avg_pool1d", "aten.avg_pool2d")
+@handles("aten.avg_pool1d", "aten.avg_pool2d", "aten.avg_pool3d")
 def average_pool(node: Node) -> relax.Expr:
     """The mean of each window."""
     check_rank(node, node.shape())
@@ -77,14 +77,20 @@ def _adaptive(node: Node, kind: str) -> Result:
     return result if kind == "average" else node.like(result)
 
 
-@handles("aten.adaptive_avg_pool1d", "aten.adaptive_avg_pool2d", "aten._adaptive_avg_pool2d")
+@handles(
+    "aten.adaptive_avg_pool1d",
+    "aten.adaptive_avg_pool2d",
+    "aten._adaptive_avg_pool2d",
+    "aten.adaptive_avg_pool3d",
+    "aten._adaptive_avg_pool3d",
+)
 def adaptive_average_pool(node: Node) -> Result:
     """The mean of as many windows as the output has, where they are of one size."""
     node.x()
     return _adaptive(node, "average")
 
 
-@handles("aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d")
+@handles("aten.adaptive_max_pool1d", "aten.adaptive_max_pool2d", "aten.adaptive_max_pool3d")
 def adaptive_max_pool(node: Node) -> list[Result]:
     """The maximum of such windows; what reads the indices is refused."""
     return [_adaptive(node, "max")]

@@ -187,6 +187,19 @@ POOLS: dict[str, Callable[..., Any]] = {
 }
 
 
+DEEP: dict[str, Callable[..., Any]] = {
+    "max": lambda x: F.max_pool3d(x, 2, (1, 2, 2), (1, 0, 1)),
+    "average": lambda x: F.avg_pool3d(x, (2, 2, 3), 1),
+    "average without pads": lambda x: F.avg_pool3d(x, (2, 3, 3), 2, 1, count_include_pad=False),
+    "adaptive": lambda x: F.adaptive_avg_pool3d(x, 1),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_pools_in_depth(name: str) -> None:
+    check(DEEP[name], (2, 3, 4, 6, 5))
+
+
 @pytest.mark.parametrize("name", POOLS)
 def test_pools_and_reductions(name: str) -> None:
     check(POOLS[name], IMAGE)
@@ -256,6 +269,7 @@ CONVOLUTIONS: dict[str, tuple[Callable[..., Any], tuple[int, ...], int, tuple[in
     "same": (lambda x, w, b: F.conv2d(x, w, b, padding="same"), (4, 6, 2, 3), 0, IMAGE),
     "valid": (lambda x, w, b: F.conv2d(x, w, b, padding="valid"), (4, 6, 2, 3), 0, IMAGE),
     "conv1d": (lambda x, w, b: F.conv1d(x, w, b, 2, 1), (4, 5, 3), 0, VECTORS),
+    "conv3d": (lambda x, w, b: F.conv3d(x, w, b, (2, 1, 1), (1, 0, 1)), (4, 3, 3, 2, 2), 0, (2, 3, 5, 4, 6)),
     "linear": (F.linear, (7, 8), 0, IMAGE),
     "linear of rows": (F.linear, (7, 6), 0, (3, 6)),
     "addmm": (lambda x, w, b: torch.addmm(b, x, w.t()), (7, 6), 0, (3, 6)),
