@@ -203,7 +203,7 @@ def changed(change: str) -> onnx.ModelProto:
         ("twice", "second time"),
         ("string", "'words'"),
         ("nameless", "without a name"),
-        ("size 0", "impossible shape"),
+        ("size 0", "not fixed"),
         ("huge", "impossible shape"),
     ],
 )

@@ -263,6 +263,15 @@ def test_a_float_model_is_not_cut_into_nothing() -> None:
         import_before_cut(model)
 
 
+def test_an_input_may_be_an_output_beside_a_cut() -> None:
+    g = Graph()
+    top = g.node("TopK", [quantized(g), ints(g, 2)], outputs=2)
+    module = import_before_cut(g.model([float_output("x"), float_output(top)]))
+    found = cut.of_main(module["main"])
+    assert found is not None and found.outputs == ("x", top)
+    np.testing.assert_array_equal(evaluate(module, feed())["x"], feed()["x"])
+
+
 def test_a_model_that_needs_no_cut_is_not_cut() -> None:
     g = Graph()
     model = g.model([float_output(g.node("Softmax", [quantized(g)]))])

@@ -207,9 +207,12 @@ def _outputs(module: tvm.IRModule) -> dict[str, tvm.relax.Expr]:
 def _types(module: tvm.IRModule) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Element type and shape of the inputs and outputs of a module by name."""
     main = module["main"]
-    values = {**{p.name: p for p in main.params}, **_outputs(module)}
-    kinds = [*main.attrs["hawq.input_types"], *main.attrs["hawq.output_types"]]
-    return {n: (str(k), ops.shape_of(v)) for (n, v), k in zip(values.items(), kinds, strict=True)}
+    sides = ({p.name: p for p in main.params}, "hawq.input_types"), (_outputs(module), "hawq.output_types")
+    return {
+        n: (str(k), ops.shape_of(v))
+        for values, kinds in sides
+        for (n, v), k in zip(values.items(), main.attrs[kinds], strict=True)
+    }
 
 
 def _with_defaults(node: onnx.NodeProto, version: int) -> onnx.NodeProto:

@@ -32,18 +32,18 @@ def graph_declared(graph: onnx.GraphProto) -> list[Declared]:
 def declared_shape(value: onnx.ValueInfoProto) -> list[int | str] | None:
     """The declared shape: sizes, and names (or "?") of symbolic dimensions; None when the rank is unknown.
 
-    A size below 0 is one that the exporter did not know.
+    A size below 1 is one that the exporter did not know: a tensor without elements is no input.
     """
     if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
         return None
     dims = value.type.tensor_type.shape.dim
-    return [int(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or "?") for d in dims]
+    return [int(d.dim_value) if d.HasField("dim_value") and d.dim_value > 0 else (d.dim_param or "?") for d in dims]
 
 
 def with_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | None]]) -> onnx.ModelProto:
     """A copy of a model with sizes given to open dimensions of its inputs; None leaves one open.
 
-    A dimension of the same name has the same size in outputs and between them; sizes below 0 become open.
+    A dimension of the same name has the same size in outputs and between them; sizes below 1 become open.
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
@@ -59,7 +59,7 @@ def with_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | None
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param and dim.dim_param in sizes:
                 dim.dim_value = sizes[dim.dim_param]
-            elif dim.dim_value < 0:
+            elif dim.HasField("dim_value") and dim.dim_value < 1:
                 dim.Clear()
     return made
 
