@@ -92,6 +92,7 @@ def _fold(expr: relax.Expr, layer: str) -> relax.Expr | None:
             storage=str(attrs["out_dtype"]),
             rounding=str(attrs["rounding"]),
             form=str(attrs["form"]),
+            through=str(attrs["through"]),
         )
         return _const(quantized)
     if name in _ELEMENTWISE and all(ops.is_const(a) for a in expr.args):

@@ -80,4 +80,5 @@ def _narrowed(call: relax.Call, low: float, high: float, source: relax.Expr) -> 
         rounding=rounding,
         form=form,
         branches=str(attrs["branches"]),
+        through=str(attrs["through"]),
     )

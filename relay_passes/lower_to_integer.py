@@ -373,20 +373,20 @@ class _Lowering:
         return realize(self.ctx, value, Output.of(self.ctx, call))
 
     def _quantize_input(self, call: relax.Call, value: Any) -> relax.Expr:
-        moves: tuple[relax.Call, ...] = ()
-        source = value
-        if isinstance(value, Moved):
-            source = value.base
-            if is_uniform(ops.const_value(call.args[1])) and is_uniform(ops.const_value(call.args[2])):
-                moves = value.moves
-            elif value.moves:
-                raise self.ctx.fail(
-                    "hawq.quantize", "scales per channel after a movement of the input", "use one scale"
-                )
+        source, every = (value.base, value.moves) if isinstance(value, Moved) else (value, ())
+        casts, moves = ([m for m in every if _is_cast(m) is kind] for kind in (True, False))
+        if moves and not all(is_uniform(ops.const_value(a)) for a in call.args[1:3]):
+            raise self.ctx.fail("hawq.quantize", "scales per channel after a movement of the input", "use one scale")
+        through = {str(m.attrs.dtype) for m in casts} & set(arith.HALVES) - {ops.dtype_of(source)}
+        if len(through) > 1:
+            raise self.ctx.fail("hawq.quantize", "its input is rounded to two 16-bit float types", "use one of them")
+        attrs = call.attrs
+        if through:
+            attrs = tvm.ir.make_node("ir.DictAttrs", **{**dict(attrs.items()), "through": through.pop()})
         args = [source, *call.args[1:]]
         if moves:
             args = [source] + [ops.const(ops.const_value(a).reshape(-1)[0], ops.dtype_of(a)) for a in call.args[1:]]
-        expr = self.ctx.emit(relax.Call(call.op, args, attrs=call.attrs), "q" if moves else "")
+        expr = self.ctx.emit(relax.Call(call.op, args, attrs=attrs), "q" if moves else "")
         for i, m in enumerate(moves):
             expr = self.ctx.emit(
                 relax.Call(m.op, [expr, *m.args[1:]], attrs=m.attrs), "" if i == len(moves) - 1 else f"move{i}"
@@ -418,9 +418,15 @@ class _Lowering:
 
     def astype(self, call: relax.Call, values: list[Any]) -> Any:
         x, dtype = values[0], str(call.attrs.dtype)
+        if _is_float_expr(x):
+            raise self.ctx.fail("cast", "it rounds a tensor that is not quantized", INSERT)
         if isinstance(x, relax.Expr) and dtype.startswith("float"):
             return Real(ops.shape_of(x), (Term(x, np.zeros((), np.int64), np.ones(())),))
-        if dtype.startswith("float"):
+        if isinstance(x, Moved) and "float" in dtype:
+            return replace(x, moves=(*x.moves, call))
+        if isinstance(x, Real) and "float" in dtype:
+            return replace(x, through=dtype if dtype in arith.HALVES else x.through, kind=dtype)
+        if "float" in dtype:
             return x
         raise self.ctx.fail("cast", f"it casts a real tensor to {dtype} without a scale", "quantize it")
 
@@ -430,6 +436,10 @@ def binding_is_output(lowering: _Lowering, call: relax.Call) -> bool:
     return all(
         b.var not in lowering.feeds_quantize for b in stages.bindings(lowering.main) if b.var.name == lowering.ctx.layer
     )
+
+
+def _is_cast(call: relax.Call) -> bool:
+    return ops.op_name(call) == "relax.astype"
 
 
 def _is_plain(value: Any) -> bool:

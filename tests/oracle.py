@@ -23,15 +23,20 @@ def integer_module(module: tvm.IRModule) -> tvm.IRModule:
     return pipeline.until(module, choose_layout)
 
 
-def explained(real_steps: np.ndarray, ours: np.ndarray, theirs: np.ndarray, more: Any = 0.0) -> np.ndarray:
-    """Where a one-step difference sits on a rounding boundary, as far as float32 can tell.
+FLOAT32, FLOAT16 = 2.0**-18, 2.0**-8
+
+
+def explained(
+    real_steps: np.ndarray, ours: np.ndarray, theirs: np.ndarray, more: Any = 0.0, unit: float = FLOAT32
+) -> np.ndarray:
+    """Where a one-step difference sits on a rounding boundary, as far as float32 (or float16) can tell.
 
     The reach: float32 holds 24 bits, an accumulation and three multiplications lose a few units of the last place of
-    the value, and of the sum's largest partial result, which a float path may keep 2^6 times larger.  more: steps
-    that are known to be lost besides.
+    the value, and of the sum's largest partial result, which a float path may keep 2^6 times larger; float16 holds 11
+    bits.  more: steps that are known to be lost besides.  unit: the reach, relative to the value.
     """
     boundary = np.abs(real_steps - np.floor(real_steps) - 0.5)
-    reach = 2.0**-24 * 64 * np.maximum(np.abs(real_steps), 1) + more
+    reach = unit * np.maximum(np.abs(real_steps), 1) + more
     return (np.abs(ours.astype(np.int64) - theirs.astype(np.int64)) == 1) & (boundary <= reach)
 
 
@@ -39,11 +44,11 @@ class Oracle:
     """Evaluates an ANNOTATED module layer by layer on another runtime's own integers, so that no difference propagates.
 
     theirs: the integers of every quantize by its layer.  rows: elements, differences and unexplained ones by layer.
-    real: what was rounded, in steps, by layer.
+    real: what was rounded, in steps, by layer.  unit: what their arithmetic loses.
     """
 
-    def __init__(self, module: tvm.IRModule, theirs: dict[str, np.ndarray]) -> None:
-        self.main, self.theirs = module["main"], theirs
+    def __init__(self, module: tvm.IRModule, theirs: dict[str, np.ndarray], unit: float = FLOAT32) -> None:
+        self.main, self.theirs, self.unit = module["main"], theirs, unit
         self.rows: dict[str, tuple[int, int, int]] = {}
         self.real: dict[str, np.ndarray] = {}
         self.env: dict[Any, Any] = {}
@@ -74,7 +79,7 @@ class Oracle:
         ours, theirs = self.env[b.var], self.theirs[name].astype(self.env[b.var].dtype)
         real = self.steps(b)
         different = ours != theirs
-        fine = explained(real, ours, theirs)
+        fine = explained(real, ours, theirs, unit=self.unit)
         self.real[name] = real
         self.rows[name] = (ours.size, int(different.sum()), int((different & ~fine).sum()))
         self.env[b.var] = theirs
@@ -94,7 +99,7 @@ class IntegerOracle(Oracle):
     """
 
     def __init__(self, module: tvm.IRModule, real: Oracle) -> None:
-        super().__init__(module, real.theirs)
+        super().__init__(module, real.theirs, real.unit)
         self.given = real.real
 
     def compares(self, b: relax.VarBinding) -> bool:

@@ -20,6 +20,7 @@ Int = NDArray[np.int64]
 DIRECTED = ("floor", "ceil", "toward_zero", "away")
 ROUNDINGS = ("half_up", "half_even", "half_away", "half_toward_zero", *DIRECTED, "double")
 MANTISSA_BITS = 31
+HALVES = ("float16", "bfloat16")
 MAX_SHIFT = 62
 INT64_LIMIT = 2**63
 SOFTMAX_BITS = 30  # after the point, of the exponents of (A17)
@@ -61,6 +62,15 @@ def smallest_storage(low: int, high: int) -> str:
         if RANGES[name][0] <= low and high <= RANGES[name][1]:
             return name
     raise OverflowError(f"{low}..{high} does not fit in 64 bits")
+
+
+def half_type(name: str) -> Any:
+    """The type of arrays of float16, or of bfloat16, which NumPy itself does not know."""
+    if name == "float16":
+        return np.float16
+    import ml_dtypes
+
+    return ml_dtypes.bfloat16
 
 
 def dyadic(ratio: Fraction, bits: int = MANTISSA_BITS, max_shift: int = MAX_SHIFT) -> tuple[int, int]:
@@ -205,16 +215,19 @@ def quantize(
     storage: str,
     rounding: str = "half_even",
     form: str = "divide",
+    through: str = "",
 ) -> NDArray[Any]:
     """(A2): clamp(round(x / scale), qmin - z, qmax - z) + z in the float type of x (float64 for int32).
 
-    form: "divide" as ONNX writes it, "reciprocal" for x * (1 / scale) as PyTorch computes it, "affine" for (A2a) as
-    QONNX does.
+    form: "divide" as ONNX writes it, "float16" or "bfloat16" for a quotient of that type, "reciprocal" for x * (1 /
+    scale) as PyTorch computes it, "affine" for (A2a) as QONNX does.  through: a type that x is rounded to first.
     """
     real = np.float64 if storage == "int32" else np.float32
-    x, scale = x.astype(real), scale.astype(real)
     with np.errstate(over="ignore"):  # infinity saturates like any large number
+        x, scale = (x.astype(half_type(through)) if through else x).astype(real), scale.astype(real)
         ratio = x * (real(1) / scale) if form == "reciprocal" else x / scale
+        if form in HALVES:
+            ratio = ratio.astype(half_type(form)).astype(real)
     if form == "affine":
         ratio, zero_point = ratio + zero_point.astype(real), np.zeros_like(zero_point)
     low, high = qmin - zero_point.astype(np.int64), qmax - zero_point.astype(np.int64)

@@ -233,11 +233,13 @@ def quantize(
     rounding: str = "half_even",
     form: str = "divide",
     branches: str = "common",
+    through: str = "",
 ) -> relax.Call:
     """(A2) float tensor to integers of `qtype`; scale and zero_point are arrays that broadcast against x.
 
-    form: "divide" (ONNX), "reciprocal" (PyTorch) or "affine" (QONNX, A2a).  branches: how an addition just before is
-    rounded, "common" once on the sum (A13) or "each" branch on its own (A14, as HAWQ does).
+    form: "divide" (ONNX), "float16" or "bfloat16" where the quotient is one of these (A2d), "reciprocal" (PyTorch) or
+    "affine" (QONNX, A2a).  through: a 16-bit float type that x is rounded to first.  branches: how an addition just
+    before is rounded, "common" once on the sum (A13) or "each" branch on its own (A14, as HAWQ does).
     """
     return _call(
         "hawq.quantize",
@@ -248,18 +250,29 @@ def quantize(
         rounding=rounding,
         form=form,
         branches=branches,
+        through=through,
     )
 
 
-def dequantize(x: relax.Expr, scale: Any, zero_point: Any, *, qmin: int, qmax: int) -> relax.Call:
+def dequantize(
+    x: relax.Expr,
+    scale: Any,
+    zero_point: Any,
+    *,
+    qmin: int,
+    qmax: int,
+    through: str = "",
+    out_dtype: str = "float32",
+) -> relax.Call:
     """(A1) integers to float32: (x - zero_point) * scale; qmin, qmax declare the integer range of x.
 
-    The scale is float32 as models store it, or float64 when a pass has folded real factors into it.
+    The scale is float32 as models store it, or float64 when a pass has folded real factors into it.  through: a
+    narrower float type that the result is rounded to.  out_dtype: its type, that one or float32.
     """
     scale = np.asarray(scale)
     dtype = "float64" if scale.dtype == np.float64 else "float32"
     args = [x, const(scale, dtype), const(zero_point, "int32")]
-    return _call("hawq.dequantize", args, qmin=qmin, qmax=qmax, out_dtype="float32")
+    return _call("hawq.dequantize", args, qmin=qmin, qmax=qmax, through=through, out_dtype=out_dtype)
 
 
 def dynamic_quantize(x: relax.Expr) -> relax.Call:

@@ -94,7 +94,7 @@ def evaluate_call(call: relax.Call, args: list[Any]) -> Any:
     name = call.op.name
     if name == "hawq.dequantize":
         return _dequantize(call, *args)
-    if name in _INTEGER and not str(getattr(call.ty, "dtype", "")).startswith("float"):
+    if name in _INTEGER and "float" not in str(getattr(call.ty, "dtype", "")):
         return _fit(_INTEGER[name](call, *args), call, name)
     return reference_float.evaluate(call, args)
 
@@ -180,10 +180,15 @@ def _quantize(call: relax.Call, x: Array, scale: Array, zero: Array) -> Array:
     """(A2); a float64 operand is the real formula of an ANNOTATED module, which is not narrowed first."""
     attrs = call.attrs
     kind = np.float64 if str(attrs["out_dtype"]) == "int32" or x.dtype == np.float64 else np.float32
-    x, scale = x.astype(kind), scale.astype(kind)
+    real, half = x.dtype == np.float64, str(attrs["form"])
     z = _i64(zero)
     with np.errstate(over="ignore", invalid="ignore"):  # infinity saturates, and has no fraction
+        if str(attrs["through"]):
+            x = _through(x, str(attrs["through"]))
+        x, scale = x.astype(kind), scale.astype(kind)
         steps = x * (kind(1.0) / scale) if str(attrs["form"]) == "reciprocal" else x / scale
+        if half in ("float16", "bfloat16") and not real:
+            steps = _through(steps, half).astype(kind)
         if str(attrs["form"]) == "affine":
             steps, z = steps + z.astype(kind), np.zeros_like(z)
         steps = _round_float(steps, str(attrs["rounding"]))
@@ -195,9 +200,17 @@ def _quantize(call: relax.Call, x: Array, scale: Array, zero: Array) -> Array:
 def _dequantize(call: relax.Call, q: Array, scale: Array, zero: Array) -> Array:
     """(A1); float64 scales, made by folding, are multiplied in float64 and narrowed once."""
     difference = _i64(q) - _i64(zero)
-    if scale.dtype == np.float64:
-        return (difference.astype(np.float64) * scale).astype(np.float32)
-    return difference.astype(np.float32) * scale
+    wide = np.float64 if scale.dtype == np.float64 else np.float32
+    real = (difference.astype(wide) * scale).astype(np.float32)
+    if str(call.attrs["through"]):
+        real = _through(real, str(call.attrs["through"]))
+    return real if str(call.attrs["out_dtype"]) != "float32" else real.astype(np.float32)
+
+
+def _through(x: Array, name: str) -> Array:
+    """Rounded to float16 or bfloat16, ties to even."""
+    with np.errstate(over="ignore"):
+        return x.astype(reference_float.half(name))
 
 
 def _dynamic_quantize(call: relax.Call, x: Array) -> tuple[Array, ...]:

@@ -34,7 +34,25 @@ def evaluate(call: relax.Call, args: list[Any]) -> Any:
 def _f64(x: Any) -> Any:
     if isinstance(x, tuple):
         return tuple(_f64(f) for f in x)
-    return x.astype(np.float64) if isinstance(x, np.ndarray) and x.dtype.kind in "iuf" else x
+    number = isinstance(x, np.ndarray) and (x.dtype.kind in "iuf" or x.dtype.name == "bfloat16")
+    return x.astype(np.float64) if number else x
+
+
+def half(name: str) -> Any:
+    """The type of arrays of float16 or bfloat16."""
+    if name == "float16":
+        return np.float16
+    import ml_dtypes
+
+    return ml_dtypes.bfloat16
+
+
+def _cast(dtype: str, x: Array) -> Array:
+    """Floats stay in float64, but for those that are rounded to 16 bits."""
+    if dtype.endswith("float16"):
+        with np.errstate(over="ignore"):
+            return x.astype(half(dtype))
+    return x if "float" in dtype else x.astype(dtype)
 
 
 def _shape(call: relax.Call) -> tuple[int, ...]:
@@ -251,7 +269,7 @@ _FLOAT: dict[str, Callable[..., Any]] = {
     "relax.max": _reduce(np.max),
     "relax.min": _reduce(np.min),
     "relax.where": lambda call, c, a, b: np.where(c != 0, a, b),
-    "relax.astype": lambda call, x: x.astype(str(call.attrs.dtype)) if "float" not in str(call.attrs.dtype) else x,
+    "relax.astype": lambda call, x: _cast(str(call.attrs.dtype), x),
     **{
         f"relax.{n}": _simple(getattr(np, n))
         for n in ("tanh", "exp", "log", "sqrt", "abs", "floor", "ceil", "sin", "cos")

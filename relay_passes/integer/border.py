@@ -28,23 +28,26 @@ def dequantized(ctx: Context, value: Value, op: str) -> relax.Expr:
     """
     if isinstance(value, Curve):
         return as_float(ctx, fixed(ctx, value, op))
+    kinds = (value.through, value.kind) if isinstance(value, Real) else ("", "float32")
     finer = _with_fraction(ctx, value) if isinstance(value, Real) else None
     if finer is None:
-        return as_float(ctx, single(ctx, value, op))
+        return as_float(ctx, single(ctx, value, op), *kinds)
     term = single(ctx, finer, op)
-    return _emit(ctx, term, np.asarray(term.scale).astype(np.float64))
+    return _emit(ctx, term, np.asarray(term.scale).astype(np.float64), *kinds)
 
 
-def as_float(ctx: Context, term: Term) -> relax.Expr:
+def as_float(ctx: Context, term: Term, through: str = "", kind: str = "float32") -> relax.Expr:
     """(A1) a term's real numbers; the scale is float32 where that holds it exactly."""
     scale = np.asarray(term.scale).astype(np.float64)
     narrow = scale.astype(np.float32)
-    return _emit(ctx, with_bias(ctx, term), narrow if np.all(narrow.astype(np.float64) == scale) else scale)
+    exact = narrow if np.all(narrow.astype(np.float64) == scale) else scale
+    return _emit(ctx, with_bias(ctx, term), exact, through, kind)
 
 
-def _emit(ctx: Context, term: Term, scale: Array) -> relax.Expr:
-    low, high = ctx.bounds(term.data)
-    return ctx.emit(ops.dequantize(term.data, scale, term.zero, qmin=int(np.min(low)), qmax=int(np.max(high))))
+def _emit(ctx: Context, term: Term, scale: Array, through: str, kind: str) -> relax.Expr:
+    low, high = (int(f(b)) for f, b in zip((np.min, np.max), ctx.bounds(term.data), strict=True))
+    made = ops.dequantize(term.data, scale, term.zero, qmin=low, qmax=high, through=through, out_dtype=kind)
+    return ctx.emit(made)
 
 
 def _with_fraction(ctx: Context, value: Real) -> Real | None:

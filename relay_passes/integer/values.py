@@ -84,13 +84,18 @@ class Term:
 
 @dataclass(frozen=True, eq=False)
 class Real:
-    """A float tensor inside the integer region; see the module's docstring."""
+    """A float tensor inside the integer region; see the module's docstring.
+
+    through: a 16-bit float that an output is rounded to, and kind: in which type it is returned then.
+    """
 
     shape: tuple[int, ...]
     terms: tuple[Term, ...]
     constant: Array = field(default_factory=lambda: np.zeros(()))
     low: Fraction | float = -INFINITY
     high: Fraction | float = INFINITY
+    through: str = ""
+    kind: str = "float32"
 
     def __post_init__(self) -> None:
         """Constants never enlarge a tensor: its shape is that of its integers, and every constant fits into it.

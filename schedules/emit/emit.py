@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx
 
-from hawq_tvm.core import ops
+from hawq_tvm.core import arith, ops
 from hawq_tvm.core.errors import StageError
 from schedules.layer import Layer
+
+from .half import narrowed, rounded, widened
 
 Index = Sequence[Any]
 Array = np.ndarray[Any, Any]
@@ -313,12 +315,16 @@ def quantize_element(
     storage: str,
     rounding: str = "half_even",
     form: str = "divide",
+    through: str = "",
 ) -> tirx.Expr:
     """(A2) or (A2a) for one element in the type of `scale`, which is its reciprocal in the form of that name."""
     real = str(scale.ty.dtype)
+    x = rounded(widened(x), through)
     integer = "int64" if storage == "int32" else "int32"
     ratio = x.astype(real) * scale if form == "reciprocal" else x.astype(real) / scale
     zero = zero_point.astype(integer)
+    if form in arith.HALVES:
+        ratio = rounded(ratio.astype("float32"), form).astype(real)
     if form == "affine":
         ratio, zero = ratio + zero.astype(real), immediate(0, integer)
     least = (immediate(low, integer) - zero).astype(real)
@@ -336,23 +342,25 @@ def _quantize(e: Emission, call: relax.Call) -> te.Tensor:
     values: Array = ops.const_value(call.args[1]).astype(real)
     x, zero = e.operand(call.args[0]), e.operand(call.args[2])
     scale = Operand(e, value=real(1) / values if form == "reciprocal" else values)
-    low, high, rounding = int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["rounding"])
+    low, high, rounding, through = int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["rounding"]), str(attrs["through"])
 
     def element(*i: Any) -> tirx.Expr:
-        return quantize_element(x.at(i), scale.at(i), zero.at(i), low, high, storage, rounding, form)
+        return quantize_element(x.at(i), scale.at(i), zero.at(i), low, high, storage, rounding, form, through)
 
     return te.compute(out_shape(call), element, name="quantize")
 
 
 @emitter("hawq.dequantize")
 def _dequantize(e: Emission, call: relax.Call) -> te.Tensor:
-    """(A1): an exact integer difference, then one product in the type of the scale, then float32."""
+    """(A1): an exact integer difference, then one product in the type of the scale, then the type of the result."""
     x, scale, zero = (e.operand(a) for a in call.args)
+    through, dtype = str(call.attrs["through"]), str(call.attrs["out_dtype"])
     wide = "int64" if x.dtype in ("int32", "uint32", "int64") else "int32"
 
     def element(*i: Any) -> tirx.Expr:
         difference = x.at(i).astype(wide) - zero.at(i).astype(wide)
-        return (difference.astype(scale.dtype) * scale.at(i)).astype("float32")
+        real = (difference.astype(scale.dtype) * scale.at(i)).astype("float32")
+        return narrowed(real, dtype) if dtype != "float32" else rounded(real, through)
 
     return te.compute(out_shape(call), element, name="dequantize")
 

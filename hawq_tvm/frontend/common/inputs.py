@@ -12,6 +12,7 @@ from hawq_tvm.core.limits import MAX_ELEMENTS
 SUPPORTED = frozenset(
     {
         "float32",
+        "float16",
         "bool",
         "int2",
         "uint2",
@@ -98,13 +99,16 @@ def _checked(value: Declared) -> Declared:
     if value.kind.endswith("_type"):
         raise ModelError("is not a tensor", where=f"input {value.name!r}", expected="a dense tensor", found=value.kind)
     if value.kind not in SUPPORTED:
-        floats = value.kind in ("float16", "bfloat16", "float64")
+        remedies = {
+            "float64": "convert the model's float tensors to float32",
+            "bfloat16": "declare it float32 and put a Cast to bfloat16 behind it: .npy files and C know no bfloat16",
+        }
         raise ModelError(
             "has an element type that is not supported",
             where=f"input {value.name!r}",
             expected=f"a dense tensor of {', '.join(sorted(SUPPORTED))}",
             found=value.kind,
-            remedy="convert the model's float tensors to float32" if floats else "",
+            remedy=remedies.get(value.kind, ""),
         )
     return value
 

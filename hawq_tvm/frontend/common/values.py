@@ -22,7 +22,7 @@ NARROW = {"int2": "int8", "int4": "int8", "uint2": "uint8", "uint4": "uint8"}
 def storage_of(kind: str) -> str:
     """The Relax dtype that holds an element type: 8 bits for fewer, float32 for every float.
 
-    A float16 or bfloat16 tensor can only come out of a dequantize here, where it stands for a real number.
+    A float16 or bfloat16 tensor stands for real numbers; only inputs and outputs have its own bits (`Writer`).
     """
     return "float32" if kind in FLOAT_KINDS else NARROW.get(kind, kind)
 

@@ -10,7 +10,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
-from hawq_tvm.core import contract, ops, stages
+from hawq_tvm.core import arith, contract, ops, stages
 from hawq_tvm.core.contract import Promise
 from hawq_tvm.core.errors import ModelError, first_of, not_quantized
 
@@ -83,15 +83,17 @@ class Writer(ABC):
         body: imports everything into an environment that holds the inputs, and gives the outputs' values.
         outputs: their names.  layers: the names of the model's operators.
         """
-        params = [relax.Var(i.name, relax.TensorType(i.shape, storage_of(i.kind))) for i in self.inputs]
-        env: Env = {i.name: Tensor(p, i.kind) for i, p in zip(self.inputs, params, strict=True)}
+        kinds = [i.kind if i.kind in arith.HALVES else storage_of(i.kind) for i in self.inputs]
+        params = [relax.Var(i.name, relax.TensorType(i.shape, k)) for i, k in zip(self.inputs, kinds, strict=True)]
         with self.builder.function("main", params):
             with self.builder.dataflow():
+                env: Env = {i.name: Tensor(self._wide(p), i.kind) for i, p in zip(self.inputs, params, strict=True)}
                 values = list(body(env))
                 # What only failed operators read stays in the module, so that what else is wrong can be found.
                 names = [*outputs, *(f"operand{i}" for i in range(len(self.unread)))]
                 values += self.unread
-                result = self.builder.emit_output(relax.Tuple([expression(v) for v in values]))
+                fields = [self._declared(v, n) for v, n in zip(values, names, strict=True)]
+                result = self.builder.emit_output(relax.Tuple(fields))
             self.builder.emit_func_output(result)
         func = relax.analysis.remove_all_unused(self.builder.get()["main"])
         attrs: Mapping[str, list[str]] = {
@@ -103,6 +105,16 @@ class Writer(ABC):
         for key, value in attrs.items():
             func = func.with_attr(key, value)
         return tvm.IRModule({"main": func})
+
+    def _wide(self, param: relax.Var) -> relax.Var:
+        """An input as the module computes with it: 16-bit floats in float32."""
+        half = ops.dtype_of(param) in arith.HALVES
+        return self.bind(relax.op.astype(param, "float32"), f"{param.name}.wide") if half else param
+
+    def _declared(self, value: Value, name: str) -> relax.Expr:
+        """An output in the type that the model declares."""
+        expr = expression(value)
+        return self.bind(relax.op.astype(expr, value.kind), f"{name}.narrow") if value.kind in arith.HALVES else expr
 
     def bind_results(self, layer: str, results: Sequence[Result]) -> list[Value]:
         """Results bound to variables: the layer's name, with the number of the output when there are several."""

@@ -180,11 +180,9 @@ def cast(node: Node) -> Result:
 
 
 def _cast_float(node: Node, x: Value, kind: str) -> Result:
-    if kind != "float32":
-        raise node.fail(
-            "rounds to a narrower float type", expected="float32", found=kind, remedy="convert the model to float32"
-        )
-    return Tensor(node.expr(0), kind)
+    """To or from 16 bits, where a number is rounded to them; between layers it stands for itself."""
+    half = kind if kind != "float32" else x.kind
+    return Tensor(relax.op.astype(node.emit(relax.op.astype(node.expr(0), half), half), "float32"), kind)
 
 
 @handles("Where")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -21,7 +22,7 @@ from .node import HANDLERS, MICROSOFT, Entry, Node
 from .qonnx import DOMAINS as QONNX_DOMAINS
 from .reader import graphs_of, opset_of
 from .schema import check_schema
-from .values import ELEMENT_TYPES, Array, Constant, Failed, Value
+from .values import ELEMENT_TYPES, FLOAT_KINDS, Array, Constant, Failed, Tensor, Value
 
 # Beside these, what begins with QLinear.
 QUANTIZING = frozenset(
@@ -192,8 +193,7 @@ class Importer(Writer):
         value = env.get(info.name, Failed())
         try:
             if not isinstance(value, Failed):
-                _check_output(info, value)
-                return value
+                return _checked_output(info, value)
         except ModelError as e:
             self.failed(e, "output")
         return Constant(_NOTHING)
@@ -202,18 +202,23 @@ class Importer(Writer):
 _NOTHING: Array = np.zeros((), np.float32)
 
 
-def _check_output(info: onnx.ValueInfoProto, value: Value) -> None:
+def _checked_output(info: onnx.ValueInfoProto, value: Value) -> Value:
+    """An output of the type that the model declares; floats are kept in float32, and ONNX's inference knows which
+    they are.
+    """
     number = info.type.tensor_type.elem_type if info.type.HasField("tensor_type") else 0
     declared = ELEMENT_TYPES.get(number, fold.type_name(number)) if number else value.kind
-    narrow = {"float16", "bfloat16", "float64"} & {declared, value.kind}
-    if narrow:
+    wide = "float64" in (declared, value.kind)
+    if wide or declared == "bfloat16":
         raise ModelError(
             "is an output of a float type that is not supported",
             where=info.name,
-            expected="float32",
-            found=min(narrow),
-            remedy="convert the model's float tensors to float32",
+            expected="float32 or float16",
+            found="float64" if wide else declared,
+            remedy="convert the model's float tensors to float32" if wide else "put a Cast to float32 in front of it",
         )
+    if {declared, value.kind} <= FLOAT_KINDS and isinstance(value, Tensor):
+        value = replace(value, kind=declared)
     if declared != value.kind:
         raise ModelError(
             "is an output of another type than declared", where=info.name, expected=declared, found=value.kind
@@ -223,6 +228,7 @@ def _check_output(info: onnx.ValueInfoProto, value: Value) -> None:
         raise ModelError(
             "is an output that cannot be returned", where=info.name, expected="a tensor of numbers", found=found
         )
+    return value
 
 
 def supported(domain: str, op: str) -> bool:

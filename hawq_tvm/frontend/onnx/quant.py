@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from tvm import relax
@@ -180,17 +181,24 @@ def quantize_linear(node: Node) -> Result:
     x, kind = node.value(0), output_kind(node)
     if x.kind not in FLOAT_KINDS and x.kind != "int32":
         raise node.fail("does not take this element type", expected="float32, float16, bfloat16 or int32", found=x.kind)
-    precision = node.attr("precision", 0)
-    node.need(
-        precision in (0, 1),
-        "divides in another type than float32",
-        expected="precision 0 or 1",
-        found=type_name(precision),
-    )
     data = node.expr(0) if x.kind != "int32" else node.emit(relax.op.astype(node.expr(0), "float32"), "real")
     if isinstance(node.value(1), Tensor) and node.source(1) not in node.graph_inputs:
         return _quantize_by_computed_scale(node, data, kind)
-    return quantized(data, affine(node, 1, 2, kind, x.shape, node.attr("axis", 1), node.attr("block_size", 0)))
+    how = affine(node, 1, 2, kind, x.shape, node.attr("axis", 1), node.attr("block_size", 0))
+    return quantized(data, replace(how, form=_division(node)))
+
+
+def _division(node: Node) -> str:
+    """The form of (A2): since opset 23 the quotient has the type of the scale, or the one that the node names."""
+    number = node.attr("precision", 0)
+    kind = ELEMENT_TYPES.get(number, type_name(number)) if number else node.value(1).kind
+    node.need(
+        not number or kind in FLOAT_KINDS,
+        "divides in a type that is not supported",
+        expected="a float type",
+        found=kind,
+    )
+    return kind if kind in arith.HALVES and node.opset >= 23 and not node.domain else "divide"
 
 
 def _quantize_by_computed_scale(node: Node, data: relax.Expr, kind: str) -> Tensor:
