@@ -257,7 +257,6 @@ def test_rank_unknown() -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        TensorProto.FLOAT16,
         TensorProto.BFLOAT16,
         TensorProto.DOUBLE,
         TensorProto.FLOAT8E4M3FN,
@@ -286,7 +285,7 @@ def test_output_of_another_type_than_declared() -> None:
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.INT8, [1]))
     refused(model, "another type than declared")
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT16, [1]))
-    assert "float32" in refused(model, "float type").remedy
+    refused(model, "another type than declared")
 
 
 @pytest.mark.parametrize(

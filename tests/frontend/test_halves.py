@@ -142,6 +142,17 @@ def test_a_network(kind: str, cast: bool) -> None:
     np.testing.assert_array_equal(y, (integers * scale).astype(KINDS[kind][1]).astype(y.dtype))
 
 
+def test_a_float_tail() -> None:
+    """It computes in float32, and rounds what it returns."""
+    model = border("float16", "float16", 19, 8)
+    model.graph.node[-1].op_type = "Sigmoid"
+    x = np.linspace(-4, 4, 8).astype(np.float16)
+    (y,) = ht.compile(model, allow_float_tail=True).run({"x": x}).values()
+    real = wanted(x, "float16", 19).astype(np.float64)
+    np.testing.assert_allclose(y.astype(np.float64), 1 / (1 + np.exp(-real)), atol=2.0**-11)
+    assert y.dtype == np.float16
+
+
 @pytest.mark.parametrize("place", ["input", "output"])
 def test_bfloat16_inputs_and_outputs_are_refused(place: str) -> None:
     model = border("bfloat16", "float32", 19, 8)

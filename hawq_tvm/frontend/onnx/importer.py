@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import tvm
+from tvm import relax
 
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.common.text import last_line
@@ -22,7 +23,7 @@ from .node import HANDLERS, MICROSOFT, Entry, Node
 from .qonnx import DOMAINS as QONNX_DOMAINS
 from .reader import graphs_of, opset_of
 from .schema import check_schema
-from .values import ELEMENT_TYPES, FLOAT_KINDS, Array, Constant, Failed, Tensor, Value
+from .values import ELEMENT_TYPES, FLOAT_KINDS, Array, Constant, Failed, Result, Tensor, Value
 
 # Beside these, what begins with QLinear.
 QUANTIZING = frozenset(
@@ -159,8 +160,9 @@ class Importer(Writer):
                 )
             return [Constant(array) for array in known()]
         try:
-            results = entry.handler(node)
-            bound = self.bind_results(node.name, results if isinstance(results, list) else [results])
+            made = entry.handler(node)
+            results = made if isinstance(made, list) else [made]
+            bound = _of_kind(node, results, self.bind_results(node.name, results))
             return fold.noted(bound, fold.known(node, self.budget))
         except TYPE_RULE_ERRORS as e:
             shapes = ", ".join(f"{v.kind}{list(v.shape)}" for v in node.inputs if v is not None)
@@ -193,7 +195,8 @@ class Importer(Writer):
         value = env.get(info.name, Failed())
         try:
             if not isinstance(value, Failed):
-                return _checked_output(info, value)
+                _check_output(info, value)
+                return value
         except ModelError as e:
             self.failed(e, "output")
         return Constant(_NOTHING)
@@ -202,10 +205,19 @@ class Importer(Writer):
 _NOTHING: Array = np.zeros((), np.float32)
 
 
-def _checked_output(info: onnx.ValueInfoProto, value: Value) -> Value:
-    """An output of the type that the model declares; floats are kept in float32, and ONNX's inference knows which
-    they are.
+def _of_kind(node: Node, results: Sequence[Result], bound: Sequence[Value]) -> list[Value]:
+    """Float results in the element type of the node's first float operand, as ONNX has it: handlers compute in
+    float32.
     """
+    kind = next((v.kind for v in node.inputs if v is not None and v.kind in FLOAT_KINDS), "float32")
+    plain = [
+        isinstance(r, relax.Expr) and isinstance(v, Tensor) and v.kind == "float32"
+        for r, v in zip(results, bound, strict=True)
+    ]
+    return [replace(v, kind=kind) if isinstance(v, Tensor) and p else v for p, v in zip(plain, bound, strict=True)]
+
+
+def _check_output(info: onnx.ValueInfoProto, value: Value) -> None:
     number = info.type.tensor_type.elem_type if info.type.HasField("tensor_type") else 0
     declared = ELEMENT_TYPES.get(number, fold.type_name(number)) if number else value.kind
     wide = "float64" in (declared, value.kind)
@@ -217,8 +229,6 @@ def _checked_output(info: onnx.ValueInfoProto, value: Value) -> Value:
             found="float64" if wide else declared,
             remedy="convert the model's float tensors to float32" if wide else "put a Cast to float32 in front of it",
         )
-    if {declared, value.kind} <= FLOAT_KINDS and isinstance(value, Tensor):
-        value = replace(value, kind=declared)
     if declared != value.kind:
         raise ModelError(
             "is an output of another type than declared", where=info.name, expected=declared, found=value.kind
@@ -228,7 +238,6 @@ def _checked_output(info: onnx.ValueInfoProto, value: Value) -> Value:
         raise ModelError(
             "is an output that cannot be returned", where=info.name, expected="a tensor of numbers", found=found
         )
-    return value
 
 
 def supported(domain: str, op: str) -> bool:
