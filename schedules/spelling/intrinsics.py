@@ -1,15 +1,15 @@
 """Inner products of one vector of accumulators and what follows them, as pairs of meaning and spelling."""
 
-# No postponed annotations here: TVMScript reads the buffer types from them, which mypy cannot.
-# mypy: disable-error-code="valid-type"
-from functools import cache
+from __future__ import annotations
 
-from tvm import s_tir, tirx
-from tvm.script import tirx as T
+from functools import cache
+from math import prod
+
+from tvm import tirx
 
 from hawq_tvm.core import arith
 
-Pair = tuple[tirx.PrimFunc, tirx.PrimFunc]
+from .pair import Operand, register
 
 
 @cache
@@ -19,69 +19,14 @@ def multiply_add(lanes: int, depth: int, data: str, weight: str, acc: str) -> st
     depth 1 broadcasts one element (and w has one dimension).  depth 2 needs int16 data, weights of at most 16 bits
     and int32 sums, and is written so that LLVM selects a multiply-add of pairs where the CPU has one (pmaddwd).
     """
-    name = f"hawq.multiply_add.{lanes}.{depth}.{data}.{weight}.{acc}"
-    meaning, spelling = _two(lanes, weight) if depth == 2 else _one(lanes, data, weight, acc)
-    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
-    return name
-
-
-def _one(lanes: int, data: str, weight: str, acc: str) -> Pair:
-    @T.prim_func(s_tir=True)
-    def meaning(
-        A: T.Buffer((1,), data, offset_factor=1),
-        W: T.Buffer((lanes,), weight, offset_factor=1),
-        C: T.Buffer((lanes,), acc, offset_factor=1, scope="local"),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:1], W[0:lanes])
-            T.writes(C[0:lanes])
-            for i in T.serial(0, lanes):
-                with T.sblock("update"):
-                    vi = T.axis.spatial(lanes, i)
-                    C[vi] = C[vi] + T.cast(A[0], acc) * T.cast(W[vi], acc)
-
-    @T.prim_func(s_tir=True)
-    def spelling(
-        A: T.Buffer((1,), data, offset_factor=1),
-        W: T.Buffer((lanes,), weight, offset_factor=1),
-        C: T.Buffer((lanes,), acc, offset_factor=1, scope="local"),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:1], W[0:lanes])
-            T.writes(C[0:lanes])
-            C[T.ramp(0, 1, lanes)] = C.vload([0], f"{acc}x{lanes}") + _broadcast_product(A, W, lanes, acc)
-
-    return meaning, spelling
-
-
-def _two(lanes: int, weight: str) -> Pair:
-    @T.prim_func(s_tir=True)
-    def meaning(
-        A: T.Buffer((2,), "int16", offset_factor=1),
-        W: T.Buffer((lanes, 2), weight, offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:2], W[0:lanes, 0:2])
-            T.writes(C[0:lanes])
-            for i in T.serial(0, lanes):
-                for k in T.serial(0, 2):
-                    with T.sblock("update"):
-                        vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(W[vi, vk], "int32")
-
-    @T.prim_func(s_tir=True)
-    def spelling(
-        A: T.Buffer((2,), "int16", offset_factor=1),
-        W: T.Buffer((lanes, 2), weight, offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:2], W[0:lanes, 0:2])
-            T.writes(C[0:lanes])
-            C[T.ramp(0, 1, lanes)] = C.vload([0], f"int32x{lanes}") + _sum_of_pairs(A, W, lanes)
-
-    return meaning, spelling
+    product = _sum_of_pairs if depth == 2 else _broadcast_product
+    return register(
+        f"hawq.multiply_add.{lanes}.{depth}.{data}.{weight}.{acc}",
+        [Operand((depth,), data), Operand((lanes, 2) if depth == 2 else (lanes,), weight), _sums(lanes, acc)],
+        [(lanes, "S"), (2, "R")] if depth == 2 else [(lanes, "S")],
+        lambda a, w, i, *k: a[k or 0].astype(acc) * w[tuple([i, *k])].astype(acc),
+        lambda a, w, c: [_all(c) + product(a, w, lanes, acc)],
+    )
 
 
 @cache
@@ -92,38 +37,13 @@ def dot_u8s8(lanes: int, data: str) -> str:
     data: "uint8", where a' = a, or "int8", where a' = a + 128.  lanes: 8 (AVX-VNNI or AVX512-VNNI) or 16 (AVX512-VNNI).
     w is int8, c int32; sums wrap around as vpdpbusd's do.
     """
-    name, offset = f"hawq.dot_u8s8.{lanes}.{data}", 128 if data == "int8" else 0
-
-    @T.prim_func(s_tir=True)
-    def meaning(
-        A: T.Buffer((4,), data, offset_factor=1),
-        W: T.Buffer((lanes, 4), "int8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:4], W[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            for i in T.serial(0, lanes):
-                for k in T.serial(0, 4):
-                    with T.sblock("update"):
-                        vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + (T.cast(A[vk], "int32") + offset) * T.cast(W[vi, vk], "int32")
-
-    @T.prim_func(s_tir=True)
-    def spelling(
-        A: T.Buffer((4,), data, offset_factor=1),
-        W: T.Buffer((lanes, 4), "int8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:4], W[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            C[T.ramp(0, 1, lanes)] = _vpdpbusd(
-                C.vload([0], f"int32x{lanes}"), _four_bytes(A, lanes), W.vload([0, 0], f"int8x{4 * lanes}"), lanes
-            )
-
-    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
-    return name
+    return register(
+        f"hawq.dot_u8s8.{lanes}.{data}",
+        [Operand((4,), data), Operand((lanes, 4), "int8"), _sums(lanes)],
+        [(lanes, "S"), (4, "R")],
+        lambda a, w, i, k: _unsigned(a[k], data) * w[i, k].astype("int32"),
+        lambda a, w, c: [_vpdpbusd(_all(c), _four_bytes(a, lanes), _all(w), lanes)],
+    )
 
 
 @cache
@@ -133,41 +53,17 @@ def multiply_high(lanes: int, neon: bool = False) -> str:
     a, m and c are int32, b is int64.  Spelled in even and odd lanes, so that LLVM multiplies without widening first
     (pmuldq), or for NEON in pairs of lanes (smull).
     """
-    name, high = f"hawq.multiply_high.{lanes}{'.neon' if neon else ''}", _high_of_pairs if neon else _high_halves
-
-    @T.prim_func(s_tir=True)
-    def meaning(
-        A: T.Buffer((lanes,), "int32", offset_factor=1),
-        M: T.Buffer((lanes,), "int32", offset_factor=1),
-        B: T.Buffer((lanes,), "int64", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(A[0:lanes], M[0:lanes], B[0:lanes])
-            T.writes(C[0:lanes])
-            for i in T.serial(0, lanes):
-                with T.sblock("high"):
-                    vi = T.axis.spatial(lanes, i)
-                    C[vi] = T.cast(
-                        T.shift_right(T.cast(A[vi], "int64") * T.cast(M[vi], "int64") + B[vi], T.int64(32)), "int32"
-                    )
-
-    @T.prim_func(s_tir=True)
-    def spelling(
-        A: T.Buffer((lanes,), "int32", offset_factor=1),
-        M: T.Buffer((lanes,), "int32", offset_factor=1),
-        B: T.Buffer((lanes,), "int64", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(A[0:lanes], M[0:lanes], B[0:lanes])
-            T.writes(C[0:lanes])
-            C[T.ramp(0, 1, lanes)] = high(
-                A.vload([0], f"int32x{lanes}"), M.vload([0], f"int32x{lanes}"), B.vload([0], f"int64x{lanes}"), lanes
-            )
-
-    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
-    return name
+    high = _high_of_pairs if neon else _high_halves
+    return register(
+        f"hawq.multiply_high.{lanes}{'.neon' if neon else ''}",
+        [Operand((lanes,), dtype) for dtype in ("int32", "int32", "int64", "int32")],
+        [(lanes, "S")],
+        lambda a, m, b, i: ((a[i].astype("int64") * m[i].astype("int64") + b[i]) >> tirx.const(32, "int64")).astype(
+            "int32"
+        ),
+        lambda a, m, b, c: [high(_all(a), _all(m), _all(b), lanes)],
+        adds=False,
+    )
 
 
 def _high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx.Expr:
@@ -208,30 +104,15 @@ def narrow(lanes: int, vectors: int, dtype: str) -> str:
 
     dtype: "uint8" or "int8".  lanes: 8 (AVX2) or 16 (AVX512-BW).  vectors: 2 or 4.  a is int32.
     """
-    name, size = f"hawq.narrow.{lanes}x{vectors}.{dtype}", lanes * vectors
-    low, high = arith.RANGES[dtype]
-
-    @T.prim_func(s_tir=True)
-    def meaning(A: T.Buffer((size,), "int32", offset_factor=1), C: T.Buffer((size,), dtype, offset_factor=1)) -> None:
-        with T.sblock("root"):
-            T.reads(A[0:size])
-            T.writes(C[0:size])
-            for i in T.serial(0, size):
-                with T.sblock("narrow"):
-                    vi = T.axis.spatial(size, i)
-                    C[vi] = T.cast(T.min(T.max(A[vi], low), high), dtype)
-
-    @T.prim_func(s_tir=True)
-    def spelling(A: T.Buffer((size,), "int32", offset_factor=1), C: T.Buffer((size,), dtype, offset_factor=1)) -> None:
-        with T.sblock("root"):
-            T.reads(A[0:size])
-            T.writes(C[0:size])
-            C[T.ramp(0, 1, size)] = _packed(
-                [A.vload([k * lanes], f"int32x{lanes}") for k in range(vectors)], lanes, dtype
-            )
-
-    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
-    return name
+    size, (low, high) = lanes * vectors, arith.RANGES[dtype]
+    return register(
+        f"hawq.narrow.{lanes}x{vectors}.{dtype}",
+        [Operand((size,), "int32"), Operand((size,), dtype)],
+        [(size, "S")],
+        lambda a, i: tirx.min(tirx.max(a[i], low), high).astype(dtype),
+        lambda a, c: [_packed([a.vload([k * lanes], f"int32x{lanes}") for k in range(vectors)], lanes, dtype)],
+        adds=False,
+    )
 
 
 def _packed(numbers: list[tirx.Expr], lanes: int, dtype: str) -> tirx.Expr:
@@ -255,58 +136,28 @@ def dot_u8s4(lanes: int, data: str) -> str:
     w holds signed nibbles: k < 4 in the low halves of the bytes [i, k], the others in the high halves of [i, k - 4].
     data, lanes and a' as for `dot_u8s8`.
     """
-    name, offset = f"hawq.dot_u8s4.{lanes}.{data}", 128 if data == "int8" else 0
 
-    @T.prim_func(s_tir=True)
-    def meaning(
-        A: T.Buffer((8,), data, offset_factor=1),
-        W: T.Buffer((lanes, 4), "uint8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:8], W[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            for i in T.serial(0, lanes):
-                for k in T.serial(0, 8):
-                    with T.sblock("update"):
-                        vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + (T.cast(A[vk], "int32") + offset) * T.cast(
-                            T.cast(
-                                T.Select(
-                                    vk < 4,
-                                    T.shift_left(W[vi, vk % 4], T.uint8(4)),
-                                    T.bitwise_and(W[vi, vk % 4], T.uint8(240)),
-                                ),
-                                "int8",
-                            ),
-                            "int32",
-                        )
+    def nibble(byte: tirx.Expr, low: tirx.Expr) -> tirx.Expr:
+        return tirx.Select(low, byte << tirx.const(4, "uint8"), byte & tirx.const(240, "uint8")).astype("int8")
 
-    @T.prim_func(s_tir=True)
-    def spelling(
-        A: T.Buffer((8,), data, offset_factor=1),
-        W: T.Buffer((lanes, 4), "uint8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:8], W[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            C[T.ramp(0, 1, lanes)] = _vpdpbusd(
-                _vpdpbusd(C.vload([0], f"int32x{lanes}"), _four_bytes(A, lanes), _nibbles_times_16(W, lanes, 4), lanes),
-                _four_bytes(A, lanes, 4),
-                _nibbles_times_16(W, lanes, 0),
-                lanes,
-            )
+    def spelled(a: tirx.Buffer, w: tirx.Buffer, c: tirx.Buffer) -> list[tirx.Expr]:
+        total = _vpdpbusd(_all(c), _four_bytes(a, lanes), _nibbles_times_16(w, lanes, 4), lanes)
+        return [_vpdpbusd(total, _four_bytes(a, lanes, 4), _nibbles_times_16(w, lanes, 0), lanes)]
 
-    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
-    return name
+    return register(
+        f"hawq.dot_u8s4.{lanes}.{data}",
+        [Operand((8,), data), Operand((lanes, 4), "uint8"), _sums(lanes)],
+        [(lanes, "S"), (8, "R")],
+        lambda a, w, i, k: _unsigned(a[k], data) * nibble(w[i, k % 4], k < 4).astype("int32"),
+        spelled,
+    )
 
 
 def _nibbles_times_16(w: tirx.Buffer, lanes: int, left: int) -> tirx.Expr:
     """The high halves of bytes shifted left by 4 or not, as int8; the shift is one of 16 bits, the mask drops what
     crosses bytes.
     """
-    packed = w.vload([0, 0], f"uint8x{4 * lanes}")
+    packed = _all(w)
     if left:
         wide = tirx.reinterpret(f"uint16x{2 * lanes}", packed) << tirx.Broadcast(tirx.const(left, "uint16"), 2 * lanes)
         packed = tirx.reinterpret(f"uint8x{4 * lanes}", wide)
@@ -319,41 +170,28 @@ def dot_quads(lanes: int) -> str:
 
     q and c are int32, w is int8; spelled as vpdpbusd, exact for every operand.  lanes: 8 or 16, as for `dot_u8s8`.
     """
-    name = f"hawq.dot_quads.{lanes}"
+    return register(
+        f"hawq.dot_quads.{lanes}",
+        [Operand((lanes,), "int32"), Operand((lanes, 4), "int8"), _sums(lanes)],
+        [(lanes, "S"), (4, "R")],
+        lambda q, w, i, k: ((q[i] >> (k * 8)) & 255) * w[i, k].astype("int32"),
+        lambda q, w, c: [_vpdpbusd(_all(c), tirx.reinterpret(f"int8x{4 * lanes}", _all(q)), _all(w), lanes)],
+    )
 
-    @T.prim_func(s_tir=True)
-    def meaning(
-        Q: T.Buffer((lanes,), "int32", offset_factor=1),
-        W: T.Buffer((lanes, 4), "int8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], Q[0:lanes], W[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            for i in T.serial(0, lanes):
-                for k in T.serial(0, 4):
-                    with T.sblock("update"):
-                        vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.bitwise_and(T.shift_right(Q[vi], vk * 8), 255) * T.cast(W[vi, vk], "int32")
 
-    @T.prim_func(s_tir=True)
-    def spelling(
-        Q: T.Buffer((lanes,), "int32", offset_factor=1),
-        W: T.Buffer((lanes, 4), "int8", offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1, scope="local"),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], Q[0:lanes], W[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            C[T.ramp(0, 1, lanes)] = _vpdpbusd(
-                C.vload([0], f"int32x{lanes}"),
-                T.reinterpret(f"int8x{4 * lanes}", Q.vload([0], f"int32x{lanes}")),
-                W.vload([0, 0], f"int8x{4 * lanes}"),
-                lanes,
-            )
+def _sums(lanes: int, dtype: str = "int32") -> Operand:
+    return Operand((lanes,), dtype, "local")
 
-    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
-    return name
+
+def _all(x: tirx.Buffer) -> tirx.Expr:
+    """All elements of a buffer as one vector."""
+    shape = [int(n) for n in x.shape]
+    return x.vload([0] * len(shape), f"{x.dtype}x{prod(shape)}")
+
+
+def _unsigned(byte: tirx.Expr, dtype: str) -> tirx.Expr:
+    """A byte in int32; a signed one with 128 added."""
+    return byte.astype("int32") + (128 if dtype == "int8" else 0)
 
 
 def _vpdpbusd(c: tirx.Expr, a: tirx.Expr, w: tirx.Expr, lanes: int) -> tirx.Expr:
@@ -370,16 +208,16 @@ def _four_bytes(a: tirx.Buffer, lanes: int, start: int = 0) -> tirx.Expr:
 
 
 def _broadcast_product(a: tirx.Buffer, w: tirx.Buffer, lanes: int, acc: str) -> tirx.Expr:
-    weights = w.vload([0], f"{w.dtype}x{lanes}").astype(f"{acc}x{lanes}")
+    weights = _all(w).astype(f"{acc}x{lanes}")
     return tirx.Broadcast(a.vload([0], str(a.dtype)).astype(acc), lanes) * weights
 
 
-def _sum_of_pairs(a: tirx.Buffer, w: tirx.Buffer, lanes: int) -> tirx.Expr:
+def _sum_of_pairs(a: tirx.Buffer, w: tirx.Buffer, lanes: int, _: str) -> tirx.Expr:
     """a[0] w[i, 0] + a[1] w[i, 1]: products of sign-extended 16-bit lanes, then even plus odd."""
     both = 2 * lanes
-    pair = tirx.reinterpret("int32", a.vload([0], "int16x2"))
+    pair = tirx.reinterpret("int32", _all(a))
     data = tirx.reinterpret(f"int16x{both}", tirx.Broadcast(pair, lanes))
-    product = data.astype(f"int32x{both}") * w.vload([0, 0], f"{w.dtype}x{both}").astype(f"int32x{both}")
+    product = data.astype(f"int32x{both}") * _all(w).astype(f"int32x{both}")
     even = tirx.Shuffle([product], [tirx.const(k, "int32") for k in range(0, both, 2)])
     odd = tirx.Shuffle([product], [tirx.const(k, "int32") for k in range(1, both, 2)])
     return even + odd

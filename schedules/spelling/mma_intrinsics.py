@@ -5,13 +5,16 @@ They are written for one thread: what it means for its own rows and columns. The
 the operands of all of them, so a spelling may only stand where a whole warp arrives together.
 """
 
-# No postponed annotations here: TVMScript reads the buffer types from them, which mypy cannot.
-# mypy: disable-error-code="valid-type"
+from __future__ import annotations
+
 from enum import Enum
 from functools import cache
 
-from tvm import s_tir, tirx
-from tvm.script import tirx as T
+from tvm import tirx
+
+from .pair import Operand, register
+
+SHARED = "shared.dyn"
 
 
 class Form(Enum):
@@ -81,65 +84,31 @@ def copy_or_zero(dtype: str, count: int) -> str:
 
     count: 4, 8 or 16 elements of one byte, aligned so.  Asynchronous on sm_80 and later.
     """
-    name = f"hawq.copy_or_zero.{dtype}.{count}"
-
-    @T.prim_func(s_tir=True)
-    def meaning(
-        A: T.Buffer((count,), dtype, offset_factor=1),
-        P: T.Buffer((1,), "int32", offset_factor=1, scope="local"),
-        S: T.Buffer((count,), dtype, offset_factor=1, scope="shared.dyn"),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(P[0:1], A[0:count])
-            T.writes(S[0:count])
-            for i in T.serial(0, count):
-                with T.sblock("copy"):
-                    vi = T.axis.spatial(count, i)
-                    S[vi] = T.if_then_else(P[0] != 0, A[vi], T.cast(0, dtype))
-
-    @T.prim_func(s_tir=True)
-    def spelling(
-        A: T.Buffer((count,), dtype, offset_factor=1),
-        P: T.Buffer((1,), "int32", offset_factor=1, scope="local"),
-        S: T.Buffer((count,), dtype, offset_factor=1, scope="shared.dyn"),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(P[0:1], A[0:count])
-            T.writes(S[0:count])
-            T.evaluate(T.call_extern("void", f"hawq::copy<{count}>", S.access_ptr("w"), A.access_ptr("r"), P[0]))
-
-    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
-    return name
+    return register(
+        f"hawq.copy_or_zero.{dtype}.{count}",
+        [Operand((count,), dtype), Operand((1,), "int32", "local"), Operand((count,), dtype, SHARED)],
+        [(count, "S")],
+        lambda a, p, i: tirx.if_then_else(p[0] != 0, a[i], tirx.const(0, dtype)),
+        lambda a, p, s: _copy(count, a, s, p[0]),
+        adds=False,
+    )
 
 
 @cache
 def copy_always(dtype: str, count: int) -> str:
     """The name of the tensor intrinsic s[i] = a[i], i < count; otherwise as `copy_or_zero`."""
-    name = f"hawq.copy_always.{dtype}.{count}"
+    return register(
+        f"hawq.copy_always.{dtype}.{count}",
+        [Operand((count,), dtype), Operand((count,), dtype, SHARED)],
+        [(count, "S")],
+        lambda a, i: a[i],
+        lambda a, s: _copy(count, a, s, 1),
+        adds=False,
+    )
 
-    @T.prim_func(s_tir=True)
-    def meaning(
-        A: T.Buffer((count,), dtype, offset_factor=1), S: T.Buffer((count,), dtype, offset_factor=1, scope="shared.dyn")
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(A[0:count])
-            T.writes(S[0:count])
-            for i in T.serial(0, count):
-                with T.sblock("copy"):
-                    vi = T.axis.spatial(count, i)
-                    S[vi] = A[vi]
 
-    @T.prim_func(s_tir=True)
-    def spelling(
-        A: T.Buffer((count,), dtype, offset_factor=1), S: T.Buffer((count,), dtype, offset_factor=1, scope="shared.dyn")
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(A[0:count])
-            T.writes(S[0:count])
-            T.evaluate(T.call_extern("void", f"hawq::copy<{count}>", S.access_ptr("w"), A.access_ptr("r"), 1))
-
-    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
-    return name
+def _copy(count: int, a: tirx.Buffer, s: tirx.Buffer, condition: tirx.Expr | int) -> tirx.Expr:
+    return tirx.call_extern("void", f"hawq::copy<{count}>", s.access_ptr("w"), a.access_ptr("r"), condition)
 
 
 def parts(length: int, part: int) -> tuple[int, ...]:
@@ -162,61 +131,27 @@ def multiply_step(rows: int, columns: int, depth: int, form: Form, vector: int) 
     [fragment j // 2, lane, parts(depth * form.width, 16)]: those of column j and bytes b are with lane 4 (j % 2) + b
     % 16 / 4 (`Form.at`).  depth: even.
     """
-    name = f"hawq.multiply_step.{rows}.{columns}.{depth}.{form.value}.{vector}"
     width = form.width
-    data_shape, weights_shape = (2 * depth, 1, 2 * rows, 1, *parts(16, vector)), (columns, 8, *parts(depth * width, 16))
-    all_data, all_weights = (tuple(slice(0, n) for n in shape) for shape in (data_shape, weights_shape))
-    call = f"hawq::step<{rows}, {columns}, {depth}, hawq::{form.value}>"
+    data, weights = (2 * depth, 1, 2 * rows, 1, *parts(16, vector)), (columns, 8, *parts(depth * width, 16))
 
-    def strides(shape: tuple[int, ...]) -> list[tirx.Var]:
-        return [tirx.Var("stride", "int32") for _ in shape]
+    def value(a: tirx.Buffer, b: tirx.Buffer, r: tirx.Expr, j: tirx.Expr, k: tirx.Expr, e: tirx.Expr) -> tirx.Expr:
+        in_data = (k * 2 + e // 16, 0, r, 0, *part_index(16, vector, e % 16))
+        in_weights = (j // 2, j % 2 * 4 + e % 16 // 4, *part_index(depth * width, 16, k * width + form.at(e)))
+        return form.product(a[in_data], b[in_weights], e)
 
-    def product(
-        data: tirx.Buffer, weights: tirx.Buffer, r: tirx.Expr, j: tirx.Expr, k: tirx.Expr, e: tirx.Expr
-    ) -> tirx.Expr:
-        a = tirx.BufferLoad(data, [k * 2 + e // 16, 0, r, 0, *part_index(16, vector, e % 16)])
-        b = tirx.BufferLoad(
-            weights, [j // 2, j % 2 * 4 + e % 16 // 4, *part_index(depth * width, 16, k * width + form.at(e))]
-        )
-        return form.product(a, b, e)
+    def spelled(a: tirx.Buffer, b: tirx.Buffer, c: tirx.Buffer) -> tirx.Expr:
+        call = f"hawq::step<{rows}, {columns}, {depth}, hawq::{form.value}>"
+        chunk, fragment = a.strides[0], b.strides[0]
+        return tirx.call_extern("void", call, c.access_ptr("rw"), a.access_ptr("r"), chunk, b.access_ptr("r"), fragment)
 
-    @T.prim_func(s_tir=True)
-    def meaning(a: T.handle, b: T.handle, c: T.handle) -> None:
-        A = T.match_buffer(a, data_shape, form.data, offset_factor=1, scope="shared.dyn", strides=strides(data_shape))
-        B = T.match_buffer(
-            b, weights_shape, form.weights, offset_factor=1, scope="shared.dyn", strides=strides(weights_shape)
-        )
-        C = T.match_buffer(c, (2 * rows, 2 * columns), "int32", offset_factor=1, scope="local")
-        with T.sblock("root"):
-            T.reads(C[0 : 2 * rows, 0 : 2 * columns], A[all_data], B[all_weights])
-            T.writes(C[0 : 2 * rows, 0 : 2 * columns])
-            for r, j, k, e in T.grid(2 * rows, 2 * columns, depth, 32):
-                with T.sblock("step"):
-                    vr, vj, vk, ve = T.axis.remap("SSRR", [r, j, k, e])
-                    C[vr, vj] = C[vr, vj] + product(A, B, vr, vj, vk, ve)
-
-    @T.prim_func(s_tir=True)
-    def spelling(a: T.handle, b: T.handle, c: T.handle) -> None:
-        chunk = T.int32()
-        fragment = T.int32()
-        A = T.match_buffer(
-            a, data_shape, form.data, offset_factor=1, scope="shared.dyn", strides=[chunk, *strides(data_shape[1:])]
-        )
-        B = T.match_buffer(
-            b,
-            weights_shape,
-            form.weights,
-            offset_factor=1,
-            scope="shared.dyn",
-            strides=[fragment, *strides(weights_shape[1:])],
-        )
-        C = T.match_buffer(c, (2 * rows, 2 * columns), "int32", offset_factor=1, scope="local")
-        with T.sblock("root"):
-            T.reads(C[0 : 2 * rows, 0 : 2 * columns], A[all_data], B[all_weights])
-            T.writes(C[0 : 2 * rows, 0 : 2 * columns])
-            T.evaluate(
-                T.call_extern("void", call, C.access_ptr("rw"), A.access_ptr("r"), chunk, B.access_ptr("r"), fragment)
-            )
-
-    s_tir.TensorIntrin.register(name, meaning, spelling, override=True)
-    return name
+    return register(
+        f"hawq.multiply_step.{rows}.{columns}.{depth}.{form.value}.{vector}",
+        [
+            Operand(data, form.data, SHARED, free=len(data)),
+            Operand(weights, form.weights, SHARED, free=len(weights)),
+            Operand((2 * rows, 2 * columns), "int32", "local"),
+        ],
+        [(2 * rows, "S"), (2 * columns, "S"), (depth, "R"), (32, "R")],
+        value,
+        spelled,
+    )

@@ -12,9 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
-import tvm.script
-from tvm import s_tir, tirx
-from tvm.script import tirx as T
+from tvm import tirx
+
+from .pair import Operand, register
 
 LANES = 4
 
@@ -60,64 +60,33 @@ class Inner:
 @cache
 def inner_product(form: Inner) -> str:
     """The name of the tensor intrinsic of a form, exact for every operand; sums wrap around."""
-    f, stored = form, form.stored
-    dims = {"q": stored, "o": LANES, "p": f.depth}
-    shape = [size for name, size in dims.items() if name == "o" or (f.inner if name == "q" else size) > 1]
-    channel, pixel = ("e", "") if f.together == 1 else ("e // 4 * 2 + e % 2", "e // 2 % 2, ")
-    q, p = "q" if f.inner > 1 else "0", "p" if f.depth > 1 else "0"
-    place = f"q % {stored}, " if f.nibbles else "q, "
-    where = f"{place if f.inner > 1 else ''}{channel}{', p' if f.depth > 1 else ''}"
-    weight = f'T.cast(W[{where}], "int32")'
-    if f.nibbles:
-        opened = (
-            f"T.Select(q < {stored}, T.shift_left(W[{where}], T.uint8(4)), T.bitwise_and(W[{where}], T.uint8(240)))"
-        )
-        weight = f'T.cast(T.cast({opened}, "int8"), "int32")'
-    loops = [
-        ("e", f.sums, "S"),
-        *([("q", f.inner, "R")] if f.inner > 1 else []),
-        *([("p", f.depth, "R")] if f.depth > 1 else []),
-    ]
-    names, kinds = ", ".join(n for n, *_ in loops), "".join(kind for *_, kind in loops)
-    data = (f.together, f.length) if f.together > 1 else (f.length,)
-    head = f"""
-@T.prim_func(s_tir=True)
-def main(
-    A: T.Buffer(({_list(data)}), "{f.data}", offset_factor=1, scope="local"),
-    W: T.Buffer(({_list(shape)}), "{f.weight}", offset_factor=1),
-    C: T.Buffer(({f.sums},), "int32", offset_factor=1, scope="local"),
-):
-    with T.sblock("root"):
-        T.reads(C[0:{f.sums}], A[{_region(data)}], W[{_region(shape)}])
-        T.writes(C[0:{f.sums}])
-"""
-    meaning = (
-        head
-        + f"""
-        for {", ".join(f"i{n}" for n, *_ in loops)} in T.grid({_list([n for _, n, _ in loops])}):
-            with T.sblock("update"):
-                {names} = T.axis.remap("{kinds}", [{", ".join(f"i{n}" for n, *_ in loops)}])
-                C[e] = C[e] + T.cast(A[{pixel}{q} * {f.depth} + {p}], "int32") * {weight}
-"""
+    # Dimensions and loops of one step are left out.
+    data = (form.together, form.length) if form.together > 1 else (form.length,)
+    steps, depth = [form.stored] * (form.inner > 1), [form.depth] * (form.depth > 1)
+
+    def value(a: tirx.Buffer, w: tirx.Buffer, e: tirx.Expr, *summed: tirx.Expr) -> tirx.Expr:
+        q, p = summed[: len(steps)], summed[len(steps) :]
+        pixel, channel = ([], e) if form.together == 1 else ([e // 2 % 2], e // 4 * 2 + e % 2)
+        in_data = (*pixel, (q[0] if q else 0) * form.depth + (p[0] if p else 0))
+        in_weights = (*(x % form.stored if form.nibbles else x for x in q), channel, *p)
+        weight = w[in_weights]
+        if form.nibbles:
+            low, high = weight << tirx.const(4, "uint8"), weight & tirx.const(240, "uint8")
+            weight = tirx.Select(q[0] < form.stored, low, high).astype("int8")
+        return a[in_data].astype("int32") * weight.astype("int32")
+
+    return register(
+        f"hawq.neon.{form.name}.{form.data}.{form.weight}.{form.depth}x{form.inner}"
+        f"{'.nibbles' if form.nibbles else ''}",
+        [
+            Operand(data, form.data, "local"),
+            Operand((*steps, LANES, *depth), form.weight),
+            Operand((form.sums,), "int32", "local"),
+        ],
+        [(form.sums, "S"), *((form.inner, "R") for _ in steps), *((n, "R") for n in depth)],
+        value,
+        lambda a, w, c: [_spelled(form, a, w, c, part) for part in range(form.together)],
     )
-    spelling = head + "".join(
-        f"""
-        C[T.ramp({4 * part}, 1, 4)] = spelled(A, W, C, {part})"""
-        for part in range(f.together)
-    )
-    variables = {"T": T, "spelled": lambda a, w, c, part: _spelled(f, a, w, c, part)}
-    pair = [tvm.script.from_source(text, extra_vars=variables) for text in (meaning, spelling)]
-    name = f"hawq.neon.{f.name}.{f.data}.{f.weight}.{f.depth}x{f.inner}{'.nibbles' if f.nibbles else ''}"
-    s_tir.TensorIntrin.register(name, *pair, override=True)
-    return name
-
-
-def _list(sizes: list[int] | tuple[int, ...]) -> str:
-    return "".join(f"{n}, " for n in sizes)
-
-
-def _region(sizes: list[int] | tuple[int, ...]) -> str:
-    return ", ".join(f"0:{n}" for n in sizes)
 
 
 def _spelled(f: Inner, a: tirx.Buffer, w: tirx.Buffer, c: tirx.Buffer, part: int) -> tirx.Expr:

@@ -1,0 +1,87 @@
+"""Tensor intrinsics as pairs: what each means, in loops over its operands, and how it is spelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from tvm import s_tir, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A buffer of an intrinsic; free: so many of its first strides may be any, the others are those of its shape."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    scope: str = "global"
+    free: int = 0
+
+    def declared(self, name: str) -> Any:
+        """The buffer as a parameter of the function that is being built."""
+        strides = [prod(self.shape[i + 1 :]) for i in range(len(self.shape))] if self.free else []
+        strides[: self.free] = [tirx.Var("stride", "int32") for _ in range(self.free)]
+        return T.arg(name, T.buffer(self.shape, self.dtype, strides=strides, offset_factor=1, scope=self.scope))
+
+    def region(self, buffer: Any) -> Any:
+        """All of it."""
+        return buffer[tuple(slice(0, n) for n in self.shape)]
+
+
+def register(
+    name: str,
+    operands: Sequence[Operand],
+    loops: Sequence[tuple[int, str]],
+    value: Callable[..., Any],
+    spelled: Callable[..., Any] | None,
+    *,
+    adds: bool = True,
+) -> str:
+    """Register the tensor intrinsic result[s] += value, and return its name.
+
+    operands: the result is the last.  loops: from the outermost, each with its length and "S" (an index of the result)
+    or "R" (summed over).  value: what is added at the operands, then the variables of the "S" loops, then of the "R"
+    loops.  adds: False stores the value instead.
+    spelled: gives for the operands the call that does all this, or a list of vectors, which are stored one after
+    another; None repeats the meaning, for another machine than the one that it is spelled for.
+    """
+
+    def function(body: Callable[[Sequence[Any]], None]) -> tirx.PrimFunc:
+        with IRBuilder() as builder, T.prim_func(s_tir=True):
+            T.func_name("main")
+            buffers = [o.declared(f"x{i}") for i, o in enumerate(operands)]
+            with T.sblock("root"):
+                *read, result = [o.region(b) for o, b in zip(operands, buffers, strict=True)]
+                T.reads(*([result] if adds else []), *read)
+                T.writes(result)
+                body(buffers)
+        return builder.get()
+
+    def meaning(buffers: Sequence[Any]) -> None:
+        with T.grid(*(n for n, _ in loops)) as variables, T.sblock("step"):
+            turns = list(zip(loops, variables if len(loops) > 1 else [variables], strict=True))
+            axes = {
+                kind: [(T.axis.spatial if kind == "S" else T.axis.reduce)(n, v) for (n, k), v in turns if k == kind]
+                for kind in "SR"
+            }
+            result, at = buffers[-1], axes["S"]
+            new = value(*buffers[:-1], *at, *axes["R"])
+            T.buffer_store(result, result[tuple(at)] + new if adds else new, at)
+
+    def spelling(buffers: Sequence[Any]) -> None:
+        made = spelled(*buffers) if spelled else None
+        if made is None:
+            meaning(buffers)
+        elif isinstance(made, list):
+            lanes = operands[-1].shape[0] // len(made)
+            for i, vector in enumerate(made):
+                T.buffer_store(buffers[-1], vector, [T.ramp(i * lanes, 1, lanes)])
+        else:
+            T.evaluate(made)
+
+    s_tir.TensorIntrin.register(name, function(meaning), function(spelling), override=True)
+    return name
