@@ -86,10 +86,10 @@ def copy_or_zero(dtype: str, count: int) -> str:
     """
     return register(
         f"hawq.copy_or_zero.{dtype}.{count}",
-        [Operand((count,), dtype), Operand((1,), "int32", "local"), Operand((count,), dtype, SHARED)],
+        [Operand((1,), "int32", "local"), Operand((count,), dtype), Operand((count,), dtype, SHARED)],
         [(count, "S")],
-        lambda a, p, i: tirx.if_then_else(p[0] != 0, a[i], tirx.const(0, dtype)),
-        lambda a, p, s: _copy(count, a, s, p[0]),
+        lambda p, a, i: tirx.if_then_else(p[0] != 0, a[i], tirx.const(0, dtype)),
+        lambda p, a, s: _copy(count, a, s, p[0]),
         adds=False,
     )
 

@@ -43,7 +43,7 @@ def register(
 ) -> str:
     """Register the tensor intrinsic result[s] += value, and return its name.
 
-    operands: the result is the last.  loops: from the outermost, each with its length and "S" (an index of the result)
+    operands: in the order in which the kernels read them, the result last.  loops: from the outermost, each with its length and "S" (an index of the result)
     or "R" (summed over).  value: what is added at the operands, then the variables of the "S" loops, then of the "R"
     loops.  adds: False stores the value instead.
     spelled: gives for the operands the call that does all this, or a list of vectors, which are stored one after

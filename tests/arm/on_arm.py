@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import tvm
 from elftools.elf.elffile import ELFFile
-from one_layer import Array, Body, layer_of, packed, zeros_for
 from tvm import tirx
 
 from hawq_tvm.compiler import tir_pipeline
@@ -29,6 +28,8 @@ from hawq_tvm.verify.reference import evaluate
 from schedules.layer import Layer
 from schedules.rule import Kernel, choose
 from schedules.rules import rules_for
+
+from ..schedules.one_layer import Array, Body, layer_of, packed, zeros_for
 
 ARCHITECTURE = "aarch64"
 NEON, DOTPROD, I8MM = (target.parse(name) for name in ("arm-neon", "arm-dotprod", "arm-i8mm"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from on_arm import TARGETS, assembly, inner_loop
-from one_layer import packed
-from test_cpu_contract import Conv, accumulate, full
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+
+from ..schedules.one_layer import packed
+from ..schedules.test_cpu_contract import Conv, accumulate, full
+from .on_arm import TARGETS, assembly, inner_loop
 
 LAYERS = {
     "3x3, 64 to 64, W8A8": (Conv(1, 56, 56, 64, 64, pad=(1, 1, 1, 1)), False),

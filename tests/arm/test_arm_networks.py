@@ -8,11 +8,12 @@ import re
 from pathlib import Path
 
 import pytest
-from models import needs_time
-from networks import every_rule
-from on_arm import mnemonics, needs_emulator
 
 import hawq_tvm as ht
+
+from ..cuda.networks import every_rule
+from ..models import needs_time
+from .on_arm import mnemonics, needs_emulator
 
 pytestmark = needs_emulator
 TARGETS = ["arm-neon", "arm-dotprod", "arm-i8mm"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from on_arm import NEON, call, needs_emulator
 
 from hawq_tvm.remote.session import PATH_BYTES, READ_BYTES, read_kernel
+
+from .on_arm import NEON, call, needs_emulator
 
 
 @needs_emulator

@@ -9,14 +9,15 @@ from itertools import product
 
 import numpy as np
 import pytest
-from on_arm import DOTPROD, I8MM, NEON, TARGETS, check, kernel_of, needs_emulator
-from one_layer import in_two_steps, packed
-from test_borders import CASES as BORDERED
-from test_cpu_contract import CONVS, JOINED, Conv, accumulate, full
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
 from schedules.cpu.arm_neon import Neon
+
+from ..schedules.one_layer import in_two_steps, packed
+from ..schedules.test_borders import CASES as BORDERED
+from ..schedules.test_cpu_contract import CONVS, JOINED, Conv, accumulate, full
+from .on_arm import DOTPROD, I8MM, NEON, TARGETS, check, kernel_of, needs_emulator
 
 R = relax.op
 rng = np.random.default_rng(21)

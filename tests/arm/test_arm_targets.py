@@ -5,11 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 import numpy as np
-import one_layer
 import pytest
-from on_arm import DOTPROD, I8MM, NEON, TARGETS
-from one_layer import packed
-from test_cpu_contract import Conv, accumulate, full
 from tvm import relax
 
 from hawq_tvm.targets import target
@@ -18,6 +14,11 @@ from schedules.cpu.contract_tiles import LoadedTile
 from schedules.cpu.vector_unit import VectorUnit
 from schedules.layer import Layer
 from schedules.record import tile_of
+
+from ..schedules import one_layer
+from ..schedules.one_layer import packed
+from ..schedules.test_cpu_contract import Conv, accumulate, full
+from .on_arm import DOTPROD, I8MM, NEON, TARGETS
 
 
 def layer_of(c: Conv, w: np.ndarray, data: str = "uint8") -> Layer:

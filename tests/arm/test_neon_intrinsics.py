@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm.script
-from on_arm import DOTPROD, I8MM, NEON, call, needs_emulator
 from tvm import s_tir
 from tvm.script import tirx as T
 
@@ -13,6 +12,8 @@ from hawq_tvm.core import arith
 from schedules.cpu.arm_neon import DOTS, MATRICES, MIXED_DOTS, PAIRS
 from schedules.spelling.intrinsics import multiply_high
 from schedules.spelling.neon_intrinsics import LANES, Inner, inner_product
+
+from .on_arm import DOTPROD, I8MM, NEON, call, needs_emulator
 
 rng = np.random.default_rng(12)
 ROWS = 512

@@ -1,17 +1,13 @@
-"""The CUDA tests use the helpers of the schedules' tests, and skip what needs nvcc where there is none."""
+"""What needs nvcc is skipped where there is none."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from hawq_tvm.compiler.cuda import nvcc
 from hawq_tvm.core.errors import UsageError
-
-for folder in (".", "schedules"):
-    sys.path.insert(0, str(Path(__file__).parent.parent / folder))
 
 
 @pytest.fixture

@@ -23,13 +23,14 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from ptx import translate
 from tvm import tirx
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
 from hawq_tvm.compiler.cuda import nvcc
 from hawq_tvm.targets import gpu as cuda
 from schedules.spelling.cuda_prelude import PRELUDE
+
+from .ptx import translate
 
 Array = np.ndarray[Any, Any]
 GXX = shutil.which("g++")

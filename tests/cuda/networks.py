@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import onnx
-from models import Graph, float_output
+
+from ..models import Graph, float_output
 
 
 def every_rule() -> onnx.ModelProto:

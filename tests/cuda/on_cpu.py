@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import tvm
 import tvm_ffi
-from one_layer import Array, Body, layer_of, packed, zeros_for
 from tvm import tirx
 
 from hawq_tvm.targets import gpu as cuda
@@ -22,6 +21,8 @@ from schedules.gpu.cuda_depthwise import CudaDepthwise
 from schedules.rule import choose
 from schedules.rules import rules_for
 from schedules.spelling.cuda_prelude import MEANINGS
+
+from ..schedules.one_layer import Array, Body, layer_of, packed, zeros_for
 
 TARGET = cuda.make(cuda.ARCHITECTURES)
 CPU = tvm.target.Target({"kind": "llvm"})

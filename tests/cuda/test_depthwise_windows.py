@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import on_cpu
 import pytest
-from emulate import ARCHITECTURES, Array, needs_gxx, run
-from on_cpu import TARGET
-from one_layer import layer_of, packed
-from test_rules_on_cpu import full_range, requantized
 from tvm import relax
 
 from hawq_tvm.verify.reference import evaluate
 from schedules.gpu.cuda_depthwise import CudaDepthwise, CudaDepthwiseTile
 from schedules.layer import Layer
+
+from ..schedules.one_layer import layer_of, packed
+from . import on_cpu
+from .emulate import ARCHITECTURES, Array, needs_gxx, run
+from .on_cpu import TARGET
+from .test_rules_on_cpu import full_range, requantized
 
 R = relax.op
 CASES = [  # data, kernel, strides, border, pixels of a thread

@@ -10,11 +10,12 @@ from itertools import product
 import numpy as np
 import pytest
 import tvm
-from emulate import ARCHITECTURES, Array, EmulationError, Launch, launch, needs_gxx
 from tvm import s_tir
 
 from schedules.spelling.cuda_prelude import PRELUDE
 from schedules.spelling.mma_intrinsics import Form, copy_always, copy_or_zero, multiply_step, parts
+
+from .emulate import ARCHITECTURES, Array, EmulationError, Launch, launch, needs_gxx
 
 pytestmark = needs_gxx
 rng = np.random.default_rng(5)

@@ -8,10 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import test_cpu_contract as contract
-from emulate import ARCHITECTURES, Array, Counts, EmulationError, Generated, generate, launch, needs_gxx
-from one_layer import in_two_steps, layer_of, packed
-from test_cpu_contract import Conv, accumulate, convolve, full
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
@@ -20,6 +16,11 @@ from hawq_tvm.verify.reference import evaluate
 from schedules.gpu.cuda_mma import Mma
 from schedules.gpu.mma_tiles import MmaTile
 from schedules.spelling.mma_intrinsics import Form
+
+from ..schedules import test_cpu_contract as contract
+from ..schedules.one_layer import in_two_steps, layer_of, packed
+from ..schedules.test_cpu_contract import Conv, accumulate, convolve, full
+from .emulate import ARCHITECTURES, Array, Counts, EmulationError, Generated, generate, launch, needs_gxx
 
 R = relax.op
 pytestmark = needs_gxx

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-import emulate
 import numpy as np
 import pytest
-import test_rules_on_cpu
-from emulate import Array, needs_gxx
-from on_cpu import TARGET
-from one_layer import Body, layer_of, packed, zeros_for
-from test_rules_on_cpu import *  # noqa: F403
 
 from hawq_tvm.verify.reference import evaluate
 from schedules.rule import choose
 from schedules.rules import rules_for
+
+from ..schedules.one_layer import Body, layer_of, packed, zeros_for
+from . import emulate, test_rules_on_cpu
+from .emulate import Array, needs_gxx
+from .on_cpu import TARGET
+from .test_rules_on_cpu import *  # noqa: F403
 
 pytestmark = [needs_gxx, pytest.mark.slow]
 

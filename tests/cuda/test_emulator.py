@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulate import Array, EmulationError, Launch, launch, needs_gxx
-from ptx import UnknownInstruction
+
+from .emulate import Array, EmulationError, Launch, launch, needs_gxx
+from .ptx import UnknownInstruction
 
 pytestmark = needs_gxx
 BYTES = 1024

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from on_cpu import CPU
 from tvm import relax
 
 import schedules
@@ -22,6 +21,8 @@ from schedules.cpu.cpu_elementwise import Elementwise
 from schedules.cpu.cpu_window import Window
 from schedules.cpu.generic import Generic
 from schedules.gpu.cuda_mma import Mma
+
+from .on_cpu import CPU
 
 
 @pytest.mark.slow

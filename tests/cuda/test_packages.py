@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from models import Graph, float_output
-from networks import every_rule
 
 import hawq_tvm as ht
 from hawq_tvm import cli
@@ -24,6 +22,9 @@ from hawq_tvm.core.errors import HawqError, PackageError, UsageError
 from hawq_tvm.package import gpu as device
 from hawq_tvm.targets import gpu as cuda
 from hawq_tvm.targets import target
+
+from ..models import Graph, float_output
+from .networks import every_rule
 
 TWO = json.dumps({"kind": "cuda", "architectures": ["sm_75", "sm_90"]})
 

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from on_cpu import TARGET
-from one_layer import packed
 from tvm import relax
 
 from hawq_tvm.compiler.cuda import nvcc
@@ -19,6 +17,9 @@ from schedules.gpu.mma_model import FRAGMENTS
 from schedules.gpu.mma_tiles import MmaTile
 from schedules.layer import Layer
 from schedules.spelling.cuda_prelude import PRELUDE
+
+from ..schedules.one_layer import packed
+from .on_cpu import TARGET
 
 
 def convolution(weight_bits: int) -> Layer:

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from on_cpu import TARGET, check
-from one_layer import in_two_steps, lower, packed
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.errors import ScheduleError
 from hawq_tvm.core.layer_norm import Norm
 from schedules.gpu.cuda_depthwise import CudaDepthwiseTile
+
+from ..schedules.one_layer import in_two_steps, lower, packed
+from .on_cpu import TARGET, check
 
 R = relax.op
 rng = np.random.default_rng(11)

@@ -7,10 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from models import needs_time
 
 import hawq_tvm as ht
 from hawq_tvm.verify import sass
+
+from ..models import needs_time
 
 SIZES = {"resnet18": 64, "resnet50": 64, "mobilenetv2": 64, "inceptionv3": 139}
 WITH_INT4 = {"sm_75": "IMMA.8832", "sm_80": "IMMA.16864", "sm_86": "IMMA.16864", "sm_89": "IMMA.16864"}

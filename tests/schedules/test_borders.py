@@ -13,8 +13,6 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from one_layer import layer_of, lower, packed, run
-from test_cpu_contract import DOT, HOST, PORTABLE, Conv, accumulate, convolve, full, with_epilogue
 from tvm import relax
 
 import schedules
@@ -26,6 +24,9 @@ from schedules.cpu.contract_tiles import Step, choose_tile, form_of
 from schedules.cpu.cpu_contract import Contract, VectorUnit
 from schedules.cpu.generic import Generic
 from schedules.layer import Layer
+
+from .one_layer import layer_of, lower, packed, run
+from .test_cpu_contract import DOT, HOST, PORTABLE, Conv, accumulate, convolve, full, with_epilogue
 
 vnni = pytest.mark.skipif(DOT != "x86.vnni", reason="this CPU has no VNNI, so data is always copied to 16 bits")
 

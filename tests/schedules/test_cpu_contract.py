@@ -9,7 +9,6 @@ from math import prod
 import numpy as np
 import pytest
 import tvm
-from one_layer import layer_of, lower, packed, run
 from tvm import relax
 
 import schedules
@@ -26,6 +25,8 @@ from schedules.cpu.generic import Generic
 from schedules.cpu.x86_vnni import Vnni
 from schedules.cpu.x86_vnni_depthwise import VnniDepthwise
 from schedules.layer import Layer
+
+from .one_layer import layer_of, lower, packed, run
 
 R = relax.op
 rng = np.random.default_rng(4)

@@ -6,10 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import test_cpu_contract as contract
 import tvm
-from one_layer import packed, run
-from test_cpu_contract import Conv, accumulate, convolve, full, with_epilogue
 from tvm import relax
 
 import schedules
@@ -25,6 +22,10 @@ from schedules.gpu.mma_model import GPUS, cycles, gpu_of, ranked_tiles
 from schedules.gpu.mma_tiles import MmaTile, Problem, pack_weights
 from schedules.layer import Layer
 from schedules.spelling.mma_intrinsics import Form
+
+from . import test_cpu_contract as contract
+from .one_layer import packed, run
+from .test_cpu_contract import Conv, accumulate, convolve, full, with_epilogue
 
 R = relax.op
 TILES = [MmaTile((2, 1), 1, 2), MmaTile((1, 2), 2, 1, slices=2, depth=4), MmaTile((1, 1), 1, 4, slices=4)]

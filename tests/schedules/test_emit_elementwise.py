@@ -6,10 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
-from one_layer import run
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+
+from .one_layer import run
 
 R = relax.op
 ROUNDINGS = [r for r in arith.ROUNDINGS if r != "double"]

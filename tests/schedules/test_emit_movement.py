@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from one_layer import run
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+
+from .one_layer import run
 
 R = relax.op
 rng = np.random.default_rng(1)

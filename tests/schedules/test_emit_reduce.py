@@ -6,11 +6,12 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from one_layer import run
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.layer_norm import Norm, normalized
+
+from .one_layer import run
 
 R = relax.op
 rng = np.random.default_rng(3)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tvm
-from one_layer import TARGET, lower, packed, run
 from tvm import relax
 
 import schedules
@@ -14,6 +13,8 @@ from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.core.errors import UsageError
 from schedules.cpu.cpu_depthwise import DepthwiseTile, tiles_of
 from schedules.cpu.vector_unit import VectorUnit
+
+from .one_layer import TARGET, lower, packed, run
 
 R = relax.op
 rng = np.random.default_rng(5)

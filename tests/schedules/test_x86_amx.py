@@ -12,9 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from one_layer import in_two_steps, lower, packed, run
-from test_borders import CASES as BORDERED
-from test_cpu_contract import CONVS, HOST, Conv, accumulate, convolve, full
 from tvm import relax
 
 import schedules
@@ -30,6 +27,10 @@ from schedules.cpu.generic import Generic
 from schedules.cpu.x86_amx import Amx, AmxTile
 from schedules.layer import Layer
 from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
+
+from .one_layer import in_two_steps, lower, packed, run
+from .test_borders import CASES as BORDERED
+from .test_cpu_contract import CONVS, HOST, Conv, accumulate, convolve, full
 
 R = relax.op
 rng = np.random.default_rng(12)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from graphs_for_verify import INT8, TARGET, compiled, graph, network
 from tvm import relax, te, tirx
 
 from hawq_tvm.compiler import build
@@ -16,6 +15,8 @@ from hawq_tvm.core import ops, stages
 from hawq_tvm.core.errors import OverflowBoundError, PackageError, StageError
 from hawq_tvm.verify.certificate import Certificate, certify
 from relay_passes.fuse_epilogues import fuse_epilogues
+
+from .graphs_for_verify import INT8, TARGET, compiled, graph, network
 
 
 def planted(tir: tvm.IRModule, kernel: str) -> tvm.IRModule:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from graphs_for_verify import INT8, Array, compiled, floats, graph, inputs, network
 from tvm import relax
 
 from hawq_tvm.compiler import pipeline
@@ -24,6 +23,8 @@ from hawq_tvm.verify.compare import (
 )
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.fuse_epilogues import fuse_epilogues
+
+from .graphs_for_verify import INT8, Array, compiled, floats, graph, inputs, network
 
 
 def packed_network(extra: int = 0) -> tvm.IRModule:

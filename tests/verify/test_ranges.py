@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from graphs_for_verify import full_range, graph, inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
@@ -21,6 +20,8 @@ from hawq_tvm.core.operators import interval_of, partial_sums
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.choose_layout import choose_layout
 from relay_passes.fuse_epilogues import fuse_epilogues
+
+from .graphs_for_verify import full_range, graph, inputs
 
 I8, U8, I32 = QType.of("int8"), QType.of("uint8"), QType.of("int32")
 

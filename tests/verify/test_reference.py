@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from graphs_for_verify import full_range, graph, inputs, result
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
@@ -16,6 +15,8 @@ from hawq_tvm.core.arith import QType
 from hawq_tvm.verify import reference, reference_float
 from hawq_tvm.verify.reference import ReferenceOverflow, evaluate
 from relay_passes.fuse_epilogues import fuse_epilogues
+
+from .graphs_for_verify import full_range, graph, inputs, result
 
 I8, U8, I16, I32 = (QType.of(n) for n in ("int8", "uint8", "int16", "int32"))
 HALVES = [-5, -3, -2, -1, 0, 1, 2, 3, 5]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from graphs_for_verify import graph, inputs
 from tvm import relax
 
 from hawq_tvm.verify.reference import evaluate
+
+from .graphs_for_verify import graph, inputs
 
 RNG = np.random.default_rng(5)
 X = RNG.normal(size=(2, 4, 9, 8)).astype(np.float32) * 3

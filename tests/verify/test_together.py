@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from graphs_for_verify import Array
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from models import Graph, float_output
 
 import hawq_tvm as ht
 from hawq_tvm import cli
@@ -26,6 +21,9 @@ from hawq_tvm.targets import gpu as cuda
 from hawq_tvm.targets import target as targets
 from hawq_tvm.verify.compare import LayerRun, layer_calls
 from hawq_tvm.verify.reference import evaluate
+
+from ..models import Graph, float_output
+from .graphs_for_verify import Array
 
 X = {"x": np.linspace(-3, 3, 3 * 12 * 12, dtype=np.float32).reshape(1, 3, 12, 12)}
 
