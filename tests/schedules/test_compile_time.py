@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from one_layer import layer_of, packed
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
@@ -12,6 +11,8 @@ from hawq_tvm.measure import race
 from hawq_tvm.targets import target
 from schedules import rules
 from schedules.rule import choose
+
+from .one_layer import layer_of, packed
 
 R = relax.op
 
