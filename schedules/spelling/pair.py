@@ -43,9 +43,9 @@ def register(
 ) -> str:
     """Register the tensor intrinsic result[s] += value, and return its name.
 
-    operands: in the order in which the kernels read them, the result last.  loops: from the outermost, each with its length and "S" (an index of the result)
-    or "R" (summed over).  value: what is added at the operands, then the variables of the "S" loops, then of the "R"
-    loops.  adds: False stores the value instead.
+    operands: in the order in which the kernels read them, the result last.  loops: from the outermost, each with its
+    length and "S" (an index of the result) or "R" (summed over).  value: what is added at the operands, then the
+    variables of the "S" loops, then of the "R" loops.  adds: False stores the value instead.
     spelled: gives for the operands the call that does all this, or a list of vectors, which are stored one after
     another; None repeats the meaning, for another machine than the one that it is spelled for.
     """
