@@ -20,6 +20,7 @@ from hawq_tvm.core.errors import first_of
 from hawq_tvm.core.operators import OPERATORS, Kind
 from hawq_tvm.frontend.onnx.importer import Importer
 from relay_passes.integer.functions import ELEMENTWISE
+from relay_passes.lower_to_integer import lower_to_integer
 
 from .float_graph import Node
 
@@ -39,6 +40,8 @@ SUMS = MOVES | {
     "relax.sum",
     "relax.nn.avg_pool2d",
 }
+AFFINE = frozenset({"relax.add", "relax.subtract", "relax.negative", "relax.multiply", "relax.divide"})
+NORMALIZATIONS = frozenset(f"relax.nn.{n}_norm" for n in ("layer", "rms", "instance", "group"))
 PRODUCTS = frozenset({"relax.multiply", "relax.matmul", "relax.nn.conv2d", "relax.nn.conv2d_transpose"})
 
 
@@ -68,6 +71,14 @@ class Roles:
         """Whether a node counts in the product of its operands' units."""
         return bool(self.calls.get(node.name, frozenset()) & PRODUCTS)
 
+    def scales(self, node: Node) -> bool:
+        """Whether a node multiplies its only computed operand by a constant, or adds one to it."""
+        return node.op != "Reciprocal" and self._all(node, AFFINE) and bool(self.calls[node.name])
+
+    def normalizes(self, node: Node) -> bool:
+        """Whether a node takes mean and deviation of what it reads, as far as 16 bits tell them."""
+        return bool(self.calls.get(node.name, frozenset()) & NORMALIZATIONS)
+
     def products(self, name: str) -> bool:
         """Whether the node of that name sums products, each of whose factors is quantized."""
         return bool(self.calls.get(name, frozenset()) & (PRODUCTS - {"relax.multiply"}))
@@ -86,7 +97,7 @@ def roles_of(model: onnx.ModelProto) -> Roles:
     module = importer.run()
     if importer.failures:
         raise first_of(importer.failures)
-    given, known = _calls(module), _calls(pipeline.until(module, pipeline.lower_to_integer))
+    given, known = _calls(module), _calls(pipeline.until(module, lower_to_integer))
     nodes = stages.model_nodes(module["main"])
     calls = {name: frozenset(known.get(name, ())) for name in nodes}
     return Roles(calls, frozenset(name for name in given if name not in known))

@@ -20,6 +20,8 @@ NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Softplus"
 KEEP_SIGN = ("AveragePool", "GlobalAveragePool", "Concat", "Add", "Mul", "Max", "ReduceMean", "ReduceSum", "Sum")
 # Outputs that are no sums of a layer. 16 bits would be 65,535 thresholds to prove for every channel.
 OUTPUT_BITS = 8
+# What a normalization reads, as the sums of a residual stream: a few large channels would take the steps of all others.
+NORMALIZED_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,9 @@ class _Search:
         for node in graph.nodes:
             for name in dict.fromkeys(node.inputs):
                 self.readers[name].append(node)
+        self.absorbed: set[str] = set()
+        for node in graph.nodes:
+            self.absorbed.update(n for n in node.outputs if n and self._absorbs(n))
 
     def run(self) -> Points:
         roots = self._roots()
@@ -69,7 +74,7 @@ class _Search:
         joined, passed = self._joined()
         inside = (n for node in self.graph.nodes if node.name in self.roles.inside for n in node.outputs)
         apart = {*joined, *passed, *inside}
-        quantized = [n for n in names if n not in apart and not self._absorbed(n) and not self._inner(n, roots)]
+        quantized = [n for n in names if n not in apart and n not in self.absorbed and not self._inner(n, roots)]
         source: dict[str, str] = {}
         for name in quantized:
             moved = self._moved(name)
@@ -78,9 +83,7 @@ class _Search:
         together: dict[str, set[int]] = defaultdict(set)
         for name in quantized:
             together[source[name]] |= needs[name]
-        bits = {
-            name: next(iter(together[source[name]])) if len(together[source[name]]) == 1 else 8 for name in quantized
-        }
+        bits = {name: self._width(together[source[name]]) for name in quantized}
         narrow = {
             x.name: self.widths[x.name][1]
             for x in self.graph.layers
@@ -126,9 +129,9 @@ class _Search:
     def _operands(self, node: Node) -> list[str]:
         return list(dict.fromkeys(n for n in node.inputs if not self._constant(n)))
 
-    def _absorbed(self, name: str) -> bool:
-        """Whether it needs no integer of its own: the one reader clamps it or adds a bias, or it is the last layer's
-        result.
+    def _absorbs(self, name: str) -> bool:
+        """Whether it needs no integer of its own: the one reader clamps it, adds a bias or scales sums, or it is the
+        last layer's result.
         """
         maker, readers = self.makers.get(name), self.readers[name]
         if (
@@ -146,11 +149,23 @@ class _Search:
             or self._operands(readers[0]) != [name]
         ):
             return False
-        if self._bias_of(readers[0]) is not None:
+        if self._bias_of(readers[0]) is not None or (self._scales(readers[0], name) and self._summed(maker)):
             return True
         return readers[0].op in CLAMPS and (
             not self.roles.function(maker) or len(self._operands(maker)) > 1 or self._bias_of(maker) is not None
         )
+
+    def _scales(self, node: Node, name: str) -> bool:
+        """Whether a node multiplies a tensor by constants or adds them."""
+        divides = node.op == "Div" and node.inputs[0] != name
+        return self.roles.scales(node) and node.inputs.count(name) == 1 and not divides
+
+    def _summed(self, node: Node) -> bool:
+        """Whether a node gives sums, of a finer grid than eight bits."""
+        operands = self._operands(node)
+        scaled = len(operands) == 1 and operands[0] in self.absorbed and self._scales(node, operands[0])
+        product = self.roles.multiplies(node) and len(operands) == 2
+        return node.name in self.layers or scaled or product or self.roles.normalizes(node)
 
     def _bias_of(self, node: Node) -> Layer | None:
         """The layer without a bias whose result an addition of a constant reads, alone."""
@@ -171,7 +186,7 @@ class _Search:
                 self.roles.function(node)
                 and single
                 and len(origins) == 1
-                and not any(self._absorbed(n) for n in operands)
+                and not any(n in self.absorbed for n in operands)
             )
             for name in filter(None, node.outputs):
                 roots[name] = origins.pop() if chained else name
@@ -192,8 +207,13 @@ class _Search:
             if layer is not None and layer.input == name:
                 found.add(self.widths[layer.name][1])
             elif not any(self._moved(n) == name for n in node.outputs):
-                found.add(8)
+                found.add(NORMALIZED_BITS if self.roles.normalizes(node) else 8)
         return found
+
+    @staticmethod
+    def _width(wanted: set[int]) -> int:
+        """The bits that serve all readers, of which layers may read fewer."""
+        return next(iter(wanted)) if len(wanted) == 1 else max({8} | wanted)
 
     def _positive(self) -> set[str]:
         found: set[str] = set()

@@ -1,0 +1,81 @@
+"""Transformers, quantized: products of two activations, normalizations and residual sums of 16 bits."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import hawq_tvm as ht
+from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+
+from .detectors import exported
+from .networks import images
+from .test_detectors import answers, cosine
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward part, each after its normalization."""
+
+    def __init__(self, width: int = 16, heads: int = 2) -> None:
+        super().__init__()
+        self.heads, self.first, self.second = heads, nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.wide, self.narrow = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        query, key, value = (self.split(layer(y)) for layer in (self.query, self.key, self.value))
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        x = x + self.out((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+        return x + self.narrow(F.gelu(self.wide(self.second(x))))
+
+
+class Vision(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.block, self.norm = nn.Conv2d(3, 16, 8, 8), Block(), nn.LayerNorm(16)
+        self.first, self.places = nn.Parameter(torch.randn(1, 1, 16)), nn.Parameter(torch.randn(1, 17, 16))
+        self.last = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.first.expand(len(x), -1, -1), tokens], 1) + self.places
+        return self.last(self.norm(self.block(x))[:, 0])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("transformers") / "in.npz"
+    np.savez(place, x=images(16, 32))
+    return place
+
+
+@pytest.mark.parametrize(("bits", "least"), [(8, 0.999), ("W4A8", 0.99)])
+def test_vision(bits: int | str, least: float, data: Path) -> None:
+    torch.manual_seed(0)
+    net = Vision().eval()
+    found = post_training(exported(net), data, Recipe(bits)).model
+    kinds = {t.name: t.data_type for t in found.graph.initializer}
+    made = {name: n for n in found.graph.node for name in n.output}
+    read = [made[n.input[0]] for n in found.graph.node if n.op_type == "LayerNormalization"]
+    assert [kinds[n.input[2]] for n in read] == [onnx.TensorProto.UINT16] * 3
+    # Nothing stands between a product and what scales it before its quantize.
+    at, way = next(n.input[0] for n in found.graph.node if n.op_type == "Softmax"), list[str]()
+    while made[at].op_type != "MatMul":
+        way.append(made[at].op_type)
+        at = made[at].input[0]
+    assert way == ["DequantizeLinear", "QuantizeLinear", "Div"]
+    package = ht.compile(found)
+    package.verify(random=1, seed=0).raise_if_mismatch()
+    ((real, integer),) = answers(net, package, images(4, 32, seed=2))
+    assert cosine(real, integer) > least
