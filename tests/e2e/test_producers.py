@@ -24,6 +24,7 @@ ROW = {
     "thresholds": 100,
     "differing": 0,
     "apart": 0.0,
+    "indices": True,
 }
 
 
@@ -74,7 +75,7 @@ def test_what_ends_a_worker_costs_one_file(tmp_path: Path) -> None:
 def test_the_page() -> None:
     """Every verdict has its words, equal sentences one number, and the sums count what was compiled."""
     tail = {**ROW, "verdict": "float tail", "float": {"topk": 1, "add": 2}, "apart": 1.25, "differing": 3}
-    wrong = {**ROW, "verified": False, "proved": False}
+    wrong = {**ROW, "verified": False, "proved": False, "indices": False}
     refused = {"verdict": "refused", "sentence": "no  such\nthing"}
     rows = {
         "unet.script.ort": ROW,
@@ -85,7 +86,7 @@ def test_the_page() -> None:
     }
     text = page.markdown({"rows": rows, "versions": dict.fromkeys(PRODUCERS, "")})
     assert "| unet, TorchScript |  | 14 kernels; 0 |  | 14 kernels; 2 add and 1 topk; 1.2 |" in text
-    assert "| unet, torch.export |  | 14 kernels; 0; NOT EXACT; NOT PROVED |  | refused (1) |" in text
+    assert "| unet, torch.export |  | 14 kernels; 0; NOT EXACT; NOT PROVED; other indices |  | refused (1) |" in text
     assert "| unet | refused (1) |  |  |  |  |" in text and "\n1. no such thing\n" in text
     plain = " ".join(text.split())
     assert "2 files compile to integers alone, 1 with a float tail; 2 are refused and 0 failed" in plain

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ from .networks import NETWORKS, OPSETS
 from .tools import PRODUCERS
 
 OURS = "hawq-tvm"
+CHOICES: dict[str, Mapping[str, Any]] = {"networks": NETWORKS, "producers": PRODUCERS, "exporters": OPSETS}
 
 
-def files(work: Path, networks: Sequence[str], producers: Sequence[str]) -> dict[str, tuple[str, str, str, Path]]:
+def files(
+    work: Path, networks: Sequence[str], producers: Sequence[str], exporters: Sequence[str]
+) -> dict[str, tuple[str, str, str, Path]]:
     """Every file of the page by its key: network, exporter ("" for a tool that reads modules), producer, and path."""
     found = {}
     for network in networks:
@@ -35,7 +38,7 @@ def files(work: Path, networks: Sequence[str], producers: Sequence[str]) -> dict
             tool = PRODUCERS[producer]
             if tool.networks and network not in tool.networks:
                 continue
-            for exporter in OPSETS if tool.reads else ("",):
+            for exporter in exporters if tool.reads else ("",):
                 key = ".".join(filter(None, (network, exporter, producer)))
                 found[key] = network, exporter, producer, work / f"{key}.{tool.ending}"
     return found
@@ -50,7 +53,7 @@ def study(args: argparse.Namespace) -> int:
     numbers["versions"] = {n: PRODUCERS[n].version for n in PRODUCERS}
     args.work.mkdir(parents=True, exist_ok=True)
     for network in args.networks:
-        wanted = {k: f for k, f in files(args.work, [network], args.producers).items() if k not in rows}
+        wanted = {k: f for k, f in files(args.work, [network], args.producers, args.exporters).items() if k not in rows}
         for key, (_, _, producer, _) in list(wanted.items()):
             if not PRODUCERS[producer].version:
                 rows[key] = {"verdict": page.MISSING, "sentence": f"{PRODUCERS[producer].package} is not installed"}
@@ -76,7 +79,7 @@ def _make(
     args: argparse.Namespace,
 ) -> None:
     """Make the float files and those of every tool that are not there; a failure becomes the row of the file."""
-    sources = {exporter: args.work / f"{network}.{exporter}.float.onnx" for exporter in OPSETS}
+    sources = {exporter: args.work / f"{network}.{exporter}.float.onnx" for exporter in args.exporters}
     tasks: dict[worker.Task, str] = {}
     for exporter, path in sources.items():
         if not path.exists():
@@ -112,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hawq_tvm.studies.producers", description=(__doc__ or "").splitlines()[0]
     )
-    for name, known in (("networks", NETWORKS), ("producers", PRODUCERS)):
+    for name, known in CHOICES.items():
         parser.add_argument(
             f"--{name}", type=lambda text: text.split(","), default=list(known), metavar="A,B", help=", ".join(known)
         )
@@ -137,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     args.json = args.json or args.work / "producers.json"
     try:
-        for name, known in (("networks", NETWORKS), ("producers", PRODUCERS)):
+        for name, known in CHOICES.items():
             unknown = [n for n in getattr(args, name) if n not in known]
             if unknown:
                 raise UsageError(

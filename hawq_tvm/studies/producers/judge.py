@@ -23,7 +23,8 @@ def judge(path: Path, draws: Sequence[Mapping[str, Array]], target: str = "host"
     draws: inputs of the network, in the order of the file's.
     verdict: integers alone, a float tail, nothing quantized, or refused, then with the sentence.  kernels, float: of
     the package, and its float operators by kind.  verified, proved: whether every layer equals the reference, and the
-    proof holds.  thresholds, differing: of its requantizes and functions.  apart: in steps, see `_apart`.
+    proof holds.  thresholds, differing: of its requantizes and functions.  apart: in steps, see `_apart`; indices: whether
+    outputs of integers are those of the simulation.
     """
     try:
         package = ht.compile(path, target)
@@ -41,6 +42,8 @@ def judge(path: Path, draws: Sequence[Mapping[str, Array]], target: str = "host"
         for b in stages.bindings(package.graph["main"])
         if b.var.name in outside and ops.op_name(b.value)
     )
+    # What ONNX Runtime does behind the library: "NAME (OPERATOR)".
+    floats.update(node.rpartition("(")[2][:-1] for node in package.manifest.get("cut", {}).get("nodes", ()))
     names, proof = [i.name for i in package.inputs], package.prove()
     given = [dict(zip(names, draw.values(), strict=True)) for draw in draws]
     found: dict[str, Any] = {
@@ -53,10 +56,12 @@ def judge(path: Path, draws: Sequence[Mapping[str, Array]], target: str = "host"
         "differing": proof.differing,
     }
     simulated = _simulation(path)
+    scales = {o.name: o.quantization.scale for o in package.outputs if o.quantization}
     rows = []
     for inputs in given:
-        rows += _apart(package.run(inputs), simulated(inputs), package.manifest["outputs"])
-    return {**found, "apart": max(rows)}
+        ours, theirs = package.run(inputs), simulated(inputs)
+        rows += [_apart(a, b, scales.get(name, ())) for (name, a), b in zip(ours.items(), theirs, strict=True)]
+    return {**found, "apart": max((r for r in rows if r is not None), default=0.0), "indices": None not in rows}
 
 
 def _simulation(path: Path) -> Callable[[Mapping[str, Array]], list[Array]]:
@@ -105,20 +110,14 @@ def _qonnx(model: Any) -> Callable[[Mapping[str, Array]], list[Array]]:
     return interpreted
 
 
-def _apart(ours: Mapping[str, Array], theirs: list[Array], specs: list[dict[str, Any]]) -> list[float]:
-    """The largest difference of each output in steps.
+def _apart(ours: Array, theirs: Array, scales: Sequence[float]) -> float | None:
+    """The largest difference of an output in steps: its scale, or 1/255 of the range of the simulation where it has
+    none or the scale is far finer than that.
 
-    A step is the output's scale; where it has none, 1/255 of the range of the simulated output. Integers, such as
-    indices, are equal (0) or not (infinity), and so are outputs of other shapes.
+    None where integers, such as the places of the best scores, or their number are not the same.
     """
-    rows = []
-    for spec, b in zip(specs, theirs):
-        a = ours[spec["name"]]
-        if a.shape != b.shape or a.dtype.kind in "iub":
-            rows.append(0.0 if np.array_equal(a, b) else float("inf"))
-            continue
-        scales = spec.get("quantization", {}).get("scale", [])
-        wide = float(np.ptp(b)) / 255 if b.size else 0.0
-        step = float(scales[0]) if len(scales) == 1 and scales[0] > wide / 16 else wide
-        rows.append(float(np.abs(a.astype(np.float64) - b).max(initial=0.0)) / (step or 1.0))
-    return rows
+    if ours.shape != theirs.shape or ours.dtype.kind in "iub":
+        return 0.0 if np.array_equal(ours, theirs) else None
+    wide = float(np.ptp(theirs)) / 255 if theirs.size else 0.0
+    step = float(scales[0]) if len(scales) == 1 and scales[0] > wide / 16 else wide
+    return float(np.abs(ours.astype(np.float64) - theirs).max(initial=0.0)) / (step or 1.0)

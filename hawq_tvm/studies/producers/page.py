@@ -25,6 +25,7 @@ def cell(row: Row) -> str:
         return str(verdict)
     wrong = [] if row["verified"] else ["NOT EXACT"]
     wrong += [] if row["proved"] else ["NOT PROVED"]
+    wrong += [] if row["indices"] else ["other indices"]
     floats = [" and ".join(f"{n} {name}" for name, n in sorted(row["float"].items()))] if row["float"] else []
     return "; ".join([f"{row['kernels']} kernels", *floats, f"{row['apart']:.2g}", *wrong])
 
