@@ -6,10 +6,11 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.frontend.common.activation import exponential, hard_gate, hard_swish_of, mish_of, sloped, softmax_over
+from hawq_tvm.frontend.common.movement import parts
 from hawq_tvm.frontend.common.normalization import batch_normalized
 from hawq_tvm.frontend.common.values import Constant, Result, Tensor
 
-from .node import Node, handles, scalar
+from .node import Node, expression, handles, scalar
 
 # Klambauer et al., Self-Normalizing Neural Networks, 2017.
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772848170429916717, 1.0507009873554804934193349852946
@@ -115,6 +116,20 @@ def _statistics(node: Node, mean: str, variance: str) -> relax.Expr:
     return batch_normalized(
         node, gamma, beta, node.array(mean), node.array(variance), epsilon=float(node.number("eps"))
     )
+
+
+@handles("aten.glu")
+def glu(node: Node) -> relax.Expr:
+    """The first half of an axis times the sigmoid of the second."""
+    shape = node.shape()
+    axis = node.axis(node.integer("dim", -1), len(shape))
+    node.need(shape[axis] % 2 == 0, "cuts an axis in halves", expected="an even size", found=shape[axis])
+    node.x()
+    first, second = (
+        node.emit(expression(half), name)
+        for half, name in zip(parts(node, axis, [shape[axis] // 2] * 2), ("value", "gate"), strict=True)
+    )
+    return relax.op.multiply(first, node.emit(relax.op.sigmoid(second), "sigmoid"))
 
 
 @handles("aten.batch_norm")

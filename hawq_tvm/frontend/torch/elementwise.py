@@ -10,7 +10,7 @@ from tvm import relax
 from hawq_tvm.frontend.common.activation import times
 from hawq_tvm.frontend.common.elementwise import check_broadcast, clipped
 
-from .node import Node, handles, scalar
+from .node import Node, expression, handles, scalar
 
 BINARY: dict[str, Callable[[relax.Expr, relax.Expr], relax.Expr]] = {
     "aten.add": relax.op.add,
@@ -49,6 +49,18 @@ def binary(node: Node) -> relax.Expr:
     a, b = node.operand("self"), node.operand("other")
     alpha = node.number("alpha", 1)
     return BINARY[node.op](a, times(node, alpha, b, "scaled"))
+
+
+@handles("aten.where", "aten.masked_fill")
+def where(node: Node) -> relax.Expr:
+    """One tensor or number where a condition holds, another elsewhere."""
+    filled = node.op == "aten.masked_fill"
+    condition = node.tensor("mask" if filled else "condition")
+    if condition is None or condition.kind != "bool":
+        raise node.fail("chooses by no truth values", expected="bool", found=condition.kind if condition else "nothing")
+    check_broadcast(node, *(v for v in node.inputs if v is not None))
+    chosen, other = ("value", "self") if filled else ("self", "other")
+    return relax.op.where(expression(condition), node.operand(chosen), node.operand(other))
 
 
 @handles("aten.rsub")

@@ -23,8 +23,8 @@ def judge(path: Path, draws: Sequence[Mapping[str, Array]], target: str = "host"
     draws: inputs of the network, in the order of the file's.
     verdict: integers alone, a float tail, nothing quantized, or refused, then with the sentence.  kernels, float: of
     the package, and its float operators by kind.  verified, proved: whether every layer equals the reference, and the
-    proof holds.  thresholds, differing: of its requantizes and functions.  apart: in steps, see `_apart`; indices: whether
-    outputs of integers are those of the simulation.
+    proof holds.  thresholds, differing: of its requantizes and functions.  apart: in steps, see `_apart`.  indices:
+    whether outputs of integers are those of the simulation.
     """
     try:
         package = ht.compile(path, target)

@@ -325,6 +325,31 @@ def test_softmax() -> None:
     check(lambda x: F.softmax(x, -1), VECTORS, out_scale=float(np.float32(1 / 140)), lossy=0.01)
 
 
+WEIGHT, BIAS = torch.linspace(0.6, 1.4, 6), torch.linspace(-0.3, 0.3, 6)
+NORMALIZED: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    "layer_norm": (lambda x: F.layer_norm(x, (6,)), VECTORS),
+    "layer_norm with weights": (lambda x: F.layer_norm(x, (6,), WEIGHT.to(x.dtype), BIAS.to(x.dtype)), VECTORS),
+    "layer_norm of two axes": (lambda x: F.layer_norm(x, (5, 6)), VECTORS),
+    "rms_norm": (lambda x: F.rms_norm(x, (6,), WEIGHT.to(x.dtype), 1e-5), VECTORS),
+    "group_norm": (lambda x: F.group_norm(x, 3, WEIGHT.to(x.dtype), BIAS.to(x.dtype)), IMAGE),
+    "instance_norm": (lambda x: F.instance_norm(x, weight=WEIGHT.to(x.dtype), bias=BIAS.to(x.dtype)), IMAGE),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZED)
+def test_normalizations(name: str) -> None:
+    function, shape = NORMALIZED[name]
+    check(function, shape, lossy=1e-5)
+
+
+def test_gates_and_choices() -> None:
+    allowed = torch.ones(5, 6, dtype=torch.bool).tril()
+    check(lambda x: F.glu(x, 1), IMAGE)
+    check(lambda x: torch.where(allowed, x, -3.0), VECTORS)
+    check(lambda x, y: torch.where(allowed, x, y), VECTORS, VECTORS)
+    check(lambda x: x.masked_fill(allowed, 0.7), VECTORS)
+
+
 def test_prelu() -> None:
     slopes = torch.tensor([0.1, 0.2, 0.3, -0.1, 0.5, 0.25])
     check(lambda x: F.prelu(x, slopes.to(x.dtype)), IMAGE)
