@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import tvm
 from tvm import relax
 
 from hawq_tvm.core import ops, stages
 
 FEWEST = 8  # steps that a part of a joined tensor must have left
+# Scales beyond these no calibration gives, and scales of one tensor so far apart have no common sum in float32.
+SMALLEST, LARGEST, APART = 2.0**-60, 2.0**30, 2.0**24
 _BOUNDED = {
     "relax.sigmoid": (0.0, 1.0),
     "relax.nn.softmax": (0.0, 1.0),
@@ -51,19 +54,46 @@ def hints(annotated: tvm.IRModule) -> list[str]:
     """A sentence for every quantize (ANNOTATED stage) whose scale leaves nothing of a tensor that it reads.
 
     That is a part of a concatenation with fewer than FEWEST steps left, such as a detector's scores beside its boxes,
-    and an operand of a sum with less than one, such as attention scores beside a mask of the least float.
+    and an operand of a sum with less than one, such as attention scores beside a mask of the least float. And one for
+    scales that no calibration gives, or that lie too far apart within what is summed.
     """
     main, found = annotated["main"], []
     known: dict[relax.Var, _Joined] = {}
+    quantized: set[relax.Expr] = set()
     nodes = stages.model_nodes(main)
     for b in stages.bindings(main):
         name = stages.model_node(b.var.name, nodes)
         if ops.op_name(b.value) == "hawq.quantize":
-            found += _judged(name, b.value, known.get(b.value.args[0]))
+            quantized.add(b.var)
+            found += _judged(name, b.value, known.get(b.value.args[0])) or _extreme(name, b.value)
+        elif ops.op_name(b.value) == "hawq.dequantize" and b.value.args[0] not in quantized:
+            found += _extreme(name, b.value)
         joined = _joined(name, b.value, known)
         if joined is not None and joined.parts:
             known[b.var] = joined
     return found
+
+
+def _extreme(name: str, value: relax.Expr) -> list[str]:
+    """What is wrong with the scales of a quantize or dequantize by themselves; those of zeros are left alone."""
+    data, scale = value.args[0], ops.const_value(value.args[1]).astype(np.float64)
+    used = scale
+    if ops.is_const(data):
+        full = np.broadcast_to(scale, ops.shape_of(data))
+        used = full[ops.const_value(data) != ops.const_value(value.args[2])]
+    if not used.size:
+        return []
+    low, high, said = float(used.min()), float(used.max()), []
+    for found in (s for s in (low, high) if not SMALLEST <= s <= LARGEST):
+        said.append(f"{name}: a scale of {found:.3g} is none that a calibration gives; remedy: calibrate again")
+    # Of a weight with one scale an output every sum has its own.
+    summed = not ops.is_const(data) or sum(n > 1 for n in scale.shape) > 1
+    if not said and summed and high / low > APART:
+        said.append(
+            f"{name}: its scales are up to {high / low:.2g} times apart, so the smaller leave nothing in a sum with the"
+            " larger; remedy: calibrate again"
+        )
+    return said[:1]
 
 
 def _joined(name: str, value: relax.Expr, known: dict[relax.Var, _Joined]) -> _Joined | None:

@@ -67,6 +67,51 @@ def test_a_scale_that_spoils_is_named(nodes: list[onnx.NodeProto], step: float, 
     assert report.to_dict()["hints"] == list(report.hints)
 
 
+@pytest.mark.parametrize(
+    "weight, data, wanted",
+    [
+        ([0.01, 0.02], [0.05, 0.01, 0.03], ""),
+        ([0.01, 1e30], [0.05], "Q: a requantize has a scale ratio that no dyadic number holds"),
+        ([0.01, 1e-25], [0.05], "W: a scale of 1e-25 is none that a calibration gives"),
+        ([0.01, 1e-8], [0.05], ""),  # every output has its own sum
+        ([0.01], [0.05, 1e-9, 0.03], "A: its scales are up to 5e+07 times apart"),
+    ],
+)
+@pytest.mark.parametrize("used", [True, False])
+def test_scales_that_no_calibration_gives(weight: list[float], data: list[float], wanted: str, used: bool) -> None:
+    """A weight of zeros may have any scale."""
+    constants = {
+        "sa": np.float32(data),
+        "za": np.zeros(len(data), np.int8),
+        "sw": np.float32(weight),
+        "w": np.full((len(weight), 3, 1, 1), 100, np.int8),
+        "sy": np.float32(0.1),
+        "zero": np.int8(0),
+    }
+    constants["w"][1:] *= used
+    nodes = [
+        helper.make_node("DequantizeLinear", ["a", "sa", "za"] if len(data) > 1 else ["a", "sa"], ["fa"], "A"),
+        helper.make_node("DequantizeLinear", ["w", "sw"], ["fw"], "W", axis=0),
+        helper.make_node("Conv", ["fa", "fw"], ["y"], "C"),
+        helper.make_node("QuantizeLinear", ["y", "sy", "zero"], ["q"], "Q"),
+    ]
+    constants = {k: v.reshape(()) if k[0] == "s" and v.size == 1 else v for k, v in constants.items()}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("a", onnx.TensorProto.INT8, [1, 3, 2, 2])],
+        [helper.make_tensor_value_info("q", onnx.TensorProto.INT8, None)],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )
+    report = ht.inspect(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    expected = wanted if used or wanted.startswith("A") else ""
+    if wanted.startswith("Q"):
+        assert report.error.startswith(wanted)
+        return
+    assert report.compilable, report.error
+    assert len(report.hints) == bool(expected) and all(h.startswith(expected) for h in report.hints), report.hints
+
+
 def test_scores_of_a_sigmoid_beside_boxes(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
     """The function's own range counts where nothing quantizes it; a movement changes nothing; the command prints it."""
     model = quantized(SCORES, 5.0)

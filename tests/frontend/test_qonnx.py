@@ -106,6 +106,10 @@ SETTINGS = [
     (7, 0, 0, 0),
     (5, 1, 0, 3),
     (1, 0, 0, 0),
+    (9, 0, 1, 200),
+    (11, 1, 0, -700),
+    (16, 1, 1, 0),
+    (16, 0, 0, 0),
 ]
 
 
@@ -197,6 +201,23 @@ def test_a_convolution_of_odd_widths(bits: int, bias_bits: int) -> None:
     qx, qw = quantized(x, 0.5, 0, 4, 1, 0, "ROUND"), quantized(w, scales, 0, bits, 1, 0, "ROUND")
     qb = quantized(bias, bias_scale, 0, bias_bits, 1, 0, "ROUND")
     wanted = (convolution(qx, qw) + qb.reshape(1, -1, 1, 1)) * (0.5 * scales.reshape(1, -1, 1, 1).astype(np.float64))
+    np.testing.assert_array_equal(got, wanted.astype(F))
+
+
+@pytest.mark.parametrize("data_bits, bits, signed", [(9, 9, 1), (12, 3, 0), (16, 16, 1), (16, 8, 0)])
+def test_data_of_more_than_8_bits(data_bits: int, bits: int, signed: int) -> None:
+    """Quantized again to the same width after a ReLU; sums of two 16-bit tensors leave 32 bits."""
+    g = QonnxGraph(7)
+    w = g.rng.normal(size=(4, 5, 3, 3)).astype(F)
+    x = (g.rng.normal(size=(1, 5, 6, 5)) * 4).astype(F)
+    step, fine = 2.0 ** (4 - data_bits), 2.0 ** (3 - bits)
+    data = g.quant(g.input("x", x.shape), step, 0, data_bits, signed=signed)
+    real = g.node("Relu", [g.conv(data, g.quant(g.real(w), fine, 0, bits, narrow=1), pads=[1] * 4)])
+    y = g.quant(real, 16 * step, 0, data_bits, signed=0)
+    got = outputs(g.model([float_output(y)]), {"x": x})[y]
+    qx = quantized(x, step, 0, data_bits, signed, 0, "ROUND")
+    sums = np.maximum(convolution(qx, quantized(w, fine, 0, bits, 1, 1, "ROUND")), 0) * (step * fine)
+    wanted = quantized(sums, 16 * step, 0, data_bits, 0, 0, "ROUND") * (16 * step)
     np.testing.assert_array_equal(got, wanted.astype(F))
 
 
@@ -302,9 +323,9 @@ def test_inspect_says_what_is_quantized() -> None:
 
 X = ("x", [1, 2, 4, 4])
 REFUSED: dict[str, tuple[Any, str]] = {
-    "9 bits": (lambda g: g.quant(g.input(*X), 0.5, 0, 9), r"bit width that is not supported.*1 to 8.*9.*biases"),
+    "17 bits": (lambda g: g.quant(g.input(*X), 0.5, 0, 17), r"bit width that is not supported.*1 to 16.*17.*biases"),
     "33 bits": (lambda g: g.quant(g.real([1.0]), 0.5, 0, 33), r"1 to 32"),
-    "0 bits": (lambda g: g.quant(g.input(*X), 0.5, 0, 0), r"1 to 8.*found 0"),
+    "0 bits": (lambda g: g.quant(g.input(*X), 0.5, 0, 0), r"1 to 16.*found 0"),
     "bits with a fraction": (lambda g: g.quant(g.input(*X), 0.5, 0, 4.5), r"whole number.*4.5"),
     "bits that are not a number": (lambda g: g.quant(g.input(*X), 0.5, 0, np.nan), r"whole number.*nan"),
     "bits per channel": (lambda g: g.quant(g.input(*X), 0.5, 0, [[[4]], [[8]]]), r"not one number"),
@@ -350,7 +371,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda g: g.trunc(g.quant(g.input(*X), 0.5), 0.5, 0, 4, [8]),
         r"more bits than it takes",
     ),
-    "a Trunc to 9 bits": (lambda g: g.trunc(g.quant(g.input(*X), 0.5), 0.5, 0, 16, [9]), r"output bit width.*1 to 8"),
+    "a Trunc to 17 bits": (
+        lambda g: g.trunc(g.quant(g.input(*X), 0.5), 0.5, 0, 20, [17]),
+        r"output bit width.*1 to 16",
+    ),
     "a Trunc whose zero point is cut": (
         lambda g: g.trunc(g.quant(g.input(*X), 0.5, 3), 0.5, 3, 8, [4]),
         r"does not keep whole.*multiple of 16.*3",

@@ -20,7 +20,7 @@ from .quant import read_scale
 from .values import FLOAT_KINDS, Array, Constant, Result, Tensor
 
 DOMAINS = ("onnx.brevitas", "qonnx.custom_op.general", "finn.custom_op.general", "hawq2qonnx")
-MOST_BITS = 8
+MOST_BITS = 16
 MOST_CONSTANT_BITS = 32
 
 # QONNX's names, written in either case: HALF_UP and UP are symmetric, away from zero; ROUND_TO_ZERO is Brevitas's name
@@ -81,7 +81,7 @@ def quant(node: Node) -> Result:
         steps = value.array.astype(np.float32) / scale + zero.astype(np.float32)
         q = arith.round_real(np.clip(steps.astype(np.float64), low, high), rounding).astype(np.int64)
         return _constant(q, scale, zero, low, high)
-    qtype = arith.QType(low, high, "int8" if signed else "uint8")
+    qtype = arith.QType(low, high, _storage(low, high))
     return _dequantized(node, _quantized(node, node.expr(0), scale, zero, qtype, rounding, "q"), scale, zero, qtype)
 
 
@@ -136,9 +136,14 @@ def trunc(node: Node) -> Result:
     )
     whole = _quantized(node, node.expr(0), scale, zero, widest, "half_even", "whole")
     real = node.emit(ops.dequantize(whole, scale, zero, qmin=widest.qmin, qmax=widest.qmax), "real")
-    qtype = arith.QType(low, high, arith.smallest_storage(low, high) if low else "uint8")
+    qtype = arith.QType(low, high, _storage(low, high))
     q = _quantized(node, real, np.ldexp(scale, steps).astype(np.float32), zero >> steps, qtype, rounding, "q")
     return _dequantized(node, q, out_scale, out_zero, qtype)
+
+
+def _storage(low: int, high: int) -> str:
+    """The type that holds a range, unsigned where nothing is below 0."""
+    return arith.smallest_storage(low, high) if low else "uint8" if high <= 255 else "uint16"
 
 
 def _bipolar(node: Node, scale: Array) -> Result:
