@@ -358,12 +358,20 @@ def _timed(call: Callable[[], None], seconds: float) -> list[float]:
 def check_model(model: Path, package: Package) -> None:
     """Whether an ONNX file has the package's inputs and outputs, with the same static shapes.
 
-    Raises ModelError naming what differs.
+    Raises ModelError naming what differs, and for a package whose library is not the whole model.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
     where = str(model)
+    if "cut" in package.manifest:
+        tensors = ", ".join(package.manifest["cut"]["tensors"])
+        raise ModelError(
+            "does more than the package's library, which ends where the float end was cut off",
+            where=where,
+            expected=f"a model that ends at {tensors}",
+            remedy="onnx.utils.extract_model cuts one there; compile and time that",
+        )
     if not model.is_file():
         raise ModelError("does not exist", where=where, remedy="check --model")
     try:

@@ -98,6 +98,9 @@ ENDS = {
         ],
     ),
     "Loop": counted,
+    "Cast to a type that no library returns": lambda g, y: g.node("Cast", [y], to=TensorProto.DOUBLE),
+    "NonZero of a comparison": lambda g, y: g.node("NonZero", [g.node("Greater", [y, g.constant(0.5, FLOAT)])]),
+    "Slice of nothing": lambda g, y: g.node("Slice", [y, ints(g, 1), ints(g, 1)]),
 }
 
 
@@ -105,7 +108,8 @@ ENDS = {
 def test_any_standard_operator_may_stand_in_a_float_end(name: str) -> None:
     g = Graph(0, opset=21)
     model = g.model([ENDS[name](g, quantized(g))])
-    model.graph.output[0].type.tensor_type.elem_type = INT64 if name in ("NonZero",) else FLOAT
+    kinds = {"NonZero": INT64, "Cast": TensorProto.DOUBLE}
+    model.graph.output[0].type.tensor_type.elem_type = kinds.get(name.split()[0], FLOAT)
     module = import_before_cut(model)
     found = cut.of_main(module["main"])
     assert found is not None
@@ -199,6 +203,11 @@ def test_commands(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     small = tmp_path / "small.hawq"
     assert main(["strip", str(package), "-o", str(small), "--single-file"]) == 0
     assert list(ht.load(small).run(given())) == list(ht.load(package).run(given()))
+
+
+def test_the_whole_model_is_no_rival_of_the_library(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(package), "--against", "onnxruntime", "--model", "whole.onnx"]) == 3
+    assert "ends where the float end was cut off; expected a model that ends at sigmoid_5" in capsys.readouterr().err
 
 
 def test_without_onnx_runtime_one_sentence_says_how(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:

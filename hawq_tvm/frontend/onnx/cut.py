@@ -84,15 +84,21 @@ class _End:
         """Move the cut before the operators that could not be imported; False where one of them is not in the float
         end.
         """
-        names = {node_name(n): i for i, n in enumerate(self.nodes)}
-        found = {names.get(stages.model_node(e.where, names), -1) for e in (error, *error.others)}
-        errors_of_nodes = all(
-            e.op and e.op not in ("graph", "input", "output", "initializer", "shape") for e in (error, *error.others)
-        )
-        if not errors_of_nodes or not found <= self.allowed or found <= self.at:
+        found = {self._node_of(e) for e in (error, *error.others)}
+        if not found <= self.allowed or found <= self.at:
             return False
         self.at |= found
         return all(self._is_known(i) for i in self._cut_off()) and bool(self.tensors())
+
+    def _node_of(self, error: ModelError) -> int:
+        """The position of the operator that an error is about, of an output's error the one that computes it; else
+        -1.
+        """
+        if error.op == "output":  # of a type or shape that no library returns
+            return next((i for i, n in enumerate(self.nodes) if error.where in n.output), -1)
+        names = {node_name(n): i for i, n in enumerate(self.nodes)}
+        known = error.op and error.op not in ("graph", "input", "initializer", "shape")
+        return names.get(stages.model_node(error.where, names), -1) if known else -1
 
     def _is_known(self, index: int) -> bool:
         node = self.nodes[index]
