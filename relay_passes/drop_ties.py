@@ -21,6 +21,7 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops, ranges
+from hawq_tvm.core.intervals import Interval
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 Array = np.ndarray[Any, Any]
@@ -31,10 +32,10 @@ def drop_ties(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     """The module with half_up where it equals the rounding asked for, and how many requantize operators changed."""
     known, count = ranges.module_ranges(module), 0
 
-    def interval(operand: relax.Expr) -> ranges.Interval:
+    def interval(operand: relax.Expr) -> Interval:
         if isinstance(operand, relax.Var) and operand.name in known:
             return known[operand.name]
-        return ranges.Interval.of_range(*arith.RANGES[ops.dtype_of(operand)])
+        return Interval.of_range(*arith.RANGES[ops.dtype_of(operand)])
 
     def visit(rebuild: Rebuild, binding: relax.VarBinding, value: relax.Expr) -> relax.Expr | None:
         nonlocal count
@@ -77,7 +78,7 @@ def _change(call: relax.Call) -> Array | None:
     return changes.get(rounding)
 
 
-def settle_ties(call: relax.Call, intervals: Sequence[ranges.Interval]) -> Array | None:
+def settle_ties(call: relax.Call, intervals: Sequence[Interval]) -> Array | None:
     """Cases 1 and 2: what to add to the offset, 0 or -1, so that half_up gives what a rounding to nearest does; None
     where neither is known to.
     """

@@ -22,11 +22,12 @@ from tvm import relax
 
 from hawq_tvm.core import arith, contract, ops, stages
 from hawq_tvm.core.errors import first_of, not_quantized
+from hawq_tvm.core.intervals import Interval
 from hawq_tvm.core.operators import Kind, is_border, kind_of
-from hawq_tvm.core.ranges import Interval
 from relay_passes.integer.fixed import fixed, single
 from relay_passes.integer.functions import Function, Functions
-from relay_passes.integer.realize import Output, realize
+from relay_passes.integer.realize import realize
+from relay_passes.integer.rescale import Output
 from relay_passes.integer.values import (
     INSERT,
     TENSORS,
@@ -467,5 +468,3 @@ HANDLERS: dict[str, Handler] = {
     "relax.astype": _Lowering.astype,
     "relax.concat": lambda low, call, v: movement.concat(low.ctx, call, [low._value(f) for f in v[0].fields]),
 }
-
-__all__ = ["lower_to_integer"]

@@ -14,6 +14,7 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops, ranges, stages
 from hawq_tvm.core.attributes import Conv2d
+from hawq_tvm.core.intervals import Interval
 from hawq_tvm.core.rewriter import Rebuild
 
 MULTIPLE = 8  # elements: four bytes, which kernels copy together
@@ -36,7 +37,7 @@ def pack_activations(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     return _rewritten(module, chosen), len(chosen)
 
 
-def _sign(var: relax.Var, intervals: dict[str, ranges.Interval]) -> bool | None:
+def _sign(var: relax.Var, intervals: dict[str, Interval]) -> bool | None:
     """Whether a layer's 4-bit result is signed; None where it has more bits or another form."""
     if isinstance(var.ty, relax.TupleType) or ops.dtype_of(var) not in ("int8", "uint8"):
         return None

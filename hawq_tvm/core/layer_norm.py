@@ -71,7 +71,7 @@ class Norm:
         # The least W of a row that is not constant, and what E and V lose before the root.
         least = max(turns * Fraction(2) ** self.shift + self.epsilon, Fraction(1))
         lost = Fraction(1, 2) if self.shift >= 0 else Fraction(3, 2)
-        return turns**0.5 * (2.0**-30 + 2.0**-56 + float(lost / least)) + 2.0 ** -(self.fraction + 1)
+        return float(turns**0.5) * (2.0**-30 + 2.0**-56 + float(lost / least)) + 2.0 ** -(self.fraction + 1)
 
     def to_dict(self) -> dict[str, Any]:
         """The attributes of hawq.layer_norm, but for its axes."""
@@ -111,4 +111,5 @@ def normalized(x: NDArray[Any], axes: Sequence[int], norm: Norm) -> Int:
     root -= root * root > square
     product = (n * q - total) * ((np.int64(1) << 61) // root)
     by = np.clip(61 - norm.fraction - ((extra + f) >> 1), 1, 62)
-    return (product + (np.int64(1) << (by - 1))) >> by
+    rounded: Int = (product + (np.int64(1) << (by - 1))) >> by
+    return rounded

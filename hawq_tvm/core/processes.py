@@ -49,6 +49,3 @@ def killed_by(code: int) -> str | None:
     if code < 0:
         return signal.Signals(-code).name
     return next((name for name in _FATAL if getattr(signal, name) == code - 128), None)
-
-
-__all__ = ["failure", "killed_by"]

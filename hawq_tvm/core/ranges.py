@@ -20,8 +20,6 @@ from .intervals import Interval, constant, requantize_worst
 from .layer_norm import norm_of
 from .operators import OPERATORS, interval_of, partial_sums
 
-__all__ = ["Interval", "LayerMargin", "interval_of", "margins", "module_ranges", "partial_sums"]
-
 _NO_VALUE = Interval.of_range(0, 0)
 _REMEDIES = {kind: "quantize its operands to fewer bits" for kind in ("add", "subtract", "multiply", "astype")}
 

@@ -322,16 +322,3 @@ def _offsets(s: Search, shift: int, rounding: str, steps: tuple[int, int], strid
         least.append(int((edge[reached] - at_least * m).max(initial=-(2**62))))
         most.append(int((edge[missed] - at_most * m - 1).min(initial=2**62)))
     return least, most
-
-
-__all__ = [
-    "MAX_ENUMERATED",
-    "Proof",
-    "Rescale",
-    "corrected",
-    "dyadic_rescale",
-    "prove",
-    "prove_all",
-    "round_exactly",
-    "settle",
-]

@@ -16,6 +16,7 @@ from math import gcd, lcm
 import numpy as np
 
 from . import arith, thresholds
+from .threshold_search import round_exactly
 from .thresholds import Proof, Rescale
 
 # The first step's result is an int32, and so is every multiplier.
@@ -168,9 +169,7 @@ def prove_two_steps(rescale: Rescale, first: Rescale, bits: int, rounding: str, 
         low, high, ratio, m = -high, -low, -ratio, -m
     if ratio == 0:
         fine = (low * m + first.offset) >> first.shift
-        return Proof(
-            1, int(thresholds.round_exactly(Fraction(fine, 2**bits), rounding) != thresholds.round_exactly(c, rounding))
-        )
+        return Proof(1, int(round_exactly(Fraction(fine, 2**bits), rounding) != round_exactly(c, rounding)))
     if m <= 0:
         return Proof(enumerated=False)
     ks = np.arange(steps[0], steps[1] + 1).astype(object)

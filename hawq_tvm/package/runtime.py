@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from hawq_tvm.core import arrays
 from hawq_tvm.core.errors import PackageError
-from hawq_tvm.core.tensors import Quantization, TensorSpec
 from hawq_tvm.targets import cpu
 from hawq_tvm.targets.tvm_files import tvm_folder, tvm_version
 
@@ -32,7 +31,6 @@ from .tail import Tail
 if TYPE_CHECKING:
     from hawq_tvm.measure.measure import BenchReport
 
-__all__ = ["Model", "Quantization", "TensorSpec", "load"]
 Array = NDArray[Any]
 
 

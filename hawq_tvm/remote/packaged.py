@@ -149,6 +149,3 @@ def alone(
         "share_of_limit": None,
         "limits": None,
     }
-
-
-__all__ = ["RemotePackage", "alone", "opened", "run"]

@@ -297,6 +297,3 @@ def _target(text: str, session: Session) -> tvm.target.Target:
         )
     here = targets.architecture(tvm.target.Target({"kind": "llvm"})) == m.architecture
     return targets.of_cpu(m.cpu, m.features, session.permit_tiles, "" if here else f"{m.architecture}-linux-gnu")
-
-
-__all__ = ["Crew", "Job"]

@@ -409,6 +409,3 @@ def _recorded(one: Workload, share: int, place: Here | Crew, result: Result) -> 
         now,
     )
     return entry, Outcome(one.key, one.layers, one.rule.name, str(one.tiles[0]), str(tile), default, median, share)
-
-
-__all__ = ["Outcome", "TuneReport", "TuneStep", "existing", "main_kernel", "runnable", "tune", "workloads"]

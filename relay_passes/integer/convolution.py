@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from tvm import relax
 
-from hawq_tvm.core import arith, ops
+from hawq_tvm.core import ops
 
 from .elementwise import centred, with_one_zero
 from .fixed import single
@@ -285,6 +285,3 @@ def _constant_times(ctx: Context, a: Constant, b: Real) -> Value:
     zero = values.sum(axis=-1, keepdims=True) * int(np.asarray(y.zero).flat[0])
     scale_out = left_scale * _column_scale(ctx, y, len(b.shape))
     return Real(ops.shape_of(acc), (Term(acc, compress(zero), compress(scale_out), accumulator=True),))
-
-
-__all__ = ["arith", "conv2d", "conv2d_transpose", "convolve", "matmul", "pad2d"]

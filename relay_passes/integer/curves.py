@@ -12,7 +12,8 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.errors import ModelError
-from hawq_tvm.core.thresholds import Rescale, round_exactly
+from hawq_tvm.core.threshold_search import round_exactly
+from hawq_tvm.core.thresholds import Rescale
 
 from .functions import Bounds, Clip, Function
 from .rescale import Output, approximated, off

@@ -12,9 +12,10 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+from relay_passes.integer.rescale import Output
 
 from .curves import reach, values_of
-from .realize import FIXED_BITS, Output, realize
+from .realize import FIXED_BITS, realize
 from .values import (
     INFINITY,
     INSERT,

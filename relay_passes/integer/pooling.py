@@ -20,7 +20,6 @@ from .values import (
     INSERT,
     WAITING,
     Array,
-    Constant,
     Context,
     Joined,
     Real,
@@ -217,6 +216,3 @@ def arg_extremum(ctx: Context, call: relax.Call, x: Value) -> relax.Expr:
     if scale is None or not is_uniform(term.zero):
         raise ctx.fail(op, "its input's scale varies along the axis", INSERT)
     return ctx.emit(relax.Call(call.op, [term.data], attrs=call.attrs))
-
-
-__all__ = ["Constant", "arg_extremum", "avg_pool2d", "max_pool2d", "reduce_extremum", "reduce_sum"]

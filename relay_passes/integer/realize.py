@@ -13,8 +13,6 @@ from .curves import tabulated, values_of
 from .rescale import Output, requantized, softmax
 from .values import INSERT, Constant, Context, Curve, Joined, Real, Softmax, Term, Value, is_uniform, widened
 
-__all__ = ["FIXED_BITS", "Output", "realize"]
-
 FIXED_BITS = 24
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.core import arith, ops, thresholds
+from hawq_tvm.core.threshold_search import round_exactly
 
 from .put_right import dyadic_call, put_right
 from .values import (
@@ -105,7 +106,7 @@ class Output:
         def level(value: Fraction | float, default: int) -> Array:
             if abs(value) == np.inf:
                 return np.asarray(default)
-            steps = [thresholds.round_exactly(Fraction(value) / s + self.inside, rounding) for s in self.scale.flat]
+            steps = [round_exactly(Fraction(value) / s + self.inside, rounding) for s in self.scale.flat]
             levels = [min(max(v + self.zero, self.qtype.qmin), self.qtype.qmax) for v in steps]
             return compress(np.array(levels, np.int64).reshape(self.scale.shape))
 

@@ -14,13 +14,13 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-import tvm
 from numpy.typing import NDArray
 from tvm import relax
 
 from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.core.errors import ModelError, StageError
-from hawq_tvm.core.ranges import Interval, interval_of, partial_sums
+from hawq_tvm.core.intervals import Interval
+from hawq_tvm.core.operators import interval_of, partial_sums
 
 Array = NDArray[Any]
 INFINITY = float("inf")
@@ -389,36 +389,3 @@ def integer_constant(values: Array) -> relax.Expr:
         d for d in ("int8", "int16", "int32", "int64") if arith.RANGES[d][0] <= low and high <= arith.RANGES[d][1]
     )
     return ops.const(values, dtype)
-
-
-__all__ = [
-    "INSERT",
-    "LARGEST",
-    "TENSORS",
-    "WAITING",
-    "Array",
-    "Constant",
-    "Context",
-    "Curve",
-    "Joined",
-    "Moved",
-    "NotLowered",
-    "Real",
-    "Softmax",
-    "Term",
-    "Value",
-    "bound",
-    "broadcast_rank",
-    "compress",
-    "from_dequantize",
-    "integer_constant",
-    "integral",
-    "is_uniform",
-    "nearest",
-    "rational",
-    "tvm",
-    "whole",
-    "widened",
-    "with_bias",
-    "with_integer_bias",
-]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hawq_tvm.core import arith, thresholds
+from hawq_tvm.core.threshold_search import round_exactly
 
 QMIN, QMAX = -8, 7
 ROUNDINGS = [r for r in arith.ROUNDINGS if r != "double"]
@@ -97,8 +98,8 @@ def counted(r: thresholds.Rescale, rounding: str, steps: tuple[int, int]) -> tup
     """The thresholds of one operand inside its interval and those that differ, by trying every value of the operand."""
     (low,), (high,), (ratio,) = r.lows, r.highs, r.ratios
     values = range(low, high + 1) if ratio > 0 else range(high, low - 1, -1)
-    wanted = [thresholds.round_exactly(v * ratio + r.constant, rounding) for v in values]
-    got = [thresholds.round_exactly(Fraction(v * r.multipliers[0] + r.offset, 2**r.shift), rounding) for v in values]
+    wanted = [round_exactly(v * ratio + r.constant, rounding) for v in values]
+    got = [round_exactly(Fraction(v * r.multipliers[0] + r.offset, 2**r.shift), rounding) for v in values]
     inside = differing = 0
     for k in range(steps[0], steps[1] + 1):
         first, second = (next((i for i, y in enumerate(ys) if y >= k), len(ys)) for ys in (wanted, got))
@@ -148,7 +149,7 @@ def test_two_halves_of_a_tensor_are_proved_where_one_is_zero(up, down, bits, rou
         for v in range(-70, 81):
             x, y = max(v, 0), min(v, 0)
             real, total = x * up + y * down, x * r.multipliers[0] + y * r.multipliers[1] + r.offset
-            results = (thresholds.round_exactly(a, rounding) for a in (real, Fraction(total, 2**r.shift)))
+            results = (round_exactly(a, rounding) for a in (real, Fraction(total, 2**r.shift)))
             wanted, got = (min(max(a, QMIN), QMAX) for a in results)
             if wanted != got:
                 return True

@@ -8,7 +8,7 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
-from hawq_tvm.core.ranges import Interval
+from hawq_tvm.core.intervals import Interval
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.drop_ties import drop_ties, settle_ties
 

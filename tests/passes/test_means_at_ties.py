@@ -13,6 +13,7 @@ from tvm import relax
 from hawq_tvm.compiler.pipeline import to_packed
 from hawq_tvm.core import arith, ops, thresholds, two_steps
 from hawq_tvm.core.arith import QType
+from hawq_tvm.core.threshold_search import round_exactly
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.lower_to_integer import lower_to_integer
 
@@ -166,9 +167,7 @@ def test_two_steps_are_exact_for_every_operand(rounding: str) -> None:
         for x in range(low, high + 1):
             fine = (x * first.multipliers[0] + first.offset) >> first.shift
             assert fine == (2**bits * (x * ratio + constant)).__floor__()
-            got, wanted = (
-                thresholds.round_exactly(v, rounding) for v in (Fraction(fine, 2**bits), x * ratio + constant)
-            )
+            got, wanted = (round_exactly(v, rounding) for v in (Fraction(fine, 2**bits), x * ratio + constant))
             assert got == wanted, (ratio, constant, x)
 
 

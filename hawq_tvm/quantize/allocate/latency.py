@@ -240,6 +240,3 @@ def layer_model(layer: Layer, weight: torch.Tensor, shape: Sequence[int], choice
         tensors,
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
-
-
-__all__ = ["LatencyReport", "layer_model", "measure_latencies"]

@@ -244,17 +244,3 @@ def named_once(layers: Sequence[Layer], where: str) -> tuple[Layer, ...]:
             )
         seen.add(layer.name)
     return tuple(layers)
-
-
-__all__ = [
-    "Feed",
-    "FloatGraph",
-    "Input",
-    "Layer",
-    "Node",
-    "Record",
-    "folded",
-    "named_once",
-    "sizes_of",
-    "unknown_layer",
-]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 from google.protobuf.message import Error as ProtobufError
-from onnx import helper, numpy_helper, version_converter
+from onnx import numpy_helper, version_converter
 
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.frontend.onnx.reader import Source, opset_of
@@ -188,6 +188,3 @@ def names_of(graph: onnx.GraphProto) -> set[str]:
         | {i.name for i in graph.input}
         | {n for node in graph.node for n in (*node.input, *node.output)}
     )
-
-
-__all__ = ["Array", "constants", "helper", "names_of", "prepare", "set_constant"]
