@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 
 from hawq_tvm.core import ops, stages
+from hawq_tvm.targets.gpu import is_cuda
 
 from .emit import emit_layer_norm, emit_movement, emit_reduce, emit_requantize  # noqa: F401  (they register emitters)
 from .layer import Layer
@@ -21,6 +23,8 @@ Arrays = tuple[np.ndarray[Any, Any], ...]
 
 def lower_to_tir(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, int]:
     """The module with every fused layer lowered by the first rule that fits it, and the number of layers.
+
+    Every layer has a kernel; on a CPU `main` calls one of equal kernels for all their layers.
 
     A tile that `apply_records` wrote into a layer's function is used; the rule chooses the others.
     Raises UsageError when no rules exist for the kind of target, ScheduleError when a recorded tile does not fit.
@@ -42,7 +46,22 @@ def lower_to_tir(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.I
             "hawq.refused": choice.sentence(),
         }
         kernels[name], functions[name] = kernel, kernel.func.with_attr(attrs)
-    return _call_kernels(module, functions, {n: k.arguments for n, k in kernels.items()}), len(functions)
+    shared = {} if is_cuda(target) else _equal(functions)
+    return _call_kernels(module, functions, {n: k.arguments for n, k in kernels.items()}, shared), len(functions)
+
+
+def _equal(functions: dict[str, tirx.PrimFunc]) -> dict[str, str]:
+    """For every kernel that only differs from an earlier one in what the report says of it, the earlier one."""
+    first: dict[int, tuple[str, tirx.PrimFunc]] = {}
+    shared = {}
+    for name in sorted(functions):  # a module's own order is not the same in every process
+        func = functions[name]
+        for attribute in ("hawq.layer", "hawq.tile_from", "hawq.refused"):
+            func = func.without_attr(attribute)
+        own, other = first.setdefault(tvm_ffi.structural_hash(func), (name, func))
+        if own != name and tvm_ffi.structural_equal(func, other):
+            shared[name] = own
+    return shared
 
 
 def build(rule: Rule, layer: Layer, target: tvm.target.Target) -> tuple[Kernel, str]:
@@ -56,7 +75,7 @@ def build(rule: Rule, layer: Layer, target: tvm.target.Target) -> tuple[Kernel, 
 
 
 def _call_kernels(
-    module: tvm.IRModule, functions: dict[str, tirx.PrimFunc], arguments: dict[str, Arrays]
+    module: tvm.IRModule, functions: dict[str, tirx.PrimFunc], arguments: dict[str, Arrays], shared: dict[str, str]
 ) -> tvm.IRModule:
     main = module["main"]
     builder = ops.Builder()
@@ -72,7 +91,7 @@ def _call_kernels(
         types = list(expr.ty.fields) if isinstance(expr.ty, relax.TupleType) else [expr.ty]
         types = [relax.TensorType(tuple(int(d) for d in t.shape.values), str(t.dtype)) for t in types]
         return relax.call_tir(
-            callees[name],
+            callees[shared.get(name, name)],
             [*(ops.renamed(a, renamed) for a in expr.args), *constants],
             types if isinstance(expr.ty, relax.TupleType) else types[0],
         )

@@ -4,15 +4,22 @@ for GPUs.
 
 from __future__ import annotations
 
+from operator import itemgetter
+
 import tvm
 from tvm import relax, te, tirx
+from tvm.relax import vm_build
 from tvm.s_tir import dlight
 
+from hawq_tvm.core import stages
+from hawq_tvm.core.threads import in_threads
 from hawq_tvm.targets import gpu as cuda
 from schedules.spelling.cuda_prelude import PRELUDE
 
 from . import tir_pipeline
 from .cuda import nvcc
+
+TOGETHER = 4  # kernels of an LLVM module
 
 # Not TVM's default pipeline: nothing here fuses, folds or reorders, so the library calls exactly what was verified.
 # LegalizeOps only meets the float operators of an allowed float head or tail.
@@ -39,40 +46,63 @@ ON_GPU: tuple[tvm.transform.Pass, ...] = (
 )
 
 
-def build(module: tvm.IRModule, target: tvm.target.Target, exec_mode: str = "bytecode") -> relax.VMExecutable:
-    """The executable of a TIR-stage module for `target`; see `build_reported` for the errors.
-
-    exec_mode: "bytecode", or "compiled" for a `main` in machine code.
-    """
-    return build_reported(module, target, exec_mode)[0]
+def build(module: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecutable:
+    """The executable of a TIR-stage module for `target`; see `build_reported` for the errors."""
+    return build_reported(module, target)[0]
 
 
-def build_reported(
-    module: tvm.IRModule, target: tvm.target.Target, exec_mode: str = "bytecode"
-) -> tuple[relax.VMExecutable, list[nvcc.Usage]]:
+def build_reported(module: tvm.IRModule, target: tvm.target.Target) -> tuple[relax.VMExecutable, list[nvcc.Usage]]:
     """The executable, and for a GPU the registers, spills and shared memory of every kernel.
 
     Raises UsageError when a GPU's code is wanted where nvcc is missing, PackageError when nvcc refuses a kernel.
     """
     if not cuda.is_cuda(target):
-        return _build(module, target, LOWERING, tir_pipeline.CPU, exec_mode), []
+        return _for_cpu(_called(module), target), []
     with nvcc.compiling(cuda.architectures(target), PRELUDE) as job, target:
-        return _build(module, target, ON_GPU, "s_tir", exec_mode), job.usage
+        executable = relax.build(
+            _with_code(module),
+            target=target,
+            relax_pipeline=tvm.transform.Sequential(list(ON_GPU)),
+            tir_pipeline="s_tir",
+        )
+        return executable, job.usage
 
 
-def _build(
-    module: tvm.IRModule, target: tvm.target.Target, passes: tuple[tvm.transform.Pass, ...], tir: str, exec_mode: str
-) -> relax.VMExecutable:
-    if not any(isinstance(f, tirx.PrimFunc) for _, f in module.functions_items()):
-        # Inputs or constants alone are returned; but what holds no code is no library.
-        module = tvm.IRModule({**dict(module.functions_items()), "nothing": _nothing()})
-    return relax.build(
-        module,
-        target=target,
-        relax_pipeline=tvm.transform.Sequential(list(passes)),
-        tir_pipeline=tir,
-        exec_mode=exec_mode,
+def _called(module: tvm.IRModule) -> tvm.IRModule:
+    """Without the kernels that `main` does not call, because equal ones stand in for them."""
+    kernels = set(stages.called_kernels(module))
+    kept = {gv: f for gv, f in module.functions_items() if not isinstance(f, tirx.PrimFunc) or gv.name_hint in kernels}
+    return tvm.IRModule(kept)
+
+
+def _with_code(module: tvm.IRModule) -> tvm.IRModule:
+    """Inputs or constants alone may be returned; but what holds no code is no library."""
+    if any(isinstance(f, tirx.PrimFunc) for _, f in module.functions_items()):
+        return module
+    return tvm.IRModule({**dict(module.functions_items()), "nothing": _nothing()})
+
+
+def _for_cpu(module: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecutable:
+    """What `relax.build` does, with LLVM at work on several kernels at once.
+
+    Which kernels share an LLVM module never depends on the machine: a library's bytes must not.
+    """
+    with target:
+        module = tvm.transform.Sequential(list(LOWERING))(_with_code(module))
+    builder = relax.ExecBuilder()
+    left = vm_build._vmcodegen(builder, module)
+    functions = sorted(
+        ((gv.name_hint, f) for gv, f in left.functions_items() if isinstance(f, tirx.PrimFunc)), key=itemgetter(0)
     )
+    parts = [dict(functions[i : i + TOGETHER]) for i in range(0, len(functions), TOGETHER)]
+
+    def compiled(part: dict[str, tirx.PrimFunc]) -> tvm.runtime.Module:
+        return tvm.tirx.build(tvm.IRModule(part), target=target, pipeline=tir_pipeline.CPU)
+
+    library, *others = in_threads(compiled, parts)
+    for other in others:
+        library.import_module(other)
+    return relax.VMExecutable(vm_build._ffi_api.VMLink(builder, target, library, [], {}))
 
 
 def _nothing() -> tirx.PrimFunc:

@@ -186,9 +186,10 @@ def compile_packed(
         "build", lambda: (build_module.build_reported(tir, target), len(tir.functions_items()) - 1)
     )
     if run.level >= 4:
-        host = executable.mod.imports[0]
-        _dump(run.index, "assembly", str(host.inspect_source("asm")))
-        for device in host.imports:
+        first = executable.mod.imports[0]
+        hosts = [m for m in (first, *first.imports) if m.kind == "llvm"]
+        _dump(run.index, "assembly", "\n".join(str(host.inspect_source("asm")) for host in hosts))
+        for device in (m for m in first.imports if m.kind != "llvm"):
             _dump(run.index, "cuda", str(device.inspect_source()))
     return schedules.with_usage(tir, [asdict(u) for u in usage]), executable
 

@@ -67,6 +67,12 @@ def private_functions(module: tvm.IRModule) -> dict[str, relax.Function]:
     }
 
 
+def called_kernels(module: tvm.IRModule) -> list[str]:
+    """The names of the kernels that `main` of a TIR module calls, in order; one may stand for several equal layers."""
+    calls = [b.value for b in bindings(module["main"]) if ops.op_name(b.value) == "relax.call_tir"]
+    return [call.args[0].name_hint for call in calls]
+
+
 def is_float(expr: relax.Expr) -> bool:
     """Whether an expression is a float tensor, or a tuple with one inside."""
     fields = getattr(expr.ty, "fields", None)

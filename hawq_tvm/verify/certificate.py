@@ -100,7 +100,8 @@ def certify(
         if name not in functions:
             raise StageError("has no kernel", where=layer, expected=f"a PrimFunc {name}")
         walk.function(layer, functions[name])
-    code = inspect_library(library, kernels)
+    called = set(stages.called_kernels(tir))
+    code = inspect_library(library, [k for k in kernels if k in called])
     device = inspect_device_code(library, kernels, architectures)
     requantizes, bounded = _requantizes(packed), distances(packed)
     # Thresholds against integers that are near the real value themselves say nothing: their distance does.

@@ -70,8 +70,7 @@ def two_layers_and_a_float_tail() -> tvm.IRModule:
     return builder.get()
 
 
-@pytest.mark.parametrize("mode", ["bytecode", "compiled"])
-def test_a_module_keeps_its_calls_names_and_attributes_and_runs(mode):
+def test_a_module_keeps_its_calls_names_and_attributes_and_runs():
     module = two_layers_and_a_float_tail()
     stages.verify(module, stages.Stage.PACKED)
     lowered, count = schedules.lower_to_tir(module, TARGET)
@@ -81,7 +80,7 @@ def test_a_module_keeps_its_calls_names_and_attributes_and_runs(mode):
     assert [str(n) for n in lowered["main"].attrs["hawq.output_names"]] == ["p", "acc"]
     assert [r["layer"] for r in schedules.report(lowered)] == ["/out/Dequantize", "/fc/MatMul", "/in/Quantize"]
     x = rng.normal(0, 5, (2, 16)).astype(np.float32)
-    vm = relax.VirtualMachine(build.build(lowered, TARGET, mode), tvm.cpu())
+    vm = relax.VirtualMachine(build.build(lowered, TARGET), tvm.cpu())
     p, acc = (r.numpy() for r in vm["main"](tvm.runtime.tensor(x)))
     q = arith.quantize(x, np.float32(0.1), np.array(3), qmin=0, qmax=255, storage="uint8")
     expected = q.astype(np.int32) @ WEIGHT.astype(np.int32)

@@ -5,14 +5,17 @@ machine's C compiler.
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tvm
 from elftools.elf.elffile import ELFFile
 from tvm import relax
 
 from hawq_tvm.core.errors import PackageError
+from hawq_tvm.core.threads import in_threads
 
 from . import source, toolchain
 from .plan import Plan
@@ -55,9 +58,9 @@ def export(
     """
     command = toolchain.compiler(architecture)
 
-    def link(path: str, files: list[str], **_: Any) -> None:
-        folder = Path(files[0]).parent
-        files = [_object(command, [*toolchain.options(architecture), *options], f) for f in files]
+    with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as temporary:
+        folder = Path(temporary)
+        files = _objects(executable.mod, folder)
         _check_self_contained(files)
         text = source.text(plan, _blob(files), version, architecture, features)
         (folder / "plan.c").write_text(text)
@@ -67,18 +70,19 @@ def export(
         flags = [*toolchain.options(architecture), *options, "-fvisibility=hidden"]
         toolchain.run([*command, *flags, "-c", str(folder / "plan.c"), "-o", generated], "the library's plan")
         linked = [*files, generated, *objects, f"-Wl,--dynamic-list={folder / 'open.txt'}", "-pthread", "-lm"]
-        toolchain.run([*command, *options, *OPTIONS, "-o", path, *linked], "the library")
-
-    executable.export_library(str(library), fcompile=link)
+        toolchain.run([*command, *options, *OPTIONS, "-o", str(library), *linked], "the library")
 
 
-def _object(command: Sequence[str], flags: Sequence[str], path: str) -> str:
-    """An object file as it is; TVM writes its blob in C where there is no kernel."""
-    if not path.endswith(".c"):
-        return path
-    made = f"{path.removesuffix('.c')}.o"
-    toolchain.run([*command, *flags, NO_EXPORT, "-c", path, "-o", made], "the library's data")
-    return made
+def _objects(module: tvm.runtime.Module, folder: Path) -> list[str]:
+    """An executable as object files: one of each LLVM module, and the blob for TVM's virtual machine."""
+    first = module.imports[0]
+    modules = [first, *first.imports]
+    paths = [str(folder / f"lib{i}.o") for i in range(len(modules))]
+    in_threads(lambda i: modules[i].write_to_file(paths[i], "o"), range(len(modules)))
+    text = first["_get_target_string"]()
+    blob = tvm.get_global_func("runtime.ModulePackImportsToLLVM")(module, False, text, "")
+    blob.write_to_file(str(folder / "devc.o"), "o")
+    return [*paths, str(folder / "devc.o")]
 
 
 def _symbols(path: str) -> tuple[Any, Any]:
