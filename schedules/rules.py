@@ -10,6 +10,7 @@ from schedules.cpu.arm_neon import Neon
 from schedules.cpu.cpu_contract import Contract
 from schedules.cpu.cpu_depthwise import Depthwise
 from schedules.cpu.cpu_elementwise import Elementwise
+from schedules.cpu.cpu_rows import Rows
 from schedules.cpu.cpu_window import Window
 from schedules.cpu.generic import Generic
 from schedules.cpu.x86_amx import Amx
@@ -24,7 +25,7 @@ from schedules.gpu.cuda_window import CudaWindow
 from .rule import Rule
 
 # Tried in order; a faster kernel for some CPU goes before the portable ones.
-_PORTABLE: tuple[Rule, ...] = (Contract(), Window(), Elementwise(), Generic())
+_PORTABLE: tuple[Rule, ...] = (Contract(), Window(), Rows(), Elementwise(), Generic())
 CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), *_PORTABLE)
 ARM_RULES: tuple[Rule, ...] = (Depthwise(), Neon("i8mm"), Neon("dotprod"), Neon("neon"), *_PORTABLE)
 CUDA_RULES: tuple[Rule, ...] = (CudaDepthwise(), Mma(), CudaWindow(), CudaElementwise(), CudaGeneric())

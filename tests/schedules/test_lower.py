@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import tvm
@@ -131,6 +133,18 @@ CASES = {
     ),
     "cpu.window": (lambda e, x: R.nn.max_pool2d(x, (2, 2), (2, 2), 0, layout="NHWC"), [((1, 4, 4, 16), "int8")]),
     "cpu.elementwise": (lambda e, x, y: R.concat([x, y], axis=1), [((1, 4), "int8"), ((1, 8), "int8")]),
+    "cpu.rows": (
+        lambda e, x: ops.softmax(
+            x,
+            arith.softmax_table(Fraction(1, 20), 256),
+            axis=1,
+            multiplier=2**30,
+            shift=22,
+            qtype=arith.QType.of("uint8"),
+            zero_point=0,
+        ),
+        [((3, 40), "uint8")],
+    ),
     "cpu.generic": (lambda e, x: R.argmax(x, axis=1), [((1, 40), "int8")]),
 }
 
