@@ -7,16 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hawq_tvm as ht
+from hawq_tvm.core.errors import ModelError
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
 
 from .detectors import exported
-from .networks import images
+from .networks import FloatNet, images
 from .test_detectors import answers, cosine
 
 
@@ -79,3 +81,35 @@ def test_vision(bits: int | str, least: float, data: Path) -> None:
     package.verify(random=1, seed=0).raise_if_mismatch()
     ((real, integer),) = answers(net, package, images(4, 32, seed=2))
     assert cosine(real, integer) > least
+
+
+def masked(kind: str) -> onnx.ModelProto:
+    """Scores under a mask of the kind that a network may have, their softmax, and a product with it."""
+    g = FloatNet([1, 3, 6, 6], opset=21)
+    y = g.conv("x", 4, 3, 1, "first")
+    scores = g.node("Mul", g.node("MatMul", y, g.node("Transpose", y, perm=[0, 1, 3, 2])), g.constant(0.5))
+    low = {"infinite": -np.inf, "least": np.finfo(np.float32).min}.get(kind, -1e9)
+    later = np.triu(np.ones((6, 6), bool), 1)
+    if kind == "where":
+        scores = g.node("Where", g.constant(later, bool), g.constant(low), scores)
+    else:
+        scores = g.node("Add", scores, g.constant(np.where(later, np.float32(low), 0)))
+    return g.model(g.node("MatMul", g.node("Softmax", scores), y))
+
+
+@pytest.mark.parametrize("kind", ["added", "infinite", "least", "where"])
+def test_masks_take_no_part_in_calibration(kind: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", x=images(8, 6))
+    net = masked(kind)
+    try:
+        found = post_training(net, tmp_path / "in.npz").model
+    except ModelError as e:
+        assert "cannot be quantized to integers alone" in str(e)
+        return
+    assert ht.inspect(found).compilable
+    package, x = ht.compile(found), images(4, 6, seed=3)
+    run = onnxruntime.InferenceSession(net.SerializeToString()).run
+    (name,) = (o.name for o in package.outputs)
+    for one in x:
+        real = run(None, {"x": one[None]})[0]
+        assert cosine(real, package.run({"x": one[None]})[name]) > 0.999

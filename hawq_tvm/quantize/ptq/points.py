@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer, Node
 from hawq_tvm.quantize.network.roles import Roles
@@ -20,6 +21,8 @@ NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Softplus"
 KEEP_SIGN = ("AveragePool", "GlobalAveragePool", "Concat", "Add", "Mul", "Max", "ReduceMean", "ReduceSum", "Sum")
 # Outputs that are no sums of a layer. 16 bits would be 65,535 thresholds to prove for every channel.
 OUTPUT_BITS = 8
+# An addend of this or less shuts a score out of every softmax.
+MASKED = -1e4
 # What a normalization reads, as the sums of a residual stream: a few large channels would take the steps of all others.
 NORMALIZED_BITS = 16
 
@@ -42,20 +45,27 @@ class Points:
     roles: Roles
 
 
-Shapes = Mapping[str, Sequence[int]]
+class Seen(NamedTuple):
+    """What calibration saw of a tensor of floating point type: its shape in one batch, and its least value."""
+
+    shape: Sequence[int]
+    low: float
 
 
-def find_points(graph: FloatGraph, roles: Roles, floats: Shapes, widths: Mapping[str, tuple[int, int]]) -> Points:
+Floats = Mapping[str, Seen]
+
+
+def find_points(graph: FloatGraph, roles: Roles, floats: Floats, widths: Mapping[str, tuple[int, int]]) -> Points:
     """Where to quantize.
 
-    roles: of its nodes.  floats: the shapes of the tensors of floating point type.  widths: bits of weights and of the
-    input by layer.
+    roles: of its nodes.  floats: the tensors of floating point type.  widths: bits of weights and of the input by
+    layer.
     """
     return _Search(graph, roles, floats, widths).run()
 
 
 class _Search:
-    def __init__(self, graph: FloatGraph, roles: Roles, floats: Shapes, widths: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(self, graph: FloatGraph, roles: Roles, floats: Floats, widths: Mapping[str, tuple[int, int]]) -> None:
         self.graph, self.roles, self.floats, self.widths = graph, roles, floats, widths
         self.layers: dict[str, Layer] = {layer.node: layer for layer in graph.layers}
         self.makers = {name: node for node in graph.nodes for name in node.outputs if name}
@@ -63,6 +73,7 @@ class _Search:
         for node in graph.nodes:
             for name in dict.fromkeys(node.inputs):
                 self.readers[name].append(node)
+        self.masks = self._masked()
         self.absorbed: set[str] = set()
         for node in graph.nodes:
             self.absorbed.update(n for n in node.outputs if n and self._absorbs(n))
@@ -73,7 +84,7 @@ class _Search:
         names += [n for node in self.graph.nodes for n in node.outputs if n in self.floats]
         joined, passed = self._joined()
         inside = (n for node in self.graph.nodes if node.name in self.roles.inside for n in node.outputs)
-        apart = {*joined, *passed, *inside}
+        apart = {*joined, *passed, *inside, *self.masks}
         quantized = [n for n in names if n not in apart and n not in self.absorbed and not self._inner(n, roots)]
         source: dict[str, str] = {}
         for name in quantized:
@@ -91,6 +102,29 @@ class _Search:
         }
         return Points(source, bits, narrow, self._positive(), joined, self.roles)
 
+    def _masked(self) -> set[str]:
+        """Masks, which push some scores below all others, what they are made of, and the sums that hold them: no scale
+        serves these, and the compiler needs none.
+        """
+        counted, masks = set[str](), set[str]()
+        for node in self.graph.nodes:
+            given = [self.graph.parameters[n] for n in node.inputs if n in self.graph.parameters]
+            constants = [v for v in given if v.is_floating_point()]
+            shut = any(n in masks for n in node.inputs) or any(map(_shuts, constants))
+            table = any(v.numel() > 1 and not _shuts(v) for v in constants)
+            data = [n for n in self._operands(node) if n in self.floats and n not in counted]
+            for name in (n for n in node.outputs if n in self.floats):
+                if not data and not table:
+                    counted.add(name)  # of whole numbers and plain constants alone
+                if self.floats[name].low <= MASKED and (shut or name in counted):
+                    masks.add(name)
+        for node in reversed(self.graph.nodes):
+            for name in node.outputs:
+                made = [o for reader in self.readers[name] for o in reader.outputs if o in self.floats]
+                if name in counted and made and all(o in masks for o in made):
+                    masks.add(name)
+        return masks
+
     def _joined(self) -> tuple[dict[str, list[tuple[str, int]]], set[str]]:
         """Concatenations that nothing but outputs come of, and what is moved on the way: boxes and scores have no
         scale that suits both.
@@ -106,7 +140,7 @@ class _Search:
             maker = self.makers.get(at)
             axis = maker.attributes.get("axis", 0) if maker is not None and maker.op == "Concat" else 0
             if alone and axis and maker is not None and all(n in self.floats for n in maker.inputs):
-                joined[at] = [(n, self.floats[n][axis]) for n in maker.inputs]
+                joined[at] = [(n, self.floats[n].shape[axis]) for n in maker.inputs]
                 passed.update(way)
         return joined, passed
 
@@ -141,13 +175,11 @@ class _Search:
             and (maker.name in self.layers or self._bias_of(maker) is not None)
         ):
             return True  # the 32-bit sums of the last layer, in which classes do not tie
-        if (
-            maker is None
-            or len(readers) != 1
-            or name in self.graph.outputs
-            or self.roles.moves(maker)
-            or self._operands(readers[0]) != [name]
-        ):
+        if maker is None or len(readers) != 1 or name in self.graph.outputs or self.roles.moves(maker):
+            return False
+        if self.masks & {*readers[0].outputs} and self._summed(maker):
+            return True  # scores
+        if self._operands(readers[0]) != [name]:
             return False
         if self._bias_of(readers[0]) is not None or (self._scales(readers[0], name) and self._summed(maker)):
             return True
@@ -237,6 +269,10 @@ class _Search:
     def _clips_at_zero(self, node: Node) -> bool:
         low, _ = clip_bounds(node, self.graph)
         return low is not None and low >= 0
+
+
+def _shuts(value: Any) -> bool:
+    return bool((value <= MASKED).any())
 
 
 def clip_bounds(node: Node | None, graph: FloatGraph) -> tuple[float | None, float | None]:

@@ -4,7 +4,7 @@ integers alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import torch
 
-from hawq_tvm.core.errors import InputError, ModelError, UsageError
+from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.frontend.onnx.inputs import with_shapes
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 from hawq_tvm.quantize.allocate.table import read_bits, widths
@@ -28,10 +28,10 @@ from hawq_tvm.quantize.network.roles import Roles, roles_of
 
 from .equalize import equalize
 from .observers import OBSERVERS, Grid, Histogram, grid
-from .points import Points, find_points
+from .points import Points, Seen, find_points
 from .qdq import kind_of, write
 from .reconstruct import Passing, reconstruct
-from .units import Units, added_bias, check_compiles, check_constants, check_ranges
+from .units import Units, added_bias, check_compiles, check_constants, check_finite, check_ranges
 from .weights import Rounded, nearest
 
 SUPPORTED = (4, 8)
@@ -267,20 +267,18 @@ def _observed(
     Raises InputError naming the tensor that is not finite, or beyond what scales can hold.
     """
     found: dict[str, tuple[float, float]] = {}
-    shapes: dict[str, Sequence[int]] = {}
+    floats: dict[str, Seen] = {}
 
     def record(name: str, value: Any) -> None:
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
             low, high = float(value.min()), float(value.max())
-            if not np.isfinite([low, high]).all():
-                remedy = "look at the data, and how pixels become numbers"
-                raise InputError("is not finite on the calibration data", where=name, remedy=remedy)
+            check_finite(name, 0.0 if low == -np.inf else low, high)  # a mask may hold that
             old = found.get(name, (low, high))
             found[name] = min(low, old[0]), max(high, old[1])
-            shapes[name] = tuple(value.shape)
+            floats[name] = Seen(tuple(value.shape), found[name][0])
 
     _each(graph, batches, count, "ranges of activations", record, tell)
-    points = find_points(graph, roles(), shapes, bits)
+    points = find_points(graph, roles(), floats, bits)
     seen = {name: Histogram(*found[name]) for name in points.source.values()}
     check_ranges(seen)
     if recipe.observer == "minmax":

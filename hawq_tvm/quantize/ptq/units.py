@@ -7,6 +7,7 @@ would ask a requantize to multiply by more than its 31 bits hold.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import onnx
@@ -95,9 +96,17 @@ def check_constants(graph: FloatGraph) -> None:
                 )
 
 
+def check_finite(name: str, low: float, high: float) -> None:
+    """Raise InputError for a tensor that calibration saw infinite or not a number."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        remedy = "look at the data, and how pixels become numbers"
+        raise InputError("is not finite on the calibration data", where=name, remedy=remedy)
+
+
 def check_ranges(seen: Mapping[str, Histogram]) -> None:
     """Raise InputError for a tensor that calibration saw beyond what scales hold."""
     for name, one in seen.items():
+        check_finite(name, one.low, one.high)
         most = max(abs(one.low), abs(one.high))
         if most >= GREATEST:
             raise InputError(
