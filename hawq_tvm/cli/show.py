@@ -116,6 +116,12 @@ def show_proof(c: Mapping[str, Any]) -> None:
             f" {margin['dtype']})"
         )
     say(f"        {c['differing']} of {c['thresholds']} requantize thresholds differ from the exact real formula")
+    if c.get("functions"):
+        passed = [sum(row[name] for row in c["functions"].values()) for name in ("differing", "thresholds")]
+        say(
+            f"        {passed[0]} of {passed[1]} thresholds of {len(c['functions'])} functions of sums differ from the"
+            " exact real formula"
+        )
     if c.get("distances"):
         most = max(c["distances"].values())
         say(
@@ -132,6 +138,8 @@ def show_certificate(certificate: Certificate) -> None:
     say(f"        border: {', '.join(certificate.border) or 'none'}; roundings: {certificate.roundings}")
     for layer, distance in certificate.distances.items():
         say(f"        within 1/2 + {distance:.1e} of a step{AT_MOST_ONE if distance < 1 else ''}: {layer}")
+    for layer, row in certificate.functions.items():
+        say(f"        {row['differing']} of {row['thresholds']} thresholds of a function of sums differ in {layer}")
     for layer, count in certificate.differing_layers.items():
         say(f"        {count} differing thresholds in {layer}")
     for offender in [*certificate.tir_offenders, *certificate.code_offenders]:

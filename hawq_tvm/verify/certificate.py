@@ -34,6 +34,8 @@ class Certificate:
 
     distances: how far, in steps beyond the 1/2 of rounding, a layer can be from the real formula of its inputs, where
     that is bounded and not enumerated.
+    functions: of the layers with a function of sums (A27), the thresholds of the real function that were looked for, and
+    those that the layer passes at another sum.
     code_functions, instructions: of the CPU.  device_functions, device_instructions: of the GPU, by architecture.
     """
 
@@ -55,6 +57,7 @@ class Certificate:
     device_functions: int = 0
     device_instructions: dict[str, int] = field(default_factory=dict)
     distances: dict[str, float] = field(default_factory=dict)
+    functions: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -134,6 +137,7 @@ def certify(
         differing_layers={layer: d for layer, d in differing.items() if d},
         roundings=dict(roundings),
         distances=bounded,
+        functions=_functions(packed),
         margins=tuple(m.to_dict() for m in ranges.margins(packed)),
     )
 
@@ -142,11 +146,25 @@ def _is_border(func: relax.Function) -> bool:
     return all(stages.is_border(b) for b in stages.bindings(func) if isinstance(b.value, relax.Call))
 
 
+def _functions(packed: tvm.IRModule) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for layer, call in _calls(packed, "hawq.lookup"):
+        if int(call.attrs.get("thresholds", -1)) >= 0:
+            row = found.setdefault(layer, {"thresholds": 0, "differing": 0})
+            for name in row:
+                row[name] += int(call.attrs[name])
+    return found
+
+
 def _requantizes(packed: tvm.IRModule) -> list[tuple[str, relax.Call]]:
+    return _calls(packed, "hawq.requantize")
+
+
+def _calls(packed: tvm.IRModule, name: str) -> list[tuple[str, relax.Call]]:
     found = []
     for func in stages.private_functions(packed).values():
         layer = str(func.attrs["hawq.layer"])
-        found += [(layer, b.value) for b in stages.bindings(func) if ops.op_name(b.value) == "hawq.requantize"]
+        found += [(layer, b.value) for b in stages.bindings(func) if ops.op_name(b.value) == name]
     return found
 
 

@@ -1,12 +1,14 @@
 """How far a layer's integers can be from the real formula of its inputs, where that is bounded and not enumerated.
 
-A normalization (A25) is near its real value, not equal to it, and so is a softmax (A17). Everything that only moves or
-rescales such integers hands the distance on; a requantize turns it into steps of its result, where it ends: what the
-next layer reads are integers as the model quantizes them.
+A normalization (A25) is near its real value, not equal to it, and so are a softmax (A17), a fixed-point value (A26) and
+a function of a grid (A27). What reads such integers hands the distance on; a requantize turns it into steps of its
+result, where it ends: what the next layer reads are integers as the model quantizes them.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,9 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops, stages
+from hawq_tvm.core.intervals import Interval, constant
 from hawq_tvm.core.layer_norm import norm_of
-from hawq_tvm.core.operators import Kind, kind_of
+from hawq_tvm.core.operators import Kind, interval_of, kind_of
 
 
 def distances(packed: tvm.IRModule) -> dict[str, float]:
@@ -26,12 +29,29 @@ def distances(packed: tvm.IRModule) -> dict[str, float]:
     """
     walk = _Walk(packed)
     main = packed["main"]
-    walk.function(main, dict.fromkeys(main.params, 0.0), "")
+    walk.function(main, {p: _whole(p.ty) for p in main.params}, "")
     return walk.found
 
 
+@dataclass(frozen=True)
+class _Near:
+    """A tensor's distance from its real value, in its own units, and its integers' bounds."""
+
+    distance: float
+    interval: Interval
+
+    @property
+    def most(self) -> float:
+        """The largest magnitude."""
+        return float(max(map(abs, self.interval.scalar)))
+
+
+_NOWHERE = _Near(0.0, Interval.of_range(0, 0))
+_UNIT = Interval.of_range(-1, 1)
+
+
 class _Walk:
-    """The distance of every tensor from its real value, in its own units."""
+    """The distance of every tensor from its real value."""
 
     def __init__(self, module: tvm.IRModule) -> None:
         self.module = module
@@ -50,29 +70,107 @@ class _Walk:
         if isinstance(expr, relax.TupleGetItem):
             whole = self._of(expr.tuple_value, near, layer)
             return whole[expr.index] if isinstance(whole, tuple) else whole
+        if ops.is_const(expr):
+            return _NOWHERE if stages.is_float(expr) else _Near(0.0, constant(ops.const_value(expr)))
         if not isinstance(expr, relax.Call):
-            return 0.0
+            return _NOWHERE
         args = [self._of(a, near, layer) for a in expr.args]
         if isinstance(expr.op, tvm.ir.GlobalVar):
             func = self.module[expr.op]
             name = str((func.attrs or {}).get("hawq.layer", layer))
             return self.function(func, dict(zip(func.params, args, strict=True)), name)
-        return self._call(expr, args, layer)
+        if kind_of(ops.op_name(expr)) is None or not isinstance(expr.ty, relax.TensorType):
+            return _whole(expr.ty)
+        inner = [tuple(v.interval for v in a) if isinstance(a, tuple) else a.interval for a in args]
+        interval = _NOWHERE.interval if stages.is_float(expr) else _interval(expr, inner)
+        return _Near(self._call(expr, args, inner, layer), interval)
 
-    def _call(self, call: relax.Call, args: list[Any], layer: str) -> float:
+    def _call(self, call: relax.Call, args: list[Any], inner: list[Any], layer: str) -> float:
         name = ops.op_name(call)
+        flat = [v for a in args for v in (a if isinstance(a, tuple) else (a,))]
+        # Integers of 32 bits are on their way to a quantize, and hand their distance on.
+        wide = not stages.is_float(call) and ops.dtype_of(call) in ("int32", "int64")
         if name == "hawq.layer_norm":
             norm = norm_of(call.attrs, ops.shape_of(call.args[0]))
             return norm.distance * 2.0**norm.fraction
         if name == "hawq.softmax":
-            self._note(layer, _softmax(call))
-        if name == "hawq.requantize" and any(args[0]):
-            self._note(layer, _requantized(call, args[0]))
-        passes = kind_of(name) is Kind.MOVEMENT or name in ("relax.maximum", "relax.minimum", "relax.clip")
-        return max((float(d) for a in args for d in (a if isinstance(a, tuple) else (a,))), default=0.0) * passes
+            return 0.5 + _softmax(call) if wide else self._note(layer, _softmax(call))
+        if name == "hawq.lookup" and "bound" in call.attrs:
+            distance = _looked_up(call, flat[0].distance)
+            return 0.5 + distance if wide else self._note(layer, distance)
+        if name == "hawq.requantize":
+            return self._requantize(call, args[0], layer, wide)
+        if not any(v.distance for v in flat) and not _has_rounded_weights(call):
+            return 0.0
+        if name == "relax.multiply":
+            a, b = flat
+            return a.most * b.distance + b.most * a.distance + a.distance * b.distance
+        if name in ("relax.add", "relax.subtract"):
+            return flat[0].distance + flat[1].distance
+        if name in ("relax.nn.conv2d", "relax.matmul"):
+            return _summed_products(call, flat, inner)
+        if name in ("relax.sum", "hawq.sum_pool2d"):
+            return flat[0].distance * max(map(abs, _interval(call, [_UNIT]).scalar))
+        passes = kind_of(name) is Kind.MOVEMENT or name.rpartition(".")[2] in _PASSING
+        return max((v.distance for v in flat), default=0.0) * passes
 
-    def _note(self, layer: str, distance: float) -> None:
+    def _requantize(self, call: relax.Call, data: tuple[_Near, ...], layer: str, wide: bool) -> float:
+        attrs, near = call.attrs, any(v.distance for v in data)
+        if "bound" in attrs:
+            # Onto a grid or a fixed point: what the dyadic numbers lose is in the bound. A table knows its grid's.
+            return _rescaled(call, data) + (0.5 + float(attrs["bound"]) if wide else 0.0)
+        if not near:
+            return 0.0
+        distance = _rescaled(call, data) + _lost(call, data)
+        return distance + 1.0 if wide else self._note(layer, distance)
+
+    def _note(self, layer: str, distance: float) -> float:
+        """Where a quantize ends what was near: the next layer reads integers as the model has them."""
         self.found[layer] = max(self.found.get(layer, 0.0), distance)
+        return 0.0
+
+
+_PASSING = ("maximum", "minimum", "clip", "where", "astype", "max", "min", "max_pool2d")
+
+
+def _interval(call: relax.Call, args: list[Any]) -> Interval:
+    found = interval_of(call, args)
+    assert isinstance(found, Interval)
+    return found
+
+
+def _whole(kind: Any) -> Any:
+    if isinstance(kind, relax.TupleType):
+        return tuple(map(_whole, kind.fields))
+    bounds = arith.RANGES.get(str(getattr(kind, "dtype", "")), (0, 1))
+    return _Near(0.0, Interval.of_range(*bounds))
+
+
+def _has_rounded_weights(call: relax.Call) -> bool:
+    """Whether the weights of a product are a float constant brought to 16 bits, as they are beside 32-bit data."""
+    if ops.op_name(call) not in ("relax.nn.conv2d", "relax.matmul"):
+        return False
+    data, weight = call.args[:2]
+    return ops.is_const(weight) and ops.dtype_of(weight) == "int16" and ops.dtype_of(data) == "int32"
+
+
+def _summed_products(call: relax.Call, sides: list[_Near], inner: list[Any]) -> float:
+    """Distances of both sides times what they are multiplied with, and half a unit of weights that were rounded."""
+    (a, b), total = sides, 0.0
+    rounded = b.distance + 0.5 * _has_rounded_weights(call)
+    for intervals, distance in (
+        ([_UNIT, inner[1]], a.distance),
+        ([inner[0], _UNIT], rounded),
+        ([_UNIT, _UNIT], a.distance * rounded),
+    ):
+        total += distance * max(map(abs, _interval(call, intervals).scalar)) if distance else 0.0
+    return total
+
+
+def _looked_up(call: relax.Call, distance: float) -> float:
+    """(A27e), and what a grid's integer that is not exact makes of it: it may be in as many cells more."""
+    cells = math.ceil(distance) + 1 if distance else 0
+    return float(call.attrs["bound"]) + cells * float(call.attrs.get("slope", 0.0))
 
 
 def _softmax(call: relax.Call) -> float:
@@ -82,14 +180,17 @@ def _softmax(call: relax.Call) -> float:
     return multiplier / 2.0**shift * (count + 3) * 2.0**-31 + 2.0**-shift
 
 
-def _requantized(call: relax.Call, near: tuple[float, ...]) -> float:
-    """The distances of the operands in steps of the result, and what the dyadic numbers lose (A3): half a unit of each
-    multiplier and of the offset.
-    """
-    data, multipliers, _, shift = call.args
+def _rescaled(call: relax.Call, near: tuple[_Near, ...]) -> float:
+    """The distances of the operands in steps of the result."""
+    _, multipliers, _, shift = call.args
     unit = 2.0 ** -ops.const_value(shift).astype(np.float64)
-    total = unit / 2
-    for x, m, d in zip(data.fields, multipliers.fields, near, strict=True):
-        largest = float(max(abs(v) for v in arith.RANGES[ops.dtype_of(x)]))
-        total = total + (np.abs(ops.const_value(m).astype(np.float64)) * d + largest / 2) * unit
+    total = np.zeros(())
+    for m, v in zip(multipliers.fields, near, strict=True):
+        total = total + np.abs(ops.const_value(m).astype(np.float64)) * v.distance * unit
     return float(np.max(total))
+
+
+def _lost(call: relax.Call, near: tuple[_Near, ...]) -> float:
+    """What the dyadic numbers lose (A3), in steps: half a unit of each multiplier and of the offset."""
+    unit = 2.0 ** -ops.const_value(call.args[3]).astype(np.float64)
+    return float(np.max(unit)) * (0.5 + sum(v.most for v in near) / 2)

@@ -13,7 +13,7 @@ from tvm import relax
 from hawq_tvm.core import ops
 
 from .elementwise import centred, with_one_zero
-from .fixed import single
+from .fixed import single, summand
 from .values import (
     INSERT,
     Array,
@@ -45,15 +45,15 @@ def pad2d(ctx: Context, data: relax.Expr, pads: Sequence[int], value: int) -> re
     return ctx.emit(relax.op.nn.pad(data, [0, 0, 0, 0, top, bottom, left, right], "constant", value), "pad")
 
 
-def _activation(ctx: Context, x: Value, op: str) -> Term:
-    """The integers of a convolution's data, whose scale and zero may differ between channels and nowhere else."""
-    term = single(ctx, x, op, narrow=True)
-    if ops.dtype_of(term.data) in ("int64",) or term.accumulator:
-        raise ctx.fail(op, "its input is a 32-bit sum that nothing quantizes", INSERT)
+def _activation(ctx: Context, x: Value, weight: Value, op: str) -> tuple[Term, Value]:
+    """The integers of a convolution's data, whose scale and zero may differ between channels and nowhere else, and
+    its weight.
+    """
+    term, weight = summand(ctx, x, op, weight, (1, 2, 3))
     for numbers in (term.scale, term.zero):
         if any(n != 1 for i, n in enumerate(broadcast_rank(numbers, 4).shape) if i != 1):
             raise ctx.fail(op, "its input has scales that differ within a channel", "quantize it per tensor")
-    return term
+    return term, weight
 
 
 def _by_weight(array: Array, groups: int, outputs: int) -> Array:
@@ -85,7 +85,7 @@ def convolve(
     op: str,
 ) -> Value:
     """The accumulator of a convolution, its zero point correction kept as the term's zero."""
-    term = _activation(ctx, x, op)
+    term, weight = _activation(ctx, x, weight, op)
     if any(pads):
         term = with_one_zero(ctx, term)
     if isinstance(weight, Constant):
@@ -152,14 +152,15 @@ def conv2d_transpose(ctx: Context, call: relax.Call, x: Value, weight: Value) ->
     pads, extra = [int(p) for p in attrs.padding], [int(p) for p in attrs.output_padding]
     reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
     new_pads = [reach[0] - pads[0], reach[1] - pads[1], reach[0] - pads[2] + extra[0], reach[1] - pads[3] + extra[1]]
-    term = _activation(ctx, x, op)
+    kernels = Constant(flipped(weight.values), scale)
+    term, kernels = _activation(ctx, x, kernels, op)
     strides = [int(s) for s in attrs.strides]
     if strides != [1, 1]:
         term = with_one_zero(ctx, term)
         data = ctx.emit(ops.dilate2d(term.data, strides, int(term.zero.flat[0])), "dilate")
         term = replace(term, data=data)
     spread = Real(ops.shape_of(term.data), (term,))
-    return convolve(ctx, spread, Constant(flipped(weight.values), scale), new_pads, [1, 1], dilation, groups, op)
+    return convolve(ctx, spread, kernels, new_pads, [1, 1], dilation, groups, op)
 
 
 def matmul(ctx: Context, a: Value, b: Value) -> Value:
@@ -194,9 +195,7 @@ def _column_scale(ctx: Context, term: Term, rank: int) -> Array:
 
 
 def _times_constant(ctx: Context, a: Real, b: Constant) -> Real:
-    x = single(ctx, a, "matmul", narrow=True)
-    if x.accumulator:
-        raise ctx.fail("matmul", "its input is a 32-bit sum that nothing quantizes", INSERT)
+    x, b = summand(ctx, a, "matmul", b, (max(len(b.shape) - 2, 0),))
     if len(b.shape) == 1:
         scale = np.reshape(b.scale, (-1, 1)) if b.scale is not None and np.ndim(b.scale) else b.scale
         return _column(ctx, _times_constant(ctx, a, Constant(b.values.reshape(-1, 1), scale)))

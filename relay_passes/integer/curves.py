@@ -11,9 +11,10 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+from hawq_tvm.core.crossings import boundary, compare, crossings
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.core.threshold_search import round_exactly
-from hawq_tvm.core.thresholds import Rescale
+from hawq_tvm.core.thresholds import Proof, Rescale
 
 from .functions import Bounds, Clip, Function
 from .rescale import Output, approximated, off
@@ -145,6 +146,12 @@ class Stepped:
                 np.where(np.isfinite(most), most + np.abs(most) * 2.0**-50, most),
             )
 
+    def widest(self, low: Array, high: Array) -> float:
+        """The most by which the function changes, as far as its result does not clamp it, within one interval."""
+        first, last = self.out.steps
+        least, most = (np.clip(v, first - 1.0, float(last)) for v in self.bounds(low, high))
+        return float(np.max(most - least))
+
     def excess(self, low: Array, high: Array, levels: Array) -> float:
         """How much more than its rounding a level can be wrong by, over intervals low .. high, in steps."""
         least, most = self.bounds(low, high)
@@ -155,12 +162,6 @@ class Stepped:
         return max(0.0, float(np.max(above)), float(np.max(below)))
 
 
-def boundary(level: Array, rounding: str) -> Array:
-    """The real number from which on, or beyond which, a rounding gives `level` or more."""
-    up = {"floor": np.zeros(()), "ceil": np.ones(()), "toward_zero": level <= 0, "away": level > 0}
-    return level - up.get(rounding, np.asarray(0.5))
-
-
 def _of_sums(ctx: Context, curve: Curve, out: Output) -> tuple[relax.Expr, Array, dict[str, float]]:
     """(A27): the sum on a 16-bit grid between the points where the result saturates, and a table of the grid."""
     low, high = reach(ctx, curve.leaf)
@@ -169,21 +170,44 @@ def _of_sums(ctx: Context, curve: Curve, out: Output) -> tuple[relax.Expr, Array
     # Where the samples have missed a part of the function, the whole range is gridded.
     if made.outside > made.inside:
         made = _gridded(ctx, curve.leaf, stepped, (low, high), (low, high))
-    return ctx.emit(made.call, "grid"), made.table, {"bound": max(made.inside, made.outside)}
+    proof = _crossings(stepped, made, low, high)
+    attrs = {
+        "bound": max(made.inside, made.outside),
+        "slope": made.slope,
+        "thresholds": proof.thresholds if proof.enumerated else -1,
+        "differing": proof.differing if proof.enumerated else -1,
+    }
+    return ctx.emit(made.call, "grid"), made.table, attrs
+
+
+def _crossings(stepped: Stepped, made: _Grid, low: float, high: float) -> Proof:
+    """The thresholds of the real function of the sums against those of the grid's table."""
+    out = stepped.out
+    real = None if out.fixed else crossings(stepped.bounds, low, high, out.steps, out.rounding)
+    if real is None:
+        return Proof(enumerated=False)
+    levels = made.table.astype(np.int64) - out.zero
+    counts = [int(n) for n in np.bincount(made.which.ravel())]
+    return compare(real, made.rescales, counts, levels, made.step, made.zero, GRID.qmin)
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """A requantize onto a grid, what it does to every channel, and the table of its 65,536 integers; inside, outside:
-    how much more than its rounding a result can be wrong by between the ends and beyond them, in steps.
+    """A requantize onto a grid: what it does to every channel, what the grid's integers stand for, and their table.
+
+    inside, outside: how much more than its rounding a result can be wrong by between the grid's ends and beyond them,
+    in steps.  slope: by how much it changes within one cell.
     """
 
     call: relax.Call
     rescales: list[Rescale]
     which: Array
+    step: Fraction
+    zero: int
     table: Array
     inside: float
     outside: float
+    slope: float
 
 
 def _unsaturated(stepped: Stepped, low: float, high: float) -> tuple[float, float]:
@@ -226,4 +250,4 @@ def _gridded(
         if start < end:
             edges = np.linspace(start, end, SAMPLES + 1)
             outside = max(outside, stepped.excess(edges[:-1], edges[1:], np.full(SAMPLES, level)))
-    return _Grid(call, rescales, which, table, inside, outside)
+    return _Grid(call, rescales, which, step, zero, table, inside, outside, stepped.widest(*near))

@@ -6,7 +6,9 @@ The error is bounded, and the certificate states it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 from tvm import relax
@@ -14,7 +16,7 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 from relay_passes.integer.rescale import Output
 
-from .curves import reach, values_of
+from .curves import NARROW, reach, values_of
 from .realize import FIXED_BITS, realize
 from .values import (
     INFINITY,
@@ -141,7 +143,7 @@ def real_of(ctx: Context, value: Value, op: str, bits: int = BITS) -> Real:
 
 
 # What is left of 32 bits for a fixed-point factor beside one of 8 bits.
-PRODUCT_BITS, FEWEST_BITS = 31, 20
+PRODUCT_BITS, FEWEST_BITS, FEWEST_SUMMED, WEIGHT_BITS = 31, 20, 16, 16
 
 
 def factors(ctx: Context, a: Value, b: Value, op: str) -> tuple[Term, Term, bool]:
@@ -161,6 +163,41 @@ def factors(ctx: Context, a: Value, b: Value, op: str) -> tuple[Term, Term, bool
         return fixed(ctx, a, op), fixed(ctx, b, op), True
     x, y = (t or single(ctx, v, op, bits=min(bits, BITS)) for t, v in zip(own, (a, b), strict=True))
     return x, y, True
+
+
+def summand(ctx: Context, value: Value, op: str, weight: Value, axes: Sequence[int]) -> tuple[Term, Value]:
+    """The integers of a tensor and of a weight, whose products are summed along the weight's `axes`.
+
+    What no quantize precedes is a 32-bit sum itself, or a fixed-point value (A26), where the products' sums keep to 32
+    bits; else one of the fewest bits. Its constant weight may be float too, and has WEIGHT_BITS for each output then.
+    Raises NotLowered as `single` does, and where no quantize follows.
+    """
+    term = _owned(ctx, value, op)
+    if term is not None and not term.accumulator and ops.dtype_of(term.data) in NARROW:
+        return term, weight
+    if not isinstance(weight, Constant) or not ctx.feeding:
+        term = single(ctx, value, op, narrow=True)
+        if term.accumulator or ops.dtype_of(term.data) == "int64":
+            raise ctx.fail(op, "its input is a 32-bit sum that nothing quantizes", INSERT)
+        return term, weight
+    if weight.scale is None:
+        weight = _fixed_weight(weight, axes)
+    total = int(np.max(np.abs(weight.values.astype(np.int64)).sum(axis=tuple(axes))))
+    if term is not None and ops.dtype_of(term.data) == "int32":
+        most = max(int(np.max(np.abs(end))) for end in ctx.bounds(term.data))
+        if most * total < 1 << PRODUCT_BITS:
+            return replace(term, accumulator=False), weight
+    return fixed(ctx, value, op, max(min(BITS, PRODUCT_BITS + 1 - total.bit_length()), FEWEST_SUMMED)), weight
+
+
+def _fixed_weight(weight: Constant, axes: Sequence[int]) -> Constant:
+    """A float weight as integers, with a scale of a power of two for each output."""
+    real = weight.real.astype(np.float64)
+    most = np.max(np.abs(real), axis=tuple(axes), keepdims=True)
+    shift = WEIGHT_BITS - 1 - np.where(most > 0, np.frexp(most)[1], 0)
+    largest = (1 << WEIGHT_BITS - 1) - 1
+    scales = np.array([Fraction(2) ** -int(s) for s in shift.flat], object).reshape(shift.shape)
+    return Constant(np.clip(np.rint(np.ldexp(real, shift)), -largest, largest).astype(np.int64), scales)
 
 
 def _owned(ctx: Context, value: Value, op: str) -> Term | None:

@@ -187,7 +187,7 @@ def approximated(
     and the number of every element's one.
     """
     rescales, which = _dyadic(ctx, terms, constant, out)
-    bound = float(max(map(off, rescales))) * (1 + 2.0**-50) if out.fixed else None
+    bound = float(max(map(off, rescales))) * (1 + 2.0**-50)
     return _call(ctx, terms, rescales, which, out, thresholds.Proof(), bound), rescales, which
 
 

@@ -442,8 +442,7 @@ def test_integers_from_a_float_head_can_be_any() -> None:
 def test_the_flag_is_no_remedy_inside_the_network() -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         y = bb.emit(relax.op.nn.prelu(dq(bb, p[0], 0.1, 3), relax.const(np.full(5, 0.2, np.float32)), 1))
-        w = bb.emit(weight((2, 3), 0.1))
-        return q(bb, bb.emit(relax.op.matmul(bb.emit(relax.op.permute_dims(y, [1, 0])), w), "the_product"), 0.01, 128)
+        return q(bb, bb.emit(relax.op.matmul(bb.emit(relax.op.permute_dims(y, [1, 0])), y), "the_product"), 0.01, 128)
 
     mod = module(build, {"x": ((2, 5), "uint8")}, **{"hawq.allow_float_tail": 1})
     with pytest.raises(ModelError) as error:
