@@ -34,8 +34,8 @@ class Certificate:
 
     distances: how far, in steps beyond the 1/2 of rounding, a layer can be from the real formula of its inputs, where
     that is bounded and not enumerated.
-    functions: of the layers with a function of sums (A27), the thresholds of the real function that were looked for, and
-    those that the layer passes at another sum.
+    functions: of the layers with a function of sums (A27), the thresholds of the real function, and how many of them
+    the layer passes at another sum.
     code_functions, instructions: of the CPU.  device_functions, device_instructions: of the GPU, by architecture.
     """
 

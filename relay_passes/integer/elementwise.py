@@ -170,9 +170,12 @@ def _cast(x: relax.Expr, dtype: str) -> relax.Expr:
 
 
 def centred(ctx: Context, term: Term, dtype: str, suffix: str) -> relax.Expr:
-    """data - zero in `dtype` (or int64 data as it is), emitted."""
+    """data - zero in `dtype`, in int32 where that does not hold it, or in int64 as it is, emitted."""
     data = term.data
     kind = "int64" if ops.dtype_of(data) == "int64" else dtype
+    ends = [f(e - z) for f, e in zip((np.min, np.max), ctx.bounds(data), strict=True) for z in (0, term.zero)]
+    if kind == "int16" and not arith.RANGES[kind][0] <= min(ends) <= max(ends) <= arith.RANGES[kind][1]:
+        kind = "int32"
     if ops.dtype_of(data) != kind:
         data = ctx.emit(relax.op.astype(data, kind), f"{suffix}.cast")
     if np.any(term.zero):
