@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from onnx import TensorProto, helper
 from torch import nn
 
 import hawq_tvm as ht
+from hawq_tvm.core.errors import InputError
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
 
 from .detectors import Mobile, Ssd, UNet, Yolo, exported, settled
-from .networks import images
+from .networks import FloatNet, images
 
 Array = np.ndarray[Any, Any]
 
@@ -74,3 +77,26 @@ def test_programs_as_well(data: Path) -> None:
     found = post_training(program, data)
     assert [row["layer"] for row in found.layers][-4:] == ["up", "join.0", "wide.0", "last"]
     assert ht.inspect(found.model).compilable
+
+
+def test_several_inputs_and_outputs(tmp_path: Path) -> None:
+    """Calibration data name their inputs; every output is as it was declared."""
+    g = FloatNet([1, 3, 8, 8])
+    g.inputs.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 4, 4, 4]))
+    y = g.node("Relu", g.conv("x", 4, 3, 3, "first", pads=[1] * 4, strides=[2, 2]))
+    both = g.node("Concat", y, g.node("Sigmoid", "z"), axis=1)
+    net = g.model(g.conv(both, 5, 8, 1, "last"))
+    net.graph.output.append(helper.make_tensor_value_info(both, TensorProto.FLOAT, [1, 8, 4, 4]))
+    rng = np.random.default_rng(0)
+    arrays = {"x": images(16, 8), "z": 9 * rng.standard_normal((16, 4, 4, 4)).astype(np.float32)}
+    np.savez(tmp_path / "in.npz", **arrays)
+    package = ht.compile(post_training(net, tmp_path / "in.npz").model)
+    package.verify(random=1, seed=0).raise_if_mismatch()
+    one = {name: v[:1] for name, v in arrays.items()}
+    real = onnxruntime.InferenceSession(net.SerializeToString()).run([o.name for o in package.outputs], one)
+    integer = package.run(one)
+    assert len(package.inputs) == len(package.outputs) == 2
+    assert all(cosine(v, integer[o.name]) > 0.999 for v, o in zip(real, package.outputs, strict=True))
+    np.savez(tmp_path / "in.npz", x=arrays["x"])
+    with pytest.raises(InputError, match="arrays of other names; expected x, z"):
+        post_training(net, tmp_path / "in.npz")
