@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hawq_tvm as ht
+from hawq_tvm import quantize
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
 
@@ -113,3 +114,11 @@ def test_masks_take_no_part_in_calibration(kind: str, tmp_path: Path) -> None:
     for one in x:
         real = run(None, {"x": one[None]})[0]
         assert cosine(real, package.run({"x": one[None]})[name]) > 0.999
+
+
+def test_bits_by_the_hessian(data: Path) -> None:
+    """Derivatives go through attention, normalizations and GELU."""
+    torch.manual_seed(0)
+    problem = quantize.problem(exported(Vision().eval()), data, quantize.Settings(probes=2))
+    chosen = problem.allocate(["bops=0.6"]).assignment
+    assert len(chosen) == 8 and {"W8A8", "W4A8"} <= {*chosen.values()} <= {"W8A8", "W4A8", "W4A4"}
