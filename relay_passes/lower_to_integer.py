@@ -409,7 +409,9 @@ class _Lowering:
     def softmax(self, call: relax.Call, values: list[Any]) -> Any:
         term = single(self.ctx, values[0], "softmax")
         levels = np.max(self.ctx.bounds(term.data)[1]) - np.min(self.ctx.bounds(term.data)[0]) + 1
-        if not is_uniform(term.scale) or levels > 1 << 16 or binding_is_output(self, call):
+        if not is_uniform(term.scale):
+            raise self.ctx.fail("softmax", "its input has one scale per channel", "quantize it per tensor")
+        if levels > 1 << 16 or binding_is_output(self, call):
             raise self.ctx.fail(
                 "softmax",
                 "its input is not an 8 or 16-bit tensor, or nothing quantizes its output",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 from tvm import relax
@@ -17,6 +18,12 @@ from .values import Array, Context, Curve, Real, Term, Value, nearest, with_bias
 
 # Integers below 2^53 are float64 numbers as they are.
 EXACT_BITS = 53
+# Of the largest sum of several, on the grid of (A1b).
+GRID_BITS = 61
+# The power of two of which int64 holds every multiple up to a magnitude, with room for the rounding of several.
+_unit = np.frompyfunc(
+    lambda x: Fraction(2) ** (x.numerator.bit_length() - x.denominator.bit_length() + 1 - GRID_BITS), 1, 1
+)
 # What the integers may reach before the constant is taken from them: int64, with room for it.
 WIDE_BITS = 62
 
@@ -29,6 +36,7 @@ def dequantized(ctx: Context, value: Value, op: str) -> relax.Expr:
     if isinstance(value, Curve):
         return as_float(ctx, fixed(ctx, value, op))
     kinds = (value.through, value.kind) if isinstance(value, Real) else ("", "float32")
+    value = _on_one_grid(ctx, value) if isinstance(value, Real) and len(value.terms) > 1 else value
     finer = _with_fraction(ctx, value) if isinstance(value, Real) else None
     if finer is None:
         return as_float(ctx, single(ctx, value, op), *kinds)
@@ -48,6 +56,29 @@ def _emit(ctx: Context, term: Term, scale: Array, through: str, kind: str) -> re
     low, high = (int(f(b)) for f, b in zip((np.min, np.max), ctx.bounds(term.data), strict=True))
     made = ops.dequantize(term.data, scale, term.zero, qmin=low, qmax=high, through=through, out_dtype=kind)
     return ctx.emit(made)
+
+
+def _on_one_grid(ctx: Context, value: Real) -> Real:
+    """(A1b): the sums of several products, such as the digits of a weight, as multiples of one power of two; other
+    values unchanged.
+    """
+    if not all(t.accumulator for t in value.terms):
+        return value
+    reaches = [int(max(np.max(np.abs(b.astype(object))) for b in ctx.bounds(t.data))) for t in value.terms]
+    reaches = [r + int(np.max(np.abs(t.zero))) for r, t in zip(reaches, value.terms, strict=True)]
+    total = sum((abs(t.scale) * r for r, t in zip(reaches, value.terms, strict=True)), abs(value.constant))
+    unit = np.asarray(_unit(total), object)
+    data, zero = None, -nearest(value.constant / unit)
+    for i, term in enumerate(value.terms):
+        factor = nearest(term.scale / unit)
+        wide = ctx.emit(relax.op.astype(term.data, "int64"), f"wide{i}")
+        part = ctx.emit(relax.op.multiply(wide, ops.const(factor, "int64")), f"part{i}")
+        data = part if data is None else ctx.emit(relax.op.add(data, part), f"sum{i}")
+        zero = zero + factor * term.zero
+    assert data is not None
+    data = ctx.emit(relax.op.subtract(data, ops.const(zero, "int64")), "grid")
+    term = Term(data, np.zeros((), np.int64), unit)
+    return replace(value, terms=(term,), constant=np.zeros(()))
 
 
 def _with_fraction(ctx: Context, value: Real) -> Real | None:

@@ -187,7 +187,8 @@ def with_one_zero(ctx: Context, term: Term) -> Term:
     """A term whose integers that stand for 0 are the same in every channel, as padding needs them."""
     if is_uniform(term.zero):
         return term
-    return replace(term, data=centred(ctx, term, "int16", "x"), zero=np.zeros((), np.int64))
+    kind = "int16" if ops.dtype_of(term.data) in ("int8", "uint8") else "int32"
+    return replace(term, data=centred(ctx, term, kind, "x"), zero=np.zeros((), np.int64))
 
 
 def clip(ctx: Context, a: Value, low: Fraction | float, high: Fraction | float) -> Value:

@@ -15,6 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from hawq_tvm.compiler import pipeline
 from hawq_tvm.core import stages
+from hawq_tvm.core.errors import ModelError
 from hawq_tvm.core.ops import op_name
 from hawq_tvm.frontend.onnx import import_onnx
 from hawq_tvm.verify.reference import evaluate
@@ -176,6 +177,76 @@ def test_blocked_weights_of_a_product(depth: int, block: int, products: int) -> 
     exact = dequantized(q, F(0.01), 130, 1) @ (w.astype(object) * exactly(np.repeat(ws, block, 0)))
     np.testing.assert_array_equal(got, requantized(exact, F(0.11), 100, "uint8"))
     assert names.count("matmul") == products
+
+
+@pytest.mark.parametrize("depth, block", [(64, 32), (256, 32)])
+def test_an_output_that_nothing_quantizes(depth: int, block: int) -> None:
+    """(A1b): several products and a float bias, and a ReLU, exact but for the rounding to float32."""
+    g, rng = Graph(6), np.random.default_rng(depth)
+    w, bias = rng.integers(-8, 8, (depth, 7)), rng.normal(size=7).astype(F)
+    ws = scales(rng, (depth // block, 7), 0.02)
+    weight = g.dq(g.constant(w, TYPES["int4"][0]), ws, np.zeros(ws.shape, int), "int4", axis=0, block_size=block)
+    x = g.dq(g.input("x", [3, depth], U8), F(0.01), 130)
+    real = g.node("Relu", [g.node("Add", [g.node("MatMul", [x, weight]), g.constant(bias, FLOAT)])])
+    q = rng.integers(0, 256, (3, depth))
+    (got,) = evaluate(pipeline.to_packed(import_onnx(g.model([(real, FLOAT)]))), {"x": q.astype(np.uint8)}).values()
+    exact = dequantized(q, F(0.01), 130, 1) @ (w.astype(object) * exactly(np.repeat(ws, block, 0))) + exactly(bias)
+    np.testing.assert_array_equal(got, np.maximum(exact, Fraction(0)).astype(np.float64).astype(F))
+
+
+@pytest.mark.parametrize("op", ["AveragePool", "MaxPool", "Pad", "Flatten", "Concat", "Reshape"])
+@pytest.mark.parametrize("kind", ["uint8", "int16"])
+def test_what_reads_data_with_a_scale_and_a_zero_for_each_channel(op: str, kind: str) -> None:
+    """Pools, padding and movement, then a product or a quantize by channel; ONNX Runtime's are compared."""
+    g = Graph(4)
+    size = F(0.04 if kind == "uint8" else 0.0004)
+
+    def by_channel(x: str, n: int) -> str:
+        s, z = scales(g.rng, n, size), g.rng.integers(*TYPES[kind][1:], n) // (1 if kind == "uint8" else 4)
+        return g.dq(g.q(x, s, z, kind, axis=1), s, z, kind, axis=1)
+
+    x = by_channel(g.input("x", [2, 4, 6, 6]), 4)
+    window = {"kernel_shape": [3, 3], "pads": [1] * 4, "strides": [2, 2]}
+    if op in ("AveragePool", "MaxPool"):
+        y = by_channel(g.node(op, [x], **window), 4)
+        y = g.conv(y, g.weight([4, 1, 3, 3]), group=4)
+    elif op == "Pad":
+        y = g.node(op, [x, g.constant([0, 1, 1, 0, 0, 2, 0, 1], onnx.TensorProto.INT64)])
+    elif op == "Concat":
+        other = g.qdq(g.conv(x, g.weight([3, 4, 1, 1])), F(0.05), 9)
+        y = g.conv(by_channel(g.node(op, [x, other], axis=1), 7), g.weight([7, 1, 3, 3]), group=7)
+    elif op == "Flatten":
+        y = g.node("Gemm", [g.node(op, [x]), g.weight([3, 144])], transB=1)
+    else:  # a channel shuffle
+        y = g.node(op, [x, g.constant([2, 2, 2, 6, 6], onnx.TensorProto.INT64)])
+        y = g.node("Transpose", [y], perm=[0, 2, 1, 3, 4])
+        y = by_channel(g.node(op, [y, g.constant([2, 4, 6, 6], onnx.TensorProto.INT64)]), 4)
+        y = g.conv(y, g.weight([4, 1, 3, 3]), group=4)
+    module = import_onnx(g.model([(g.qdq(y, F(0.1), 120), FLOAT)]))
+    assert "requantize" in [
+        op_name(b.value).split(".")[-1] for b in stages.bindings(pipeline.until(module, pipeline.choose_layout)["main"])
+    ]
+
+
+def test_a_shuffled_concatenation_quantized_by_channel_is_refused() -> None:
+    g = Graph(4)
+    x = g.qdq(g.input("x", [1, 2, 4, 4]), F(0.04), 9)
+    other = g.qdq(g.conv(x, g.weight([2, 2, 1, 1])), F(0.05), 9)
+    y = g.node("Reshape", [g.node("Concat", [x, other], axis=1), g.constant([1, 2, 2, 4, 4], onnx.TensorProto.INT64)])
+    y = g.node(
+        "Reshape", [g.node("Transpose", [y], perm=[0, 2, 1, 3, 4]), g.constant([1, 4, 4, 4], onnx.TensorProto.INT64)]
+    )
+    with pytest.raises(ModelError, match=r"differ between channels of a moved concatenation.*one scale"):
+        pipeline.to_packed(import_onnx(ending(g, y, F([0.1, 0.2, 0.3, 0.4]), np.zeros(4, int), axis=1)))
+
+
+def test_run_time_weights_want_one_scale_for_the_data() -> None:
+    g = Graph(4)
+    s = F([0.1, 0.2])
+    x = g.dq(g.input("x", [1, 2, 4, 4], U8), s, np.zeros(2, int), axis=1)
+    y = g.conv(x, g.dq(g.input("w", [3, 2, 1, 1], I8), F(0.1), 0, "int8"))
+    with pytest.raises(ModelError, match="one scale per channel and its weight is not constant"):
+        pipeline.to_packed(import_onnx(ending(g, y, F(0.1), 0)))
 
 
 def test_data_with_a_scale_for_each_column_of_a_product() -> None:
