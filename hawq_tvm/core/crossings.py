@@ -58,7 +58,8 @@ def crossings(bounds: Bounds, low: float, high: float, steps: tuple[int, int], r
         levels.append(steps[0] - 1 + reached[decided])
         lows, highs = lows[~decided], highs[~decided]
         middle = lows + (highs - lows) / 2
-        split = (middle > lows) & (middle < highs)
+        # What is narrower is as narrow as the bounds are true: halves of it would stay undecided, too.
+        split = highs - lows > np.maximum(np.abs(lows), np.abs(highs)) * 2.0**-45
         if not split.any():
             break
         if lows.size > MOST_OPEN:
