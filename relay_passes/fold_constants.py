@@ -74,7 +74,7 @@ def _fold(expr: relax.Expr, layer: str) -> relax.Expr | None:
     if not expr.args or not ops.is_const(expr.args[0]):
         return None
     first = ops.const_value(expr.args[0])
-    if name in MOVES:
+    if name in MOVES and not ops.variables(expr):
         return _const(MOVES[name](expr, first))
     if name == "hawq.quantize" and first.dtype.kind == "f":
         if np.isnan(first).any():

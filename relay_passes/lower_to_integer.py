@@ -106,17 +106,11 @@ class _Lowering:
 
     def run(self) -> tvm.IRModule:
         params = list(self.main.params)
-        types = (
-            [str(t) for t in self.main.attrs["hawq.input_types"]]
-            if "hawq.input_types" in (self.main.attrs or {})
-            else []
-        )
-        for i, p in enumerate(params):
+        for p, (low, high) in zip(params, stages.input_ranges(self.main), strict=True):
             if stages.is_float(p):
                 self.env[p] = Moved(p)
                 continue
-            low, high = arith.RANGES.get(types[i] if i < len(types) else ops.dtype_of(p), (0, 1))
-            self.ctx.intervals[p] = Interval(np.int64(low), np.int64(high))
+            self.ctx.intervals[p] = Interval.of_range(low, high)
             self.env[p] = p
         returned, aliases = stages.outputs(self.main)
         with self.builder.function("main", params):

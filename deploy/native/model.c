@@ -302,6 +302,34 @@ static void show(const hawq_model *model, const hawq_plan_call *call) {
   model->observer(model->observer_data, call->name, tensors, read, tensors + read, call->written);
 }
 
+static int64_t integer(const void *data, DLDataType type, uint64_t i) {
+  const int is_signed = type.code == kDLInt;
+  switch (type.bits) {
+    case 8: return is_signed ? ((const int8_t *)data)[i] : ((const uint8_t *)data)[i];
+    case 16: return is_signed ? ((const int16_t *)data)[i] : ((const uint16_t *)data)[i];
+    case 32: return is_signed ? ((const int32_t *)data)[i] : ((const uint32_t *)data)[i];
+    default: return ((const int64_t *)data)[i];
+  }
+}
+
+/* A position outside of its table, or a mask that is neither 0 nor 1: no kernel is run with one. */
+static int check_inputs(const hawq_model *model) {
+  for (int i = 0; i < plan->input_count; ++i) {
+    const int64_t least = plan->ranges[2 * i], most = plan->ranges[2 * i + 1];
+    if (least == INT64_MIN && most == INT64_MAX) continue;
+    const hawq_plan_tensor *t = &plan->tensors[plan->inputs[i]];
+    const void *data = model->tensors[plan->inputs[i]].data;
+    const uint64_t count = t->bytes / (t->type.bits / 8U);
+    for (uint64_t j = 0; j < count; ++j) {
+      const int64_t value = integer(data, t->type, j);
+      if (value < least || value > most) {
+        return hawq_fail("input %d holds %lld, and the model takes %lld to %lld", i, (long long)value, (long long)least, (long long)most);
+      }
+    }
+  }
+  return 0;
+}
+
 static int run(const hawq_model *model) {
   const TVMFFIAny *arguments = model->arguments;
   for (int i = 0; i < plan->call_count; ++i) {
@@ -323,7 +351,7 @@ HAWQ_EXPORT int hawq_model_run(hawq_model *model) {
   if (take(model) != 0) return -1;
   hawq_clear_error();
   hawq_pool *before = hawq_pool_enter(model->pool); /* an observer may run another model */
-  const int failed = run(model);
+  const int failed = check_inputs(model) != 0 ? -1 : run(model);
   hawq_pool_enter(before);
   give(model);
   return failed;

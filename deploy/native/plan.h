@@ -37,6 +37,7 @@ typedef struct {
   const hawq_plan_tensor *tensors;
   const hawq_plan_call *calls;
   const int32_t *inputs, *outputs; /* tensors */
+  const int64_t *ranges; /* least and greatest integer of every input; INT64_MIN and INT64_MAX where any will do */
   int32_t storage_count, tensor_count, call_count, input_count, output_count;
 } hawq_plan;
 

@@ -85,8 +85,24 @@ bool has_nan(const std::string& bytes, const Spec& spec) {
   return false;
 }
 
+int64_t integer(const std::string& bytes, const Spec& spec, size_t i) {
+  if (spec.dtype == "int8") return element<int8_t>(bytes, i);
+  if (spec.dtype == "int16") return element<int16_t>(bytes, i);
+  if (spec.dtype == "uint16") return element<uint16_t>(bytes, i);
+  if (spec.dtype == "int32") return element<int32_t>(bytes, i);
+  if (spec.dtype == "uint32") return element<uint32_t>(bytes, i);
+  return spec.dtype == "int64" ? element<int64_t>(bytes, i) : element<uint8_t>(bytes, i);
+}
+
+bool is_ranged(const Spec& spec) { return spec.least != INT64_MIN || spec.most != INT64_MAX; }
+
 void check_values(const std::string& bytes, const Spec& spec, const std::string& where) {
   if (spec.dtype.rfind("float", 0) == 0 && has_nan(bytes, spec)) throw Error(kUsage, where + "contains NaN, which no integer stands for; remedy: clean the input");
+  for (size_t i = 0; is_ranged(spec) && i < bytes.size() / element_bytes(spec); ++i) {
+    const int64_t value = integer(bytes, spec, i);
+    if (value >= spec.least && value <= spec.most) continue;
+    throw Error(kUsage, where + "leaves the range that the model takes; expected " + std::to_string(spec.least) + ".." + std::to_string(spec.most) + "; found " + std::to_string(value));
+  }
   int low, high;
   const bool narrow = narrow_range(spec, low, high);
   for (size_t i = 0; i < bytes.size() && (narrow || spec.dtype == "bool"); ++i) {
@@ -179,7 +195,10 @@ std::string random_array(const Spec& spec, uint64_t seed) {
     else if (spec.dtype == "float64") std::memcpy(place, &real, 8);
     else if (spec.dtype == "float16") std::memcpy(place, &half, 2);
     else if (spec.dtype == "bool") *place = static_cast<char>(bits & 1);
-    else if (narrow) *place = static_cast<char>(low + static_cast<int>(bits % static_cast<uint64_t>(high - low + 1)));
+    else if (is_ranged(spec)) {  // little endian, as the array is
+      const uint64_t value = static_cast<uint64_t>(spec.least) + bits % (static_cast<uint64_t>(spec.most) - static_cast<uint64_t>(spec.least) + 1);
+      std::memcpy(place, &value, size);
+    } else if (narrow) *place = static_cast<char>(low + static_cast<int>(bits % static_cast<uint64_t>(high - low + 1)));
     else std::memcpy(place, &bits, size);
   }
   return bytes;

@@ -129,6 +129,13 @@ Spec spec(const json::Value& value, const std::string& where) {
     made.shape.push_back(*size);
   }
   auto object = field<json::Object>(value, {}, where);
+  if (object.count(String("range"))) {
+    const auto ends = field<json::Array>(value, {"range"}, where);
+    const auto least = ends.size() == 2 ? ends[0].try_cast<int64_t>() : std::nullopt, most = ends.size() == 2 ? ends[1].try_cast<int64_t>() : std::nullopt;
+    if (!least || !most || *least > *most) refuse(where, "has a manifest that another tool wrote; a range makes no sense");
+    made.least = *least;
+    made.most = *most;
+  }
   if (object.count(String("quantization"))) {
     const json::Value q = object[String("quantization")];
     const auto scales = field<json::Array>(q, {"scale"}, where), zeros = field<json::Array>(q, {"zero_point"}, where);

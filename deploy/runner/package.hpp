@@ -11,6 +11,7 @@ namespace hawq {
 struct Spec {
   std::string name, type, dtype;
   std::vector<int64_t> shape;
+  int64_t least = INT64_MIN, most = INT64_MAX;  // the integers that an input takes
   double low = -4, high = 4;  // what random inputs of a float type lie between: the quantized range
 };
 

@@ -20,6 +20,7 @@ from hawq_tvm.core.files import write_text
 from hawq_tvm.core.stages import Stage
 from hawq_tvm.targets.gpu import is_cuda
 from relay_passes.choose_layout import choose_layout
+from relay_passes.declare_ranges import declare_ranges
 from relay_passes.drop_ties import drop_ties
 from relay_passes.fold_batch_norm import fold_batch_norm
 from relay_passes.fold_constants import fold_constants
@@ -42,6 +43,7 @@ Pass = Callable[[tvm.IRModule], tuple[tvm.IRModule, int]]
 
 PIPELINE: tuple[tuple[Pass, Stage], ...] = (
     (fold_constants, Stage.ANNOTATED),
+    (declare_ranges, Stage.ANNOTATED),
     (match_normalization, Stage.ANNOTATED),
     (fold_batch_norm, Stage.ANNOTATED),
     (fold_input_clip, Stage.ANNOTATED),

@@ -66,11 +66,12 @@ def _checked(name: str, given: Any, spec: TensorSpec) -> Array:
         )
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise InputError("contains NaN, which no integer stands for", where=where, remedy="clean the input")
-    if kind in RANGES and kind != dtype and array.size:
-        low, high = RANGES[kind]
+    limits = spec.range or (RANGES[kind] if kind in RANGES and kind != dtype else None)
+    if limits is not None and array.size:
+        low, high = limits
         if array.min() < low or array.max() > high:
             raise InputError(
-                f"leaves the range of {kind}",
+                "leaves the range that the model takes" if spec.range else f"leaves the range of {kind}",
                 where=where,
                 expected=f"{low}..{high}",
                 found=f"{array.min()}..{array.max()}",
@@ -104,5 +105,5 @@ def random(rng: np.random.Generator, spec: TensorSpec) -> Array:
         return x.astype(dtype)
     if dtype == "bool":
         return rng.integers(0, 2, shape).astype(bool)
-    low_i, high_i = RANGES.get(spec.type, RANGES.get(dtype, (0, 1)))
+    low_i, high_i = spec.range or RANGES.get(spec.type, RANGES.get(dtype, (0, 1)))
     return rng.integers(low_i, high_i, size=shape, endpoint=True, dtype=np.int64).astype(dtype)

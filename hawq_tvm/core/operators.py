@@ -141,6 +141,7 @@ _ROWS = (
     Operator("relax.clip", _E, intervals.clip),
     Operator("relax.where", _E, intervals.where),
     Operator("relax.greater_equal", _E, _bit),
+    Operator("relax.not_equal", _E, _bit),
     Operator("relax.nn.conv2d", _R, intervals.conv2d, sums=True, grows=True),
     Operator("relax.matmul", _R, intervals.matmul, sums=True, grows=True),
     Operator("hawq.sum_pool2d", _R, intervals.sum_pool2d, sums=True, grows=True),

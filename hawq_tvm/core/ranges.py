@@ -15,13 +15,16 @@ import tvm
 from tvm import relax
 
 from . import arith, ops, stages
-from .errors import ModelError, OverflowBoundError
+from .errors import OverflowBoundError
 from .intervals import Interval, constant, requantize_worst
 from .layer_norm import norm_of
 from .operators import OPERATORS, interval_of, partial_sums
 
 _NO_VALUE = Interval.of_range(0, 0)
-_REMEDIES = {kind: "quantize its operands to fewer bits" for kind in ("add", "subtract", "multiply", "astype")}
+_REMEDIES = {
+    **{kind: "quantize its operands to fewer bits" for kind in ("add", "subtract", "multiply")},
+    "astype": "put a Clip before it",
+}
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,8 @@ class _Walk:
 
     def run(self) -> None:
         main = self.module["main"]
-        attrs = main.attrs or {}
-        types = [str(t) for t in attrs["hawq.input_types"]] if "hawq.input_types" in attrs else []
-        env = {p: _of_type(types[i] if i < len(types) else ops.dtype_of(p), p.name) for i, p in enumerate(main.params)}
+        ranges = zip(main.params, stages.input_ranges(main), strict=True)
+        env = {p: Interval.of_range(low, high) for p, (low, high) in ranges}
         self._function(main, env, self.named.__setitem__, "", stages.float_tail(main))
 
     def _function(
@@ -98,7 +100,7 @@ class _Walk:
             is_float = stages.is_float(b.var) and not isinstance(b.var.ty, relax.TupleType)
             if b.var.name in outside or is_float:
                 # What a float head rounds to integers can be any of them.
-                env[b.var] = _NO_VALUE if stages.is_float(b.var) else _of_type(ops.dtype_of(b.var), b.var.name)
+                env[b.var] = Interval.of_range(*stages.range_of_type(ops.dtype_of(b.var), b.var.name))
                 continue
             env[b.var] = self._expr(b.value, env, layer or b.var.name)
             if isinstance(env[b.var], Interval):
@@ -162,20 +164,6 @@ class _Walk:
 
 def _bounds(dtype: str) -> tuple[int, int]:
     return (0, 1) if dtype == "bool" else arith.RANGES[dtype]
-
-
-def _of_type(name: str, where: str) -> Interval:
-    """The whole range of an element type; a float has none."""
-    if name.startswith(("float", "bfloat")):
-        return _NO_VALUE
-    if name != "bool" and name not in arith.RANGES:
-        raise ModelError(
-            "has a type that no integer kernel takes",
-            where=f"input {where}",
-            expected="int2 to int64, bool or float",
-            found=name,
-        )
-    return Interval.of_range(*_bounds(name))
 
 
 def _left_shifted(call: relax.Call, data: Sequence[Interval]) -> int:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Collection, Iterator
 import tvm
 from tvm import relax
 
-from . import ops
-from .errors import StageError
+from . import arith, ops
+from .errors import ModelError, StageError
 from .operators import OPERATORS
 from .operators import is_border as is_border_operator
 
@@ -71,6 +71,48 @@ def called_kernels(module: tvm.IRModule) -> list[str]:
     """The names of the kernels that `main` of a TIR module calls, in order; one may stand for several equal layers."""
     calls = [b.value for b in bindings(module["main"]) if ops.op_name(b.value) == "relax.call_tir"]
     return [call.args[0].name_hint for call in calls]
+
+
+def input_ranges(func: relax.Function) -> list[tuple[int, int]]:
+    """What the integers of every input lie between: its declared range (attribute `hawq.input_ranges`), or that of its
+    type in the model (`hawq.input_types`); 0 and 0 for a float.
+
+    Raises ModelError for a type that no integer kernel takes.
+    """
+    attrs = func.attrs or {}
+    if "hawq.input_ranges" in attrs:
+        ends = [int(v) for v in attrs["hawq.input_ranges"]]
+        return list(zip(ends[::2], ends[1::2], strict=True))
+    types = [str(t) for t in attrs["hawq.input_types"]] if "hawq.input_types" in attrs else []
+    kinds = [types[i] if i < len(types) else ops.dtype_of(p) for i, p in enumerate(func.params)]
+    return [range_of_type(kind, f"input {p.name}") for kind, p in zip(kinds, func.params, strict=True)]
+
+
+def narrow_inputs(func: relax.Function) -> list[tuple[int, int] | None]:
+    """The declared range of every input that takes fewer integers than its type holds, None for the others."""
+    if "hawq.input_ranges" not in (func.attrs or {}):
+        return [None] * len(func.params)
+    of_types = input_ranges(func.without_attr("hawq.input_ranges"))
+    return [r if r != t else None for r, t in zip(input_ranges(func), of_types, strict=True)]
+
+
+def range_of_type(name: str, where: str) -> tuple[int, int]:
+    """What an element type can hold; 0 and 0 for a float.
+
+    where: the input or layer, for errors.  Raises ModelError for a type that no integer kernel takes.
+    """
+    if name.startswith(("float", "bfloat")):
+        return 0, 0
+    if name == "bool":
+        return 0, 1
+    if name not in arith.RANGES:
+        raise ModelError(
+            "has a type that no integer kernel takes",
+            where=where,
+            expected="int2 to int64, bool or float",
+            found=name,
+        )
+    return arith.RANGES[name]
 
 
 def is_float(expr: relax.Expr) -> bool:

@@ -25,7 +25,8 @@ class TensorSpec:
     """An input or output of a package.
 
     type: in the model ("int4", say).  dtype: of its arrays ("int8").  quantization: None where the model's own
-    border is not float.
+    border is not float.  range: the least and greatest integer that an input takes, where its type holds more: of
+    positions in a table or of a mask.
     """
 
     name: str
@@ -33,6 +34,7 @@ class TensorSpec:
     dtype: str
     shape: tuple[int, ...]
     quantization: Quantization | None = None
+    range: tuple[int, int] | None = None
 
     @staticmethod
     def of(entry: Mapping[str, Any]) -> TensorSpec:
@@ -45,7 +47,8 @@ class TensorSpec:
                 tuple(map(float, q["scale"])), tuple(q["zero_point"]), q["qmin"], q["qmax"], q["rounding"]
             )
         )
-        return TensorSpec(entry["name"], entry["type"], entry["dtype"], tuple(entry["shape"]), made)
+        limits = (int(entry["range"][0]), int(entry["range"][1])) if "range" in entry else None
+        return TensorSpec(entry["name"], entry["type"], entry["dtype"], tuple(entry["shape"]), made, limits)
 
     def text(self) -> str:
         """Type and shape of its arrays in a few words."""

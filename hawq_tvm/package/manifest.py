@@ -76,14 +76,17 @@ def _interface(packed: tvm.IRModule, side: str) -> list[dict[str, Any]]:
     names = [p.name for p in main.params] if side == "inputs" else [str(n) for n in attrs["hawq.output_names"]]
     key = f"hawq.{side[:-1]}_types"
     types = [str(t) for t in attrs[key]] if key in attrs else [ops.dtype_of(v) for v in values]
+    ranges = stages.narrow_inputs(main) if side == "inputs" else [None] * len(values)
     described = []
-    for value, name, kind in zip(values, names, types, strict=True):
+    for value, name, kind, limits in zip(values, names, types, ranges, strict=True):
         entry: dict[str, Any] = {
             "name": name,
             "type": kind,
             "dtype": ops.dtype_of(value),
             "shape": list(ops.shape_of(value)),
         }
+        if limits is not None:
+            entry["range"] = list(limits)
         border = _border_call(packed, value, side)
         if border is not None:
             scale, zero = (ops.const_value(a).reshape(-1) for a in border.args[1:3])

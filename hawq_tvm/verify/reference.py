@@ -464,6 +464,7 @@ _INTEGER: dict[str, Callable[..., Any]] = {
     "relax.minimum": _wide(np.minimum),
     "relax.negative": _wide(np.negative),
     "relax.greater_equal": lambda call, a, b: np.greater_equal(a, b),
+    "relax.not_equal": lambda call, a, b: np.not_equal(a, b),
     "relax.clip": _clip,
     "relax.where": lambda call, c, a, b: np.where(c, _i64(a), _i64(b)),
     "relax.sum": lambda call, x: _exactly(_magnitude(x) * x.size, x)[0].sum(

@@ -10,7 +10,7 @@ from tvm import relax
 
 from hawq_tvm.core import ops
 
-from . import convolution, elementwise, movement, normalization, pooling
+from . import convolution, elementwise, gather, movement, normalization, pooling
 from .functions import ELEMENTWISE
 from .values import INSERT, Constant, Context, Real, Value, is_uniform, rational
 
@@ -95,4 +95,5 @@ HANDLERS: dict[str, Handler] = {
     "relax.nn.group_norm": normalization.group_norm,
     "relax.nn.pad": lambda ctx, call, v: movement.pad(ctx, call, v[0]),
     **{name: (lambda ctx, call, v: movement.move(ctx, call, v[0])) for name in movement.MOVES},
+    "relax.take": gather.take,
 }

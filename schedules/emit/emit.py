@@ -234,6 +234,7 @@ _BINARY: dict[str, Callable[[tirx.Expr, tirx.Expr], tirx.Expr]] = {
     "relax.maximum": tirx.Max,
     "relax.minimum": tirx.Min,
     "relax.greater_equal": lambda a, b: a >= b,
+    "relax.not_equal": tirx.NE,
 }
 
 

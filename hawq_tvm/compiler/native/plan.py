@@ -48,13 +48,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Plan:
-    """storages: their sizes in bytes.  inputs, outputs: numbers of tensors."""
+    """storages: their sizes in bytes.  inputs, outputs: numbers of tensors.  ranges: the least and the greatest integer
+    of every input, None where any of its type will do.
+    """
 
     storages: tuple[int, ...]
     tensors: tuple[Tensor, ...]
     calls: tuple[Call, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    ranges: tuple[tuple[int, int] | None, ...]
 
 
 def lowered(tir: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
@@ -95,7 +98,8 @@ class _Reader:
         for binding in stages.bindings(self.main):
             self._read(binding)
         outputs = tuple(_flat(self._value(self.main.body.body)))
-        return Plan(tuple(self.storages), tuple(self.tensors), tuple(self.calls), inputs, outputs)
+        tensors, calls, ranges = tuple(self.tensors), tuple(self.calls), stages.narrow_inputs(self.main)
+        return Plan(tuple(self.storages), tensors, calls, inputs, outputs, tuple(ranges))
 
     def _add(self, tensor: Tensor) -> int:
         self.tensors.append(tensor)

@@ -36,6 +36,7 @@ def text(plan: Plan, blob: bytes, version: str, architecture: str, features: Seq
         f"static const int32_t arguments[] = {_list(arguments or (0,))};",
         f"static const int32_t inputs[] = {_list(plan.inputs or (0,))};",
         f"static const int32_t outputs[] = {_list(plan.outputs or (0,))};",
+        f"static const int64_t ranges[] = {{{', '.join(map(_range, plan.ranges or (None,)))}}};",
         f"static const char *const features[] = {{{''.join(f'{quoted(f)}, ' for f in features)}NULL}};",
         "",
         "static const hawq_plan_tensor tensors[] = {",
@@ -49,7 +50,7 @@ def text(plan: Plan, blob: bytes, version: str, architecture: str, features: Seq
         "const hawq_plan hawq_library_plan = {",
         (
             f"    {quoted(version)}, {quoted(architecture)}, features, __tvm_ffi__library_bin, storages, tensors,"
-            " calls, inputs, outputs,"
+            " calls, inputs, outputs, ranges,"
         ),
         f"    {len(plan.storages)}, {len(plan.tensors)}, {len(plan.calls)}, {len(plan.inputs)}, {len(plan.outputs)}}};",
         "",
@@ -59,6 +60,10 @@ def text(plan: Plan, blob: bytes, version: str, architecture: str, features: Seq
 
 def _list(values: Iterable[int]) -> str:
     return f"{{{', '.join(map(str, values))}}}"
+
+
+def _range(ends: tuple[int, int] | None) -> str:
+    return "INT64_MIN, INT64_MAX" if ends is None else ", ".join(f"INT64_C({e})" for e in ends)
 
 
 def _calls(plan: Plan) -> Iterable[str]:

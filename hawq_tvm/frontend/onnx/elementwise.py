@@ -154,13 +154,16 @@ def cast(node: Node) -> Result:
         return _cast_float(node, x, kind)
     if kind == "float32" and (x.kind in arith.RANGES or x.kind == "bool"):
         return relax.op.astype(node.expr(0), "float32")
+    if kind == "bool" and x.kind in arith.RANGES:
+        return relax.op.not_equal(node.expr(0), scalar(0, node.expr(0)))
     node.need(
         kind in arith.RANGES, "to this element type is not supported", expected="float32 or an integer type", found=kind
     )
     if x.kind in arith.RANGES and isinstance(x, Tensor):
         (low, high), (least, most) = x.range, arith.RANGES[kind]
+        # Of 64 bits the whole range is what nobody means: the compiler finds the range of ids and masks, and checks it.
         node.need(
-            least <= low and high <= most,
+            (least <= low and high <= most) or (x.kind == "int64" and kind == "int32" and x.bounds is None),
             "of integers that may not fit",
             expected=f"values in {least}..{most} ({kind})",
             found=f"{low}..{high} ({x.kind})",

@@ -11,7 +11,7 @@ from tvm import relax
 from hawq_tvm.frontend.common.movement import joined, joint_axis, padded, parts, sliced, take
 
 from .node import Node, handles
-from .values import Result
+from .values import Result, Tensor
 
 
 def concat_axis(node: Node, shapes: Sequence[tuple[int, ...]]) -> int:
@@ -73,9 +73,14 @@ def slice_(node: Node) -> Result:
 
 @handles("Gather")
 def gather(node: Node) -> Result:
-    """Elements at constant indices along an axis; a scalar index removes the axis."""
+    """Elements at indices along an axis; a scalar index removes the axis.  Run-time indices count from the end when
+    negative, as constant ones do.
+    """
     dims = node.shape()
-    axis, indices = node.axis(node.attr("axis", 0), len(dims)), node.constant(1, "index").astype(np.int64)
+    axis, index = node.axis(node.attr("axis", 0), len(dims)), node.value(1)
+    if isinstance(index, Tensor) and index.known is None:
+        return node.like(relax.op.take(node.expr(0), index.expr, axis))
+    indices = node.constant(1, "index").astype(np.int64)
     low, high = -dims[axis], dims[axis] - 1
     if indices.size == 0 or indices.min() < low or indices.max() > high:
         raise node.fail(
