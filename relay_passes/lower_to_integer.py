@@ -28,6 +28,7 @@ from relay_passes.integer.fixed import fixed, single
 from relay_passes.integer.functions import Function, Functions
 from relay_passes.integer.realize import realize
 from relay_passes.integer.rescale import Output
+from relay_passes.integer.scores import saturated, scores
 from relay_passes.integer.values import (
     INSERT,
     TENSORS,
@@ -365,7 +366,8 @@ class _Lowering:
         value = values[0]
         if isinstance(value, Moved) or _is_float_expr(value):
             return self._quantize_input(call, value)
-        return realize(self.ctx, value, Output.of(self.ctx, call))
+        out = Output.of(self.ctx, call)
+        return realize(self.ctx, saturated(self.ctx, value, out), out)
 
     def _quantize_input(self, call: relax.Call, value: Any) -> relax.Expr:
         source, every = (value.base, value.moves) if isinstance(value, Moved) else (value, ())
@@ -401,24 +403,18 @@ class _Lowering:
         )
 
     def softmax(self, call: relax.Call, values: list[Any]) -> Any:
-        term = single(self.ctx, values[0], "softmax")
-        levels = np.max(self.ctx.bounds(term.data)[1]) - np.min(self.ctx.bounds(term.data)[0]) + 1
-        if not is_uniform(term.scale):
-            raise self.ctx.fail("softmax", "its input has one scale per channel", "quantize it per tensor")
-        if levels > 1 << 16 or binding_is_output(self, call):
-            raise self.ctx.fail(
-                "softmax",
-                "its input is not an 8 or 16-bit tensor, or nothing quantizes its output",
-                handlers.BOTH_SIDES,
-            )
-        return Softmax(tuple(values[0].shape), term, int(call.attrs.axis))
+        if isinstance(values[0], TENSORS):
+            rank = len(values[0].shape)
+            return scores(self.ctx, values[0], int(call.attrs.axis) % rank)
+        return single(self.ctx, values[0], "softmax")
 
     def astype(self, call: relax.Call, values: list[Any]) -> Any:
         x, dtype = values[0], str(call.attrs.dtype)
         if _is_float_expr(x):
             raise self.ctx.fail("cast", "it rounds a tensor that is not quantized", INSERT)
         if isinstance(x, relax.Expr) and dtype.startswith("float"):
-            return Real(ops.shape_of(x), (Term(x, np.zeros((), np.int64), np.ones(())),))
+            data = self.ctx.emit(relax.op.astype(x, "int8"), "bit") if ops.dtype_of(x) == "bool" else x
+            return Real(ops.shape_of(x), (Term(data, np.zeros((), np.int64), np.ones(())),))
         if isinstance(x, Moved) and "float" in dtype:
             return replace(x, moves=(*x.moves, call))
         if isinstance(x, Real) and "float" in dtype:
@@ -426,13 +422,6 @@ class _Lowering:
         if "float" in dtype:
             return x
         raise self.ctx.fail("cast", f"it casts a real tensor to {dtype} without a scale", "quantize it")
-
-
-def binding_is_output(lowering: _Lowering, call: relax.Call) -> bool:
-    """Whether the current layer reaches no quantize, so that a deferred result would never be realized."""
-    return all(
-        b.var not in lowering.feeds_quantize for b in stages.bindings(lowering.main) if b.var.name == lowering.ctx.layer
-    )
 
 
 def _is_cast(call: relax.Call) -> bool:

@@ -280,6 +280,13 @@ def softmax(
     """
     x = np.asarray(x, np.int64)
     e = np.asarray(table, np.int64)[x.max(axis=axis, keepdims=True) - x]
+    return normalize_exponents(e, axis, multiplier, shift, zero_point=zero_point, qmin=qmin, qmax=qmax)
+
+
+def normalize_exponents(
+    e: Int, axis: int, multiplier: int, shift: int, *, zero_point: int, qmin: int, qmax: int
+) -> Int:
+    """(A17) from the sum of the exponents on."""
     total = e.sum(axis=axis, keepdims=True)
     bits = SOFTMAX_BITS + 1 + sum((total >> i > 0).astype(np.int64) for i in range(SOFTMAX_BITS + 1, 62))
     reciprocal = (np.int64(multiplier) << 31) // (total >> (bits - 31))

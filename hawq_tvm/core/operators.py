@@ -152,6 +152,7 @@ _ROWS = (
     Operator("relax.argmax", _R, intervals.argument),
     Operator("relax.argmin", _R, intervals.argument),
     Operator("hawq.softmax", _R, intervals.softmax, before_lowering=False),
+    Operator("hawq.softmax_wide", _R, intervals.softmax, before_lowering=False),
     Operator("hawq.layer_norm", _R, intervals.layer_norm, before_lowering=False),
     Operator("relax.reshape", _M, intervals.moved, in_lines=True),
     Operator("relax.flatten", _M, intervals.moved, in_lines=True),

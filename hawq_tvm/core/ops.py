@@ -198,6 +198,7 @@ _TYPE_RULES: dict[str, Callable[[relax.Call, Any], Any]] = {
     "hawq.sum_pool2d": _infer_sum_pool2d,
     "hawq.dilate2d": _infer_dilate2d,
     "hawq.softmax": lambda call, _: _tensor(shape_of(call.args[0]), call.attrs["out_dtype"]),
+    "hawq.softmax_wide": lambda call, _: _tensor(shape_of(call.args[0]), call.attrs["out_dtype"]),
     "hawq.layer_norm": lambda call, _: _tensor(shape_of(call.args[0]), "int32"),
     "hawq.unpack_int4": _infer_unpack_int4,
     "hawq.pack_int4": _infer_pack_int4,
@@ -373,6 +374,15 @@ def softmax(
         out_dtype=qtype.storage,
         zero_point=int(zero_point),
     )
+
+
+def softmax_wide(
+    x: relax.Expr, tables: Sequence[np.ndarray[Any, Any]], *, fraction: int, **attributes: Any
+) -> relax.Call:
+    """(A24) softmax of int32 scores on a grid of 2^-fraction powers of two, by two tables; else as `softmax`."""
+    made = softmax(x, tables[0], **attributes)
+    args = [x, *(const(t, "int32") for t in tables)]
+    return _call("hawq.softmax_wide", args, fraction=fraction, **{str(k): made.attrs[k] for k in made.attrs.keys()})  # noqa: SIM118
 
 
 def layer_norm(x: relax.Expr, axes: Sequence[int], norm: Norm) -> relax.Call:

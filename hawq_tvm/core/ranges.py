@@ -133,7 +133,7 @@ class _Walk:
             if str(call.attrs["rounding"]) == "double":
                 self._margin(LayerMargin(layer, "requantize left shift", "int32", _left_shifted(call, args[0]), 2**31))
             self._margin(LayerMargin(layer, "requantize", "int64", requantize_worst(call, args[0]), 2**63))
-        elif name == "hawq.softmax":
+        elif name in ("hawq.softmax", "hawq.softmax_wide"):
             self._margin(LayerMargin(layer, "softmax", "int64", _softmax_worst(call), 2**63))
         elif name == "hawq.layer_norm":
             self._margin(LayerMargin(layer, "layer_norm", "int64", _layer_norm_worst(call, args[0]), 2**63))

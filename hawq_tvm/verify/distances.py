@@ -15,7 +15,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm.core import arith, ops, stages
+from hawq_tvm.core import arith, ops, softmax_wide, stages
 from hawq_tvm.core.intervals import Interval, constant
 from hawq_tvm.core.layer_norm import norm_of
 from hawq_tvm.core.operators import Kind, interval_of, kind_of
@@ -93,7 +93,7 @@ class _Walk:
         if name == "hawq.layer_norm":
             norm = norm_of(call.attrs, ops.shape_of(call.args[0]))
             return norm.distance * 2.0**norm.fraction
-        if name == "hawq.softmax":
+        if name in ("hawq.softmax", "hawq.softmax_wide"):
             return 0.5 + _softmax(call) if wide else self._note(layer, _softmax(call))
         if name == "hawq.lookup" and "bound" in call.attrs:
             distance = _looked_up(call, flat[0].distance)
@@ -174,9 +174,11 @@ def _looked_up(call: relax.Call, distance: float) -> float:
 
 
 def _softmax(call: relax.Call) -> float:
-    """(A17e)"""
+    """(A17e), or (A24e)"""
     multiplier, shift = int(call.attrs["multiplier"]), int(call.attrs["shift"])
     count = ops.shape_of(call.args[0])[int(call.attrs["axis"])]
+    if ops.op_name(call) == "hawq.softmax_wide":
+        return softmax_wide.distance(count, multiplier / 2.0**shift, shift, int(call.attrs["fraction"]))
     return multiplier / 2.0**shift * (count + 3) * 2.0**-31 + 2.0**-shift
 
 

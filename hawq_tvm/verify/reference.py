@@ -362,11 +362,23 @@ def _lookup(call: relax.Call, x: Array, table: Array) -> Array:
 
 
 def _softmax(call: relax.Call, x: Array, table: Array) -> Array:
-    """(A17), in Python's integers for each row: the length of the sum, its leading 31 bits, their reciprocal."""
-    attrs, axis = call.attrs, int(call.attrs["axis"])
+    """(A17)"""
     x = _i64(x)
-    e = _i64(table)[x.max(axis=axis, keepdims=True) - x]
-    sums = e.sum(axis=axis, keepdims=True)
+    return _normalized(call, _i64(table)[x.max(axis=int(call.attrs["axis"]), keepdims=True) - x])
+
+
+def _softmax_wide(call: relax.Call, x: Array, coarse: Array, fine: Array) -> Array:
+    """(A24): powers of two by their whole part and two parts of the fraction."""
+    x, whole, part = _i64(x), 2 ** int(call.attrs["fraction"]), 2 ** (int(call.attrs["fraction"]) // 2)
+    below = x.max(axis=int(call.attrs["axis"]), keepdims=True) - x
+    product = _i64(coarse)[below % whole // part] * _i64(fine)[below % part]
+    return _normalized(call, (product + 2**29) // 2**30 // 2 ** np.minimum(below // whole, 31))
+
+
+def _normalized(call: relax.Call, e: Array) -> Array:
+    """(A17) from the sum on, in Python's integers for each row: its length, its leading 31 bits, their reciprocal."""
+    attrs = call.attrs
+    sums = e.sum(axis=int(attrs["axis"]), keepdims=True)
     lengths = np.array([int(s).bit_length() for s in sums.ravel()], np.int64).reshape(sums.shape)
     leading = sums // 2 ** (lengths - 31)
     scaled = e * (2**31 * int(attrs["multiplier"]) // leading)
@@ -449,6 +461,7 @@ _INTEGER: dict[str, Callable[..., Any]] = {
     "hawq.sum_pool2d": _sum_pool2d,
     "hawq.dilate2d": _dilate2d,
     "hawq.softmax": _softmax,
+    "hawq.softmax_wide": _softmax_wide,
     "hawq.layer_norm": _layer_norm,
     "hawq.unpack_int4": _unpack_int4,
     "hawq.pack_int4": _pack_int4,

@@ -14,6 +14,7 @@ from hawq_tvm.core import ops
 
 from .elementwise import centred, with_one_zero
 from .fixed import single, summand
+from .scores import probabilities
 from .values import (
     INSERT,
     Array,
@@ -165,6 +166,7 @@ def conv2d_transpose(ctx: Context, call: relax.Call, x: Value, weight: Value) ->
 
 def matmul(ctx: Context, a: Value, b: Value) -> Value:
     """relax.matmul of two tensors of which at most one is constant; blocked weight scales give one term per block."""
+    a, b = probabilities(ctx, a), probabilities(ctx, b)
     if isinstance(b, Constant) and isinstance(a, Real):
         return _times_constant(ctx, a, b)
     if isinstance(a, Constant) and isinstance(b, Real):

@@ -41,15 +41,25 @@ def _shape(a: Value, b: Value) -> tuple[int, ...]:
     return tuple(np.broadcast_shapes(a.shape, b.shape))
 
 
-def exact(ctx: Context, constant: Constant, op: str) -> Array:
-    """The values of a constant as Fractions.  Raises NotLowered where one is not finite."""
+# Stands for an infinite addend: beyond every sum, so that it saturates or masks as infinity does.
+BEYOND = 2.0**200
+
+
+def exact(ctx: Context, constant: Constant, op: str, *, infinite: bool = False) -> Array:
+    """The values of a constant as Fractions.  Raises NotLowered where one is not finite.
+
+    infinite: whether infinity is one, far beyond every sum.
+    """
     size = constant.values.size
     if size > LARGEST:
         raise ctx.fail(
             op, f"it computes with a constant of {size} numbers", "use scales and constants per tensor or per channel"
         )
     try:
-        return rational(constant.real)
+        real = constant.real
+        if infinite and constant.scale is None and real.dtype.kind == "f":
+            real = np.clip(real.astype(np.float64), -BEYOND, BEYOND)
+        return rational(real)
     except (OverflowError, ValueError):
         raise ctx.fail(op, "it computes with a constant that is not a finite number", "correct the constant") from None
 
@@ -62,7 +72,8 @@ def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Val
         return add(ctx, negate(ctx, b, op) if sign < 0 else b, a, 1, op)
     left = settled(ctx, real_of(ctx, a, op), op)
     if isinstance(b, Constant):
-        return _add_constant(widened(ctx, left, _shape(a, b)), b, sign * exact(ctx, b, op), sign)
+        addend = sign * exact(ctx, b, op, infinite=True)
+        return _add_constant(widened(ctx, left, _shape(a, b)), b, addend, sign)
     right = settled(ctx, real_of(ctx, b, op), op)
     shape, constant = _shape(a, b), left.constant + sign * right.constant
     terms = _collected([*left.terms, *(replace(t, scale=sign * t.scale) for t in right.terms)])
@@ -253,4 +264,10 @@ def where(ctx: Context, condition: relax.Expr, a: Value, b: Value) -> Value:
         if not isinstance(x, (*TENSORS, Constant)):
             raise ctx.fail("where", "its input is float and not quantized", INSERT)
     shape = tuple(np.broadcast_shapes(ops.shape_of(condition), a.shape, b.shape))
+    if isinstance(a, Constant) and isinstance(b, Constant) and not ops.is_const(condition):
+        # One bit: b, or b and the difference.
+        first, second = (exact(ctx, x, "where", infinite=True) for x in (a, b))
+        bit = ctx.emit(relax.op.astype(condition, "int8"), "bit")
+        term = Term(bit, np.zeros((), np.int64), np.asarray(first - second, object))
+        return Real(shape, (whole(ctx, term, shape),), second)
     return Joined(shape, (a, b), lambda parts: relax.op.where(condition, *parts))

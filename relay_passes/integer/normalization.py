@@ -14,33 +14,34 @@ from hawq_tvm.core import ops
 from hawq_tvm.core.layer_norm import Norm
 
 from .elementwise import exact
-from .fixed import single
+from .fixed import FEWEST_BITS, fixed, single
+from .realize import FIXED_BITS
 from .values import INSERT, Array, Constant, Context, Real, Term, Value, is_uniform
 
 
 def layer_norm(ctx: Context, call: relax.Call, v: Sequence[Any]) -> Value:
     """Over the axes named; gamma and beta have their shape."""
-    term = _normalized(ctx, call, _term(ctx, v[0], "layer_norm"))
+    term = _normalized(ctx, call, _term(ctx, call, v[0]))
     gamma, beta = (_parameter(ctx, p, "layer_norm") for p in v[1:3])
     return _scaled(term, gamma if call.attrs.scale else None, beta if call.attrs.center else None)
 
 
 def rms_norm(ctx: Context, call: relax.Call, v: Sequence[Any]) -> Value:
     """Without a mean to take away and without beta."""
-    term = _normalized(ctx, call, _term(ctx, v[0], "rms_norm"), centered=False)
+    term = _normalized(ctx, call, _term(ctx, call, v[0]), centered=False)
     return _scaled(term, _parameter(ctx, v[1], "rms_norm"), None)
 
 
 def instance_norm(ctx: Context, call: relax.Call, v: Sequence[Any]) -> Value:
     """Over the pixels of every channel; gamma and beta are one number for each channel."""
-    term = _normalized(ctx, call, _term(ctx, v[0], "instance_norm"))
+    term = _normalized(ctx, call, _term(ctx, call, v[0]))
     return _scaled(term, *_per_channel(ctx, call, v[1:3], len(ops.shape_of(term.data))))
 
 
 def group_norm(ctx: Context, call: relax.Call, v: Sequence[Any]) -> Value:
     """Over the pixels and the channels of each of several groups, which become an axis of their own."""
-    term = _term(ctx, v[0], "group_norm")
-    shape, channel, groups = list(ops.shape_of(term.data)), int(call.attrs.channel_axis), int(call.attrs.num_groups)
+    shape, channel, groups = list(ops.shape_of(call)), int(call.attrs.channel_axis), int(call.attrs.num_groups)
+    term = _term(ctx, call, v[0], [channel, *_axes(call, len(shape))])
     apart = [*shape[:channel], groups, shape[channel] // groups, *shape[channel + 1 :]]
     axes = [channel + 1, *(a + 1 for a in _axes(call, len(shape)) if a != channel)]
     term = replace(term, data=ctx.emit(relax.op.reshape(term.data, apart), "groups"))
@@ -68,13 +69,20 @@ def _per_channel(ctx: Context, call: relax.Call, values: Sequence[Value], rank: 
     return [_parameter(ctx, p, _op(call)).reshape([-1 if i == channel else 1 for i in range(rank)]) for p in values]
 
 
-def _term(ctx: Context, value: Value, op: str) -> Term:
-    """The integers that are normalized, of one scale and one zero point."""
-    term = single(ctx, value, op)
-    if not is_uniform(term.scale) or not is_uniform(term.zero):
-        raise ctx.fail(op, "its input has one scale per channel", INSERT)
-    if term.scale.flat[0] <= 0:
-        raise ctx.fail(op, "its input has a scale that is not positive", INSERT)
+def _term(ctx: Context, call: relax.Call, value: Value, axes: Sequence[int] = ()) -> Term:
+    """The integers that are normalized, of one scale and one zero point: the tensor's own, or a fixed-point value (A26)
+    of as many bits as rows of that length leave.
+    """
+    shape = ops.shape_of(call.args[0])
+    count = int(np.prod([shape[a] for a in axes or _axes(call, len(shape))]))
+    bits = min(FIXED_BITS, 32 - (count - 1).bit_length())
+    term = single(ctx, value, _op(call), bits=bits)
+    low, high = (int(f(b)) for f, b in zip((np.min, np.max), ctx.bounds(term.data), strict=True))
+    other = not is_uniform(term.scale) or not is_uniform(term.zero) or term.scale.flat[0] <= 0
+    if (other or (high - low) * count >= 1 << 32) and ctx.feeding and bits >= FEWEST_BITS:
+        return fixed(ctx, value, _op(call), bits)
+    if other:
+        raise ctx.fail(_op(call), "its input has one scale per channel, or one that is not positive", INSERT)
     return term
 
 

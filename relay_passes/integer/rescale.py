@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from hawq_tvm.core import arith, ops, thresholds
+from hawq_tvm.core import arith, ops, softmax_wide, thresholds
 from hawq_tvm.core.threshold_search import round_exactly
 
 from .put_right import dyadic_call, put_right
@@ -339,29 +339,24 @@ def _leading_ones(array: Array, rank: int) -> bool:
 
 
 def softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
-    """(A17); the table covers every difference the input's range allows."""
-    if out.rounding != "half_even" or out.inside:
+    """(A17); the table covers every difference the input's range allows, or two tables those of a grid (A24)."""
+    if (out.rounding != "half_even" or out.inside) and not out.fixed:
         raise ctx.fail(
             "softmax",
             "its quantize rounds in another way than half to even",
             "quantize its result with rounding to nearest, ties to even",
         )
-    low, high = ctx.bounds(value.term.data)
-    levels = int(np.max(high)) - int(np.min(low)) + 1
     inverse = 1 / out.scale.flat[0]
     if inverse >= 2**31:
         raise ctx.fail(
             "softmax", "the scale of its result is 2^-31 or less", "quantize it with a larger scale, such as 1/256"
         )
     multiplier, shift = arith.softmax_dyadic(inverse, value.shape[value.axis])
-    table = arith.softmax_table(value.term.scale.flat[0], levels)
-    made = ops.softmax(
-        value.term.data,
-        table,
-        axis=value.axis,
-        multiplier=multiplier,
-        shift=shift,
-        qtype=out.qtype,
-        zero_point=out.zero,
-    )
-    return ctx.emit(made)
+    numbers: dict[str, Any] = {"axis": value.axis, "multiplier": multiplier, "shift": shift}
+    numbers |= {"qtype": out.qtype, "zero_point": out.zero}
+    if value.fraction:
+        tables = softmax_wide.tables(value.fraction)
+        return ctx.emit(ops.softmax_wide(value.term.data, tables, fraction=value.fraction, **numbers))
+    low, high = ctx.bounds(value.term.data)
+    table = arith.softmax_table(value.term.scale.flat[0], int(np.max(high)) - int(np.min(low)) + 1)
+    return ctx.emit(ops.softmax(value.term.data, table, **numbers))

@@ -178,11 +178,15 @@ class Joined:
 
 @dataclass(frozen=True, eq=False)
 class Softmax:
-    """A softmax waiting for its quantize, which alone knows the output scale (A17)."""
+    """A softmax waiting for its quantize, which alone knows the output scale (A17).
+
+    fraction: bits of the grid of powers of two that the term is on (A24); 0 where it is on the model's own.
+    """
 
     shape: tuple[int, ...]
     term: Term
     axis: int
+    fraction: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -153,23 +153,33 @@ def _arg_extremum(e: Emission, call: relax.Call) -> te.Tensor:
     return te.compute(shape, element, name="position")
 
 
-@emitter("hawq.softmax")
+def _power(d: tirx.Expr, tables: list[Operand], fraction: int) -> tirx.Expr:
+    """(A24) of a difference of at most 31 bits."""
+    part, half = immediate((1 << fraction // 2) - 1, "int32"), immediate(fraction // 2, "int32")
+    coarse, fine = (t.at([i & part]).astype("int64") for t, i in zip(tables, (d >> half, d), strict=True))
+    product = ((coarse * fine + immediate(1 << 29, "int64")) >> immediate(30, "int64")).astype("int32")
+    return product >> tirx.Min(d >> immediate(fraction, "int32"), immediate(31, "int32"))
+
+
+@emitter("hawq.softmax", "hawq.softmax_wide")
 def _softmax(e: Emission, call: relax.Call) -> te.Tensor:
-    """(A17): maximum, exponents from the table, their sum, its bits and reciprocal once a row, one rounded product
-    an element.
+    """(A17), (A24): maximum, exponents from the tables, their sum, its bits and reciprocal once a row, one rounded
+    product an element.
     """
     attrs = call.attrs
-    x, table = e.operand(call.args[0]), e.operand(call.args[1])
+    x, *tables = (e.operand(a) for a in call.args)
     axis, shape = int(attrs["axis"]) % len(x.shape), x.shape
     outer = (*shape[:axis], *shape[axis + 1 :])
     k = te.reduce_axis((0, shape[axis]), "k")
-    # The last entry stands for every difference beyond the table, which the input's range excludes.
-    last = len(ops.const_value(call.args[1])) - 1
     maximum = te.compute(outer, lambda *i: te.max(x.at([*i[:axis], k, *i[axis:]]), axis=k), name="maximum")
 
     def exponent(*i: Any) -> tirx.Expr:
         difference = maximum(*i[:axis], *i[axis + 1 :]).astype("int32") - x.at(i).astype("int32")
-        return table.at([tirx.Min(difference, immediate(last, "int32"))])
+        if len(tables) == 1:
+            # The last entry stands for every difference beyond the table, which the input's range excludes.
+            last = len(ops.const_value(call.args[1])) - 1
+            return tables[0].at([tirx.Min(difference, immediate(last, "int32"))])
+        return _power(difference, tables, int(attrs["fraction"]))
 
     exponents = te.compute(shape, exponent, name="exponents")
     k = te.reduce_axis((0, shape[axis]), "k")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from hawq_tvm.core import arith, ops
+from hawq_tvm.core import arith, ops, softmax_wide
 from hawq_tvm.core.layer_norm import Norm, normalized
 
 from .one_layer import run
@@ -111,6 +111,18 @@ def test_softmax(axis, dtype, step, scale):
     )
     expected = arith.softmax(x, table, axis, multiplier, k, zero_point=1, qmin=q.qmin, qmax=q.qmax)
     np.testing.assert_array_equal(out, expected.astype(q.storage), strict=True)
+
+
+@pytest.mark.parametrize(("axis", "fraction"), [(-1, 20), (1, 12)])
+def test_softmax_wide(axis, fraction):
+    x = (rng.integers(-(2**29), 2**29, (3, 5, 7, 11)) >> rng.integers(0, 20, (3, 5, 7, 1))).astype(np.int32)
+    x[0, 0, 0, :3] = -(2**30)
+    numbers = {"axis": axis, "multiplier": 2**30, "shift": 22}
+    q = arith.QType.of("uint8")
+    tables = softmax_wide.tables(fraction)
+    (out,) = run(lambda e, v: ops.softmax_wide(v, tables, fraction=fraction, qtype=q, zero_point=3, **numbers), x)
+    expected = softmax_wide.softmax(x, axis, fraction, 2**30, 22, zero_point=3, qmin=0, qmax=255)
+    np.testing.assert_array_equal(out, expected.astype("uint8"), strict=True)
 
 
 @pytest.mark.parametrize("centered", [True, False])

@@ -1,0 +1,143 @@
+"""What a softmax is taken of: integers of 8 or 16 bits as they are, else a grid of powers of two (A24), on which masks
+lie so low that they contribute nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+
+from hawq_tvm.core import arith
+from hawq_tvm.core.softmax_wide import LOG2_E, fraction_of
+
+from .curves import reach
+from .fixed import interval
+from .realize import Output, realize
+from .values import Array, Constant, Context, Joined, Real, Softmax, Term, Value, is_uniform
+
+# A two-valued term of this size or more can be a mask.
+MASK = 1000.0
+# Everything on the grid lies above the second power; what is masked is cut off at the first.
+LOWEST = -(1 << 30)
+PROBABLE = 32767
+
+
+def scores(ctx: Context, value: Value, axis: int) -> Softmax:
+    """The softmax of a value, waiting for its quantize.
+
+    Raises NotLowered for a value that is not integer, or that can be too large for the grid.
+    """
+    if isinstance(value, Real) and ctx.feeding:
+        term = own(value)
+        if term is not None and is_uniform(term.scale):
+            first, last = (int(f(b)) for f, b in zip((np.min, np.max), ctx.bounds(term.data), strict=True))
+            if last - first < 1 << 16:
+                return Softmax(tuple(value.shape), term, axis)
+    if not isinstance(value, Real | Joined) or not ctx.feeding:
+        raise ctx.fail(
+            "softmax",
+            "its input is not an 8 or 16-bit tensor, or nothing quantizes its output",
+            "quantize its input and its result (quantize/dequantize pairs before and after this node)",
+        )
+    low, high = _open(ctx, value, value.shape[axis])
+    most = max(abs(low), abs(high))
+    fraction = fraction_of(most)
+    if fraction is None:
+        raise ctx.fail("softmax", f"its scores can be {most:g}, where exponents have no integers", "quantize its input")
+    step = 1 / (LOG2_E * (1 << fraction))
+    out = Output(
+        np.asarray(step, object), 0, arith.QType(LOWEST, (1 << 30) - 1, "int32"), "half_up", "divide", fixed=True
+    )
+    layer, ctx.layer = ctx.layer, f"{ctx.layer}.scores"
+    data = realize(ctx, shut(ctx, value, step * LOWEST * 3 / 2), out)
+    ctx.layer = layer
+    return Softmax(tuple(value.shape), Term(data, np.zeros((), np.int64), out.scale), axis, fraction)
+
+
+def probabilities(ctx: Context, value: Value) -> Value:
+    """A softmax that nothing quantizes before it is multiplied, in 15 bits: 1 is one of them, and 16-bit products take
+    them; others unchanged.
+    """
+    if not isinstance(value, Softmax) or not ctx.feeding:
+        return value
+    scale = np.asarray(Fraction(1, PROBABLE), object)
+    layer, ctx.layer = ctx.layer, f"{ctx.layer}.probabilities"
+    data = realize(ctx, value, Output(scale, 0, arith.QType(0, PROBABLE, "int16"), "half_even", "divide", fixed=True))
+    ctx.layer = layer
+    return Real(value.shape, (Term(data, np.zeros((), np.int64), scale),))
+
+
+def own(value: Real) -> Term | None:
+    """The one term that a value is, neither clipped nor with a constant."""
+    return value.terms[0] if len(value.terms) == 1 and not value.clipped and not np.any(value.constant) else None
+
+
+def shut(ctx: Context, value: Value, floor: Fraction) -> Value:
+    """The same value, in which what a two-valued mask pushes below `floor` lies there: everything below is one."""
+    if isinstance(value, Joined):
+        return replace(value, parts=tuple(shut(ctx, p, floor) for p in value.parts))
+    if not isinstance(value, Real):
+        return value
+    terms, constant = list(value.terms), np.asarray(value.constant, object)
+    for i, t in enumerate(terms):
+        if not _is_mask(ctx, t):
+            continue
+        ends = [np.asarray(constant + t.scale * (bit - t.zero), object) for bit in (0, 1)]
+        low, high = (np.where(np.asarray(e < floor, bool), np.asarray(floor, object), e) for e in ends)
+        terms[i] = replace(t, scale=np.asarray(high - low, object), zero=np.zeros((), np.int64))
+        constant = np.asarray(low, object)
+    return replace(value, terms=tuple(terms), constant=constant)
+
+
+def saturated(ctx: Context, value: Value, out: Output) -> Value:
+    """The same for a quantize: what a mask pushes below the least of its integers lies just below it."""
+    if not isinstance(value, Real) or not any(_is_mask(ctx, t) for t in value.terms):
+        return value
+    plain = tuple(t for t in value.terms if not _is_mask(ctx, t))
+    high = reach(ctx, replace(value, terms=plain, constant=np.zeros(())))[1] if plain else 0.0
+    least = min((out.qtype.qmin - out.level - 2) * s for s in out.scale.flat)
+    return shut(ctx, value, least - Fraction(max(high, 0.0)))
+
+
+def _is_mask(ctx: Context, term: Term) -> bool:
+    low, high = ctx.bounds(term.data)
+    return bool(np.min(low) >= 0 and np.max(high) <= 1 and np.max(np.abs(term.scale)) >= MASK)
+
+
+def _open(ctx: Context, value: Real | Joined, count: int) -> tuple[float, float]:
+    """Bounds of what is not masked: a mask lies so far below the rest that it adds less than 2^-32 to a row's sum."""
+    margin = math.log(count) + 33 * math.log(2)
+    parts = list(_parts(value))
+    reals = [_open_real(ctx, p, margin) for p in parts if isinstance(p, Real)]
+    reals += [interval(ctx, p) for p in parts if not isinstance(p, Real | Constant)]
+    levels = [np.ravel(p.real.astype(np.float64)) for p in parts if isinstance(p, Constant)]
+    known = np.concatenate(levels) if levels else np.zeros(0)
+    least = min((low for low, _ in reals), default=float(np.max(known, initial=-math.inf)))
+    shown = known[known >= least - margin]
+    lows, highs = [low for low, _ in reals], [high for _, high in reals]
+    return min([*lows, *shown]), max([*highs, *shown])
+
+
+def _parts(value: Value) -> Iterator[Value]:
+    if isinstance(value, Joined):
+        for p in value.parts:
+            yield from _parts(p)
+    else:
+        yield value
+
+
+def _open_real(ctx: Context, value: Real, margin: float) -> tuple[float, float]:
+    masks = [t for t in value.terms if _is_mask(ctx, t)]
+    plain = tuple(t for t in value.terms if t not in masks)
+    low, high = reach(ctx, replace(value, terms=plain, constant=np.zeros(()))) if plain else (0.0, 0.0)
+    constant: Array = np.asarray(value.constant).astype(np.float64)
+    for t in masks:
+        constant = constant + np.maximum(
+            *(np.asarray(t.scale * (bit - t.zero), object).astype(np.float64) for bit in (0, 1))
+        )
+    shown = constant[constant >= np.max(constant) - (high - low) - margin]
+    return low + float(np.min(shown)), high + float(np.max(shown))
