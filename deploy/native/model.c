@@ -307,7 +307,7 @@ static int64_t integer(const void *data, DLDataType type, uint64_t i) {
   switch (type.bits) {
     case 8: return is_signed ? ((const int8_t *)data)[i] : ((const uint8_t *)data)[i];
     case 16: return is_signed ? ((const int16_t *)data)[i] : ((const uint16_t *)data)[i];
-    case 32: return is_signed ? ((const int32_t *)data)[i] : ((const uint32_t *)data)[i];
+    case 32: return is_signed ? (int64_t)((const int32_t *)data)[i] : (int64_t)((const uint32_t *)data)[i];
     default: return ((const int64_t *)data)[i];
   }
 }

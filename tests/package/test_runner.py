@@ -196,3 +196,18 @@ def test_the_runner_needs_no_compiler_and_no_python(hawq_run: Path) -> None:
         pytest.skip("no ldd")
     needed = subprocess.run(["ldd", str(hawq_run)], capture_output=True, text=True, check=True).stdout
     assert "libtvm_runtime" in needed and "libtvm_compiler" not in needed and "libpython" not in needed
+
+
+def test_ids_outside_of_a_table_are_refused(hawq_run: Path, tmp_path: Path) -> None:
+    g = Graph()
+    table = g.dq(g.constant(np.arange(40).reshape(10, 4), TensorProto.INT8), 0.1, 0, "int8")
+    rows = g.node("Gather", [table, g.input("ids", [3], TensorProto.INT64)])
+    package = ht.compile(g.model([float_output(g.qdq(rows, 0.1, 0, "int8"))]))
+    path, ids = package.save(tmp_path / "e.hawq"), np.array([0, 9, -10])
+    np.save(tmp_path / "x.npy", ids)
+    done = run_it(hawq_run, path, "--input", tmp_path / "x.npy", "--output", tmp_path / "y.npy")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), next(iter(package.run({"ids": ids}).values())))
+    np.save(tmp_path / "x.npy", ids + 1)
+    done = run_it(hawq_run, path, "--input", tmp_path / "x.npy")
+    assert done.returncode == 2 and "leaves the range that the model takes; expected -10..9; found 10" in done.stderr
