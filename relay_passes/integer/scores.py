@@ -16,7 +16,8 @@ from hawq_tvm.core.softmax_wide import LOG2_E, fraction_of
 
 from .curves import reach
 from .fixed import interval
-from .realize import Output, realize
+from .realize import realize
+from .rescale import Output
 from .values import Array, Constant, Context, Joined, Real, Softmax, Term, Value, is_uniform
 
 # A two-valued term of this size or more can be a mask.

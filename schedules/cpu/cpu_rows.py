@@ -35,7 +35,7 @@ class Rows:
     def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
         """A softmax or a normalization over the last axes with an element-wise epilogue."""
         call = layer.anchor_call
-        if call is None or ops.op_name(call) not in ("hawq.softmax", "hawq.layer_norm"):
+        if call is None or ops.op_name(call) not in ("hawq.softmax", "hawq.softmax_wide", "hawq.layer_norm"):
             return "not a softmax or a normalization."
         if isinstance(layer.func.body.ty, relax.TupleType):
             return "several results."
