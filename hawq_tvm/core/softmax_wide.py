@@ -61,9 +61,9 @@ def softmax(x: Int, axis: int, fraction: int, multiplier: int, shift: int, **out
     return arith.normalize_exponents(e, axis, multiplier, shift, **output)
 
 
-def distance(count: int, inverse: float, shift: int, fraction: int) -> float:
-    """(A24e) how far beyond 1/2 a result can be from the real softmax of the scores before they were on the grid, whose
-    own distance from it is half a unit and what its requantize loses, a unit at most.
+def distance(count: int, inverse: float, shift: int, fraction: int, off: float = 1.0) -> float:
+    """(A24e) how far beyond 1/2 a result can be from the real softmax of scores that lie `off` units of the grid from
+    their integers: half a unit and what the requantize loses, and more where it reads integers that are near.
     """
-    spread = math.expm1(2 * math.log(2) * 2.0**-fraction)
+    spread = math.expm1(2 * math.log(2) * min(off * 2.0**-fraction, 8.0))
     return inverse * ((5 * count + 4) * 2.0**-31 + spread / 4) + 2.0**-shift

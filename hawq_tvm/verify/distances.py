@@ -94,7 +94,8 @@ class _Walk:
             norm = norm_of(call.attrs, ops.shape_of(call.args[0]))
             return norm.distance * 2.0**norm.fraction
         if name in ("hawq.softmax", "hawq.softmax_wide"):
-            return 0.5 + _softmax(call) if wide else self._note(layer, _softmax(call))
+            distance = _softmax(call, flat[0].distance)
+            return 0.5 + distance if wide else self._note(layer, distance)
         if name == "hawq.lookup" and "bound" in call.attrs:
             distance = _looked_up(call, flat[0].distance)
             return 0.5 + distance if wide else self._note(layer, distance)
@@ -173,12 +174,12 @@ def _looked_up(call: relax.Call, distance: float) -> float:
     return float(call.attrs["bound"]) + cells * float(call.attrs.get("slope", 0.0))
 
 
-def _softmax(call: relax.Call) -> float:
-    """(A17e), or (A24e)"""
+def _softmax(call: relax.Call, off: float) -> float:
+    """(A17e), or (A24e) for scores that are off by so much on their grid."""
     multiplier, shift = int(call.attrs["multiplier"]), int(call.attrs["shift"])
     count = ops.shape_of(call.args[0])[int(call.attrs["axis"])]
     if ops.op_name(call) == "hawq.softmax_wide":
-        return softmax_wide.distance(count, multiplier / 2.0**shift, shift, int(call.attrs["fraction"]))
+        return softmax_wide.distance(count, multiplier / 2.0**shift, shift, int(call.attrs["fraction"]), max(off, 1.0))
     return multiplier / 2.0**shift * (count + 3) * 2.0**-31 + 2.0**-shift
 
 
