@@ -263,7 +263,7 @@ def unsupported_operator(name: str, domain: str, op: str, opset: int) -> ModelEr
         remedy = "export with integer quantizers (Quant, BipolarQuant, Trunc), before any conversion for FPGAs"
     elif domain not in ("", MICROSOFT):
         remedy = "export with standard operators (ai.onnx or com.microsoft)"
-    elif op.startswith(("Dynamic", "QAttention", "MatMulNBits")):
+    elif op.startswith(("Dynamic", "QAttention")):
         remedy = "quantize the model statically, with calibration data"
     else:
         remedy = (
