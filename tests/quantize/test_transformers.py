@@ -113,7 +113,7 @@ def test_masks_take_no_part_in_calibration(kind: str, tmp_path: Path) -> None:
     (name,) = (o.name for o in package.outputs)
     for one in x:
         real = run(None, {"x": one[None]})[0]
-        assert cosine(real, package.run({"x": one[None]})[name]) > 0.999
+        assert cosine(real, package.run({"x": one[None]})[name]) > 0.998
 
 
 def test_bits_by_the_hessian(data: Path) -> None:
