@@ -55,6 +55,13 @@ def _selected(node: Node, axis: int, index: int, suffix: str) -> relax.Expr:
     return relax.op.reshape(row, dims[:axis] + dims[axis + 1 :])
 
 
+@handles("aten.embedding")
+def embedding(node: Node) -> Result:
+    """Rows of a table at run-time positions."""
+    node.need(len(node.shape(0)) == 2, "needs a table of rows", expected="rank 2", found=list(node.shape(0)))
+    return node.like(relax.op.take(node.expr(0), node.expr(1), 0))
+
+
 @handles("aten.select")
 def select(node: Node) -> Result:
     """One position of an axis, which disappears."""

@@ -350,6 +350,27 @@ def test_gates_and_choices() -> None:
     check(lambda x: x.masked_fill(allowed, 0.7), VECTORS)
 
 
+def test_embedding() -> None:
+    """Words and a position that is added, normalized, all in float: one fixed-point value (A26) before the norm."""
+
+    class Words(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.norm = torch.nn.Embedding(20, 6), torch.nn.LayerNorm(6)
+
+        def forward(self, ids: Any) -> Any:
+            return quantize(self.norm(self.words(ids) + self.words.weight[0]), IN_SCALE, IN_ZERO)
+
+    torch.manual_seed(0)
+    model, ids = Words().eval(), torch.tensor(RNG.integers(0, 20, (2, 5)))
+    packed = pipeline.to_packed(import_exported(torch.export.export(model, (ids,))))
+    (name,) = (p.name for p in packed["main"].params)
+    (ours,) = evaluate(packed, {name: ids.numpy()}).values()
+    with torch.no_grad():
+        np.testing.assert_array_equal(ours, model(ids).numpy())
+    assert [int(v) for v in packed["main"].attrs["hawq.input_ranges"]] == [-20, 19]
+
+
 def test_prelu() -> None:
     slopes = torch.tensor([0.1, 0.2, 0.3, -0.1, 0.5, 0.25])
     check(lambda x: F.prelu(x, slopes.to(x.dtype)), IMAGE)
