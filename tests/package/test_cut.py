@@ -242,12 +242,33 @@ def test_an_end_that_lies_is_refused_in_one_sentence(package: Path, tmp_path: Pa
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
-def test_what_quantizes_behind_it_keeps_an_operator_from_being_cut_off() -> None:
+def behind(g: Graph, y: str) -> str:
+    """A quantized tensor behind an operator that is not compiled."""
+    y = g.node("CumSum", [y, g.constant(1, INT64, ())])
+    return g.qdq(y, np.float32(0.1), 0)
+
+
+def test_a_product_of_quantized_tensors_behind_it_keeps_an_operator_from_being_cut_off() -> None:
     g = Graph()
-    y = g.node("CumSum", [quantized(g), g.constant(1, INT64, ())])
-    model = g.model([g.qdq(y, np.float32(0.1), 0)])
+    y = g.node("MatMul", [behind(g, quantized(g)), g.weight([5, 3], axis=None)])
+    model = g.model([float_output(g.qdq(y, np.float32(0.1), 0))])
     with pytest.raises(ModelError, match=r"cumsum_\d+: .*constants only"):
         import_before_cut(model)
+
+
+def test_what_only_quantizes_behind_it_does_not() -> None:
+    """Tools quantize around movement, too."""
+    g = Graph()
+    y = g.node("Transpose", [behind(g, quantized(g))], perm=[0, 2, 1])
+    model = g.model([float_output(g.qdq(y, np.float32(0.1), 0))])
+    module = import_before_cut(model)
+    found = cut.of_main(module["main"])
+    assert found is not None and len(found.nodes) == 6
+    (tensor,) = found.tensors
+    end = onnx.load_from_string(cut.model_of(module["main"]))
+    (got,) = onnxruntime(end, {tensor: evaluate(module, feed())[tensor].astype(np.float32)}).values()
+    (wanted,) = onnxruntime(model, feed()).values()
+    np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.parametrize(("op", "domain"), [("NoSuchOperator", ""), ("Strange", "my.own")])

@@ -1,6 +1,7 @@
 """Cutting off the float end of a model that cannot be compiled: the rest is imported, the end stays an ONNX model.
 
-1. An operator is in the float end when nothing that quantizes can be reached from it.
+1. An operator is in the float end when no product of quantized tensors can be reached from it. Tools quantize around
+   movement, too: what only that stands behind an operator does not keep it from being cut off.
 2. Where one of these cannot be imported, it and all that reads it is cut off; what comes of constants alone is copied.
 3. The tensors at the cut become outputs of the rest, constants excepted, which the end keeps.
 """
@@ -24,6 +25,8 @@ from .node import MICROSOFT
 from .reader import Source, opset_of, read_model
 from .values import Array
 
+PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
+INTEGER = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm", "QAttention")
 RUNTIME = "ai.onnx.ml", MICROSOFT  # what ONNX Runtime knows beside ONNX's own operators
 
 
@@ -66,19 +69,25 @@ class _End:
         except ModelError:
             self.nodes = []
         self.reads = [reads(n) for n in self.nodes]
-        self.allowed = self._unquantized()
+        self.allowed = self._outside()
 
-    def _unquantized(self) -> set[int]:
-        """The nodes from which nothing that quantizes can be reached."""
-        feeding: set[str] = set()
-        for node, names in zip(reversed(self.nodes), reversed(self.reads), strict=True):
-            if quantizing(node) or feeding.intersection(node.output):
-                feeding |= names
-        return {
-            i
-            for i, n in enumerate(self.nodes)
-            if not quantizing(n) and not feeding.intersection(filter(None, n.output))
-        }
+    def _outside(self) -> set[int]:
+        """The nodes that are no product of quantized tensors, and from which none can be reached."""
+        dequantized = {name for n in self.nodes if n.op_type == "DequantizeLinear" for name in n.output}
+        products: set[str] = set()  # tensors from which a convolution or matrix product can be reached
+        inside: set[str] = set()  # those from which one of quantized tensors can
+        found = set()
+        for i in reversed(range(len(self.nodes))):
+            node, made = self.nodes[i], set(filter(None, self.nodes[i].output))
+            behind = bool(products & made)
+            own = node.op_type in INTEGER or (node.op_type in PRODUCTS and bool(dequantized & self.reads[i]))
+            if behind or own or node.op_type in PRODUCTS:
+                products |= self.reads[i]
+            if own or inside & made or (behind and quantizing(node)):
+                inside |= self.reads[i]
+            else:
+                found.add(i)
+        return found
 
     def grows(self, error: ModelError) -> bool:
         """Move the cut before the operators that could not be imported; False where one of them is not in the float

@@ -267,6 +267,7 @@ def unsupported_operator(name: str, domain: str, op: str, opset: int) -> ModelEr
         remedy = "quantize the model statically, with calibration data"
     else:
         remedy = (
-            "replace it by supported operators; where nothing behind it is quantized, --allow-float-tail cuts it off"
+            "replace it by supported operators; where no product of quantized tensors is behind it, --allow-float-tail"
+            " cuts it off"
         )
     return ModelError(f"operator {full} is not supported", where=name, found=f"{full} (opset {opset})", remedy=remedy)
