@@ -45,7 +45,7 @@ def files(
 
 
 def study(args: argparse.Namespace) -> int:
-    """Make what is missing, judge every file, and write the page after each network."""
+    """Make what is missing, judge every file, and write the page after each, so that an interruption loses none."""
     numbers: dict[str, Any] = {"rows": {}}
     if args.resume and args.json.exists():
         numbers = read_json(args.json, "the numbers of an earlier run")
@@ -64,9 +64,9 @@ def study(args: argparse.Namespace) -> int:
         def judged(task: worker.Task, found: dict[str, Any], by_path: dict[str, str] = by_path) -> None:
             rows[by_path[task[-1]]] = found
             _say(f"{by_path[task[-1]]}: {page.cell(found)}")
+            _write(numbers, args)
 
         worker.run([("judge", network, path) for path in by_path], args.seconds, judged)
-        _write(numbers, args)
     _write(numbers, args)
     _say(f"wrote {args.output}")
     return int(any(not row.get("verified", True) or not row.get("proved", True) for row in rows.values()))
