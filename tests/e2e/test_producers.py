@@ -50,6 +50,8 @@ def test_a_part_of_the_table(tmp_path: Path) -> None:
         assert "1. nncf is not installed" in text and "2 lack their tool" in text
     (tmp_path / "quartznet.script.ort.onnx").write_bytes(b"read again, this would be refused")
     assert run(tmp_path, *options, "--resume")[1:] == (rows, text)
+    code, rows, text = run(tmp_path, *options, "--inspect", "--exporters", "dynamo")
+    assert code == 0 and rows["quartznet.dynamo.ort"]["verdict"] == "integers" and "layers, inspected" in text
 
 
 def test_what_ends_a_worker_costs_one_file(tmp_path: Path) -> None:
@@ -83,14 +85,20 @@ def test_the_page() -> None:
         "unet.dynamo.ort": wrong,
         "unet.dynamo.nncf": refused,
         "unet.pt2e-x86": refused,
+        "unet.pt2e-arm": {"verdict": "integers", "layers": 16, "float_layers": 0},
+        "unet.pt2e-xnnpack": {"verdict": "float tail", "layers": 15, "float_layers": 2},
     }
     text = page.markdown({"rows": rows, "versions": dict.fromkeys(PRODUCERS, "")})
     assert "| unet, TorchScript |  | 14 kernels; 0 |  | 14 kernels; 2 add and 1 topk; 1.2 |" in text
     assert "| unet, torch.export |  | 14 kernels; 0; NOT EXACT; NOT PROVED; other indices |  | refused (1) |" in text
-    assert "| unet | refused (1) |  |  |  |  |" in text and "\n1. no such thing\n" in text
+    assert (
+        "| unet | refused (1) | 16 layers, inspected | 15 layers and 2 of float, inspected |  |  |" in text
+        and "\n1. no such thing\n" in text
+    )
     plain = " ".join(text.split())
-    assert "2 files compile to integers alone, 1 with a float tail; 2 are refused and 0 failed" in plain
-    assert "Not exact: 1. Not proved: 1. 3 of 300 thresholds differ" in plain and "nncf not installed" in plain
+    assert "3 files compile to integers alone, 2 with a float tail; 2 are refused and 0 failed" in plain
+    assert "2 were only inspected" in plain and "Of 3 that were built, not exact: 1. Not proved: 1." in plain
+    assert "3 of 300 thresholds differ" in plain and "nncf not installed" in plain
 
 
 def test_unknown_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

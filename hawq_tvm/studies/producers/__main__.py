@@ -66,7 +66,7 @@ def study(args: argparse.Namespace) -> int:
             _say(f"{by_path[task[-1]]}: {page.cell(found)}")
             _write(numbers, args)
 
-        worker.run([("judge", network, path) for path in by_path], args.seconds, judged)
+        worker.run([("inspect" if args.inspect else "judge", network, path) for path in by_path], args.seconds, judged)
     _write(numbers, args)
     _say(f"wrote {args.output}")
     return int(any(not row.get("verified", True) or not row.get("proved", True) for row in rows.values()))
@@ -120,6 +120,7 @@ def _parser() -> argparse.ArgumentParser:
             f"--{name}", type=lambda text: text.split(","), default=list(known), metavar="A,B", help=", ".join(known)
         )
     parser.add_argument("--resume", action="store_true", help="keep the rows that are in --json already")
+    parser.add_argument("--inspect", action="store_true", help="inspect files only, which builds and runs nothing")
     parser.add_argument("--seconds", type=float, default=600, metavar="S", help="that one file may take (default: 600)")
     parser.add_argument(
         "--work", type=Path, default=Path(".producers"), metavar="FOLDER", help="of files (default: .producers)"

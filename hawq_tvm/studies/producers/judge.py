@@ -17,6 +17,18 @@ Array = np.ndarray[Any, Any]
 INTEGERS, TAIL, NOTHING, REFUSED = "integers", "float tail", "not quantized", "refused"
 
 
+def inspected(path: Path, target: str = "host") -> dict[str, Any]:
+    """What `inspect` says of a file, JSON-ready: the verdict, its layers and float layers, or the sentence."""
+    report = ht.inspect(path, target=target)
+    if not report.compilable:
+        report = ht.inspect(path, target=target, allow_float_tail=True)
+    if not report.compilable:
+        return {"verdict": REFUSED, "sentence": report.error}
+    kept = len(report.float_tail) + (len(report.cut.nodes) if report.cut else 0)
+    verdict = NOTHING if not report.integer_layers else TAIL if kept else INTEGERS
+    return {"verdict": verdict, "layers": report.integer_layers, "float_layers": kept}
+
+
 def judge(path: Path, draws: Sequence[Mapping[str, Array]], target: str = "host") -> dict[str, Any]:
     """Everything that the table says of a file, JSON-ready.
 

@@ -23,11 +23,14 @@ def cell(row: Row) -> str:
     verdict = row["verdict"]
     if verdict not in COMPILED:
         return str(verdict)
+    if "layers" in row:
+        floats = f" and {row['float_layers']} of float" if row["float_layers"] else ""
+        return f"{row['layers']} layers{floats}, inspected"
     wrong = [] if row["verified"] else ["NOT EXACT"]
     wrong += [] if row["proved"] else ["NOT PROVED"]
     wrong += [] if row["indices"] else ["other indices"]
-    floats = [" and ".join(f"{n} {name}" for name, n in sorted(row["float"].items()))] if row["float"] else []
-    return "; ".join([f"{row['kernels']} kernels", *floats, f"{row['apart']:.2g}", *wrong])
+    kept = [" and ".join(f"{n} {name}" for name, n in sorted(row["float"].items()))] if row["float"] else []
+    return "; ".join([f"{row['kernels']} kernels", *kept, f"{row['apart']:.2g}", *wrong])
 
 
 def markdown(numbers: Mapping[str, Any]) -> str:
@@ -42,7 +45,8 @@ def markdown(numbers: Mapping[str, Any]) -> str:
         "",
         *_table(rows, [(n, f"{n}.") for n in NETWORKS], others, notes),
     ]
-    compiled = [r for r in rows.values() if r["verdict"] in COMPILED]
+    compiled = [r for r in rows.values() if r["verdict"] in COMPILED and "layers" not in r]
+    waiting = sum("layers" in r for r in rows.values())
     counts = Counter(r["verdict"] for r in rows.values())
     tools = {tool.package: numbers["versions"][name] for name, tool in PRODUCERS.items()}
     versions = ", ".join(f"{package} {version or 'not installed'}" for package, version in tools.items())
@@ -59,7 +63,9 @@ def markdown(numbers: Mapping[str, Any]) -> str:
         f"{versions}.",
         f"{counts[INTEGERS]} files compile to integers alone, {counts[TAIL]} with a float tail; {counts[REFUSED]} are"
         f" refused and {counts[FAILED]} failed; {counts[NOT_MADE]} could not be made by their tool, which quantizes"
-        f" nothing of {counts[NOTHING]}; {counts[MISSING]} lack their tool. Not exact:"
+        f" nothing of {counts[NOTHING]}; {counts[MISSING]} lack their tool."
+        + (f" {waiting} were only inspected, not built and run (`--inspect`)." if waiting else "")
+        + f" Of {len(compiled)} that were built, not exact:"
         f" {sum(not r['verified'] for r in compiled)}. Not proved: {sum(not r['proved'] for r in compiled)}."
         f" {sum(r['differing'] for r in compiled)} of {sum(r['thresholds'] for r in compiled)} thresholds differ from"
         " the exact real formula.",

@@ -24,7 +24,7 @@ Done = Callable[[Task, dict[str, Any]], None]
 
 def run(tasks: Sequence[Task], seconds: float, done: Done) -> None:
     """Do tasks in processes of their own: ("make", network, exporter, producer, source, target), without a producer for
-    the float file, or ("judge", network, file).
+    the float file, ("judge", network, file) or ("inspect", network, file).
 
     seconds: that one may take.  done: is given each with what was found, or FAILED and the sentence.
     """
@@ -66,7 +66,7 @@ def main() -> int:
     """Do the tasks that are given as JSON."""
     for task in json.loads(sys.argv[1]):
         try:
-            found = _make(*task[1:]) if task[0] == "make" else _judge(*task[1:])
+            found = WORK[task[0]](*task[1:])
         except HawqError as e:
             found = {"verdict": FAILED, "sentence": str(e)}
         print(json.dumps(found), flush=True)
@@ -85,12 +85,21 @@ def _make(network: str, exporter: str, producer: str, source: str, target: str) 
     return {"verdict": "made"}
 
 
+def _inspect(network: str, path: str) -> dict[str, Any]:
+    del network
+    from .judge import inspected
+
+    return inspected(Path(path))
+
+
 def _judge(network: str, path: str) -> dict[str, Any]:
     from .judge import judge
     from .networks import BATCHES, NETWORKS
 
     return judge(Path(path), [NETWORKS[network].inputs(BATCHES + i) for i in range(DRAWS)])
 
+
+WORK: dict[str, Callable[..., dict[str, Any]]] = {"make": _make, "judge": _judge, "inspect": _inspect}
 
 if __name__ == "__main__":
     sys.exit(main())
