@@ -8,8 +8,8 @@ point instructions.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,16 +72,6 @@ class Certificate:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
         return {"ok": self.ok, **asdict(self), "least_margin": self.least_margin}
-
-    @staticmethod
-    def from_dict(stored: Mapping[str, Any]) -> Certificate:
-        """The certificate that `to_dict` wrote, perhaps through JSON."""
-        values: dict[str, Any] = {}
-        for f in fields(Certificate):
-            if f.name in stored or (f.default is MISSING and f.default_factory is MISSING):
-                value = stored[f.name]
-                values[f.name] = tuple(value) if isinstance(value, list) else value
-        return Certificate(**values)
 
 
 def certify(

@@ -44,12 +44,14 @@ def refused(model: bytes, where: str, says: str) -> None:
     assert time.process_time() - start < 20
 
 
+@pytest.mark.slow
 def test_constants_that_double_are_refused_before_memory_is_taken() -> None:
     chain = [node("Concat", [f"k{i}", f"k{i}"], f"k{i + 1}", axis=0) for i in range(40)]
     last = [node("ReduceSum", ["k40"], "sum", keepdims=0), node("Mul", ["d", "sum"], "o")]
     refused(network([*chain, *last], [1, 4], "o", {"k0": np.ones(1, np.float32)}), "k25", "very large constant")
 
 
+@pytest.mark.slow
 def test_many_large_constants_are_refused_together() -> None:
     chain = [node("Add", [f"k{i}", "one"], f"k{i + 1}") for i in range(60)]
     first = node("Expand", ["one", "size"], "k0")
@@ -119,6 +121,7 @@ def doubling(depth: int) -> list[onnx.FunctionProto]:
     return functions
 
 
+@pytest.mark.slow
 def test_functions_that_call_functions() -> None:
     def calling(depth: int) -> bytes:
         return network([node(f"F{depth - 1}", ["d"], "o", domain="f")], [1, 4], "o", {}, doubling(depth))

@@ -72,6 +72,7 @@ STEPS: dict[str, Step] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STEPS)
 def test_a_thousand_steps_that_change_nothing_below_zero(name: str) -> None:
     start = time.process_time()
@@ -81,6 +82,7 @@ def test_a_thousand_steps_that_change_nothing_below_zero(name: str) -> None:
     assert time.process_time() - start < 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step, says",
     [
@@ -102,6 +104,7 @@ def test_a_thousand_steps_that_no_integers_hold(step: Step, says: str) -> None:
     assert time.process_time() - start < 60
 
 
+@pytest.mark.slow
 def test_a_thousand_products_are_one_table() -> None:
     packed = pipeline.to_packed(pipeline.import_annotated(chain(lambda a, b: [node("Mul", [a, "k0"], b)])))
     assert outputs(packed, np.array([[3, 7, 8, 0]], np.uint8)) == [3, 5, 255, 3]

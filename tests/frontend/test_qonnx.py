@@ -139,6 +139,7 @@ def test_quant_of_an_input_and_of_integers(mode: str) -> None:
             np.testing.assert_array_equal(got[name], value)
 
 
+@pytest.mark.slow
 def test_every_rounding_in_the_library() -> None:
     model, feed, expected = many_quants(MODES, SETTINGS[5:7])
     got = outputs(model, feed)
@@ -187,6 +188,7 @@ def test_constants_are_quantized_exactly(mode: str, bits: int, signed: int, narr
     np.testing.assert_array_equal(ops.const_value(back.args[1]), scales)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits, bias_bits", [(4, 18), (24, 32)])
 def test_a_convolution_of_odd_widths(bits: int, bias_bits: int) -> None:
     """Weights of up to 32 bits are constants too: a convolution of them is exact, if slow."""
@@ -221,6 +223,7 @@ def test_data_of_more_than_8_bits(data_bits: int, bits: int, signed: int) -> Non
     np.testing.assert_array_equal(got, wanted.astype(F))
 
 
+@pytest.mark.slow
 def test_bipolar_weights_and_one_signed_bit() -> None:
     g = QonnxGraph(5)
     w = g.rng.integers(-2, 3, (4, 3, 3, 3)).astype(F)
@@ -235,6 +238,7 @@ def test_bipolar_weights_and_one_signed_bit() -> None:
         np.testing.assert_array_equal(got[name], wanted.astype(F))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 0.0625, 3.0])
 def test_bipolar_activations(scale: float) -> None:
     """Of an input, down to the least float, and of a convolution with a float bias that is no multiple of its scale."""
@@ -254,6 +258,7 @@ def test_bipolar_activations(scale: float) -> None:
     np.testing.assert_array_equal(got[inner], np.where(total >= 0, F(scale), -F(scale)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("zero", [0, 16])
 def test_trunc_of_a_pool(version: int, zero: int) -> None:
@@ -276,6 +281,7 @@ def test_trunc_of_a_pool(version: int, zero: int) -> None:
         np.testing.assert_array_equal(got[y], wanted.astype(F))
 
 
+@pytest.mark.slow
 def test_trunc_of_negative_sums_feeds_a_convolution() -> None:
     """Version 1 does not say whether its result has a sign; what follows computes with either."""
     g = QonnxGraph(8)

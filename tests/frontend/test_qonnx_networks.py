@@ -229,6 +229,7 @@ def brevitas_network(quantized_bias: bool) -> tuple[Any, np.ndarray]:
     return net.eval(), np.random.default_rng(4).normal(size=(1, 3, 8, 8)).astype(F)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamo", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_brevitas_network_as_qonnx(dynamo: bool, tmp_path: Path) -> None:
     net, x = brevitas_network(quantized_bias=True)

@@ -55,6 +55,7 @@ def sums_to_rows(sums: np.ndarray[Any, Any], n: int, qtype: QType) -> np.ndarray
     return rows.astype(qtype.storage)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "qtype, zeros, scales",
     [

@@ -78,6 +78,7 @@ def _bytes(content: Any) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_mixed_bits_layer_by_layer(resnet18: tuple[FakeQuant, np.ndarray, tvm.IRModule]) -> None:
     f, image, module = resnet18
     assert {4, 8} == {w.bits for w in f.layers.values()}
@@ -117,6 +118,7 @@ def test_float32_of_the_training_side(resnet18: tuple[FakeQuant, np.ndarray, tvm
     assert different <= elements // 1000
 
 
+@pytest.mark.slow
 def test_dead_channels() -> None:
     """Channels whose BatchNorm training left at zero, or nearly: HAWQ gives them scales of 1e-10 and biases of 2^31,
     one past int32.

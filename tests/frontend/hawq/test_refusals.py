@@ -318,6 +318,7 @@ def test_schemes_are_the_published_ones() -> None:
 # -- inspect and the command line ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "quantized_checkpoint.pth.tar"
     torch.save(uniform("resnet18", 4), path)

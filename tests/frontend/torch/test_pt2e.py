@@ -76,6 +76,7 @@ def compare(program: Any, x: np.ndarray, title: str) -> tuple[Oracle, IntegerOra
     return real, whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATIC)
 def test_quantizers(name: str) -> None:
     torch.manual_seed(0)
@@ -107,6 +108,7 @@ def test_names_are_the_users() -> None:
     assert [i.name for i in program.inputs] == ["x"] and len(program.outputs) == 1
 
 
+@pytest.mark.slow
 def test_four_bits_stay_four_bits() -> None:
     program = pt2e("xnnpack 4 bits", lively(Residual(), SHAPE), SHAPE)
     main = import_exported(program)["main"]
@@ -116,6 +118,7 @@ def test_four_bits_stay_four_bits() -> None:
     assert ranges == {(-8, 7)}
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_folded_become_the_same_integers() -> None:
     torch.manual_seed(0)
     net = lively(Residual(), SHAPE)
@@ -132,6 +135,7 @@ def test_weights_that_are_not_folded_become_the_same_integers() -> None:
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_the_whole_path(tmp_path: Path) -> None:
     torch.manual_seed(0)
     program = pt2e("x86 inductor", lively(Residual(), SHAPE), SHAPE)
