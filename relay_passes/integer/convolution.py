@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from tvm import relax
 
-from hawq_tvm.core import ops
+from hawq_tvm.core import arith, ops
 
 from .elementwise import centred, with_one_zero
 from .fixed import single, summand
@@ -172,10 +172,20 @@ def matmul(ctx: Context, a: Value, b: Value) -> Value:
     if isinstance(a, Constant) and isinstance(b, Real):
         return _constant_times(ctx, a, b)
     x, y = (single(ctx, v, "matmul", narrow=True) for v in (a, b))
-    left, right = centred(ctx, x, "int16", "a"), centred(ctx, y, "int16", "b")
+    left, right = _without_zero(ctx, x, "a"), _without_zero(ctx, y, "b")
     acc = ctx.accumulate(lambda d: relax.op.matmul(left, right, out_dtype=d), "acc")
     scale = _row_scale(ctx, x, len(a.shape)) * _column_scale(ctx, y, len(b.shape))
     return Real(ops.shape_of(acc), (Term(acc, np.zeros((), np.int64), compress(scale), accumulator=True),))
+
+
+def _without_zero(ctx: Context, term: Term, suffix: str) -> relax.Expr:
+    """data - zero in 8 bits where they hold it, which more kernels multiply, else in int16."""
+    if not np.any(term.zero) and ops.dtype_of(term.data) in ("int8", "uint8"):
+        return term.data
+    wide = centred(ctx, term, "int16", suffix)
+    low, high = ctx.interval(wide).scalar
+    fits = ops.dtype_of(term.data) == "uint8" and arith.RANGES["int8"][0] <= low and high <= arith.RANGES["int8"][1]
+    return ctx.emit(relax.op.astype(wide, "int8"), f"{suffix}.narrow") if fits else wide
 
 
 def _row_scale(ctx: Context, term: Term, rank: int) -> Array:
