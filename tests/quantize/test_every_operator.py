@@ -126,7 +126,7 @@ BUILDERS: dict[str, Build] = {
     "ReduceMax": plain("ReduceMax", i(2, 3)),
     "ReduceMean": plain("ReduceMean", i(2, 3)),
     "ReduceMin": plain("ReduceMin", i(1)),
-    "ReduceProd": shaped("ReduceProd", f(1, 2), i(0)),
+    **{f"Reduce{n}": shaped(f"Reduce{n}", f(1, 2), i(0)) for n in ("L1", "L2", "Prod", "SumSquare")},
     "ReduceSum": plain("ReduceSum", i(2)),
     "Reshape": plain("Reshape", i(1, -1)),
     "Resize": resized(mode="linear"),

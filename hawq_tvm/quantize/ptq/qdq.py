@@ -139,11 +139,11 @@ class _Writer:
 
     def _joined(self, name: str, tensor: str, result: str | None = None) -> None:
         """A concatenation each of whose parts keeps its scale: unsigned integers, where a zero point 128 higher stands
-        for signed ones.
+        for signed ones. Of 16 bits, because ONNX Runtime 1.31 makes one of 8 an operator that knows one scale only.
         """
         grids = [(self.grids[part], count) for part, count in self.points.joined[name]]
         scales = np.array([g.scale for g, count in grids for _ in range(count)], np.float32)
-        zeros = np.array([g.zero - g.low for g, count in grids for _ in range(count)], np.uint8)
+        zeros = np.array([g.zero - g.low for g, count in grids for _ in range(count)], np.uint16)
         axis = self.makers[name].attributes["axis"]
         self.renamed[name] = self._scaled(tensor, name, scales, zeros, result, axis=axis)
 
