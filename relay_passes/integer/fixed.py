@@ -143,7 +143,7 @@ def real_of(ctx: Context, value: Value, op: str, bits: int = BITS) -> Real:
 
 
 # What is left of 32 bits for a fixed-point factor beside one of 8 bits.
-PRODUCT_BITS, FEWEST_BITS, FEWEST_SUMMED, WEIGHT_BITS = 31, 20, 16, 16
+PRODUCT_BITS, FEWEST_BITS, FEWEST_SUMMED, WEIGHT_BITS = 31, 20, 20, 16
 
 
 def factors(ctx: Context, a: Value, b: Value, op: str) -> tuple[Term, Term, bool]:
