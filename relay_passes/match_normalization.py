@@ -118,10 +118,14 @@ class _Graph:
             return call.args[0] if self.number(call.args[1]) == 2.0 else None
         return call.args[0] if name == "relax.square" or self._same(*call.args) else None
 
-    def _same(self, a: relax.Expr, b: relax.Expr) -> bool:
-        """Whether two expressions are one tensor: one variable, or the same step taken twice from the same tensors."""
+    def _same(self, a: relax.Expr, b: relax.Expr, steps: int = 2) -> bool:
+        """Whether two expressions are one tensor: one variable, or what at most two equal steps (a mean, a difference
+        from it) make of the same one.
+        """
         if isinstance(a, relax.Var) and isinstance(b, relax.Var) and a.same_as(b):
             return True
+        if steps == 0:
+            return False
         first, second = (self.call(e, "relax.subtract", "relax.mean") for e in (a, b))
         if first is None or second is None or ops.op_name(first) != ops.op_name(second):
             return False
@@ -129,7 +133,7 @@ class _Graph:
             self._axes(first) != self._axes(second) or bool(first.attrs.keepdims) != bool(second.attrs.keepdims)
         ):
             return False
-        return all(self._same(x, y) for x, y in zip(first.args, second.args, strict=True))
+        return all(self._same(x, y, steps - 1) for x, y in zip(first.args, second.args, strict=True))
 
     @staticmethod
     def _axes(mean: relax.Call) -> list[int]:

@@ -99,3 +99,17 @@ def test_a_variance_over_another_axis() -> None:
 def test_what_is_another_function_stays(other: dict[str, Any]) -> None:
     mod = normalization([-1], **other)
     assert match_normalization(mod)[1] == 0
+
+
+def test_two_long_chains_of_differences_take_no_time() -> None:
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> relax.Expr:
+        ends = []
+        for _ in range(2):
+            d = p[0]
+            for _ in range(64):
+                d = bb.emit(R.subtract(d, d))
+            ends.append(d)
+        v = bb.emit(R.mean(bb.emit(R.multiply(*ends)), [2], keepdims=True))
+        return bb.emit(R.divide(ends[0], bb.emit(R.sqrt(bb.emit(R.add(v, number(1e-5)))))))
+
+    assert match_normalization(module(build, {"x": (X.shape, "float32")}))[1] == 0
