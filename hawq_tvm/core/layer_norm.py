@@ -73,6 +73,15 @@ class Norm:
         lost = Fraction(1, 2) if self.shift >= 0 else Fraction(3, 2)
         return float(turns**0.5) * (2.0**-30 + 2.0**-56 + float(lost / least)) + 2.0 ** -(self.fraction + 1)
 
+    def moved(self, off: float) -> float:
+        """(A25d) by how much the real normalized value can change where the integers of a row are off by so much."""
+        turns = self.count - 1 if self.centered else self.count
+        # The deviation is at least the root of epsilon, in units of the integers.
+        least = max(self.epsilon - 0.5, 0.0) ** 0.5 * 2.0 ** (-self.shift / 2) / self.count
+        change = off * (turns**0.5 + 1 + self.centered)
+        most = 2 * turns**0.5
+        return change / least if change < most * least else most
+
     def to_dict(self) -> dict[str, Any]:
         """The attributes of hawq.layer_norm, but for its axes."""
         return {**{k: int(v) for k, v in asdict(self).items() if k != "count"}}

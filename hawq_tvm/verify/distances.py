@@ -29,7 +29,8 @@ def distances(packed: tvm.IRModule) -> dict[str, float]:
     """
     walk = _Walk(packed)
     main = packed["main"]
-    walk.function(main, {p: _whole(p.ty) for p in main.params}, "")
+    ranges = zip(main.params, stages.input_ranges(main), strict=True)
+    walk.function(main, {p: _Near(0.0, Interval.of_range(low, high)) for p, (low, high) in ranges}, "")
     return walk.found
 
 
@@ -88,14 +89,14 @@ class _Walk:
     def _call(self, call: relax.Call, args: list[Any], inner: list[Any], layer: str) -> float:
         name = ops.op_name(call)
         flat = [v for a in args for v in (a if isinstance(a, tuple) else (a,))]
-        # Integers of 32 bits are on their way to a quantize, and hand their distance on.
+        # Integers of 32 bits are on their way to a quantize, and hand their distance on; so do probabilities of 15.
         wide = not stages.is_float(call) and ops.dtype_of(call) in ("int32", "int64")
         if name == "hawq.layer_norm":
             norm = norm_of(call.attrs, ops.shape_of(call.args[0]))
-            return norm.distance * 2.0**norm.fraction
+            return (norm.distance + norm.moved(flat[0].distance)) * 2.0**norm.fraction
         if name in ("hawq.softmax", "hawq.softmax_wide"):
             distance = _softmax(call, flat[0].distance)
-            return 0.5 + distance if wide else self._note(layer, distance)
+            return 0.5 + distance if wide or "bound" in call.attrs else self._note(layer, distance)
         if name == "hawq.lookup" and "bound" in call.attrs:
             distance = _looked_up(call, flat[0].distance)
             return 0.5 + distance if wide else self._note(layer, distance)

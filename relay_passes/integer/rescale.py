@@ -353,7 +353,7 @@ def softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
         )
     multiplier, shift = arith.softmax_dyadic(inverse, value.shape[value.axis])
     numbers: dict[str, Any] = {"axis": value.axis, "multiplier": multiplier, "shift": shift}
-    numbers |= {"qtype": out.qtype, "zero_point": out.zero}
+    numbers |= {"qtype": out.qtype, "zero_point": out.zero, "fixed": out.fixed}
     if value.fraction:
         tables = softmax_wide.tables(value.fraction)
         return ctx.emit(ops.softmax_wide(value.term.data, tables, fraction=value.fraction, **numbers))

@@ -34,7 +34,8 @@ def scores(ctx: Context, value: Value, axis: int) -> Softmax:
     """
     if isinstance(value, Real) and ctx.feeding:
         term = own(value)
-        if term is not None and is_uniform(term.scale):
+        # One zero point cancels in differences of scores; several, or the bias of a sum, do not.
+        if term is not None and is_uniform(term.scale) and term.scale.flat[0] > 0 and is_uniform(term.zero):
             first, last = (int(f(b)) for f, b in zip((np.min, np.max), ctx.bounds(term.data), strict=True))
             if last - first < 1 << 16:
                 return Softmax(tuple(value.shape), term, axis)

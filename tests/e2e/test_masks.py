@@ -125,7 +125,40 @@ def test_probabilities_that_nothing_quantizes() -> None:
     (got,), (wanted,) = package.run(feed).values(), onnxruntime(model, feed).values()
     # 2^-16 of a probability is 1e-3 of a step of 128 V here.
     assert np.max(np.abs(got - wanted)) <= 0.031 and np.mean(got != wanted) < 0.05
-    assert package.verify(random=1, seed=0).ok and package.prove().ok
+    assert package.verify(random=1, seed=0).ok
+    proof = package.prove()
+    (distance,) = proof.distances.values()
+    # Half of 1/32767 of a probability beside each of LENGTH values of V, at most 130 steps from its zero point.
+    assert proof.ok and LENGTH * 130 / 2 / 32767 < distance < LENGTH * 130 / 32767
+
+
+def negated(g: Graph) -> str:
+    return g.node("Neg", [g.dq(g.input("x", [3, 5], TYPES["int8"][0]), F(0.05), 3, "int8")])
+
+
+def with_a_bias(g: Graph) -> str:
+    x = g.dq(g.input("x", [3, 5], TYPES["int8"][0]), F(0.05), 3, "int8")
+    weight = g.dq(g.constant(RNG.integers(-20, 20, (5, 4)), TensorProto.INT8), F(0.01), 0, "int8")
+    bias = g.dq(g.constant(RNG.integers(-8000, 8000, 4), TensorProto.INT32), F(0.05) * F(0.01), 0, "int32")
+    return g.node("Add", [g.node("MatMul", [x, weight]), bias])
+
+
+def with_zero_points(g: Graph) -> str:
+    numbers = [g.constant(np.full(5, 0.05, F), TensorProto.FLOAT), g.constant([0, 40, -30, 7, 90], TensorProto.INT8)]
+    return g.node("DequantizeLinear", [g.input("x", [3, 5], TYPES["int8"][0]), *numbers], axis=1)
+
+
+@pytest.mark.parametrize("scores", [negated, with_a_bias, with_zero_points])
+def test_scores_whose_integers_do_not_rise_with_them(scores: Any) -> None:
+    """Integers of few bits that are no scores by themselves: they fall, or are added to before."""
+    g = Graph()
+    p = g.node("Softmax", [scores(g)], axis=-1)
+    model = g.model([float_output(g.qdq(p, F(1 / 256), 0, "uint8"))])
+    package = ht.compile(model)
+    x = {"x": RNG.integers(-128, 128, (3, 5)).astype(np.int8)}
+    (got,), (wanted,) = package.run(x).values(), onnxruntime(model, x).values()
+    np.testing.assert_array_equal(got, wanted)
+    assert package.verify(random=1, seed=0).ok and max(package.prove().distances.values()) < 1e-3
 
 
 def test_scores_that_are_too_large() -> None:
@@ -151,4 +184,10 @@ def test_a_residual_stream_that_nothing_quantizes(blocks: int) -> None:
     feed = inputs(package)
     (got,), (wanted,) = package.run(feed).values(), onnxruntime(model, feed).values()
     assert np.max(np.abs(got - wanted)) <= 0.031 and np.mean(got != wanted) < 0.01
-    assert package.verify(random=1, seed=0).ok and package.prove().differing == 0
+    assert package.verify(random=1, seed=0).ok
+    proof = package.prove()
+    assert proof.differing == 0
+    # The first reads what the model quantizes. The last reads a sum in fixed point: rows of nearly equal elements
+    # would show what that rounds, divided by the root of epsilon.
+    distances = list(proof.distances.values())
+    assert distances[0] < 1e-5 and 0.1 < distances[-1] < 20
