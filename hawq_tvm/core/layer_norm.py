@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from math import isqrt, prod
+from math import isqrt, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -77,9 +77,9 @@ class Norm:
         """(A25d) by how much the real normalized value can change where the integers of a row are off by so much."""
         turns = self.count - 1 if self.centered else self.count
         # The deviation is at least the root of epsilon, in units of the integers.
-        least = max(self.epsilon - 0.5, 0.0) ** 0.5 * 2.0 ** (-self.shift / 2) / self.count
-        change = off * (turns**0.5 + 1 + self.centered)
-        most = 2 * turns**0.5
+        least = sqrt(max(self.epsilon - 0.5, 0.0)) * 2.0 ** (-self.shift // 2) / self.count
+        change = off * (sqrt(turns) + 1 + self.centered)
+        most = 2 * sqrt(turns)
         return change / least if change < most * least else most
 
     def to_dict(self) -> dict[str, Any]:
