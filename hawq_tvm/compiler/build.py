@@ -21,10 +21,24 @@ from .cuda import nvcc
 
 TOGETHER = 4  # kernels of an LLVM module
 
+
+@tvm.transform.module_pass(opt_level=0, name="KeepCalled")
+def keep_called(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+    """Without the kernels that `main` does not call, because equal ones stand in for them, but with one at least: what
+    holds no code is no library.
+
+    Only now, so that no kernel of a float head or tail gets the name of a layer's.
+    """
+    kernels = set(stages.called_kernels(module))
+    kept = {gv: f for gv, f in module.functions_items() if not isinstance(f, tirx.PrimFunc) or gv.name_hint in kernels}
+    return tvm.IRModule(kept if kernels else {**kept, "nothing": _nothing()})
+
+
 # Not TVM's default pipeline: nothing here fuses, folds or reorders, so the library calls exactly what was verified.
 # LegalizeOps only meets the float operators of an allowed float head or tail.
 LOWERING: tuple[tvm.transform.Pass, ...] = (
     relax.transform.LegalizeOps(),
+    keep_called,
     relax.transform.ToNonDataflow(),
     relax.transform.RemovePurityChecking(),
     relax.transform.CallTIRRewrite(),
@@ -57,29 +71,15 @@ def build_reported(module: tvm.IRModule, target: tvm.target.Target) -> tuple[rel
     Raises UsageError when a GPU's code is wanted where nvcc is missing, PackageError when nvcc refuses a kernel.
     """
     if not cuda.is_cuda(target):
-        return _for_cpu(_called(module), target), []
+        return _for_cpu(module, target), []
     with nvcc.compiling(cuda.architectures(target), PRELUDE) as job, target:
         executable = relax.build(
-            _with_code(module),
+            module,
             target=target,
             relax_pipeline=tvm.transform.Sequential(list(ON_GPU)),
             tir_pipeline="s_tir",
         )
         return executable, job.usage
-
-
-def _called(module: tvm.IRModule) -> tvm.IRModule:
-    """Without the kernels that `main` does not call, because equal ones stand in for them."""
-    kernels = set(stages.called_kernels(module))
-    kept = {gv: f for gv, f in module.functions_items() if not isinstance(f, tirx.PrimFunc) or gv.name_hint in kernels}
-    return tvm.IRModule(kept)
-
-
-def _with_code(module: tvm.IRModule) -> tvm.IRModule:
-    """Inputs or constants alone may be returned; but what holds no code is no library."""
-    if any(isinstance(f, tirx.PrimFunc) for _, f in module.functions_items()):
-        return module
-    return tvm.IRModule({**dict(module.functions_items()), "nothing": _nothing()})
 
 
 def _for_cpu(module: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecutable:
@@ -88,7 +88,7 @@ def _for_cpu(module: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecuta
     Which kernels share an LLVM module never depends on the machine: a library's bytes must not.
     """
     with target:
-        module = tvm.transform.Sequential(list(LOWERING))(_with_code(module))
+        module = tvm.transform.Sequential(list(LOWERING))(module)
     builder = relax.ExecBuilder()
     left = vm_build._vmcodegen(builder, module)
     functions = sorted(

@@ -58,3 +58,19 @@ def test_the_bytes_are_the_same_on_any_number_of_processors(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     alone = ht.compile(chain().SerializeToString())
     assert package.library.read_bytes() == again.library.read_bytes() == alone.library.read_bytes()
+
+
+def test_a_float_end_whose_kernels_are_named_like_shared_ones() -> None:
+    g = Graph(5)
+    x = g.qdq(g.input("x", [1, 4, 6, 6]), 0.03, 10)
+
+    def pool(of: str) -> str:
+        return g.node("MaxPool", [of], kernel_shape=[2, 2])
+
+    # Pools of tensors of one shape are equal, and two readers leave each a kernel of its own.
+    pooled = [pool(of) for of in (x, g.qdq(g.conv(x, g.weight([4, 4, 1, 1])), 0.1))]
+    ends = [pool(g.node("Sigmoid", [g.node("Neg", [p])])) for p in pooled]
+    ends += [pool(g.qdq(g.conv(p, g.weight([4, 4, 1, 1])), 0.1)) for p in pooled]
+    y = g.node("Concat", ends, axis=1)
+    package = ht.compile(g.model([float_output(y)]).SerializeToString(), allow_float_tail=True)
+    package.verify(random=1).raise_if_mismatch()
