@@ -8,6 +8,7 @@ An input of integers that are positions (Gather, an embedding) takes those that 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 
 import tvm
 from tvm import relax
@@ -48,7 +49,7 @@ def _wanted(
         call, name = b.value, ops.op_name(b.value)
         if name == "relax.take" and call.args[1].same_as(var):
             shape, axis = ops.shape_of(call.args[0]), call.attrs.axis
-            size = shape[0 if axis is None else int(axis)]
+            size = prod(shape) if axis is None else shape[int(axis)]
             yield -size, size - 1
         elif name == "relax.astype" and stages.is_float(b.var):
             if _is_mask(b.var, readers):

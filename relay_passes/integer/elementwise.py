@@ -194,6 +194,16 @@ def centred(ctx: Context, term: Term, dtype: str, suffix: str) -> relax.Expr:
     return data
 
 
+def rising(ctx: Context, term: Term) -> Term:
+    """A term whose integers rise with its real values: where its scale is negative they change their sign."""
+    if np.all(term.scale >= 0):
+        return term
+    data = centred(ctx, term, "int16" if ops.dtype_of(term.data) in ("int8", "uint8") else "int32", "x")
+    signs = ops.const(np.where(np.asarray(term.scale < 0, bool), -1, 1), ops.dtype_of(data))
+    data = ctx.emit(relax.op.multiply(data, signs), "turned")
+    return replace(term, data=data, zero=np.zeros((), np.int64), scale=np.abs(term.scale), half=None)
+
+
 def with_one_zero(ctx: Context, term: Term) -> Term:
     """A term whose integers that stand for 0 are the same in every channel, as padding needs them."""
     if is_uniform(term.zero):
@@ -241,9 +251,7 @@ def leaky_relu(ctx: Context, a: Value, slope: Array, op: str) -> Value:
     if isinstance(a, Constant):
         values = exact(ctx, a, op)
         return Constant(np.where(values >= 0, values, values * slope))
-    term = single(ctx, a, op)
-    if np.any(term.scale < 0):
-        raise ctx.fail(op, "its input has a negative scale", INSERT)
+    term = rising(ctx, single(ctx, a, op))
     data = centred(ctx, term, "int32", "in")
     zero = ops.const(0, ops.dtype_of(data))
     nothing = np.zeros((), np.int64)

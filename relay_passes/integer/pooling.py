@@ -13,7 +13,7 @@ from tvm import relax
 from hawq_tvm.core import ops
 
 from .convolution import pad2d
-from .elementwise import with_one_zero
+from .elementwise import rising, with_one_zero
 from .fixed import BITS, fixed, real_of, single
 from .values import (
     INFINITY,
@@ -41,12 +41,6 @@ def _windows(call: relax.Call, shape: Sequence[int]) -> tuple[list[int], list[in
         reach = (int(call.ty.shape.values[2 + axis]) - 1) * strides[axis] + dilation[axis] * (kernel[axis] - 1) + 1
         pads[2 + axis] = reach - shape[2 + axis] - pads[axis]
     return kernel, strides, dilation, pads
-
-
-def _monotone(ctx: Context, term: Term, op: str) -> Term:
-    if not np.all(term.scale >= 0):
-        raise ctx.fail(op, "its input has a negative scale", INSERT)
-    return term
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ def max_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
     if isinstance(x, WAITING):
         return _later(call, x, pool)
     term, rest = _apart(ctx, x, "max_pool2d", SPATIAL, apart=True)
-    _monotone(ctx, term, "max_pool2d")
+    term = rising(ctx, term)
     return rest.of(replace(term, data=ctx.emit(pool(term.data), "max")))
 
 
@@ -199,7 +193,7 @@ def reduce_extremum(ctx: Context, call: relax.Call, x: Value, op: str) -> Value:
     if isinstance(x, WAITING):
         return _later(call, x, lambda data: function(data, axes, keepdims))
     term, rest = _apart(ctx, x, op, axes, apart=True, keepdims=keepdims)
-    _monotone(ctx, term, op)
+    term = rising(ctx, term)
     scale, zero = (_reduced(a, len(x.shape), axes, keepdims) for a in (term.scale, term.zero))
     data = ctx.emit(function(term.data, axes, keepdims), op)
     return rest.of(replace(term, data=data, scale=scale, zero=zero))
@@ -208,7 +202,7 @@ def reduce_extremum(ctx: Context, call: relax.Call, x: Value, op: str) -> Value:
 def arg_extremum(ctx: Context, call: relax.Call, x: Value) -> relax.Expr:
     """argmax / argmin of the integers: an integer result, so it leaves the float world here."""
     op = ops.op_name(call)
-    term = _monotone(ctx, single(ctx, x, op), op)
+    term = rising(ctx, single(ctx, x, op))
     if not np.all(term.scale):
         raise ctx.fail(op, "its input has a scale of zero", INSERT)
     axis = None if call.attrs.axis is None else int(call.attrs.axis)

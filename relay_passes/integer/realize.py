@@ -10,6 +10,7 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 
 from .curves import tabulated, values_of
+from .functions import Clip
 from .rescale import Output, requantized, softmax
 from .values import INSERT, Constant, Context, Curve, Joined, Real, Softmax, Term, Value, is_uniform, widened
 
@@ -30,12 +31,12 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
                 "use one scale for the tensor",
             )
         return _joined(ctx, value, out)
+    if isinstance(value, Softmax | Curve) and not is_uniform(out.scale):
+        value = _fixed_point(ctx, value, out)
     if isinstance(value, Softmax):
         return softmax(ctx, value, out)
     if isinstance(value, Curve):
-        if is_uniform(out.scale):
-            return tabulated(ctx, value, out)
-        value = _fixed_point(ctx, value)
+        return tabulated(ctx, value, out)
     if not isinstance(value, Real):
         raise ctx.fail("hawq.quantize", "its input is computed in float", INSERT)
     if not value.terms:
@@ -65,13 +66,21 @@ def _constant(ctx: Context, value: Constant, out: Output) -> relax.Expr:
     return ops.const(np.broadcast_to(q, value.shape), out.qtype.storage)
 
 
-def _fixed_point(ctx: Context, value: Curve) -> Real:
-    """A function whose result has a scale for every channel: one table, then a requantize (A26)."""
-    out = Output.fixed_point(max(map(abs, values_of(ctx, value))), FIXED_BITS)
+def _fixed_point(ctx: Context, value: Softmax | Curve, out: Output) -> Real:
+    """What is computed at one scale, where its result has one for every channel: then a requantize (A26).
+
+    What saturates in every channel need not be held, and may be infinite.
+    """
+    most = 1.0
+    if isinstance(value, Curve):
+        ends = [(q - out.level) * s for q in (out.qtype.qmin - 1, out.qtype.qmax + 1) for s in out.scale.flat]
+        value = replace(value, function=value.function.then(Clip(min(ends), max(ends))))
+        most = max(map(abs, values_of(ctx, value)))
+    one = Output.fixed_point(most, FIXED_BITS)
     layer, ctx.layer = ctx.layer, f"{ctx.layer}.fixed"
-    data = tabulated(ctx, value, out)
+    data = realize(ctx, value, one)
     ctx.layer = layer
-    return Real(value.shape, (Term(data, np.zeros((), np.int64), out.scale),))
+    return Real(value.shape, (Term(data, np.zeros((), np.int64), one.scale),))
 
 
 def _at_levels(ctx: Context, value: Value, out: Output) -> relax.Expr:

@@ -18,7 +18,7 @@ from .curves import reach
 from .fixed import interval
 from .realize import realize
 from .rescale import Output
-from .values import Array, Constant, Context, Joined, Real, Softmax, Term, Value, is_uniform
+from .values import TENSORS, Array, Constant, Context, Joined, Real, Softmax, Term, Value, is_uniform
 
 # A two-valued term of this size or more can be a mask.
 MASK = 1000.0
@@ -39,7 +39,7 @@ def scores(ctx: Context, value: Value, axis: int) -> Softmax:
             first, last = (int(f(b)) for f, b in zip((np.min, np.max), ctx.bounds(term.data), strict=True))
             if last - first < 1 << 16:
                 return Softmax(tuple(value.shape), term, axis)
-    if not isinstance(value, Real | Joined) or not ctx.feeding:
+    if not isinstance(value, TENSORS) or not ctx.feeding:
         raise ctx.fail(
             "softmax",
             "its input is not an 8 or 16-bit tensor, or nothing quantizes its output",
@@ -110,7 +110,7 @@ def _is_mask(ctx: Context, term: Term) -> bool:
     return bool(np.min(low) >= 0 and np.max(high) <= 1 and np.max(np.abs(term.scale)) >= MASK)
 
 
-def _open(ctx: Context, value: Real | Joined, count: int) -> tuple[float, float]:
+def _open(ctx: Context, value: Value, count: int) -> tuple[float, float]:
     """Bounds of what is not masked: a mask lies so far below the rest that it adds less than 2^-32 to a row's sum."""
     margin = math.log(count) + 33 * math.log(2)
     parts = list(_parts(value))
@@ -121,7 +121,7 @@ def _open(ctx: Context, value: Real | Joined, count: int) -> tuple[float, float]
     least = min((low for low, _ in reals), default=float(np.max(known, initial=-math.inf)))
     shown = known[known >= least - margin]
     lows, highs = [low for low, _ in reals], [high for _, high in reals]
-    return min([*lows, *shown]), max([*highs, *shown])
+    return min([*lows, float(np.min(shown, initial=math.inf))]), max([*highs, float(np.max(shown, initial=-math.inf))])
 
 
 def _parts(value: Value) -> Iterator[Value]:

@@ -161,6 +161,21 @@ def test_scores_whose_integers_do_not_rise_with_them(scores: Any) -> None:
     assert package.verify(random=1, seed=0).ok and max(package.prove().distances.values()) < 1e-3
 
 
+@pytest.mark.parametrize("op", ["Sigmoid", "Softmax"])
+def test_scores_that_are_a_function(op: str) -> None:
+    g = Graph()
+    x = g.dq(g.input("x", [3, 5], TYPES["int8"][0]), F(0.05), 3, "int8")
+    scores = g.node("Concat", [x, g.node(op, [x])], axis=1)
+    for read in (scores, g.node(op, [x])):
+        p = g.node("Softmax", [read], axis=-1)
+        model = g.model([float_output(g.qdq(p, F(1 / 256), 0, "uint8"))])
+        package = ht.compile(model)
+        feed = {"x": RNG.integers(-128, 128, (3, 5)).astype(np.int8)}
+        (got,), (wanted,) = package.run(feed).values(), onnxruntime(model, feed).values()
+        np.testing.assert_array_equal(got, wanted)
+        assert package.verify(random=1, seed=0).ok and max(package.prove().distances.values()) < 1e-3
+
+
 def test_scores_that_are_too_large() -> None:
     g = Scores()
     error = agreed(g.ended(g.node("Mul", [g.scores, g.number(1e6)])))
