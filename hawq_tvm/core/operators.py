@@ -140,8 +140,11 @@ _ROWS = (
     Operator("relax.minimum", _E, intervals.binary("minimum")),
     Operator("relax.clip", _E, intervals.clip),
     Operator("relax.where", _E, intervals.where),
-    Operator("relax.greater_equal", _E, _bit),
-    Operator("relax.not_equal", _E, _bit),
+    *(
+        Operator(f"relax.{n}", _E, _bit)
+        for n in ("greater", "greater_equal", "less", "less_equal", "equal", "not_equal")
+    ),
+    *(Operator(f"relax.logical_{n}", _E, _bit) for n in ("and", "or", "xor", "not")),
     Operator("relax.nn.conv2d", _R, intervals.conv2d, sums=True, grows=True),
     Operator("relax.matmul", _R, intervals.matmul, sums=True, grows=True),
     Operator("hawq.sum_pool2d", _R, intervals.sum_pool2d, sums=True, grows=True),

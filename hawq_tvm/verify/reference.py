@@ -429,8 +429,11 @@ _INTEGER: dict[str, Callable[..., Any]] = {
     "relax.maximum": _wide(np.maximum),
     "relax.minimum": _wide(np.minimum),
     "relax.negative": _wide(np.negative),
-    "relax.greater_equal": lambda call, a, b: np.greater_equal(a, b),
-    "relax.not_equal": lambda call, a, b: np.not_equal(a, b),
+    **{
+        f"relax.{f.__name__}": (lambda call, *operands, f=f: f(*operands))
+        for f in (np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal)
+        + (np.logical_and, np.logical_or, np.logical_xor, np.logical_not)
+    },
     "relax.clip": _clip,
     "relax.where": lambda call, c, a, b: np.where(c, _i64(a), _i64(b)),
     "relax.sum": lambda call, x: _exactly(_magnitude(x) * x.size, x)[0].sum(

@@ -61,10 +61,12 @@ def scores(ctx: Context, value: Value, axis: int) -> Softmax:
 
 
 def probabilities(ctx: Context, value: Value) -> Value:
-    """A softmax that nothing quantizes before it is multiplied, in 15 bits: 1 is one of them, and 16-bit products take
-    them; others unchanged.
+    """A softmax, or a choice between it and 0, that nothing quantizes before it is multiplied, in 15 bits: 1 is one of
+    them, and 16-bit products take them; others unchanged.
     """
-    if not isinstance(value, Softmax) or not ctx.feeding:
+    parts = list(_parts(value))
+    zero = all(isinstance(p, Softmax) or (isinstance(p, Constant) and not np.any(p.values)) for p in parts)
+    if not zero or not any(isinstance(p, Softmax) for p in parts) or not ctx.feeding:
         return value
     scale = np.asarray(Fraction(1, PROBABLE), object)
     layer, ctx.layer = ctx.layer, f"{ctx.layer}.probabilities"

@@ -233,8 +233,15 @@ _BINARY: dict[str, Callable[[tirx.Expr, tirx.Expr], tirx.Expr]] = {
     "relax.multiply": lambda a, b: a * b,
     "relax.maximum": tirx.Max,
     "relax.minimum": tirx.Min,
-    "relax.greater_equal": lambda a, b: a >= b,
+    "relax.greater": tirx.GT,
+    "relax.greater_equal": tirx.GE,
+    "relax.less": tirx.LT,
+    "relax.less_equal": tirx.LE,
+    "relax.equal": tirx.EQ,
     "relax.not_equal": tirx.NE,
+    "relax.logical_and": lambda a, b: tirx.And(a.astype("bool"), b.astype("bool")),
+    "relax.logical_or": lambda a, b: tirx.Or(a.astype("bool"), b.astype("bool")),
+    "relax.logical_xor": lambda a, b: tirx.NE(a.astype("int8"), b.astype("int8")),
 }
 
 
@@ -243,6 +250,12 @@ def _binary(e: Emission, call: relax.Call) -> te.Tensor:
     a, b = (e.operand(x) for x in call.args)
     operator = _BINARY[ops.op_name(call)]
     return te.compute(out_shape(call), lambda *i: operator(a.at(i), b.at(i)), name=ops.op_name(call)[6:])
+
+
+@emitter("relax.logical_not")
+def _logical_not(e: Emission, call: relax.Call) -> te.Tensor:
+    x = e.operand(call.args[0])
+    return te.compute(x.shape, lambda *i: tirx.Not(x.at(i).astype("bool")), name="logical_not")
 
 
 @emitter("relax.where")

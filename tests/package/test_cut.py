@@ -74,7 +74,7 @@ ENDS = {
     "GatherND": lambda g, y: g.node("GatherND", [y, ints(g, [0, 1], [1, 3])]),
     "GatherElements": lambda g, y: g.node("GatherElements", [y, ints(g, [[0, 3, 2]])], axis=2),
     "ScatterND": scattered,
-    "Einsum": lambda g, y: g.node("Einsum", [y, y], equation="bij,bkj->bik"),
+    "Einsum": lambda g, y: g.node("Einsum", [y, y, y], equation="bij,bkj,blj->bikl"),
     "NonZero": lambda g, y: g.node("NonZero", [y]),
     "TopK": lambda g, y: g.node("TopK", [y, ints(g, 2)], outputs=2, axis=-1),
     "ReduceL1": lambda g, y: g.node("ReduceL1", [y, ints(g, 1)]),

@@ -8,7 +8,9 @@ import tvm
 
 from . import (
     activation,
+    attention,
     conv,
+    einsum,
     elementwise,
     matmul,
     microsoft,
@@ -31,7 +33,9 @@ from .reader import Source, read_model
 # Importing these modules registers their operators.
 OPERATORS = (
     activation,
+    attention,
     conv,
+    einsum,
     elementwise,
     matmul,
     microsoft,

@@ -13,7 +13,7 @@ from hawq_tvm.core import arith, ops
 from hawq_tvm.frontend.common.elementwise import check_broadcast, clipped
 
 from .node import Node, handles, scalar
-from .values import FLOAT_KINDS, Constant, Result, Tensor, Value, storage_of
+from .values import FLOAT_KINDS, Array, Constant, Result, Tensor, Value, storage_of
 
 BINARY: dict[str, Callable[[relax.Expr, relax.Expr], relax.Expr]] = {
     "Add": relax.op.add,
@@ -186,6 +186,35 @@ def _cast_float(node: Node, x: Value, kind: str) -> Result:
     """To or from 16 bits, where a number is rounded to them; between layers it stands for itself."""
     half = kind if kind != "float32" else x.kind
     return Tensor(relax.op.astype(node.emit(relax.op.astype(node.expr(0), half), half), "float32"), kind)
+
+
+COMPARISONS: dict[str, Callable[..., relax.Expr]] = {
+    "Greater": relax.op.greater,
+    "GreaterOrEqual": relax.op.greater_equal,
+    "Less": relax.op.less,
+    "LessOrEqual": relax.op.less_equal,
+    "Equal": relax.op.equal,
+    "And": relax.op.logical_and,
+    "Or": relax.op.logical_or,
+    "Xor": relax.op.logical_xor,
+    "Not": relax.op.logical_not,
+}
+_OF_NUMBERS: dict[str, Callable[..., Array]] = {
+    "Greater": np.greater,
+    "GreaterOrEqual": np.greater_equal,
+    "Less": np.less,
+    "LessOrEqual": np.less_equal,
+    "Equal": np.equal,
+}
+
+
+@handles(*COMPARISONS)
+def truth(node: Node) -> Result:
+    """Truth values of integers, or of truth values; real numbers are compared where they are known."""
+    check_broadcast(node, *(node.value(i) for i in range(len(node.inputs))))
+    if node.is_float():
+        return Constant(_OF_NUMBERS[node.op](*(node.constant(i, "real operand") for i in range(2))))
+    return COMPARISONS[node.op](*node.exprs())
 
 
 @handles("Where")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tvm import relax
 
+from hawq_tvm.frontend.common.attention import attended
 from hawq_tvm.frontend.common.matmul import check_product, gemm_of
 
 from .node import Node, expression, handles
@@ -44,3 +45,13 @@ def addmm(node: Node) -> relax.Expr:
         node.need_float(node.value(i))
         node.need(len(node.shape(i)) == 2, "multiplies matrices", expected="rank 2", found=list(node.shape(i)))
     return gemm_of(node, node.expr(1), node.expr(2), node.value(0), node.number("alpha", 1), node.number("beta", 1))
+
+
+@handles("aten.scaled_dot_product_attention")
+def attention(node: Node) -> relax.Expr:
+    """softmax(scale Q K^T + mask) V."""
+    node.need(node.number("dropout_p", 0) == 0, "drops probabilities", expected="dropout_p 0", remedy="call eval()")
+    q, k, v = (node.operand(name) for name in ("query", "key", "value"))
+    scale = float(node.number("scale")) if node.has("scale") else None
+    causal, grouped = node.flag("is_causal"), node.flag("enable_gqa")
+    return attended(node, q, k, v, node.tensor("attn_mask"), scale=scale, causal=causal, grouped=grouped)
