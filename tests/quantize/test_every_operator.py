@@ -77,6 +77,7 @@ POOL = {"kernel_shape": [3, 3], "strides": [2, 2]}
 BUILDERS: dict[str, Build] = {
     "Add": lambda g, x: g.node("Add", x, g.node("Relu", x)),
     "And": shaped("And", np.array([True]), np.array([True])),
+    "Attention": lambda g, x: g.node("Attention", x, g.node("Relu", x), g.node("Neg", x)),
     "AveragePool": plain("AveragePool", **POOL),
     "BatchNormalization": lambda g, x: g.norm(g.node("Relu", x), 4),
     "Cast": plain("Cast", to=1),
@@ -189,7 +190,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("op", [*known(), *VARIANTS])
 def test_what_quantize_writes_compiles(op: str, data: Path) -> None:
-    opset = {"Swish": 24, "RMSNormalization": 23}.get(op, 21)
+    opset = {"Swish": 24, "RMSNormalization": 23, "Attention": 23}.get(op, 21)
     g = FloatNet([1, 3, 6, 6], seed=1, opset=opset)
     build = VARIANTS.get(op) or BUILDERS.get(op) or plain(op)
     net = g.model(build(g, g.conv("x", 4, 3, 3, "first", pads=[1] * 4)))

@@ -10,13 +10,13 @@ from typing import Any
 
 import tvm
 
-from . import activation, conv, elementwise, matmul, movement, normalization, pool, quant, resize, shape
+from . import activation, conv, elementwise, masks, matmul, movement, normalization, pool, quant, resize, shape
 from .describe import describe_exported
 from .importer import Importer, known_operators
 from .reader import read_program
 
 # Importing these modules registers their operators.
-OPERATORS = (activation, conv, elementwise, matmul, movement, normalization, pool, quant, resize, shape)
+OPERATORS = (activation, conv, elementwise, masks, matmul, movement, normalization, pool, quant, resize, shape)
 
 
 def import_exported(source: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> tvm.IRModule:

@@ -180,8 +180,10 @@ def cast(node: Node) -> Result:
     kind = node.arguments.get("dtype") or x.kind
     if kind == x.kind:
         return x
+    if kind == "bool" and x.kind.lstrip("u").startswith("int"):
+        return relax.op.not_equal(node.expr(0), scalar(0, node.expr(0)))
     node.need(
-        kind == "float32" and x.kind in ("int8", "uint8", "int16", "uint16", "int32", "bool"),
+        kind == "float32" and x.kind in ("int8", "uint8", "int16", "uint16", "int32", "int64", "bool"),
         "to this element type is not supported",
         expected="float32",
         found=f"{x.kind} to {kind}",

@@ -60,7 +60,14 @@ def where(node: Node) -> relax.Expr:
         raise node.fail("chooses by no truth values", expected="bool", found=condition.kind if condition else "nothing")
     check_broadcast(node, *(v for v in node.inputs if v is not None))
     chosen, other = ("value", "self") if filled else ("self", "other")
-    return relax.op.where(expression(condition), node.operand(chosen), node.operand(other))
+    return relax.op.where(expression(condition), _choice(node, chosen), _choice(node, other))
+
+
+def _choice(node: Node, name: str) -> relax.Expr:
+    value = node.arguments.get(name)
+    if isinstance(value, float) and math.isinf(value):  # what is masked
+        return relax.const(value, "float32")
+    return node.operand(name)
 
 
 @handles("aten.rsub")
