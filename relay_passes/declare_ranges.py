@@ -1,8 +1,8 @@
 """What the integers of an input must lie between, because of what reads them (ANNOTATED -> ANNOTATED).
 
-An input of integers that are positions (Gather, an embedding) takes those that the axis has; one that is a mask,
-(1 - mask) C with a constant C of -10,000 or less, or mask C + ..., takes 0 and 1. The attribute `hawq.input_ranges` of
-`main` holds two numbers for each input; a run refuses others.
+An input of integers that are positions (Gather, an embedding) takes those that the axis has, from its end too where
+ONNX counts so; one that is a mask, (1 - mask) C with a constant C of -10,000 or less, or mask C + ..., takes 0 and 1.
+The attribute `hawq.input_ranges` of `main` holds two numbers for each input; a run refuses others.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _wanted(
         if name == "relax.take" and call.args[1].same_as(var):
             shape, axis = ops.shape_of(call.args[0]), call.attrs.axis
             size = prod(shape) if axis is None else shape[int(axis)]
-            yield -size, size - 1
+            yield -size if call.attrs.mode == "wrap" else 0, size - 1  # of a fast one no id counts from the end
         elif name == "relax.astype" and stages.is_float(b.var):
             if _is_mask(b.var, readers):
                 yield 0, 1

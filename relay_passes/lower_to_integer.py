@@ -265,7 +265,7 @@ class _Lowering:
         if isinstance(leaf, Curve):
             return Curve(leaf.shape, leaf.leaf, leaf.function.then(*function.stages))
         if isinstance(leaf, Constant):
-            return Constant(function(leaf.real.astype(np.float64)))
+            return Constant(function(leaf.doubles))
         if isinstance(leaf, Joined) and leaf.picks:
             return replace(leaf, parts=tuple(self._function_of(p, function) for p in leaf.parts))
         if isinstance(leaf, Joined | Softmax):
@@ -311,7 +311,7 @@ class _Lowering:
         if value is FAILED:
             return relax.const(0.0)
         if isinstance(value, Constant):
-            return relax.const(value.real.astype(np.float32))
+            return relax.const(value.doubles.astype(np.float32))
         if isinstance(value, Moved):
             expr = value.base
             for m in value.moves:

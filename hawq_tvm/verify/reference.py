@@ -406,6 +406,8 @@ def _wide(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda call, *args: function(*(_i64(a) for a in args))
 
 
+_COMPARISONS = (np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal)
+_TRUTHS = (*_COMPARISONS, np.logical_and, np.logical_or, np.logical_xor, np.logical_not)
 _INTEGER: dict[str, Callable[..., Any]] = {
     "hawq.quantize": _quantize,
     "hawq.dynamic_quantize": _dynamic_quantize,
@@ -429,11 +431,7 @@ _INTEGER: dict[str, Callable[..., Any]] = {
     "relax.maximum": _wide(np.maximum),
     "relax.minimum": _wide(np.minimum),
     "relax.negative": _wide(np.negative),
-    **{
-        f"relax.{f.__name__}": (lambda call, *operands, f=f: f(*operands))
-        for f in (np.greater, np.greater_equal, np.less, np.less_equal, np.equal, np.not_equal)
-        + (np.logical_and, np.logical_or, np.logical_xor, np.logical_not)
-    },
+    **{f"relax.{f.__name__}": (lambda call, *operands, f=f: f(*operands)) for f in _TRUTHS},
     "relax.clip": _clip,
     "relax.where": lambda call, c, a, b: np.where(c, _i64(a), _i64(b)),
     "relax.sum": lambda call, x: _exactly(_magnitude(x) * x.size, x)[0].sum(

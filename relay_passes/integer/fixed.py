@@ -44,7 +44,7 @@ def interval(ctx: Context, value: Value) -> tuple[float, float]:
         ends = [interval(ctx, p) for p in value.parts]
         return min(e[0] for e in ends), max(e[1] for e in ends)
     if isinstance(value, Constant):
-        values = value.real.astype(np.float64)
+        values = value.doubles
         return float(np.min(values)), float(np.max(values))
     if isinstance(value, Softmax):
         return 0.0, 1.0
@@ -192,7 +192,7 @@ def summand(ctx: Context, value: Value, op: str, weight: Value, axes: Sequence[i
 
 def _fixed_weight(weight: Constant, axes: Sequence[int]) -> Constant:
     """A float weight as integers, with a scale of a power of two for each output."""
-    real = weight.real.astype(np.float64)
+    real = weight.doubles
     most = np.max(np.abs(real), axis=tuple(axes), keepdims=True)
     shift = WEIGHT_BITS - 1 - np.where(most > 0, np.frexp(most)[1], 0)
     largest = (1 << WEIGHT_BITS - 1) - 1

@@ -50,11 +50,11 @@ def _constant(ctx: Context, value: Constant, out: Output) -> relax.Expr:
     if value.scale is None and value.values.dtype.kind == "f" and np.isnan(value.values).any():
         raise ctx.fail("hawq.quantize", "it quantizes a constant that is not a number", "correct the constant")
     if out.fixed:
-        levels = np.floor(value.real.astype(np.float64) / float(out.scale.flat[0]) + 0.5)
+        levels = np.floor(value.doubles / float(out.scale.flat[0]) + 0.5)
         q = np.clip(levels, out.qtype.qmin, out.qtype.qmax)
         return ops.const(np.broadcast_to(q, value.shape), out.qtype.storage)
     q = arith.quantize(
-        value.real.astype(np.float32),
+        value.doubles.astype(np.float32),
         out.scale.astype(np.float32),
         np.asarray(out.level),
         qmin=out.qtype.qmin,
@@ -113,4 +113,8 @@ def _joined(ctx: Context, value: Joined, out: Output) -> relax.Expr:
 
 
 def _spread(ctx: Context, part: Value, shape: tuple[int, ...]) -> Value:
-    return Constant(np.broadcast_to(part.real, shape)) if isinstance(part, Constant) else widened(ctx, part, shape)
+    return (
+        Constant(np.broadcast_to(part.values, shape), part.scale)
+        if isinstance(part, Constant)
+        else widened(ctx, part, shape)
+    )

@@ -118,7 +118,7 @@ def _open(ctx: Context, value: Value, count: int) -> tuple[float, float]:
     parts = list(_parts(value))
     reals = [_open_real(ctx, p, margin) for p in parts if isinstance(p, Real)]
     reals += [interval(ctx, p) for p in parts if not isinstance(p, Real | Constant)]
-    levels = [np.ravel(p.real.astype(np.float64)) for p in parts if isinstance(p, Constant)]
+    levels = [np.ravel(p.doubles) for p in parts if isinstance(p, Constant)]
     known = np.concatenate(levels) if levels else np.zeros(0)
     least = min((low for low, _ in reals), default=float(np.max(known, initial=-math.inf)))
     shown = known[known >= least - margin]

@@ -133,6 +133,17 @@ class Constant:
         )
 
     @property
+    def doubles(self) -> Array:
+        """The values, each rounded to float64 once: products of 29 bits and a float32 scale are exact there."""
+        scale = None if self.scale is None else np.asarray(self.scale)
+        if scale is None or scale.dtype not in (np.float32, np.float16) or self._beyond(1 << 29):
+            return self.real.astype(np.float64)
+        return np.asarray(self.values.astype(np.float64) * scale.astype(np.float64))
+
+    def _beyond(self, most: int) -> bool:
+        return self.values.size > 0 and bool(np.max(self.values) >= most or np.min(self.values) <= -most)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape."""
         return tuple(self.values.shape)

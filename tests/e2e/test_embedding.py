@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from onnx import TensorProto
 
 import hawq_tvm as ht
 from hawq_tvm import runtime
+from hawq_tvm.compiler import pipeline
 from hawq_tvm.core.errors import InputError, ModelError, PackageError
 from hawq_tvm.package import direct
+from hawq_tvm.verify.reference import evaluate
+from relay_passes.integer.values import Constant
 
 from ..agreement import agreed
 from ..models import TYPES, Graph
@@ -63,6 +67,31 @@ def test_values(kind: str, ids: tuple[int, ...], dtype: str) -> None:
     index = RNG.integers(-ROWS, ROWS, ids).astype(dtype)
     np.testing.assert_array_equal(package.run({"ids": index})["y"], rounded(values[index]))
     assert package.verify(random=2, seed=0).ok and package.prove().ok
+
+
+def test_a_table_of_a_vocabulary() -> None:
+    """11.7 million numbers with a scale a row: in doubles, which hold each of them exactly, in seconds."""
+    g, rows = Graph(), 30522
+    q, scale = RNG.integers(-128, 128, (rows, 384)), RNG.uniform(0.003, 0.02, rows).astype(np.float32)
+    parts = [g.constant(q, TensorProto.INT8), g.constant(scale, TensorProto.FLOAT, (rows,))]
+    model = ending(
+        g, g.node("Gather", [g.node("DequantizeLinear", parts, axis=0), g.input("ids", [9], TensorProto.INT64)])
+    )
+    packed = pipeline.to_packed(pipeline.import_annotated(model))
+    ids = RNG.integers(0, rows, 9)
+    (got,) = evaluate(packed, {"ids": ids}).values()
+    np.testing.assert_array_equal(got, rounded(q[ids].astype(np.float32) * scale[ids, None]))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("most", [127, (1 << 29) - 1, 1 << 40])
+def test_doubles_are_fractions_rounded_once(dtype: Any, most: int) -> None:
+    values = np.concatenate([RNG.integers(-most, most, 50), [most, -most, 0]])
+    scale = RNG.uniform(1e-4, 3, 53).astype(dtype)
+    constant = Constant(values, scale)
+    np.testing.assert_array_equal(
+        constant.doubles, [float(Fraction(int(v)) * Fraction(float(s))) for v, s in zip(values, scale)]
+    )
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ BINARY = {
     "multiply": np.multiply,
     "maximum": np.maximum,
     "minimum": np.minimum,
-    "greater_equal": np.greater_equal,
+    **{n: getattr(np, n) for n in ("greater", "greater_equal", "less", "less_equal", "equal", "not_equal")},
 }
 
 
@@ -40,6 +40,15 @@ def test_binary_broadcasts_and_wraps(name, dtype):
     a, b = full(dtype, 3, 1, 7, 17), full(dtype, 5, 1, 17)
     (out,) = run(lambda e, x, y: getattr(R, name)(x, y), a, b)
     np.testing.assert_array_equal(out, BINARY[name](a, b), strict=True)
+
+
+def test_truth_values():
+    a, b = (rng.integers(0, 2, shape).astype(np.bool_) for shape in ((3, 1, 7, 17), (5, 1, 17)))
+    for name in ("logical_and", "logical_or", "logical_xor"):
+        (out,) = run(lambda e, x, y, name=name: getattr(R, name)(x, y), a, b)
+        np.testing.assert_array_equal(out, getattr(np, name)(a, b), strict=True)
+    (out,) = run(lambda e, x: R.logical_not(x), a)
+    np.testing.assert_array_equal(out, ~a, strict=True)
 
 
 def test_where():

@@ -32,7 +32,7 @@ def attended(
     Raises ModelError where the shapes do not fit.
     """
     shapes = [ops.shape_of(x) for x in (q, k, v)]
-    (*_, queries, depth), (*_, keys, own), (*_, values, _) = shapes
+    (*_, depth), (*_, keys, own), (*_, values, _) = shapes
     heads, others = (s[-3] if len(s) > 2 else 1 for s in shapes[:2])
     fits = own == depth and values == keys and shapes[1][:-2] == shapes[2][:-2] and len({len(s) for s in shapes}) == 1
     fits = fits and shapes[0][:-3] == shapes[1][:-3] and (heads == others or (grouped and heads % others == 0))

@@ -79,7 +79,7 @@ def gather(node: Node) -> Result:
     dims = node.shape()
     axis, index = node.axis(node.attr("axis", 0), len(dims)), node.value(1)
     if isinstance(index, Tensor) and index.known is None:
-        return node.like(relax.op.take(node.expr(0), index.expr, axis))
+        return node.like(relax.op.take(node.expr(0), index.expr, axis, mode="wrap"))
     indices = node.constant(1, "index").astype(np.int64)
     low, high = -dims[axis], dims[axis] - 1
     if indices.size == 0 or indices.min() < low or indices.max() > high:
