@@ -37,7 +37,8 @@ def full(node: Node) -> Constant:
 
 def _finite_or_infinite(node: Node, name: str) -> float:
     value = node.arguments.get(name)
-    node.need(isinstance(value, int | float) and not math.isnan(value), f"has a {name} that is no number", found=value)
+    if not isinstance(value, int | float) or math.isnan(value):
+        raise node.fail(f"has a {name} that is no number", expected="a number", found=value)
     return value
 
 
