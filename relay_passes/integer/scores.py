@@ -8,10 +8,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
+from tvm import relax
 
-from hawq_tvm.core import arith
+from hawq_tvm.core import arith, ops
 from hawq_tvm.core.softmax_wide import LOG2_E, fraction_of
 
 from .curves import reach
@@ -55,7 +57,8 @@ def scores(ctx: Context, value: Value, axis: int) -> Softmax:
         np.asarray(step, object), 0, arith.QType(LOWEST, (1 << 30) - 1, "int32"), "half_up", "divide", fixed=True
     )
     layer, ctx.layer = ctx.layer, f"{ctx.layer}.scores"
-    data = realize(ctx, shut(ctx, value, step * LOWEST * 3 / 2), out)
+    floor = step * LOWEST * 3 / 2
+    data = realize(ctx, shut(ctx, _chosen(ctx, value, floor), floor), out)
     ctx.layer = layer
     return Softmax(tuple(value.shape), Term(data, np.zeros((), np.int64), out.scale), axis, fraction)
 
@@ -78,6 +81,34 @@ def probabilities(ctx: Context, value: Value) -> Value:
 def own(value: Real) -> Term | None:
     """The one term that a value is, neither clipped nor with a constant."""
     return value.terms[0] if len(value.terms) == 1 and not value.clipped and not np.any(value.constant) else None
+
+
+def _chosen(ctx: Context, value: Value, floor: Fraction) -> Value:
+    """The same value, in which a two-valued mask chooses between `floor` and the rest where one of its values lies
+    below: as an addend it would leave the multiplier of the rest few bits (A4).
+    """
+    if isinstance(value, Joined):
+        return replace(value, parts=tuple(_chosen(ctx, p, floor) for p in value.parts))
+    if not isinstance(value, Real) or value.clipped:
+        return value
+    for i, mask in enumerate(value.terms):
+        others = value.terms[:i] + value.terms[i + 1 :]
+        if not others or not _is_mask(ctx, mask):
+            continue
+        ends = [np.asarray(value.constant + mask.scale * (bit - mask.zero), object) for bit in (0, 1)]
+        shape = np.broadcast_shapes(*(ops.shape_of(t.data) for t in others))
+        for closed, end in enumerate(reversed(ends)):
+            shut_off = np.asarray(ends[closed] < floor, bool).all()
+            if shut_off and np.all(end >= floor) and np.broadcast_shapes(end.shape, shape) == shape:
+                bit = ctx.emit(relax.op.not_equal(mask.data, ops.const(closed, ops.dtype_of(mask.data))), f"open{i}")
+                rest = _chosen(ctx, Real(shape, others, end), floor)
+                parts = (rest, Constant(np.asarray(floor, object)))
+                return Joined(value.shape, parts, partial(_either, bit))
+    return value
+
+
+def _either(bit: relax.Expr, parts: list[relax.Expr]) -> relax.Expr:
+    return relax.op.where(bit, *parts)
 
 
 def shut(ctx: Context, value: Value, floor: Fraction) -> Value:
