@@ -114,6 +114,31 @@ def test_a_mask_is_0_or_1() -> None:
         package.run({**feed, "mask": feed["mask"] * 2})
 
 
+@pytest.mark.parametrize("value", [LEAST, LARGE, -100.0])
+def test_a_mask_leaves_scores_their_digits(value: float) -> None:
+    g = Scores()
+    package = ht.compile(g.ended(inverted(g, value)).SerializeToString())
+    assert max(package.prove().distances.values()) < 1e-3
+
+
+def test_a_mask_that_is_quantized_step_by_step() -> None:
+    g = Scores()
+    kept = g.qdq(g.node("Cast", [g.input("mask", [2, 1, LENGTH], TensorProto.INT64)], to=TensorProto.FLOAT), F(1 / 255))
+    rest = g.qdq(g.node("Sub", [g.qdq(g.number(1), F(1 / 255)), kept]), F(1 / 255))
+    added = g.qdq(g.node("Mul", [rest, g.number(LARGE)]), F(-LARGE / 255), 255)
+    package = ht.compile(g.ended(g.node("Add", [g.scores, added])).SerializeToString())
+    assert {i.name: i.range for i in package.inputs}["mask"] == (0, 1)
+    package.verify(random=1).raise_if_mismatch()
+
+
+def test_integers_that_are_no_mask_keep_their_range() -> None:
+    g = Scores()
+    number = g.node("Cast", [g.input("n", [2, 1, LENGTH], TensorProto.INT32)], to=TensorProto.FLOAT)
+    y = g.qdq(g.node("Sub", [number, number]), F(0.5))
+    package = ht.compile(g.model([float_output(y)]).SerializeToString())
+    assert {i.name: i.range for i in package.inputs}["n"] is None
+
+
 def test_probabilities_that_nothing_quantizes() -> None:
     """P V without a quantize between: P has 15 bits."""
     g = Scores()
