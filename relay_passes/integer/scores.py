@@ -27,6 +27,7 @@ MASK = 1000.0
 # Everything on the grid lies above the second power; what is masked is cut off at the first.
 LOWEST = -(1 << 30)
 PROBABLE = 32767
+MAGNIFIED = 24
 
 
 def scores(ctx: Context, value: Value, axis: int) -> Softmax:
@@ -58,7 +59,7 @@ def scores(ctx: Context, value: Value, axis: int) -> Softmax:
     )
     layer, ctx.layer = ctx.layer, f"{ctx.layer}.scores"
     floor = step * LOWEST * 3 / 2
-    data = realize(ctx, shut(ctx, _chosen(ctx, value, floor), floor), out)
+    data = realize(ctx, _magnified(ctx, shut(ctx, _chosen(ctx, value, floor), floor)), out)
     ctx.layer = layer
     return Softmax(tuple(value.shape), Term(data, np.zeros((), np.int64), out.scale), axis, fraction)
 
@@ -128,6 +129,23 @@ def shut(ctx: Context, value: Value, floor: Fraction) -> Value:
     return replace(value, terms=tuple(terms), constant=constant)
 
 
+def _magnified(ctx: Context, value: Value) -> Value:
+    """The same value, in which the bit of a mask that shuts nothing off is 0 or 2^24 of a finer scale: beside a large
+    scale the multipliers of the rest keep few bits (A4).
+    """
+    if isinstance(value, Joined):
+        return replace(value, parts=tuple(_magnified(ctx, p) for p in value.parts))
+    if not isinstance(value, Real):
+        return value
+    terms = list(value.terms)
+    for i, t in enumerate(terms):
+        if _is_bit(ctx, t) and not np.any(t.zero):
+            data = relax.op.multiply(relax.op.astype(t.data, "int32"), ops.const(1 << MAGNIFIED, "int32"))
+            finer = np.asarray(t.scale * Fraction(1, 1 << MAGNIFIED), object)
+            terms[i] = replace(t, data=ctx.emit(data, f"mask{i}"), scale=finer)
+    return replace(value, terms=tuple(terms))
+
+
 def saturated(ctx: Context, value: Value, out: Output) -> Value:
     """The same for a quantize: what a mask pushes below the least of its integers lies just below it."""
     if not isinstance(value, Real) or not any(_is_mask(ctx, t) for t in value.terms):
@@ -138,9 +156,13 @@ def saturated(ctx: Context, value: Value, out: Output) -> Value:
     return shut(ctx, value, least - Fraction(max(high, 0.0)))
 
 
-def _is_mask(ctx: Context, term: Term) -> bool:
+def _is_bit(ctx: Context, term: Term) -> bool:
     low, high = ctx.bounds(term.data)
-    return bool(np.min(low) >= 0 and np.max(high) <= 1 and np.max(np.abs(term.scale)) >= MASK)
+    return bool(np.min(low) >= 0 and np.max(high) <= 1)
+
+
+def _is_mask(ctx: Context, term: Term) -> bool:
+    return _is_bit(ctx, term) and bool(np.max(np.abs(term.scale)) >= MASK)
 
 
 def _open(ctx: Context, value: Value, count: int) -> tuple[float, float]:
