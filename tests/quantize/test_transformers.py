@@ -73,6 +73,10 @@ def test_vision(bits: int | str, least: float, data: Path) -> None:
     made = {name: n for n in found.graph.node for name in n.output}
     read = [made[n.input[0]] for n in found.graph.node if n.op_type == "LayerNormalization"]
     assert [kinds[n.input[2]] for n in read] == [onnx.TensorProto.UINT16] * 3
+    # So are the tensors that they add; a layer's own sums go into them as they are.
+    added = [made[x] for n in read[1:] for x in made[made[n.input[0]].input[0]].input]
+    assert sorted(n.op_type for n in added) == ["Add", "Add", "DequantizeLinear", "DequantizeLinear"]
+    assert {kinds[n.input[2]] for n in added if n.op_type == "DequantizeLinear"} == {onnx.TensorProto.UINT16}
     # Nothing stands between a product and what scales it before its quantize.
     at, way = next(n.input[0] for n in found.graph.node if n.op_type == "Softmax"), list[str]()
     while made[at].op_type != "MatMul":

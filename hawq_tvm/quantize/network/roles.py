@@ -41,6 +41,7 @@ SUMS = MOVES | {
     "relax.nn.avg_pool2d",
 }
 AFFINE = frozenset({"relax.add", "relax.subtract", "relax.negative", "relax.multiply", "relax.divide"})
+ADDITIONS = frozenset({"relax.add", "relax.subtract"})
 NORMALIZATIONS = frozenset(f"relax.nn.{n}_norm" for n in ("layer", "rms", "instance", "group"))
 PRODUCTS = frozenset({"relax.multiply", "relax.matmul", "relax.nn.conv2d", "relax.nn.conv2d_transpose"})
 
@@ -66,6 +67,10 @@ class Roles:
     def sums(self, node: Node) -> bool:
         """Whether a node counts in the units of what it reads."""
         return self._all(node, SUMS)
+
+    def adds(self, node: Node) -> bool:
+        """Whether a node adds tensors."""
+        return self._all(node, ADDITIONS)
 
     def multiplies(self, node: Node) -> bool:
         """Whether a node counts in the product of its operands' units."""

@@ -23,7 +23,8 @@ KEEP_SIGN = ("AveragePool", "GlobalAveragePool", "Concat", "Add", "Mul", "Max", 
 OUTPUT_BITS = 8
 # An addend of this or less shuts a score out of every softmax.
 MASKED = -1e4
-# What a normalization reads, as the sums of a residual stream: a few large channels would take the steps of all others.
+# What a normalization reads, as the sums of a residual stream, and what these are sums of: a few large channels would
+# take the steps of all others.
 NORMALIZED_BITS = 16
 
 
@@ -90,7 +91,9 @@ class _Search:
         for name in quantized:
             moved = self._moved(name)
             source[name] = source.get(moved, name)
-        needs = {name: self._needs(name) for name in quantized}
+        needs: dict[str, set[int]] = {}
+        for name in reversed(names):
+            needs[name] = self._needs(name, needs)
         together: dict[str, set[int]] = defaultdict(set)
         for name in quantized:
             together[source[name]] |= needs[name]
@@ -179,6 +182,8 @@ class _Search:
             return False
         if self.masks & {*readers[0].outputs} and self._summed(maker):
             return True  # scores
+        if self._residual(readers[0]) and (maker.name in self.layers or self._bias_of(maker) is not None):
+            return True  # 16 bits of it would be 65,535 thresholds to prove for every channel
         if self._operands(readers[0]) != [name]:
             return False
         if self._bias_of(readers[0]) is not None or (self._scales(readers[0], name) and self._summed(maker)):
@@ -186,6 +191,11 @@ class _Search:
         return readers[0].op in CLAMPS and (
             not self.roles.function(maker) or len(self._operands(maker)) > 1 or self._bias_of(maker) is not None
         )
+
+    def _residual(self, node: Node) -> bool:
+        """Whether a node adds two tensors for a normalization to read."""
+        readers = (reader for name in node.outputs for reader in self.readers[name])
+        return self.roles.adds(node) and len(self._operands(node)) == 2 and any(map(self.roles.normalizes, readers))
 
     def _scales(self, node: Node, name: str) -> bool:
         """Whether a node multiplies a tensor by constants or adds them."""
@@ -231,15 +241,18 @@ class _Search:
         readers = self.readers[name]
         return bool(readers) and all(roots[o] == roots[name] for reader in readers for o in reader.outputs if o)
 
-    def _needs(self, name: str) -> set[int]:
-        """The widths that its readers want; those of what is moved count where it arrives."""
+    def _needs(self, name: str, later: Mapping[str, set[int]]) -> set[int]:
+        """The widths that its readers want; those of what is moved count where it arrives. later: of what is computed
+        from it.
+        """
         found = {OUTPUT_BITS} if name in self.graph.outputs else set()
         for node in self.readers[name]:
             layer = self.layers.get(node.name)
             if layer is not None and layer.input == name:
                 found.add(self.widths[layer.name][1])
             elif not any(self._moved(n) == name for n in node.outputs):
-                found.add(NORMALIZED_BITS if self.roles.normalizes(node) else 8)
+                sums = self.roles.adds(node) and any(NORMALIZED_BITS in later.get(n, ()) for n in node.outputs)
+                found.add(NORMALIZED_BITS if sums or self.roles.normalizes(node) else 8)
         return found
 
     @staticmethod
