@@ -77,6 +77,9 @@ def test_vision(bits: int | str, least: float, data: Path) -> None:
     added = [made[x] for n in read[1:] for x in made[made[n.input[0]].input[0]].input]
     assert sorted(n.op_type for n in added) == ["Add", "Add", "DequantizeLinear", "DequantizeLinear"]
     assert {kinds[n.input[2]] for n in added if n.op_type == "DequantizeLinear"} == {onnx.TensorProto.UINT16}
+    # Query, key and value read one tensor of 8 bits.
+    query, key, value, *_ = (n.input[0] for n in found.graph.node if n.op_type == "MatMul")
+    assert query == key == value and kinds[made[query].input[2]] == onnx.TensorProto.UINT8
     # Nothing stands between a product and what scales it before its quantize.
     at, way = next(n.input[0] for n in found.graph.node if n.op_type == "Softmax"), list[str]()
     while made[at].op_type != "MatMul":

@@ -69,6 +69,7 @@ class _Writer:
         self.taken = names_of(model.graph)
         self.nodes: list[onnx.NodeProto] = []
         self.renamed: dict[str, str] = {}
+        self.narrowed: dict[tuple[str, Grid], str] = {}  # one for all layers that read a tensor alike
 
     def run(self) -> onnx.ModelProto:
         proto = self.model.graph
@@ -171,7 +172,10 @@ class _Writer:
     def _layer(self, node: onnx.NodeProto, layer: Layer) -> None:
         ours = self.rounded[layer.name]
         if layer.name in self.narrow:
-            node.input[0] = self._pair(node.input[0], f"{layer.name}_input", self.narrow[layer.name])
+            key = node.input[0], self.narrow[layer.name]
+            if key not in self.narrowed:
+                self.narrowed[key] = self._pair(node.input[0], f"{layer.name}_input", self.narrow[layer.name])
+            node.input[0] = self.narrowed[key]
         grid = self.narrow.get(layer.name) or self.grids[layer.input]
         scale = ours.scale.numpy()
         codes = self._constant(f"{layer.name}_weight_quantized", ours.codes.numpy().astype(TYPES[ours.bits, True]))
