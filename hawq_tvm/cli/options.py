@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from hawq_tvm.core.errors import UsageError
-from hawq_tvm.core.printable import printable
 from hawq_tvm.core.version import __version__
+
+from .parser import Parser
 
 if TYPE_CHECKING:
     from hawq_tvm.remote.tracker import Servers
@@ -68,14 +69,6 @@ READS_MODELS = frozenset(
         "compare-fake",
     }
 )
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints can hold any text."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong with the command line, and exit."""
-        super().error(printable(message))
 
 
 def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.ArgumentParser:
@@ -186,7 +179,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub = verb(
         "compile", "compile a quantized model (ONNX, a PyTorch .pt2, a HAWQ checkpoint) into an integer-only package"
     )
-    sub.add_argument("model")
+    sub.add_argument("model", help="a quantized .onnx or .pt2 file, or a HAWQ checkpoint")
     sub.add_argument("-o", "--output", required=True, metavar="PKG", help="the package's folder, by habit NAME.hawq")
     sub.add_argument(
         "--target",
@@ -278,11 +271,15 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
         ),
     )
     emulator(sub)
-    sub.add_argument("--inputs", metavar="IN.npz")
+    sub.add_argument(
+        "--inputs",
+        metavar="IN.npz",
+        help="compare on these arrays, called as the model's inputs, one inference or several",
+    )
     sub.add_argument(
         "--random", type=int, default=None, metavar="N", help="random inputs (default: 1 when there is no --inputs)"
     )
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=int, default=0, help="of the random inputs (default: 0)")
     json_flag(sub)
 
     sub = verb(

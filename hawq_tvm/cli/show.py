@@ -49,7 +49,7 @@ def show_float_tail(names: Sequence[str]) -> None:
 
 def show_cut(manifest: Mapping[str, Any]) -> None:
     """Where the model's float end was cut off, if it was."""
-    if "cut" in manifest:
+    if manifest.get("cut"):
         from hawq_tvm.core.cut import of_fields
 
         say(f"CUT     behind {of_fields(manifest['cut']).text()}; in tail.onnx, which `run` gives to ONNX Runtime")
@@ -74,6 +74,7 @@ def show_inspect(report: InspectReport) -> None:
     for hint in report.hints:
         say(f"hint: {hint}")
     say(report.verdict)
+    show_cut(report.to_dict())
 
 
 def show_compiled(package: Package, summary: Mapping[str, Any]) -> None:
@@ -90,6 +91,11 @@ def show_compiled(package: Package, summary: Mapping[str, Any]) -> None:
     show_proof(package.certificate())
     show_cut(package.manifest)
     say(f"wrote   {summary['package']} ({summary['bytes'] / 1e6:.1f} MB)")
+
+
+def _within(distance: float) -> str:
+    """How far an integer can be from the real formula, in steps."""
+    return f"1/2 + {distance:.1f} steps" if distance >= 1 else f"1/2 + {distance:.1e} of a step"
 
 
 # Two integers that are each nearer than one and a half to a number, and one of them than a half, are neighbours.
@@ -125,19 +131,21 @@ def show_proof(c: Mapping[str, Any]) -> None:
     if c.get("distances"):
         most = max(c["distances"].values())
         say(
-            f"        {len(c['distances'])} layers within 1/2 + {most:.1e} of a step of the real formula"
+            f"        {len(c['distances'])} layers within {_within(most)} of the real formula"
             f"{AT_MOST_ONE if most < 1 else ''}"
         )
     if c["not_enumerated"]:
-        say(f"        thresholds not enumerated (too many operands): {', '.join(c['not_enumerated'])}")
+        names = ", ".join(dict.fromkeys(c["not_enumerated"]))
+        say(f"        thresholds not compared with the real formula, for there are too many: {names}")
 
 
 def show_certificate(certificate: Certificate) -> None:
     """A proof made anew, with everything that it found."""
     show_proof(certificate.to_dict())
-    say(f"        border: {', '.join(certificate.border) or 'none'}; roundings: {certificate.roundings}")
+    roundings = ", ".join(f"{count} {kind}" for kind, count in sorted(certificate.roundings.items()))
+    say(f"        border: {', '.join(certificate.border) or 'none'}; roundings: {roundings or 'none'}")
     for layer, distance in certificate.distances.items():
-        say(f"        within 1/2 + {distance:.1e} of a step{AT_MOST_ONE if distance < 1 else ''}: {layer}")
+        say(f"        within {_within(distance)}{AT_MOST_ONE if distance < 1 else ''}: {layer}")
     for layer, row in certificate.functions.items():
         say(f"        {row['differing']} of {row['thresholds']} thresholds of a function of sums differ in {layer}")
     for layer, count in certificate.differing_layers.items():

@@ -129,7 +129,8 @@ def _judged(name: str, quantize: relax.Call, read: _Joined | None) -> list[str]:
         if read.summed and left < 1:
             said.append(
                 f"{name}: its step of {step:.3g} is more than the whole range of {part.name}, {part.span:.3g}, so"
-                " nothing of that is left; remedy: if a mask made it, make that -10000 before quantizing"
+                " nothing of that is left; remedy: if a mask made it, make that about -100 before quantizing, or"
+                " quantize by `hawq-tvm quantize`, which keeps masks out of the scale"
             )
         elif not read.summed and left < min(FEWEST, (part.levels or 2 * FEWEST) / 2):
             said.append(

@@ -21,7 +21,8 @@ class InspectReport:
     """The findings; `compilable` says whether `compile` would accept the model.
 
     unsupported, float_layers: everything that keeps it from being imported, and then from being integer.
-    integer_layers: how many kernels it would have.  error: the sentence with which `compile` refuses it.
+    integer_layers: how many kernels it would have.  error: the sentence with which `compile` refuses it; sentence: the
+    same without the count of other problems, which are all here.
     float_tail: the layers that stay float, where that is allowed.  cut: where the float end is cut off, where it is.
     hints: sentences on scales that spoil the model.
     """
@@ -34,6 +35,7 @@ class InspectReport:
     float_tail: tuple[str, ...] = ()
     cut: Cut | None = None
     hints: tuple[str, ...] = ()
+    sentence: str = ""
 
     @property
     def compilable(self) -> bool:
@@ -43,13 +45,13 @@ class InspectReport:
     @property
     def verdict(self) -> str:
         """One line."""
-        if self.compilable and (self.float_tail or self.cut):
-            names = ", ".join(self.float_tail) or "none"
-            cut = f"; cut off behind {self.cut.text()}" if self.cut else ""
-            return f"compiles to integers ({self._layers}), with FLOAT outside the integer region: {names}{cut}"
-        if self.compilable:
+        if not self.compilable:
+            return f"cannot be compiled: {self.sentence}"
+        if not self.float_tail and not self.cut:
             return f"compiles to integers alone ({self._layers})"
-        return f"cannot be compiled: {self.error}"
+        cut = ", up to where the float end is cut off" if self.cut else ""
+        kept = f", with FLOAT outside the integer region: {', '.join(self.float_tail)}" if self.float_tail else ""
+        return f"compiles to integers ({self._layers}){cut}{kept}"
 
     @property
     def _layers(self) -> str:
@@ -152,7 +154,7 @@ def _inspected(
     except UsageError:
         raise
     except HawqError as e:
-        return InspectReport(_described(frontend, source), missing, floats, 0, str(e), hints=said)
+        return InspectReport(_described(frontend, source), missing, floats, 0, str(e), hints=said, sentence=e.sentence)
     outside, nodes = stages.float_tail(packed["main"]), stages.model_nodes(annotated["main"])
     kept = dict.fromkeys(
         stages.model_node(b.var.name, nodes) for b in stages.bindings(packed["main"]) if b.var.name in outside

@@ -14,6 +14,8 @@ from .arith import RANGES
 from .errors import InputError
 
 Array = NDArray[Any]
+# Of positions and masks: no quantize gives them.
+COUNTED = frozenset({"bool", "int32", "int64"})
 
 
 def checked(inputs: Any, specs: Sequence[TensorSpec], where: str) -> dict[str, Array]:
@@ -67,23 +69,28 @@ def _checked(name: str, given: Any, spec: TensorSpec) -> Array:
     if array.dtype.kind == "f" and np.isnan(array).any():
         raise InputError("contains NaN, which no integer stands for", where=where, remedy="clean the input")
     limits = spec.range or (RANGES[kind] if kind in RANGES and kind != dtype else None)
-    if limits is not None and array.size:
-        low, high = limits
-        if array.min() < low or array.max() > high:
-            raise InputError(
-                "leaves the range that the model takes" if spec.range else f"leaves the range of {kind}",
-                where=where,
-                expected=f"{low}..{high}",
-                found=f"{array.min()}..{array.max()}",
-            )
+    if limits is not None:
+        check_range(name, array, limits, "that the model takes" if spec.range else f"of {kind}")
     return np.ascontiguousarray(array, np.dtype(dtype)).reshape(shape)  # in this machine's order of bytes
+
+
+def check_range(name: str, array: Array, limits: tuple[int, int], what: str = "that the model takes") -> None:
+    """Raise InputError where an input's integers leave their range, both ends of which are in it."""
+    low, high = limits
+    if array.size and (array.min() < low or array.max() > high):
+        raise InputError(
+            f"leaves the range {what}",
+            where=f"input {name}",
+            expected=f"{low}..{high}",
+            found=f"{array.min()}..{array.max()}",
+        )
 
 
 def _conversion(array: Array, dtype: str) -> str:
     """How an array of another type becomes one of `dtype`."""
     if dtype.startswith("float") and array.dtype.kind in "fiub":
         return f"give array.astype('{dtype}')"
-    if array.dtype.kind in "iub":
+    if array.dtype.kind in "iub" or (array.dtype.kind == "f" and dtype in COUNTED):
         return f"give array.astype('{dtype}') if its values fit"
     return (
         "give the quantized integers: divide by the scale, round, add the zero point and clip"

@@ -37,6 +37,11 @@ class HawqError(Exception):
         super().__init__("; ".join(map(_short, parts)))
 
     def __str__(self) -> str:
+        return self.sentence
+
+    @property
+    def sentence(self) -> str:
+        """What is wrong here, without what is wrong elsewhere."""
         return printable(str(self.args[0]))
 
     def to_dict(self) -> dict[str, str]:
@@ -63,7 +68,7 @@ class ModelError(HawqError):
             if count
             else ""
         )
-        return super().__str__() + more
+        return self.sentence + more
 
     def problems(self) -> list[dict[str, str]]:
         """Everything that is wrong, JSON-ready: layer (an operator, input or output), op, reason, expected, found

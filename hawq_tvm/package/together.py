@@ -22,6 +22,7 @@ from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.targets import target as targets
 from hawq_tvm.verify.compare import Expected, LayerRun, RunLayers, Tally, VerifyReport, compare_run, expect, layer_calls
+from hawq_tvm.verify.records import inputs_text
 
 if TYPE_CHECKING:
     from .package import Package
@@ -93,7 +94,7 @@ class JointReport:
             assert report is not None
             of = "" if self.ok else f" of {len(self.verdicts)}"
             lines.append(
-                f"identical: {len(report.rows)} layers, {report.elements} elements over {self.inputs} inputs, in"
+                f"identical: {len(report.rows)} layers, {report.elements} elements over {inputs_text(self.inputs)}, in"
                 f" {len(self.ran)}{of} packages and the reference"
             )
         lines += [

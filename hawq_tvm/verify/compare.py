@@ -23,7 +23,7 @@ from hawq_tvm.core.errors import HawqError
 from hawq_tvm.core.operators import Kind, kind_of
 
 from .instrument import watched
-from .records import Record, Run
+from .records import Record, Run, inputs_text
 from .reference import evaluate, evaluate_call
 
 Array = NDArray[Any]
@@ -115,14 +115,11 @@ class VerifyReport:
     def summary(self) -> str:
         """The verdict in one line."""
         if self.first is None and not self.ok:
-            return (
-                f"NOT verified: nothing was compared ({len(self.rows)} layers over {self.inputs} inputs){self._aside()}"
-            )
+            over = f"{len(self.rows)} layers over {inputs_text(self.inputs)}"
+            return f"NOT verified: nothing was compared ({over}){self._aside()}"
         if self.first is None:
-            text = (
-                f"bit-exact: {len(self.rows)} layers, {self.elements} elements over {self.inputs} inputs, 0 different"
-            )
-            return text + self._aside()
+            over = f"{self.elements} elements over {inputs_text(self.inputs)}"
+            return f"bit-exact: {len(self.rows)} layers, {over}, 0 different{self._aside()}"
         return (
             f"NOT bit-exact: {sum(r.different for r in self.rows)} of {self.elements} elements differ; first:"
             f" {self.first}"

@@ -86,3 +86,8 @@ class _Stream:
         dtype = np.dtype(self.text())
         shape = [self.number() for _ in range(self.number())]
         return np.frombuffer(self.take(self.number()), dtype).reshape(shape)
+
+
+def inputs_text(count: int) -> str:
+    """So many inputs, in words."""
+    return f"{count} input{'' if count == 1 else 's'}"

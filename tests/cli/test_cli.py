@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,11 @@ import numpy as np
 import onnx
 import pytest
 
-from hawq_tvm.cli import main
+from hawq_tvm.cli import main, show
+from hawq_tvm.core.arrays import checked
+from hawq_tvm.core.errors import InputError
+from hawq_tvm.core.tensors import TensorSpec
+from hawq_tvm.verify.records import inputs_text
 
 from ..models import Graph, float_output, residual_net
 
@@ -193,6 +198,47 @@ def test_errors_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert fields["exit_code"] == 3 and fields["error"] == "ModelError" and fields["where"]
 
 
+@pytest.mark.parametrize(
+    "arguments, near",
+    [
+        (["compile", "m.onnx", "-o", "p", "--targt", "host"], "--target"),
+        (["compile", "m.onnx", "-o", "p", "--tar", "host"], "--target"),  # no option is shortened in silence
+        (["compile", "m.onnx", "--outptu=p"], "--output"),
+        (["compil", "m.onnx"], "compile"),
+        (["compile", "m.onnx", "-o", "p", "--qqqq"], ""),
+        (["bench", "p", "--itertions", "3"], "--iterations"),
+    ],
+)
+def test_a_misspelled_option_or_command(arguments: list[str], near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        main(arguments)
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert e.value.code == 2 and error.endswith(f"did you mean {near}?") == bool(near), error
+
+
+@pytest.mark.parametrize(
+    "arguments, json_there",
+    [
+        (["run", "p.hawq", "--json"], True),
+        (["compil", "m.onnx", "--json"], True),
+        (["inspect", "--json", "m.onnx", "--targt"], True),
+        (["bench", "--json"], True),
+        (["bench", "--json", "f.json"], False),  # its JSON goes to a file
+        (["run", "p.hawq"], False),
+    ],
+)
+def test_a_wrong_command_line_as_json(
+    arguments: list[str], json_there: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as e:
+        main(arguments)
+    out = capsys.readouterr().out
+    assert e.value.code == 2 and bool(out) == json_there
+    if json_there:
+        fields = json.loads(out)
+        assert fields["exit_code"] == 2 and fields["error"] == "UsageError" and fields["message"]
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip", b"\x93NUMPY"])
 def test_broken_inputs_file(package: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "in.npz").write_bytes(content)
@@ -217,6 +263,42 @@ def test_wrong_inputs(
     error = capsys.readouterr().err
     assert words in error and len(error.strip().splitlines()) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["in.npz"]
+
+
+@pytest.mark.parametrize(
+    "dtype, given, words",
+    [
+        ("int64", np.float32, "give array.astype('int64') if its values fit"),
+        ("bool", np.float32, "give array.astype('bool') if its values fit"),
+        ("int8", np.float32, "divide by the scale"),
+    ],
+)
+def test_positions_and_masks_have_no_scale(dtype: str, given: Any, words: str) -> None:
+    with pytest.raises(InputError, match=re.escape(words)):
+        checked({"x": np.zeros(3, given)}, [TensorSpec("x", dtype, dtype, (3,))], "p")
+
+
+def test_what_a_proof_says_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    fields = {
+        "ok": True,
+        "kernels": 2,
+        "border": [],
+        "expressions": 1,
+        "instructions": 1,
+        "tir_offenders": [],
+        "code_offenders": [],
+        "float_tail": [],
+        "least_margin": None,
+        "differing": 0,
+        "thresholds": 5,
+        "distances": {"a": 8.7, "b": 1e-5},
+        "not_enumerated": ["two", "two", "wide"],
+    }
+    show.show_proof(fields)
+    out = capsys.readouterr().out
+    assert "2 layers within 1/2 + 8.7 steps of the real formula\n" in out
+    assert out.endswith("not compared with the real formula, for there are too many: two, wide\n")
+    assert (inputs_text(1), inputs_text(2)) == ("1 input", "2 inputs")
 
 
 def test_an_npy_file_is_no_npz_file(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,6 +65,24 @@ def test_a_scale_that_spoils_is_named(nodes: list[onnx.NodeProto], step: float, 
     assert report.compilable, report.error
     assert len(report.hints) == bool(wanted) and all(h.startswith(wanted) for h in report.hints), report.hints
     assert report.to_dict()["hints"] == list(report.hints)
+    masked = [h for h in report.hints if "whole range" in h]
+    assert all("make that about -100" in h and "`hawq-tvm quantize`" in h for h in masked)
+
+
+@pytest.mark.parametrize("scale, words", [(0.0, "a constant tensor"), (np.inf, "a mask of -inf"), (np.nan, "again")])
+def test_a_scale_that_is_none_says_what_gave_it(scale: float, words: str) -> None:
+    report = ht.inspect(quantized(ADDED, scale))
+    assert not report.compilable and words in report.error.partition("remedy: calibrate ")[2], report.error
+
+
+def test_the_verdict_counts_no_problem_that_stands_above_it() -> None:
+    report = ht.inspect(
+        quantized(
+            [*ADDED[:0], helper.make_node("Sinh", ["fa"], ["s"], "S"), helper.make_node("Tan", ["s"], ["y"], "T")], 1.0
+        )
+    )
+    assert len(report.unsupported) == 2 and "and 1 more problem" in report.error
+    assert report.verdict == f"cannot be compiled: {report.error.partition('; and 1 more problem')[0]}"
 
 
 @pytest.mark.parametrize(

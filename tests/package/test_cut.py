@@ -183,7 +183,9 @@ def test_inspect_says_what_compile_does(tmp_path: Path, capsys: pytest.CaptureFi
     path = tmp_path / "m.onnx"
     onnx.save(detector(), path)
     assert main(["inspect", str(path), "--allow-float-tail"]) == 0
-    assert "cut off behind sigmoid_5: topk" in capsys.readouterr().out
+    *_, verdict, cut = capsys.readouterr().out.splitlines()
+    assert ", up to where the float end is cut off, with FLOAT outside the integer region: sigmoid_5, " in verdict
+    assert cut.startswith("CUT     behind sigmoid_5: topk")
     assert main(["inspect", str(path), "--allow-float-tail", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["cut"]["tensors"] == ["sigmoid_5"]
     assert main(["inspect", str(path)]) == 3

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import hawq_tvm as ht
-from hawq_tvm.core.errors import InputError, ModelError
+from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.quantize.ptq.observers import LEAST, OBSERVERS
 from hawq_tvm.quantize.ptq.quantizer import Quantized, Recipe, post_training
 
@@ -215,3 +215,36 @@ def test_data_of_other_sizes(tmp_path: Path) -> None:
     ):
         quantized(model, images(4, 9), tmp_path)
     checked(quantized(model, images(4), tmp_path), images(4))
+
+
+def test_positions_that_a_table_does_not_have(tmp_path: Path) -> None:
+    """As `run` says of a package's input."""
+    g = FloatNet([1, 3, 4, 4])
+    g.inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, [1, 3])]
+    ids = g.node("Cast", "ids", to=TensorProto.INT32)
+    model = g.model(g.node("MatMul", g.node("Gather", g.random(100, 8), ids), g.random(8, 5), name="fc"))
+    for value in (100, -101):
+        np.savez(tmp_path / "in.npz", ids=np.full((2, 1, 3), value)[:1].reshape(1, 3))
+        with pytest.raises(InputError, match=rf"input ids: leaves .*; expected -100..99; found {value}..{value}"):
+            post_training(model, tmp_path / "in.npz", Recipe())
+
+
+def test_an_operator_without_a_float_form_says_where_to_end_the_model(tmp_path: Path) -> None:
+    g = FloatNet([1, 3, 8, 8])
+    y = g.node("Flatten", g.node("Relu", g.conv("x", 4, 3, 3, "first")))
+    best, _ = g.several("TopK", 2, y, g.constant([3], np.int64))
+    with pytest.raises(ModelError, match=rf"TopK is not supported.*end the model before it, with the outputs {y} \("):
+        quantized(g.model(g.node("Exp", best)), images(4), tmp_path)
+    inside = g.model(g.node("MatMul", best, g.random(3, 5), name="fc"))
+    with pytest.raises(ModelError, match=r"TopK is not supported.*remedy: replace it by supported operators$"):
+        quantized(inside, images(4), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "bits, words",
+    [("W3A3", "--bits: .* 4 or 8 bits.*W3A3"), ("no.json", "--bits no.json: cannot be read.*No such file")],
+)
+def test_bits_that_cannot_be(bits: str, words: str, tmp_path: Path) -> None:
+    g = FloatNet([1, 3, 8, 8])
+    with pytest.raises(UsageError, match=words):
+        quantized(g.model(g.conv("x", 4, 3, 3, "first")), images(4), tmp_path, Recipe(bits))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tvm import relax
@@ -31,6 +32,18 @@ class Affine:
         """The integers' range and storage."""
         whole = arith.QType.of(self.kind)
         return arith.QType(*self.range, whole.storage) if self.range else whole
+
+
+def calibrated_again(scale: float) -> str:
+    """The remedy for a scale that is no positive finite number."""
+    if scale == 0:
+        return "calibrate again: a constant tensor gives a scale of zero"
+    if math.isinf(scale):
+        return (
+            "calibrate again: a mask of -inf gives an infinite scale; make it about -100 before quantizing, or quantize"
+            " by `hawq-tvm quantize`, which keeps masks out of the scale"
+        )
+    return "calibrate again"
 
 
 def dequantized(value: Value, how: Affine) -> relax.Call:

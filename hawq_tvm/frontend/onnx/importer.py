@@ -254,8 +254,14 @@ def known_operators() -> dict[str, list[str]]:
     return {**known, "ai.onnx, on constants only": sorted(folded)}
 
 
-def unsupported_operator(name: str, domain: str, op: str, opset: int) -> ModelError:
-    """The error for an operator that has no handler, with the remedy that fits it."""
+CUT_OFF = (
+    "replace it by supported operators; where no product of quantized tensors is behind it, --allow-float-tail"
+    " cuts it off"
+)
+
+
+def unsupported_operator(name: str, domain: str, op: str, opset: int, standard: str = CUT_OFF) -> ModelError:
+    """The error for an operator that has no handler, with the remedy that fits it; standard: of a standard one."""
     full = f"{domain}.{op}" if domain else op
     if op in ("Loop", "Scan", "SequenceMap"):
         remedy = "export the model without control flow"
@@ -266,8 +272,5 @@ def unsupported_operator(name: str, domain: str, op: str, opset: int) -> ModelEr
     elif op.startswith(("Dynamic", "QAttention")):
         remedy = "quantize the model statically, with calibration data"
     else:
-        remedy = (
-            "replace it by supported operators; where no product of quantized tensors is behind it, --allow-float-tail"
-            " cuts it off"
-        )
+        remedy = standard
     return ModelError(f"operator {full} is not supported", where=name, found=f"{full} (opset {opset})", remedy=remedy)

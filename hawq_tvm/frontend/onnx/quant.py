@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
-from hawq_tvm.frontend.common.quant import Affine, dequantized, quantized
+from hawq_tvm.frontend.common.quant import Affine, calibrated_again, dequantized, quantized
 
 from .fold import type_name
 from .node import MICROSOFT, Node, expression, handles
@@ -40,7 +40,7 @@ def read_scale(node: Node, index: int) -> Array:
             f"has a scale {name!r} that is not a positive finite number{place}",
             expected="a finite number above zero",
             found=f"{float(exact.ravel()[position]):g}",
-            remedy="calibrate again: a constant tensor gives a scale of zero",
+            remedy=calibrated_again(float(exact.ravel()[position])),
         )
     if array.dtype == np.float64 and np.any(scale.astype(np.float64) != exact):
         raise node.fail(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hawq_tvm.core import arith
-from hawq_tvm.frontend.common.quant import Affine, dequantized, quantized
+from hawq_tvm.frontend.common.quant import Affine, calibrated_again, dequantized, quantized
 from hawq_tvm.frontend.common.values import QUANTIZED, Array, Constant, Result, Tensor
 
 from .node import Node, handles
@@ -43,7 +43,7 @@ def _scale(node: Node, name: str, reciprocal: bool) -> Array:
             "has a scale that is not a positive finite number",
             expected="finite numbers above zero",
             found="none" if exact.size == 0 else f"{float(exact[~good].ravel()[0]):g}",
-            remedy="calibrate again: a constant tensor gives a scale of zero",
+            remedy=calibrated_again(float(exact[~good].ravel()[0]) if exact.size else 0.0),
         )
     if reciprocal and np.any(inverse != wanted):
         raise node.fail(

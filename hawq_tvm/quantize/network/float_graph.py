@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from hawq_tvm.core.arrays import check_range
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 # the value when it is read; what it returns replaces the value, None leaves it.
 Record = Callable[[str, Any], Any]
 Feed = Callable[[str, int, Any], Any]
+
+
+# What moves integers or gives them another type leaves them what they are.
+MOVED = frozenset({"Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 
 
 @dataclass(frozen=True)
@@ -104,9 +109,24 @@ class FloatGraph:
     layers: tuple[Layer, ...]
     parameters: dict[str, Tensor]
     _last_use: dict[str, int] = field(init=False, repr=False)
+    _positions: dict[str, tuple[int, int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._last_use = {name: i for i, node in enumerate(self.nodes) for name in node.inputs}
+        self._positions = self._read_positions()
+
+    def _read_positions(self) -> dict[str, tuple[int, int]]:
+        """The least and greatest integer of the inputs that are positions in constant tables."""
+        source = {i.name: i.name for i in self.inputs if "int" in i.dtype}
+        found: dict[str, tuple[int, int]] = {}
+        for node in self.nodes:
+            first, *rest = node.inputs or ("",)
+            if node.op in MOVED and first in source:
+                source[node.outputs[0]] = source[first]
+            elif node.op == "Gather" and first in self.parameters and rest[0] in source:
+                size, name = self.parameters[first].shape[node.attributes.get("axis", 0)], source[rest[0]]
+                found[name] = max(found.get(name, (-size, size - 1)), (-size, size - 1))
+        return found
 
     def run(
         self,
@@ -121,7 +141,7 @@ class FloatGraph:
         inputs: arrays or tensors by name.  record: called for every input and every computed tensor.  feed: called
         for every operand of every node with the node's name and the operand's number.  parameters: used instead of
         those of the same name.
-        Raises InputError for inputs of other names.
+        Raises InputError for inputs of other names, and for positions that a table does not have.
         """
         import torch
 
@@ -138,6 +158,8 @@ class FloatGraph:
         keep = set(self.outputs) | set(self.parameters)
         for name, value in inputs.items():
             tensor = torch.as_tensor(value)
+            if name in self._positions:
+                check_range(name, tensor.numpy(force=True), self._positions[name])
             values[name] = _replaced(record(name, tensor), tensor) if record else tensor
         for i, node in enumerate(self.nodes):
             operands = [values[n] if n else None for n in node.inputs]

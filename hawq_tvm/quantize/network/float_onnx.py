@@ -24,6 +24,7 @@ from .float_reference import by_reference
 # Importing it registers its operators.
 MOVEMENT = float_movement
 Tensor = torch.Tensor
+REPLACED = "replace it by supported operators"
 QUANTIZED = ("Quantize", "Dequantize", "QLinear", "Integer", "QGemm", "Quant", "BipolarQuant", "Trunc", "QAttention")
 
 
@@ -63,9 +64,10 @@ def from_onnx(source: Source, shapes: Shapes | None = None) -> FloatGraph:
     nodes, windows = [], {}
     given = [Attributes(proto, opset) for proto in graph.node]
     quantized = [a for a in given if _quantizes(a.node)]
-    unknown = [error for error in map(_refused, quantized[:1] or given) if error is not None]
+    unknown = [a for a in quantized[:1] or given if _refused(a) is not None]
     if unknown:
-        raise first_of(unknown)
+        remedy = _without(unknown, given, set(parameters), [o.name for o in graph.output])
+        raise first_of([error for a in unknown if (error := _refused(a, remedy)) is not None])
     for attributes in given:
         proto = attributes.node
         if not proto.output:
@@ -84,8 +86,33 @@ def from_onnx(source: Source, shapes: Shapes | None = None) -> FloatGraph:
     return FloatGraph(name, inputs, tuple(o.name for o in graph.output), kept, named_once(layers, name), parameters)
 
 
-def _refused(attributes: Attributes) -> ModelError | None:
-    """Why a node cannot be in a float network, None for one that can."""
+def _without(unknown: Sequence[Attributes], given: Sequence[Attributes], constant: set[str], outputs: list[str]) -> str:
+    """What to do about unknown nodes: end the model before them, where weights are before them and none behind."""
+    weighted, before = ("Conv", "ConvTranspose", "MatMul", "Gemm"), False
+    behind: set[str] = set()
+    read: dict[str, None] = {}
+    for a in given:
+        inputs = [n for n in a.node.input if n]
+        if not inputs or constant.issuperset(inputs):
+            constant = constant | set(a.node.output)
+        elif a in unknown or not behind.isdisjoint(inputs):
+            if a.node.op_type in weighted:
+                return REPLACED
+            behind |= set(a.node.output)
+            read.update(dict.fromkeys(n for n in inputs if n not in behind | constant))
+        else:
+            before = before or a.node.op_type in weighted
+    if not before:
+        return REPLACED
+    read.update(dict.fromkeys(n for n in outputs if n not in behind))
+    return (
+        f"end the model before it, with the outputs {', '.join(read)} (onnx.utils.extract_model), quantize that, and"
+        " compute the rest elsewhere"
+    )
+
+
+def _refused(attributes: Attributes, remedy: str = "") -> ModelError | None:
+    """Why a node cannot be in a float network, None for one that can; remedy: for an unknown standard operator."""
     node = attributes.node
     if _quantizes(node):
         return attributes.fail(
@@ -94,7 +121,9 @@ def _refused(attributes: Attributes) -> ModelError | None:
     if node.op_type == "If":
         return attributes.fail("chooses at run time", remedy="export the model without control flow")
     known = supported(attributes.domain, node.op_type)
-    return None if known else unsupported_operator(attributes.name, attributes.domain, node.op_type, attributes.opset)
+    if known:
+        return None
+    return unsupported_operator(attributes.name, attributes.domain, node.op_type, attributes.opset, remedy)
 
 
 def _quantizes(node: onnx.NodeProto) -> bool:

@@ -235,22 +235,35 @@ def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
     """
     names = [layer.name for layer in graph.layers]
     text = str(recipe.bits)
-    if text.isdecimal() or (text.startswith("W") and not Path(text).exists()):
+    uniform = not Path(text).exists()
+    if uniform and Path(text).suffix == ".json":
+        raise UsageError(
+            "cannot be read",
+            where=f"--bits {text}",
+            expected="8, 4, a choice such as W4A8, or the file that `allocate` wrote",
+            found="No such file",
+        )
+    if uniform:
         pair = (int(text), int(text)) if text.isdecimal() else widths(text, "--bits")
+        _check_widths(pair, "--bits")
         found = dict.fromkeys(names, pair)
         if recipe.keep_ends:
             found[names[0]] = found[names[-1]] = (8, 8)
     else:
         found = read_bits(text, names)
     for name, pair in found.items():
-        if any(b not in SUPPORTED for b in pair):
-            raise UsageError(
-                "is a bit width out of range",
-                where=name,
-                expected="4 or 8 bits, for which ONNX and the kernels have types",
-                found=f"W{pair[0]}A{pair[1]}",
-            )
+        _check_widths(pair, f"{text}: {name}")
     return found
+
+
+def _check_widths(pair: tuple[int, int], where: str) -> None:
+    if any(b not in SUPPORTED for b in pair):
+        raise UsageError(
+            "is a bit width out of range",
+            where=where,
+            expected="4 or 8 bits, for which ONNX and the kernels have types",
+            found=f"W{pair[0]}A{pair[1]}",
+        )
 
 
 def _observed(
