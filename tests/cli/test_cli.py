@@ -58,16 +58,16 @@ def test_inspect_lists_the_operators(capsys: pytest.CaptureFixture[str]) -> None
 
 def test_inspect_names_what_stays_float(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     g = Graph()
-    y = g.node("Sigmoid", [g.conv(g.qdq(g.input("x", [1, 3, 4, 4]), 0.1, 3), g.weight([2, 3, 1, 1]))])
+    y = g.qdq(g.node("Sigmoid", [g.input("x", [1, 3, 4, 4])]), 0.1, 3)
     path = tmp_path / "float.onnx"
-    onnx.save(g.model([float_output(g.qdq(y, 0.1))]), str(path))
+    onnx.save(g.model([float_output(g.qdq(g.conv(y, g.weight([2, 3, 1, 1])), 0.1))]), str(path))
     assert main(["inspect", str(path), "--json"]) == 3
     report = json.loads(capsys.readouterr().out)
     (layer,) = report["float_layers"]
     assert (
         layer["op"] == "sigmoid"
         and layer["layer"].startswith("sigmoid_")
-        and layer["remedy"].startswith("quantize this tensor too")
+        and layer["remedy"].startswith("keep it outside the integer region with --allow-float-tail")
     )
     assert main(["compile", str(path), "-o", str(tmp_path / "p.hawq"), "--quiet"]) == 3
     captured = capsys.readouterr()
