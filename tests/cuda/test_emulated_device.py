@@ -190,7 +190,7 @@ def test_copies_of_every_width_are_their_meaning(count: int, arch: int) -> None:
     )
     for t in range(32):
         result, data = (tvm.runtime.tensor(np.ascontiguousarray(x)) for x in (wanted[t], start[t * 7 % 32]))
-        masked(data, tvm.runtime.tensor(take[t : t + 1]), result) if take[t] == 0 else always(data, result)
+        masked(tvm.runtime.tensor(take[t : t + 1]), data, result) if take[t] == 0 else always(data, result)
         wanted[t] = result.numpy()
     np.testing.assert_array_equal(out, wanted, strict=True)
 
