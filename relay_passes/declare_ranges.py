@@ -93,6 +93,8 @@ def _is_mask(var: relax.Var, graph: _Graph) -> bool:
             return False
         for b in graph.readers[read]:
             name = ops.op_name(b.value)
+            if not isinstance(b.value, relax.Call):
+                return False
             other = next((graph.number(a) for a in b.value.args if not a.same_as(read)), None)
             if kind_of(name) is Kind.MOVEMENT or name in ("hawq.quantize", "hawq.dequantize"):
                 waiting.append((b.var, inverted))

@@ -231,3 +231,10 @@ def test_a_residual_stream_that_nothing_quantizes(blocks: int) -> None:
     # would show what that rounds, divided by the root of epsilon.
     distances = list(proof.distances.values())
     assert distances[0] < 1e-5 and 0.1 < distances[-1] < 20
+
+
+def test_integers_that_an_output_returns_as_real_numbers() -> None:
+    g = Graph()
+    y = g.node("Cast", [g.input("n", [2, 3], TensorProto.INT32)], to=TensorProto.FLOAT)
+    package = ht.compile(g.model([float_output(y)]).SerializeToString())
+    assert package.inputs[0].range is None

@@ -52,9 +52,9 @@ def refused() -> onnx.ModelProto:
     """A network with an operator that nobody can make integer, of a long name, in the middle."""
     made = named()
     for n in made.graph.node:
-        n.input[:] = ["sin" if i == LONG else i for i in n.input]
-    place = next(i for i, n in enumerate(made.graph.node) if "sin" in n.input)
-    made.graph.node.insert(place, helper.make_node("Sin", [LONG], ["sin"], name=LONG))
+        n.input[:] = ["log" if i == LONG else i for i in n.input]
+    place = next(i for i, n in enumerate(made.graph.node) if "log" in n.input)
+    made.graph.node.insert(place, helper.make_node("LogSoftmax", [LONG], ["log"], name=LONG))
     return made
 
 
