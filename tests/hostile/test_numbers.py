@@ -41,10 +41,19 @@ def numbers(v: float) -> dict[str, onnx.ModelProto]:
     return spots
 
 
+# An infinite addend is a mask's: the quantize behind it saturates.
+ADDENDS = ("add", "sub", "conv")
+
+
 @pytest.mark.parametrize("v", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("spot", list(numbers(1.0)))
 def test_what_is_no_number_is_refused_by_name(spot: str, v: float) -> None:
-    assert refusal(numbers(v)[spot]).startswith(f"{spot}: ")
+    if spot in ADDENDS and np.isinf(v):
+        package = ht.compile(numbers(v)[spot])
+        (found,) = package.run(package.random_inputs(1, 1)[0]).values()
+        assert np.all(found == F(0.05) * F(255 - 7 if v > 0 else 0 - 7)) and package.verify(random=1).ok
+    else:
+        assert refusal(numbers(v)[spot]).startswith(f"{spot}: ")
 
 
 def test_a_quantized_constant_must_be_a_number() -> None:
