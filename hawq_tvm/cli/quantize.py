@@ -18,6 +18,7 @@ from .terminal import ERR, OUT, Grid
 
 if TYPE_CHECKING:
     from hawq_tvm.quantize.judge.evaluation import Evaluation
+    from hawq_tvm.quantize.judge.paired import Paired
     from hawq_tvm.quantize.ptq.quantizer import Quantized, Recipe
 
 ADAROUND_STEPS = 1000
@@ -306,14 +307,22 @@ def _show_evaluation(found: Evaluation) -> None:
     OUT.print(grid)
     if found.flips is not None:
         text = f"{found.flips} of {found.images} first answers differ ({found.flips / found.images:.2%})"
-        say(
-            text
-            + (
-                f"; right before and wrong now {found.lost}, wrong before and right now {found.gained}"
-                if found.lost is not None
-                else ""
-            )
-        )
+        if found.lost is not None:
+            text += f"; right before and wrong now {found.lost}, wrong before and right now {found.gained}"
+        say(text)
+    if found.paired is not None:
+        say(_judged(found.paired))
+
+
+def _judged(found: Paired) -> str:
+    """A difference in points, its interval, and whether it can be chance."""
+    from hawq_tvm.quantize.judge.paired import CONFIDENCE
+
+    chance = "no finding: chance alone does as much" if found.p > 1 - CONFIDENCE else "more than chance"
+    return (
+        f"top-1 differs by {100 * found.difference:+.2f} points, {CONFIDENCE:.0%} interval {100 * found.low:+.2f} to"
+        f" {100 * found.high:+.2f}; McNemar's exact p = {found.p:.3g}: {chance}"
+    )
 
 
 COMMANDS: dict[str, Command] = {"quantize": _quantize, "evaluate": _evaluate}

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from hawq_tvm.core.errors import InputError, UsageError
+from hawq_tvm.core.need import need
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 from hawq_tvm.quantize.network.data import CLASSES, LABELS, Batch, Calibration, class_number, open_data, read_labels
 from hawq_tvm.quantize.network.float_graph import Input
 from hawq_tvm.quantize.network.pictures import SUFFIXES, Preprocess
 
+from .paired import CONFIDENCE, Paired, paired
 from .runners import Runner, Shapes, open_runner
 
 Array = np.ndarray[Any, Any]
@@ -144,6 +146,11 @@ class Evaluation:
     lost: int | None = None
     gained: int | None = None
 
+    @property
+    def paired(self) -> Paired | None:
+        """How the shares of right first answers differ; None without labels or without another model."""
+        return None if self.lost is None or self.gained is None else paired(self.lost, self.gained, self.images)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields; shares are of all images."""
         found: dict[str, Any] = {"images": self.images, **self._scores(self.score)}
@@ -154,8 +161,21 @@ class Evaluation:
                 "agreement": (self.images - self.flips) / self.images,
                 "lost": self.lost,
                 "gained": self.gained,
+                **self._difference(),
             }
         return found
+
+    def _difference(self) -> dict[str, Any]:
+        found = self.paired
+        if found is None:
+            return {"difference": None, "interval": None, "confidence": CONFIDENCE, "mcnemar_p": None}
+        interval = [found.low, found.high]
+        return {
+            "difference": found.difference,
+            "interval": interval,
+            "confidence": CONFIDENCE,
+            "mcnemar_p": found.p,
+        }
 
     def _scores(self, score: Score) -> dict[str, Any]:
         shares = {
@@ -187,6 +207,7 @@ def evaluate(
     runner = open_runner(model, shapes)
     other = open_runner(against) if against is not None else None
     if other is not None:
+        need("scipy.stats")
         _check_same(runner, other)
     images = open_images(data, runner.inputs, preprocess, labels, limit)
     if not images.has_labels and other is None:
