@@ -22,8 +22,10 @@ from tvm import relax
 
 from hawq_tvm.core import arith, contract, ops, stages
 from hawq_tvm.core.errors import first_of, not_quantized
+from hawq_tvm.core.ibert import NAME
 from hawq_tvm.core.intervals import Interval
 from hawq_tvm.core.operators import Kind, is_border, kind_of
+from relay_passes.integer import ibert
 from relay_passes.integer.fixed import fixed, single
 from relay_passes.integer.functions import Function, Functions
 from relay_passes.integer.realize import realize
@@ -93,7 +95,8 @@ class _Lowering:
         ] = {}  # what an output and a float tail read is converted once
         self.allow_float = bool((self.main.attrs or {}).get("hawq.allow_float_tail", 0))
         self.feeds_quantize = self._feeding_quantize()
-        self.functions = Functions(self.main)
+        self.ctx.ibert = str((self.main.attrs or {}).get("hawq.nonlinear", "")) == NAME
+        self.functions = Functions(self.main, ibert.is_gelu) if self.ctx.ibert else Functions(self.main)
         self.nodes = stages.model_nodes(self.main)
 
     def _feeding_quantize(self) -> set[relax.Var]:
@@ -258,6 +261,9 @@ class _Lowering:
 
     def _curve(self, var: relax.Var) -> Any:
         """A tensor as a non-linear function of another that a quantize still follows; None where it is none."""
+        owned = self.functions.owned.get(var)
+        if owned is not None and isinstance(self.env[owned.leaf], TENSORS):
+            return ibert.gelu(self.ctx, self.env[owned.leaf], owned.evaluate)
         region = self.functions.of(var) if self.ctx.feeding else None
         return None if region is None else self._function_of(self.env[region.leaf], Function((region,)))
 

@@ -12,7 +12,7 @@ from tvm import relax, tirx
 from hawq_tvm.core import ops, stages
 from hawq_tvm.targets.gpu import is_cuda
 
-from .emit import emit_layer_norm, emit_movement, emit_reduce, emit_requantize  # noqa: F401  (they register emitters)
+from .emit import emit_ibert, emit_layer_norm, emit_movement, emit_reduce, emit_requantize  # noqa: F401  (they register emitters)
 from .layer import Layer
 from .record import recorded_tile
 from .rule import Kernel, Rule, Tiled, choose

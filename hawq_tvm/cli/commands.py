@@ -127,7 +127,8 @@ def _inspect(args: argparse.Namespace) -> int:
         _print_json(known) if args.json else show.show_operators(known)
         return 0
     with _working(args, "inspecting"):
-        report = inspect(_model(args), options.parse_shapes(args.shape), args.allow_float_tail, args.target)
+        shapes = options.parse_shapes(args.shape)
+        report = inspect(_model(args), shapes, args.allow_float_tail, args.target, nonlinear=args.nonlinear)
     _print_json(report.to_dict()) if args.json else show.show_inspect(report)
     return 0 if report.compilable else 3
 
@@ -143,6 +144,7 @@ def _compile(args: argparse.Namespace) -> int:
         args.target,
         shapes=shapes,
         allow_float_tail=args.allow_float_tail,
+        nonlinear=args.nonlinear,
         progress=None if args.json else _progress(args),
         records=args.records,
     )

@@ -114,6 +114,13 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
             ),
         )
 
+    def nonlinear(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--nonlinear",
+            choices=("real", "ibert"),
+            help="GELU, softmax and LayerNorm by their formulas, rounded (default), or by I-BERT's polynomials",
+        )
+
     def emulator(sub: argparse.ArgumentParser) -> None:
         sub.add_argument(
             "--emulator",
@@ -173,6 +180,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("--target", default="host", help="as for compile (default: host)")
     checkpoint(sub)
     float_tail(sub)
+    nonlinear(sub)
     add_shape(sub)
     json_flag(sub)
 
@@ -192,6 +200,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     )
     checkpoint(sub)
     float_tail(sub)
+    nonlinear(sub)
     sub.add_argument("--records", metavar="FILE", help="use the measured tiles that `tune` wrote to FILE")
     add_shape(sub)
     json_flag(sub)

@@ -134,6 +134,9 @@ def show_proof(c: Mapping[str, Any]) -> None:
             f"        {len(c['distances'])} layers within {_within(most)} of the real formula"
             f"{AT_MOST_ONE if most < 1 else ''}"
         )
+    if c.get("nonlinear"):
+        kinds = Counter(c["nonlinear"].values()).most_common()
+        say(f"        nonlinear: {'; '.join(f'{count} x {kind}' for kind, count in kinds)}")
     if c["not_enumerated"]:
         names = ", ".join(dict.fromkeys(c["not_enumerated"]))
         say(f"        thresholds not compared with the real formula, for there are too many: {names}")

@@ -110,10 +110,11 @@ def inspect(
     allow_float_tail: bool = False,
     target: str = "host",
     trust: bool = False,
+    nonlinear: str | None = None,
 ) -> InspectReport:
     """Look at a model: it goes through the compiler as far as `compile` could refuse it, to kernels that are not built.
 
-    model, shapes, allow_float_tail, target, trust: as `compile` takes them.  Raises ModelError when the file itself
+    model, shapes, allow_float_tail, target, trust, nonlinear: as `compile` takes them.  Raises ModelError when the file itself
     cannot be read, UsageError for shapes that do not fit it.
     """
     from hawq_tvm.frontend.formats import frontend_of
@@ -123,11 +124,16 @@ def inspect(
     frontend = frontend_of(model)
     with trusting(trust), uncollected():
         source = frontend.load(model)
-        return _inspected(frontend, source, shapes, allow_float_tail, parsed)
+        return _inspected(frontend, source, shapes, allow_float_tail, parsed, nonlinear)
 
 
 def _inspected(
-    frontend: Frontend, source: Any, shapes: Mapping[str, Sequence[int]] | None, allow_float_tail: bool, parsed: Any
+    frontend: Frontend,
+    source: Any,
+    shapes: Mapping[str, Sequence[int]] | None,
+    allow_float_tail: bool,
+    parsed: Any,
+    nonlinear: str | None,
 ) -> InspectReport:
     from hawq_tvm.core import stages
 
@@ -140,7 +146,7 @@ def _inspected(
     said: tuple[str, ...] = ()
     try:
         try:
-            annotated = pipeline.import_by(frontend, source, fixed, allow_float_tail)
+            annotated = pipeline.import_by(frontend, source, fixed, allow_float_tail, nonlinear)
         except ModelError as e:
             missing = tuple(e.problems())
             raise

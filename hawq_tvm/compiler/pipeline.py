@@ -14,8 +14,8 @@ import tvm
 from tvm import relax
 
 import schedules
-from hawq_tvm.core import contract, ranges, stages
-from hawq_tvm.core.errors import ModelError
+from hawq_tvm.core import contract, ibert, ranges, stages
+from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.core.files import write_text
 from hawq_tvm.core.stages import Stage
 from hawq_tvm.targets.gpu import is_cuda
@@ -58,6 +58,8 @@ PIPELINE: tuple[tuple[Pass, Stage], ...] = (
     (pack_int4, Stage.INTEGER),
     (fuse_epilogues, Stage.PACKED),
 )
+# The real formulas rounded (A17), (A24)-(A27), or I-BERT's polynomials (A28)-(A30).
+NONLINEAR = ("real", ibert.NAME)
 # What only a GPU's kernels gain by: they multiply nibbles, or open them in registers.
 GPU_PIPELINE: tuple[tuple[Pass, Stage], ...] = ((pack_activations, Stage.PACKED),)
 
@@ -226,6 +228,7 @@ def compile_model(
     *,
     shapes: dict[str, tuple[int, ...]] | None = None,
     allow_float_tail: bool = False,
+    nonlinear: str | None = None,
     progress: Progress | None = None,
     records: schedules.Records | None = None,
 ) -> Compiled:
@@ -233,7 +236,9 @@ def compile_model(
 
     records: measured tiles to use, before those that are shipped.
     """
-    annotated = import_annotated(source, shapes=shapes, allow_float_tail=allow_float_tail, progress=progress)
+    annotated = import_annotated(
+        source, shapes=shapes, allow_float_tail=allow_float_tail, nonlinear=nonlinear, progress=progress
+    )
     return compile_annotated(annotated, target, progress, records)
 
 
@@ -242,6 +247,7 @@ def import_annotated(
     *,
     shapes: dict[str, tuple[int, ...]] | None = None,
     allow_float_tail: bool = False,
+    nonlinear: str | None = None,
     progress: Progress | None = None,
 ) -> tvm.IRModule:
     """The ANNOTATED module of a model: ONNX (path, bytes or ModelProto), PyTorch (.pt2 path, bytes or
@@ -249,28 +255,42 @@ def import_annotated(
 
     shapes: fixes symbolic dimensions by input name.  allow_float_tail: keep float operators before the first
     quantize or after the last dequantize, outside the integer region, instead of refusing them.
+    nonlinear: the arithmetic of GELU, softmax and LayerNorm, one of NONLINEAR; None: what the model asks for, or "real".
+    Raises UsageError for another arithmetic.
     """
     from hawq_tvm.frontend.formats import frontend_of
 
-    return _Run(progress).step("import", lambda: (import_by(frontend_of(source), source, shapes, allow_float_tail), 0))
+    def imported() -> tuple[tvm.IRModule, int]:
+        return import_by(frontend_of(source), source, shapes, allow_float_tail, nonlinear), 0
+
+    return _Run(progress).step("import", imported)
 
 
 def import_by(
-    frontend: Frontend, source: Any, shapes: Mapping[str, tuple[int, ...]] | None, allow_float_tail: bool
+    frontend: Frontend,
+    source: Any,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    allow_float_tail: bool,
+    nonlinear: str | None = None,
 ) -> tvm.IRModule:
     """What `import_annotated` gives, by a frontend that is known already."""
+    if nonlinear not in (None, *NONLINEAR):
+        expected = " or ".join(NONLINEAR)
+        raise UsageError("no such arithmetic of GELU, softmax and LayerNorm", "--nonlinear", expected, str(nonlinear))
     try:
         run = frontend.run_before_cut if allow_float_tail and frontend.run_before_cut else frontend.run
         module = run(source, shapes)
     except ModelError as e:
         if e.imported is not None:
-            e.others += _problems(_with_float_tail(e.imported))
+            e.others += _problems(_asking(e.imported, True, nonlinear))
         raise
-    return _with_float_tail(module) if allow_float_tail else module
+    return _asking(module, allow_float_tail, nonlinear)
 
 
-def _with_float_tail(module: tvm.IRModule) -> tvm.IRModule:
-    return tvm.IRModule({"main": module["main"].with_attr("hawq.allow_float_tail", 1)})
+def _asking(module: tvm.IRModule, float_tail: bool, nonlinear: str | None) -> tvm.IRModule:
+    """A module whose `main` says what was asked for."""
+    main = module["main"].with_attr("hawq.allow_float_tail", 1) if float_tail else module["main"]
+    return tvm.IRModule({"main": main.with_attr("hawq.nonlinear", nonlinear) if nonlinear else main})
 
 
 def _problems(module: tvm.IRModule) -> tuple[ModelError, ...]:

@@ -284,10 +284,18 @@ def softmax(
 
 
 def normalize_exponents(
-    e: Int, axis: int, multiplier: int, shift: int, *, zero_point: int, qmin: int, qmax: int
+    e: Int,
+    axis: int,
+    multiplier: int,
+    shift: int,
+    *,
+    zero_point: int,
+    qmin: int,
+    qmax: int,
+    rounding: str = "half_even",
 ) -> Int:
     """(A17) from the sum of the exponents on."""
     total = e.sum(axis=axis, keepdims=True)
     bits = SOFTMAX_BITS + 1 + sum((total >> i > 0).astype(np.int64) for i in range(SOFTMAX_BITS + 1, 62))
     reciprocal = (np.int64(multiplier) << 31) // (total >> (bits - 31))
-    return np.clip(shift_round(e * reciprocal, shift + bits, "half_even") + zero_point, qmin, qmax)
+    return np.clip(shift_round(e * reciprocal, shift + bits, rounding) + zero_point, qmin, qmax)

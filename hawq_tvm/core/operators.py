@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm import relax
 
-from . import intervals, ops
+from . import ibert_ops, intervals, ops
 from .intervals import Bounds, Interval
 
 
@@ -157,6 +157,9 @@ _ROWS = (
     Operator("hawq.softmax", _R, intervals.softmax, before_lowering=False),
     Operator("hawq.softmax_wide", _R, intervals.softmax, before_lowering=False),
     Operator("hawq.layer_norm", _R, intervals.layer_norm, before_lowering=False),
+    Operator("hawq.i_gelu", _E, ibert_ops.gelu_interval, before_lowering=False),
+    Operator("hawq.i_softmax", _R, intervals.softmax, before_lowering=False),
+    Operator("hawq.i_layer_norm", _R, ibert_ops.layer_norm_interval, before_lowering=False),
     Operator("relax.reshape", _M, intervals.moved, in_lines=True),
     Operator("relax.flatten", _M, intervals.moved, in_lines=True),
     Operator("relax.squeeze", _M, intervals.moved, in_lines=True),

@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from . import arith, ops, stages
+from . import arith, ibert_ops, ops, stages
 from .errors import OverflowBoundError
 from .intervals import Interval, constant, requantize_worst
 from .layer_norm import norm_of
@@ -137,6 +137,8 @@ class _Walk:
             self._margin(LayerMargin(layer, "softmax", "int64", _softmax_worst(call), 2**63))
         elif name == "hawq.layer_norm":
             self._margin(LayerMargin(layer, "layer_norm", "int64", _layer_norm_worst(call, args[0]), 2**63))
+        elif name in ibert_ops.NAMES:
+            self._margin(LayerMargin(layer, *ibert_ops.worst(call, args[0])))
         elif OPERATORS[name].grows or name == "relax.astype":
             bound = partial_sums(call, args, result)
             if isinstance(bound, Interval) and not stages.is_float(call):

@@ -40,6 +40,7 @@ def describe(compiled: Compiled, name: str) -> dict[str, Any]:
         "inputs": _interface(compiled.packed, "inputs"),
         "outputs": _interface(compiled.packed, "outputs"),
         "float_tail": sorted(stages.float_tail(compiled.packed["main"])),
+        "nonlinear": str((compiled.packed["main"].attrs or {}).get("hawq.nonlinear", "real")),
         **({"cut": found.fields()} if found is not None else {}),
         "constants_bytes": _constants_bytes(compiled.tir),
         "products": work.products(compiled.packed),

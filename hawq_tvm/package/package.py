@@ -54,6 +54,7 @@ def compile(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     allow_float_tail: bool = False,
+    nonlinear: str | None = None,
     progress: Progress | None = None,
     records: str | Path | None = None,
     trust: bool = False,
@@ -64,7 +65,7 @@ def compile(
     ExportedProgram), or a checkpoint of HAWQ (a .pth.tar path, bytes, or what `hawq_checkpoint` gives).
 
     target: "host", "x86-64-v3" and the like, an LLVM target, "cuda-sm80" and the like, or "cuda".  shapes: fixes
-    symbolic dimensions by input name.
+    symbolic dimensions by input name.  nonlinear: the arithmetic of GELU, softmax, LayerNorm, "real" or "ibert".
     allow_float_tail: keep float operators before the first quantize or after the last dequantize.
     progress: called with (step, None) when a step starts and (step, StepReport) when it ends.
     records: a file of measured tiles that `tune` wrote; records that fit no layer are not used.
@@ -79,9 +80,8 @@ def compile(
         Path(model).stem if isinstance(model, str | Path) else model.stem if isinstance(model, Checkpoint) else "model"
     )
     with trusting(trust), uncollected():
-        compiled = compile_model(
-            model, parsed, shapes=fixed, allow_float_tail=allow_float_tail, progress=progress, records=measured
-        )
+        asked: dict[str, Any] = {"shapes": fixed, "allow_float_tail": allow_float_tail, "nonlinear": nonlinear}
+        compiled = compile_model(model, parsed, **asked, progress=progress, records=measured)
         return _from_compiled(compiled, name, progress)
 
 

@@ -34,6 +34,7 @@ class Certificate:
 
     distances: how far, in steps beyond the 1/2 of rounding, a layer can be from the real formula of its inputs, where
     that is bounded and not enumerated.
+    nonlinear: the arithmetic of every softmax, normalization and function.
     functions: of the layers with a function of sums (A27), the thresholds of the real function, and how many of them
     the layer passes at another sum.
     code_functions, instructions: of the CPU.  device_functions, device_instructions: of the GPU, by architecture.
@@ -57,6 +58,7 @@ class Certificate:
     device_functions: int = 0
     device_instructions: dict[str, int] = field(default_factory=dict)
     distances: dict[str, float] = field(default_factory=dict)
+    nonlinear: dict[str, str] = field(default_factory=dict)
     functions: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
@@ -127,6 +129,7 @@ def certify(
         differing_layers={layer: d for layer, d in differing.items() if d},
         roundings=dict(roundings),
         distances=bounded,
+        nonlinear=_nonlinear(packed),
         functions=_functions(packed),
         margins=tuple(m.to_dict() for m in ranges.margins(packed)),
     )
@@ -144,6 +147,26 @@ def _functions(packed: tvm.IRModule) -> dict[str, dict[str, int]]:
             for name in row:
                 row[name] += int(call.attrs[name])
     return found
+
+
+_NONLINEAR = {
+    "hawq.softmax": "softmax (A17)",
+    "hawq.softmax_wide": "softmax (A24)",
+    "hawq.layer_norm": "normalization (A25)",
+    "hawq.lookup": "table (A16)",
+    "hawq.i_gelu": "I-BERT's i-GELU (A28)",
+    "hawq.i_softmax": "I-BERT's i-softmax (A29)",
+    "hawq.i_layer_norm": "I-BERT's i-LayerNorm (A30)",
+}
+
+
+def _nonlinear(packed: tvm.IRModule) -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    for operator, arithmetic in _NONLINEAR.items():
+        for layer, call in _calls(packed, operator):
+            of_sums = "slope" in call.attrs if operator == "hawq.lookup" else False
+            found.setdefault(layer, []).append("table of sums (A27)" if of_sums else arithmetic)
+    return {layer: ", ".join(dict.fromkeys(kinds)) for layer, kinds in found.items()}
 
 
 def _requantizes(packed: tvm.IRModule) -> list[tuple[str, relax.Call]]:

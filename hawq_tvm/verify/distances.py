@@ -1,8 +1,9 @@
 """How far a layer's integers can be from the real formula of its inputs, where that is bounded and not enumerated.
 
-A normalization (A25) is near its real value, not equal to it, and so are a softmax (A17), a fixed-point value (A26) and
-a function of a grid (A27). What reads such integers hands the distance on; a requantize turns it into steps of its
-result, where it ends: what the next layer reads are integers as the model quantizes them.
+A normalization (A25) is near its real value, not equal to it, and so are a softmax (A17), a fixed-point value (A26), a
+function of a grid (A27) and all of I-BERT's arithmetic (A28)-(A30). What reads such integers hands the distance on; a
+requantize turns it into steps of its result, where it ends: what the next layer reads are integers as the model
+quantizes them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm.core import arith, ops, softmax_wide, stages
+from hawq_tvm.core import arith, ibert, ibert_ops, ops, softmax_wide, stages
 from hawq_tvm.core.intervals import Interval, constant
 from hawq_tvm.core.layer_norm import norm_of
 from hawq_tvm.core.operators import Kind, interval_of, kind_of
@@ -36,10 +37,16 @@ def distances(packed: tvm.IRModule) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Near:
-    """A tensor's distance from its real value, in its own units, and its integers' bounds."""
+    """A tensor's distance from its real value, in its own units, which i-GELU has for every channel; and its integers'
+    bounds.
+    """
 
-    distance: float
+    distance: Any
     interval: Interval
+
+    def one(self) -> _Near:
+        """The same with one distance for all channels."""
+        return _Near(float(np.max(self.distance)), self.interval)
 
     @property
     def most(self) -> float:
@@ -86,15 +93,19 @@ class _Walk:
         interval = _NOWHERE.interval if stages.is_float(expr) else _interval(expr, inner)
         return _Near(self._call(expr, args, inner, layer), interval)
 
-    def _call(self, call: relax.Call, args: list[Any], inner: list[Any], layer: str) -> float:
+    def _call(self, call: relax.Call, args: list[Any], inner: list[Any], layer: str) -> Any:
         name = ops.op_name(call)
-        flat = [v for a in args for v in (a if isinstance(a, tuple) else (a,))]
+        flat = [v.one() for a in args for v in (a if isinstance(a, tuple) else (a,))]
         # Integers of 32 bits are on their way to a quantize, and hand their distance on; so do probabilities of 15.
         wide = not stages.is_float(call) and ops.dtype_of(call) in ("int32", "int64")
         if name == "hawq.layer_norm":
             norm = norm_of(call.attrs, ops.shape_of(call.args[0]))
             return (norm.distance + norm.moved(flat[0].distance)) * 2.0**norm.fraction
-        if name in ("hawq.softmax", "hawq.softmax_wide"):
+        if name == "hawq.i_gelu":
+            return _i_gelu(call, flat[0].distance)
+        if name == "hawq.i_layer_norm":
+            return ibert.normalized_distance(ibert_ops.row_length(call))
+        if name in ("hawq.softmax", "hawq.softmax_wide", "hawq.i_softmax"):
             distance = _softmax(call, flat[0].distance)
             return 0.5 + distance if wide or "bound" in call.attrs else self._note(layer, distance)
         if name == "hawq.lookup" and "bound" in call.attrs:
@@ -117,7 +128,7 @@ class _Walk:
         return max((v.distance for v in flat), default=0.0) * passes
 
     def _requantize(self, call: relax.Call, data: tuple[_Near, ...], layer: str, wide: bool) -> float:
-        attrs, near = call.attrs, any(v.distance for v in data)
+        attrs, near = call.attrs, any(np.any(v.distance) for v in data)
         if "bound" in attrs:
             # Onto a grid or a fixed point: what the dyadic numbers lose is in the bound. A table knows its grid's.
             return _rescaled(call, data) + (0.5 + float(attrs["bound"]) if wide else 0.0)
@@ -175,10 +186,19 @@ def _looked_up(call: relax.Call, distance: float) -> float:
     return float(call.attrs["bound"]) + cells * float(call.attrs.get("slope", 0.0))
 
 
+def _i_gelu(call: relax.Call, off: Any) -> Any:
+    """(A28e), and 1.13 of what the operand is off by: GELU is nowhere steeper."""
+    own = np.reshape([float(d) for d in call.attrs["distance"]], ops.shape_of(call.args[1]))
+    return own + off * 1.13 * 2 * ops.const_value(call.args[3]).astype(np.float64)
+
+
 def _softmax(call: relax.Call, off: float) -> float:
-    """(A17e), or (A24e) for scores that are off by so much on their grid."""
+    """(A17e), (A29e), or (A24e) for scores that are off by so much on their grid."""
     multiplier, shift = int(call.attrs["multiplier"]), int(call.attrs["shift"])
     count = ops.shape_of(call.args[0])[int(call.attrs["axis"])]
+    if ops.op_name(call) == "hawq.i_softmax":
+        scale = float(call.attrs["scale"])
+        return ibert.softmax_distance(scale, count, multiplier / 2.0**shift, shift, off * 2.0 ** int(call.attrs["left"]))
     if ops.op_name(call) == "hawq.softmax_wide":
         return softmax_wide.distance(count, multiplier / 2.0**shift, shift, int(call.attrs["fraction"]), max(off, 1.0))
     return multiplier / 2.0**shift * (count + 3) * 2.0**-31 + 2.0**-shift

@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from tvm import relax
 
-from . import reference_float, reference_rows
+from . import reference_float, reference_ibert, reference_rows
 
 Array = NDArray[Any]
 OnLayer = Callable[[str, Any], None]
@@ -418,6 +418,7 @@ _INTEGER: dict[str, Callable[..., Any]] = {
     "hawq.softmax": reference_rows.softmax,
     "hawq.softmax_wide": reference_rows.softmax_wide,
     "hawq.layer_norm": reference_rows.layer_norm,
+    **reference_ibert.OPERATORS,
     "hawq.unpack_int4": _unpack_int4,
     "hawq.pack_int4": _pack_int4,
     "relax.nn.conv2d": _conv2d,

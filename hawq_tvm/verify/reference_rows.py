@@ -19,7 +19,7 @@ def _i64(x: Any) -> Array:
 def softmax(call: relax.Call, x: Array, table: Array) -> Array:
     """(A17)"""
     x = _i64(x)
-    return _normalized(call, _i64(table)[x.max(axis=int(call.attrs["axis"]), keepdims=True) - x])
+    return normalized_exponents(call, _i64(table)[x.max(axis=int(call.attrs["axis"]), keepdims=True) - x])
 
 
 def softmax_wide(call: relax.Call, x: Array, coarse: Array, fine: Array) -> Array:
@@ -27,10 +27,10 @@ def softmax_wide(call: relax.Call, x: Array, coarse: Array, fine: Array) -> Arra
     x, whole, part = _i64(x), 2 ** int(call.attrs["fraction"]), 2 ** (int(call.attrs["fraction"]) // 2)
     below = x.max(axis=int(call.attrs["axis"]), keepdims=True) - x
     product = _i64(coarse)[below % whole // part] * _i64(fine)[below % part]
-    return _normalized(call, (product + 2**29) // 2**30 // 2 ** np.minimum(below // whole, 31))
+    return normalized_exponents(call, (product + 2**29) // 2**30 // 2 ** np.minimum(below // whole, 31))
 
 
-def _normalized(call: relax.Call, e: Array) -> Array:
+def normalized_exponents(call: relax.Call, e: Array) -> Array:
     """(A17) from the sum on, in Python's integers for each row: its length, its leading 31 bits, their reciprocal."""
     attrs = call.attrs
     sums = e.sum(axis=int(attrs["axis"]), keepdims=True)
@@ -39,7 +39,8 @@ def _normalized(call: relax.Call, e: Array) -> Array:
     scaled = e * (2**31 * int(attrs["multiplier"]) // leading)
     divisor = 2 ** (lengths + int(attrs["shift"]))
     quotient, rest = scaled // divisor, scaled % divisor
-    rounded = quotient + ((rest > divisor // 2) | ((rest == divisor // 2) & (quotient % 2 == 1)))
+    up = (rest > divisor // 2) | ((rest == divisor // 2) & (quotient % 2 == 1))
+    rounded = quotient if str(attrs.get("rounding", "")) == "floor" else quotient + up
     return np.minimum(np.maximum(rounded + int(attrs["zero_point"]), int(attrs["qmin"])), int(attrs["qmax"]))
 
 

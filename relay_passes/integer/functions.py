@@ -231,7 +231,8 @@ class Region:
         self.graph, self.root, self.leaf = graph, root, graph.leaves[root]
 
     @cached_property
-    def _order(self) -> list[relax.Var]:
+    def order(self) -> list[relax.Var]:
+        """The results of its operators, each after what it reads."""
         inside, waiting = {self.root}, [self.root]
         while waiting:
             var = waiting.pop()
@@ -247,7 +248,7 @@ class Region:
     @cached_property
     def rational(self) -> bool:
         """Whether it gives fractions for fractions, of not too many digits: every product can double them."""
-        calls = [self.graph.values[v] for v in self._order]
+        calls = [self.graph.values[v] for v in self.order]
         products = sum(_is_product(c) for c in calls)
         return all(ops.op_name(c) in RATIONAL for c in calls) and products <= 6 and len(calls) <= 256
 
@@ -270,7 +271,7 @@ class Region:
         return ends
 
     def _walk(self, x: Any, constant: Callable[[float], Any], apply: Callable[..., Any]) -> Any:
-        last = {a: var for var in self._order for a in ops.variables(self.graph.values[var])}
+        last = {a: var for var in self.order for a in ops.variables(self.graph.values[var])}
         known: dict[relax.Var, Any] = {}
 
         def read(a: relax.Expr) -> Any:
@@ -280,7 +281,7 @@ class Region:
                 return constant(self.graph.constants[a])
             return x if self._is_leaf(a) else known[a]
 
-        for var in self._order:
+        for var in self.order:
             call = self.graph.values[var]
             known[var] = apply(call, ops.op_name(call), [read(a) for a in call.args])
             for a in {a for a in ops.variables(call) if last[a].same_as(var)}:
@@ -323,15 +324,17 @@ class Functions:
     """Every tensor of `main` that is a non-linear function of its leaf.
 
     What is linear or clipped alone needs no table: requantize computes it, and proves it.
+    own: tells the functions that have an arithmetic of their own; what is computed of one of these hangs on it.
     """
 
-    def __init__(self, main: relax.Function) -> None:
+    def __init__(self, main: relax.Function, own: Callable[[Region], bool] = lambda _: False) -> None:
         self.values: dict[relax.Var, relax.Expr] = {b.var: b.value for b in stages.bindings(main)}
         self.places = {var: i for i, var in enumerate(self.values)}
         self.constants: dict[relax.Var, float] = {}
         self.leaves: dict[relax.Var, relax.Var] = {}
         self.same: dict[relax.Var, relax.Var] = {}
         self._bent: set[relax.Var] = set()
+        self._own, self.owned = own, dict[relax.Var, Region]()
         first: dict[Any, relax.Var] = {}
         for var, value in self.values.items():
             constant = self._constant(value)
@@ -371,6 +374,10 @@ class Functions:
         product = _is_product(value) and len([a for a in value.args if a in read]) == len(value.args)
         if ops.op_name(value) in NONLINEAR or by_tensor or product or read & self._bent:
             self._bent.add(var)
+            region = Region(self, var)
+            if self._own(region):
+                self.owned[var], self.leaves[var] = region, var
+                self._bent.discard(var)
 
 
 def _is_product(call: relax.Call) -> bool:

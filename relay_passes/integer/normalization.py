@@ -13,6 +13,7 @@ from tvm import relax
 from hawq_tvm.core import ops
 from hawq_tvm.core.layer_norm import Norm
 
+from . import ibert
 from .elementwise import exact
 from .fixed import FEWEST_BITS, fixed, single
 from .realize import FIXED_BITS
@@ -21,7 +22,12 @@ from .values import INSERT, Array, Constant, Context, Real, Term, Value, is_unif
 
 def layer_norm(ctx: Context, call: relax.Call, v: Sequence[Any]) -> Value:
     """Over the axes named; gamma and beta have their shape."""
-    term = _normalized(ctx, call, _term(ctx, call, v[0]))
+    if ctx.ibert:
+        shape = ops.shape_of(call.args[0])
+        axes = _axes(call, len(shape))
+        term = ibert.normalized(ctx, v[0], axes, int(np.prod([shape[a] for a in axes])))
+    else:
+        term = _normalized(ctx, call, _term(ctx, call, v[0]))
     gamma, beta = (_parameter(ctx, p, "layer_norm") for p in v[1:3])
     return _scaled(term, gamma if call.attrs.scale else None, beta if call.attrs.center else None)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
-from hawq_tvm.core import arith, ops, softmax_wide, thresholds
+from hawq_tvm.core import arith, ibert, ibert_ops, ops, softmax_wide, thresholds
 from hawq_tvm.core.threshold_search import round_exactly
 
 from .put_right import dyadic_call, put_right
@@ -340,6 +340,8 @@ def _leading_ones(array: Array, rank: int) -> bool:
 
 def softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
     """(A17); the table covers every difference the input's range allows, or two tables those of a grid (A24)."""
+    if ctx.ibert:
+        return _i_softmax(ctx, value, out)
     if (out.rounding != "half_even" or out.inside) and not out.fixed:
         raise ctx.fail(
             "softmax",
@@ -360,3 +362,30 @@ def softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
     low, high = ctx.bounds(value.term.data)
     table = arith.softmax_table(value.term.scale.flat[0], int(np.max(high)) - int(np.min(low)) + 1)
     return ctx.emit(ops.softmax(value.term.data, table, **numbers))
+
+
+def _i_softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
+    """(A29), whose scores are integers of any scale."""
+    rounding = "half_even" if out.fixed else out.rounding
+    if rounding not in ("half_even", "floor") or (out.inside and not out.fixed):
+        remedy = "quantize its result with rounding to nearest, ties to even, or down"
+        raise ctx.fail("softmax", "its quantize rounds neither half to even nor down", remedy)
+    inverse, scale = 1 / out.scale.flat[0], value.term.scale.flat[0]
+    if inverse >= 1 << 30:
+        remedy = "quantize it with a larger scale, such as 1/256"
+        raise ctx.fail("softmax", "the scale of its result is 2^-30 or less", remedy)
+    numbers = ibert.Softmax.of(scale)
+    multiplier, shift = ibert.softmax_dyadic(inverse, value.shape[value.axis])
+    call = ibert_ops.i_softmax(
+        value.term.data,
+        numbers,
+        axis=value.axis,
+        scale=float(scale / (1 << numbers.left)),
+        multiplier=multiplier,
+        shift=shift,
+        qtype=out.qtype,
+        zero_point=out.zero,
+        rounding=rounding,
+        fixed=out.fixed,
+    )
+    return ctx.emit(call)

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from tvm import relax
 
-from hawq_tvm.core import arith, ops
+from hawq_tvm.core import arith, ibert, ops
 from hawq_tvm.core.softmax_wide import LOG2_E, fraction_of
 
 from .curves import reach
@@ -40,7 +40,8 @@ def scores(ctx: Context, value: Value, axis: int) -> Softmax:
         # One zero point cancels in differences of scores; several, or the bias of a sum, do not.
         if term is not None and is_uniform(term.scale) and term.scale.flat[0] > 0 and is_uniform(term.zero):
             first, last = (int(f(b)) for f, b in zip((np.min, np.max), ctx.bounds(term.data), strict=True))
-            if last - first < 1 << 16:
+            fine = ctx.ibert and term.scale.flat[0] >= Fraction(1, 1 << ibert.MOST_FRACTION)
+            if last - first < 1 << (ibert.WORD_BITS if fine else 16):
                 return Softmax(tuple(value.shape), term, axis)
     if not isinstance(value, TENSORS) or not ctx.feeding:
         raise ctx.fail(
@@ -50,10 +51,10 @@ def scores(ctx: Context, value: Value, axis: int) -> Softmax:
         )
     low, high = _open(ctx, value, value.shape[axis])
     most = max(abs(low), abs(high))
-    fraction = fraction_of(most)
+    fraction = (ibert.fraction_of if ctx.ibert else fraction_of)(most)
     if fraction is None:
         raise ctx.fail("softmax", f"its scores can be {most:g}, where exponents have no integers", "quantize its input")
-    step = 1 / (LOG2_E * (1 << fraction))
+    step = 1 / ((1 if ctx.ibert else LOG2_E) * Fraction(1 << fraction))
     out = Output(
         np.asarray(step, object), 0, arith.QType(LOWEST, (1 << 30) - 1, "int32"), "half_up", "divide", fixed=True
     )

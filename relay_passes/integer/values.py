@@ -223,6 +223,8 @@ class Context:
         self._emit = ops.Emitter(builder, taken)
         self.intervals: dict[relax.Var, Any] = {}
         self.layer = ""
+        # Whether GELU, softmax and LayerNorm are computed as I-BERT does.
+        self.ibert = False
         # Whether a quantize is still to come behind the current layer, so that what it needs may be approximated.
         self.feeding = False
         # The integers of what several readers ask for at one scale.

@@ -23,19 +23,21 @@ from .loops import inline_all
 def _axes(call: relax.Call) -> list[int]:
     """The axes that a row lies along."""
     rank = len(ops.shape_of(call))
-    given = call.attrs["axes"] if ops.op_name(call) == "hawq.layer_norm" else [call.attrs["axis"]]
-    return sorted(int(a) % rank for a in given)
+    return sorted(int(a) % rank for a in (call.attrs["axes"] if "axes" in call.attrs else [call.attrs["axis"]]))
+
+
+ROWS = ("hawq.softmax", "hawq.softmax_wide", "hawq.layer_norm", "hawq.i_softmax", "hawq.i_layer_norm")
 
 
 class Rows:
-    """hawq.softmax and hawq.layer_norm of several rows, each in one piece."""
+    """Softmax and normalizations of several rows, each in one piece."""
 
     name = "cpu.rows"
 
     def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
         """A softmax or a normalization over the last axes with an element-wise epilogue."""
         call = layer.anchor_call
-        if call is None or ops.op_name(call) not in ("hawq.softmax", "hawq.softmax_wide", "hawq.layer_norm"):
+        if call is None or ops.op_name(call) not in ROWS:
             return "not a softmax or a normalization."
         if isinstance(layer.func.body.ty, relax.TupleType):
             return "several results."

@@ -168,10 +168,8 @@ def _softmax(e: Emission, call: relax.Call) -> te.Tensor:
     """
     attrs = call.attrs
     x, *tables = (e.operand(a) for a in call.args)
-    axis, shape = int(attrs["axis"]) % len(x.shape), x.shape
-    outer = (*shape[:axis], *shape[axis + 1 :])
-    k = te.reduce_axis((0, shape[axis]), "k")
-    maximum = te.compute(outer, lambda *i: te.max(x.at([*i[:axis], k, *i[axis:]]), axis=k), name="maximum")
+    axis = int(attrs["axis"]) % len(x.shape)
+    maximum = row_maximum(x, axis)
 
     def exponent(*i: Any) -> tirx.Expr:
         difference = maximum(*i[:axis], *i[axis + 1 :]).astype("int32") - x.at(i).astype("int32")
@@ -181,13 +179,29 @@ def _softmax(e: Emission, call: relax.Call) -> te.Tensor:
             return tables[0].at([tirx.Min(difference, immediate(last, "int32"))])
         return _power(difference, tables, int(attrs["fraction"]))
 
-    exponents = te.compute(shape, exponent, name="exponents")
+    return normalized(call, te.compute(x.shape, exponent, name="exponents"))
+
+
+def row_maximum(x: Operand, axis: int) -> te.Tensor:
+    """The greatest element of every row along `axis`."""
+    k = te.reduce_axis((0, x.shape[axis]), "k")
+    outer = (*x.shape[:axis], *x.shape[axis + 1 :])
+    return te.compute(outer, lambda *i: te.max(x.at([*i[:axis], k, *i[axis:]]), axis=k), name="maximum")
+
+
+def normalized(call: relax.Call, exponents: te.Tensor, bits_of_one: int = arith.SOFTMAX_BITS) -> te.Tensor:
+    """(A17) from the sum on; bits_of_one: no exponent is greater than this power of two, and the greatest of a row is
+    at least 2^30.
+    """
+    attrs, shape = call.attrs, [int(d) for d in exponents.shape]
+    axis = int(attrs["axis"]) % len(shape)
+    outer = (*shape[:axis], *shape[axis + 1 :])
     k = te.reduce_axis((0, shape[axis]), "k")
     total = te.compute(
         outer, lambda *i: te.sum(exponents(*i[:axis], k, *i[axis:]).astype("int64"), axis=k), name="total"
     )
     # The sum lies in [2^30, count 2^30], so that it has 31 bits and one more for each of these powers that it reaches.
-    least, most = arith.SOFTMAX_BITS + 1, (shape[axis] << arith.SOFTMAX_BITS).bit_length()
+    least, most = arith.SOFTMAX_BITS + 1, (shape[axis] << bits_of_one).bit_length()
     start = immediate(int(attrs["shift"]) + least, "int64")
 
     def bits(*i: Any) -> tirx.Expr:
@@ -199,12 +213,14 @@ def _softmax(e: Emission, call: relax.Call) -> te.Tensor:
         outer, lambda *i: tirx.truncdiv(dividend, total(*i) >> (shift(*i) - start)), name=f"{ONCE_A_ROW}reciprocal"
     )
     zero_point, one = immediate(int(attrs["zero_point"]), "int64"), immediate(1, "int64")
+    floor = str(attrs.get("rounding", "")) == "floor"
 
     def element(*i: Any) -> tirx.Expr:
         row = (*i[:axis], *i[axis + 1 :])
         product, by = exponents(*i).astype("int64") * reciprocal(*row), shift(*row)
-        rounded = (product + ((one << (by - one)) - one) + ((product >> by) & one)) >> by
-        return clamp(rounded + zero_point, int(attrs["qmin"]), int(attrs["qmax"]), "int64").astype(
+        if not floor:
+            product = product + ((one << (by - one)) - one) + ((product >> by) & one)
+        return clamp((product >> by) + zero_point, int(attrs["qmin"]), int(attrs["qmax"]), "int64").astype(
             str(attrs["out_dtype"])
         )
 
