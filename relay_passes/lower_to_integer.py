@@ -96,7 +96,7 @@ class _Lowering:
         self.allow_float = bool((self.main.attrs or {}).get("hawq.allow_float_tail", 0))
         self.feeds_quantize = self._feeding_quantize()
         self.ctx.ibert = str((self.main.attrs or {}).get("hawq.nonlinear", "")) == NAME
-        self.functions = Functions(self.main, ibert.is_gelu) if self.ctx.ibert else Functions(self.main)
+        self.functions = Functions(self.main, ibert.Owned(self.main)) if self.ctx.ibert else Functions(self.main)
         self.nodes = stages.model_nodes(self.main)
 
     def _feeding_quantize(self) -> set[relax.Var]:
@@ -262,8 +262,8 @@ class _Lowering:
     def _curve(self, var: relax.Var) -> Any:
         """A tensor as a non-linear function of another that a quantize still follows; None where it is none."""
         owned = self.functions.owned.get(var)
-        if owned is not None and isinstance(self.env[owned.leaf], TENSORS):
-            return ibert.gelu(self.ctx, self.env[owned.leaf], owned.evaluate)
+        if owned is not None:
+            return ibert.polynomial(self.ctx, owned, self._value)
         region = self.functions.of(var) if self.ctx.feeding else None
         return None if region is None else self._function_of(self.env[region.leaf], Function((region,)))
 

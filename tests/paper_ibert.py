@@ -19,13 +19,17 @@ def i_poly(q: int, scale: Fraction, a: Fraction, b: Fraction, c: Fraction) -> tu
     return (q + floor(b / scale)) ** 2 + floor(c / (a * scale**2)), a * scale**2
 
 
+def i_erf(q: int, scale: Fraction, dropped: int = 0) -> tuple[int, Fraction]:
+    """Algorithm 2's erf."""
+    a, b, c = Fraction("-0.2888"), Fraction("-1.769"), Fraction(1)
+    sign = (q > 0) - (q < 0)
+    value, unit = i_poly(min(abs(q), -floor(b / scale)), scale, a, b, c)
+    return sign * value // 2**dropped, unit * 2**dropped
+
+
 def i_gelu(q: int, scale: Fraction, dropped: int = 0) -> tuple[int, Fraction]:
     """Algorithm 2."""
-    a, b, c = Fraction("-0.2888"), Fraction("-1.769"), Fraction(1)
-    inner = scale / ROOT2
-    sign = (q > 0) - (q < 0)
-    value, unit = i_poly(min(abs(q), -floor(b / inner)), inner, a, b, c)
-    erf, unit = sign * value // 2**dropped, unit * 2**dropped
+    erf, unit = i_erf(q, scale / ROOT2, dropped)
     return q * (erf + floor(1 / unit)), scale * unit / 2
 
 

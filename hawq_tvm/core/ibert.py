@@ -24,8 +24,8 @@ LN2 = Fraction("0.693147180559945309417232121458176568075500134360255254120680")
 # a (x + b)^2 + 1 for erf in 0 .. -b; a (x + b)^2 + c for exp in -ln 2 .. 0.
 ERF = (Fraction("-0.2888"), Fraction("-1.769"))
 EXP = (Fraction("0.3585"), Fraction("1.353"), Fraction("0.344"))
-# The most of |x / 2 (polynomial - erf)|, for GELU's tanh form too, and of |polynomial / exp - 1|.
-GELU_ERROR, EXP_ERROR = 0.01816, 0.0031
+# The most of |polynomial - erf|, of |x / 2 (polynomial - erf)|, for GELU's tanh form too, of |polynomial / exp - 1|.
+ERF_ERROR, GELU_ERROR, EXP_ERROR = 0.09625, 0.01816, 0.0031
 # A product of i-GELU keeps below this, so that a requantize of it has 20 bits of multiplier.
 PRODUCT_BITS, WORD_BITS = 42, 31
 # Bits after the point of scores: a coarser scale is made finer, one that is finer still goes onto the first grid.
@@ -34,11 +34,11 @@ NORMALIZED_BITS = 30
 
 
 @dataclass(frozen=True)
-class Gelu:
-    """What (A28) is computed with, of every channel where scales differ.
+class Polynomial:
+    """What i-erf or i-GELU (A28) is computed with, of every channel where scales differ.
 
-    corner: B, where |q| is clipped.  constant: C.  one: I.  shift: t.  scale: of the result.
-    distance: how far a result can be from GELU, in its own units (A28e).
+    corner: B, where |q| is clipped.  constant: C.  one: I, which i-erf does without.  shift: t.
+    scale: of the result.  distance: how far a result can be from erf or GELU, in its own units (A28e).
     """
 
     corner: tuple[int, ...]
@@ -49,15 +49,28 @@ class Gelu:
     distance: tuple[float, ...]
 
     @staticmethod
-    def of(scales: Sequence[Fraction], most: Sequence[int]) -> Gelu:
-        """The numbers for integers of these scales, of magnitudes up to `most`.
+    def erf(scales: Sequence[Fraction], most: Sequence[int]) -> Polynomial:
+        """The numbers of i-erf for integers of these scales.
 
         Raises OverflowError where a clipped square takes more than 62 bits.
         """
         a, b = ERF
-        corner = tuple(-floor(b * ROOT2 / s) for s in scales)
-        if max(corner).bit_length() > WORD_BITS:
-            raise OverflowError("a scale below 2^-29")
+        corner, squares = _corners([b / s for s in scales]), [-a * s * s for s in scales]
+        constant = tuple(-floor(-1 / v) for v in squares)
+        shift = max(0, max(constant).bit_length() - PRODUCT_BITS)
+        scale = tuple(v * (1 << shift) for v in squares)
+        off = [ERF_ERROR + float(2 * v * c + v + u) for v, c, u in zip(squares, corner, scale, strict=True)]
+        distance = tuple(d / float(u) for d, u in zip(off, scale, strict=True))
+        return Polynomial(corner, constant, (), shift, scale, distance)
+
+    @staticmethod
+    def gelu(scales: Sequence[Fraction], most: Sequence[int]) -> Polynomial:
+        """The numbers of i-GELU for integers of these scales, of magnitudes up to `most`.
+
+        Raises OverflowError where a clipped square takes more than 62 bits.
+        """
+        a, b = ERF
+        corner = _corners([b * ROOT2 / s for s in scales])
         squares = [-a * s * s / 2 for s in scales]
         constant = tuple(-floor(-1 / v) for v in squares)
         widest = max(m * (2 * c + 4) for m, c in zip(most, constant, strict=True))
@@ -71,21 +84,33 @@ class Gelu:
             for s, v, c, m, u in zip(scales, squares, corner, most, units, strict=True)
         ]
         distance = tuple(d / float(s) for d, s in zip(off, scale, strict=True))
-        return Gelu(corner, constant, one, shift, scale, distance)
+        return Polynomial(corner, constant, one, shift, scale, distance)
 
 
-def gelu(x: Int, corner: Any, constant: Any, one: Any, shift: int) -> Int:
-    """(A28): the result's integers for those of a tensor; corner, constant and one broadcast."""
+def _corners(ratios: Sequence[Fraction]) -> tuple[int, ...]:
+    corner = tuple(-floor(r) for r in ratios)
+    if max(corner).bit_length() > WORD_BITS:
+        raise OverflowError("a scale below 2^-30")
+    return corner
+
+
+def erf(x: Int, corner: Any, constant: Any, shift: int) -> Int:
+    """(A28): i-erf of integers; corner and constant broadcast."""
     q = np.asarray(x, np.int64)
     rest = np.minimum(np.abs(q), corner) - corner
     square = rest * rest - constant
-    erf = np.where(q < 0, -square, square) >> shift
-    result: Int = -q * (erf - one)
+    result: Int = -((np.sign(q) * square) >> shift)
+    return result
+
+
+def gelu(x: Int, corner: Any, constant: Any, one: Any, shift: int) -> Int:
+    """(A28): i-GELU of integers; corner, constant and one broadcast."""
+    result: Int = np.asarray(x, np.int64) * (erf(x, corner, constant, shift) + one)
     return result
 
 
 def gelu_bounds(low: int, high: int, corner: int, constant: int, one: int, shift: int) -> tuple[int, int]:
-    """Bounds of (A28) for integers in low .. high: beyond the corner it is within 2 units of |q|, and before it the
+    """Bounds of i-GELU for integers in low .. high: beyond the corner it is within 2 units of |q|, and before it the
     cubic u (B - u)^2 is 4 / 27 B^3 at most.
     """
     beside = max(-low, high, 0) * 3

@@ -15,7 +15,8 @@ from . import arith, ibert, ops
 from .intervals import Interval
 
 WORD = (1 << 31) - 1
-NAMES = ("hawq.i_gelu", "hawq.i_softmax", "hawq.i_layer_norm")
+POLYNOMIALS = ("hawq.i_erf", "hawq.i_gelu")
+NAMES = (*POLYNOMIALS, "hawq.i_softmax", "hawq.i_layer_norm")
 
 
 def infer(call: relax.Call, _: Any) -> relax.TensorType:
@@ -31,20 +32,21 @@ def _call(name: str, args: list[relax.Expr], **attrs: Any) -> relax.Call:
     return relax.Call(tvm.ir.Op.get(name), args, attrs=tvm.ir.make_node("ir.DictAttrs", **attrs))
 
 
-def i_gelu(x: relax.Expr, numbers: ibert.Gelu, shape: Sequence[int], bounds: tuple[Any, Any]) -> relax.Call:
-    """(A28) of integers; shape: that of its constants, which broadcast; bounds: of the integers.
+def i_gelu(x: relax.Expr, numbers: ibert.Polynomial, shape: Sequence[int], bounds: tuple[Any, Any]) -> relax.Call:
+    """(A28) of integers: i-GELU, or i-erf where the numbers are its; shape: that of its constants, which broadcast;
+    bounds: of the integers.
 
     The result is int32 where all of the arithmetic keeps to it, else int64.
     """
-    constants = [np.array(v, np.int64).reshape(shape) for v in (numbers.corner, numbers.constant, numbers.one)]
-    low, high = _gelu_bounds(bounds, constants, numbers.shift)
+    arrays = [np.array(v, np.int64).reshape(shape) for v in (numbers.corner, numbers.constant, numbers.one) if v]
+    low, high = _polynomial_bounds(bounds, arrays, numbers.shift)
     least, most = (int(f(b)) for f, b in zip((np.min, np.max), bounds, strict=True))
     reach = max(-least, most, -int(np.min(low)), int(np.max(high)))
     small = max(max(numbers.corner) ** 2, 2 * max(numbers.constant), reach) <= WORD
     dtype = "int32" if small else "int64"
     return _call(
-        "hawq.i_gelu",
-        [x, *(ops.const(c, dtype) for c in constants)],
+        "hawq.i_gelu" if numbers.one else "hawq.i_erf",
+        [x, *(ops.const(c, dtype) for c in arrays)],
         shift=numbers.shift,
         out_dtype=dtype,
         distance=[float(d) for d in numbers.distance],
@@ -107,17 +109,20 @@ def row_length(call: relax.Call) -> int:
 _gelu_ends = np.frompyfunc(ibert.gelu_bounds, 6, 2)
 
 
-def _gelu_bounds(bounds: tuple[Any, Any], constants: Sequence[Any], shift: int) -> tuple[Any, Any]:
+def _polynomial_bounds(bounds: tuple[Any, Any], constants: Sequence[Any], shift: int) -> tuple[Any, Any]:
     """Bounds of (A28) for each channel, in Python's integers."""
+    if len(constants) == 2:
+        most = np.asarray((constants[1] >> shift) + 1, object)
+        return -most, most
     numbers = (np.asarray(v).astype(object) for v in (*bounds, *constants))
     low, high = _gelu_ends(*numbers, shift)
     return np.asarray(low, object), np.asarray(high, object)
 
 
-def gelu_interval(call: relax.Call, x: Interval, *_: Any) -> Interval:
-    """Bounds of i-GELU (A28)."""
-    constants = [ops.const_value(a) for a in call.args[1:]]
-    low, high = _gelu_bounds((x.low, x.high), constants, int(call.attrs["shift"]))
+def polynomial_interval(call: relax.Call, x: Interval, *_: Any) -> Interval:
+    """Bounds of i-GELU or i-erf (A28)."""
+    constants = [ops.const_value(a).astype(np.int64) for a in call.args[1:]]
+    low, high = _polynomial_bounds((x.low, x.high), constants, int(call.attrs["shift"]))
     return Interval(low.astype(np.int64), high.astype(np.int64))
 
 
@@ -131,12 +136,12 @@ def worst(call: relax.Call, x: Interval) -> tuple[str, str, int, int]:
     below.
     """
     name, (low, high) = ops.op_name(call), x.scalar
-    if name == "hawq.i_gelu":
-        corner, constant, one = (ops.const_value(a).astype(object) for a in call.args[1:])
-        inside = int(np.max(np.maximum(corner * corner, constant + one)))
-        least, most = gelu_interval(call, x).scalar
+    if name in POLYNOMIALS:
+        corner, constant = (ops.const_value(a).astype(object) for a in call.args[1:3])
+        inside = int(np.max(np.maximum(corner * corner, 2 * constant)))
+        least, most = polynomial_interval(call, x).scalar
         dtype = str(call.attrs["out_dtype"])
-        return "i_gelu", dtype, max(inside, -least, most, -low, high), arith.RANGES[dtype][1] + 1
+        return name.removeprefix("hawq."), dtype, max(inside, -least, most, -low, high), arith.RANGES[dtype][1] + 1
     if name == "hawq.i_softmax":
         numbers, count = softmax_numbers(call), ops.shape_of(call.args[0])[int(call.attrs["axis"])]
         half = 1 << int(call.attrs["shift"]) + (count << ibert.WORD_BITS).bit_length() - 1

@@ -154,6 +154,7 @@ _NONLINEAR = {
     "hawq.softmax_wide": "softmax (A24)",
     "hawq.layer_norm": "normalization (A25)",
     "hawq.lookup": "table (A16)",
+    "hawq.i_erf": "I-BERT's i-erf (A28)",
     "hawq.i_gelu": "I-BERT's i-GELU (A28)",
     "hawq.i_softmax": "I-BERT's i-softmax (A29)",
     "hawq.i_layer_norm": "I-BERT's i-LayerNorm (A30)",

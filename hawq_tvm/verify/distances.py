@@ -101,8 +101,8 @@ class _Walk:
         if name == "hawq.layer_norm":
             norm = norm_of(call.attrs, ops.shape_of(call.args[0]))
             return (norm.distance + norm.moved(flat[0].distance)) * 2.0**norm.fraction
-        if name == "hawq.i_gelu":
-            return _i_gelu(call, flat[0].distance)
+        if name in ibert_ops.POLYNOMIALS:
+            return _polynomial(call, flat[0].distance)
         if name == "hawq.i_layer_norm":
             return ibert.normalized_distance(ibert_ops.row_length(call))
         if name in ("hawq.softmax", "hawq.softmax_wide", "hawq.i_softmax"):
@@ -186,10 +186,13 @@ def _looked_up(call: relax.Call, distance: float) -> float:
     return float(call.attrs["bound"]) + cells * float(call.attrs.get("slope", 0.0))
 
 
-def _i_gelu(call: relax.Call, off: Any) -> Any:
-    """(A28e), and 1.13 of what the operand is off by: GELU is nowhere steeper."""
-    own = np.reshape([float(d) for d in call.attrs["distance"]], ops.shape_of(call.args[1]))
-    return own + off * 1.13 * 2 * ops.const_value(call.args[3]).astype(np.float64)
+def _polynomial(call: relax.Call, off: float) -> Any:
+    """(A28e), and 1.13 of what the operand is off by: neither erf nor GELU is anywhere steeper, in real numbers."""
+    corner, constant = (ops.const_value(a).astype(np.float64) for a in call.args[1:3])
+    own = np.reshape([float(d) for d in call.attrs["distance"]], corner.shape)
+    # The scale of the operand over that of the result: 2 C' for GELU, and C' S for erf, where S B is about 1.769.
+    steep = 2 * constant if len(call.args) == 4 else constant * 1.77 / corner
+    return own + off * 1.13 * (steep + 1) / 2.0 ** int(call.attrs["shift"])
 
 
 def _softmax(call: relax.Call, off: float) -> float:

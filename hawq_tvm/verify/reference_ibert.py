@@ -21,12 +21,16 @@ def _exact(x: Array) -> Array:
     return np.asarray(x).astype(np.int64).astype(object)
 
 
+def _i_erf(call: relax.Call, x: Array, corner: Array, constant: Array) -> Array:
+    """(A28), Algorithm 2: the polynomial of the clipped magnitude, of the sign of q; the other sign of the paper's."""
+    q, b, c = (_exact(a) for a in np.broadcast_arrays(x, corner, constant))
+    sign = (q > 0).astype(object) - (q < 0).astype(object)
+    return np.asarray(-(sign * ((np.minimum(abs(q), b) - b) ** 2 - c) // 2 ** int(call.attrs["shift"])), object)
+
+
 def _i_gelu(call: relax.Call, x: Array, corner: Array, constant: Array, one: Array) -> Array:
-    """(A28), Algorithm 2: i-erf of the clipped magnitude, of the sign of q; then q (erf + 1), of the other sign."""
-    q, b, c, first = (_exact(a) for a in np.broadcast_arrays(x, corner, constant, one))
-    sign = np.where(q < 0, -1, 1)
-    erf = sign * ((np.minimum(sign * q, b) - b) ** 2 - c) // 2 ** int(call.attrs["shift"])
-    return np.asarray(-(q * (erf - first)), object)
+    """(A28), Algorithm 2: q (erf + 1)."""
+    return np.asarray(_exact(x) * (_i_erf(call, x, corner, constant) + _exact(one)), object)
 
 
 def _i_softmax(call: relax.Call, x: Array) -> Array:
@@ -55,6 +59,7 @@ def _i_layer_norm(call: relax.Call, x: Array) -> Array:
 
 
 OPERATORS: dict[str, Callable[..., Any]] = {
+    "hawq.i_erf": _i_erf,
     "hawq.i_gelu": _i_gelu,
     "hawq.i_softmax": _i_softmax,
     "hawq.i_layer_norm": _i_layer_norm,

@@ -7,17 +7,17 @@ from typing import Any
 
 from tvm import relax, te, tirx
 
-from hawq_tvm.core import ibert, ibert_ops
+from hawq_tvm.core import ibert, ibert_ops, ops
 from schedules.cpu.loops import ONCE_A_ROW
 
 from .emit import Emission, emitter, immediate
 from .emit_reduce import normalized, row_maximum
 
 
-@emitter("hawq.i_gelu")
-def _i_gelu(e: Emission, call: relax.Call) -> te.Tensor:
+@emitter("hawq.i_erf", "hawq.i_gelu")
+def _polynomial(e: Emission, call: relax.Call) -> te.Tensor:
     """(A28)"""
-    x, corner, constant, one = (e.operand(a) for a in call.args)
+    x, corner, constant, *one = (e.operand(a) for a in call.args)
     dtype = str(call.attrs["out_dtype"])
     zero, shift = immediate(0, dtype), immediate(int(call.attrs["shift"]), dtype)
 
@@ -25,10 +25,13 @@ def _i_gelu(e: Emission, call: relax.Call) -> te.Tensor:
         q = x.at(i).astype(dtype)
         rest = tirx.Min(tirx.Max(q, zero - q), corner.at(i)) - corner.at(i)
         square = rest * rest - constant.at(i)
-        erf = tirx.Select(q < zero, zero - square, square) >> shift
-        return q * (one.at(i) - erf)
+        if one:
+            # An integer 0 makes the product 0, whatever its sign is.
+            return q * (one[0].at(i) - (tirx.Select(q < zero, zero - square, square) >> shift))
+        signed = tirx.Select(q < zero, zero - square, tirx.Select(q > zero, square, zero))
+        return zero - (signed >> shift)
 
-    return te.compute(x.shape, element, name="i_gelu")
+    return te.compute(x.shape, element, name=ops.op_name(call)[5:])
 
 
 @emitter("hawq.i_softmax")
