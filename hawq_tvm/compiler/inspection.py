@@ -114,8 +114,8 @@ def inspect(
 ) -> InspectReport:
     """Look at a model: it goes through the compiler as far as `compile` could refuse it, to kernels that are not built.
 
-    model, shapes, allow_float_tail, target, trust, nonlinear: as `compile` takes them.  Raises ModelError when the file itself
-    cannot be read, UsageError for shapes that do not fit it.
+    model, shapes, allow_float_tail, target, trust, nonlinear: as `compile` takes them.  Raises ModelError when the
+    file itself cannot be read, UsageError for shapes that do not fit it.
     """
     from hawq_tvm.frontend.formats import frontend_of
     from hawq_tvm.targets import target as targets

@@ -255,7 +255,7 @@ def import_annotated(
 
     shapes: fixes symbolic dimensions by input name.  allow_float_tail: keep float operators before the first
     quantize or after the last dequantize, outside the integer region, instead of refusing them.
-    nonlinear: the arithmetic of GELU, softmax and LayerNorm, one of NONLINEAR; None: what the model asks for, or "real".
+    nonlinear: the arithmetic of GELU, softmax and LayerNorm, one of NONLINEAR; None: the model's, or "real".
     Raises UsageError for another arithmetic.
     """
     from hawq_tvm.frontend.formats import frontend_of
@@ -275,8 +275,12 @@ def import_by(
 ) -> tvm.IRModule:
     """What `import_annotated` gives, by a frontend that is known already."""
     if nonlinear not in (None, *NONLINEAR):
-        expected = " or ".join(NONLINEAR)
-        raise UsageError("no such arithmetic of GELU, softmax and LayerNorm", "--nonlinear", expected, str(nonlinear))
+        raise UsageError(
+            "no such arithmetic of GELU, softmax and LayerNorm",
+            where="--nonlinear",
+            expected=" or ".join(NONLINEAR),
+            found=str(nonlinear),
+        )
     try:
         run = frontend.run_before_cut if allow_float_tail and frontend.run_before_cut else frontend.run
         module = run(source, shapes)

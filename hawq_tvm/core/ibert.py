@@ -103,12 +103,6 @@ def erf(x: Int, corner: Any, constant: Any, shift: int) -> Int:
     return result
 
 
-def gelu(x: Int, corner: Any, constant: Any, one: Any, shift: int) -> Int:
-    """(A28): i-GELU of integers; corner, constant and one broadcast."""
-    result: Int = np.asarray(x, np.int64) * (erf(x, corner, constant, shift) + one)
-    return result
-
-
 def gelu_bounds(low: int, high: int, corner: int, constant: int, one: int, shift: int) -> tuple[int, int]:
     """Bounds of i-GELU for integers in low .. high: beyond the corner it is within 2 units of |q|, and before it the
     cubic u (B - u)^2 is 4 / 27 B^3 at most.

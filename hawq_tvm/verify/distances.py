@@ -200,8 +200,8 @@ def _softmax(call: relax.Call, off: float) -> float:
     multiplier, shift = int(call.attrs["multiplier"]), int(call.attrs["shift"])
     count = ops.shape_of(call.args[0])[int(call.attrs["axis"])]
     if ops.op_name(call) == "hawq.i_softmax":
-        scale = float(call.attrs["scale"])
-        return ibert.softmax_distance(scale, count, multiplier / 2.0**shift, shift, off * 2.0 ** int(call.attrs["left"]))
+        scale, finer = float(call.attrs["scale"]), off * 2.0 ** int(call.attrs["left"])
+        return ibert.softmax_distance(scale, count, multiplier / 2.0**shift, shift, finer)
     if ops.op_name(call) == "hawq.softmax_wide":
         return softmax_wide.distance(count, multiplier / 2.0**shift, shift, int(call.attrs["fraction"]), max(off, 1.0))
     return multiplier / 2.0**shift * (count + 3) * 2.0**-31 + 2.0**-shift

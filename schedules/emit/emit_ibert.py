@@ -112,9 +112,5 @@ def _i_layer_norm(e: Emission, call: relax.Call) -> te.Tensor:
 
     squares = summed("squares", lambda i: centred(i) * centred(i))
     dividend = immediate(1 << 31, "int64")
-    factor = te.compute(
-        outer, lambda *i: tirx.truncdiv(dividend, _root(squares(*i))), name=f"{ONCE_A_ROW}factor"
-    )
-    return te.compute(
-        shape, lambda *i: ((centred(i) * factor(*row(i))) >> one).astype("int32"), name="i_layer_norm"
-    )
+    factor = te.compute(outer, lambda *i: tirx.truncdiv(dividend, _root(squares(*i))), name=f"{ONCE_A_ROW}factor")
+    return te.compute(shape, lambda *i: ((centred(i) * factor(*row(i))) >> one).astype("int32"), name="i_layer_norm")
