@@ -14,6 +14,7 @@ from schedules.cpu.cpu_rows import Rows
 from schedules.cpu.cpu_window import Window
 from schedules.cpu.generic import Generic
 from schedules.cpu.x86_amx import Amx
+from schedules.cpu.x86_attention import X86Attention
 from schedules.cpu.x86_vnni import Vnni
 from schedules.cpu.x86_vnni_depthwise import VnniDepthwise
 from schedules.gpu.cuda_depthwise import CudaDepthwise
@@ -26,7 +27,7 @@ from .rule import Rule
 
 # Tried in order; a faster kernel for some CPU goes before the portable ones.
 _PORTABLE: tuple[Rule, ...] = (Contract(), Window(), Rows(), Elementwise(), Generic())
-CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), *_PORTABLE)
+CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), X86Attention(), *_PORTABLE)
 ARM_RULES: tuple[Rule, ...] = (Depthwise(), Neon("i8mm"), Neon("dotprod"), Neon("neon"), *_PORTABLE)
 CUDA_RULES: tuple[Rule, ...] = (CudaDepthwise(), Mma(), CudaWindow(), CudaElementwise(), CudaGeneric())
 

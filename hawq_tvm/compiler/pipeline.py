@@ -19,6 +19,7 @@ from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.core.files import write_text
 from hawq_tvm.core.stages import Stage
 from hawq_tvm.targets.gpu import is_cuda
+from hawq_tvm.targets.target import architecture
 from relay_passes.choose_layout import choose_layout
 from relay_passes.declare_ranges import declare_ranges
 from relay_passes.drop_ties import drop_ties
@@ -26,6 +27,7 @@ from relay_passes.fold_batch_norm import fold_batch_norm
 from relay_passes.fold_constants import fold_constants
 from relay_passes.fold_input_clip import fold_input_clip
 from relay_passes.fuse_epilogues import fuse_epilogues
+from relay_passes.join_attention import join_attention
 from relay_passes.join_tables import join_tables
 from relay_passes.lower_to_integer import lower_to_integer
 from relay_passes.match_normalization import match_normalization
@@ -62,6 +64,8 @@ PIPELINE: tuple[tuple[Pass, Stage], ...] = (
 NONLINEAR = ("real", ibert.NAME)
 # What only a GPU's kernels gain by: they multiply nibbles, or open them in registers.
 GPU_PIPELINE: tuple[tuple[Pass, Stage], ...] = ((pack_activations, Stage.PACKED),)
+# What only the rules for x86 have one kernel for.
+X86_PIPELINE: tuple[tuple[Pass, Stage], ...] = ((join_attention, Stage.PACKED),)
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,15 @@ class _Run:
         return result
 
 
+def ends(target: tvm.target.Target | None) -> tuple[tuple[Pass, Stage], ...]:
+    """The passes behind PIPELINE that only the kernels of a target's kind gain by."""
+    if target is None:
+        return ()
+    if is_cuda(target):
+        return GPU_PIPELINE
+    return X86_PIPELINE if architecture(target) == "x86_64" else ()
+
+
 def until(
     module: tvm.IRModule,
     stop: Pass | None,
@@ -130,15 +143,15 @@ def until(
     target: tvm.target.Target | None = None,
     start: Pass | None = None,
 ) -> tvm.IRModule:
-    """A module taken through the passes of PIPELINE, and of GPU_PIPELINE for a GPU, that come before the pass `stop`
-    (None: all).
+    """A module taken through the passes of PIPELINE, and of what ends it for the target, that come before the pass
+    `stop` (None: all).
 
     start: the pass to begin with, for a module that has been through those before it; an ANNOTATED one begins with
     the first.
     Raises ModelError naming the first layer that cannot be integer; it knows all of them.
     """
     run = _Run(progress)
-    passes = PIPELINE + (GPU_PIPELINE if target is not None and is_cuda(target) else ())
+    passes = PIPELINE + ends(target)
     functions = [function for function, _ in passes]
     first, last = functions.index(start) if start else 0, functions.index(stop) if stop else None
     if start is None:

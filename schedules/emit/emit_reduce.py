@@ -217,7 +217,9 @@ def normalized(call: relax.Call, exponents: te.Tensor, bits_of_one: int = arith.
 
     def element(*i: Any) -> tirx.Expr:
         row = (*i[:axis], *i[axis + 1 :])
-        product, by = exponents(*i).astype("int64") * reciprocal(*row), shift(*row)
+        # Neither has more than 32 bits, which LLVM is told: else it makes a product of 64 from three.
+        factors = [x.astype("int64") & immediate(0xFFFFFFFF, "int64") for x in (exponents(*i), reciprocal(*row))]
+        product, by = factors[0] * factors[1], shift(*row)
         if not floor:
             product = product + ((one << (by - one)) - one) + ((product >> by) & one)
         return clamp((product >> by) + zero_point, int(attrs["qmin"]), int(attrs["qmax"]), "int64").astype(

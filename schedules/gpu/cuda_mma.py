@@ -29,6 +29,7 @@ from schedules.cpu.contraction import not_a_contraction
 from schedules.emit.emit import Array, Emission, Operand, immediate
 from schedules.emit.emit_movement import pair
 from schedules.emit.in_tiles import epilogue
+from schedules.emit.stored import stored
 from schedules.layer import Layer
 from schedules.rule import Kernel
 from schedules.spelling.mma_intrinsics import Form, part_index, parts
@@ -126,12 +127,10 @@ class Mma:
         def element(*d: Any) -> tirx.Expr:
             return pair(result(*d[:-1], 2 * d[-1]), result(*d[:-1], 2 * d[-1] + 1)) if digits.packed else result(*d)
 
-        stored = te.compute(digits.stored, element, name="tile")
+        whole = te.compute(digits.stored, element, name="tile")
         arguments = [(w, weights), *emission.arguments]
-        func = te.create_prim_func([*inputs.values(), *(t for t, _ in arguments), stored])
-        sch = s_tir.Schedule(
-            _store(func, digits, ops.shape_of(layer.func.body.body), ops.dtype_of(layer.func.body.body))
-        )
+        func = te.create_prim_func([*inputs.values(), *(t for t, _ in arguments), whole])
+        sch = s_tir.Schedule(stored(func, ops.shape_of(layer.func.body.body), digits.place, digits.exists))
         Scheduling(sch, digits, source.is_copied, self.threads).run()
         return Kernel(sch.mod["main"], tuple(a for _, a in arguments), tile)
 
@@ -317,33 +316,3 @@ def _residual(layer: Layer, v: relax.Var, inputs: dict[relax.Var, te.Tensor], di
         return x(*(0 if n == 1 else i for n, i in zip(shape, index[len(index) - len(shape) :], strict=True)))
 
     return te.compute(digits.shape, element, name="residual" if v in inputs and shape[-1] > 1 else "opened")
-
-
-def _store(func: tirx.PrimFunc, digits: Digits, shape: tuple[int, ...], dtype: str) -> tirx.PrimFunc:
-    """A function whose last parameter is a tensor of digits, with that tensor inside and, as last parameter, the
-    output that one more block, "store", copies it to.
-
-    TE has no computation that chooses where it writes.
-    """
-    *params, tile = func.params
-    root = func.body.block
-    out = tirx.decl_buffer(shape, dtype, "out")
-    loops = [tirx.Var(f"d{i}", "int32") for i in range(len(digits.stored))]
-    axes = [
-        tirx.IterVar(tvm.ir.Range(0, n), tirx.Var(f"v{i}", "int32"), tirx.IterVar.DataPar)
-        for i, n in enumerate(digits.stored)
-    ]
-    d = [a.var for a in axes]
-    index = digits.place(d)
-    body = tirx.BufferStore(out, tirx.BufferLoad(tile, d), index)
-    if digits.exists(d):
-        body = tirx.IfThenElse(tirx.all(*digits.exists(d)), body, None)
-    reads, writes = (
-        tirx.BufferRegion(b, [tvm.ir.Range.from_min_extent(i, 1) for i in at]) for b, at in ((tile, d), (out, index))
-    )
-    stmt = s_tir.SBlockRealize(loops, True, s_tir.SBlock(axes, [reads], [writes], "store", body))
-    for var, extent in zip(reversed(loops), reversed(digits.stored), strict=True):
-        stmt = tirx.For(var, 0, extent, tirx.ForKind.SERIAL, stmt)
-    blocks = list(root.body.seq) if isinstance(root.body, tirx.SeqStmt) else [root.body]
-    whole = s_tir.SBlock([], [], [], "root", tirx.SeqStmt([*blocks, stmt]), alloc_buffers=[*root.alloc_buffers, tile])
-    return tirx.PrimFunc([*params, out], s_tir.SBlockRealize([], True, whole), attrs=func.attrs)

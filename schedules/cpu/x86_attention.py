@@ -1,0 +1,269 @@
+"""Attention in one kernel: a block of rows goes from its scores to its results within the first cache.
+
+    keys, values packed in the order in which they are multiplied; their sums           in parallel, once
+    for (batch, head, block of rows) in parallel:
+        rows = the block of the left factor
+        acc = rows . keys, in registers; scores = what is done to it                    int32, a row at a time
+        maximum, exponents, their sum, reciprocal; probabilities = their products       8 bits
+        acc = probabilities . values, in registers; out = what is done to it, where the movements put it
+Factors of 8 bits are multiplied by vpdpbusd as they are stored: u8 a and s8 b, whose signs are flipped where they have
+the other. With A and B what a and b then are too large by, sum (a - A) (b - B) = sum a b - B sum a - A (sum b - n B).
+Without VNNI, and where a factor has more than 8 bits, pairs of 16 bits are multiplied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tvm
+from tvm import relax, s_tir, te, tirx
+
+from hawq_tvm.core import arith, ops
+from hawq_tvm.core.attention import SOFTMAXES, Attention, Side
+from schedules.emit.emit import EMITTERS, Emission, Operand, immediate
+from schedules.emit.stored import stored
+from schedules.layer import Layer
+from schedules.rule import Kernel
+from schedules.spelling.intrinsics import dot_u8s8, multiply_add
+
+from .attention_blocks import in_blocks, place_of, reach
+from .loops import extent, inline_all, parallel_outer
+from .vector_unit import VectorUnit
+
+EIGHT = {"int8", "uint8"}
+TALLEST = 8  # rows of a block: as many registers of sums for every vector of channels
+
+
+@dataclass(frozen=True)
+class Product:
+    """How a product is made: `depth` products per lane and step.
+
+    a, b: the types of the factors as they are multiplied.  flip_a, flip_b: what is added to them first.  above_a,
+    above_b: what they are too large by then.
+    """
+
+    depth: int
+    a: str
+    b: str
+    flip_a: int
+    flip_b: int
+    above_a: int
+    above_b: int
+
+    @staticmethod
+    def of(left: Side, right: Side, length: int, unit: VectorUnit) -> Product:
+        """In 8 bits where factors, sums and the CPU allow it, else in 16."""
+        a, b = left.dtype, right.dtype
+        if unit.quads and {a, b} <= EIGHT and reach(length, left, right) <= arith.RANGES["int32"][1]:
+            flip_a, flip_b = 128 * (a == "int8"), -128 * (b == "uint8")
+            return Product(4, "uint8", "int8", flip_a, flip_b, left.zero + flip_a, right.zero + flip_b)
+        return Product(2, "int16", "int16", -left.zero, -right.zero, 0, 0)
+
+    def intrinsic(self, lanes: int) -> str:
+        """The name of the tensor intrinsic of one step."""
+        return dot_u8s8(lanes, self.a) if self.depth == 4 else multiply_add(lanes, 2, self.a, self.b, "int32")
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """Blocks of `height` rows; `vectors` of `lanes` sums of each at once, for the scores and for the results."""
+
+    height: int
+    vectors: tuple[int, int]
+    lanes: int
+
+    def __str__(self) -> str:
+        return f"{self.height} rows x {self.vectors[0]} and {self.vectors[1]} vectors of {self.lanes}"
+
+
+class X86Attention:
+    """A layer of two products of run-time factors with a softmax between them, 8 or 16 bits each."""
+
+    name = "x86.attention"
+
+    def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
+        """Attention on an x86 with vectors."""
+        if isinstance(layer.func.body.ty, relax.TupleType):
+            return "several results."
+        found = Attention.of(layer.bindings)
+        if isinstance(found, str):
+            return found
+        return None if VectorUnit.of(target).pairs else "the target has no products of pairs of 16 bits."
+
+    def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
+        """See the loops at the top of this file."""
+        found, unit = Attention.of(layer.bindings), VectorUnit.of(target)
+        assert isinstance(found, Attention)
+        calls = [found.first.value, found.second.value]
+        products = [
+            Product.of(*sides, ops.shape_of(call.args[0])[-1], unit)
+            for sides, call in zip(found.factors, calls, strict=True)
+        ]
+        widths = [-(-ops.shape_of(c)[-1] // unit.lanes) for c in calls]
+        tile = tile_of(found.count, (widths[0], widths[1]), unit)
+        emission = _emission(in_blocks(layer, found, tile.height), products, tile)
+        result = ops.shape_of(layer.func.body.body)
+        ragged = found.count % tile.height != 0
+        func = stored(
+            emission.prim_func(),
+            result,
+            lambda d: place_of(found, tile.height, d),
+            lambda d: [d[-3] * tile.height + d[-2] < found.count] if ragged else [],
+        )
+        sch = s_tir.Schedule(func)
+        _schedule(sch, len(found.lead), products, tile)
+        return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
+
+
+def tile_of(count: int, widths: tuple[int, int], unit: VectorUnit) -> AttentionTile:
+    """The tallest block that wastes least, and divisors of the vectors that leave registers for factors."""
+    most = TALLEST if unit.registers > 16 else TALLEST // 2
+    height = min(range(most, 0, -1), key=lambda n: -(-count // n) * (n + 2))
+    room = (unit.registers - 4) // height
+    vectors = [max(d for d in range(1, width + 1) if width % d == 0 and d <= max(1, room)) for width in widths]
+    return AttentionTile(height, (vectors[0], vectors[1]), unit.lanes)
+
+
+def _emission(layer: Layer, products: Sequence[Product], tile: AttentionTile) -> Emission:
+    """The stages of a layer in blocks; those of the first product are called ..1, of the second ..2."""
+    left = list(enumerate(products, 1))
+
+    def product(e: Emission, call: relax.Call) -> Operand:
+        number, made = left.pop(0)
+        return _product(e, call, made, tile, number)
+
+    def softmax(e: Emission, call: relax.Call) -> te.Tensor:
+        x = e.operand(call.args[0])
+        scores = te.compute(x.shape, lambda *i: x.at(i), name="scores")
+        e.values[call.args[0]] = Operand(e, scores)
+        made = EMITTERS[ops.op_name(call)](e, call)
+        assert isinstance(made, te.Tensor)
+        return made
+
+    return Emission(layer, {"relax.matmul": product, **dict.fromkeys(SOFTMAXES, softmax)})
+
+
+def _product(e: Emission, call: relax.Call, p: Product, tile: AttentionTile, number: int) -> Operand:
+    """rows and packed (the factors as they are multiplied), acc (whole vectors), and the sums that the layer sees."""
+    a, b = (e.operand(x) for x in call.args)
+    *lead, run = a.shape
+    width, lanes = b.shape[-1], tile.lanes
+    vectors, steps = -(-width // lanes), -(-run // p.depth)
+    wide = "int32" if p.depth == 4 else "int16"
+
+    def moved(x: tirx.Expr, by: int, dtype: str) -> tirx.Expr:
+        return (x.astype(wide) + immediate(by, wide)).astype(dtype) if by else x.astype(dtype)
+
+    def inside(value: tirx.Expr, dtype: str, *conditions: Any) -> tirx.Expr:
+        return tirx.if_then_else(tirx.all(*conditions), value, immediate(0, dtype)) if conditions else value
+
+    def row(*i: Any) -> tirx.Expr:
+        return inside(moved(a.at(i), p.flip_a, p.a), p.a, *([i[-1] < run] if steps * p.depth > run else []))
+
+    rows = te.compute((*lead, steps * p.depth), row, name=f"rows{number}")
+
+    def weight(*i: Any) -> tirx.Expr:
+        *first, v, j, lane, k = i
+        column, place = v * lanes + lane, j * p.depth + k
+        conditions = [column < width] if vectors * lanes > width else []
+        conditions += [place < run] if steps * p.depth > run else []
+        return inside(moved(b.at([*first, 0, place, column]), p.flip_b, p.b), p.b, *conditions)
+
+    packed = te.compute((*b.shape[:-3], vectors, steps, lanes, p.depth), weight, name=f"packed{number}")
+    j, k = te.reduce_axis((0, steps), "j"), te.reduce_axis((0, p.depth), "k")
+
+    def accumulate(*i: Any) -> tirx.Expr:
+        *first, v, lane = i
+        value = rows(*first, j * p.depth + k).astype("int32") * packed(*first[:-2], v, j, lane, k).astype("int32")
+        return te.sum(value, axis=[j, k])
+
+    acc = te.compute((*lead, vectors, lanes), accumulate, name=f"acc{number}")
+
+    def corrected(*i: Any) -> tirx.Expr:
+        *first, v, lane = i
+        total = acc(*i)
+        if p.above_b:
+            total = total - across(*first) * immediate(p.above_b, "int32")
+        return total - down(*first[:-2], v, lane) * immediate(p.above_a, "int32") if p.above_a else total
+
+    if p.above_b:
+        n = te.reduce_axis((0, run), "n")
+        across = te.compute(lead, lambda *i: te.sum(rows(*i, n).astype("int32"), axis=n), name=f"across{number}")
+    if p.above_a:
+        m = te.reduce_axis((0, run), "m")
+
+        def column(*i: Any) -> tirx.Expr:
+            *first, v, lane = i
+            at = v * lanes + lane
+            element = inside(b.at([*first, 0, m, at]), b.dtype, *([at < width] if vectors * lanes > width else []))
+            # The sum of b less run times B: of what b is before the sign is flipped, less its zero.
+            return te.sum(element.astype("int32") + immediate(p.flip_b - p.above_b, "int32"), axis=m)
+
+        down = te.compute((*b.shape[:-3], vectors, lanes), column, name=f"down{number}")
+    sums = te.compute((*lead, vectors, lanes), corrected, name=f"sums{number}")
+    return Operand(e, te.compute((*lead, width), lambda *i: sums(*i[:-1], i[-1] // lanes, i[-1] % lanes)))
+
+
+def _schedule(sch: s_tir.Schedule, batches: int, products: Sequence[Product], tile: AttentionTile) -> None:
+    kept = {f"{stage}{n}" for n in (1, 2) for stage in ("rows", "packed", "acc", "sums", "across", "down")}
+    inline_all(sch, keep=(*kept, "scores", "exponents"))
+    stages = {str(sch.get(b).name_hint): b for b in sch.get_child_blocks(sch.get_sblock("root"))}
+    (out,) = sch.get_output_blocks(sch.get_sblock("root"))
+    for n in (1, 2):
+        if f"packed{n}" in stages:
+            parallel_outer(sch, stages[f"packed{n}"], inner=3)
+        if f"down{n}" in stages:
+            parallel_outer(sch, stages[f"down{n}"], inner=3)
+    for n in (1, 2):
+        sch.set_scope(stages[f"acc{n}"], 0, "local")
+
+    task = sch.fuse(*sch.get_loops(out)[: batches + 1])
+    sch.parallel(task)
+    for name in ("sums2", "acc2"):
+        sch.compute_at(stages[name], task, preserve_unit_loops=True)
+    for name in ("across2", "rows2"):
+        if name in stages:
+            sch.compute_at(stages[name], task, preserve_unit_loops=True)
+    row = sch.get_loops(stages["rows2"])[-2]
+    last = str(sch.get(out).name_hint)
+    softmax = [name for name in stages if name not in (*kept, "scores", last)]  # "maximum" to "row_reciprocal"
+    for name in reversed(softmax):
+        sch.compute_at(stages[name], row, preserve_unit_loops=True)
+    sch.compute_at(stages["scores"], row, preserve_unit_loops=True)
+    for name in ("sums1", "acc1", "across1", "rows1"):
+        if name in stages:
+            sch.compute_at(stages[name], task, preserve_unit_loops=True)
+    for name in (*softmax, "across1", "across2"):
+        if name in stages and sch.get(stages[name]).init is not None:
+            sch.decompose_reduction(stages[name], sch.get_loops(stages[name])[-1])
+    for n, product in enumerate(products, 1):
+        _schedule_product(sch, stages[f"acc{n}"], stages[f"sums{n}"], tile.vectors[n - 1], tile.lanes, product)
+
+
+def _schedule_product(
+    sch: s_tir.Schedule,
+    acc: s_tir.schedule.SBlockRV,
+    sums: s_tir.schedule.SBlockRV,
+    vectors: int,
+    lanes: int,
+    product: Product,
+) -> None:
+    """Sums of a block of rows and of `vectors` at a time in registers."""
+    *_, row, vector, lane = sch.get_loops(sums)
+    outer, inner = sch.split(vector, [None, vectors])
+    sch.reorder(outer, row, inner, lane)
+    sch.compute_at(acc, outer, preserve_unit_loops=True)
+    *_, row, inner, lane, step, k = sch.get_loops(acc)
+    sch.reorder(step, row, inner, lane, k)
+    init = sch.decompose_reduction(acc, step)
+    for block in (init, sums):
+        *_, in_row, in_vector, in_lane = sch.get_loops(block)
+        sch.unroll(in_row)
+        sch.unroll(in_vector)
+        sch.vectorize(in_lane)
+    sch.unroll(row)
+    sch.unroll(inner)
+    if extent(sch, lane) == lanes:  # else a result is narrower than a register
+        sch.tensorize(lane, product.intrinsic(lanes))
