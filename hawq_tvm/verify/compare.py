@@ -294,17 +294,21 @@ def expect(module: tvm.IRModule, inputs: Mapping[str, Array], head: Mapping[str,
     return Expected(module, known, outputs)
 
 
-def compare_run(expected: Expected, run: LayerRun, tally: Tally) -> None:
+def compare_run(expected: Expected, run: LayerRun, tally: Tally, graph: tvm.IRModule | None = None) -> None:
     """Count in `tally` where one run differs from what the reference expects.
 
-    Raises MismatchError when it ran more or fewer layers.
+    graph: the library's own (PACKED), some layers of which may be several of the expected one's; by default that one.
+    Raises MismatchError when it ran more or fewer layers, or some that the expected graph has not.
     """
     module, known = expected.module, expected.known
     main = module["main"]
-    calls, outside = layer_calls(module), _float_variables(main)
+    calls, outside = layer_calls(graph or module), _float_variables(main)
     if len(run.layers) != len(calls):
         raise MismatchError(f"the library ran {len(run.layers)} layers where the graph has {len(calls)}")
-    for binding, found in zip(calls, run.layers, strict=True):
+    named = {b.var.name: b for b in layer_calls(module)}
+    if unknown := [b.var.name for b in calls if b.var.name not in named]:
+        raise MismatchError(f"the library has layers that are not in the graph: {', '.join(unknown)}")
+    for binding, found in zip((named[b.var.name] for b in calls), run.layers, strict=True):
         for want, got in zip(_fields(known[binding.var]), _fields(found), strict=True):
             tally.compare(binding.var.name, want, got, partial(_accumulator, module, binding.value, known, want.shape))
     returned, _ = stages.outputs(main)
