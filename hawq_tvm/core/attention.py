@@ -13,7 +13,7 @@ from tvm import relax
 from . import arith, ops
 from .operators import is_anchor, is_elementwise
 
-SOFTMAXES = ("hawq.softmax", "hawq.softmax_wide")
+SOFTMAXES = ("hawq.softmax", "hawq.softmax_wide", "hawq.i_softmax")
 RESHAPES = ("relax.reshape", "relax.flatten", "relax.squeeze", "relax.expand_dims")
 MOVES = (*RESHAPES, "relax.permute_dims")
 Values = Mapping[relax.Var, relax.Expr]
