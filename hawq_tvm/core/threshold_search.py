@@ -8,16 +8,17 @@ step at the same integer. The few thresholds left, ties among them, are decided 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import arith
+from .rescales import Lines, Rescales
 
 Array = NDArray[Any]
 
@@ -75,62 +76,62 @@ class Steps:
 # -- the thresholds of both formulas -----------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Line:
-    """(sum_i x_i factors_i + constant) / denominator, in Python's integers."""
+@dataclass(frozen=True, eq=False)
+class Searches:
+    """Boxes of rescales, one a row: v, an operand times its sign, is searched in low .. high; the others take every
+    value.
 
-    factors: tuple[int, ...]
-    constant: int
-    denominator: int
-
-    def at(self, values: Sequence[int]) -> Fraction:
-        """Its value at one point."""
-        return Fraction(sum(f * v for f, v in zip(self.factors, values, strict=True)) + self.constant, self.denominator)
-
-
-@dataclass(frozen=True)
-class Search:
-    """One box of one rescale: v, an operand times its sign, is searched in low .. high; the others take every value.
-
-    real, dyadic: the two formulas, their factor of v first and above 0.  others: the least value of each other
-    operand and its number of values.
+    owner: the number of the row's rescale.  real, dyadic: the two formulas, their factor of v first and above 0.
+    least, count: the least value of each other operand and its number of values.
     """
 
-    owner: int
-    low: int
-    high: int
-    real: Line
-    dyadic: Line
-    others: tuple[tuple[int, int], ...]
+    owner: Array
+    low: Array
+    high: Array
+    real: Lines
+    dyadic: Lines
+    least: Array
+    count: Array
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        return len(self.owner)
 
     @property
-    def combinations(self) -> int:
-        """How many values the other operands take together."""
-        return math.prod(n for _, n in self.others)
+    def combinations(self) -> Array:
+        """How many values the other operands of each take together."""
+        return np.multiply.reduce(self.count, axis=1)
+
+    @staticmethod
+    def joined(parts: Sequence[Searches]) -> Searches:
+        """The rows of all parts, which have the same number of operands."""
+
+        def every(name: str) -> Array:
+            return np.concatenate([attrgetter(name)(p) for p in parts])
+
+        real, dyadic = (Lines(*(every(f"{n}.{f.name}") for f in fields(Lines))) for n in ("real", "dyadic"))
+        return Searches(every("owner"), every("low"), every("high"), real, dyadic, every("least"), every("count"))
 
 
-def search_of(owner: int, lines: tuple[Line, Line], box: Sequence[tuple[int, int]]) -> Search | None:
-    """The search of a box by its widest operand; None where no operand moves the dyadic formula."""
-    real, dyadic = lines
+def searches_of(r: Rescales, low: Array, high: Array) -> Searches:
+    """The searches of a box low .. high of every rescale by its widest operand, without those whose operands do not
+    move the dyadic formula.
+    """
+    f, g = r.real.factors, r.dyadic.factors
     # An operand that moves neither formula is any one of its values.
-    box = [(low, high if f or g else low) for (low, high), f, g in zip(box, real.factors, dyadic.factors, strict=True)]
-    usable = [
-        i
-        for i, (f, g) in enumerate(zip(real.factors, dyadic.factors, strict=True))
-        if f * g > 0 and box[i][0] < box[i][1]
-    ]
-    if not usable:
-        return None
-    chosen = max(usable, key=lambda i: box[i][1] - box[i][0])
-    sign = 1 if real.factors[chosen] > 0 else -1
-    low, high = (b * sign for b in box[chosen][::sign])
-
-    def ordered(line: Line) -> Line:
-        rest = line.factors[:chosen] + line.factors[chosen + 1 :]
-        return Line((line.factors[chosen] * sign, *rest), line.constant, line.denominator)
-
-    others = tuple((lo, hi - lo + 1) for i, (lo, hi) in enumerate(box) if i != chosen)
-    return Search(owner, low, high, ordered(real), ordered(dyadic), others)
+    high = np.where((f != 0) | (g != 0), high, low)
+    usable = (f * g > 0) & (low < high)
+    owner = np.flatnonzero(usable.any(axis=1))
+    chosen = np.argmax(np.where(usable, high - low, -1)[owner], axis=1)
+    order = np.argsort(np.arange(f.shape[1]) != chosen[:, None], axis=1, kind="stable")
+    f, g, low, high = (np.take_along_axis(a[owner], order, axis=1) for a in (f, g, low, high))
+    sign = np.where(f[:, 0] > 0, 1, -1).astype(object)
+    f[:, 0], g[:, 0] = f[:, 0] * sign, g[:, 0] * sign
+    ends = (np.where(sign > 0, a[:, 0], -b[:, 0]) for a, b in ((low, high), (high, low)))
+    real, dyadic = (
+        Lines(a, line.constant[owner], line.denominator[owner]) for a, line in ((f, r.real), (g, r.dyadic))
+    )
+    return Searches(owner, *ends, real, dyadic, low[:, 1:], high[:, 1:] - low[:, 1:] + 1)
 
 
 class Table:
@@ -138,68 +139,59 @@ class Table:
     integers.
     """
 
-    def __init__(self, searches: Sequence[Search], steps: Steps) -> None:
+    def __init__(self, searches: Searches, steps: Steps) -> None:
         self.searches, self.steps = searches, steps
-        self.ends = np.cumsum([s.combinations for s in searches])
-        sizes = np.array([[n for _, n in s.others] for s in searches], np.int64).reshape(len(searches), -1)
-        self.sizes, self.least = (
-            sizes,
-            np.array([[low for low, _ in s.others] for s in searches], object).reshape(sizes.shape),
-        )
-        self.least_float = self.least.astype(np.float64)
-        self.strides = np.cumprod(np.hstack([np.ones((len(searches), 1), np.int64), sizes[:, :-1]]), axis=1)[
-            :, : sizes.shape[1]
-        ]
-        self.low, self.high = (
-            np.array([s.low for s in searches], np.float64),
-            np.array([s.high for s in searches], np.float64),
-        )
-        lines = [(s.real, s.dyadic) for s in searches]
-        self.numbers = [np.array([_divided(pair[i]) for pair in lines]) for i in (0, 1)]
-        self.apart, self.error = (np.array(x) for x in zip(*(self._reach(s) for s in searches), strict=True))
+        self.ends = np.cumsum(searches.combinations.astype(np.int64))
+        self.sizes = searches.count.astype(np.int64)
+        self.least_float = searches.least.astype(np.float64)
+        sizes = np.hstack([np.ones((len(searches), 1), np.int64), self.sizes[:, :-1]])
+        self.strides = np.cumprod(sizes, axis=1)[:, : self.sizes.shape[1]]
+        self.low, self.high = searches.low.astype(np.float64), searches.high.astype(np.float64)
+        self.numbers = [_divided(line) for line in (searches.real, searches.dyadic)]
+        self.apart, self.error = self._reach()
         self.same = self.apart == 0
         self.exact = 0
 
-    def _reach(self, s: Search) -> tuple[float, float]:
+    def _reach(self) -> tuple[Array, Array]:
         """How far the two thresholds of one boundary can lie apart, and by how much a threshold in float64 can be
         off.
         """
+        s = self.searches
         f, g = s.real, s.dyadic
-        most = [max(abs(low), abs(low + n - 1)) for low, n in s.others]
+        most = np.maximum(np.abs(s.least), np.abs(s.least + s.count - 1))
         # threshold = boundary * denominator / first - (constant + sum x_i factor_i) / first, of both formulas over one
         # denominator
         furthest = int(max(abs(self.steps.twice[0]), abs(self.steps.twice[-1])) + 1) // 2
-        gap = abs(f.denominator * g.factors[0] - g.denominator * f.factors[0]) * furthest
-        gap += abs(f.constant * g.factors[0] - g.constant * f.factors[0])
-        gap += sum(
-            x * abs(p * g.factors[0] - q * f.factors[0])
-            for x, p, q in zip(most, f.factors[1:], g.factors[1:], strict=True)
-        )
-        apart = gap / (f.factors[0] * g.factors[0]) * (1 + 2.0**-40)
-        rest = max(
-            (abs(line.constant) + sum(x * abs(p) for x, p in zip(most, line.factors[1:], strict=True)))
-            / line.factors[0]
-            for line in (f, g)
-        )
+        first, second = f.factors[:, 0], g.factors[:, 0]
+        gap = np.abs(f.denominator * second - g.denominator * first) * furthest
+        gap += np.abs(f.constant * second - g.constant * first)
+        gap += (most * np.abs(f.factors[:, 1:] * second[:, None] - g.factors[:, 1:] * first[:, None])).sum(axis=1)
+        apart = (gap / (first * second)).astype(np.float64) * (1 + 2.0**-40)
+        rest = np.maximum(
+            *(
+                (np.abs(n.constant) + (most * np.abs(n.factors[:, 1:])).sum(axis=1)) / n.factors[:, 0]
+                for n in (f, g)
+            )
+        ).astype(np.float64)
         # Each of its operations is off by 2^-53 of its result: a product of two rounded numbers for each operand, their
         # sum, a difference.
-        size = max(abs(s.low), abs(s.high)) + 3 + apart + 2 * rest
-        return apart, (len(f.factors) + 9) * 2.0**-52 * size
+        size = (np.maximum(np.abs(s.low), np.abs(s.high)) + 3).astype(np.float64) + apart + 2 * rest
+        return apart, (f.factors.shape[1] + 9) * 2.0**-52 * size
 
     def thresholds(self) -> Array:
         """The real formula's thresholds of the one search, whose other operands are constants; exact inside its
         interval.
         """
-        (s,), at = self.searches, np.arange(self.steps.k.size)
-        values = self.least.astype(object)
+        s, at = self.searches, np.arange(self.steps.k.size)
+        (low,), (high,), values = s.low, s.high, s.least
         real = self.steps.boundary * self.numbers[0][0, 0] - (
             self.numbers[0][0, 1] + (values * self.numbers[0][0, 2:]).sum()
         )
-        result: Array = np.clip(np.floor(real) + 1, s.low - 1.0, s.high + 2.0).astype(np.int64)
-        near = (np.abs(real - np.rint(real)) <= self.error[0]) & (real >= s.low - 2) & (real <= s.high + 2)
+        result: Array = np.clip(np.floor(real) + 1, low - 1.0, high + 2.0).astype(np.int64)
+        near = (np.abs(real - np.rint(real)) <= self.error[0]) & (real >= low - 2) & (real <= high + 2)
         some = np.flatnonzero(near)
         if some.size:
-            result[some] = np.clip(self._exact([s.real], at[some], values), s.low - 1, s.high + 2).astype(np.int64)
+            result[some] = np.clip(self._exact(s.real, at[some], values), low - 1, high + 2).astype(np.int64)
         return result
 
     def compare(self) -> tuple[Array, Array] | None:
@@ -248,28 +240,24 @@ class Table:
         counted, wrong = verdict(np.floor(real) + 1, np.floor(dyadic) + 1, low, high)
         some = np.flatnonzero(~sure)
         if some.size:
-            boxes = box[some].tolist()
-            searches = [self.searches[i] for i in (boxes if len(set(boxes)) > 1 else boxes[:1])]
-            values = self.least[box[some]] + offsets[some].astype(object)
-            wanted, got = (
-                self._exact([getattr(s, name) for s in searches], at[some], values) for name in ("real", "dyadic")
-            )
-            ends = (np.array([getattr(s, name) for s in searches], object) for name in ("low", "high"))
+            boxes, s = box[some], self.searches
+            values = s.least[boxes] + offsets[some].astype(object)
+            rows = boxes if np.any(boxes != boxes[0]) else boxes[:1]
+            wanted, got = (self._exact(line[rows], at[some], values) for line in (s.real, s.dyadic))
+            ends = s.low[boxes], s.high[boxes]
             counted[some], wrong[some] = verdict(wanted, got, *ends)
             self.exact += some.size
         return counted, wrong
 
-    def _exact(self, lines: Sequence[Line], at: Array, values: Array) -> Array:
-        first, constant, denominator = (
-            np.array(x, object) for x in zip(*((n.factors[0], n.constant, n.denominator) for n in lines), strict=True)
-        )
-        factors = np.array([n.factors[1:] for n in lines], object).reshape(len(lines), values.shape[1])
-        return self.steps.exact(at, first, constant + (values * factors).sum(axis=1), denominator)
+    def _exact(self, lines: Lines, at: Array, values: Array) -> Array:
+        rest = lines.constant + (values * lines.factors[:, 1:]).sum(axis=1)
+        return self.steps.exact(at, lines.factors[:, 0], rest, lines.denominator)
 
 
-def _divided(line: Line) -> list[float]:
-    first, *others = line.factors
-    return [line.denominator / first, line.constant / first, *(p / first for p in others)]
+def _divided(lines: Lines) -> Array:
+    first = lines.factors[:, :1]
+    columns = (lines.denominator[:, None], lines.constant[:, None], lines.factors[:, 1:])
+    return np.hstack([column / first for column in columns]).astype(np.float64)
 
 
 def verdict(wanted: Array, got: Array, low: Array, high: Array) -> tuple[Array, Array]:

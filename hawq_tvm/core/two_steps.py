@@ -31,7 +31,7 @@ class Exact:
     requantize rounds.
     """
 
-    rescales: list[Rescale]
+    rescales: Sequence[Rescale]
     counts: list[tuple[int, ...]]
     bits: int
     proof: Proof

@@ -14,10 +14,11 @@ from hawq_tvm.core import arith, ops
 from hawq_tvm.core.crossings import boundary, compare, crossings
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.core.threshold_search import round_exactly
-from hawq_tvm.core.thresholds import Proof, Rescale
+from hawq_tvm.core.rescales import Rescales
+from hawq_tvm.core.thresholds import Proof
 
 from .functions import Bounds, Clip, Function
-from .rescale import Output, approximated, off
+from .rescale import Output, approximated
 from .values import INFINITY, Array, Context, Curve, Real, Term, is_uniform, rational, with_bias
 
 NARROW = ("int8", "uint8", "int16", "uint16")
@@ -200,7 +201,7 @@ class _Grid:
     """
 
     call: relax.Call
-    rescales: list[Rescale]
+    rescales: Rescales
     which: Array
     step: Fraction
     zero: int
@@ -236,7 +237,7 @@ def _gridded(
     narrowed = replace(grid, qtype=arith.QType(int(bounds[0]), int(bounds[1]), GRID.storage))
     terms = tuple(with_bias(ctx, t) for t in leaf.terms)
     call, rescales, which = approximated(ctx, terms, leaf.constant, narrowed)
-    half = float((Fraction(1, 2) + max(map(off, rescales))) * step) * (1 + 2.0**-40)
+    half = float((Fraction(1, 2) + rescales.off()) * step) * (1 + 2.0**-40)
 
     index = np.arange(GRID.qmin, GRID.qmax + 1) - zero
     x = np.clip(index * float(step), *whole)

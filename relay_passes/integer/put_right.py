@@ -15,19 +15,19 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.core import arith, ops, thresholds, two_steps
+from hawq_tvm.core.rescales import Rescale, Rescales
 
 from .values import Array, Context
 
 if TYPE_CHECKING:
     from .rescale import Output
 
-Rescales = Sequence[thresholds.Rescale]
+Numbers = tuple[Array, Array, Array]
 
 
 def dyadic_call(
     data: list[relax.Expr],
-    rescales: Rescales,
-    counts: Sequence[tuple[int, ...]],
+    numbers: Numbers,
     which: Array,
     qtype: arith.QType,
     zero: int,
@@ -35,19 +35,21 @@ def dyadic_call(
     proof: thresholds.Proof,
     bound: float | None = None,
 ) -> relax.Call:
-    """The hawq.requantize by `rescales`; counts: of its joined operand, or (), for each.  which: the number of every
-    element's rescale.  bound: see `ops.requantize`.
+    """The hawq.requantize by the multipliers (rows x operands), offsets and shifts of the rescales.
+
+    which: the number of every element's rescale.  bound: see `ops.requantize`.
     """
 
-    def back(values: list[int]) -> Array:
-        return np.array(values, np.int64)[which] if len(set(values)) > 1 else np.array(values[0], np.int64)
+    def back(column: Array) -> Array:
+        values = column.astype(np.int64)
+        return values[which] if np.any(values != values[0]) else values[0]
 
-    each = [[c * r.multipliers[0] for c in n] if n else r.multipliers for r, n in zip(rescales, counts, strict=True)]
+    multipliers, offset, shift = numbers
     return ops.requantize(
         data,
-        [back([m[j] for m in each]) for j in range(len(data))],
-        back([r.offset for r in rescales]),
-        back([r.shift for r in rescales]),
+        [back(column) for column in multipliers.T],
+        back(offset),
+        back(shift),
         qtype=qtype,
         zero_point=zero,
         rounding=rounding,
@@ -57,7 +59,9 @@ def dyadic_call(
     )
 
 
-def put_right(ctx: Context, data: list[relax.Expr], rescales: Rescales, which: Array, out: Output) -> relax.Call | None:
+def put_right(
+    ctx: Context, data: list[relax.Expr], rescales: Sequence[Rescale], which: Array, out: Output
+) -> relax.Call | None:
     """One or two requantizes that step where the real formulas do, None where 31 bits are too few for that; see
     `dyadic_call`.
     """
@@ -65,8 +69,10 @@ def put_right(ctx: Context, data: list[relax.Expr], rescales: Rescales, which: A
     exact = two_steps.exactly(rescales, np.bincount(which.ravel()).tolist(), out.rounding, steps, ctx.layer)
     if exact is None:
         return None
+    made, counts = Rescales.of(exact.rescales), np.array(exact.counts, object)
+    numbers = counts * made.dyadic.factors, made.dyadic.constant, made.shift
     if not exact.bits:
-        return dyadic_call(data, exact.rescales, exact.counts, which, out.qtype, out.zero, out.rounding, exact.proof)
+        return dyadic_call(data, numbers, which, out.qtype, out.zero, out.rounding, exact.proof)
     fine = arith.QType((steps[0] - 1) << exact.bits, steps[1] << exact.bits, "int32")
-    first_step = ctx.emit(dyadic_call(data, exact.rescales, exact.counts, which, fine, 0, "floor", exact.proof), "fine")
+    first_step = ctx.emit(dyadic_call(data, numbers, which, fine, 0, "floor", exact.proof), "fine")
     return ops.requantize([first_step], [1], 0, exact.bits, qtype=out.qtype, zero_point=out.zero, rounding=out.rounding)

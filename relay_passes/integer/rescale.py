@@ -12,6 +12,7 @@ import numpy as np
 from tvm import relax
 
 from hawq_tvm.core import arith, ibert, ibert_ops, ops, softmax_wide, thresholds
+from hawq_tvm.core.rescales import Lines, Rescales, dyadic_rescales
 from hawq_tvm.core.threshold_search import round_exactly
 
 from .put_right import dyadic_call, put_right
@@ -31,6 +32,8 @@ from .values import (
 
 # Scales beyond these are no model's: their squares still are float64 numbers.
 MOST_SHIFT = 500
+
+_whole = np.frompyfunc(int, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -182,29 +185,16 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
 
 def approximated(
     ctx: Context, terms: Sequence[Term], constant: Array, out: Output
-) -> tuple[relax.Call, list[thresholds.Rescale], Array]:
+) -> tuple[relax.Call, Rescales, Array]:
     """(A9) onto a grid that no model asked for, whose error is bounded and not enumerated: the call, the rescales,
     and the number of every element's one.
     """
     rescales, which = _dyadic(ctx, terms, constant, out)
-    bound = float(max(map(off, rescales))) * (1 + 2.0**-50)
+    bound = float(rescales.off()) * (1 + 2.0**-50)
     return _call(ctx, terms, rescales, which, out, thresholds.Proof(), bound), rescales, which
 
 
-def off(rescale: thresholds.Rescale) -> Fraction:
-    """How far m / 2^s and b / 2^s can be from the real numbers they stand for, in steps, before the rounding."""
-    one = 1 << rescale.shift
-    constant = Fraction(rescale.offset, one) - rescale.constant
-    ends = [constant, constant]
-    for m, r, low, high in zip(rescale.multipliers, rescale.ratios, rescale.lows, rescale.highs, strict=True):
-        wrong = Fraction(m, one) - r
-        ends = [e + f(wrong * low, wrong * high) for e, f in zip(ends, (min, max), strict=True)]
-    return max(map(abs, ends))
-
-
-def _dyadic(
-    ctx: Context, terms: Sequence[Term], constant: Array, out: Output
-) -> tuple[list[thresholds.Rescale], Array]:
+def _dyadic(ctx: Context, terms: Sequence[Term], constant: Array, out: Output) -> tuple[Rescales, Array]:
     """The different channels' rescales with the widest multipliers that cannot overflow (A3), and which one each
     element has.
     """
@@ -216,59 +206,51 @@ def _dyadic(
             "hawq.quantize", f"its scales take {size} different values", "use scales per tensor or per channel"
         )
     bounds = [b for t in terms for b in _bounds(ctx, t.data, shape)]
-    rows, which = _distinct([*arrays, *bounds], shape)
-    count, apart = 2 * len(terms), _apart(terms)
-    rescales = []
-    for row in rows:
-        numbers, added, step, limits = row[:count], row[count], row[count + 1], row[count + 2 :]
-        ratios, zeros = tuple(s / step for s in numbers[::2]), [int(z) for z in numbers[1::2]]
-        lows, highs = tuple(map(int, limits[::2])), tuple(map(int, limits[1::2]))
-        addend = _within_reach(added / step + out.inside, ratios, zeros, lows, highs, out.steps)
-        rescales.append(thresholds.dyadic_rescale(ratios, zeros, addend, lows, highs, out.rounding, ctx.layer, apart))
-    return rescales, which
+    columns, which = _distinct([*arrays, *bounds], shape)
+    count = 2 * len(terms)
+    (scales, zeros), (lows, highs) = (
+        [np.stack(part[i::2], axis=1) for i in (0, 1)] for part in (columns[:count], columns[count + 2 :])
+    )
+    zeros = np.asarray(_whole(zeros), object)
+    real = Lines.of(scales, columns[count]).over(columns[count + 1], out.inside)
+    real = _within_reach(real, zeros, lows, highs, out.steps)
+    return dyadic_rescales(real, zeros, lows, highs, out.rounding, ctx.layer, _apart(terms)), which
 
 
 def _call(
     ctx: Context,
     terms: Sequence[Term],
-    rescales: Sequence[thresholds.Rescale],
+    rescales: Rescales,
     which: Array,
     out: Output,
     proof: thresholds.Proof,
     bound: float | None = None,
 ) -> relax.Call:
     # A scale below the last bit of what is asked for leaves no trace of its integers.
-    data = [t.data for t in terms]
-    kept = [j for j in range(len(data)) if any(r.multipliers[j] for r in rescales)]
-    rescales = [replace(r, multipliers=tuple(r.multipliers[j] for j in kept)) for r in rescales]
+    data, multipliers = [t.data for t in terms], rescales.dyadic.factors
+    kept = np.flatnonzero(np.any(multipliers != 0, axis=0)).tolist()
     if not kept:
         return _constant_result(ctx, terms, proof, rescales, which, out)
-    return dyadic_call(
-        [data[j] for j in kept], rescales, [()] * len(rescales), which, out.qtype, out.zero, out.rounding, proof, bound
-    )
+    numbers = multipliers[:, kept], rescales.dyadic.constant, rescales.shift
+    return dyadic_call([data[j] for j in kept], numbers, which, out.qtype, out.zero, out.rounding, proof, bound)
 
 
-def _within_reach(
-    constant: Fraction,
-    ratios: Sequence[Fraction],
-    zeros: Sequence[int],
-    lows: Sequence[int],
-    highs: Sequence[int],
-    steps: tuple[int, int],
-) -> Fraction:
-    """`constant`, or a nearer one that saturates every sum on the same side; steps: the first and the last
-    threshold.
+def _within_reach(real: Lines, zeros: Array, lows: Array, highs: Array, steps: tuple[int, int]) -> Lines:
+    """The lines with their constants, or nearer ones that saturate every sum on the same side; steps: the first and
+    the last threshold.
     """
-    ends = [sorted((r * (low - z), r * (high - z))) for r, z, low, high in zip(ratios, zeros, lows, highs, strict=True)]
-    least, most = (sum((e[side] for e in ends), Fraction(0)) for side in (0, 1))
-    return max(min(constant, steps[1] + 2 - least), steps[0] - 3 - most)
+    ends = real.factors * (lows - zeros), real.factors * (highs - zeros)
+    least, most = (choose(*ends).sum(axis=1) for choose in (np.minimum, np.maximum))
+    one = real.denominator
+    constant = np.maximum(np.minimum(real.constant, (steps[1] + 2) * one - least), (steps[0] - 3) * one - most)
+    return replace(real, constant=constant)
 
 
 def _constant_result(
     ctx: Context,
     terms: Sequence[Term],
     proof: thresholds.Proof,
-    rescales: Sequence[thresholds.Rescale],
+    rescales: Rescales,
     which: Array,
     out: Output,
 ) -> relax.Call:
@@ -279,7 +261,7 @@ def _constant_result(
             "its scale is so large that every input gives the same integer, or the next",
             "check the scales of this layer",
         )
-    offset, shift = (np.array(v, np.int64)[which] for v in ([r.offset for r in rescales], [r.shift for r in rescales]))
+    offset, shift = (v.astype(np.int64)[which] for v in (rescales.dyadic.constant, rescales.shift))
     rounded = arith.requantize(
         [np.zeros((), np.int64)],
         [0],
@@ -294,21 +276,28 @@ def _constant_result(
     return relax.op.broadcast_to(ops.const(rounded, out.qtype.storage), full)
 
 
-def _distinct(arrays: Sequence[Array], shape: tuple[int, ...]) -> tuple[list[tuple[Any, ...]], Array]:
-    """The different rows of arrays that broadcast to `shape`, and for every element of it the number of its row."""
-    rows: list[tuple[Any, ...]] = [()]
-    which = np.zeros(shape, np.int64)
+def _distinct(arrays: Sequence[Array], shape: tuple[int, ...]) -> tuple[list[Array], Array]:
+    """The different rows of arrays that broadcast to `shape`, as columns of Python's numbers, and for every element of
+    it the number of its row.
+    """
+    columns: list[Array] = []
+    which, used = np.zeros(shape, np.int64), np.zeros(1, np.int64)
     for array in arrays:
         flat = np.asarray(array).ravel().tolist()
-        codes = {value: i for i, value in enumerate(dict.fromkeys(flat))}
-        used = np.arange(len(rows))
+        # Pairs of integers are hashed many times faster than Fractions.
+        codes = {pair: i for i, pair in enumerate(dict.fromkeys(v.as_integer_ratio() for v in flat))}
+        found = [codes[v.as_integer_ratio()] for v in flat] if len(codes) > 1 else [0]
+        values = np.empty(len(codes), object)
+        values[found] = flat[: len(found)]
         if len(codes) > 1:
-            which = which * len(codes) + np.array([codes[v] for v in flat]).reshape(np.shape(array))
-            used, which = np.unique(which, return_inverse=True)
-            which = which.reshape(shape)
-        values = list(codes)
-        rows = [(*rows[u // len(values)], values[u % len(values)]) for u in used.tolist()]
-    return rows, which
+            which = which * len(codes) + np.array(found).reshape(np.shape(array))
+            rows, which = np.unique(which, return_inverse=True)
+            which, used = which.reshape(shape), rows
+            columns = [c[used // len(codes)] for c in columns]
+            columns.append(values[used % len(codes)])
+        else:
+            columns.append(np.broadcast_to(values, used.shape))
+    return columns, which
 
 
 def _apart(terms: Sequence[Term]) -> tuple[tuple[int, int], ...]:
