@@ -27,6 +27,8 @@ from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 Array = np.ndarray[Any, Any]
 MOST_PAIRS, MOST_TIES = 1 << 24, 1 << 16
 
+_inverse = np.frompyfunc(lambda m, modulus: pow(m, -1, modulus), 2, 1)
+
 
 def drop_ties(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     """The module with half_up where it equals the rounding asked for, and how many requantize operators changed."""
@@ -99,7 +101,7 @@ def settle_ties(call: relax.Call, intervals: Sequence[Interval]) -> Array | None
     every = np.broadcast_arrays(*rows)
     keys = list(zip(*(r.ravel().tolist() for r in every), strict=True))
     settled, left = dict.fromkeys(keys, 0), MOST_TIES
-    for key in settled:
+    for key in _with_ties(list(settled)) if len(intervals) == 1 else settled:
         found = ties(*key)
         if found is None or (change := _settled(call, found)) is None or (left := left - len(found)) < 0:
             return None
@@ -128,6 +130,20 @@ def _ties_of_two(a: Array, b: Array, m: int, n: int, offset: int, shift: int) ->
     totals = a * m + b * n + offset
     ties = totals[totals & ((1 << shift) - 1) == 1 << (shift - 1)]
     return [int(k) for k in np.unique(ties >> shift)]
+
+
+def _with_ties(rows: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Those of (m, offset, shift, low, high) for which x m + offset is a tie for an x in low .. high, and perhaps some
+    others: all rows at once, in Python's integers.
+    """
+    m, offset, shift, low, high = np.array(rows, object).T
+    one = np.left_shift(1, shift)
+    wanted = ((one >> 1) - offset) % one
+    # x m = wanted (mod 2^shift): both without the factors of two that m has.
+    two = np.where(m == 0, 1, np.minimum(m & -m, one))
+    modulus = one // two
+    first = low + (wanted // two * _inverse(np.where(m == 0, 1, m // two), modulus) - low) % modulus
+    return [rows[i] for i in np.flatnonzero((m == 0) | (wanted % two == 0) & (first <= high)).tolist()]
 
 
 def _ties_of_one(call: relax.Call, m: int, offset: int, shift: int, low: int, high: int) -> list[int] | None:

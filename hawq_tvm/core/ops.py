@@ -133,10 +133,9 @@ def _tensor(shape: Sequence[int], dtype: str) -> relax.TensorType:
 def _fitting(call: relax.Call, shape: Sequence[int], constants: Iterable[relax.Expr]) -> relax.TensorType:
     """The type of a result whose shape the data alone decide: a constant that would enlarge it raises ValueError."""
     for c in constants:
-        if np.broadcast_shapes(shape_of(c), tuple(shape)) != tuple(shape):
-            raise ValueError(
-                f"{call.op.name}: a constant of shape {list(shape_of(c))} does not fit data of shape {list(shape)}"
-            )
+        own = shape_of(c)
+        if own and np.broadcast_shapes(own, tuple(shape)) != tuple(shape):
+            raise ValueError(f"{call.op.name}: a constant of shape {list(own)} does not fit data of shape {list(shape)}")
     return _tensor(shape, call.attrs["out_dtype"])
 
 
