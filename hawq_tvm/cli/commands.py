@@ -147,6 +147,7 @@ def _compile(args: argparse.Namespace) -> int:
         nonlinear=args.nonlinear,
         progress=None if args.json else _progress(args),
         records=args.records,
+        cache=not args.no_cache,
     )
     path = package.save(args.output)
     certificate = package.certificate()

@@ -202,6 +202,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     float_tail(sub)
     nonlinear(sub)
     sub.add_argument("--records", metavar="FILE", help="use the measured tiles that `tune` wrote to FILE")
+    sub.add_argument("--no-cache", action="store_true", help="compile every kernel, and keep none for the next time")
     add_shape(sub)
     json_flag(sub)
 

@@ -4,7 +4,9 @@ for GPUs.
 
 from __future__ import annotations
 
+import tempfile
 from operator import itemgetter
+from pathlib import Path
 
 import tvm
 from tvm import relax, te, tirx
@@ -12,11 +14,12 @@ from tvm.relax import vm_build
 from tvm.s_tir import dlight
 
 from hawq_tvm.core import stages
-from hawq_tvm.core.threads import in_threads
+from hawq_tvm.core.threads import in_threads, started
 from hawq_tvm.targets import gpu as cuda
 from schedules.spelling.cuda_prelude import PRELUDE
 
 from . import tir_pipeline
+from .cache import Cache
 from .cuda import nvcc
 
 TOGETHER = 4  # kernels of an LLVM module
@@ -83,7 +86,19 @@ def build_reported(module: tvm.IRModule, target: tvm.target.Target) -> tuple[rel
 
 
 def _for_cpu(module: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecutable:
-    """What `relax.build` does, with LLVM at work on several kernels at once.
+    """What `relax.build` does, with LLVM at work on several kernels at once."""
+    builder, parts = _parts(module, target)
+    library, *others = in_threads(lambda part: _compiled(part, target), parts)
+    for other in others:
+        library.import_module(other)
+    return relax.VMExecutable(vm_build._ffi_api.VMLink(builder, target, library, [], {}))
+
+
+Part = dict[str, tirx.PrimFunc]
+
+
+def _parts(module: tvm.IRModule, target: tvm.target.Target) -> tuple[relax.ExecBuilder, list[Part]]:
+    """The instructions of `main`, and the kernels of each LLVM module.
 
     Which kernels share an LLVM module never depends on the machine: a library's bytes must not.
     """
@@ -94,15 +109,50 @@ def _for_cpu(module: tvm.IRModule, target: tvm.target.Target) -> relax.VMExecuta
     functions = sorted(
         ((gv.name_hint, f) for gv, f in left.functions_items() if isinstance(f, tirx.PrimFunc)), key=itemgetter(0)
     )
-    parts = [dict(functions[i : i + TOGETHER]) for i in range(0, len(functions), TOGETHER)]
+    return builder, [dict(functions[i : i + TOGETHER]) for i in range(0, len(functions), TOGETHER)]
 
-    def compiled(part: dict[str, tirx.PrimFunc]) -> tvm.runtime.Module:
-        return tvm.tirx.build(tvm.IRModule(part), target=target, pipeline=tir_pipeline.CPU)
 
-    library, *others = in_threads(compiled, parts)
-    for other in others:
-        library.import_module(other)
-    return relax.VMExecutable(vm_build._ffi_api.VMLink(builder, target, library, [], {}))
+def _compiled(part: Part, target: tvm.target.Target) -> tvm.runtime.Module:
+    return tvm.tirx.build(tvm.IRModule(part), target=target, pipeline=tir_pipeline.CPU)
+
+
+class Objects:
+    """The object files of a CPU's kernels, while threads compile them or find them in a cache.
+
+    executable: what TVM's virtual machine is to know of `main`, without the kernels.
+    """
+
+    def __init__(self, module: tvm.IRModule, target: tvm.target.Target, cache: Cache) -> None:
+        builder, parts = _parts(module, target)
+        empty = _compiled({"nothing": _nothing()}, target)
+        self.executable = relax.VMExecutable(vm_build._ffi_api.VMLink(builder, target, empty, [], {}))
+        self._target, self._cache = target, cache
+        sources = ["\n".join(tvm.ir.save_json(f) for f in part.values()) for part in parts]
+        # The longest first, so that no thread is left alone with one at the end.
+        order = sorted(range(len(parts)), key=lambda i: -len(sources[i]))
+        futures = started(lambda i: self._object(parts[i], sources[i]), order)
+        self._futures = [futures[order.index(i)] for i in range(len(parts))]
+
+    def _object(self, part: Part, source: str) -> bytes:
+        key = self._cache.key(source, self._target)
+        found = self._cache.get(key)
+        if found is None:
+            with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
+                path = Path(folder) / "kernels.o"
+                _compiled(part, self._target).write_to_file(str(path), "o")
+                found = path.read_bytes()
+            self._cache.put(key, found)
+        return found
+
+    def wait(self) -> list[bytes]:
+        """The files, in the order of the kernels' names."""
+        try:
+            found = [f.result() for f in self._futures]
+        finally:
+            for future in self._futures:
+                future.cancel()
+        self._cache.prune()
+        return found
 
 
 def _nothing() -> tirx.PrimFunc:

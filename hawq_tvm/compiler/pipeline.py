@@ -37,6 +37,7 @@ from relay_passes.pack_int4 import pack_int4
 from relay_passes.remove_dead_code import remove_dead_code
 
 from . import build as build_module
+from .cache import Cache
 
 if TYPE_CHECKING:
     from hawq_tvm.frontend.formats import Frontend
@@ -70,13 +71,17 @@ X86_PIPELINE: tuple[tuple[Pass, Stage], ...] = ((join_attention, Stage.PACKED),)
 
 @dataclass(frozen=True)
 class Compiled:
-    """What a compilation leaves: the module at three stages and the executable made from the last."""
+    """What a compilation leaves: the module at three stages and the executable made from the last.
+
+    objects: the kernels that the executable lacks, where they were asked for as object files.
+    """
 
     annotated: tvm.IRModule
     packed: tvm.IRModule
     tir: tvm.IRModule
     executable: relax.VMExecutable
     target: tvm.target.Target
+    objects: build_module.Objects | None = None
 
 
 @dataclass(frozen=True)
@@ -228,11 +233,22 @@ def compile_annotated(
     target: tvm.target.Target,
     progress: Progress | None = None,
     records: schedules.Records | None = None,
+    cache: Cache | None = None,
 ) -> Compiled:
-    """An ANNOTATED module, wherever it came from, compiled for `target`; records: measured tiles to use."""
+    """An ANNOTATED module, wherever it came from, compiled for `target`.
+
+    records: measured tiles to use.  cache: have the kernels of a CPU as object files, which it may hold already; they
+    are not finished yet when this returns.
+    """
     packed = with_records(to_packed(annotated, progress, target), target, records or {}, progress)
-    tir, executable = compile_packed(packed, target, progress)
-    return Compiled(annotated, packed, tir, executable, target)
+    if cache is None or is_cuda(target) or debug_level() >= 4:
+        tir, executable = compile_packed(packed, target, progress)
+        return Compiled(annotated, packed, tir, executable, target)
+    run = _Run(progress)
+    run.index = len(PIPELINE)
+    tir = run.step("lower_to_tir", lambda: to_tir(packed, target))
+    objects = run.step("build", lambda: (build_module.Objects(tir, target, cache), len(tir.functions_items()) - 1))
+    return Compiled(annotated, packed, tir, objects.executable, target, objects)
 
 
 def compile_model(
@@ -244,15 +260,16 @@ def compile_model(
     nonlinear: str | None = None,
     progress: Progress | None = None,
     records: schedules.Records | None = None,
+    cache: Cache | None = None,
 ) -> Compiled:
     """A model compiled for `target`; what it may be and the options are those of `import_annotated`.
 
-    records: measured tiles to use, before those that are shipped.
+    records: measured tiles to use, before those that are shipped.  cache: see `compile_annotated`.
     """
     annotated = import_annotated(
         source, shapes=shapes, allow_float_tail=allow_float_tail, nonlinear=nonlinear, progress=progress
     )
-    return compile_annotated(annotated, target, progress, records)
+    return compile_annotated(annotated, target, progress, records, cache)
 
 
 def import_annotated(

@@ -24,9 +24,9 @@ from deploy import contents, signature
 from deploy import graph as stored_graph
 from deploy import package as files_on_disk
 from hawq_tvm.compiler import compilers
-from hawq_tvm.compiler.native import library as libraries
-from hawq_tvm.compiler.pipeline import Compiled, Progress, compile_model
-from hawq_tvm.core import arrays, cut, stages
+from hawq_tvm.compiler.cache import Cache
+from hawq_tvm.compiler.pipeline import Progress, compile_model
+from hawq_tvm.core import arrays, stages
 from hawq_tvm.core.collection import uncollected
 from hawq_tvm.core.errors import PackageError, UsageError
 from hawq_tvm.core.printable import printable
@@ -42,10 +42,10 @@ from hawq_tvm.verify.records import Run
 from . import direct, emulated, forks, gpu
 from . import manifest as manifests
 from .interface import Interface, one_sentence, readable
+from .made import LIBRARY, files_of
 from .tail import Tail
 
 Array = NDArray[Any]
-LIBRARY = "model.so"
 
 
 def compile(
@@ -58,6 +58,7 @@ def compile(
     progress: Progress | None = None,
     records: str | Path | None = None,
     trust: bool = False,
+    cache: bool = True,
 ) -> Package:
     """Compile a quantized model into an integer-only package.
 
@@ -70,6 +71,7 @@ def compile(
     progress: called with (step, None) when a step starts and (step, StepReport) when it ends.
     records: a file of measured tiles that `tune` wrote; records that fit no layer are not used.
     trust: read a PyTorch file in ways that can run code which it holds.
+    cache: take kernels that were compiled before from the folder for caches, and leave new ones there.
     Raises ModelError naming the layer, what was expected and found, and the remedy.
     """
     parsed = targets.parse(target)
@@ -81,8 +83,12 @@ def compile(
     )
     with trusting(trust), uncollected():
         asked: dict[str, Any] = {"shapes": fixed, "allow_float_tail": allow_float_tail, "nonlinear": nonlinear}
+        asked["cache"] = Cache() if cache else Cache(limit=0)
         compiled = compile_model(model, parsed, **asked, progress=progress, records=measured)
-        return _from_compiled(compiled, name, progress)
+        if progress:
+            progress("package", None)
+        manifest, files = files_of(compiled, name)
+    return Package(manifest, files, name)
 
 
 def load(
@@ -103,26 +109,6 @@ def load(
     if here and not package.is_foreign:
         package.check_host()
     return package
-
-
-def _from_compiled(compiled: Compiled, name: str, progress: Progress | None = None) -> Package:
-    if progress:
-        progress("package", None)
-    made = manifests.describe(compiled, name)
-    with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
-        library = Path(folder) / LIBRARY
-        header = libraries.export(compiled, made, library)
-        certificate = certify(compiled.packed, compiled.tir, library, targets.gpu_architectures(compiled.target))
-        files = {
-            LIBRARY: library.read_bytes(),
-            **header,
-            **stored_graph.graph_files(cut.without_model(compiled.packed)),
-            "certificate.json": files_on_disk.dump_json(certificate.to_dict()),
-            "report.json": files_on_disk.dump_json(schedules.report(compiled.tir)),
-        }
-        if "cut" in made:
-            files[files_on_disk.TAIL] = cut.model_of(compiled.packed["main"])
-    return Package(files_on_disk.sealed(made, files), files, name)
 
 
 class Package(Interface):

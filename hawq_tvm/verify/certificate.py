@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,15 @@ def certify(
     """Certify a compiled model from its PACKED module, its TIR module and its built library.
 
     architectures: of GPUs, for which the library must hold code.
-    Raises StageError when a layer has no kernel, PackageError when the library cannot be disassembled or lacks a
-    kernel, OverflowBoundError when an accumulator can overflow.
+    Raises what `prove_graph` and `with_code` raise.
+    """
+    return with_code(prove_graph(packed, tir), packed, tir, library, architectures)
+
+
+def prove_graph(packed: tvm.IRModule, tir: tvm.IRModule) -> Certificate:
+    """The certificate of a compiled model so far as its modules tell, without the library's machine code.
+
+    Raises StageError when a layer has no kernel, OverflowBoundError when an accumulator can overflow.
     """
     border = {name for name, f in stages.private_functions(packed).items() if _is_border(f)}
     # What the compiler adds for a float tail has no counterpart in the PACKED module.
@@ -95,9 +102,6 @@ def certify(
         if name not in functions:
             raise StageError("has no kernel", where=layer, expected=f"a PrimFunc {name}")
         walk.function(layer, functions[name])
-    called = set(stages.called_kernels(tir))
-    code = inspect_library(library, [k for k in kernels if k in called])
-    device = inspect_device_code(library, kernels, architectures)
     requantizes, bounded = _requantizes(packed), distances(packed)
     # Thresholds against integers that are near the real value themselves say nothing: their distance does.
     proofs = [
@@ -116,13 +120,9 @@ def certify(
         buffers=walk.buffers,
         expressions=walk.expressions,
         tir_offenders=tuple(walk.offenders),
-        code_functions=code.functions,
-        instructions=code.instructions,
-        code_offenders=tuple(
-            f"{o.function}+{o.address:#x}: {o.instruction}" for o in (*code.offenders, *device.offenders)
-        ),
-        device_functions=device.functions,
-        device_instructions=device.instructions,
+        code_functions=0,
+        instructions=0,
+        code_offenders=(),
         thresholds=sum(t for _, t, _ in proofs if t >= 0),
         differing=differing.total(),
         not_enumerated=tuple(layer for layer, t, _ in proofs if t < 0),
@@ -132,6 +132,33 @@ def certify(
         nonlinear=_nonlinear(packed),
         functions=_functions(packed),
         margins=tuple(m.to_dict() for m in ranges.margins(packed)),
+    )
+
+
+def with_code(
+    proved: Certificate,
+    packed: tvm.IRModule,
+    tir: tvm.IRModule,
+    library: Path | bytes,
+    architectures: Sequence[str] = (),
+) -> Certificate:
+    """A certificate of `prove_graph` with what the library's machine code tells.
+
+    Raises PackageError when the library cannot be disassembled or lacks a kernel.
+    """
+    kernels = sorted(set(stages.private_functions(packed)) - set(proved.border))
+    called = set(stages.called_kernels(tir))
+    code = inspect_library(library, [k for k in kernels if k in called])
+    device = inspect_device_code(library, kernels, architectures)
+    return replace(
+        proved,
+        code_functions=code.functions,
+        instructions=code.instructions,
+        code_offenders=tuple(
+            f"{o.function}+{o.address:#x}: {o.instruction}" for o in (*code.offenders, *device.offenders)
+        ),
+        device_functions=device.functions,
+        device_instructions=device.instructions,
     )
 
 

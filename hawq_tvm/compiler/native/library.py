@@ -34,6 +34,7 @@ def export(compiled: Compiled, manifest: Mapping[str, Any], library: Path) -> di
         compiled.executable,
         library,
         calls,
+        kernels=compiled.objects.wait() if compiled.objects else None,
         version=version,
         architecture=target["architecture"],
         features=target["cpu_features"],

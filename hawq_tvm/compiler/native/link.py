@@ -50,17 +50,18 @@ def export(
     architecture: str,
     features: Sequence[str],
     options: Sequence[str] = (),
+    kernels: Sequence[bytes] | None = None,
 ) -> None:
     """Write the library of a CPU's executable, C interface included.
 
-    features: what `hawq_model_create` looks for in the CPU.  options: more for the C compiler.
+    kernels: object files, where the executable is without its kernels.  features: what `hawq_model_create` looks for in the CPU.  options: more for the C compiler.
     Raises UsageError where no C compiler for the architecture is installed, PackageError when it fails.
     """
     command = toolchain.compiler(architecture)
 
     with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as temporary:
         folder = Path(temporary)
-        files = _objects(executable.mod, folder)
+        files = _objects(executable.mod, folder, kernels)
         _check_self_contained(files)
         text = source.text(plan, _blob(files), version, architecture, features)
         (folder / "plan.c").write_text(text)
@@ -73,12 +74,18 @@ def export(
         toolchain.run([*command, *options, *OPTIONS, "-o", str(library), *linked], "the library")
 
 
-def _objects(module: tvm.runtime.Module, folder: Path) -> list[str]:
-    """An executable as object files: one of each LLVM module, and the blob for TVM's virtual machine."""
+def _objects(module: tvm.runtime.Module, folder: Path, kernels: Sequence[bytes] | None) -> list[str]:
+    """An executable as object files: one of each LLVM module, or those given, and the blob for TVM's virtual
+    machine.
+    """
     first = module.imports[0]
     modules = [first, *first.imports]
-    paths = [str(folder / f"lib{i}.o") for i in range(len(modules))]
-    in_threads(lambda i: modules[i].write_to_file(paths[i], "o"), range(len(modules)))
+    paths = [str(folder / f"lib{i}.o") for i in range(len(modules if kernels is None else kernels))]
+    if kernels is None:
+        in_threads(lambda i: modules[i].write_to_file(paths[i], "o"), range(len(modules)))
+    else:
+        for path, data in zip(paths, kernels, strict=True):
+            Path(path).write_bytes(data)
     text = first["_get_target_string"]()
     blob = tvm.get_global_func("runtime.ModulePackImportsToLLVM")(module, False, text, "")
     blob.write_to_file(str(folder / "devc.o"), "o")
