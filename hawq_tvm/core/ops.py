@@ -135,7 +135,9 @@ def _fitting(call: relax.Call, shape: Sequence[int], constants: Iterable[relax.E
     for c in constants:
         own = shape_of(c)
         if own and np.broadcast_shapes(own, tuple(shape)) != tuple(shape):
-            raise ValueError(f"{call.op.name}: a constant of shape {list(own)} does not fit data of shape {list(shape)}")
+            raise ValueError(
+                f"{call.op.name}: a constant of shape {list(own)} does not fit data of shape {list(shape)}"
+            )
     return _tensor(shape, call.attrs["out_dtype"])
 
 

@@ -5,7 +5,6 @@ Side by side they are arrays of Python's integers: as exact as Fractions, and te
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -23,11 +22,6 @@ Array = NDArray[Any]
 _bit_length = np.frompyfunc(int.bit_length, 1, 1)
 _numerator = np.frompyfunc(lambda x: x.numerator, 1, 1)
 _denominator = np.frompyfunc(lambda x: x.denominator, 1, 1)
-
-
-def integers(values: Any) -> Array:
-    """An array of Python's integers."""
-    return np.asarray(values).astype(object)
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,8 @@ class Lines:
 class Rescales(Sequence[Rescale]):
     """Requantizes of the same operands at several channels, each a `Rescale`: arrays of Python's integers.
 
-    real: sum x_i ratio_i + constant.  dyadic: sum x_i multiplier_i + offset over 2^shift.  lows, highs: rows x operands.
+    real: sum x_i ratio_i + constant.  dyadic: sum x_i multiplier_i + offset, over 2^shift.  lows, highs: rows x
+    operands.
     """
 
     real: Lines
@@ -193,7 +188,7 @@ def dyadic_rescale(
     Raises ModelError when a ratio is too large, or every precision overflows.
     """
     real = Lines.of(_rows([ratios]), _column([constant]))
-    return dyadic_rescales(real, *(_rows([v]) for v in (zeros, lows, highs)), rounding, where, apart)[0]
+    return dyadic_rescales(real, _rows([zeros]), _rows([lows]), _rows([highs]), rounding, where, apart)[0]
 
 
 def dyadic_rescales(
@@ -254,4 +249,5 @@ def _widest(numerator: Array, denominator: Array, where: str) -> Array:
 def nearest(numerator: Array, denominator: Array, shift: Array) -> Array:
     """`arith.scaled` of quotients: the integers nearest to them times 2^shift, ties away from zero."""
     magnitude = ((np.abs(numerator) << shift + 1) + denominator) // (2 * denominator)
-    return np.where(numerator >= 0, magnitude, -magnitude)
+    result: Array = np.where(numerator >= 0, magnitude, -magnitude)
+    return result

@@ -100,7 +100,8 @@ class Searches:
     @property
     def combinations(self) -> Array:
         """How many values the other operands of each take together."""
-        return np.multiply.reduce(self.count, axis=1)
+        combinations: Array = np.multiply.reduce(self.count, axis=1)
+        return combinations
 
     @staticmethod
     def joined(parts: Sequence[Searches]) -> Searches:
@@ -127,11 +128,9 @@ def searches_of(r: Rescales, low: Array, high: Array) -> Searches:
     f, g, low, high = (np.take_along_axis(a[owner], order, axis=1) for a in (f, g, low, high))
     sign = np.where(f[:, 0] > 0, 1, -1).astype(object)
     f[:, 0], g[:, 0] = f[:, 0] * sign, g[:, 0] * sign
-    ends = (np.where(sign > 0, a[:, 0], -b[:, 0]) for a, b in ((low, high), (high, low)))
-    real, dyadic = (
-        Lines(a, line.constant[owner], line.denominator[owner]) for a, line in ((f, r.real), (g, r.dyadic))
-    )
-    return Searches(owner, *ends, real, dyadic, low[:, 1:], high[:, 1:] - low[:, 1:] + 1)
+    least, most = (np.where(sign > 0, a[:, 0], -b[:, 0]) for a, b in ((low, high), (high, low)))
+    real, dyadic = (Lines(a, line.constant[owner], line.denominator[owner]) for a, line in ((f, r.real), (g, r.dyadic)))
+    return Searches(owner, least, most, real, dyadic, low[:, 1:], high[:, 1:] - low[:, 1:] + 1)
 
 
 class Table:
@@ -168,10 +167,7 @@ class Table:
         gap += (most * np.abs(f.factors[:, 1:] * second[:, None] - g.factors[:, 1:] * first[:, None])).sum(axis=1)
         apart = (gap / (first * second)).astype(np.float64) * (1 + 2.0**-40)
         rest = np.maximum(
-            *(
-                (np.abs(n.constant) + (most * np.abs(n.factors[:, 1:])).sum(axis=1)) / n.factors[:, 0]
-                for n in (f, g)
-            )
+            *((np.abs(n.constant) + (most * np.abs(n.factors[:, 1:])).sum(axis=1)) / n.factors[:, 0] for n in (f, g))
         ).astype(np.float64)
         # Each of its operations is off by 2^-53 of its result: a product of two rounded numbers for each operand, their
         # sum, a difference.

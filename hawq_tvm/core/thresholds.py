@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import arith
-from .rescales import Rescale, Rescales
+from .rescales import Rescale as Rescale
+from .rescales import Rescales
 from .rescales import dyadic_rescale as dyadic_rescale
 from .threshold_search import Searches, Steps, Table, round_exactly, searches_of, verdict
 

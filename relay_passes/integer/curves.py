@@ -13,8 +13,8 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.crossings import boundary, compare, crossings
 from hawq_tvm.core.errors import ModelError
-from hawq_tvm.core.threshold_search import round_exactly
 from hawq_tvm.core.rescales import Rescales
+from hawq_tvm.core.threshold_search import round_exactly
 from hawq_tvm.core.thresholds import Proof
 
 from .functions import Bounds, Clip, Function

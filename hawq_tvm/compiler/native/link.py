@@ -54,7 +54,8 @@ def export(
 ) -> None:
     """Write the library of a CPU's executable, C interface included.
 
-    kernels: object files, where the executable is without its kernels.  features: what `hawq_model_create` looks for in the CPU.  options: more for the C compiler.
+    kernels: object files, where the executable is without its kernels.  features: what `hawq_model_create` looks for
+    in the CPU.  options: more for the C compiler.
     Raises UsageError where no C compiler for the architecture is installed, PackageError when it fails.
     """
     command = toolchain.compiler(architecture)

@@ -127,7 +127,8 @@ def dyadic_numbers(
         known[row] = thresholds.dyadic_rescale(
             ratios, [0] * len(ratios), Fraction(row[-1]) / unit, row[1:-1:3], row[2:-1:3], ROUNDING, where
         )
-    made, proof, exact = list(known.values()), thresholds.Proof(), None
+    made: Sequence[thresholds.Rescale] = list(known.values())
+    proof, exact = thresholds.Proof(), None
     if len(operands) == 1:
         made, proof = thresholds.settle(made, [1] * len(made), ROUNDING, steps)
     # The compiler looks for exact numbers where thresholds of several operands differ; where they have a common
