@@ -234,7 +234,7 @@ def _widest(numerator: Array, denominator: Array, where: str) -> Array:
     exponent = _bit_length(numerator) - _bit_length(denominator)
     exponent += numerator << np.maximum(0, -exponent) >= denominator << np.maximum(0, exponent)
     exponent = np.where(numerator == 0, 0, exponent)
-    shift = np.minimum(arith.MANTISSA_BITS - exponent, arith.MAX_SHIFT)
+    shift: Array = np.minimum(arith.MANTISSA_BITS - exponent, arith.MAX_SHIFT)
     shift -= nearest(numerator, denominator, np.maximum(0, shift)) == 2**arith.MANTISSA_BITS
     if np.any(shift < 0):
         raise ModelError(
