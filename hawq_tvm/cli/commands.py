@@ -24,6 +24,7 @@ from . import fake as fake_commands
 from . import finetune as finetune_commands
 from . import imports, options, show
 from . import packages as package_commands
+from . import prune as prune_commands
 from . import quantize as quantize_commands
 from .show import say
 from .terminal import ERR, OUT
@@ -388,7 +389,7 @@ def _profile(args: argparse.Namespace) -> int:
     return 0
 
 
-GROUPS = (package_commands, allocate_commands, quantize_commands, finetune_commands, fake_commands)
+GROUPS = (package_commands, allocate_commands, prune_commands, quantize_commands, finetune_commands, fake_commands)
 COMMANDS: dict[str, options.Command] = {
     "inspect": _inspect,
     "compile": _compile,

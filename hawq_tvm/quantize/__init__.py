@@ -9,6 +9,7 @@ Its graph in torch, calibration data, sensitivities, latencies, budgets, roundin
     found = quantize.post_training("float.onnx", "calibration.npz", recipe)
     onnx.save(found.model, "quantized.onnx")                       # found.layers: how every layer was quantized
     found = quantize.finetune("float.onnx", "train.npz", quantize.Recipe("W4A4"), quantize.Training(epochs=2))
+    smaller = quantize.prune("float.onnx", "calibration.npz", quantize.Pruning(("macs=60%",)))
     pixels = quantize.Preprocess((127.0,), (128.0,))
     quantize.evaluate("quantized.onnx", "pictures", preprocess=pixels, against="float.onnx")
     quantize.compare_fake("quantized.onnx", "quantized.hawq", "pictures.npz", real="float.onnx").to_dict()
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = [
     "Budget",
     "Preprocess",
+    "Pruning",
     "Recipe",
     "Settings",
     "Training",
@@ -34,6 +36,7 @@ __all__ = [
     "post_training",
     "problem",
     "problem_of_table",
+    "prune",
 ]
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from hawq_tvm.quantize.network.data import open_data
     from hawq_tvm.quantize.network.load import load_float
     from hawq_tvm.quantize.network.pictures import Preprocess
+    from hawq_tvm.quantize.prune.pruner import Pruning, prune
     from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
     from hawq_tvm.quantize.qat.training import Training, finetune
 
@@ -63,6 +67,8 @@ _HOMES = {
     "evaluate": "judge.evaluation",
     "Recipe": "ptq.quantizer",
     "post_training": "ptq.quantizer",
+    "Pruning": "prune.pruner",
+    "prune": "prune.pruner",
     "Training": "qat.training",
     "finetune": "qat.training",
     "compare_fake": "judge.fake_comparison",

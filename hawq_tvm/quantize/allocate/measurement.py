@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from hawq_tvm.core.errors import InputError, ModelError, UsageError
+from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.core.files import check_output, load_npz, save_npz
 from hawq_tvm.quantize.network.data import Batch, Calibration
 from hawq_tvm.quantize.network.float_graph import FloatGraph
 
+from .loss import Loss
 from .sensitivity import Progress, Sensitivities, Settings, Step
 from .table import widths
 
@@ -37,14 +37,6 @@ SAMPLES = 16
 # curvature do not hide it.
 PAIR = 2
 SIDES = ("weight", "activation")
-PROBABILITIES = {
-    "Softmax": "log",
-    "LogSoftmax": "none",
-    "aten.softmax.int": "log",
-    "aten._softmax.default": "log",
-    "aten.log_softmax.int": "none",
-    "aten._log_softmax.default": "none",
-}
 
 
 def rounded_weight(weight: torch.Tensor, axis: int, bits: int) -> torch.Tensor:
@@ -111,8 +103,7 @@ class _Measurement:
         self.operands = {
             one.node: (nodes[one.node].index(one.input), nodes[one.node].index(one.weight)) for one in graph.layers
         }
-        producer = next((n for n in graph.nodes if graph.outputs[0] in n.outputs), None)
-        self.scores = PROBABILITIES.get(producer.op, "softmax") if producer else "softmax"
+        self.loss = Loss(graph, data)
         self.arrays: dict[str, Array] = {}
         self.key = self._key()
 
@@ -127,12 +118,9 @@ class _Measurement:
 
     def run(self) -> Sensitivities:
         self._load()
-        start, loss = (
-            time.monotonic(),
-            "cross-entropy with labels" if self.data.has_labels else "cross-entropy with the model's own argmax",
-        )
+        start = time.monotonic()
         images = sum(self.sizes)
-        result = Sensitivities(self.graph, self.settings, loss, images, self.size)
+        result = Sensitivities(self.graph, self.settings, self.loss.text, images, self.size)
         if "activation_square" not in self.arrays:
             self._rounding()
         if "hessian" in self.settings.metrics:
@@ -171,38 +159,6 @@ class _Measurement:
     def _batches(self) -> Iterator[Batch]:
         return self.data.batches(self.size, self.fixed)
 
-    def _forward(self, batch: Batch, **options: Any) -> torch.Tensor:
-        """The scores of a batch, (images, classes)."""
-        output = self.graph.run(batch.inputs, **options)[self.graph.outputs[0]]
-        flat = output.flatten(1) if output.ndim == 4 and output.shape[2:] == (1, 1) else output
-        if flat.ndim != 2 or len(flat) != batch.size:
-            raise ModelError(
-                "is no classifier's output",
-                where=self.graph.outputs[0],
-                expected=f"{batch.size} images x classes",
-                found="x".join(map(str, output.shape)),
-            )
-        return flat
-
-    def _losses(self, batch: Batch, **options: Any) -> torch.Tensor:
-        """The cross-entropy of every image."""
-        scores = self._forward(batch, **options)
-        classes = scores.shape[1]
-        if batch.labels is not None and batch.labels.max() >= classes:
-            raise InputError(
-                "has a label that the model has no class for",
-                where=self.data.where,
-                expected=f"0 to {classes - 1}",
-                found=str(batch.labels.max()),
-            )
-        target = torch.from_numpy(batch.labels) if batch.labels is not None else scores.detach().argmax(1)
-        logs = {
-            "softmax": lambda: F.log_softmax(scores, 1),
-            "log": lambda: scores.clamp_min(1e-30).log(),
-            "none": lambda: scores,
-        }[self.scores]()
-        return F.nll_loss(logs, target, reduction="none")
-
     def _rounding(self) -> None:
         """The sizes, ranges and rounding errors of weights and activations: two passes over the data."""
         layers, choices = self.graph.layers, [widths(c) for c in self.settings.choices]
@@ -231,7 +187,7 @@ class _Measurement:
         with torch.no_grad():
             for feed, record, phase in ((see, note, "ranges"), (compare, None, "rounding errors")):
                 for done, batch in enumerate(self._batches(), 1):
-                    self._forward(batch, feed=feed, record=record)
+                    self.loss.scores(batch, feed=feed, record=record)
                     self.progress(Step(phase, done, len(self.sizes)))
             weights = [self.graph.parameters[one.weight] for one in layers]
             by_weight = [
@@ -267,7 +223,7 @@ class _Measurement:
             activations[i] = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
             return activations[i]
 
-        return self._losses(batch, feed=feed), weights, activations
+        return self.loss.of(batch, feed=feed), weights, activations
 
     # -- the Hessian
     # ------------------------------------------------------------------------------------------------------
@@ -371,7 +327,7 @@ class _Measurement:
         if "output" not in self.arrays:
             self.arrays["output"] = np.full((len(layers), len(choices)), np.nan)
         with torch.no_grad():
-            exact = [self._forward(batch) for batch in self._batches()]
+            exact = [self.loss.scores(batch) for batch in self._batches()]
             total = sum(float(y.double().square().sum()) for y in exact)
             for i, layer in enumerate(layers):
                 for k, (weight_bits, activation_bits) in enumerate(choices):
@@ -379,7 +335,7 @@ class _Measurement:
                         weight = rounded_weight(self.graph.parameters[layer.weight], layer.channel_axis, weight_bits)
                         feed = self._rounder(i, activation_bits, weight)
                         changed = sum(
-                            float((self._forward(b, feed=feed) - y).double().square().sum())
+                            float((self.loss.scores(b, feed=feed) - y).double().square().sum())
                             for b, y in zip(self._batches(), exact, strict=True)
                         )
                         self.arrays["output"][i, k] = changed / total if total else 0.0
