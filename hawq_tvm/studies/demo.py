@@ -170,7 +170,8 @@ def _elsewhere(model: Path, package: Package, images: list[Array]) -> JointRepor
         packages.append(other)
     with _step(f"verifying every layer of {len(packages)} libraries on {len(images)} photographs"):
         report = verify_packages(packages, [{"input": x} for x in images])
-    OUT.print(report.summary())
+    for line in report.summary().split("\n"):
+        OUT.print(line)
     return report
 
 
@@ -183,7 +184,7 @@ def _table(tests: list[tuple[Path, int]], floats: list[Array], integers: list[Ar
         agree += a[0] == b[0]
         right_float += a[0] == label
         right_integer += b[0] == label
-        table.add_row(path.stem, names[label], "\n".join(names[i] for i in a), "\n".join(names[i] for i in b))
+        table.add_row(path.stem, names[label], ", ".join(names[i] for i in a), ", ".join(names[i] for i in b))
     OUT.print(table)
     OUT.print(
         f"top-1: float right on {right_float}, integers right on {right_integer}, equal on {agree}, of {len(tests)}"

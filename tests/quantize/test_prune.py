@@ -238,7 +238,7 @@ def test_a_pruned_network_is_nearer_after_fit_and_training_and_compiles(net: Any
     data = tmp_path / "in.npz"
     np.savez(data, x=images(64))
     pruned = prune(net(), data, Pruning(("weights=80%",), multiple=2, batch=16, probes=4, steps=40))
-    assert pruned.distance is not None and pruned.distance[1] < max(1e-4, pruned.distance[0])
+    assert pruned.distance is not None and pruned.distance[1] <= pruned.distance[0]
     after, before = (sum(row[f"error_{side}"] for row in pruned.layers) for side in ("after", "before"))
     assert after < max(1e-9, before)
     again = prune(net(), data, Pruning(("weights=80%",), multiple=2, batch=16, probes=4, steps=40))
