@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes
+from hawq_tvm.quantize.ptq.effort import EFFORTS
 
 from .options import Command, add_shape, parse_shapes
 from .picture_options import add_picture_options, read_preprocess
-from .show import say
+from .show import interrupted, say
 from .terminal import ERR, OUT, Grid
 
 if TYPE_CHECKING:
@@ -21,10 +22,9 @@ if TYPE_CHECKING:
     from hawq_tvm.quantize.judge.paired import Paired
     from hawq_tvm.quantize.ptq.quantizer import Quantized, Recipe
 
-ADAROUND_STEPS = 1000
 EXAMPLES = """examples:
   hawq-tvm quantize float.onnx --calib in.npz -o w8a8.onnx
-  hawq-tvm quantize float.onnx --calib pictures --mean 127 --std 128 --bits W4A8 --rounding adaround -o w4a8.onnx
+  hawq-tvm quantize float.onnx --calib pictures --mean 127 --std 128 --bits W4A8 -o w4a8.onnx
 then:
   hawq-tvm compile w8a8.onnx -o w8a8.hawq"""
 
@@ -57,7 +57,12 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
         metavar="N",
         help="images at a time where the model leaves that open (default: 8)",
     )
-    sub.add_argument("--seed", type=int, default=0, help="of what adaround draws at random (default: 0)")
+    sub.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default: 0)")
+    sub.add_argument(
+        "--state",
+        metavar="STATE.npz",
+        help="keep the blocks that are done until the model is written, and continue from it (default: beside Q.onnx)",
+    )
     add_picture_options(sub)
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
     sub = verb(
@@ -123,31 +128,39 @@ def add_recipe_options(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument(
         "--rounding",
-        choices=("nearest", "adaround"),
+        choices=("learned", "nearest"),
         default=None,
-        help="of weights with fewer than 8 bits; adaround learns it layer by layer (default: nearest)",
+        help=(
+            "of what has fewer than 8 bits: learned block by block, with biases and steps, or nearest (default:"
+            " learned; for finetune nearest)"
+        ),
     )
     sub.add_argument(
-        "--adaround",
-        type=int,
-        default=None,
-        metavar="N",
-        help=f"--rounding adaround with N steps per layer (without this option: {ADAROUND_STEPS})",
+        "--effort",
+        default="good",
+        metavar="fast|good|best|N",
+        help=(
+            f"iterations of learning a block: {', '.join(f'{name} {n}' for name, n in EFFORTS.items())}, or N (default:"
+            " good)"
+        ),
     )
     sub.add_argument(
-        "--bias-correction", action="store_true", help="correct biases for the mean error of every layer's output"
+        "--bias-correction",
+        action="store_true",
+        help="correct biases for the mean error of every layer's output where nothing is learned, too",
     )
     sub.add_argument(
         "--equalize",
-        choices=("relu", "relu6"),
+        choices=("off", "relu", "relu6"),
         nargs="?",
         const="relu",
-        default="off",
-        help="scale channels between layers to like ranges; relu6: also across ReLU6, which becomes ReLU",
+        default=None,
+        help=(
+            "scale channels between layers to like ranges; relu6: also across ReLU6, which becomes ReLU (default: relu"
+            " where something is learned)"
+        ),
     )
-    sub.add_argument(
-        "--images", type=int, default=64, metavar="N", help="images that adaround and bias correction use (default: 64)"
-    )
+    sub.add_argument("--images", type=int, default=128, metavar="N", help="images that are learned from (default: 128)")
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:
@@ -164,12 +177,13 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
         _keeps(args),
         args.symmetric,
         None if args.weight_range is None else args.weight_range == "mse",
-        args.equalize,
-        args.bias_correction,
-        _steps(args),
-        args.images,
-        args.batch,
-        args.seed,
+        equalize=args.equalize,
+        correct_bias=args.bias_correction,
+        rounding=args.rounding,
+        effort=int(args.effort) if args.effort.isdecimal() else args.effort,
+        images=args.images,
+        batch=args.batch,
+        seed=args.seed,
     )
 
 
@@ -179,11 +193,18 @@ def _quantize(args: argparse.Namespace) -> int:
 
     recipe, shapes = read_recipe(args), parse_shapes(args.shape)
     check_output(Path(args.output))
-    with measuring(ERR, args.quiet or args.json) as progress:
-        found = post_training(
-            args.model, args.calib, recipe, shapes=shapes, preprocess=read_preprocess(args), progress=progress
-        )
-    return written(args, found)
+    state = Path(args.state or f"{Path(args.output).with_suffix('')}.state.npz")
+    pixels = read_preprocess(args)
+    try:
+        with measuring(ERR, args.quiet or args.json) as progress:
+            found = post_training(
+                args.model, args.calib, recipe, shapes=shapes, preprocess=pixels, state=state, progress=progress
+            )
+    except KeyboardInterrupt:
+        return interrupted(state)
+    code = written(args, found)
+    state.unlink(missing_ok=True)
+    return code
 
 
 def written(args: argparse.Namespace, found: Quantized, more: Callable[[], None] = lambda: None) -> int:
@@ -214,55 +235,17 @@ def _keeps(args: argparse.Namespace) -> bool:
     return args.keep is not False
 
 
-def _steps(args: argparse.Namespace) -> int:
-    """The steps that adaround takes.
-
-    Raises UsageError when the two options contradict each other.
-    """
-    if args.adaround is not None and (args.rounding == "nearest" or args.adaround < 1):
-        raise UsageError(
-            "takes no steps", where=f"--adaround {args.adaround}", expected="at least 1, and not --rounding nearest"
-        )
-    return args.adaround or (ADAROUND_STEPS if args.rounding == "adaround" else 0)
-
-
 def show_quantized(found: Quantized) -> None:
     """Every layer's bits, grid and errors, and the notes."""
-    learned = any("adaround_mse" in row for row in found.layers)
-    measured = any("output_error" in row for row in found.layers)
-    grid = Grid(
-        "layer",
-        "bits",
-        "input",
-        "scale",
-        "weight error",
-        *(["adaround"] if learned else []),
-        *(["output error"] if measured else []),
-    )
+    grid = Grid("layer", "bits", "input", "scale", "weight error")
     for row in found.layers:
-        gained = (
-            [
-                (
-                    f"{row['adaround_mse'] / max(row['nearest_mse'], 1e-30):.0%} of nearest's error"
-                    if "adaround_mse" in row
-                    else ""
-                )
-            ]
-            if learned
-            else []
-        )
-        error = [f"{row['output_error']:.2g}"] if measured else []
-        kind = row["activation_type"] + (
-            f", zero point {row['activation_zero_point']}" if row["activation_zero_point"] else ""
-        )
+        zero = f", zero point {row['activation_zero_point']}" if row["activation_zero_point"] else ""
         grid.add_row(
             row["layer"],
             f"W{row['weight_bits']}A{row['activation_bits']}",
-            kind,
+            row["activation_type"] + zero,
             f"{row['activation_scale']:.4g}",
             f"{row['weight_error']:.2g}",
-            *gained,
-            *error,
         )
     OUT.print(grid)
     notes = found.notes
@@ -272,12 +255,25 @@ def show_quantized(found: Quantized) -> None:
     if notes["equalized"]:
         replaced = f"; {len(notes['relu6_replaced'])} ReLU6 became ReLU" if notes["relu6_replaced"] else ""
         say(f"equalised the outputs of {len(notes['equalized'])} layers{replaced}")
-    if not learned and any(row["weight_bits"] < 8 for row in found.layers):
-        say(
-            "weights of 4 bits were rounded to nearest; --rounding adaround --bias-correction takes minutes, and mobile"
-            " networks need it"
-        )
+    if notes["blocks"]:
+        _show_blocks(notes["blocks"])
+    elif any(row["weight_bits"] < 8 for row in found.layers):
+        say("weights of 4 bits were rounded to nearest, which loses much accuracy: see --rounding learned")
     say(f"{notes['parameters']:,} weights in {notes['weight_bytes']:,} bytes")
+
+
+def _show_blocks(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What every block gained."""
+    grid = Grid("block", "layers", "error, nearest", "error now", "seconds")
+    for row in rows:
+        ends = list(dict.fromkeys((*row["layers"][:1], *row["layers"][-1:])))
+        more = f" ({len(row['layers'])} layers)" if len(row["layers"]) > 2 else ""
+        errors = [f"{row[name]:.3g}" for name in ("error_before", "error_after")]
+        grid.add_row(str(row["block"]), " ... ".join(ends) + more, *errors, f"{row['seconds']:.1f}")
+    OUT.print(grid)
+    learned = [row["iterations"] for row in rows if row["iterations"]]
+    how = f"{len(learned)} of {len(rows)} blocks were learned, {max(learned)} iterations each" if learned else ""
+    say(f"{how or 'biases were corrected'}, in {sum(row['seconds'] for row in rows):.0f} s")
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ Its graph in torch, calibration data, sensitivities, latencies, budgets, roundin
     from hawq_tvm import quantize
     problem = quantize.problem(exported_program, "calibration.npz", quantize.Settings(probes=64))
     allocation = problem.allocate(["bops=0.5", "size=6.7MB"])      # allocation.assignment: layer -> "W4A8"
-    recipe = quantize.Recipe("bits.json", adaround=500, correct_bias=True)
+    recipe = quantize.Recipe("bits.json", effort="best")
     found = quantize.post_training("float.onnx", "calibration.npz", recipe)
     onnx.save(found.model, "quantized.onnx")                       # found.layers: how every layer was quantized
     found = quantize.finetune("float.onnx", "train.npz", quantize.Recipe("W4A4"), quantize.Training(epochs=2))

@@ -41,14 +41,14 @@ Say = Callable[[str], None]
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 WIDTHS, EPOCHS, BATCH, RATE = (16, 32, 64), 3, 128, 0.2
 CALIBRATION = 512
-LEARNED = {"adaround": 500, "correct_bias": True, "images": 512, "batch": 64}
+LEARNED = {"images": 512, "batch": 64}
 RECIPES: dict[str, Recipe] = {
     "W8A8": Recipe(8),
-    "W4A8, nearest": Recipe("W4A8"),
-    "W4A8, adaround": Recipe("W4A8", **LEARNED),  # type: ignore[arg-type]
-    "W4A4, nearest": Recipe("W4A4"),
-    "W4A4, adaround": Recipe("W4A4", **LEARNED),  # type: ignore[arg-type]
-    "W4A4 with first and last, adaround": Recipe("W4A4", keep_ends=False, **LEARNED),  # type: ignore[arg-type]
+    "W4A8, nearest": Recipe("W4A8", rounding="nearest"),
+    "W4A8, learned": Recipe("W4A8", **LEARNED),  # type: ignore[arg-type]
+    "W4A4, nearest": Recipe("W4A4", rounding="nearest"),
+    "W4A4, learned": Recipe("W4A4", **LEARNED),  # type: ignore[arg-type]
+    "W4A4 with first and last, learned": Recipe("W4A4", keep_ends=False, **LEARNED),  # type: ignore[arg-type]
 }
 # Fine-tuned from nearest rounding on the first FINETUNE_IMAGES training pictures and their labels, a tenth of them held
 # out to choose the epoch by.

@@ -68,7 +68,7 @@ def _recipe(files: Files, assignment: Mapping[str, str]) -> Recipe:
         name: dict(zip(("weight", "activation"), widths(choice), strict=True)) for name, choice in assignment.items()
     }
     path.write_text(json.dumps({"layers": layers}))
-    return Recipe(path)
+    return Recipe(path, rounding="nearest")
 
 
 def measure(folder: Path, seed: int, draws: int, say: Say) -> list[dict[str, Any]]:

@@ -49,14 +49,13 @@ from hawq_tvm.quantize.qat.deployed import MOVES
 Array = np.ndarray[Any, Any]
 PIXELS = Preprocess((127.0,), (128.0,), 256)
 CALIBRATION, PROBES = 96, 16
-LEARNED = Recipe(adaround=200, correct_bias=True)
 # How each network of ours is made; bits that begin with "bops" are a budget, for which the Hessian chooses.
 OURS: dict[str, Recipe] = {
     "W8A8": Recipe("W8A8"),
-    "mixed, 75 % of BOPS": replace(LEARNED, bits="bops=75%"),
-    "mixed, 50 % of BOPS": replace(LEARNED, bits="bops=50%"),
-    "W4A8": replace(LEARNED, bits="W4A8"),
-    "W4A4": replace(LEARNED, bits="W4A4"),
+    "mixed, 75 % of BOPS": Recipe("bops=75%"),
+    "mixed, 50 % of BOPS": Recipe("bops=50%"),
+    "W4A8": Recipe("W4A8"),
+    "W4A4": Recipe("W4A4"),
 }
 FLOAT, ONNX_RUNTIME, NNCF = "float", "ONNX Runtime INT8", "NNCF INT8"
 NETWORKS = (FLOAT, ONNX_RUNTIME, NNCF, *OURS)

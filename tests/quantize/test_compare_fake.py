@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     onnx.save(net, str(folder / "net.onnx"))
     np.savez(folder / "in.npz", x=images(RUNS))
     for stem, bits in zip(STEMS, (8, 4), strict=True):
-        found = post_training(net, folder / "in.npz", Recipe(bits))
+        found = post_training(net, folder / "in.npz", Recipe(bits, rounding="nearest"))
         onnx.save(found.model, str(folder / f"{stem}.onnx"))
         ht.compile(folder / f"{stem}.onnx").save(folder / f"{stem}.hawq")
     return folder

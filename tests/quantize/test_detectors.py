@@ -50,7 +50,7 @@ def cosine(a: Array, b: Array) -> float:
 def test_networks(kind: type[nn.Module], bits: int | str, least: float, data: Path) -> None:
     torch.manual_seed(1)
     net = settled(kind())
-    package = ht.compile(post_training(exported(net), data, Recipe(bits)).model)
+    package = ht.compile(post_training(exported(net), data, Recipe(bits, effort=20)).model)
     package.verify(random=1, seed=0).raise_if_mismatch()
     for real, integer in answers(net, package, images(4, 32, seed=2)):
         assert cosine(real, integer) > least

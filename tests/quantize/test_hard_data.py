@@ -78,7 +78,12 @@ DATA = {
 }
 
 
-RECIPES = [Recipe(), Recipe(4, "percentile", symmetric=True), Recipe("W4A8", "entropy"), Recipe(8, "minmax")]
+RECIPES = [
+    Recipe(),
+    Recipe(4, "percentile", symmetric=True, effort=5),
+    Recipe("W4A8", "entropy", effort=5),
+    Recipe(8, "minmax"),
+]
 
 
 @pytest.mark.parametrize(("kind", "recipe"), [(kind, RECIPES[i % 4]) for i, kind in enumerate(DATA)], ids=list(DATA))

@@ -82,9 +82,9 @@ def noise(model: onnx.ModelProto, found: Quantized) -> float:
     "recipe",
     [
         Recipe(),
-        Recipe(4),
-        Recipe(4, keep_ends=False, symmetric=True),
-        Recipe("W4A8", "percentile", equalize="relu", correct_bias=True),
+        Recipe(4, effort=20),
+        Recipe(4, keep_ends=False, symmetric=True, rounding="nearest"),
+        Recipe("W4A8", "percentile", equalize="relu", correct_bias=True, rounding="nearest"),
     ],
     ids=["8", "4", "all4", "W4A8"],
 )
@@ -99,7 +99,7 @@ def test_runs_everywhere(place: Path, recipe: Recipe) -> None:
 
 
 def test_four_bits_are_four_bits(place: Path) -> None:
-    types = types_of(post_training(residual_net(batch=1), place / "in.npz", Recipe(4, keep_ends=False)).model)
+    types = types_of(post_training(residual_net(batch=1), place / "in.npz", Recipe(4, keep_ends=False, effort=5)).model)
     assert [types[f"{name}_weight_quantized"] for name in NAMES] == [TensorProto.INT4] * 7
     assert types["x_zero_point"] == TensorProto.INT4 and types["fc_bias_quantized"] == TensorProto.INT32
     # The stem's ReLU feeds layers of 4 bits alone, the block's also a sum, which reads 8.
@@ -113,7 +113,7 @@ def test_four_bits_are_four_bits(place: Path) -> None:
 def test_ends_keep_eight_bits(place: Path) -> None:
     rows = {
         r["layer"]: (r["weight_bits"], r["activation_bits"])
-        for r in post_training(residual_net(), place / "in.npz", Recipe(4)).layers
+        for r in post_training(residual_net(), place / "in.npz", Recipe(4, effort=5)).layers
     }
     assert rows["stem"] == rows["fc"] == (8, 8) and {rows[n] for n in NAMES[1:-1]} == {(4, 4)}
 
@@ -122,7 +122,7 @@ def test_bits_of_a_file(place: Path, tmp_path: Path) -> None:
     widths = {n: (8, 8) for n in NAMES} | {"a1": (4, 8), "b1": (4, 4)}
     path = tmp_path / "bits.json"
     path.write_text(json.dumps({"layers": {n: {"weight": w, "activation": a} for n, (w, a) in widths.items()}}))
-    found = post_training(residual_net(batch=1), place / "in.npz", Recipe(path))
+    found = post_training(residual_net(batch=1), place / "in.npz", Recipe(path, effort=5))
     types = types_of(found.model)
     for row in found.layers:
         weight, activation = widths[row["layer"]]
@@ -138,7 +138,7 @@ def test_grid_of_what_can_be_negative(place: Path) -> None:
     g = FloatNet([1, 3, 8, 8])
     y = g.conv(g.conv("x", 4, 3, 3, "first"), 4, 4, 1, "linear")
     net = g.model(g.conv(g.conv(y, 4, 4, 1, "middle"), 4, 4, 1, "last"))
-    found = post_training(net, place / "in.npz", Recipe(4))
+    found = post_training(net, place / "in.npz", Recipe(4, rounding="nearest"))
     row = next(r for r in found.layers if r["layer"] == "middle")
     assert row["activation_type"] == "int4"
     # Three layers of 4 bits, each with about 1 % of rounding noise in its weights and in its input.
@@ -167,7 +167,7 @@ def mobile(kind: str) -> onnx.ModelProto:
 @pytest.mark.parametrize(("kind", "bits"), [("ReLU6", 4), ("SiLU", 4), ("HardSwish", 8), ("ReLU", "W4A8")])
 def test_operators_of_mobile_networks(place: Path, kind: str, bits: int | str) -> None:
     net = mobile(kind)
-    found = post_training(net, place / "in.npz", Recipe(bits))
+    found = post_training(net, place / "in.npz", Recipe(bits, effort=10))
     compiled_exactly(found.model, images(2, seed=5))
     assert noise(net, found) < (0.3 if bits == 4 else 0.05)
     # A chain of element-wise operators on one tensor is not cut into pieces.
@@ -187,7 +187,7 @@ def test_old_opsets_and_programs(tmp_path: Path) -> None:
     program = torch.export.export(TorchNet().eval(), (torch.randn(1, 3, 8, 8),))
     torch.export.save(program, tmp_path / "net.pt2")
     for model in (program, tmp_path / "net.pt2"):
-        found = post_training(model, tmp_path / "in.npz", Recipe(4))
+        found = post_training(model, tmp_path / "in.npz", Recipe(4, effort=5))
         assert (
             [row["layer"] for row in found.layers]
             == [layer.name for layer in load_float(model).layers]
@@ -214,23 +214,6 @@ def test_dead_channels_keep_their_bias(place: Path) -> None:
 
 # -- better weights
 # -------------------------------------------------------------------------------------------------------
-
-
-def test_adaround_and_bias_correction_help(place: Path) -> None:
-    net = residual_net()
-    plain = post_training(net, place / "in.npz", Recipe("W4A8"))
-    learned = post_training(net, place / "in.npz", Recipe("W4A8", adaround=300, correct_bias=True))
-    assert all(row["adaround_mse"] <= row["nearest_mse"] for row in learned.layers if row["weight_bits"] == 4)
-    assert noise(net, learned) < 0.8 * noise(net, plain)
-    assert all(np.abs(row["bias_shift"]) < 1 for row in learned.layers)
-
-
-def test_adaround_is_reproducible(place: Path) -> None:
-    first, second = (
-        post_training(residual_net(), place / "in.npz", Recipe("W4A8", adaround=20)).model.SerializeToString()
-        for _ in range(2)
-    )
-    assert first == second
 
 
 def test_equalisation_changes_no_function(place: Path) -> None:
@@ -286,9 +269,8 @@ def test_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         str(target),
         "--bits",
         "4",
-        "--adaround",
+        "--effort",
         "10",
-        "--bias-correction",
     ]
     assert main([*command, "--json"]) == 0
     fields = json.loads(capsys.readouterr().out)
@@ -297,11 +279,14 @@ def test_command(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "activation_scale",
         "observer",
         "weight_error",
-        "output_error",
     } <= set(fields["layers"][1])
+    assert [set(row) for row in fields["blocks"]] == [
+        {"block", "layers", "error_before", "error_after", "iterations", "seconds"}
+    ] * 4
     assert main(command) == 0
     shown = capsys.readouterr()
-    assert "W4A4" in shown.out and "adaround" in shown.out and "reconstructing layers" in shown.err
+    assert "W4A4" in shown.out and "blocks were learned, 10 iterations each" in shown.out
+    assert "reconstructing blocks" in shown.err and not list(tmp_path.glob("*.npz"))
     assert main(["inspect", str(target)]) == 0
 
 
@@ -338,8 +323,8 @@ def test_refusals(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         code, text = refused(calib=str(tmp_path / "bad.npz"))
         assert code == 2 and word in text
     assert (
-        refused("--adaround", "0")[0]
-        == refused("--adaround", "5", "--rounding", "nearest")[0]
+        refused("--effort", "0")[0]
+        == refused("--effort", "much")[0]
         == refused("--percentile", "20", "--observer", "percentile")[0]
         == 2
     )

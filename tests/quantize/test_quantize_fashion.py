@@ -23,9 +23,9 @@ def test_eight_bits_cost_little_and_learned_rounding_helps(monkeypatch: pytest.M
     monkeypatch.setattr(fashion, "EPOCHS", 1)
     rows = {
         row["network"]: row
-        for row in fashion.measure(fashion.FOLDER, 0, ["W8A8", "W4A4, nearest", "W4A4, adaround"], lambda text: None)
+        for row in fashion.measure(fashion.FOLDER, 0, ["W8A8", "W4A4, nearest", "W4A4, learned"], lambda text: None)
     }
     assert rows["float"]["top1"] > 0.8
     # The half a point that the project promises at 8 bits.
     assert abs(rows["W8A8"]["top1"] - rows["float"]["top1"]) < 0.005
-    assert rows["W4A4, adaround"]["flips"] < rows["W4A4, nearest"]["flips"]
+    assert rows["W4A4, learned"]["flips"] < rows["W4A4, nearest"]["flips"]

@@ -24,7 +24,7 @@ from hawq_tvm.studies.imagenet import FLOAT, ONNX_RUNTIME, Study, markdown, quan
 from .networks import residual_net
 
 PICTURES, CALIBRATION, CLASSES = 24, 8, 5
-RECIPES = {"W8A8": Recipe("W8A8"), "mixed": Recipe("bops=60%", adaround=3, correct_bias=True), "W4A4": Recipe("W4A4")}
+RECIPES = {"W8A8": Recipe("W8A8"), "mixed": Recipe("bops=60%", effort=3), "W4A4": Recipe("W4A4", rounding="nearest")}
 
 
 @pytest.fixture(scope="module")

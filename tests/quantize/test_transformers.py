@@ -68,7 +68,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_vision(bits: int | str, least: float, data: Path) -> None:
     torch.manual_seed(0)
     net = Vision().eval()
-    found = post_training(exported(net), data, Recipe(bits)).model
+    found = post_training(exported(net), data, Recipe(bits, effort=20)).model
     kinds = {t.name: t.data_type for t in found.graph.initializer}
     made = {name: n for n in found.graph.node for name in n.output}
     read = [made[n.input[0]] for n in found.graph.node if n.op_type == "LayerNormalization"]

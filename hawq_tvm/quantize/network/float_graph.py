@@ -37,7 +37,8 @@ class Node:
     """One operation: compute takes the values of `inputs` (None for one left out, whose name is "") and returns one
     value per output.
 
-    name: the node's own, or its first output's.  attributes: an ONNX node's, by name.
+    name: the node's own, or its first output's.  attributes: an ONNX node's, by name.  derivable: whether gradients
+    go through compute.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Node:
     outputs: tuple[str, ...]
     compute: Callable[..., Any]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    derivable: bool = True
 
 
 @dataclass(frozen=True)

@@ -72,13 +72,13 @@ def from_onnx(source: Source, shapes: Shapes | None = None) -> FloatGraph:
         proto = attributes.node
         if not proto.output:
             raise attributes.fail("has no outputs", remedy="export the model again")
+        known = OPERATORS.get((attributes.domain, proto.op_type))
         try:
-            compute = OPERATORS.get((attributes.domain, proto.op_type), by_reference)(attributes)
+            compute = (known or by_reference)(attributes)
         except (TypeError, ValueError, LookupError) as e:
             raise attributes.fail("has attributes that are not understood", found=str(e)) from e
-        nodes.append(
-            Node(attributes.name, proto.op_type, tuple(proto.input), tuple(proto.output), compute, attributes.values)
-        )
+        names = tuple(proto.input), tuple(proto.output)
+        nodes.append(Node(attributes.name, proto.op_type, *names, compute, attributes.values, known is not None))
         windows[proto.output[0]] = attributes
     kept = folded(nodes, parameters)
     layers = [_layer(n, windows[n.outputs[0]], parameters) for n in kept if _weighted(n, parameters)]

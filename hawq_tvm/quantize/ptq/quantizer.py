@@ -4,6 +4,7 @@ integers alone.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -26,11 +27,14 @@ from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.network.prepare import prepare
 from hawq_tvm.quantize.network.roles import Roles, roles_of
 
+from .effort import EFFORTS
 from .equalize import equalize
+from .kept import Kept
 from .observers import OBSERVERS, Grid, Histogram, grid
 from .points import Points, Seen, find_points
 from .qdq import kind_of, write
-from .reconstruct import Passing, reconstruct
+from .reconstruct import Plan, Reconstruction
+from .simulated import grids_of
 from .units import Units, added_bias, check_compiles, check_constants, check_finite, check_ranges
 from .weights import Rounded, nearest
 
@@ -46,8 +50,11 @@ class Recipe:
     keep_ends: the first and the last layer have 8 bits; ignored where a bits.json says what each has.  symmetric:
     tensors that can be negative have the zero point 0.  search: scales of weights of the least error instead of the
     largest magnitude (None: at 4 bits).
-    equalize: "off", "relu" or "relu6" (see `equalize.py`).  correct_bias, adaround (steps, 0 for none): see
-    `reconstruct.py`; they use at most `images` images.  batch: images at a time.
+    equalize: "off", "relu" or "relu6" (see `equalize.py`); None: "relu" where something is learned.
+    rounding: "learned" (what has fewer than 8 bits is reconstructed block by block, see `reconstruct.py`, and biases
+    are corrected) or "nearest"; None: learned, but nearest where fine-tuning follows.  effort: of what is learned, a
+    key of EFFORTS, or iterations a block.  correct_bias: also where nothing is learned.  Both use at most `images`
+    images.  batch: images at a time.
     """
 
     bits: int | str | Path = 8
@@ -56,10 +63,11 @@ class Recipe:
     keep_ends: bool = True
     symmetric: bool = False
     search: bool | None = None
-    equalize: str = "off"
+    equalize: str | None = None
     correct_bias: bool = False
-    adaround: int = 0
-    images: int = 64
+    rounding: str | None = None
+    effort: str | int = "good"
+    images: int = 128
     batch: int = 8
     seed: int = 0
 
@@ -68,15 +76,25 @@ class Recipe:
             raise UsageError("is no observer", where=self.observer, expected=", ".join(OBSERVERS))
         if not 50 < self.percentile <= 100:
             raise UsageError("is no percentile", where=str(self.percentile), expected="more than 50, at most 100")
-        if self.equalize not in ("off", "relu", "relu6"):
+        if self.equalize not in (None, "off", "relu", "relu6"):
             raise UsageError("is no way to equalise", where=self.equalize, expected="off, relu or relu6")
+        if self.rounding not in (None, "learned", "nearest"):
+            raise UsageError("is no rounding", where=self.rounding, expected="learned or nearest")
+        if isinstance(self.effort, str) and self.effort not in EFFORTS:
+            expected = f"{', '.join(EFFORTS)}, or iterations a block"
+            raise UsageError("is no effort", where=self.effort, expected=expected)
         for name, value, least in (
-            ("adaround", self.adaround, 0),
+            ("effort", self.iterations, 1),
             ("images", self.images, 1),
             ("batch", self.batch, 1),
         ):
             if value < least:
                 raise UsageError("is too small", where=name, expected=f"at least {least}", found=str(value))
+
+    @property
+    def iterations(self) -> int:
+        """Of what is learned, a block."""
+        return EFFORTS[self.effort] if isinstance(self.effort, str) else self.effort
 
 
 @dataclass
@@ -109,7 +127,6 @@ class Draft:
     grids: Mapping[str, Grid]
     narrow: Mapping[str, Grid]
     rounded: Mapping[str, Rounded]
-    gained: Mapping[str, Mapping[str, float]]
     notes: Mapping[str, Any]
 
     def read(self, layer: Layer) -> Grid:
@@ -121,10 +138,7 @@ class Draft:
         model = write(self.prepared, self.graph, self.points, self.grids, self.narrow, self.rounded)
         onnx.checker.check_model(model)
         check_compiles(model, self.graph.name)
-        rows = [
-            _row(self.graph, one, self.rounded[one.name], self.read(one), self.recipe, self.gained.get(one.name, {}))
-            for one in self.graph.layers
-        ]
+        rows = [_row(self.graph, one, self.rounded[one.name], self.read(one), self.recipe) for one in self.graph.layers]
         held = self.rounded.values()
         notes = {
             **self.notes,
@@ -141,16 +155,22 @@ def post_training(
     *,
     shapes: Shapes | None = None,
     preprocess: Preprocess | None = None,
+    state: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
     """Quantize a float model: ONNX (path, bytes or ModelProto), a .pt2 file or an ExportedProgram.
 
     shapes: full shapes of inputs by name, which fix what the model leaves open; else all but the first dimension, which
     counts images, is fixed as in the data.
+    state: an .npz file that holds the blocks which are done; an interrupted run is continued by the next, to the same
+    result.
     Raises ModelError, InputError and UsageError as `load_float`, `open_data` and `read_bits` do, UsageError for widths
-    other than 4 and 8, and ModelError naming every operator that has no integer form, before calibration.
+    other than 4 and 8 and for the state of another run, and ModelError naming every operator that has no integer form,
+    before calibration.
     """
-    return draft(model, calibration, recipe, shapes=shapes, preprocess=preprocess, progress=progress).written()
+    return draft(
+        model, calibration, recipe, shapes=shapes, preprocess=preprocess, state=state, progress=progress
+    ).written()
 
 
 def draft(
@@ -160,6 +180,7 @@ def draft(
     *,
     shapes: Shapes | None = None,
     preprocess: Preprocess | None = None,
+    state: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Draft:
     """What `post_training` decides, before it is written.
@@ -174,14 +195,21 @@ def draft(
     bits = layer_bits(given, chosen)
     data = open_data(calibration, given.inputs, preprocess)
     prepared = with_shapes(prepared, {one.name: one.shape for one in data.inputs})
-    scaled, clips = equalize(prepared, given, chosen.equalize == "relu6") if chosen.equalize != "off" else ([], [])
+    learns = chosen.rounding != "nearest" and any(min(pair) < 8 for pair in bits.values())
+    how = chosen.equalize or ("relu" if learns else "off")
+    kept = None
+    if state is not None and (learns or chosen.correct_bias):
+        key = f"{data.fingerprint} {chosen} {sorted(bits.items())}".encode() + prepared.SerializeToString()
+        kept = Kept(Path(state), hashlib.sha256(key).hexdigest())
+        kept.check()
+    scaled, clips = equalize(prepared, given, how == "relu6") if how != "off" else ([], [])
     graph = from_onnx(prepared) if scaled else given
     roles = cache(lambda: roles_of(prepared))  # asked for when the data are known to fit
 
     def calibrated(one: Recipe, batches: Callable[[], Iterator[Batch]], said: Progress) -> Draft:
         ranges, points, seen = _observed(graph, roles, batches, data.count, bits, one, said)
         decided = _decided(graph, points, Units(graph, roles(), ranges), seen, bits, one, said)
-        return Draft(one, given, prepared, graph, points, *decided, {}, {})
+        return Draft(one, given, prepared, graph, points, *decided, {})
 
     size = graph.batch or chosen.batch
     fixed, trial = graph.batch is not None, replace(chosen, observer="minmax", search=False)
@@ -189,20 +217,14 @@ def draft(
     first.written()  # refuses what has no integer form before the time is spent
     started = calibrated(chosen, lambda: data.batches(size, fixed), tell)
     points, grids, narrow, rounded = started.points, started.grids, started.narrow, started.rounded
-    gained: dict[str, dict[str, float]] = {}
-    if chosen.adaround or chosen.correct_bias:
-        some = _some(data, graph, chosen)
-        passing = Passing(points, grids, narrow)
-        gained = reconstruct(
-            graph,
-            some,
-            passing,
-            rounded,
-            steps=chosen.adaround,
-            correct_bias=chosen.correct_bias,
-            seed=chosen.seed,
-            progress=tell,
-        )
+    rows: list[dict[str, Any]] = []
+    if learns or chosen.correct_bias:
+        plan = Plan(chosen.iterations if learns else 0, chosen.seed)
+        held = grids_of(graph, points, grids, narrow)
+        made = Reconstruction(graph, _some(data, graph, chosen), held, rounded, plan, tell)
+        made.run(kept)
+        rounded, rows = made.rounded, made.rows
+        grids, narrow = made.grids.split()
     notes = {
         "images": data.count,
         "observer": chosen.observer,
@@ -210,8 +232,9 @@ def draft(
         "joined": {name: [part for part, _ in parts] for name, parts in points.joined.items()},
         "equalized": scaled,
         "relu6_replaced": clips,
+        "blocks": rows,
     }
-    return Draft(chosen, given, prepared, graph, points, grids, narrow, rounded, gained, notes)
+    return Draft(chosen, given, prepared, graph, points, grids, narrow, rounded, notes)
 
 
 def as_onnx(model: Any, shapes: Shapes | None = None) -> Any:
@@ -401,9 +424,7 @@ def _rounded(graph: FloatGraph, layer: Layer, bits: int, recipe: Recipe, step: f
     return nearest(weight, bias, layer, bits, search, step, added_bias(graph, layer))
 
 
-def _row(
-    graph: FloatGraph, layer: Layer, rounded: Rounded, read: Grid, recipe: Recipe, gained: Mapping[str, float]
-) -> dict[str, Any]:
+def _row(graph: FloatGraph, layer: Layer, rounded: Rounded, read: Grid, recipe: Recipe) -> dict[str, Any]:
     return {
         "layer": layer.name,
         "weight_bits": rounded.bits,
@@ -415,5 +436,4 @@ def _row(
         "weight_scale": [float(rounded.scale.min()), float(rounded.scale.max())],
         "weight_error": rounded.error(graph.parameters[layer.weight]),
         "parameters": rounded.codes.numel(),
-        **gained,
     }

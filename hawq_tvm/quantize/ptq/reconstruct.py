@@ -1,143 +1,207 @@
-"""The float and the quantized network side by side, node by node: weights are rounded, and biases corrected, where
-the quantized one has got to.
+"""The float and the quantized network side by side, block by block: what a block has of few bits is learned, and
+biases are corrected, where the quantized one has got to.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from hawq_tvm.core.errors import ModelError
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
-from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer, Node
+from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 
-from .adaround import can_learn, learn
-from .observers import Grid
-from .points import Points, clip_bounds
-from .weights import Rounded
+from .blocks import Block, blocks_of
+from .kept import Kept
+from .learned import Case, Learner
+from .simulated import Grids, through
+from .units import added_bias
+from .weights import Rounded, with_room
 
 Tensor = torch.Tensor
+Tensors = Mapping[str, Tensor]
+# An iteration looks at so many elements of layers' results, but at no more than so many images.
+ELEMENTS, TOGETHER = 2**22, 32
+BIASED = ("Conv", "ConvTranspose", "Gemm")
 
 
 @dataclass(frozen=True)
-class Passing:
-    """Grids of activations by tensor, and those of layers that read fewer bits by layer name."""
+class Plan:
+    """How to reconstruct: iterations a block (0: biases are corrected, and nothing is learned), and the seed."""
 
-    points: Points
-    grids: Mapping[str, Grid]
-    narrow: Mapping[str, Grid]
-
-
-def fake(value: Tensor, grid: Grid) -> Tensor:
-    """The nearest numbers that a grid has, in float32 (A2)."""
-    return ((value / grid.scale).round().clamp(grid.low - grid.zero, grid.high - grid.zero)) * grid.scale
+    iterations: int
+    seed: int
 
 
-def reconstruct(
-    graph: FloatGraph,
-    batches: Sequence[Mapping[str, Any]],
-    passing: Passing,
-    rounded: Mapping[str, Rounded],
-    *,
-    steps: int,
-    correct_bias: bool,
-    seed: int,
-    progress: Progress,
-) -> dict[str, dict[str, float]]:
-    """Learn roundings (steps > 0) and correct biases in place, in the order of computation; what was gained, by layer.
+class Reconstruction:
+    """A network on its way.
 
-    Correcting adds to a bias the mean difference of the float and the quantized layer's outputs (Nagel et al.,
-    "Data-Free Quantization", 2019).
+    rounded, grids: changed block by block.  rows: what every block gained (JSON-ready): error_before, rounded to
+    nearest, and error_after are squared distances of its outputs from the float network's, as shares of those
+    outputs' squares, on the images that it was learned on, given what the quantized blocks before it make of them.
     """
-    return _Pass(graph, batches, passing, rounded, steps, correct_bias, seed, progress).run()
 
-
-class _Pass:
     def __init__(
         self,
         graph: FloatGraph,
         batches: Sequence[Mapping[str, Any]],
-        passing: Passing,
+        grids: Grids,
         rounded: Mapping[str, Rounded],
-        steps: int,
-        correct_bias: bool,
-        seed: int,
-        progress: Progress,
+        plan: Plan,
+        tell: Progress,
     ) -> None:
-        self.graph, self.passing, self.rounded, self.progress = graph, passing, rounded, progress
-        self.steps, self.correct_bias, self.seed = steps, correct_bias, seed
-        self.layers = {layer.node: layer for layer in graph.layers}
-        self.readers = Counter(name for node in graph.nodes for name in node.inputs)
+        self.graph, self.grids, self.rounded, self.plan, self.tell = graph, grids, dict(rounded), plan, tell
+        self.rows: list[dict[str, Any]] = []
+        self.blocks = blocks_of(graph)
         self.real: list[dict[str, Any]] = [{k: torch.as_tensor(v) for k, v in b.items()} for b in batches]
-        self.integer: list[dict[str, Any]] = [{k: self._rounded(k, v) for k, v in b.items()} for b in self.real]
+        self.integer = [{k: self._put(k, v) for k, v in b.items()} for b in self.real]
 
-    def run(self) -> dict[str, dict[str, float]]:
-        gained: dict[str, dict[str, float]] = {}
-        last = {name: i for i, node in enumerate(self.graph.nodes) for name in node.inputs}
+    def run(self, kept: Kept | None = None) -> None:
+        """Reconstruct all blocks in the order of computation.
+
+        kept: the file where blocks that are done are kept, and begun from where there is one.
+        """
+        if kept is not None:
+            self.rows, self.rounded, self.grids = kept.read(self.rounded, self.grids)
+        done, begun = len(self.rows), time.perf_counter()
+        for number, block in enumerate(self.blocks):
+            with torch.no_grad():
+                wanted = [through(block, self.graph, held) for held in self.real]
+            if number >= done:
+                self.rows.append(self._block(number, block, wanted))
+                if kept is not None:
+                    kept.save(self.rows, self.rounded, self.grids)
+                left = (time.perf_counter() - begun) / (number + 1 - done) * (len(self.blocks) - number - 1)
+                self.tell(Step("reconstructing blocks", number + 1, len(self.blocks), None, left))
+            self._pass(number, wanted)
+
+    def _put(self, name: str, value: Tensor) -> Tensor:
+        return self.grids.on(value, self.grids.tensors[name]) if name in self.grids.tensors else value
+
+    def _pass(self, number: int, wanted: Sequence[Tensors]) -> None:
+        """Go on behind a block, and forget what no other reads."""
         with torch.no_grad():
-            for i, node in enumerate(self.graph.nodes):
-                self._compute(node, self.real, node.compute)
-                layer = self.layers.get(node.name)
-                if layer is None:
-                    self._compute(node, self.integer, node.compute)
-                else:
-                    gained[layer.name] = self._layer(node, layer)
-                    self.progress(Step("reconstructing layers", len(gained), len(self.layers)))
-                for values in self.integer:
-                    values.update({name: self._rounded(name, values[name]) for name in node.outputs if name})
-                for values in (*self.real, *self.integer):
-                    for name in node.inputs:
-                        if last[name] == i:
-                            values.pop(name, None)
-        return gained
+            found = self._found(self.blocks[number], self.rounded, self.grids)
+        read = {name for block in self.blocks[number + 1 :] for name in block.inputs}
+        for values, more in (*zip(self.integer, found, strict=True), *zip(self.real, wanted, strict=True)):
+            values.update(more)
+            for name in values.keys() - read:
+                del values[name]
 
-    def _rounded(self, name: str, value: Tensor) -> Tensor:
-        return fake(value, self.passing.grids[name]) if name in self.passing.grids else value
+    # -- one block
+    # ---------------------------------------------------------------------------------------------------------
 
-    def _compute(self, node: Node, values: list[dict[str, Any]], compute: Any) -> None:
-        for held in values:
-            results = compute(
-                *(
-                    (self.graph.parameters[n] if n in self.graph.parameters else held[n]) if n else None
-                    for n in node.inputs
-                )
-            )
-            results = results if isinstance(results, tuple) else (results,)
-            held.update((n, v) for n, v in zip(node.outputs, results, strict=False) if n)
+    def _block(self, number: int, block: Block, wanted: Sequence[Tensors]) -> dict[str, Any]:
+        """Reconstruct a block; its row."""
+        begun = time.perf_counter()
+        squares, means = defaultdict[str, list[float]](list), defaultdict[str, list[Tensor]](list)
+        elements = 0
 
-    def _layer(self, node: Node, layer: Layer) -> dict[str, float]:
-        ours, weight = self.rounded[layer.name], self.graph.parameters[layer.weight]
-        read = self.passing.narrow.get(layer.name)
-        inputs = [fake(v[layer.input], read) if read else v[layer.input] for v in self.integer]
-        wanted = [v[layer.output] for v in self.real]
-        report: dict[str, float] = {}
-        if self.steps and ours.bits < 8 and can_learn(layer, weight):
-            with torch.enable_grad():
-                before, after = learn(ours, weight, inputs, wanted, self._clamp(layer), self.steps, self.seed)
-            report |= {"nearest_mse": before, "adaround_mse": after}
-        found = [node.compute(x, ours.weight, *([ours.bias] if ours.bias is not None else [])) for x in inputs]
-        axis = -1 if layer.kind == "matmul" else 1
-        if self.correct_bias and node.op in ("Conv", "ConvTranspose", "Gemm"):
-            shift = _channel_mean(wanted, axis) - _channel_mean(found, axis)
-            ours.bias = shift if ours.bias is None else ours.bias + shift
-            found = [y + (shift.reshape(1, -1, *[1] * (y.ndim - 2)) if axis == 1 else shift) for y in found]
-            report["bias_shift"] = float(shift.abs().max())
-        noise = sum(float((a - b).double().square().sum()) for a, b in zip(wanted, found, strict=True))
-        power = sum(float(a.double().square().sum()) for a in wanted)
-        for held, y in zip(self.integer, found, strict=True):
-            held[layer.output] = y
-        return {**report, "output_error": noise / max(power, 1e-30)}
+        def seen(layer: Layer, value: Tensor) -> None:
+            nonlocal elements
+            elements += value.numel()
+            squares[layer.name].append(float(value.square().mean()))
+            means[layer.name].append(_channel_mean(value, layer))
 
-    def _clamp(self, layer: Layer) -> tuple[float | None, float | None]:
-        """The bounds of what alone reads the layer's output."""
-        reader = next((n for n in self.graph.nodes if layer.output in n.inputs), None)
-        return clip_bounds(reader, self.graph) if self.readers[layer.output] == 1 else (None, None)
+        with torch.no_grad():
+            for held in self.real:
+                through(block, self.graph, held, record=seen)
+            before = _apart(self._found(block, self.rounded, self.grids), wanted)
+            self._correct(block, {name: torch.stack(each).mean(0) for name, each in means.items()})
+        sizes = {name: math.sqrt(sum(each) / len(each)) for name, each in squares.items()}
+        learner = Learner(block, self.graph, self.rounded, self.grids, sizes)
+        iterations = self.plan.iterations if learner.learns else 0
+        if iterations:
+            self._learn(number, block, wanted, learner, elements)
+        for layer in block.layers:
+            ours, weight = self.rounded[layer.name], self.graph.parameters[layer.weight]
+            step = self.grids.read(layer).scale
+            self.rounded[layer.name] = with_room(ours, weight, step, added_bias(self.graph, layer))
+        with torch.no_grad():
+            after = _apart(self._found(block, self.rounded, self.grids), wanted)
+        return {
+            "block": number + 1,
+            "layers": [layer.name for layer in block.layers],
+            "error_before": before,
+            "error_after": after,
+            "iterations": iterations,
+            "seconds": round(time.perf_counter() - begun, 1),
+        }
+
+    def _learn(self, number: int, block: Block, wanted: Sequence[Tensors], learner: Learner, elements: int) -> None:
+        """Take what is learned where it is better than what there is."""
+        cases = [
+            Case({n: r[n] for n in block.inputs}, {n: q[n] for n in block.inputs}, w)
+            for r, q, w in zip(self.real, self.integer, wanted, strict=True)
+        ]
+        stacks = self._stacks(block, wanted)
+        count = sum(case.size for case in cases) if stacks else len(cases)
+        together = min(max(ELEMENTS * count // max(elements, 1), 1), TOGETHER, count)
+        learner.run(cases, together, stacks, self.plan.iterations, self.plan.seed * 1_000_003 + number)
+        made, grids = learner.decided()
+        rounded = {**self.rounded, **made}
+        with torch.no_grad():
+            was = _apart(self._found(block, self.rounded, self.grids), wanted)
+            now = _apart(self._found(block, rounded, grids), wanted)
+        if now < was:
+            self.rounded, self.grids = rounded, grids
+
+    def _stacks(self, block: Block, wanted: Sequence[Tensors]) -> bool:
+        """Whether a block computes two batches as one: the first dimension may be fixed, or be something else."""
+        some = [held[name] for held in self.real[:2] for name in block.inputs]
+        if len(wanted) == 1 or any(value.ndim == 0 for value in some):
+            return False
+        try:
+            both = {n: torch.cat([held[n] for held in self.real[:2]]) for n in block.inputs}
+            right = {n: torch.cat([held[n] for held in wanted[:2]]) for n in block.outputs}
+            with torch.no_grad():
+                found = through(block, self.graph, both)
+        except (ModelError, RuntimeError):
+            return False
+        return all(v.shape == right[n].shape and torch.allclose(v, right[n], 1e-3, 1e-4) for n, v in found.items())
+
+    def _found(self, block: Block, rounded: Mapping[str, Rounded], grids: Grids) -> list[dict[str, Tensor]]:
+        """What a quantized block gives."""
+        return [through(block, self.graph, held, *_numbers(block, rounded), grids) for held in self.integer]
+
+    def _correct(self, block: Block, means: Tensors) -> None:
+        """Add to every bias the mean difference of the float and the quantized layer's results, layer by layer (Nagel
+        et al., "Data-Free Quantization", 2019).
+        """
+        kinds = {node.name: node.op for node in block.nodes}
+        for layer in (layer for layer in block.layers if kinds[layer.node] in BIASED):
+            found: list[Tensor] = []
+
+            def seen(one: Layer, value: Tensor, layer: Layer = layer, found: list[Tensor] = found) -> None:
+                if one is layer:
+                    found.append(_channel_mean(value, layer))
+
+            for held in self.integer:
+                through(block, self.graph, held, *_numbers(block, self.rounded), self.grids, record=seen)
+            ours = self.rounded[layer.name]
+            shift = (means[layer.name] - torch.stack(found).mean(0)).float()
+            self.rounded[layer.name] = replace(ours, bias=shift if ours.bias is None else ours.bias + shift)
 
 
-def _channel_mean(batches: Sequence[Tensor], axis: int) -> Tensor:
-    rows = [y.movedim(axis, 0).flatten(1).double() for y in batches]
-    total = sum((r.sum(1) for r in rows), torch.zeros(len(rows[0]), dtype=torch.float64))
-    return (total / sum(r.shape[1] for r in rows)).float()
+def _numbers(block: Block, rounded: Mapping[str, Rounded]) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
+    names = [layer.name for layer in block.layers]
+    return {n: rounded[n].weight for n in names}, {n: rounded[n].bias for n in names}
+
+
+def _apart(found: Sequence[Tensors], wanted: Sequence[Tensors]) -> float:
+    """The squared distance of outputs as a share of the wanted ones' squares."""
+    real = [n for n, v in wanted[0].items() if v.is_floating_point()]
+    noise = sum(float((a[n] - b[n]).double().square().sum()) for a, b in zip(found, wanted, strict=True) for n in real)
+    power = sum(float(b[n].double().square().sum()) for b in wanted for n in real)
+    return noise / max(power, 1e-30)
+
+
+def _channel_mean(value: Tensor, layer: Layer) -> Tensor:
+    """The mean of a layer's result in every output channel, float64."""
+    return value.movedim(-1 if layer.kind == "matmul" else 1, 0).flatten(1).double().mean(1)

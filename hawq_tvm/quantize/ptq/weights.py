@@ -4,7 +4,7 @@ real weights.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -75,11 +75,27 @@ def nearest(
     added: the greatest magnitude of a constant that is added to the result.  A channel whose weights are tiny beside it
     or its bias gets a scale at which they fit into 31 bits, so that there is room for the sum.
     """
+    scale = scales(weight, layer, bits, search, _least(weight, bias, layer, step, added))
+    return Rounded(layer, bits, scale, _nearest(weight, scale, layer, bits), bias)
+
+
+def with_room(ours: Rounded, weight: Tensor, step: float, added: float = 0.0) -> Rounded:
+    """The same where every channel's scale still leaves its bias room in 31 bits, after the bias or the step changed;
+    other channels are rounded anew, and are tiny beside their bias.
+    """
+    scale = torch.maximum(ours.scale, _least(weight, ours.bias, ours.layer, step, added))
+    tight = along(scale > ours.scale, ours.layer, weight.ndim)
+    codes = torch.where(tight, _nearest(weight, scale, ours.layer, ours.bits), ours.codes)
+    return replace(ours, scale=scale, codes=codes)
+
+
+def _least(weight: Tensor, bias: Tensor | None, layer: Layer, step: float, added: float) -> Tensor:
     greatest = torch.full([weight.shape[layer.channel_axis]], added, dtype=torch.float64)
     if bias is not None:
         greatest = torch.maximum(greatest, bias.double().abs().reshape(layer.repeats, -1).amax(0))
-    least = (greatest / (step * 2**30)).clamp_min(LEAST).float()
-    scale = scales(weight, layer, bits, search, least)
+    return (greatest / (step * 2**30)).clamp_min(LEAST).float()
+
+
+def _nearest(weight: Tensor, scale: Tensor, layer: Layer, bits: int) -> Tensor:
     top = 2 ** (bits - 1) - 1
-    codes = (weight / along(scale, layer, weight.ndim)).round().clamp(-top - 1, top).to(torch.int8)
-    return Rounded(layer, bits, scale, codes, bias)
+    return (weight / along(scale, layer, weight.ndim)).round().clamp(-top - 1, top).to(torch.int8)

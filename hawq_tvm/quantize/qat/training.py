@@ -8,7 +8,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +148,7 @@ def finetune(
     `post_training` does.
     """
     chosen, settings, tell = recipe or Recipe(), training or Training(), progress or (lambda step: None)
+    chosen = replace(chosen, rounding=chosen.rounding or "nearest")
     if state is not None:
         check_output(Path(state))
     device = _device(settings.device)

@@ -1,0 +1,189 @@
+"""Blocks by structure, what is learned of them, and that an interrupted run ends as one that was not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from hawq_tvm.cli import main
+from hawq_tvm.core.errors import UsageError
+from hawq_tvm.quantize.network.float_onnx import from_onnx
+from hawq_tvm.quantize.ptq import reconstruct
+from hawq_tvm.quantize.ptq.blocks import CHAIN, MOST, blocks_of
+from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.weights import nearest, with_room
+
+from .networks import FloatNet, images, residual_net
+from .test_quantize import compiled_exactly, mobile, noise
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reconstruct")
+    np.savez(folder / "in.npz", x=images(16))
+    onnx.save(residual_net(), str(folder / "net.onnx"))
+    return folder
+
+
+# -- blocks
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def layers_of(model: onnx.ModelProto) -> list[list[str]]:
+    blocks = blocks_of(from_onnx(model))
+    assert [n.name for b in blocks for n in b.nodes] == [n.name for n in from_onnx(model).nodes]
+    for before, block in pairwise(blocks):
+        assert set(block.inputs) <= {n for b in blocks for n in b.outputs} | {"x"} and before.outputs
+    return [[layer.name for layer in block.layers] for block in blocks]
+
+
+def test_a_residual_block_is_a_block() -> None:
+    assert layers_of(residual_net()) == [["stem"], ["a1", "a2", "short"], ["b1", "b2"], ["fc"]]
+
+
+def test_a_gate_belongs_to_its_block() -> None:
+    found = layers_of(mobile("ReLU6"))
+    assert found[:3] == [["stem"], ["depth", "project"], ["squeeze", "excite"]] and len(found) == 4
+
+
+def test_a_chain_is_cut_every_few_layers() -> None:
+    g, y = FloatNet([1, 3, 8, 8]), "x"
+    for i in range(7):
+        y = g.node("Relu", g.conv(y, 3, 3, 1, f"c{i}"))
+    assert [len(names) for names in layers_of(g.model(y))] == [CHAIN, CHAIN, 1]
+
+
+def test_a_block_has_not_too_many_layers() -> None:
+    """A shortcut over the whole network leaves no tensor through which everything goes."""
+    g = FloatNet([1, 3, 8, 8])
+    first = y = g.conv("x", 3, 3, 1, "first")
+    for i in range(MOST + 3):
+        y = g.node("Relu", g.conv(y, 3, 3, 1, f"c{i}"))
+    found = layers_of(g.model(g.node("Add", y, first)))
+    assert max(map(len, found)) <= MOST and sum(map(len, found)) == MOST + 4
+
+
+def test_what_has_no_derivative_begins_a_block(place: Path) -> None:
+    """BitShift and its like are computed by ONNX's reference, through which no gradient goes."""
+    g = FloatNet(["n", 3, 8, 8])
+    y = g.node("CumSum", g.conv("x", 4, 3, 3, "a"), g.constant(2, np.int64), name="sums")
+    blocks = blocks_of(from_onnx(g.model(g.conv(y, 4, 4, 1, "b"))))
+    assert [b.nodes[0].name for b in blocks] == ["a", "sums"]
+
+
+# -- what is learned
+# ------------------------------------------------------------------------------------------------------
+
+
+def test_learned_rounding_is_the_default_and_helps(place: Path) -> None:
+    net = residual_net(batch=1)
+    plain = post_training(net, place / "in.npz", Recipe("W4A8", rounding="nearest"))
+    learned = post_training(net, place / "in.npz", Recipe("W4A8", effort=150))
+    assert not plain.notes["blocks"] and len(learned.notes["blocks"]) == 4
+    for row in learned.notes["blocks"]:
+        assert row["error_after"] < row["error_before"] or not row["iterations"]
+    assert [row["iterations"] for row in learned.notes["blocks"]] == [0, 150, 150, 0]  # the ends have 8 bits
+    assert noise(net, learned) < 0.6 * noise(net, plain)
+    compiled_exactly(learned.model, images(2, seed=5))
+
+
+def test_steps_of_four_bits_are_learned(place: Path) -> None:
+    net = residual_net(batch=1)
+    plain, learned = (
+        post_training(net, place / "in.npz", recipe)
+        for recipe in (Recipe(4, rounding="nearest", equalize="relu"), Recipe(4, effort=100))
+    )
+    pairs = [
+        (a["activation_bits"], a["activation_scale"] / b["activation_scale"])
+        for a, b in zip(learned.layers, plain.layers, strict=True)
+    ]
+    assert any(bits == 4 and ratio != 1 for bits, ratio in pairs)
+    assert all(bits == 4 or ratio == 1 for bits, ratio in pairs) and all(0.5 <= ratio <= 2 for _, ratio in pairs)
+    assert noise(net, learned) < 0.8 * noise(net, plain)
+    compiled_exactly(learned.model, images(2, seed=5))
+
+
+def test_eight_bits_learn_nothing(place: Path) -> None:
+    assert not post_training(residual_net(), place / "in.npz", Recipe(8)).notes["blocks"]
+    corrected = post_training(residual_net(), place / "in.npz", Recipe(8, correct_bias=True)).notes["blocks"]
+    assert [row["iterations"] for row in corrected] == [0] * 4
+
+
+def test_a_fixed_batch_learns_the_same_kind(place: Path) -> None:
+    """A network of one image at a time whose block stacks, and one that reshapes to a constant size, which does not."""
+    for shape in ([1, 4 * 64], [1, -1]):
+        g = FloatNet([1, 3, 8, 8])
+        y = g.node("Relu", g.conv("x", 4, 3, 1, "a"))
+        y = g.node("Reshape", g.node("Relu", g.conv(y, 4, 4, 1, "b")), g.constant(shape, np.int64))
+        y = g.node("Gemm", g.node("Gemm", y, g.random(256, 6, scale=0.1), name="c"), g.random(6, 5), name="d")
+        found = post_training(g.model(y), place / "in.npz", Recipe("W4A8", effort=30))
+        assert [row["iterations"] for row in found.notes["blocks"]] == [30, 0]
+        compiled_exactly(found.model, images(2, seed=5))
+
+
+def test_a_bias_keeps_its_room() -> None:
+    layer = from_onnx(residual_net()).layers[0]
+    weight, bias = torch.full((4, 3, 3, 3), 1e-9), torch.tensor([1.0, -2.0, 0.0, 8.0])
+    ours = nearest(weight, bias, layer, 4, False, 1e-3)
+    grown = with_room(replace(ours, bias=4 * bias), weight, 0.5e-3)
+    assert bool((grown.bias.abs() / (0.5e-3 * grown.scale) <= 2**30 * 1.001).all())  # type: ignore[union-attr]
+    assert torch.equal(grown.scale[2:3], ours.scale[2:3]) and torch.equal(grown.codes[2], ours.codes[2])
+
+
+# -- one result
+# -----------------------------------------------------------------------------------------------------------
+
+
+def written(place: Path, state: Path | None = None, **options: Any) -> bytes:
+    recipe = Recipe(4, effort=40, **options)
+    return bytes(post_training(residual_net(), place / "in.npz", recipe, state=state).model.SerializeToString())
+
+
+def test_one_seed_one_result(place: Path) -> None:
+    assert written(place) == written(place) != written(place, seed=1)
+
+
+def test_an_interrupted_run_is_continued(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, whole, real, ran = tmp_path / "s.npz", written(place), reconstruct.Reconstruction._block, list[int]()
+
+    def stopped(self: Any, number: int, *rest: Any) -> Any:
+        ran.append(number)
+        if number == 2 and len(ran) == 3:
+            raise KeyboardInterrupt
+        return real(self, number, *rest)
+
+    monkeypatch.setattr(reconstruct.Reconstruction, "_block", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        written(place, state)
+    assert written(place, state) == whole and ran == [0, 1, 2, 2, 3]
+    with pytest.raises(UsageError, match="another model, other data or other settings"):
+        written(place, state, seed=1)
+
+
+def test_the_command_keeps_a_state_while_it_runs(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, real = tmp_path / "q.onnx", reconstruct.Reconstruction._block
+    command = ["quantize", str(place / "net.onnx"), "--calib", str(place / "in.npz"), "-o", str(target), "--quiet"]
+    command += ["--bits", "W4A8", "--effort", "5"]
+
+    def stopped(self: Any, number: int, *rest: Any) -> Any:
+        if number == 2:
+            raise KeyboardInterrupt
+        return real(self, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(reconstruct.Reconstruction, "_block", stopped)
+        assert main(command) == 130
+    assert not target.exists() and (tmp_path / "q.state.npz").exists()
+    assert "the same command continues" in capsys.readouterr().err
+    assert main([*command, "--seed", "1"]) == 2 and "q.state.npz" in capsys.readouterr().err
+    assert main(command) == 0 and target.exists() and not (tmp_path / "q.state.npz").exists()
+    assert "error, nearest" in capsys.readouterr().out
