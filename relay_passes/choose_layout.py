@@ -283,6 +283,7 @@ def _softmax(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, call:
         shift=int(a["shift"]),
         qtype=qtype,
         zero_point=int(a["zero_point"]),
+        rounding=str(a["rounding"]),
         fixed="bound" in a,
     ), True
 

@@ -362,11 +362,13 @@ def softmax(
     shift: int,
     qtype: arith.QType,
     zero_point: int,
+    rounding: str = "half_even",
     fixed: bool = False,
 ) -> relax.Call:
     """(A17) softmax along `axis` by a table of exponents, whose first is 2^30, and one reciprocal in each row.
 
-    fixed: whether its scale is one that no model asked for, so that the proof hands its distance on.
+    rounding: half to even, or "floor".  fixed: whether its scale is one that no model asked for, so that the proof
+    hands its distance on.
     """
     return _call(
         "hawq.softmax",
@@ -378,6 +380,7 @@ def softmax(
         qmax=qtype.qmax,
         out_dtype=qtype.storage,
         zero_point=int(zero_point),
+        rounding=rounding,
         **({"bound": 0.0} if fixed else {}),
     )
 

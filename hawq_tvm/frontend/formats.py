@@ -58,7 +58,13 @@ def frontend_of(source: Any) -> Frontend:
         from . import torch
 
         return Frontend(torch.read_program, torch.import_exported, torch.describe_exported)
-    if _is(source, "torch.nn", "Module"):
+    module = _is(source, "torch.nn", "Module")
+    if module or not isinstance(source, bytes):
+        from . import ibert
+
+        if ibert.is_module(source) if module else ibert.is_folder(source):
+            return Frontend(ibert.read_model, ibert.import_ibert, ibert.describe_ibert)
+    if module:
         raise ModelError(
             "is a module, not an exported program",
             where=type(source).__name__,

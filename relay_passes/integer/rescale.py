@@ -328,53 +328,32 @@ def _leading_ones(array: Array, rank: int) -> bool:
 
 
 def softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
-    """(A17); the table covers every difference the input's range allows, or two tables those of a grid (A24)."""
-    if ctx.ibert:
-        return _i_softmax(ctx, value, out)
-    if (out.rounding != "half_even" or out.inside) and not out.fixed:
+    """(A17), whose table covers every difference that the input's range allows, or two tables those of a grid (A24);
+    or (A29).
+    """
+    rounding = "half_even" if out.fixed else out.rounding
+    if rounding not in ("half_even", "floor") or (out.inside and not out.fixed):
         raise ctx.fail(
             "softmax",
-            "its quantize rounds in another way than half to even",
+            "its quantize rounds in another way than half to even or down",
             "quantize its result with rounding to nearest, ties to even",
         )
-    inverse = 1 / out.scale.flat[0]
-    if inverse >= 2**31:
+    inverse, bits = 1 / out.scale.flat[0], arith.MANTISSA_BITS - ctx.ibert
+    if inverse >= 1 << bits:
         raise ctx.fail(
-            "softmax", "the scale of its result is 2^-31 or less", "quantize it with a larger scale, such as 1/256"
+            "softmax", f"the scale of its result is 2^-{bits} or less", "quantize it with a larger scale, such as 1/256"
         )
-    multiplier, shift = arith.softmax_dyadic(inverse, value.shape[value.axis])
-    numbers: dict[str, Any] = {"axis": value.axis, "multiplier": multiplier, "shift": shift}
-    numbers |= {"qtype": out.qtype, "zero_point": out.zero, "fixed": out.fixed}
+    numbers: dict[str, Any] = {"axis": value.axis, "qtype": out.qtype, "zero_point": out.zero}
+    numbers |= {"rounding": rounding, "fixed": out.fixed}
+    count, scale = value.shape[value.axis], value.term.scale.flat[0]
+    if ctx.ibert:
+        by = ibert.Softmax.of(scale)
+        numbers["multiplier"], numbers["shift"] = ibert.softmax_dyadic(inverse, count)
+        return ctx.emit(ibert_ops.i_softmax(value.term.data, by, scale=float(scale / (1 << by.left)), **numbers))
+    numbers["multiplier"], numbers["shift"] = arith.softmax_dyadic(inverse, count)
     if value.fraction:
         tables = softmax_wide.tables(value.fraction)
         return ctx.emit(ops.softmax_wide(value.term.data, tables, fraction=value.fraction, **numbers))
     low, high = ctx.bounds(value.term.data)
-    table = arith.softmax_table(value.term.scale.flat[0], int(np.max(high)) - int(np.min(low)) + 1)
+    table = arith.softmax_table(scale, int(np.max(high)) - int(np.min(low)) + 1)
     return ctx.emit(ops.softmax(value.term.data, table, **numbers))
-
-
-def _i_softmax(ctx: Context, value: Softmax, out: Output) -> relax.Expr:
-    """(A29), whose scores are integers of any scale."""
-    rounding = "half_even" if out.fixed else out.rounding
-    if rounding not in ("half_even", "floor") or (out.inside and not out.fixed):
-        remedy = "quantize its result with rounding to nearest, ties to even, or down"
-        raise ctx.fail("softmax", "its quantize rounds neither half to even nor down", remedy)
-    inverse, scale = 1 / out.scale.flat[0], value.term.scale.flat[0]
-    if inverse >= 1 << 30:
-        remedy = "quantize it with a larger scale, such as 1/256"
-        raise ctx.fail("softmax", "the scale of its result is 2^-30 or less", remedy)
-    numbers = ibert.Softmax.of(scale)
-    multiplier, shift = ibert.softmax_dyadic(inverse, value.shape[value.axis])
-    call = ibert_ops.i_softmax(
-        value.term.data,
-        numbers,
-        axis=value.axis,
-        scale=float(scale / (1 << numbers.left)),
-        multiplier=multiplier,
-        shift=shift,
-        qtype=out.qtype,
-        zero_point=out.zero,
-        rounding=rounding,
-        fixed=out.fixed,
-    )
-    return ctx.emit(call)

@@ -213,7 +213,7 @@ def normalized(call: relax.Call, exponents: te.Tensor, bits_of_one: int = arith.
         outer, lambda *i: tirx.truncdiv(dividend, total(*i) >> (shift(*i) - start)), name=f"{ONCE_A_ROW}reciprocal"
     )
     zero_point, one = immediate(int(attrs["zero_point"]), "int64"), immediate(1, "int64")
-    floor = str(attrs.get("rounding", "")) == "floor"
+    floor = str(attrs["rounding"]) == "floor"
 
     def element(*i: Any) -> tirx.Expr:
         row = (*i[:axis], *i[axis + 1 :])

@@ -55,7 +55,7 @@ def read_tensors(file: str | Path | bytes, where: str) -> tuple[dict[str, Array]
     Reads quantized_checkpoint.pth.tar, and the state_dict of checkpoint.pth.tar.  Raises ModelError when it cannot
     be read, holds pickled code, or is no checkpoint of HAWQ, and when PyTorch is not installed.
     """
-    content = _load(file, where)
+    content = load_tensors(file, where, WRITE)
     if not isinstance(content, Mapping) or not any(isinstance(content.get(s), Mapping) for s in SECTIONS):
         keys = ", ".join(map(str, list(content)[:6])) if isinstance(content, Mapping) else type(content).__name__
         raise ModelError(
@@ -83,7 +83,11 @@ def read_tensors(file: str | Path | bytes, where: str) -> tuple[dict[str, Array]
     return tensors, str(content.get("arch") or "")
 
 
-def _load(file: str | Path | bytes, where: str) -> Any:
+def load_tensors(file: str | Path | bytes, where: str, write: str) -> Any:
+    """What a file of torch.save holds; write: how to write one that can be read.
+
+    Raises ModelError when it cannot be read, or holds code, and when PyTorch is not installed.
+    """
     try:
         import torch
     except ImportError as e:
@@ -103,14 +107,14 @@ def _load(file: str | Path | bytes, where: str) -> Any:
             where=where,
             expected="tensors, numbers and strings in dictionaries",
             found=stranger(e),
-            remedy=f"save tensors alone (torch.save of dictionaries of tensors); {REMEDY}; or {WRITE}",
+            remedy=f"save tensors alone (torch.save of dictionaries of tensors); {REMEDY}; or {write}",
         ) from None
     except LOAD_ERRORS as e:
         raise ModelError(
             f"cannot be loaded by torch.load: {last_line(e)}",
             where=where,
             found=f"torch {torch.__version__}",
-            remedy=WRITE,
+            remedy=write,
         ) from None
 
 
