@@ -187,7 +187,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub = verb(
         "compile", "compile a quantized model (ONNX, a PyTorch .pt2, a HAWQ checkpoint) into an integer-only package"
     )
-    sub.add_argument("model", help="a quantized .onnx or .pt2 file, or a HAWQ checkpoint")
+    sub.add_argument("model", help="a quantized .onnx or .pt2 file, a HAWQ checkpoint, or the folder of an I-BERT")
     sub.add_argument("-o", "--output", required=True, metavar="PKG", help="the package's folder, by habit NAME.hawq")
     sub.add_argument(
         "--target",

@@ -1,10 +1,10 @@
 """A checked encoder written as an ANNOTATED module, operator by operator as its modules compute with quant_mode.
 
 Where Hugging Face's simulation leaves the paper, the paper is followed: every layer reads its input with that tensor's
-own scale (the encoder hands the scale of the embedding to all), i-GELU takes the exact root of two and drops no bits that
+own scale (the encoder hands the embedding's scale to all), i-GELU takes the exact root of two and drops no bits that
 hold, i-exp has the paper's coefficients and no quantizer of its own in the middle of a softmax, sums of squares have 64
-bits in place of a learnt shift, and beta is not divided by gamma. Biases, weights and the scales of all quantizers are the
-numbers of the simulation.
+bits in place of a learnt shift, and beta is not divided by gamma. Biases, weights and the scales of all quantizers are
+the numbers of the simulation.
 """
 
 from __future__ import annotations
