@@ -281,7 +281,7 @@ def import_annotated(
     progress: Progress | None = None,
 ) -> tvm.IRModule:
     """The ANNOTATED module of a model: ONNX (path, bytes or ModelProto), PyTorch (.pt2 path, bytes or
-    ExportedProgram) or a HAWQ checkpoint.
+    ExportedProgram), a HAWQ checkpoint or an I-BERT (folder or module).
 
     shapes: fixes symbolic dimensions by input name.  allow_float_tail: keep float operators before the first
     quantize or after the last dequantize, outside the integer region, instead of refusing them.

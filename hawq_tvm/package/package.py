@@ -63,7 +63,7 @@ def compile(
     """Compile a quantized model into an integer-only package.
 
     model: ONNX (a path, bytes or ModelProto), PyTorch after PT2E quantization (a .pt2 path, bytes or
-    ExportedProgram), or a checkpoint of HAWQ (a .pth.tar path, bytes, or what `hawq_checkpoint` gives).
+    ExportedProgram), a HAWQ checkpoint (a .pth.tar path, bytes, `hawq_checkpoint`'s), or an I-BERT (folder, module).
 
     target: "host", "x86-64-v3" and the like, an LLVM target, "cuda-sm80" and the like, or "cuda".  shapes: fixes
     symbolic dimensions by input name.  nonlinear: the arithmetic of GELU, softmax, LayerNorm, "real" or "ibert".
