@@ -6,9 +6,11 @@ Every peer gets the inputs once, before any timing, and leaves its outputs where
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import filterfalse
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,10 @@ from numpy.typing import NDArray
 
 from hawq_tvm.core.errors import UsageError
 
-from .engine import missing, refused
+from . import zoo
+from .engine import CannotRun, missing, refused
 from .packaged import C, is_package
-from .torch_peers import Torch, TorchBf16, TorchInt8, zoo_network
+from .torch_peers import Torch, TorchBf16, TorchInt8, float_network, zoo_network
 
 Array = NDArray[Any]
 
@@ -41,21 +44,36 @@ class OpenVino:
         import openvino
 
         core = openvino.Core()
+        self._compile(core, core.read_model(str(model)), model, inputs, threads)
+        # What its float layers compute in is its own choice, bfloat16 where the CPU has it: a user gets the same.
+        self.what = f"the same quantized model, what is float in it as {self._precision}"
+
+    def _compile(
+        self,
+        core: Any,
+        network: Any,
+        model: Path,
+        inputs: Mapping[str, Array],
+        threads: int,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Make a request of a network that was read; more: options beside those that every measurement has."""
+        import openvino
+
         # Pinning is done for every engine alike, from outside.
         options = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": threads,
             "ENABLE_CPU_PINNING": False,
+            **more,
         }
         try:
-            compiled = core.compile_model(core.read_model(str(model)), "CPU", options)
+            compiled = core.compile_model(network, "CPU", options)
         except RuntimeError as e:
             raise refused(self.name, model, e) from e
         self._request = compiled.create_infer_request()
-        # What its float layers compute in is its own choice, bfloat16 where the CPU has it: a user gets the same.
-        precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
-        self.what = f"the same quantized model, what is float in it as {precision}"
+        self._precision = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         self._names = [sorted(o.get_names()) for o in compiled.outputs]
         for port in compiled.inputs:
             name = next(n for n in inputs if n in port.get_names())
@@ -73,6 +91,27 @@ class OpenVino:
 
     def close(self) -> None:
         """Nothing: the threads end with the object."""
+
+
+class OpenVinoBf16(OpenVino):
+    """The float network in bfloat16, which users have today who do not quantize."""
+
+    name = "openvino-bf16"
+    what = "the float network it was quantized from, in bfloat16"
+
+    def prepare(self, model: Path, inputs: Mapping[str, Array], threads: int) -> None:
+        """See Engine; raises CannotRun where the CPU has no bfloat16."""
+        import openvino
+
+        core = openvino.Core()
+        if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise CannotRun("this CPU has no bfloat16", where=self.name)
+        net, x = float_network(self.name, model, inputs)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "float.onnx"
+            zoo.export(net, path, len(x), x.shape[2])
+            network = core.read_model(str(path))
+            self._compile(core, network, model, {"input": x}, threads, {"INFERENCE_PRECISION_HINT": "bf16"})
 
 
 class OnnxRuntime:
@@ -118,8 +157,8 @@ class OnnxRuntime:
         """Nothing: the threads end with the object."""
 
 
-TORCH = {c.name: c for c in (Torch, TorchBf16, TorchInt8)}
-PEERS: dict[str, Callable[[], Any]] = {OpenVino.name: OpenVino, OnnxRuntime.name: OnnxRuntime, **TORCH}
+FLOAT: dict[str, Callable[[], Any]] = {c.name: c for c in (OpenVinoBf16, Torch, TorchBf16, TorchInt8)}
+PEERS: dict[str, Callable[[], Any]] = {OpenVino.name: OpenVino, OnnxRuntime.name: OnnxRuntime, **FLOAT}
 
 
 def _is_ours(name: str) -> bool:
@@ -159,5 +198,5 @@ def check_needs(names: Sequence[str], model: Path | None) -> None:
             remedy="add it, or name packages only",
         )
     for name in runtimes:
-        if model is not None and name in TORCH:
+        if model is not None and name in FLOAT:
             zoo_network(model)

@@ -42,23 +42,13 @@ class Torch:
 
     def prepare(self, model: Path, inputs: Mapping[str, Array], threads: int) -> None:
         """See Engine; the network is known by the model file's name, as zoo writes it, and checked by its outputs."""
-        network = zoo_network(model)
-        if importlib.util.find_spec("pytorchcv") is None:
-            raise missing(self.name, "pytorchcv", self.extra)
+        net, x = float_network(self.name, model, inputs)
         import torch
 
-        x = next(iter(inputs.values()))
-        if len(inputs) != 1 or x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3] or x.dtype != np.float32:
-            raise ModelError(
-                "does not have the input of a network of the zoo",
-                where=str(model),
-                expected="float32 N x 3 x S x S",
-                found=f"{x.dtype} {x.shape}",
-            )
         self._before = torch.get_num_threads()
         torch.set_num_threads(threads)
         self._torch, self._x = torch, torch.from_numpy(x)
-        self._net = self._made(zoo.build(network, x.shape[2]), self._x)
+        self._net = self._made(net, self._x)
 
     def _made(self, net: Any, x: Any) -> Any:
         """The function to time, of the float network and its input."""
@@ -135,6 +125,26 @@ class TorchInt8(Torch):
         return compiled(self.name, quantized, x)
 
 
+def float_network(engine: str, model: Path, inputs: Mapping[str, Array]) -> tuple[Any, Array]:
+    """The float network of the zoo, as a torch module, that a quantized model was made of, and its input.
+
+    Raises UsageError where the file's name is none of the zoo's or a package lacks, ModelError for other inputs.
+    """
+    network = zoo_network(model)
+    for package in ("torch", "pytorchcv"):
+        if importlib.util.find_spec(package) is None:
+            raise missing(engine, package, Torch.extra)
+    x = next(iter(inputs.values()))
+    if len(inputs) != 1 or x.ndim != 4 or x.shape[1] != 3 or x.shape[2] != x.shape[3] or x.dtype != np.float32:
+        raise ModelError(
+            "does not have the input of a network of the zoo",
+            where=str(model),
+            expected="float32 N x 3 x S x S",
+            found=f"{x.dtype} {x.shape}",
+        )
+    return zoo.build(network, x.shape[2]), x
+
+
 def compiled(name: str, net: Any, x: Any) -> Any:
     """A module compiled by Inductor, with frozen weights, for inputs like x; it is compiled before this returns.
 
@@ -177,9 +187,9 @@ def zoo_network(model: Path) -> str:
         if model.stem == name or model.stem.startswith((f"{name}_", f"{name}-", f"{name}.")):
             return name
     raise UsageError(
-        "PyTorch reads no ONNX and runs only the float networks of hawq_tvm.bench.zoo, known by the model file's name",
-        where="--against torch",
+        "float networks are those of hawq_tvm.bench.zoo alone, known by the model file's name",
+        where="--against",
         expected=f"{', '.join(f'{n}*.onnx' for n in sorted(zoo.NETWORKS))}",
         found=model.name,
-        remedy="leave torch out for other models",
+        remedy="leave torch and openvino-bf16 out for other models",
     )

@@ -309,8 +309,8 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
         "--against",
         metavar="NAMES",
         help=(
-            "time it in turns with others, several with commas: c (its C interface), openvino, onnxruntime, torch,"
-            " torch-bf16, torch-int8, or another package's folder"
+            "time it in turns with others, several with commas: c (its C interface), openvino, onnxruntime,"
+            " openvino-bf16, torch, torch-bf16, torch-int8, or another package's folder"
         ),
     )
     sub.add_argument(

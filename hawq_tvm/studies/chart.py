@@ -18,7 +18,7 @@ from hawq_tvm.core.json_files import read_json
 from hawq_tvm.core.need import need
 
 OURS = "hawq-tvm"
-COLORS = {OURS: "#0072b2", "openvino": "#e69f00", "onnxruntime": "#999999"}
+COLORS = {OURS: "#0072b2", "openvino": "#e69f00", "onnxruntime": "#999999", "openvino-bf16": "#cc79a7"}
 
 
 def draw(results: Sequence[dict[str, Any]]) -> bytes:
@@ -38,9 +38,9 @@ def draw(results: Sequence[dict[str, Any]]) -> bytes:
         axes = figure.subplots()
         for i, (engine, color) in enumerate(COLORS.items()):
             shares = [100 * m[engine] / max(m.values()) if engine in m else 0.0 for m in medians]
-            axes.barh([n + 0.26 * (i - 1) for n in range(len(results))], shares, 0.24, color=color, label=engine)
+            axes.barh([n + 0.2 * (i - 1) for n in range(len(results))], shares, 0.18, color=color, label=engine)
         for n, m in enumerate(medians):
-            axes.text(1, n - 0.26, f"{m[OURS]:.2f} ms", va="center", fontsize=7, color="white")
+            axes.text(1, n - 0.2, f"{m[OURS]:.2f} ms", va="center", fontsize=7, color="white")
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlabel("median time of a batch, % of the slowest (shorter is better)")

@@ -26,7 +26,7 @@ from hawq_tvm.measure import machine
 from .page import write_page
 
 NETS = ("resnet18", "resnet50", "mobilenetv2", "inceptionv3")
-PEERS = ("openvino", "onnxruntime")
+PEERS = ("openvino", "onnxruntime", "openvino-bf16")
 
 
 def prepare(net: str, batch: int, work: Path) -> tuple[Path, Path]:

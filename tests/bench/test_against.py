@@ -103,8 +103,14 @@ def test_the_command(package: Path, model: Path, tmp_path: Path, capsys: pytest.
         (["--against", "onnxruntime", "--model", "MODEL", "--threads", "0"], "a processor of its own"),
         (["--against", "onnxruntime", "--model", "MODEL", "--threads", "9999"], "a processor of its own"),
         (["--against", "onnxruntime", "--model", "MODEL", "--duration", "nan"], "must be finite"),
-        (["--against", "onnxruntime,torch", "--model", "MODEL", "--threads", "1"], "PyTorch reads no ONNX"),
-        (["--against", "torch-bf16", "--model", "MODEL", "--threads", "1"], "PyTorch reads no ONNX"),
+        (
+            ["--against", "onnxruntime,torch", "--model", "MODEL", "--threads", "1"],
+            "float networks are those",
+        ),
+        (
+            ["--against", "torch-bf16", "--model", "MODEL", "--threads", "1"],
+            "float networks are those",
+        ),
     ],
 )
 def test_wrong_usage(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hawq_tvm.bench import torch_peers
+from hawq_tvm.bench import peers, torch_peers
 from hawq_tvm.bench.engine import CannotRun
 from hawq_tvm.core.errors import ModelError, UsageError
 
@@ -21,7 +21,7 @@ def test_torch_runs_the_zoo_alone() -> None:
     assert torch_peers.zoo_network(Path("a/resnet50_b8_qdq.onnx")) == "resnet50"
     assert torch_peers.zoo_network(Path("inceptionv3.onnx")) == "inceptionv3"
     for name in ("resnet500.onnx", "tiny.onnx"):
-        with pytest.raises(UsageError, match="PyTorch reads no ONNX"):
+        with pytest.raises(UsageError, match="float networks are those"):
             torch_peers.zoo_network(Path(name))
 
 
@@ -51,6 +51,21 @@ def test_compiled_variants_run_the_same_network(variant: type[torch_peers.Torch]
         e.close()
     # The float network is another arithmetic: 8 significant bits, or 8-bit data, of 18 layers leave the outputs
     # related, not equal.
+    assert b.dtype == np.float32 and np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.98 and (a != b).any()
+
+
+def test_openvino_runs_the_float_network_in_bfloat16() -> None:
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed (pip install 'hawq-tvm[bench]')")
+    engine, plain = peers.OpenVinoBf16(), torch_peers.Torch()
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        with pytest.raises(CannotRun, match="openvino-bf16: this CPU has no bfloat16"):
+            engine.prepare(Path("resnet18.onnx"), {"input": X}, 1)
+        return
+    for e in (plain, engine):
+        e.prepare(Path("resnet18.onnx"), {"input": X}, 1)
+        e.call()
+    a, b = (e.outputs()["output"] for e in (plain, engine))
+    # another arithmetic, of 8 significant bits
     assert b.dtype == np.float32 and np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.98 and (a != b).any()
 
 
