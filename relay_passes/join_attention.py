@@ -4,7 +4,7 @@
    it.
 2. In front of them movements and casts that nothing else reads; behind them movements of the only result.
 3. They become one function where that is an attention (`core/attention.py`), called where the last of them was.
-For x86, whose kernels take a block of rows from its scores to its results; elsewhere each layer has a kernel.
+For CPUs, whose kernels take a block of rows from its scores to its results; on a GPU each layer has a kernel.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import tvm
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.targets.target import architecture
 from schedules.cpu.arm_neon import Neon
+from schedules.cpu.cpu_attention import CpuAttention
 from schedules.cpu.cpu_contract import Contract
 from schedules.cpu.cpu_depthwise import Depthwise
 from schedules.cpu.cpu_elementwise import Elementwise
@@ -14,7 +15,6 @@ from schedules.cpu.cpu_rows import Rows
 from schedules.cpu.cpu_window import Window
 from schedules.cpu.generic import Generic
 from schedules.cpu.x86_amx import Amx
-from schedules.cpu.x86_attention import X86Attention
 from schedules.cpu.x86_vnni import Vnni
 from schedules.cpu.x86_vnni_depthwise import VnniDepthwise
 from schedules.gpu.cuda_depthwise import CudaDepthwise
@@ -26,8 +26,8 @@ from schedules.gpu.cuda_window import CudaWindow
 from .rule import Rule
 
 # Tried in order; a faster kernel for some CPU goes before the portable ones.
-_PORTABLE: tuple[Rule, ...] = (Contract(), Window(), Rows(), Elementwise(), Generic())
-CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), X86Attention(), *_PORTABLE)
+_PORTABLE: tuple[Rule, ...] = (Contract(), CpuAttention(), Window(), Rows(), Elementwise(), Generic())
+CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), *_PORTABLE)
 ARM_RULES: tuple[Rule, ...] = (Depthwise(), Neon("i8mm"), Neon("dotprod"), Neon("neon"), *_PORTABLE)
 CUDA_RULES: tuple[Rule, ...] = (CudaDepthwise(), Mma(), CudaWindow(), CudaElementwise(), CudaGeneric())
 

@@ -19,7 +19,6 @@ from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.core.files import write_text
 from hawq_tvm.core.stages import Stage
 from hawq_tvm.targets.gpu import is_cuda
-from hawq_tvm.targets.target import architecture
 from relay_passes.choose_layout import choose_layout
 from relay_passes.declare_ranges import declare_ranges
 from relay_passes.drop_ties import drop_ties
@@ -65,8 +64,8 @@ PIPELINE: tuple[tuple[Pass, Stage], ...] = (
 NONLINEAR = ("real", ibert.NAME)
 # What only a GPU's kernels gain by: they multiply nibbles, or open them in registers.
 GPU_PIPELINE: tuple[tuple[Pass, Stage], ...] = ((pack_activations, Stage.PACKED),)
-# What only the rules for x86 have one kernel for.
-X86_PIPELINE: tuple[tuple[Pass, Stage], ...] = ((join_attention, Stage.PACKED),)
+# What only the rules for CPUs have one kernel for.
+CPU_PIPELINE: tuple[tuple[Pass, Stage], ...] = ((join_attention, Stage.PACKED),)
 
 
 @dataclass(frozen=True)
@@ -136,9 +135,7 @@ def ends(target: tvm.target.Target | None) -> tuple[tuple[Pass, Stage], ...]:
     """The passes behind PIPELINE that only the kernels of a target's kind gain by."""
     if target is None:
         return ()
-    if is_cuda(target):
-        return GPU_PIPELINE
-    return X86_PIPELINE if architecture(target) == "x86_64" else ()
+    return GPU_PIPELINE if is_cuda(target) else CPU_PIPELINE
 
 
 def until(

@@ -100,6 +100,6 @@ def place_of(found: Attention, height: int, index: Sequence[tirx.Var]) -> list[A
 
 
 def reach(depth: int, left: Side, right: Side) -> int:
-    """The largest magnitude of what a product in 8 bits sums and of what corrects it, for `depth` products."""
-    most = 255 * 128 + abs(right.zero + 128) * 255 + (abs(left.zero) + 128) * (128 + abs(right.zero) + 128)
-    return depth * most
+    """The largest magnitude of the sums of `depth` products in 8 bits, together with what corrects them."""
+    above_a, above_b = (abs(s.zero) + 128 for s in (left, right))
+    return depth * (255 * 128 + above_b * 255 + above_a * (128 + above_b))

@@ -89,6 +89,24 @@ def inner_product(form: Inner) -> str:
     )
 
 
+@cache
+def dot_s8s8() -> str:
+    """The name of the tensor intrinsic c[i] += sum_k a[k] w[i, k], i and k < 4, of int8, spelled as sdot."""
+
+    def spelled(a: tirx.Buffer, w: tirx.Buffer, c: tirx.Buffer) -> list[tirx.Expr]:
+        four = tirx.Broadcast(tirx.reinterpret("int32", a.vload([0], "int8x4")), LANES)
+        operands = (c.vload([0], "int32x4"), w.vload([0, 0], "int8x16"), tirx.reinterpret("int8x16", four))
+        return [tirx.call_llvm_pure_intrin("int32x4", "llvm.aarch64.neon.sdot", *operands)]
+
+    return register(
+        "hawq.neon.dot_s8s8",
+        [Operand((4,), "int8"), Operand((LANES, 4), "int8"), Operand((LANES,), "int32", "local")],
+        [(LANES, "S"), (4, "R")],
+        lambda a, w, i, k: a[k].astype("int32") * w[i, k].astype("int32"),
+        spelled,
+    )
+
+
 def _spelled(f: Inner, a: tirx.Buffer, w: tirx.Buffer, c: tirx.Buffer, part: int) -> tirx.Expr:
     """A register of sums after all instructions; part: which one of those for two pixels."""
     total = c.vload([4 * part], "int32x4")

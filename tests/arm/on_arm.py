@@ -34,7 +34,7 @@ from ..schedules.one_layer import Array, Body, layer_of, packed, zeros_for
 ARCHITECTURE = "aarch64"
 NEON, DOTPROD, I8MM = (target.parse(name) for name in ("arm-neon", "arm-dotprod", "arm-i8mm"))
 TARGETS = {"arm-neon": NEON, "arm-dotprod": DOTPROD, "arm-i8mm": I8MM}
-CODES = {"i": 0, "u": 1, "f": 2}
+CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 
 MISSING = [p for p in (toolchain.CROSS[ARCHITECTURE][0], emulated.QEMU[ARCHITECTURE][0]) if shutil.which(p) is None]
 needs_emulator = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")

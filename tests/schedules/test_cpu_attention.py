@@ -1,4 +1,4 @@
-"""Attention in one kernel on x86: every type, zero point and odd shape, against NumPy's int64."""
+"""Attention in one kernel: every type, zero point and odd shape, against NumPy's int64."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_shapes(shape, preset):
     arrays = inputs(*shape, ["uint8"] * 3)
     zeros, wide = (117, 130, 146), shape[0] == 2
     mask = [rng.random((1, 1, 1, shape[2])) < 0.7] if wide else []
-    (out,) = run(body(shape[0], zeros, wide), *arrays, *mask, target=target.parse(preset), rule="x86.attention")
+    (out,) = run(body(shape[0], zeros, wide), *arrays, *mask, target=target.parse(preset), rule="cpu.attention")
     np.testing.assert_array_equal(out, expected(shape[0], zeros, wide, U8, 0, *arrays, *mask), strict=True)
 
 
@@ -138,7 +138,7 @@ def test_types_and_zero_points(kinds, zeros, to, level, preset):
     arrays = inputs(2, 11, 24, 8, 16, kinds)
     if kinds[0] == "int16":
         arrays[0] //= 8
-    (out,) = run(body(2, zeros, False, to, level), *arrays, target=target.parse(preset), rule="x86.attention")
+    (out,) = run(body(2, zeros, False, to, level), *arrays, target=target.parse(preset), rule="cpu.attention")
     np.testing.assert_array_equal(out, expected(2, zeros, False, to, level, *arrays), strict=True)
 
 
@@ -155,7 +155,7 @@ def test_a_mask_of_every_row_and_movements_in_other_orders():
         out = e(requantize(e(R.matmul(p, v, out_dtype="int32")), LAST, U8))
         return R.permute_dims(e(R.expand_dims(out, [1])), [3, 0, 1, 2])
 
-    (out,) = run(made, q, k, v, mask, target=target.host(), rule="x86.attention")
+    (out,) = run(made, q, k, v, mask, target=target.host(), rule="cpu.attention")
     scores = np.where(mask, requantized(q.astype(np.int64) @ k.astype(np.int64), LARGE, WIDE), -(1 << 30))
     m, s = arith.softmax_dyadic(Fraction(255), 32)
     p = softmax_wide.softmax(scores, 2, 18, m, s, zero_point=0, qmin=0, qmax=255)

@@ -6,9 +6,12 @@
         acc = rows . keys, in registers; scores = what is done to it                    int32, a row at a time
         maximum, exponents, their sum, reciprocal; probabilities = their products       8 bits
         acc = probabilities . values, in registers; out = what is done to it, where the movements put it
-Factors of 8 bits are multiplied by vpdpbusd as they are stored: u8 a and s8 b, whose signs are flipped where they have
-the other. With A and B what a and b then are too large by, sum (a - A) (b - B) = sum a b - B sum a - A (sum b - n B).
-Without VNNI, and where a factor has more than 8 bits, pairs of 16 bits are multiplied.
+Factors of 8 bits are multiplied as they are stored: u8 a and s8 b by vpdpbusd, s8 both by sdot, their signs flipped
+where they have the other. With A and B what a and b then are too large by,
+
+    sum (a - A) (b - B) = sum a b - B sum a - A (sum b - n B)
+
+Without these instructions, and where a factor has more than 8 bits, 16 bits are multiplied, in pairs on x86.
 """
 
 from __future__ import annotations
@@ -27,12 +30,14 @@ from schedules.emit.stored import stored
 from schedules.layer import Layer
 from schedules.rule import Kernel
 from schedules.spelling.intrinsics import dot_u8s8, multiply_add
+from schedules.spelling.neon_intrinsics import dot_s8s8
 
 from .attention_blocks import in_blocks, place_of, reach
 from .loops import extent, inline_all, parallel_outer
 from .vector_unit import VectorUnit
 
 EIGHT = {"int8", "uint8"}
+DOTS = {"dotprod", "i8mm"}  # extensions of Arm with sdot
 TALLEST = 8  # rows of a block: as many registers of sums for every vector of channels
 
 
@@ -55,15 +60,24 @@ class Product:
     @staticmethod
     def of(left: Side, right: Side, length: int, unit: VectorUnit) -> Product:
         """In 8 bits where factors, sums and the CPU allow it, else in 16."""
-        a, b = left.dtype, right.dtype
-        if unit.quads and {a, b} <= EIGHT and reach(length, left, right) <= arith.RANGES["int32"][1]:
-            flip_a, flip_b = 128 * (a == "int8"), -128 * (b == "uint8")
-            return Product(4, "uint8", "int8", flip_a, flip_b, left.zero + flip_a, right.zero + flip_b)
-        return Product(2, "int16", "int16", -left.zero, -right.zero, 0, 0)
+        signed = not unit.neon.isdisjoint(DOTS)
+        eight = {left.dtype, right.dtype} <= EIGHT and reach(length, left, right) <= arith.RANGES["int32"][1]
+        if not eight or not (unit.quads or signed):
+            return Product(2 if unit.pairs else 1, "int16", "int16", -left.zero, -right.zero, 0, 0)
+        a = "int8" if signed else "uint8"
+        flip_a, flip_b = (_flip(s.dtype, to) for s, to in ((left, a), (right, "int8")))
+        return Product(4, a, "int8", flip_a, flip_b, left.zero + flip_a, right.zero + flip_b)
 
     def intrinsic(self, lanes: int) -> str:
         """The name of the tensor intrinsic of one step."""
-        return dot_u8s8(lanes, self.a) if self.depth == 4 else multiply_add(lanes, 2, self.a, self.b, "int32")
+        if self.depth == 4:
+            return dot_s8s8() if self.a == "int8" else dot_u8s8(lanes, self.a)
+        return multiply_add(lanes, self.depth, self.a, self.b, "int32")
+
+
+def _flip(dtype: str, to: str) -> int:
+    """What is added to a byte of another sign."""
+    return 0 if dtype == to else -128 if to == "int8" else 128
 
 
 @dataclass(frozen=True)
@@ -78,19 +92,17 @@ class AttentionTile:
         return f"{self.height} rows x {self.vectors[0]} and {self.vectors[1]} vectors of {self.lanes}"
 
 
-class X86Attention:
+class CpuAttention:
     """A layer of two products of run-time factors with a softmax between them, 8 or 16 bits each."""
 
-    name = "x86.attention"
+    name = "cpu.attention"
 
     def applies(self, layer: Layer, target: tvm.target.Target) -> str | None:
-        """Attention on an x86 with vectors."""
+        """Attention with one result."""
         if isinstance(layer.func.body.ty, relax.TupleType):
             return "several results."
         found = Attention.of(layer.bindings)
-        if isinstance(found, str):
-            return found
-        return None if VectorUnit.of(target).pairs else "the target has no products of pairs of 16 bits."
+        return found if isinstance(found, str) else None
 
     def build(self, layer: Layer, target: tvm.target.Target) -> Kernel:
         """See the loops at the top of this file."""
@@ -165,19 +177,22 @@ def _product(e: Emission, call: relax.Call, p: Product, tile: AttentionTile, num
     rows = te.compute((*lead, steps * p.depth), row, name=f"rows{number}")
 
     def weight(*i: Any) -> tirx.Expr:
-        *first, v, j, lane, k = i
-        column, place = v * lanes + lane, j * p.depth + k
+        *first, v, j, lane = i[: len(i) - len(deep)]
+        column, place = v * lanes + lane, j * p.depth + (i[-1] if deep else 0)
         conditions = [column < width] if vectors * lanes > width else []
         conditions += [place < run] if steps * p.depth > run else []
         return inside(moved(b.at([*first, 0, place, column]), p.flip_b, p.b), p.b, *conditions)
 
-    packed = te.compute((*b.shape[:-3], vectors, steps, lanes, p.depth), weight, name=f"packed{number}")
-    j, k = te.reduce_axis((0, steps), "j"), te.reduce_axis((0, p.depth), "k")
+    deep = [p.depth] if p.depth > 1 else []
+    packed = te.compute((*b.shape[:-3], vectors, steps, lanes, *deep), weight, name=f"packed{number}")
+    j, k = te.reduce_axis((0, steps), "j"), [te.reduce_axis((0, n), "k") for n in deep]
 
     def accumulate(*i: Any) -> tirx.Expr:
         *first, v, lane = i
-        value = rows(*first, j * p.depth + k).astype("int32") * packed(*first[:-2], v, j, lane, k).astype("int32")
-        return te.sum(value, axis=[j, k])
+        place = j * p.depth + (k[0] if k else 0)
+        return te.sum(
+            rows(*first, place).astype("int32") * packed(*first[:-2], v, j, lane, *k).astype("int32"), axis=[j, *k]
+        )
 
     acc = te.compute((*lead, vectors, lanes), accumulate, name=f"acc{number}")
 
@@ -255,8 +270,8 @@ def _schedule_product(
     outer, inner = sch.split(vector, [None, vectors])
     sch.reorder(outer, row, inner, lane)
     sch.compute_at(acc, outer, preserve_unit_loops=True)
-    *_, row, inner, lane, step, k = sch.get_loops(acc)
-    sch.reorder(step, row, inner, lane, k)
+    *_, row, inner, lane, step = sch.get_loops(acc)[: -1 if product.depth > 1 else None]
+    sch.reorder(step, row, inner, lane)
     init = sch.decompose_reduction(acc, step)
     for block in (init, sums):
         *_, in_row, in_vector, in_lane = sch.get_loops(block)
