@@ -41,7 +41,8 @@ PATIENCE = 10  # seconds to wait for that
 class EngineReport:
     """One engine's part: its times, the multiplications of one inference, and its outputs beside ours.
 
-    agreement: empty for ours and for another integer graph, which computes something else.
+    agreement: empty for ours and for another integer graph, which computes something else.  cpu_ms: the processors'
+    time of every timed call, of all of the process's threads, which other processes disturb less.
     """
 
     name: str
@@ -50,6 +51,7 @@ class EngineReport:
     bench: BenchReport
     products: int
     agreement: tuple[agreement.OutputAgreement, ...]
+    cpu_ms: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class AgainstReport:
                     "version": e.version,
                     "what": e.what,
                     **{k: fields[k] for k in ("iterations", "latency_ms", "throughput_per_s")},
+                    "cpu_ms": {"median": round(float(np.median(e.cpu_ms)), 6), "min": round(min(e.cpu_ms), 6)},
                     "ratio_to_fastest": round(_median(e) / fastest, 3),
                     "ratio_of_minima": round(_least(e) / least, 3),
                     **speed(e.bench, e.products, self.limits),
@@ -197,9 +200,10 @@ def compare(
                     e.name,
                     e.version,
                     e.what,
-                    BenchReport(e.name, described, count, warmup_ms, tuple(t)),
+                    BenchReport(e.name, described, count, warmup_ms, tuple(wall for wall, _ in t)),
                     getattr(e, "products", products),
                     a,
+                    tuple(cpu for _, cpu in t),
                 )
                 for e, t, a in zip(engines, times, agreements, strict=True)
             )
@@ -302,13 +306,15 @@ def _agreement(ours: Packaged, engine: Any, model: Path | None, specs: Sequence[
 
 def _take_turns(
     engines: Sequence[Any], warmup: float, duration: float, iterations: int, stop: threading.Event
-) -> tuple[list[list[float]], int]:
-    """Milliseconds of every timed call of every engine, and the number of turns that each had; seconds otherwise."""
+) -> tuple[list[list[tuple[float, float]]], int]:
+    """Milliseconds of every timed call of every engine, by the clock and of the processors, and the number of turns
+    that each had; seconds otherwise.
+    """
     for engine in engines:
         _until(engine.call, warmup, stop)
-    times: list[list[float]] = [[] for _ in engines]
+    times: list[list[tuple[float, float]]] = [[] for _ in engines]
     turns, turn = 0, min(TURN, duration)
-    while not stop.is_set() and any(len(t) < iterations or sum(t) < 1000 * duration for t in times):
+    while not stop.is_set() and any(len(t) < iterations or sum(wall for wall, _ in t) < 1000 * duration for t in times):
         # Everybody's turn also when some have enough: the same stretch of time for all. Each begins a round in its
         # turn.
         for i in range(len(engines)):
@@ -345,13 +351,13 @@ def _until(call: Callable[[], None], seconds: float, stop: threading.Event) -> N
         call()
 
 
-def _timed(call: Callable[[], None], seconds: float) -> list[float]:
-    times: list[float] = []
+def _timed(call: Callable[[], None], seconds: float) -> list[tuple[float, float]]:
+    times: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while not times or time.perf_counter() < end:
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         call()
-        times.append(1000 * (time.perf_counter() - start))
+        times.append((1000 * (time.perf_counter() - start), 1000 * (time.process_time() - used)))
     return times
 
 

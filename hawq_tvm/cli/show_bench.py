@@ -31,7 +31,7 @@ def show(out: Terminal, fields: dict[str, Any]) -> None:
             f"threads {fields['threads']} on processors {fields['pinned_to']}, {fields['turns']} turns each; other"
             f" processes took {100 * fields['others_share']:.0f} % of their time"
         )
-        numbers = ("median ms", "min", "p95", "ratio", "min ratio", "TOPS", "of limit")
+        numbers = ("median ms", "min", "p95", "ratio", "min ratio", "CPU ms", "TOPS", "of limit")
         table = Grid("engine", *(Column(name, justify="right") for name in numbers), box=SIMPLE_HEAD, pad_edge=False)
         for e in fields["engines"]:
             ms = e["latency_ms"]
@@ -40,6 +40,7 @@ def show(out: Terminal, fields: dict[str, Any]) -> None:
                 *(f"{ms[k]:.3f}" for k in ("median", "min", "p95")),
                 f"{e['ratio_to_fastest']:.2f}",
                 f"{e['ratio_of_minima']:.2f}",
+                f"{e['cpu_ms']['median']:.3f}",
                 f"{e['tops']:.3f}",
                 _share(e),
             )

@@ -2,8 +2,10 @@
 deploy/benchmarks.
 
     python -m hawq_tvm.studies.table --nets resnet18 --batches 1 --threads 1,2
+    python -m hawq_tvm.studies.table --nets none --pairs minilm=minilm.hawq,nncf.onnx,in.npz
 
-Models are made once and kept in --work; packages are compiled anew. Needs the extras `bench` and `torch`.
+Models are made once and kept in --work; packages are compiled anew. A pair is a package and the others' model of the
+same float network. Needs the extras `bench` and `torch`.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def prepare(net: str, batch: int, work: Path) -> tuple[Path, Path]:
     return model, package
 
 
-def measure(model: Path, package: Path, threads: int, duration: float, against: Sequence[str]) -> dict[str, Any]:
+def measure(
+    model: Path, package: Path, threads: int, duration: float, against: Sequence[str], inputs: Path | None = None
+) -> dict[str, Any]:
     """One comparison, as `hawq-tvm bench --against --json` writes it.
 
     In a process of its own, so that no thread pool of another comparison is left. Raises HawqError when the command
@@ -57,6 +61,7 @@ def measure(model: Path, package: Path, threads: int, duration: float, against: 
             str(threads),
             "--duration",
             str(duration),
+            *(["--inputs", str(inputs)] if inputs else []),
             "--json",
             str(result),
         )
@@ -105,15 +110,18 @@ def markdown(rows: Sequence[dict[str, Any]], date: str) -> str:
             "reaches in a loop, times the threads. `others` is the share of the processors' time that other processes"
             " took meanwhile: a row where it is"
         ),
-        "large says little, two threads may then have had one processor.",
+        "large says little, two threads may then have had one processor; `CPU` is the ratio of the medians of the",
+        "processors' time, which others disturb less.",
         "",
-        f"| network | batch | threads | {' | '.join(engines)} | ratio | TOPS | of limit | others |",
-        f"|---|---|---|{'---|' * len(engines)}---|---|---|---|",
+        f"| network | batch | threads | {' | '.join(engines)} | ratio | CPU | TOPS | of limit | others |",
+        f"|---|---|---|{'---|' * len(engines)}---|---|---|---|---|",
     ]
     for row in rows:
         times = [f"{e['latency_ms']['median']:.2f} ({e['latency_ms']['min']:.2f})" for e in row["engines"]]
         ours, *others = row["engines"]
-        ratio = ours["latency_ms"]["median"] / min(e["latency_ms"]["median"] for e in others)
+        ratio, cpu = (
+            ours[kind]["median"] / min(e[kind]["median"] for e in others) for kind in ("latency_ms", "cpu_ms")
+        )
         share = "unknown" if ours["share_of_limit"] is None else f"{100 * ours['share_of_limit']:.1f} %"
         cells = [
             row["net"],
@@ -121,6 +129,7 @@ def markdown(rows: Sequence[dict[str, Any]], date: str) -> str:
             str(row["threads"]),
             *times,
             f"{ratio:.2f}",
+            f"{cpu:.2f}",
             f"{ours['tops']:.3f}",
             share,
         ]
@@ -177,6 +186,14 @@ def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
     return parse
 
 
+def _pair(text: str) -> tuple[str, list[Path]]:
+    name, _, paths = text.partition("=")
+    found = [Path(p) for p in paths.split(",")]
+    if not name or len(found) not in (2, 3):
+        raise ValueError
+    return name, found
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -189,6 +206,14 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m hawq_tvm.studies.table", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--nets", type=_list(str), default=list(NETS), metavar="A,B", help=f"default: {','.join(NETS)}")
+    parser.add_argument(
+        "--pairs",
+        type=_pair,
+        nargs="+",
+        default=[],
+        metavar="NAME=PACKAGE,MODEL[,INPUTS]",
+        help="packages to time beside a model that others run, after the networks (--nets none: alone)",
+    )
     parser.add_argument("--batches", type=_list(_positive), default=[1, 8], metavar="1,8")
     parser.add_argument(
         "--threads",
@@ -217,7 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         against = peers.parse(args.against)
-        unknown = [n for n in args.nets if n not in zoo.NETWORKS]
+        nets = [] if args.nets == ["none"] else args.nets
+        unknown = [n for n in nets if n not in zoo.NETWORKS]
         if unknown:
             raise UsageError(
                 "no such network in the zoo",
@@ -236,13 +262,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         rows: list[dict[str, Any]] = []
         date = datetime.date.today().isoformat()
-        for net in args.nets:
-            for batch in args.batches:
-                model, package = prepare(net, batch, args.work)
-                for count in threads:
-                    _say(f"measuring {net}, batch {batch}, {count} thread{'s' if count > 1 else ''}")
-                    rows.append({"net": net, "batch": batch, **measure(model, package, count, args.duration, against)})
-                    page = write(rows, args.output, date)
+        cases: list[tuple[str, int, list[Path]]] = [(net, batch, []) for net in nets for batch in args.batches]
+        for net, batch, paths in [*cases, *((name, 1, given) for name, given in args.pairs)]:
+            package, model, *inputs = paths or prepare(net, batch, args.work)[::-1]
+            for count in threads:
+                _say(f"measuring {net}, batch {batch}, {count} thread{'s' if count > 1 else ''}")
+                found = measure(model, package, count, args.duration, against, *inputs)
+                rows.append({"net": net, "batch": batch, **found})
+                page = write(rows, args.output, date)
     except HawqError as e:
         _say(f"table: {e}")
         return e.exit_code

@@ -19,6 +19,7 @@ def engine(name: str, median: float, ratio: float) -> dict[str, Any]:
         "version": "1.2",
         "what": "a model",
         "latency_ms": {"median": median, "min": median / 2},
+        "cpu_ms": {"median": median / 4 if name == "hawq-tvm" else median, "min": median / 4},
         "ratio_to_fastest": ratio,
         "tops": 0.25,
         "share_of_limit": 0.5,
@@ -39,7 +40,7 @@ def test_the_page_and_its_numbers(
     monkeypatch.setattr(peers, "parse", lambda text: text.split(","))
     monkeypatch.setattr(table.machine, "available_cores", lambda: 2)
     monkeypatch.setattr(table, "prepare", lambda net, batch, work: (work / "m.onnx", work / "m.hawq"))
-    monkeypatch.setattr(table, "measure", lambda model, package, threads, duration, against: comparison(threads))
+    monkeypatch.setattr(table, "measure", lambda model, package, threads, *_: comparison(threads))
     assert table.main(["--nets", "resnet18,resnet50", "--batches", "1,8", "--output", str(tmp_path)]) == 0
     (page,), (numbers,) = tmp_path.glob("*.md"), tmp_path.glob("*.json")
     assert page.stem == numbers.stem and page.stem.startswith("some-cpu-2-ghz-20")
@@ -47,7 +48,8 @@ def test_the_page_and_its_numbers(
     assert text in capsys.readouterr().out
     lines = [line for line in text.splitlines() if line.startswith("| resnet")]
     assert (
-        len(lines) == 8 and "| resnet50 | 8 | 2 | 8.00 (4.00) | 4.00 (2.00) | 2.00 | 0.250 | 50.0 % | 12 % |" in lines
+        len(lines) == 8
+        and "| resnet50 | 8 | 2 | 8.00 (4.00) | 4.00 (2.00) | 2.00 | 0.50 | 0.250 | 50.0 % | 12 % |" in lines
     )
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
     results = json.loads(numbers.read_text())["results"]
@@ -56,6 +58,23 @@ def test_the_page_and_its_numbers(
         ("resnet18", 1, 2),
         ("resnet18", 8, 1),
     ]
+
+
+def test_a_pair_is_measured_beside_its_own_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+    monkeypatch.setattr(peers, "parse", lambda text: text.split(","))
+    monkeypatch.setattr(table, "measure", lambda *given: seen.append(given) or comparison(given[2]))
+    options = ["--nets", "none", "--threads", "1", "--output", str(tmp_path), "--pairs"]
+    assert table.main([*options, "a=a.hawq,a.onnx", "b=b.hawq,b.onnx,b.npz"]) == 0
+    assert [(g[0].name, g[1].name, *(p.name for p in g[5:])) for g in seen] == [
+        ("a.onnx", "a.hawq"),
+        ("b.onnx", "b.hawq", "b.npz"),
+    ]
+    assert "| b | 1 | 1 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        table.main([*options, "a=a.hawq"])
 
 
 @pytest.mark.parametrize(
