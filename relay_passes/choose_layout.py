@@ -20,7 +20,7 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.layer_norm import norm_of
-from hawq_tvm.core.operators import Kind, kind_of
+from hawq_tvm.core.operators import Kind, kind_of, reads_tables
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main
 
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)
@@ -229,7 +229,7 @@ def _elementwise(layout: _Layout, rebuild: Rebuild, binding: relax.VarBinding, c
             return relax.Tuple([convert(f) for f in arg.fields])
         return _last_constant(arg, rank) if ops.is_const(arg) else arg
 
-    args = [convert(call.args[0]), *call.args[1:]] if name == "hawq.lookup" else [convert(a) for a in call.args]
+    args = [convert(call.args[0]), *call.args[1:]] if reads_tables(name) else [convert(a) for a in call.args]
     return relax.Call(call.op, args, attrs=call.attrs, ty_args=call.ty_args), True
 
 

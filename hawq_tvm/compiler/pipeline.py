@@ -60,7 +60,7 @@ PIPELINE: tuple[tuple[Pass, Stage], ...] = (
     (pack_int4, Stage.INTEGER),
     (fuse_epilogues, Stage.PACKED),
 )
-# The real formulas rounded (A17), (A24)-(A27), or I-BERT's polynomials (A28)-(A30).
+# The real formulas rounded (A17), (A24)-(A27), (A31), or I-BERT's polynomials (A28)-(A30).
 NONLINEAR = ("real", ibert.NAME)
 # What only a GPU's kernels gain by: they multiply nibbles, or open them in registers.
 GPU_PIPELINE: tuple[tuple[Pass, Stage], ...] = ((pack_activations, Stage.PACKED),)

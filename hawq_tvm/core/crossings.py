@@ -1,7 +1,7 @@
-"""(A27): where a real function of a sum crosses the boundaries of its rounded result, against the integers.
+"""(A27), (A31): where a real function of a sum crosses the boundaries of its rounded result, against the integers.
 
 The crossings are enclosed by bisection: bounds of the function over an interval that hold no boundary decide it, what
-is left is halved. Against them stand the sums at which a grid's integers, and so the table's entries, change.
+is left is halved. Against them stand the integers that the sums before and behind a crossing become.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .thresholds import Proof, Rescale
+from .rescales import Rescale
+from .thresholds import Proof
 
 Array = NDArray[Any]
 Bounds = Callable[[Array, Array], tuple[Array, Array]]
@@ -80,42 +81,34 @@ def compare(
     real: Crossings,
     rescales: Sequence[Rescale],
     counts: Sequence[int],
-    table: Array,
+    levels_of: Callable[[Array], Array],
     step: Fraction,
-    zero: int,
-    least: int,
+    zero: Fraction | int,
 ) -> Proof:
     """How many thresholds of the real function lie inside every channel's interval, and how many of them its integers
     pass at another sum, or may pass.
 
     rescales: a sum v to the grid, before its clamp, which rounds half up.  counts: how many channels each stands for.
-    table: the levels of the grid's integers `least`, `least` + 1, ...; integer i stands for (i - zero) step.
+    levels_of: the levels of the grid's integers, clamped or not; integer i stands for (i - zero) step.
     """
     if len(counts) * max(real.levels.size, 1) > MOST_THRESHOLDS or any(len(r.ratios) != 1 for r in rescales):
         return Proof(enumerated=False)
-    changes = np.flatnonzero(table[1:] != table[:-1]) + 1
-    levels = np.concatenate([table[:1], table[changes]])
     total = Proof()
     for r, count in zip(rescales, counts, strict=True):
         sign = 1 if r.ratios[0] >= 0 else -1
         if r.ratios[0] == 0 or r.multipliers[0] == 0:
             total += Proof(enumerated=False)
             continue
-        ends = sorted((sign * r.lows[0], sign * r.highs[0]))
-        passed = _first_sums(real.starts[1:], r, sign, step, zero)
-        ours = _first_indices(changes + least, r, sign)
-        total += _compared((passed, real.levels), (ours, levels), ends[0], ends[1]) * count
+        low, high = sorted((sign * r.lows[0], sign * r.highs[0]))
+        v, levels = _inside(_first_sums(real.starts[1:], r, step, zero), real.levels, low, high)
+        half = (1 << r.shift) >> 1
+        before, after = (
+            levels_of((sums * (sign * r.multipliers[0]) + r.offset + half) >> r.shift) for sums in (v - 1, v)
+        )
+        decided = (levels[1:] != UNDECIDED) & (levels[:-1] != UNDECIDED)
+        alike = (before == levels[:-1]) & (after == levels[1:]) & decided
+        total += Proof(int(v.size), int(v.size - alike.sum())) * count
     return total
-
-
-def _compared(real: tuple[Array, Array], ours: tuple[Array, Array], low: int, high: int) -> Proof:
-    """Two step functions of the integers low .. high, each by its first arguments and its levels."""
-    (v, level), (w, mine) = (_inside(*s, low, high) for s in (real, ours))
-    before = mine[np.searchsorted(w, v - 1, "right")] == np.concatenate([level[:1], level[:-1]])[1:] if v.size else v
-    after = mine[np.searchsorted(w, v, "right")] == level[1:]
-    undecided = (level[1:] == UNDECIDED) | (level[:-1] == UNDECIDED)
-    alike = before & after & ~undecided
-    return Proof(int(v.size), int(v.size - alike.sum()))
 
 
 def _inside(first: Array, levels: Array, low: int, high: int) -> tuple[Array, Array]:
@@ -130,19 +123,11 @@ def _inside(first: Array, levels: Array, low: int, high: int) -> tuple[Array, Ar
     return first[changed], np.concatenate([levels[:1], levels[1:][changed]])
 
 
-def _first_sums(x: Array, r: Rescale, sign: int, step: Fraction, zero: int) -> Array:
-    """The least sign v with a real value of at least x, exactly."""
+def _first_sums(x: Array, r: Rescale, step: Fraction, zero: Fraction | int) -> Array:
+    """The least v, or -v where the sum falls with it, with a real value of at least x, exactly."""
     slope, constant = abs(r.ratios[0]), r.constant - zero
     estimate = (x.astype(np.longdouble) / _long(step) - _long(constant)) / _long(slope)
     return _ceilings(estimate, lambda j: (Fraction(float(x[j])) / step - constant) / slope)
-
-
-def _first_indices(index: Array, r: Rescale, sign: int) -> Array:
-    """The least sign v whose grid integer is at least `index`."""
-    m, half = sign * r.multipliers[0], Fraction((1 << r.shift) >> 1)
-    one = 1 << r.shift
-    estimate = (index.astype(np.longdouble) * _long(Fraction(one)) - _long(half + r.offset)) / _long(Fraction(m))
-    return _ceilings(estimate, lambda j: Fraction(int(index[j]) * one - r.offset - half, m))
 
 
 def _ceilings(estimate: Array, exactly: Callable[[int], Fraction]) -> Array:

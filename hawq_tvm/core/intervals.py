@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tvm import relax
 
-from . import arith, ops
+from . import arith, interpolation, ops
 from .attributes import Conv2d, Pad, Pool2d
+from .interpolation import Steps
 from .layer_norm import norm_of
 
 Array = NDArray[Any]
@@ -315,6 +316,11 @@ def lookup(call: relax.Call, x: Interval, *_: Any) -> Interval:
     low, high = x.scalar
     reached = table[low - lowest : high - lowest + 1]
     return Interval.of_range(int(reached.min()), int(reached.max()))
+
+
+def interpolate(call: relax.Call, u: Interval, *_: Any) -> Interval:
+    """The extremes of the polynomials of the cells that the operand can reach (A31)."""
+    return Interval.of_range(*interpolation.extremes(ops.const_value(call.args[1]), Steps.of(call.attrs), *u.scalar))
 
 
 def where(_: relax.Call, condition: Any, a: Interval, b: Interval) -> Interval:

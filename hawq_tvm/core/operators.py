@@ -36,6 +36,7 @@ class Operator:
     sums: adds many terms in an order of its own, so partial sums count.  grows: its result can leave the type of its
     operands.  feeds: may be computed inside the layer that alone reads it.  in_lines: neighbours along the last axis
     stay neighbours.  chooses: its result holds nothing but elements of its operand, as a movement's does.
+    tables: its operands but the first are read at places that the first decides: they have no layout.
     before_lowering: may stand in an ANNOTATED module.
     """
 
@@ -47,6 +48,7 @@ class Operator:
     feeds: bool = False
     in_lines: bool = False
     chooses: bool = False
+    tables: bool = False
     before_lowering: bool = True
     elementwise_border: bool = False
     reducing_border: bool = False
@@ -77,6 +79,11 @@ def is_anchor(name: str) -> bool:
 def is_border(name: str) -> bool:
     """Whether the operator joins the float and the integer world."""
     return kind_of(name) is Kind.BORDER
+
+
+def reads_tables(name: str) -> bool:
+    """Whether all operands but the first are tables, which are read by values and not by places."""
+    return name in OPERATORS and OPERATORS[name].tables
 
 
 def kind_of(name: str) -> Kind | None:
@@ -131,7 +138,8 @@ _ROWS = (
     Operator("hawq.dequantize", _B, _nothing, elementwise_border=True),
     Operator("hawq.dynamic_quantize", _B, intervals.dynamic, reducing_border=True),
     Operator("hawq.requantize", _E, intervals.requantize, before_lowering=False),
-    Operator("hawq.lookup", _E, intervals.lookup),
+    Operator("hawq.lookup", _E, intervals.lookup, tables=True),
+    Operator("hawq.interpolate", _E, intervals.interpolate, tables=True, before_lowering=False),
     Operator("relax.astype", _E, _same, feeds=True),
     Operator("relax.add", _E, intervals.binary("add"), grows=True),
     Operator("relax.subtract", _E, intervals.binary("subtract"), grows=True, feeds=True),

@@ -18,6 +18,7 @@ from tvm.ir import _ffi_api as _ir_ffi
 
 from . import arith
 from .errors import ModelError
+from .interpolation import Steps
 from .layer_norm import Norm
 from .limits import MAX_ELEMENTS
 
@@ -196,6 +197,7 @@ _TYPE_RULES: dict[str, Callable[[relax.Call, Any], Any]] = {
     "hawq.dynamic_quantize": _infer_dynamic_quantize,
     "hawq.requantize": _infer_requantize,
     "hawq.lookup": _infer_lookup,
+    "hawq.interpolate": lambda call, _: _tensor(shape_of(call.args[0]), "int32"),
     "hawq.sum_pool2d": _infer_sum_pool2d,
     "hawq.dilate2d": _infer_dilate2d,
     "hawq.softmax": lambda call, _: _tensor(shape_of(call.args[0]), call.attrs["out_dtype"]),
@@ -325,6 +327,18 @@ def lookup(x: relax.Expr, table: np.ndarray[Any, Any], **approximation: float) -
     much more than its rounding the result can be wrong by, in steps; `thresholds` and `differing` as of a requantize.
     """
     return _call("hawq.lookup", [x, const(table, str(table.dtype))], **approximation)
+
+
+def interpolate(
+    u: relax.Expr, table: np.ndarray[Any, Any], steps: Steps, *, bound: float, slope: float, **proof: int
+) -> relax.Call:
+    """(A31) the polynomials of a function in the cells of a grid, at its integers 0 .. cells 2^steps.cell - 1 in int32.
+
+    table: int32 of shape (3, cells).  bound: how far a result can be from the function of what its integer stands for,
+    more than its rounding, in steps.  slope: by how much that changes from one integer to the next.  proof: of the
+    quantize that follows, `thresholds` and `differing` as of a requantize.
+    """
+    return _call("hawq.interpolate", [u, const(table, "int32")], **steps.to_dict(), bound=bound, slope=slope, **proof)
 
 
 def sum_pool2d(

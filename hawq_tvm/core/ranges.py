@@ -14,8 +14,9 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from . import arith, ibert_ops, ops, stages
+from . import arith, ibert_ops, interpolation, ops, stages
 from .errors import OverflowBoundError
+from .interpolation import Steps
 from .intervals import Interval, constant, requantize_worst
 from .layer_norm import norm_of
 from .operators import OPERATORS, interval_of, partial_sums
@@ -135,6 +136,9 @@ class _Walk:
             self._margin(LayerMargin(layer, "requantize", "int64", requantize_worst(call, args[0]), 2**63))
         elif name in ("hawq.softmax", "hawq.softmax_wide"):
             self._margin(LayerMargin(layer, "softmax", "int64", _softmax_worst(call), 2**63))
+        elif name == "hawq.interpolate":
+            worst = interpolation.worst(ops.const_value(call.args[1]), Steps.of(call.attrs))
+            self._margin(LayerMargin(layer, "interpolate", "int32", worst, 2**31))
         elif name == "hawq.layer_norm":
             self._margin(LayerMargin(layer, "layer_norm", "int64", _layer_norm_worst(call, args[0]), 2**63))
         elif name in ibert_ops.NAMES:

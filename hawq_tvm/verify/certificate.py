@@ -35,7 +35,7 @@ class Certificate:
     distances: how far, in steps beyond the 1/2 of rounding, a layer can be from the real formula of its inputs, where
     that is bounded and not enumerated.
     nonlinear: the arithmetic of every softmax, normalization and function.
-    functions: of the layers with a function of sums (A27), the thresholds of the real function, and how many of them
+    functions: of the layers with a function of sums (A31), the thresholds of the real function, and how many of them
     the layer passes at another sum.
     code_functions, instructions: of the CPU.  device_functions, device_instructions: of the GPU, by architecture.
     """
@@ -168,7 +168,7 @@ def _is_border(func: relax.Function) -> bool:
 
 def _functions(packed: tvm.IRModule) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
-    for layer, call in _calls(packed, "hawq.lookup"):
+    for layer, call in (*_calls(packed, "hawq.lookup"), *_calls(packed, "hawq.interpolate")):
         if int(call.attrs.get("thresholds", -1)) >= 0:
             row = found.setdefault(layer, {"thresholds": 0, "differing": 0})
             for name in row:
@@ -181,6 +181,7 @@ _NONLINEAR = {
     "hawq.softmax_wide": "softmax (A24)",
     "hawq.layer_norm": "normalization (A25)",
     "hawq.lookup": "table (A16)",
+    "hawq.interpolate": "polynomials in cells (A31)",
     "hawq.i_erf": "I-BERT's i-erf (A28)",
     "hawq.i_gelu": "I-BERT's i-GELU (A28)",
     "hawq.i_softmax": "I-BERT's i-softmax (A29)",

@@ -1,8 +1,8 @@
 """How far a layer's integers can be from the real formula of its inputs, where that is bounded and not enumerated.
 
 A normalization (A25) is near its real value, not equal to it, and so are a softmax (A17), a fixed-point value (A26), a
-function of a grid (A27) and all of I-BERT's arithmetic (A28)-(A30). What reads such integers hands the distance on; a
-requantize turns it into steps of its result, where it ends: what the next layer reads are integers as the model
+function of a grid (A27), (A31) and all of I-BERT's arithmetic (A28)-(A30). What reads such integers hands the distance
+on; a requantize turns it into steps of its result, where it ends: what the next layer reads are integers as the model
 quantizes them.
 """
 
@@ -112,6 +112,9 @@ class _Walk:
         if name == "hawq.lookup" and "bound" in call.attrs:
             distance = _looked_up(call, flat[0].distance)
             return 0.5 + distance if wide else self._note(layer, distance)
+        if name == "hawq.interpolate":
+            # (A31), and what the distance of a grid's integer makes of it, its rounding included.
+            return 0.5 + float(call.attrs["bound"]) + flat[0].distance * float(call.attrs["slope"])
         if name == "hawq.requantize":
             return self._requantize(call, args[0], layer, wide)
         if not any(v.distance for v in flat) and not _has_rounded_weights(call):

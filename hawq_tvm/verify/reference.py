@@ -360,6 +360,23 @@ def _lookup(call: relax.Call, x: Array, table: Array) -> Array:
     return table[_i64(x) - int(np.iinfo(x.dtype).min)]
 
 
+def _interpolate(call: relax.Call, u: Array, table: Array) -> Array:
+    """(A31), checked to have room in 32 bits."""
+    cell, second, first, last = (2 ** int(call.attrs[name]) for name in ("cell", "second", "first", "last"))
+    value, slope, curvature = (_i64(row) for row in table)
+    which, place = np.divmod(_i64(u), cell)
+    place = place - cell // 2
+    bend = _in_32_bits(curvature[which] * place) // second
+    rise = _in_32_bits((slope[which] + bend) * place) // first
+    return _in_32_bits(value[which] + rise) // last
+
+
+def _in_32_bits(x: Array) -> Array:
+    if _magnitude(x) >= 2**31:
+        raise ReferenceOverflow(f"an interpolation reaches {_magnitude(x)}, too much for int32")
+    return x
+
+
 def _pad(call: relax.Call, x: Array, *_: Any) -> Array:
     width = [int(v) for v in call.attrs.pad_width]
     pairs = list(zip(width[0::2], width[1::2], strict=True))
@@ -413,6 +430,7 @@ _INTEGER: dict[str, Callable[..., Any]] = {
     "hawq.dynamic_quantize": _dynamic_quantize,
     "hawq.requantize": _requantize,
     "hawq.lookup": _lookup,
+    "hawq.interpolate": _interpolate,
     "hawq.sum_pool2d": _sum_pool2d,
     "hawq.dilate2d": _dilate2d,
     "hawq.softmax": reference_rows.softmax,

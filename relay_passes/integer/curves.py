@@ -30,12 +30,9 @@ MOST_STEPS = 2.0**40
 
 
 def tabulated(ctx: Context, curve: Curve, out: Output) -> relax.Expr:
-    """The integers of a curve at one scale; those that another reader asked for already are not computed again."""
-    key = (curve, out.scale.flat[0], out.level, out.qtype, out.rounding, out.form)
-    if key not in ctx.realized:
-        data, table, attrs = _table(ctx, curve, out)
-        ctx.realized[key] = ctx.emit(ops.lookup(data, table, **attrs))
-    return ctx.realized[key]
+    """The integers of a curve at one scale, from a table."""
+    data, table, attrs = _table(ctx, curve, out)
+    return ctx.emit(ops.lookup(data, table, **attrs))
 
 
 def _table(ctx: Context, curve: Curve, out: Output) -> tuple[relax.Expr, Array, dict[str, float]]:
@@ -167,29 +164,46 @@ def _of_sums(ctx: Context, curve: Curve, out: Output) -> tuple[relax.Expr, Array
     """(A27): the sum on a 16-bit grid between the points where the result saturates, and a table of the grid."""
     low, high = reach(ctx, curve.leaf)
     stepped = Stepped(curve.function, out)
-    made = _gridded(ctx, curve.leaf, stepped, _unsaturated(stepped, low, high), (low, high))
+    made = _gridded(ctx, curve.leaf, stepped, unsaturated(stepped, low, high), (low, high))
     # Where the samples have missed a part of the function, the whole range is gridded.
     if made.outside > made.inside:
         made = _gridded(ctx, curve.leaf, stepped, (low, high), (low, high))
     proof = _crossings(stepped, made, low, high)
-    attrs = {
-        "bound": max(made.inside, made.outside),
-        "slope": made.slope,
-        "thresholds": proof.thresholds if proof.enumerated else -1,
-        "differing": proof.differing if proof.enumerated else -1,
-    }
+    attrs = {"bound": max(made.inside, made.outside), "slope": made.slope, **attributes(proof)}
     return ctx.emit(made.call, "grid"), made.table, attrs
 
 
 def _crossings(stepped: Stepped, made: _Grid, low: float, high: float) -> Proof:
     """The thresholds of the real function of the sums against those of the grid's table."""
+    levels = made.table.astype(np.int64) - stepped.out.zero
+
+    def levels_of(index: Array) -> Array:
+        return np.asarray(levels[np.clip(index, GRID.qmin, GRID.qmax) - GRID.qmin])
+
+    return counted(stepped, (low, high), made.rescales, made.which, levels_of, made.step, made.zero)
+
+
+def attributes(proof: Proof) -> dict[str, int]:
+    """A proof as the attributes of a call."""
+    return {name: getattr(proof, name) if proof.enumerated else -1 for name in ("thresholds", "differing")}
+
+
+def counted(
+    stepped: Stepped,
+    whole: tuple[float, float],
+    rescales: Rescales,
+    which: Array,
+    levels_of: Callable[[Array], Array],
+    step: Fraction,
+    zero: Fraction | int,
+) -> Proof:
+    """The thresholds of a real function of sums within `whole` against its integers', as `compare` has them."""
     out = stepped.out
-    real = None if out.fixed else crossings(stepped.bounds, low, high, out.steps, out.rounding)
+    real = None if out.fixed else crossings(stepped.bounds, *whole, out.steps, out.rounding)
     if real is None:
         return Proof(enumerated=False)
-    levels = made.table.astype(np.int64) - out.zero
-    counts = [int(n) for n in np.bincount(made.which.ravel())]
-    return compare(real, made.rescales, counts, levels, made.step, made.zero, GRID.qmin)
+    counts = [int(n) for n in np.bincount(which.ravel())]
+    return compare(real, rescales, counts, levels_of, step, zero)
 
 
 @dataclass(frozen=True)
@@ -211,7 +225,7 @@ class _Grid:
     slope: float
 
 
-def _unsaturated(stepped: Stepped, low: float, high: float) -> tuple[float, float]:
+def unsaturated(stepped: Stepped, low: float, high: float) -> tuple[float, float]:
     """The part of low .. high beyond which the result seems not to change."""
     while low < high:
         x = np.linspace(low, high, SAMPLES + 1)

@@ -22,12 +22,12 @@ Array = np.ndarray[Any, Any]
 Bounds = tuple[Array, Array]
 
 
-def _erf(x: Array) -> Array:
+def erf(x: Array) -> Array:
     values: Array = np.vectorize(math.erf, otypes=[np.float64])(x)
     return values
 
 
-def _sigmoid(x: Array) -> Array:
+def sigmoid(x: Array) -> Array:
     return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
 
 
@@ -57,14 +57,14 @@ LINEAR: dict[str, Evaluate] = {
     ),
 }
 NONLINEAR: dict[str, Evaluate] = {
-    "relax.sigmoid": lambda c, a: _sigmoid(a),
-    "relax.erf": lambda c, a: _erf(a),
+    "relax.sigmoid": lambda c, a: sigmoid(a),
+    "relax.erf": lambda c, a: erf(a),
     "relax.rsqrt": lambda c, a: 1 / np.sqrt(a),
     "relax.square": lambda c, a: a * a,
     "relax.round": lambda c, a: np.rint(a),
     "relax.power": lambda c, a, b: np.power(a, b),
-    "relax.nn.silu": lambda c, a: a * _sigmoid(a),
-    "relax.nn.gelu": lambda c, a: 0.5 * a * (1 + _erf(a / math.sqrt(2))),
+    "relax.nn.silu": lambda c, a: a * sigmoid(a),
+    "relax.nn.gelu": lambda c, a: 0.5 * a * (1 + erf(a / math.sqrt(2))),
     "relax.nn.gelu_tanh": lambda c, a: 0.5 * a * (1 + np.tanh(_cubic(a))),
     "relax.nn.softplus": _softplus,
     **{
@@ -102,7 +102,7 @@ RISING = frozenset(
 # -- bounds of values ------------------------------------------------------------------------------
 
 
-def _hull(*values: Array) -> Bounds:
+def hull(*values: Array) -> Bounds:
     """The least and the greatest of some values; 0 times infinity counts as 0."""
     known = [np.where(np.isnan(v), 0.0, v) for v in values]
     low = high = known[0]
@@ -112,17 +112,17 @@ def _hull(*values: Array) -> Bounds:
 
 
 def _times(a: Bounds, b: Bounds) -> Bounds:
-    return _hull(*(x * y for x in a for y in b))
+    return hull(*(x * y for x in a for y in b))
 
 
 def _over(a: Bounds, b: Bounds) -> Bounds:
-    low, high = _hull(*(x / y for x in a for y in b))
+    low, high = hull(*(x / y for x in a for y in b))
     open_ = (b[0] <= 0) & (b[1] >= 0)
     return np.where(open_, -np.inf, low), np.where(open_, np.inf, high)
 
 
 def _magnitude(a: Bounds) -> Bounds:
-    low, high = _hull(np.abs(a[0]), np.abs(a[1]))
+    low, high = hull(np.abs(a[0]), np.abs(a[1]))
     return np.where((a[0] <= 0) & (a[1] >= 0), 0.0, low), high
 
 
@@ -131,9 +131,9 @@ def _power(call: relax.Call, a: Bounds, b: Bounds) -> Bounds:
         exponent = float(b[0])
         if exponent < 0:
             return _over((np.ones(()), np.ones(())), _power(call, a, (-b[0], -b[1])))
-        return _hull(*(np.power(x, exponent) for x in (_magnitude(a) if exponent % 2 == 0 else a)))
+        return hull(*(np.power(x, exponent) for x in (_magnitude(a) if exponent % 2 == 0 else a)))
     if np.array_equal(a[0], a[1]) and a[0].size == 1 and float(a[0]) > 0:
-        return _hull(*(np.power(a[0], x) for x in b))
+        return hull(*(np.power(a[0], x) for x in b))
     return np.full(np.shape(b[0]), -np.inf), np.full(np.shape(b[0]), np.inf)
 
 
@@ -141,7 +141,7 @@ def _wave(function: Callable[[Array], Array], crest: float) -> Callable[..., Bou
     """Bounds of a sine or cosine, whose greatest value lies at `crest` and its least half a turn from it."""
 
     def bounds(call: relax.Call, a: Bounds) -> Bounds:
-        low, high = _hull(function(a[0]), function(a[1]))
+        low, high = hull(function(a[0]), function(a[1]))
 
         def passes(top: float) -> Array:
             return np.floor((a[1] - top) / (2 * np.pi) + 1e-9) > np.floor((a[0] - top) / (2 * np.pi) - 1e-9)
@@ -162,19 +162,19 @@ BOUNDS: dict[str, Callable[..., Bounds]] = {
     "relax.divide": lambda c, a, b: _over(a, b),
     "relax.negative": lambda c, a: (-a[1], -a[0]),
     "relax.abs": lambda c, a: _magnitude(a),
-    "relax.nn.leakyrelu": lambda c, a: _hull(*(LINEAR["relax.nn.leakyrelu"](c, x) for x in (*a, np.clip(0.0, *a)))),
+    "relax.nn.leakyrelu": lambda c, a: hull(*(LINEAR["relax.nn.leakyrelu"](c, x) for x in (*a, np.clip(0.0, *a)))),
     "relax.square": lambda c, a: tuple(x * x for x in _magnitude(a)),  # type: ignore[dict-item, return-value]
     "relax.rsqrt": lambda c, a: (1 / np.sqrt(a[1]), 1 / np.sqrt(a[0])),
     "relax.power": _power,
     "relax.sin": _wave(np.sin, np.pi / 2),
     "relax.cos": _wave(np.cos, 0.0),
-    "relax.nn.silu": _gated(_sigmoid),
-    "relax.nn.gelu": _gated(lambda x: 0.5 * (1 + _erf(x / math.sqrt(2)))),
+    "relax.nn.silu": _gated(sigmoid),
+    "relax.nn.gelu": _gated(lambda x: 0.5 * (1 + erf(x / math.sqrt(2)))),
     "relax.nn.gelu_tanh": _gated(lambda x: 0.5 * (1 + np.tanh(_cubic(x)))),
 }
 
 
-def _bounds_of(call: relax.Call, name: str, args: list[Bounds]) -> Bounds:
+def bounds_of(call: relax.Call, name: str, args: list[Bounds]) -> Bounds:
     """Bounds of a call's value, a little too wide: a library function errs in its last bits."""
     if name in RISING:
         low, high = (ELEMENTWISE[name](call, *(a[end] for a in args)) for end in (0, 1))
@@ -258,7 +258,7 @@ class Region:
         def constant(value: float) -> Array:
             return np.asarray(Fraction(value) if x.dtype == object and math.isfinite(value) else value, x.dtype)
 
-        values: Array = self._walk(x, constant, lambda call, name, args: ELEMENTWISE[name](call, *args))
+        values: Array = self.walk(x, constant, lambda call, name, args: ELEMENTWISE[name](call, *args))
         return values
 
     def bounds(self, x: Bounds) -> Bounds:
@@ -267,10 +267,11 @@ class Region:
         def constant(value: float) -> Bounds:
             return np.asarray(value, np.float64), np.asarray(value, np.float64)
 
-        ends: Bounds = self._walk(x, constant, _bounds_of)
+        ends: Bounds = self.walk(x, constant, bounds_of)
         return ends
 
-    def _walk(self, x: Any, constant: Callable[[float], Any], apply: Callable[..., Any]) -> Any:
+    def walk(self, x: Any, constant: Callable[[float], Any], apply: Callable[..., Any]) -> Any:
+        """What `apply` makes of every call and its arguments, for `x` at the leaf and `constant` of every number."""
         last = {a: var for var in self.order for a in ops.variables(self.graph.values[var])}
         known: dict[relax.Var, Any] = {}
 

@@ -9,8 +9,9 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 
-from .curves import tabulated, values_of
+from .curves import own_integers, tabulated, values_of
 from .functions import Clip
+from .interpolation import fixed_curve
 from .rescale import Output, requantized, softmax
 from .values import INSERT, Constant, Context, Curve, Joined, Real, Softmax, Term, Value, is_uniform, widened
 
@@ -31,12 +32,12 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
                 "use one scale for the tensor",
             )
         return _joined(ctx, value, out)
-    if isinstance(value, Softmax | Curve) and not is_uniform(out.scale):
+    if isinstance(value, Curve):
+        return _curve(ctx, value, out)
+    if isinstance(value, Softmax) and not is_uniform(out.scale):
         value = _fixed_point(ctx, value, out)
     if isinstance(value, Softmax):
         return softmax(ctx, value, out)
-    if isinstance(value, Curve):
-        return tabulated(ctx, value, out)
     if not isinstance(value, Real):
         raise ctx.fail("hawq.quantize", "its input is computed in float", INSERT)
     if not value.terms:
@@ -44,6 +45,19 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
         out = replace(out, qtype=arith.QType(int(ends[0].min()), int(ends[1].max()), out.qtype.storage))
         return _constant(ctx, Constant(np.broadcast_to(value.constant, value.shape)), out)
     return requantized(ctx, value, out)
+
+
+def _curve(ctx: Context, value: Curve, out: Output) -> relax.Expr:
+    """The integers of a curve; those that another reader asked for already are not computed again."""
+    key = (value, tuple(out.scale.flat), out.scale.shape, out.level, out.qtype, out.rounding, out.form)
+    if key not in ctx.realized:
+        smooth = fixed_curve(ctx, value, out) if own_integers(value.leaf) is None else None
+        if smooth is None and is_uniform(out.scale):
+            ctx.realized[key] = tabulated(ctx, value, out)
+        else:
+            smooth = smooth or _fixed_point(ctx, value, out)
+            ctx.realized[key] = smooth.terms[0].data if out.fixed else requantized(ctx, smooth, out)
+    return ctx.realized[key]
 
 
 def _constant(ctx: Context, value: Constant, out: Output) -> relax.Expr:

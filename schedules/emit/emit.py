@@ -285,6 +285,22 @@ def _lookup(e: Emission, call: relax.Call) -> te.Tensor:
     return te.compute(x.shape, lambda *i: table.at([x.at(i).astype("int32") - low]), name="lookup")
 
 
+@emitter("hawq.interpolate")
+def _interpolate(e: Emission, call: relax.Call) -> te.Tensor:
+    """(A31)"""
+    u, table = e.operand(call.args[0]), e.operand(call.args[1])
+    cell, second, first, last = (immediate(int(call.attrs[n]), "int32") for n in ("cell", "second", "first", "last"))
+    half = 1 << int(call.attrs["cell"]) >> 1
+
+    def element(*i: Any) -> tirx.Expr:
+        where = u.at(i)
+        value, slope, curvature = (table.at([row, where >> cell]) for row in range(3))
+        place = (where & immediate(2 * half - 1, "int32")) - immediate(half, "int32")
+        return (value + (((slope + ((curvature * place) >> second)) * place) >> first)) >> last
+
+    return te.compute(u.shape, element, name="interpolate")
+
+
 # The border --------------------------------------------------------------------------------------------------------
 
 

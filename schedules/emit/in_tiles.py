@@ -9,6 +9,7 @@ from collections.abc import Callable
 from tvm import relax
 
 from hawq_tvm.core import ops
+from hawq_tvm.core.operators import reads_tables
 from schedules.layer import Layer
 
 from .emit import Array
@@ -40,7 +41,7 @@ def epilogue(layer: Layer, shape: tuple[int, ...], constant: Callable[[Array], A
             # A table is indexed by values, not by places.
             args = (
                 [mapped(expr.args[0]), *expr.args[1:]]
-                if ops.op_name(expr) == "hawq.lookup"
+                if reads_tables(ops.op_name(expr))
                 else [mapped(a) for a in expr.args]
             )
             return relax.Call(expr.op, args, attrs=expr.attrs, ty_args=expr.ty_args)

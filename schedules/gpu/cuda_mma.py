@@ -24,6 +24,7 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.attributes import Conv2d, Pad
+from hawq_tvm.core.operators import reads_tables
 from hawq_tvm.targets.gpu import architectures
 from schedules.cpu.contraction import not_a_contraction
 from schedules.emit.emit import Array, Emission, Operand, immediate
@@ -138,7 +139,7 @@ class Mma:
 def _constants_over_pixels(layer: Layer) -> str | None:
     """A sentence where the epilogue has a constant that differs from pixel to pixel."""
     for b in layer.epilogue:
-        if isinstance(b.value, relax.Call) and ops.op_name(b.value) != "hawq.lookup":
+        if isinstance(b.value, relax.Call) and not reads_tables(ops.op_name(b.value)):
             for arg in _flat(b.value.args):
                 if ops.is_const(arg) and ops.const_value(arg).size not in (1, *ops.shape_of(arg)[-1:]):
                     return "a constant that differs from pixel to pixel."

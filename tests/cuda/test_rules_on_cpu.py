@@ -13,6 +13,7 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.errors import ScheduleError
+from hawq_tvm.core.interpolation import Steps
 from hawq_tvm.core.layer_norm import Norm
 from schedules.gpu.cuda_depthwise import CudaDepthwiseTile
 
@@ -137,6 +138,12 @@ def test_residual_additions(shape, rounding):
 def test_tables():
     table = full_range((256,), "int8")
     check(lambda e, x: ops.lookup(x, table), full_range((1, 5, 5, 24), "int8"), rule="cuda.elementwise")
+
+
+def test_polynomials_in_cells():
+    table = np.array([[1 << 20, -(1 << 20), 5], [900, -7, 12], [-3, 100, 0]], np.int32)
+    u = np.arange(3 << 5, dtype=np.int32).reshape(1, 4, 4, 6)
+    check(lambda e, x: ops.interpolate(x, table, Steps(5, 2, 3, 4), bound=0.1, slope=0.1), u, rule="cuda.elementwise")
 
 
 def test_outputs_with_a_fraction_beside_them():

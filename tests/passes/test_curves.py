@@ -25,6 +25,7 @@ from .modules import S8, U8, dq, full_range, module, op_names, q, same_values
 
 S16 = QType.of("int16")
 Long = np.longdouble
+POLYNOMIALS = ("hawq.interpolate", "int32")
 FUNCTIONS: dict[str, Any] = {
     "sigmoid": lambda bb, x: relax.op.sigmoid(x),
     "tanh": lambda bb, x: relax.op.tanh(x),
@@ -56,7 +57,7 @@ def lowered(before: tvm.IRModule) -> tvm.IRModule:
 
 
 def tables(after: tvm.IRModule) -> list[relax.Call]:
-    return [b.value for b in stages.bindings(after["main"]) if ops.op_name(b.value) == "hawq.lookup"]
+    return [b.value for b in stages.bindings(after["main"]) if ops.op_name(b.value) in ("hawq.lookup", POLYNOMIALS[0])]
 
 
 # -- tables of a tensor's own integers ---------------------------------------------------------------
@@ -232,9 +233,11 @@ def test_a_function_of_sums_stays_within_its_bound(function: str, scale: float, 
     got = evaluate(after, {"x": x})["out0"].astype(Long)
     steps = real(_real_sums(x, BIAS)) / Long(np.float32(scale)) + zero
     wrong = np.abs(got - np.clip(steps, kind.qmin - 0.5, kind.qmax + 0.5))
-    assert 0 < table.attrs["bound"] < 0.03
-    assert wrong.max() <= 0.5 + table.attrs["bound"] * (1 + 1e-9) + 1e-9
-    assert np.mean(got != np.clip(np.rint(steps), kind.qmin, kind.qmax)) < 0.01
+    (bound,) = distances(after).values()
+    assert ops.op_name(table) == POLYNOMIALS[0] and 0 < bound < 0.0001
+    assert wrong.max() <= 0.5 + bound * (1 + 1e-9) + 1e-9
+    assert np.mean(got != np.clip(np.rint(steps), kind.qmin, kind.qmax)) < 0.0001
+    assert table.attrs["thresholds"] > 0 and table.attrs["differing"] < 0.02 * table.attrs["thresholds"]
     assert (got != got.min()).mean() > 0.05, "most of what is compared is not clamped"
 
 
@@ -292,9 +295,10 @@ def test_what_an_operator_reads_is_a_fixed_point_value(operator: str, wide: bool
     steps = np.clip(real / Long(np.float32(0.0117)) + 117, -0.5, 255.5)
     got = evaluate(after, feed)["out0"]
     bound = max(distances(after).values(), default=0.0)
-    assert bound < 2 if wide else bound < 0.001
+    assert bound < 0.01 if wide else bound < 0.001
     assert np.abs(got.astype(Long) - steps).max() <= 0.5 + bound * (1 + 1e-9) + 1e-9
-    assert {ops.dtype_of(c) for c in tables(after)} == {"int32"}
+    assert {(ops.op_name(c), ops.dtype_of(c)) for c in tables(after)} <= {("hawq.lookup", "int32"), POLYNOMIALS}
+    assert [ops.op_name(c) for c in tables(after)].count(POLYNOMIALS[0]) == wide
 
 
 def test_two_readers_of_a_function_share_its_table() -> None:

@@ -9,6 +9,7 @@ import pytest
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+from hawq_tvm.core.interpolation import Steps, interpolated
 
 from .one_layer import run
 
@@ -81,6 +82,16 @@ def test_lookup(source, to):
     table = full(to, 2 ** (8 * a.dtype.itemsize))
     (out,) = run(lambda e, x: ops.lookup(x, table), a)
     np.testing.assert_array_equal(out, table[a.astype(np.int64) - arith.RANGES[source][0]], strict=True)
+
+
+@pytest.mark.parametrize("steps", [Steps(9, 12, 7, 5), Steps(1, 0, 0, 0), Steps(14, 20, 11, 7)])
+def test_interpolate(steps):
+    cells = 37
+    table = np.stack([rng.integers(-(1 << b), 1 << b, cells) for b in (29, 15, 14)]).astype(np.int32)
+    u = rng.integers(0, cells << steps.cell, (3, 7, 17)).astype(np.int32)
+    u.flat[:2] = 0, (cells << steps.cell) - 1
+    (out,) = run(lambda e, x: ops.interpolate(x, table, steps, bound=0.1, slope=0.1), u)
+    np.testing.assert_array_equal(out, interpolated(u, table.astype(np.int64), steps).astype(np.int32), strict=True)
 
 
 SHIFTS = {"0": 0, "1": 1, "31": 31, "33": 33, "34": 34, "40": 40, "62": 62, "each": np.array([0, 1, 5, 31, 32, 35, 62])}

@@ -15,6 +15,7 @@ from tvm import relax
 from hawq_tvm.core import arith, ops, ranges
 from hawq_tvm.core.arith import QType
 from hawq_tvm.core.errors import ModelError, OverflowBoundError
+from hawq_tvm.core.interpolation import Steps
 from hawq_tvm.core.intervals import Interval, requantize_worst
 from hawq_tvm.core.operators import interval_of, partial_sums
 from hawq_tvm.verify.reference import evaluate
@@ -108,6 +109,27 @@ def test_a_lookup_is_bounded_by_the_entries_that_can_be_read() -> None:
     assert bounds(
         lambda emit, x: ops.lookup(emit(relax.op.maximum(x, ops.const(0, "int8"))), table), ((4,), "int8")
     ).scalar == (128, 255)
+
+
+def test_an_interpolation_is_bounded_by_the_cells_that_can_be_read() -> None:
+    table, steps = np.array([[64, 640, -6400], [1, 1, 1], [0, 0, 0]], np.int32), Steps(2, 0, 0, 3)
+
+    def made(emit: Any, x: relax.Expr) -> relax.Expr:
+        u = emit(relax.op.clip(emit(relax.op.astype(x, "int32")), 2, 7))
+        return ops.interpolate(u, table, steps, bound=0.1, slope=0.1)
+
+    low, high = bounds(made, ((4,), "uint8")).scalar
+    assert 7 <= low <= 8 and 80 <= high <= 81
+
+
+def test_an_interpolation_that_leaves_32_bits_is_an_error() -> None:
+    table, steps = np.array([[0] * 8, [1 << 27] * 8, [0] * 8], np.int32), Steps(5, 0, 0, 0)
+    mod = graph(
+        lambda emit, x: ops.interpolate(emit(relax.op.astype(x, "int32")), table, steps, bound=0.1, slope=0.1),
+        ((4,), "uint8"),
+    )
+    with pytest.raises(OverflowBoundError, match=r"interpolate can leave int32.*found 2147483648"):
+        ranges.margins(mod)
 
 
 def test_requantize_follows_the_sign_of_each_multiplier() -> None:

@@ -12,6 +12,7 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.arith import QType
+from hawq_tvm.core.interpolation import Steps
 from hawq_tvm.verify import reference, reference_float, reference_rows
 from hawq_tvm.verify.reference import ReferenceOverflow, evaluate
 from relay_passes.fuse_epilogues import fuse_epilogues
@@ -254,6 +255,22 @@ def test_lookup_starts_at_the_least_value_of_the_type() -> None:
     np.testing.assert_array_equal(y, np.array([255, 127, 0], np.uint8), strict=True)
     y = result(lambda emit, a: ops.lookup(a, table), np.array([0, 1, 255], np.uint8))
     np.testing.assert_array_equal(y, np.array([255, 254, 0], np.uint8), strict=True)
+
+
+def test_interpolation_by_hand() -> None:
+    """Cells of four places, -2 .. 1: (value + ((slope + (curvature place >> 1)) place >> 2)) >> 3."""
+    table = np.array([[100, -8], [9, 16], [-3, 0]], np.int32)
+
+    def made(emit: object, u: relax.Expr) -> relax.Expr:
+        return ops.interpolate(u, table, Steps(2, 1, 2, 3), bound=0.1, slope=0.1)
+
+    # (100 + floor(-24 / 4)) >> 3, (100 + floor(-10 / 4)) >> 3, 100 >> 3, (100 + floor(7 / 4)) >> 3; then
+    # (-8 + 4 place) >> 3.
+    y = result(made, np.arange(8, dtype=np.int32))
+    np.testing.assert_array_equal(y, np.array([11, 12, 12, 12, -2, -2, -1, -1], np.int32), strict=True)
+    table[1, 0] = 1 << 30
+    with pytest.raises(ReferenceOverflow, match="interpolation"):
+        result(made, np.arange(8, dtype=np.int32))
 
 
 @pytest.mark.parametrize(

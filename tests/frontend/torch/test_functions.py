@@ -41,15 +41,11 @@ def test_a_function_behind_a_convolution(function: str, quantizer: str) -> None:
     packed = pipeline.to_packed(module)
     assert not stages.float_tail(packed["main"])
     found = distances(packed)
-    assert found and max(found.values()) < 0.5
+    assert found and max(found.values()) < 0.01
     x = np.random.default_rng(4).standard_normal(SHAPE).astype(np.float32)
     _, wanted = torch_run(program, x)
     (got,) = evaluate(packed, {p.name: x for p in packed["main"].params}).values()
     scale = max(float(np.ptp(wanted)), 1e-6)
     assert got.shape == wanted.shape and np.abs(got - wanted).max() < 0.03 * scale
-    tables = [c for f in stages.private_functions(packed).values() for c in _lookups(f)]
-    assert tables and all(ops.dtype_of(c) in ("int8", "uint8", "int32") for c in tables)
-
-
-def _lookups(func: Any) -> list[Any]:
-    return [b.value for b in stages.bindings(func) if ops.op_name(b.value) == "hawq.lookup"]
+    names = [ops.op_name(b.value) for f in stages.private_functions(packed).values() for b in stages.bindings(f)]
+    assert "hawq.interpolate" in names if quantizer == "x86 inductor" else "hawq.lookup" in names
