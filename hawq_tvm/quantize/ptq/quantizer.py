@@ -23,6 +23,7 @@ from hawq_tvm.quantize.allocate.table import read_bits, widths
 from hawq_tvm.quantize.network.data import Batch, Calibration, open_data
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 from hawq_tvm.quantize.network.float_onnx import Shapes, from_onnx
+from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.network.prepare import prepare
 from hawq_tvm.quantize.network.roles import Roles, roles_of
@@ -35,6 +36,7 @@ from .points import Points, Seen, find_points
 from .qdq import kind_of, write
 from .reconstruct import Plan, Reconstruction
 from .simulated import grids_of
+from .synthetic import SYNTHETIC, distilled
 from .units import Units, added_bias, check_compiles, check_constants, check_finite, check_ranges
 from .weights import Rounded, nearest
 
@@ -162,6 +164,7 @@ def post_training(
 
     shapes: full shapes of inputs by name, which fix what the model leaves open; else all but the first dimension, which
     counts images, is fixed as in the data.
+    calibration: as `open_data` takes it, or "synthetic", which is made from BatchNormalization's statistics.
     state: an .npz file that holds the blocks which are done; an interrupted run is continued by the next, to the same
     result.
     Raises ModelError, InputError and UsageError as `load_float`, `open_data` and `read_bits` do, UsageError for widths
@@ -193,7 +196,10 @@ def draft(
         raise ModelError("has no layers with weights", where=given.name, expected="convolutions or matrix products")
     check_constants(given)
     bits = layer_bits(given, chosen)
-    data = open_data(calibration, given.inputs, preprocess)
+    if str(calibration) == SYNTHETIC:
+        data: Calibration = distilled(load_float(model, shapes), chosen.seed, tell)
+    else:
+        data = open_data(calibration, given.inputs, preprocess)
     prepared = with_shapes(prepared, {one.name: one.shape for one in data.inputs})
     learns = chosen.rounding != "nearest" and any(min(pair) < 8 for pair in bits.values())
     how = chosen.equalize or ("relu" if learns else "off")
