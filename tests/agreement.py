@@ -17,7 +17,8 @@ class _Reached(BaseException):
 
 def refusal(source: Any, **options: Any) -> HawqError | None:
     """What `compile` refuses a model with; it is compiled up to the generation of code."""
-    with mock.patch.object(build, "build_reported", side_effect=_Reached):
+    reached = mock.Mock(side_effect=_Reached)
+    with mock.patch.object(build, "build_reported", reached), mock.patch.object(build, "Objects", reached):
         try:
             ht.compile(source, **options)
         except _Reached:
