@@ -107,7 +107,7 @@ class _Walk:
             return ibert.normalized_distance(ibert_ops.row_length(call))
         if name in ("hawq.softmax", "hawq.softmax_wide", "hawq.i_softmax"):
             # What is rounded down lies up to a step below, not half a step.
-            distance = _softmax(call, flat[0].distance) + 0.5 * (str(call.attrs["rounding"]) == "floor")
+            distance = _softmax(call, flat[0].distance) + 0.5 * (str(call.attrs.get("rounding", "")) == "floor")
             return 0.5 + distance if wide or "bound" in call.attrs else self._note(layer, distance)
         if name == "hawq.lookup" and "bound" in call.attrs:
             distance = _looked_up(call, flat[0].distance)

@@ -40,7 +40,7 @@ def normalized_exponents(call: relax.Call, e: Array) -> Array:
     divisor = 2 ** (lengths + int(attrs["shift"]))
     quotient, rest = scaled // divisor, scaled % divisor
     up = (rest > divisor // 2) | ((rest == divisor // 2) & (quotient % 2 == 1))
-    rounded = quotient if str(attrs["rounding"]) == "floor" else quotient + up
+    rounded = quotient if str(attrs.get("rounding", "")) == "floor" else quotient + up
     return np.minimum(np.maximum(rounded + int(attrs["zero_point"]), int(attrs["qmin"])), int(attrs["qmax"]))
 
 

@@ -44,6 +44,17 @@ def test_softmax(shape, scale):
     np.testing.assert_array_equal(out, expected.astype(np.uint8), strict=True)
 
 
+def test_softmax_rounded_down():
+    x, table = rows(*LAST), arith.softmax_table(Fraction(1, 20), 256)
+    m, k = arith.softmax_dyadic(Fraction(256), 37)
+    asked = {"axis": 2, "multiplier": m, "shift": k, "zero_point": 0, "rounding": "floor"}
+    (out,) = run(lambda emit, v: ops.softmax(v, table, qtype=U8, **asked), x, target=HOST, rule="cpu.rows")
+    e = table.astype(np.int64)[x.max(axis=2, keepdims=True).astype(np.int64) - x]
+    np.testing.assert_array_equal(out, arith.normalize_exponents(e, qmin=0, qmax=255, **asked))
+    below = np.minimum(e / e.sum(axis=2, keepdims=True) * 256, 255.5) - out
+    assert -1e-4 < below.min() and below.max() < 1 + 1e-4
+
+
 @pytest.mark.parametrize(("shape", "axes"), [(LAST, [2]), (LAST, [1, 2]), ((2, 384), [1]), ((6, 1, 33), [2])], ids=str)
 @pytest.mark.parametrize("centered", [True, False])
 def test_normalization_by_a_factor_and_an_addend_of_each_channel(shape, axes, centered):
