@@ -175,3 +175,43 @@ def test_a_scale_that_no_polynomial_holds_is_refused():
     with pytest.raises(ModelError) as caught:
         ht.compile(model, nonlinear="ibert")
     assert str(caught.value) == report.error
+
+
+def test_what_no_integers_of_one_scale_stand_for():
+    """A sum of two tensors goes onto a grid first; every result is as near the real formula as the proof says."""
+    a, b = integers("int8", 6, 40), integers("int8", 6, 40, seed=1)
+    real = a * float(f4(0.031)) + b * float(f4(0.017))
+    nodes = [
+        helper.make_node("DequantizeLinear", ["a", "sa", "z"], ["x0"]),
+        helper.make_node("DequantizeLinear", ["b", "sb", "z"], ["x1"]),
+        helper.make_node("Add", ["x0", "x1"], ["x"]),
+        helper.make_node("Softmax", ["x"], ["p"], axis=-1),
+        helper.make_node("Gelu", ["x"], ["g"]),
+        helper.make_node("LayerNormalization", ["x", "ones", "zeros"], ["n"], epsilon=1e-5),
+        *(n for name in "pgn" for n in qdq(f"{name}.out", name, f"s{name}", "zu" if name == "p" else "z", f"{name}.y")),
+    ]
+    constants = {"sa": f4(0.031), "sb": f4(0.017), "z": np.int8(0), "zu": np.uint8(0), "ones": np.ones(40, f4)}
+    steps = {"sp": f4(1 / 256), "sg": f4(0.05), "sn": f4(0.03125)}
+    constants |= steps | {"zeros": np.zeros(40, f4)}
+    model = graph_model(nodes, {"a": a, "b": b}, ["p.y", "g.y", "n.y"], constants, opset=20)
+    package = ht.compile(model, nonlinear="ibert")
+    assert package.verify(random=1).ok
+    proof = package.prove()
+    assert proof.ok and set(proof.nonlinear.values()) == {
+        "I-BERT's i-GELU (A28)",
+        "I-BERT's i-softmax (A29)",
+        "I-BERT's i-LayerNorm (A30)",
+    }
+    e = np.exp(real - real.max(axis=1, keepdims=True))
+    centred = real - real.mean(axis=1, keepdims=True)
+    wanted = {
+        "p": e / e.sum(axis=1, keepdims=True),
+        "g": real / 2 * (1 + np.vectorize(math.erf)(real / 2**0.5)),
+        "n": centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5),
+    }
+    outputs = package.run({"a": a, "b": b})
+    for name, value in wanted.items():
+        step = float(steps[f"s{name}"])
+        low, high = (0, 255) if name == "p" else (-128, 127)
+        off = np.abs(np.rint(outputs[f"{name}.y"] / step) - np.clip(value / step, low, high)).max()
+        assert off <= 0.5 + proof.distances[f"{name}.out.q"] and off < 1.1

@@ -88,7 +88,11 @@ def test_the_real_formulas_can_be_asked_for(tmp_path):
     package = ht.compile(folder(tmp_path / "model"), shapes={"input_ids": (1, 6)}, nonlinear="real")
     kinds = set(package.prove().nonlinear.values())
     # Its softmax rounds down, as the modules do.
-    assert package.verify(random=1).ok and package.manifest["nonlinear"] == "real" and not any("I-BERT" in kind for kind in kinds)
+    assert (
+        package.verify(random=1).ok
+        and package.manifest["nonlinear"] == "real"
+        and not any("I-BERT" in kind for kind in kinds)
+    )
 
 
 @pytest.mark.parametrize(
