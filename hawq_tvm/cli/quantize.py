@@ -161,6 +161,12 @@ def add_recipe_options(sub: argparse.ArgumentParser) -> None:
             " where something is learned)"
         ),
     )
+    sub.add_argument(
+        "--smooth",
+        choices=("yes", "no"),
+        default="yes",
+        help="bring channels of what matrix products read to like ranges, where their error falls (default: yes)",
+    )
     sub.add_argument("--images", type=int, default=128, metavar="N", help="images that are learned from (default: 128)")
 
 
@@ -185,6 +191,7 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
         images=args.images,
         batch=args.batch,
         seed=args.seed,
+        smooth=args.smooth == "yes",
     )
 
 
@@ -256,6 +263,8 @@ def show_quantized(found: Quantized) -> None:
     if notes["equalized"]:
         replaced = f"; {len(notes['relu6_replaced'])} ReLU6 became ReLU" if notes["relu6_replaced"] else ""
         say(f"equalised the outputs of {len(notes['equalized'])} layers{replaced}")
+    if notes["smoothed"]:
+        _show_smoothed(notes["smoothed"])
     if notes["blocks"]:
         _show_blocks(notes["blocks"])
     elif any(row["weight_bits"] < 8 for row in found.layers):
@@ -275,6 +284,17 @@ def _show_blocks(rows: Sequence[Mapping[str, Any]]) -> None:
     learned = [row["iterations"] for row in rows if row["iterations"]]
     how = f"{len(learned)} of {len(rows)} blocks were learned, {max(learned)} iterations each" if learned else ""
     say(f"{how or 'biases were corrected'}, in {sum(row['seconds'] for row in rows):.0f} s")
+
+
+def _show_smoothed(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What was smoothed, how, and the error of what its readers give, on data that did not choose the factors."""
+    grid = Grid("smoothed", "factors", "before", "after", "divided")
+    for row in rows:
+        of = {"largest": "largest", "mean": "mean square"}[row["magnitude"]]
+        factors = f"{of}^{row['powers'][0]:g}" + (f" / weights^{row['powers'][1]:g}" if row["powers"][1] else "")
+        errors = [f"{row[key]:.2g}" for key in ("error_before", "error_after")]
+        grid.add_row(row["tensor"], factors, *errors, ", ".join(row["divided"]) or "by a multiplication")
+    OUT.print(grid)
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -197,6 +197,12 @@ class _Search:
         readers = (reader for name in node.outputs for reader in self.readers[name])
         return self.roles.adds(node) and len(self._operands(node)) == 2 and any(map(self.roles.normalizes, readers))
 
+    def _spreads(self, node: Node) -> bool:
+        """Whether a node multiplies channels by factors of their own for a layer to read."""
+        factors = [n for n in node.inputs if self._constant(n) and n and self.graph.parameters[n].numel() > 1]
+        read = {layer.input for layer in self.graph.layers}
+        return node.op == "Mul" and len(factors) == 1 and not read.isdisjoint(node.outputs)
+
     def _scales(self, node: Node, name: str) -> bool:
         """Whether a node multiplies a tensor by constants or adds them."""
         divides = node.op == "Div" and node.inputs[0] != name
@@ -252,7 +258,8 @@ class _Search:
                 found.add(self.widths[layer.name][1])
             elif not any(self._moved(n) == name for n in node.outputs):
                 sums = self.roles.adds(node) and any(NORMALIZED_BITS in later.get(n, ()) for n in node.outputs)
-                found.add(NORMALIZED_BITS if sums or self.roles.normalizes(node) else 8)
+                fine = sums or self.roles.normalizes(node) or self._spreads(node)
+                found.add(NORMALIZED_BITS if fine else 8)
         return found
 
     @staticmethod

@@ -5,7 +5,7 @@ integers alone.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
@@ -36,6 +36,7 @@ from .points import Points, Seen, find_points
 from .qdq import kind_of, write
 from .reconstruct import Plan, Reconstruction
 from .simulated import grids_of
+from .smooth import smooth
 from .synthetic import SYNTHETIC, distilled
 from .units import Units, added_bias, check_compiles, check_constants, check_finite, check_ranges
 from .weights import Rounded, nearest
@@ -52,7 +53,8 @@ class Recipe:
     keep_ends: the first and the last layer have 8 bits; ignored where a bits.json says what each has.  symmetric:
     tensors that can be negative have the zero point 0.  search: scales of weights of the least error instead of the
     largest magnitude (None: at 4 bits).
-    equalize: "off", "relu" or "relu6" (see `equalize.py`); None: "relu" where something is learned.
+    equalize: "off", "relu" or "relu6" (see `equalize.py`); None: "relu" where something is learned.  smooth: channels
+    of what matrix products read, see `smooth.py`.
     rounding: "learned" (what has fewer than 8 bits is reconstructed block by block, see `reconstruct.py`, and biases
     are corrected) or "nearest"; None: learned, but nearest where fine-tuning follows.  effort: of what is learned, a
     key of EFFORTS, or iterations a block.  correct_bias: also where nothing is learned.  Both use at most `images`
@@ -72,6 +74,7 @@ class Recipe:
     images: int = 128
     batch: int = 8
     seed: int = 0
+    smooth: bool = True
 
     def __post_init__(self) -> None:
         if self.observer not in OBSERVERS:
@@ -212,15 +215,27 @@ def draft(
     graph = from_onnx(prepared) if scaled else given
     roles = cache(lambda: roles_of(prepared))  # asked for when the data are known to fit
 
+    even: set[str] = set()
+
+    def grid_of(low: float, high: float, width: int) -> Grid:
+        return _grid(Histogram(low, high), width, low >= 0, replace(chosen, observer="minmax"))
+
     def calibrated(one: Recipe, batches: Callable[[], Iterator[Batch]], said: Progress) -> Draft:
         ranges, points, seen = _observed(graph, roles, batches, data.count, bits, one, said)
-        decided = _decided(graph, points, Units(graph, roles(), ranges), seen, bits, one, said)
+        decided = _decided(graph, points, Units(graph, roles(), ranges), seen, bits, one, even, said)
         return Draft(one, given, prepared, graph, points, *decided, {})
 
     size = graph.batch or chosen.batch
     fixed, trial = graph.batch is not None, replace(chosen, observer="minmax", search=False)
     first = calibrated(trial, lambda: islice(data.batches(graph.batch or 1, fixed), 1), lambda step: None)
     first.written()  # refuses what has no integer form before the time is spent
+    smoothed: list[dict[str, Any]] = []
+    if chosen.smooth:
+        batches, own = data.batches(size, fixed), from_onnx(prepared)
+        smoothed = smooth(prepared, own, roles(), batches, data.count, bits, grid_of, chosen.search, tell)
+    if smoothed:
+        graph, even = from_onnx(prepared), {row["read"] for row in smoothed}
+        roles.cache_clear()
     started = calibrated(chosen, lambda: data.batches(size, fixed), tell)
     points, grids, narrow, rounded = started.points, started.grids, started.narrow, started.rounded
     rows: list[dict[str, Any]] = []
@@ -237,6 +252,7 @@ def draft(
         "tensors": len(points.source),
         "joined": {name: [part for part, _ in parts] for name, parts in points.joined.items()},
         "equalized": scaled,
+        "smoothed": smoothed,
         "relu6_replaced": clips,
         "blocks": rows,
     }
@@ -363,10 +379,12 @@ def _decided(
     seen: Mapping[str, Histogram],
     bits: Mapping[str, tuple[int, int]],
     recipe: Recipe,
+    even: Set[str],
     tell: Progress,
 ) -> tuple[dict[str, Grid], dict[str, Grid], dict[str, Rounded]]:
     """The grid of every quantized tensor and of layers that read fewer bits, and weights, in the order of computation.
 
+    even: tensors whose channels are alike: every value that was seen is within the range.
     A grid is no finer than what its tensor is computed from can tell apart: see `units.py`.
     """
     known: dict[tuple[str, int], Grid] = {}
@@ -375,7 +393,8 @@ def _decided(
 
     def chosen(source: str, width: int) -> Grid:
         if (source, width) not in known:
-            made = _grid(units.usable(source, seen[source]), width, source in points.positive, recipe)
+            ours = replace(recipe, observer="minmax") if source in even else recipe
+            made = _grid(units.usable(source, seen[source]), width, source in points.positive, ours)
             known[source, width] = replace(made, scale=max(made.scale, units.least(source)))
         return known[source, width]
 
