@@ -17,6 +17,7 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ibert, ibert_ops, ops, softmax_wide, stages
+from hawq_tvm.core.errors import StageError
 from hawq_tvm.core.intervals import Interval, constant
 from hawq_tvm.core.layer_norm import norm_of
 from hawq_tvm.core.operators import Kind, interval_of, kind_of
@@ -109,7 +110,7 @@ class _Walk:
             # What is rounded down lies up to a step below, not half a step.
             distance = _softmax(call, flat[0].distance) + 0.5 * (str(call.attrs.get("rounding", "")) == "floor")
             return 0.5 + distance if wide or "bound" in call.attrs else self._note(layer, distance)
-        if name == "hawq.lookup" and "bound" in call.attrs:
+        if name == "hawq.lookup" and ("bound" in call.attrs or flat[0].distance):
             distance = _looked_up(call, flat[0].distance)
             return 0.5 + distance if wide else self._note(layer, distance)
         if name == "hawq.interpolate":
@@ -128,8 +129,14 @@ class _Walk:
             return _summed_products(call, flat, inner)
         if name in ("relax.sum", "hawq.sum_pool2d"):
             return flat[0].distance * max(map(abs, _interval(call, [_UNIT]).scalar))
-        passes = kind_of(name) is Kind.MOVEMENT or name.rpartition(".")[2] in _PASSING
-        return max((v.distance for v in flat), default=0.0) * passes
+        if name == "hawq.dequantize":
+            # An output in fixed point: in steps of its own, which nothing rounds any further.
+            return self._note(layer, max(0.0, flat[0].distance - 0.5))
+        if name in _DECIDING:
+            return 0.0
+        if kind_of(name) is Kind.MOVEMENT or name in _PASSING:
+            return max((v.distance for v in flat), default=0.0)
+        raise StageError("has no rule for how far it is from the real formula", where=layer, found=name)
 
     def _requantize(self, call: relax.Call, data: tuple[_Near, ...], layer: str, wide: bool) -> float:
         attrs, near = call.attrs, any(np.any(v.distance) for v in data)
@@ -147,7 +154,18 @@ class _Walk:
         return 0.0
 
 
-_PASSING = ("maximum", "minimum", "clip", "where", "astype", "max", "min", "max_pool2d")
+# The results of these are no further off than what they choose from, or keep.
+_PASSING = frozenset(
+    f"relax.{n}" for n in ("maximum", "minimum", "clip", "where", "astype", "max", "min", "nn.max_pool2d")
+)
+# Truth values and places: no number that a distance would describe.
+_DECIDING = frozenset(
+    f"relax.{n}"
+    for n in (
+        *("greater", "greater_equal", "less", "less_equal", "equal", "not_equal", "argmax", "argmin"),
+        *("logical_and", "logical_or", "logical_xor", "logical_not"),
+    )
+)
 
 
 def _interval(call: relax.Call, args: list[Any]) -> Interval:
@@ -164,7 +182,7 @@ def _whole(kind: Any) -> Any:
 
 
 def _has_rounded_weights(call: relax.Call) -> bool:
-    """Whether the weights of a product are a float constant brought to 16 bits, as they are beside 32-bit data."""
+    """Whether the weights of a product are the lower part of a float constant, in int16 beside 32-bit data (A26)."""
     if ops.op_name(call) not in ("relax.nn.conv2d", "relax.matmul"):
         return False
     data, weight = call.args[:2]
@@ -185,9 +203,15 @@ def _summed_products(call: relax.Call, sides: list[_Near], inner: list[Any]) -> 
 
 
 def _looked_up(call: relax.Call, distance: float) -> float:
-    """(A27e), and what a grid's integer that is not exact makes of it: it may be in as many cells more."""
+    """(A27e), and what a grid's integer that is not exact makes of it: it may be in as many cells more.
+
+    An exact table knows no slope: the largest of its own steps, and half a step of its rounding, are one.
+    """
     cells = math.ceil(distance) + 1 if distance else 0
-    return float(call.attrs["bound"]) + cells * float(call.attrs.get("slope", 0.0))
+    if cells and "slope" not in call.attrs:
+        table = ops.const_value(call.args[1]).astype(np.int64)
+        return float(call.attrs.get("bound", 0.0)) + cells * (float(np.max(np.abs(np.diff(table)))) + 1)
+    return float(call.attrs.get("bound", 0.0)) + cells * float(call.attrs.get("slope", 0.0))
 
 
 def _polynomial(call: relax.Call, off: float) -> Any:

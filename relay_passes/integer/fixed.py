@@ -34,6 +34,7 @@ from .values import (
     nearest,
     with_integer_bias,
 )
+from .weights import halves
 
 BITS = FIXED_BITS
 
@@ -143,7 +144,7 @@ def real_of(ctx: Context, value: Value, op: str, bits: int = BITS) -> Real:
 
 
 # What is left of 32 bits for a fixed-point factor beside one of 8 bits.
-PRODUCT_BITS, FEWEST_BITS, FEWEST_SUMMED, WEIGHT_BITS = 31, 20, 20, 16
+PRODUCT_BITS, FEWEST_BITS, FEWEST_SUMMED, WEIGHT_BITS = 31, 20, 20, 22
 
 
 def factors(ctx: Context, a: Value, b: Value, op: str) -> tuple[Term, Term, bool]:
@@ -169,7 +170,7 @@ def summand(ctx: Context, value: Value, op: str, weight: Value, axes: Sequence[i
     """The integers of a tensor and of a weight, whose products are summed along the weight's `axes`.
 
     What no quantize precedes is a 32-bit sum itself, or a fixed-point value (A26), where the products' sums keep to 32
-    bits; else one of the fewest bits. Its constant weight may be float too, and has WEIGHT_BITS for each output then.
+    bits; else one of all its bits. Its constant weight may be float too, and has WEIGHT_BITS for each output then.
     Raises NotLowered as `single` does, and where no quantize follows.
     """
     term = _owned(ctx, value, op)
@@ -182,22 +183,24 @@ def summand(ctx: Context, value: Value, op: str, weight: Value, axes: Sequence[i
         return term, weight
     if weight.scale is None:
         weight = _fixed_weight(weight, axes)
-    total = int(np.max(np.abs(weight.values.astype(np.int64)).sum(axis=tuple(axes))))
+    parts = halves(weight.values) if weight.rounded else [(weight.values, 1)]
+    total = max(int(np.max(np.abs(part.astype(np.int64)).sum(axis=tuple(axes)))) for part, _ in parts)
     if term is not None and ops.dtype_of(term.data) == "int32":
         most = max(int(np.max(np.abs(end))) for end in ctx.bounds(term.data))
         if most * total < 1 << PRODUCT_BITS:
             return replace(term, accumulator=False), weight
-    return fixed(ctx, value, op, max(min(BITS, PRODUCT_BITS + 1 - total.bit_length()), FEWEST_SUMMED)), weight
+    bits = min(BITS, PRODUCT_BITS + 1 - total.bit_length())
+    # Sums that must have 64 bits have them for all of the value's.
+    return fixed(ctx, value, op, bits if bits >= FEWEST_SUMMED else BITS), weight
 
 
 def _fixed_weight(weight: Constant, axes: Sequence[int]) -> Constant:
-    """A float weight as integers, with a scale of a power of two for each output."""
+    """A float weight as integers of 22 bits, with a scale of a power of two for each output."""
     real = weight.doubles
     most = np.max(np.abs(real), axis=tuple(axes), keepdims=True)
     shift = WEIGHT_BITS - 1 - np.where(most > 0, np.frexp(most)[1], 0)
-    largest = (1 << WEIGHT_BITS - 1) - 1
     scales = np.array([Fraction(2) ** -int(s) for s in shift.flat], object).reshape(shift.shape)
-    return Constant(np.clip(np.rint(np.ldexp(real, shift)), -largest, largest).astype(np.int64), scales)
+    return Constant(np.rint(np.ldexp(real, shift)).astype(np.int64), scales, rounded=True)
 
 
 def _owned(ctx: Context, value: Value, op: str) -> Term | None:

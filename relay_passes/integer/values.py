@@ -120,10 +120,13 @@ class Real:
 class Constant:
     """A constant float tensor: plain values (floats, or Fractions), or integers (zero point taken away) times a
     scale.
+
+    rounded: whether the integers stand for floats nearly, as the weights of `fixed.summand` do.
     """
 
     values: Array
     scale: Array | None = None
+    rounded: bool = False
 
     @property
     def real(self) -> Array:
@@ -400,9 +403,8 @@ def from_dequantize(data: relax.Expr, scale: Array, zero: Array, shape: tuple[in
 
 
 def integer_constant(values: Array) -> relax.Expr:
-    """A constant of the narrowest signed type (int8, int16, int32) that holds the values, uint8 if they are u8."""
+    """A constant of the narrowest signed type that holds the values, but at least int16 where they are in that."""
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    dtype = next(
-        d for d in ("int8", "int16", "int32", "int64") if arith.RANGES[d][0] <= low and high <= arith.RANGES[d][1]
-    )
+    kinds = ("int8", "int16", "int32", "int64")[values.dtype == np.int16 :]
+    dtype = next(d for d in kinds if arith.RANGES[d][0] <= low and high <= arith.RANGES[d][1])
     return ops.const(values, dtype)

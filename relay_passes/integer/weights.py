@@ -13,6 +13,8 @@ from .values import LARGEST, Array, Constant, Context, broadcast_rank, compress,
 
 # The largest scale of an output has as many bits as any multiplier (A3); a digit of a weight is an int8.
 BITS, DIGIT = arith.MANTISSA_BITS, 256
+# Bits of the lower part of a float weight, whose upper part is an int8.
+LOWER = 15
 
 _exponent = np.frompyfunc(lambda x: x.numerator.bit_length() - x.denominator.bit_length(), 1, 1)
 _power_of_two = np.frompyfunc(lambda e: Fraction(2) ** int(e), 1, 1)
@@ -38,11 +40,20 @@ def with_output_scales(
     steps, places = _runs(inner, axes)
     steps, scale = _product(ctx, steps, np.ones((), np.int64), op), _product(ctx, outer, np.ones((), np.int64), op)
     if not _varies(inner, axes):
-        return [(values, np.asarray(steps * scale, object))]
+        parts = halves(values) if weight.rounded else [(values, 1)]
+        return [(part, np.asarray(digit * steps * scale, object)) for part, digit in parts]
     multiples, unit = _multiples(steps, _used(values, places), axes)
     for axis, place in places.items():
         multiples = np.take(multiples, place, axis)
     return [(part, np.asarray(digit * unit * scale, object)) for part, digit in _digits(values * multiples)]
+
+
+def halves(values: Array) -> list[tuple[Array, int]]:
+    """An integer weight of 22 bits as 7 bits and 15 below them, which stay in int16: `prove` knows by it that they are
+    rounded.
+    """
+    upper = (values + (1 << LOWER - 1)) >> LOWER
+    return [(upper, 1 << LOWER), ((values - (upper << LOWER)).astype(np.int16), 1)]
 
 
 def _varies(array: Array, axes: Sequence[int]) -> bool:

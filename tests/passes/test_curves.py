@@ -301,6 +301,31 @@ def test_what_an_operator_reads_is_a_fixed_point_value(operator: str, wide: bool
     assert [ops.op_name(c) for c in tables(after)].count(POLYNOMIALS[0]) == wide
 
 
+def test_a_float_weight_beside_a_fixed_point_value() -> None:
+    """Two digits: an int8 and, rounded, an int16."""
+    weight = np.random.default_rng(8).standard_normal((6, 8, 2, 2)).astype(np.float32)
+
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        x = bb.emit(relax.op.nn.silu(_sums(bb, p[0], BIAS)))
+        return q(bb, bb.emit(relax.op.nn.conv2d(x, relax.const(weight))), 0.317, 117)
+
+    after = lowered(module(build, {"x": ((1, 4, 17, 17), "uint8")}))
+    kinds = [
+        ops.dtype_of(b.value.args[1])
+        for b in stages.bindings(after["main"])
+        if ops.op_name(b.value) == "relax.nn.conv2d"
+    ]
+    assert kinds == ["int8", "int8", "int16"]
+    x = (117 + (full_range((1, 4, 17, 17), "uint8").astype(np.int64) - 117) // 8).astype(np.uint8)
+    leaf = _real_sums(x, BIAS)
+    windows = np.lib.stride_tricks.sliding_window_view(leaf / (1 + np.exp(-leaf)), (2, 2), (2, 3))
+    real = np.einsum("nchwij,ocij->nohw", windows, weight.astype(Long))
+    steps = np.clip(real / Long(np.float32(0.317)) + 117, -0.5, 255.5)
+    (bound,) = distances(after).values()
+    assert bound < 0.02
+    assert np.abs(evaluate(after, {"x": x})["out0"].astype(Long) - steps).max() <= 0.5 + bound
+
+
 def test_two_readers_of_a_function_share_its_table() -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         x = bb.emit(relax.op.nn.silu(_sums(bb, p[0], BIAS)))
