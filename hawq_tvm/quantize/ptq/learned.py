@@ -93,12 +93,11 @@ class Learner:
         """Learn for so many iterations, each on `together` images at random, or on batches where those do not stack."""
         draws = torch.Generator().manual_seed(seed)
         groups = [
-            {"params": list(values.values()), "lr": rate}
+            {"params": list(values.values()), "lr": rate, "full": rate, "falls": values is not self.logits}
             for values, rate in ((self.logits, RATE), (self.shifts, BIAS_RATE), (self.steps, STEP_RATE))
             if values
         ]
         optimizer = torch.optim.Adam(groups)
-        rates = [group["lr"] for group in optimizer.param_groups]
         power = {
             n: max(sum(float(c.wanted[n].square().mean()) for c in cases) / len(cases), 1e-30)
             for n in self.block.outputs
@@ -109,8 +108,8 @@ class Learner:
         start, order = 0.0, list[int]()
         for i in range(iterations):
             gone = i / iterations
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * 0.5 * (1 + math.cos(math.pi * gone)) if rate != RATE else rate
+            for group in optimizer.param_groups:  # those that fall do so along half a cosine
+                group["lr"] = group["full"] * (0.5 * (1 + math.cos(math.pi * gone)) if group["falls"] else 1)
             while len(order) < together:
                 order = torch.randperm(count, generator=draws).tolist() + order
             chosen = [order.pop() for _ in range(together)]
