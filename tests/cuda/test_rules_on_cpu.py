@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from hawq_tvm.core import arith, ops
+from hawq_tvm.core import arith, ibert, ibert_ops, ops
 from hawq_tvm.core.errors import ScheduleError
 from hawq_tvm.core.interpolation import Steps
 from hawq_tvm.core.layer_norm import Norm
@@ -237,6 +237,25 @@ def test_layer_norm():
         return requantized(e, e(ops.layer_norm(x, [1], norm)), 41, shift=55)
 
     check(body, full_range((3, 41), "uint8"), rule="cuda.generic")
+
+
+@pytest.mark.parametrize("operator", ["gelu", "softmax", "layer_norm"])
+def test_ibert(operator):
+    """(A28) in 64 bits, (A29), (A30)."""
+    numbers, exponents = ibert.Polynomial.gelu([Fraction(1, 2**12)], [2**15]), ibert.Softmax.of(Fraction(1, 20))
+    m, k = ibert.softmax_dyadic(Fraction(255), 41)
+
+    def body(e: Any, x: relax.Expr) -> relax.Expr:
+        if operator == "gelu":
+            made = e(ibert_ops.i_gelu(x, numbers, (), (-(2**15), 2**15 - 1)))
+            return ops.requantize([made], [1 << 19], 0, 53, qtype=TYPES["int8"], zero_point=0, rounding="half_up")
+        if operator == "layer_norm":
+            return requantized(e, e(ibert_ops.i_layer_norm(x, [1], 3)), 41, shift=50)
+        asked = {"multiplier": m, "shift": k, "qtype": TYPES["uint8"], "zero_point": 0}
+        return ibert_ops.i_softmax(x, exponents, axis=1, scale=0.0, **asked)
+
+    rule = "cuda.elementwise" if operator == "gelu" else "cuda.generic"
+    check(body, full_range((3, 41), "int16" if operator == "gelu" else "uint8"), rule=rule)
 
 
 def test_weights_of_4_bits():
