@@ -203,7 +203,8 @@ def tune(
     known = existing(path)
     place: Here | Crew = Here(target, threads) if servers is None else Crew(servers, target, threads)
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
-    packed = pipeline.to_packed(pipeline.import_annotated(model, shapes=fixed, allow_float_tail=allow_float_tail))
+    annotated = pipeline.import_annotated(model, shapes=fixed, allow_float_tail=allow_float_tail)
+    packed = pipeline.to_packed(annotated, target=place.target)
     found = workloads(packed, place.target, place.threads)
     usable = record.check_rules(known, rules_for(place.target))
     told: set[str] = set()
