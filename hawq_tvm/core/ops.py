@@ -301,7 +301,8 @@ def requantize(
 
     multipliers int32, offset int64, shift int32 constants.  thresholds, differing: the proof (A22) of this
     call's dyadic numbers against the real scales they came from; 0 and 0 when there was no real scale.  bound: of a
-    fixed-point value (A26), how far its sum can be from the real one before the rounding, in steps.
+    fixed-point value (A26), and where thresholds is -1, how far its sum can be from the real one before the rounding,
+    in steps.
     """
     if rounding not in arith.ROUNDINGS:
         raise ValueError(f"unknown rounding {rounding!r}: one of {', '.join(arith.ROUNDINGS)}")

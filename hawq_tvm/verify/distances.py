@@ -140,6 +140,10 @@ class _Walk:
 
     def _requantize(self, call: relax.Call, data: tuple[_Near, ...], layer: str, wide: bool) -> float:
         attrs, near = call.attrs, any(np.any(v.distance) for v in data)
+        if "bound" in attrs and int(attrs["thresholds"]) < 0:
+            # Too many operands to compare thresholds: what the dyadic numbers lose at most is known.
+            directed = 0.5 * (str(attrs["rounding"]) in arith.DIRECTED)
+            return self._note(layer, _rescaled(call, data) + float(attrs["bound"]) + directed)
         if "bound" in attrs:
             # Onto a grid or a fixed point: what the dyadic numbers lose is in the bound. A table knows its grid's.
             return _rescaled(call, data) + (0.5 + float(attrs["bound"]) if wide else 0.0)

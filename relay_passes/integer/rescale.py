@@ -180,7 +180,19 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
         exact = put_right(ctx, data, rescales, which, out)
         if exact is not None:
             return exact
-    return _call(ctx, terms, rescales, which, out, proof)
+    bounded = provable and not proof.enumerated and out.rounding != "double" and not _digits(terms)
+    return _call(ctx, terms, rescales, which, out, proof, _off(rescales) if bounded else None)
+
+
+def _off(rescales: Rescales) -> float:
+    return float(rescales.off()) * (1 + 2.0**-50)
+
+
+def _digits(terms: Sequence[Term]) -> bool:
+    """Whether terms may be the digits of one weight (A10a), which are near the numbers of the model themselves."""
+    scales = [t.scale.flat[0] for t in terms if t.accumulator]
+    powers = {Fraction(256) ** n for n in range(-4, 5) if n}
+    return any(a and b / a in powers for a in scales for b in scales)
 
 
 def approximated(
@@ -190,8 +202,7 @@ def approximated(
     and the number of every element's one.
     """
     rescales, which = _dyadic(ctx, terms, constant, out)
-    bound = float(rescales.off()) * (1 + 2.0**-50)
-    return _call(ctx, terms, rescales, which, out, thresholds.Proof(), bound), rescales, which
+    return _call(ctx, terms, rescales, which, out, thresholds.Proof(), _off(rescales)), rescales, which
 
 
 def _dyadic(ctx: Context, terms: Sequence[Term], constant: Array, out: Output) -> tuple[Rescales, Array]:

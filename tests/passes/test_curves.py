@@ -326,6 +326,23 @@ def test_a_float_weight_beside_a_fixed_point_value() -> None:
     assert np.abs(evaluate(after, {"x": x})["out0"].astype(Long) - steps).max() <= 0.5 + bound
 
 
+def test_a_residual_sum_of_many_operands_states_its_distance() -> None:
+    """A sum of 32 bits and a tensor of 16: too many pairs to compare thresholds."""
+
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        total = bb.emit(relax.op.add(_sums(bb, p[0], BIAS), dq(bb, p[1], 0.00137, 11, S16)))
+        return q(bb, total, 0.00931, 5, S16, name="last")
+
+    after = lowered(module(build, {"x": ((1, 4, 9, 9), "uint8"), "y": ((1, 8, 7, 7), "int16")}))
+    last = next(b.value for b in stages.bindings(after["main"]) if ops.op_name(b.value) == "hawq.requantize")
+    feed = {"x": full_range((1, 4, 9, 9), "uint8"), "y": full_range((1, 8, 7, 7), "int16")}
+    real = _real_sums(feed["x"], BIAS) + (feed["y"].astype(Long) - 11) * Long(np.float32(0.00137))
+    (bound,) = distances(after).values()
+    assert int(last.attrs["thresholds"]) == -1 and 0 < bound < 0.001
+    off = np.abs(evaluate(after, feed)["out0"].astype(Long) - real / Long(np.float32(0.00931)) - 5)
+    assert off.max() <= 0.5 + bound
+
+
 def test_two_readers_of_a_function_share_its_table() -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
         x = bb.emit(relax.op.nn.silu(_sums(bb, p[0], BIAS)))
