@@ -22,6 +22,7 @@ ROUNDINGS = ("half_up", "half_even", "half_away", "half_toward_zero", *DIRECTED,
 MANTISSA_BITS = 31
 HALVES = ("float16", "bfloat16")
 MAX_SHIFT = 62
+PACKED_SHIFTS = {"uint8": 39, "int8": 40}  # the most that (A9c) takes, by the type of the result
 INT64_LIMIT = 2**63
 SOFTMAX_BITS = 30  # after the point, of the exponents of (A17)
 

@@ -149,6 +149,20 @@ class Rescales(Sequence[Rescale]):
             multipliers[i], offset[i] = r.multipliers, r.offset
         return replace(self, dyadic=Lines(multipliers, offset, self.dyadic.denominator))
 
+    def shortened(self, most: int) -> Rescales:
+        """With shifts of at most `most`, where there is one operand; its multipliers have fewer bits then."""
+        long, shift = self.shift > most, np.minimum(self.shift, most)
+        if self.lows.shape[1] != 1 or not long.any():
+            return self
+        multipliers = nearest(self.real.factors, self.real.denominator[:, None], shift[:, None])
+        offset = nearest(self.real.constant, self.real.denominator, shift)
+        dyadic = Lines(
+            np.where(long[:, None], multipliers, self.dyadic.factors),
+            np.where(long, offset, self.dyadic.constant),
+            1 << shift,
+        )
+        return replace(self, dyadic=dyadic, shift=shift)
+
     def off(self) -> Fraction:
         """How far m / 2^s and b / 2^s can be from the real numbers they stand for, in steps, before the rounding."""
         real, dyadic = self.real, self.dyadic

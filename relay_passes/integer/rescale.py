@@ -173,7 +173,7 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
     first, last = out.steps
     proof, provable = thresholds.Proof(enumerated=False), last - first < 1 << 16
     if provable:
-        rescales, proof = thresholds.settle(rescales, np.bincount(which.ravel()).tolist(), out.rounding, out.steps)
+        rescales, proof = _settled(terms, rescales, np.bincount(which.ravel()).tolist(), out)
 
     data = [t.data for t in terms]
     if provable and (proof.differing or not proof.enumerated):
@@ -193,6 +193,20 @@ def _digits(terms: Sequence[Term]) -> bool:
     scales = [t.scale.flat[0] for t in terms if t.accumulator]
     powers = {Fraction(256) ** n for n in range(-4, 5) if n}
     return any(a and b / a in powers for a in scales for b in scales)
+
+
+def _settled(
+    terms: Sequence[Term], rescales: Rescales, counts: list[int], out: Output
+) -> tuple[Rescales, thresholds.Proof]:
+    """(A23) and (A22): of 32-bit sums that become bytes with shifts that (A9c) takes, where no threshold differs."""
+    most = arith.PACKED_SHIFTS.get(out.qtype.storage, arith.MAX_SHIFT)
+    if len(terms) == 1 and ops.dtype_of(terms[0].data) == "int32" and out.rounding != "double":
+        short = rescales.shortened(most)
+        if short is not rescales:
+            settled, proof = thresholds.settle(short, counts, out.rounding, out.steps)
+            if proof.enumerated and not proof.differing:
+                return settled, proof
+    return thresholds.settle(rescales, counts, out.rounding, out.steps)
 
 
 def approximated(

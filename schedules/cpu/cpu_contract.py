@@ -23,7 +23,8 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.attributes import Conv2d
-from schedules.emit.emit import Emission, Operand, immediate
+from schedules.emit.emit import Emission, Emitter, Operand, immediate
+from schedules.emit.emit_requantize import requantize
 from schedules.layer import Layer
 from schedules.rule import Kernel
 from schedules.spelling.intrinsics import multiply_add
@@ -31,7 +32,7 @@ from schedules.spelling.intrinsics import multiply_add
 from .borders import Borders, Nest, without_borders
 from .contract_tiles import ContractTile, LoadedTile, Step, choose_tile, form_of, tiles_of
 from .contraction import Packing, Shape, contraction, not_a_contraction, without_offset
-from .epilogue import Epilogue
+from .epilogue import Epilogue, at_once
 from .loops import inline_all, parallel_outer, vectorize_plain
 from .vector_unit import VectorUnit
 
@@ -116,16 +117,19 @@ class Contract:
         if borders.unpadded is None:
             in_place = in_place and layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
         products = replace(products, in_place=in_place)
-        overrides = {
+        packs = VectorUnit.of(target).packs
+        spelled = at_once(shape.channels, tile.lanes, tile.vectors, packs) > 0
+        overrides: dict[str, Emitter] = {
             ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders),
             "hawq.unpack_int4": constant_int4,
+            "hawq.requantize": lambda e, c: requantize(e, c, spelled),
         }
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
         opened = tile.length > 1 and layer.is_four_bits(call.args[1])
         weight = "int8" if opened else ops.dtype_of(call.args[1])
         data = products.registers or (ops.dtype_of(call.args[0]) if in_place else products.stored)
-        epilogue = Epilogue(sch, shape.channels, tile.lanes, tile.vectors, VectorUnit.of(target).packs, bool(unit.neon))
+        epilogue = Epilogue(sch, shape.channels, tile.lanes, tile.vectors, packs, bool(unit.neon), unit.quads)
         nest = _schedule(sch, shape, tile, products.intrinsic(data, weight), epilogue, borders)
         return Kernel(without_borders(sch, shape, borders, nest), tuple(a for _, a in emission.arguments), tile)
 

@@ -1,11 +1,16 @@
 """What follows the sums of a block on CPUs: in vectors of channels, where the block is complete.
 
     for group of channels, for pixel:
+      scaled_bytes = the bytes of a requantize (A9c)                         2 or 4 vectors at once
+      pair_sum = those and a residual, added (A9d)                           as many
+
+or, where these do not apply,
+
       high = the high halves of products with a requantize's multipliers     a vector
       unclamped = the rest of the arithmetic, in int32                       a vector
       out = its clamp to 8 bits                                              2 or 4 vectors at once
 
-Without `unclamped` a vector is clamped at a time. Channels come first, so that LLVM keeps their constants in registers.
+Without either a vector is clamped at a time. Channels come first, so that LLVM keeps their constants in registers.
 """
 
 from __future__ import annotations
@@ -14,13 +19,16 @@ from typing import Any
 
 from tvm import s_tir
 
-from schedules.spelling.intrinsics import multiply_high, narrow
+from schedules.emit.emit_requantize import SHIFT
+from schedules.spelling.byte_intrinsics import narrow, pair_sum, requantize
+from schedules.spelling.intrinsics import multiply_high
 
 from .loops import extent
 
 UNROLLED = (
     32  # vectors of an epilogue that are spelled out: as many as there are registers, so that the sums need no memory
 )
+BYTES = ("scaled_bytes", "pair_sum")  # how stages are called that are spelled from their operands on
 TOGETHER = (4, 2)  # vectors that are clamped at once
 
 
@@ -28,30 +36,43 @@ class Epilogue:
     """The stages after the sums in a schedule that inlines nothing yet, of `channels` in vectors of `lanes`.
 
     vectors: of a block.  neon: Arm's instructions.  packs: the lanes of registers that the CPU narrows with
-    `narrow`, at most.
+    `narrow`, at most.  dot: it has vpdpwssd.
     """
 
     def __init__(
-        self, sch: s_tir.Schedule, channels: int, lanes: int, vectors: int = 1, packs: int = 0, neon: bool = False
+        self,
+        sch: s_tir.Schedule,
+        channels: int,
+        lanes: int,
+        vectors: int = 1,
+        packs: int = 0,
+        neon: bool = False,
+        dot: bool = False,
     ) -> None:
-        self._sch, self._lanes, self._neon = sch, lanes, neon
-        (self._out,) = sch.get_output_blocks(sch.get_sblock("root"))
-        self._together = (
-            next((n for n in TOGETHER if vectors % n == 0 and _spelled(channels, n * lanes)), 0)
-            if 8 <= lanes <= packs
-            else 0
-        )
-        names = {_name(sch, b) for b in sch.get_child_blocks(sch.get_sblock("root"))}
-        unclamped = [
-            name for name in (_name(sch, b) for b in sch.get_producers(self._out)) if name.startswith("unclamped")
-        ]
+        self._sch, self._lanes, self._neon, self._dot = sch, lanes, neon, dot
+        (out,) = sch.get_output_blocks(sch.get_sblock("root"))
+        self._out = _name(sch, out)
+        self._together = at_once(channels, lanes, vectors, packs)
+        names = [_name(sch, b) for b in sch.get_child_blocks(sch.get_sblock("root"))]
         self._high = "high" if "high" in names and (lanes >= 8 or neon) and _spelled(channels, lanes) else ""
-        self._unclamped = unclamped[0] if unclamped and self._together else ""
+        self._unclamped, self._bytes = list[str](), list[str]()
+        if self._together:
+            self._bytes = [name for name in names if name.startswith(BYTES)]
+            # Of the stages that clamp to bytes, what ends the chain and what a sum of bytes reads.
+            for name in dict.fromkeys(n for end in (self._out, *self._bytes) for n in (end, *self._producers(end))):
+                before = [n for n in self._producers(name) if n.startswith("unclamped")]
+                if before and name not in self._bytes:
+                    self._unclamped += before
+                    self._bytes.append(name)
+            self._bytes.sort(key=names.index)
+
+    def _producers(self, name: str) -> list[str]:
+        return [_name(self._sch, b) for b in self._sch.get_producers(self._sch.get_sblock(name))]
 
     @property
     def kept(self) -> tuple[str, ...]:
         """The stages that are not to be inlined."""
-        return tuple(name for name in (self._high, self._unclamped) if name)
+        return tuple(name for name in (self._high, *self._unclamped, *self._bytes) if name and name != self._out)
 
     def join_lines(self, width: int) -> None:
         """Run over [image, pixel, channel], where the sums were of [image, line, column, channel].
@@ -67,7 +88,7 @@ class Epilogue:
             block = self._sch.get_sblock(name)
             self._sch.transform_layout(block, ("write", 0), joined)
             self._sch.transform_block_layout(block, joined)
-        self._sch.transform_block_layout(self._out, joined)
+        self._sch.transform_block_layout(self._sch.get_sblock(self._out), joined)
 
     def spell(self) -> None:
         """Spell the stages that are instructions. To be called while nothing is computed at anything: `tensorize`
@@ -78,9 +99,19 @@ class Epilogue:
             self._high = self._tensorized(
                 sch.get_sblock(self._high), self._lanes, multiply_high(self._lanes, self._neon)
             )
-        if self._unclamped:
-            dtype, size = str(sch.get(self._out).writes[0].source.dtype), self._together * self._lanes
-            self._out = sch.get_sblock(self._tensorized(self._out, size, narrow(self._lanes, self._together, dtype)))
+        for i, name in enumerate(self._bytes):
+            block = sch.get_sblock(name)
+            self._bytes[i] = self._tensorized(block, self._together * self._lanes, self._narrowing(name, block))
+            self._out = self._bytes[i] if name == self._out else self._out
+
+    def _narrowing(self, name: str, block: s_tir.schedule.SBlockRV) -> str:
+        """The intrinsic of a stage of bytes."""
+        form, own = (self._lanes, self._together), self._sch.get(block)
+        dtype = str(own.writes[0].source.dtype)
+        if name.startswith("pair_sum"):
+            first, _, second, *_ = (str(r.source.dtype) for r in own.reads)
+            return pair_sum(*form, int(own.annotations[SHIFT]), (first, second), dtype, self._dot)
+        return requantize(*form, dtype) if name.startswith("scaled_bytes") else narrow(*form, dtype)
 
     def _tensorized(self, block: s_tir.schedule.SBlockRV, size: int, intrinsic: str) -> str:
         name = _name(self._sch, block)
@@ -89,30 +120,43 @@ class Epilogue:
 
     def compute_at(self, loop: s_tir.schedule.LoopRV, lanes: int) -> None:
         """Compute everything in `loop`, in vectors of `lanes` where the clamp is not spelled."""
-        sch = self._sch
-        high, unclamped = (sch.get_sblock(name) if name else None for name in (self._high, self._unclamped))
-        for block in (high, unclamped, self._out):
-            if block is not None:
-                sch.reverse_compute_at(block, loop, preserve_unit_loops=True)
-        *_, pixel, channel = sch.get_loops(self._out)
-        if unclamped is None:
+        sch, size = self._sch, self._together * self._lanes
+        out = sch.get_sblock(self._out)
+        order = [_name(sch, b) for b in sch.get_child_blocks(sch.get_sblock("root"))]
+        before = sorted(self.kept, key=order.index)
+        for name in (*before, self._out):
+            sch.reverse_compute_at(sch.get_sblock(name), loop, preserve_unit_loops=True)
+        *_, pixel, channel = sch.get_loops(out)
+        vectors, group, lane = 1, channel, None
+        if not self._bytes:
             group, lane = sch.split(channel, [None, lanes])
             sch.reorder(group, pixel, lane)
-            vector, size = pixel, 1
         else:
-            group = channel
+            vectors = self._together
+            if self._out not in self._bytes:
+                group, channel = sch.split(channel, [None, size])
+                _, lane = sch.split(channel, [None, lanes])
             sch.reorder(group, pixel)
-            sch.compute_at(unclamped, pixel)
-            vector, lane = sch.split(sch.get_loops(unclamped)[-1], [None, self._lanes])
-            size = self._together
-        if high is not None:
-            sch.compute_at(high, vector)
-        if extent(sch, pixel) * extent(sch, group) * size <= UNROLLED:
-            sch.unroll(group)
-            sch.unroll(pixel)
-        if unclamped is not None:
-            sch.unroll(vector)
-        sch.vectorize(lane)
+        vector, unrolled = pixel, []
+        for name in before[::-1]:
+            sch.compute_at(sch.get_sblock(name), vector if name == self._high else pixel)
+            if name in self._unclamped:
+                vector, inner = sch.split(sch.get_loops(sch.get_sblock(name))[-1], [None, self._lanes])
+                sch.vectorize(inner)
+                unrolled.append(vector)
+        if extent(sch, pixel) * extent(sch, group) * vectors <= UNROLLED:
+            unrolled += [group, pixel]
+        for each in unrolled:
+            sch.unroll(each)
+        if lane is not None:
+            sch.vectorize(lane)
+
+
+def at_once(channels: int, lanes: int, vectors: int, packs: int) -> int:
+    """The vectors of sums that become bytes at once in blocks of `vectors`; 0 where it is one at a time."""
+    if not 8 <= lanes <= packs:
+        return 0
+    return next((n for n in TOGETHER if vectors % n == 0 and _spelled(channels, n * lanes)), 0)
 
 
 def _name(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> str:

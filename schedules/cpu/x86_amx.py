@@ -22,7 +22,8 @@ import tvm
 from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import ops
-from schedules.emit.emit import Emission, Operand, immediate
+from schedules.emit.emit import Emission, Emitter, Operand, immediate
+from schedules.emit.emit_requantize import requantize
 from schedules.layer import Layer
 from schedules.rule import Kernel
 from schedules.spelling import tile_intrinsics as tiles
@@ -32,7 +33,7 @@ from .borders import Borders, Nest, axes_of, without_borders
 from .contract_tiles import TASKS
 from .contraction import Packing, Shape, contraction, shape_of
 from .cpu_contract import Contract, constant_int4, schedule_operands
-from .epilogue import Epilogue
+from .epilogue import Epilogue, at_once
 from .loops import inline_all
 from .vector_unit import VectorUnit
 
@@ -163,11 +164,17 @@ class Amx(Contract):
         tile = tile or self.tiles(layer, target)[0]
         shape = shape_of(call, tile.channels)
         in_place = layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
-        overrides = {ops.op_name(call): lambda e, c: _emit(e, c, tile, in_place), "hawq.unpack_int4": constant_int4}
+        unit = VectorUnit.of(target)
+        spelled = at_once(shape.channels, LANES, tile.vectors, unit.packs) > 0
+        overrides: dict[str, Emitter] = {
+            ops.op_name(call): lambda e, c: _emit(e, c, tile, in_place),
+            "hawq.unpack_int4": constant_int4,
+            "hawq.requantize": lambda e, c: requantize(e, c, spelled),
+        }
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
         weight = "int8" if layer.is_four_bits(call.args[1]) else ops.dtype_of(call.args[1])
-        epilogue = Epilogue(sch, shape.channels, LANES, tile.vectors, VectorUnit.of(target).packs)
+        epilogue = Epilogue(sch, shape.channels, LANES, tile.vectors, unit.packs, dot=unit.quads)
         nest = _schedule(
             sch, shape, tile, tile.tiles(self.emulated), in_place, ops.dtype_of(call.args[0]), weight, epilogue
         )

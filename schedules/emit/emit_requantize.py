@@ -10,8 +10,11 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from hawq_tvm.core import arith, ops
+from schedules.spelling.byte_intrinsics import pair_sum_of
 
 from .emit import Array, Emission, Operand, clamp, emitter, immediate, out_shape
+
+SHIFT = "hawq.shift"  # of the stage "pair_sum": what its last shift is
 
 
 def shift_round(value: tirx.Expr, shift: tirx.Expr, shifts: Array, rounding: str) -> tirx.Expr:
@@ -58,7 +61,14 @@ def double_round(value: tirx.Expr, multiplier: tirx.Expr, shift: tirx.Expr, shif
 
 @emitter("hawq.requantize")
 def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
-    """(A9) in the cheapest of the forms that are exact for it."""
+    return requantize(e, call)
+
+
+def requantize(e: Emission, call: relax.Call, packs: bool = False) -> te.Tensor:
+    """(A9) in the cheapest of the forms that are exact for it.
+
+    packs: a stage "scaled_bytes" where (A9c) applies, "pair_sum" where (A9d) does, for schedules that spell them.
+    """
     attrs = call.attrs
     shift, shifts = e.operand(call.args[3]), ops.const_value(call.args[3])
     terms = _fold_constants(e, call)
@@ -69,6 +79,11 @@ def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
     narrow = bool(np.all(shifts >= 34)) and max(abs(low), abs(high), abs(zero_point)) < 1 << 29
 
     if rounding == "half_up" and terms.folded:
+        if packs:
+            for form in (_scaled_bytes, _pair_sum):
+                stage = form(e, shape, terms, shifts, (low, high), str(attrs["out_dtype"]))
+                if stage is not None:
+                    return stage
         rounded = _sums_of_halves(e, shape, terms, shifts) or (_high_half(e, shape, terms, shifts) if narrow else None)
         if rounded is not None:
             return _clamped(shape, lambda *i: rounded(*i) + zero_point, low, high, "int32", str(attrs["out_dtype"]))
@@ -178,6 +193,74 @@ def _sums_of_halves(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: A
         return total
 
     return lambda *i: (products(i, highs, first) + (products(i, lows, second) >> 16)) >> rest.at(i)
+
+
+def _scaled_bytes(
+    e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array, bounds: tuple[int, int], out: str
+) -> te.Tensor | None:
+    """(A9c) of the sums of an anchor, or None where it is not exact for their constants."""
+    if len(terms.data) != 1 or terms.zero_point or bounds != arith.RANGES.get(out):
+        return None
+    x, bits = terms.data[0].unfinished(), terms.data[0].bits
+    constants = [terms.multipliers[0], terms.offset << bits, shifts + bits - 32]
+    if x.dtype != "int32" or x.tensor.op.name != "view" or not all(_per_channel(c, shape) for c in constants):
+        return None
+    if max(abs(int(b)) for b in terms.offset.ravel()) >= 1 << (62 - bits):
+        return None
+    if constants[2].min() < 0 or constants[2].max() > arith.PACKED_SHIFTS[out] - 32:
+        return None
+    arrays = [np.broadcast_to(c.ravel(), shape[-1:]) for c in constants]
+    types = ("int32", "int64", "int32")
+    m, b, t = (Operand(e, tensor=e.argument(a.astype(dtype))) for a, dtype in zip(arrays, types, strict=True))
+
+    def element(*i: Any) -> tirx.Expr:
+        total = x.at(i).astype("int64") * m.at(i).astype("int64") + b.at(i)
+        number = (total >> immediate(32, "int64")).astype("int32") >> t.at(i)
+        return clamp(number, *bounds, "int32").astype(out)
+
+    return te.compute(shape, element, name="scaled_bytes")
+
+
+def _pair_sum(
+    e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array, bounds: tuple[int, int], out: str
+) -> te.Tensor | None:
+    """(A9d) of two tensors of bytes, or None where it is not exact for their constants."""
+    constants = [*terms.multipliers, terms.offset, shifts]
+    if (
+        len(terms.data) != 2
+        or not all(_is_bytes(x, shape) for x in terms.data)
+        or any(c.size > 1 for c in constants)
+        or bounds != arith.RANGES.get(out)
+    ):
+        return None
+    *multipliers, offset, shift = (int(c.ravel()[0]) for c in constants)
+    if not 16 < shift < 32:
+        return None
+    offset -= sum(128 * m for x, m in zip(terms.data, multipliers, strict=True) if x.dtype == "int8")
+    lows = [(m + 2**15) % 2**16 - 2**15 for m in multipliers]
+    highs = [(m - part) >> 16 for m, part in zip(multipliers, lows, strict=True)]
+    z = (offset + 2 ** (shift - 1)) >> shift
+    q, z = offset - (z << shift), z + terms.zero_point
+    if max(map(abs, highs)) >= 2**15 or abs(z) > 2**14:
+        return None
+    arrays = [np.array(v, t) for v, t in ((lows, "int16"), ([q], "int32"), (highs, "int16"), ([z], "int16"))]
+    placed = [e.argument(array) for array in arrays]
+    a, r = (x.at for x in terms.data)
+    return te.compute(
+        shape,
+        lambda *i: pair_sum_of(a(i), r(i), placed, shift - 16, *bounds).astype(out),
+        name="pair_sum",
+        attrs={SHIFT: shift - 16},
+    )
+
+
+def _is_bytes(x: Operand, shape: tuple[int, ...]) -> bool:
+    """Whether an operand is a tensor of bytes that is there: an input, or a stage that a schedule does not inline."""
+    if x.value is not None or x.dtype not in arith.PACKED_SHIFTS or x.shape != shape:
+        return False
+    stage = x.tensor.op
+    clamped = [t.op.name for t in stage.input_tensors] == ["unclamped"]
+    return isinstance(stage, te.PlaceholderOp) or stage.name in ("scaled_bytes", "pair_sum") or clamped
 
 
 def shift_after_half(value: tirx.Expr, shift: tirx.Expr, rounding: str) -> tirx.Expr:

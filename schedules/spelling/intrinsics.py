@@ -7,8 +7,6 @@ from math import prod
 
 from tvm import tirx
 
-from hawq_tvm.core import arith
-
 from .pair import Operand, register
 
 
@@ -53,7 +51,7 @@ def multiply_high(lanes: int, neon: bool = False) -> str:
     a, m and c are int32, b is int64.  Spelled in even and odd lanes, so that LLVM multiplies without widening first
     (pmuldq), or for NEON in pairs of lanes (smull).
     """
-    high = _high_of_pairs if neon else _high_halves
+    high = _high_of_pairs if neon else high_halves
     return register(
         f"hawq.multiply_high.{lanes}{'.neon' if neon else ''}",
         [Operand((lanes,), dtype) for dtype in ("int32", "int32", "int64", "int32")],
@@ -66,7 +64,8 @@ def multiply_high(lanes: int, neon: bool = False) -> str:
     )
 
 
-def _high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx.Expr:
+def high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx.Expr:
+    """The high 32 bits of a m + b in every lane."""
     half = lanes // 2
     wide, unsigned, bits = f"int64x{half}", f"uint64x{half}", tirx.Broadcast(tirx.const(32, "int64"), half)
 
@@ -95,38 +94,6 @@ def _high_of_pairs(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx
 
     pairs = [total(i) for i in range(0, lanes, 2)]
     return tirx.Shuffle(pairs, [tirx.const(4 * i + k, "int32") for i in range(lanes // 2) for k in (1, 3)])
-
-
-@cache
-def narrow(lanes: int, vectors: int, dtype: str) -> str:
-    """The name of the tensor intrinsic c[i] = a[i] clamped to `dtype`, i < lanes vectors: packssdw, then packuswb or
-    packsswb.
-
-    dtype: "uint8" or "int8".  lanes: 8 (AVX2) or 16 (AVX512-BW).  vectors: 2 or 4.  a is int32.
-    """
-    size, (low, high) = lanes * vectors, arith.RANGES[dtype]
-    return register(
-        f"hawq.narrow.{lanes}x{vectors}.{dtype}",
-        [Operand((size,), "int32"), Operand((size,), dtype)],
-        [(size, "S")],
-        lambda a, i: tirx.min(tirx.max(a[i], low), high).astype(dtype),
-        lambda a, c: [_packed([a.vload([k * lanes], f"int32x{lanes}") for k in range(vectors)], lanes, dtype)],
-        adds=False,
-    )
-
-
-def _packed(numbers: list[tirx.Expr], lanes: int, dtype: str) -> tirx.Expr:
-    family, suffix = ("avx512", ".512") if lanes == 16 else ("avx2", "")
-
-    def pack(types: str, name: str, a: tirx.Expr, b: tirx.Expr) -> tirx.Expr:
-        return tirx.call_llvm_pure_intrin(types, f"llvm.x86.{family}.{name}{suffix}", a, b)
-
-    words = [pack(f"int16x{2 * lanes}", "packssdw", *numbers[k : k + 2]) for k in range(0, len(numbers), 2)]
-    bytes_ = pack(f"int8x{4 * lanes}", "packuswb" if dtype == "uint8" else "packsswb", words[0], words[-1])
-    # Every 128 bits hold four numbers of each vector.
-    order = [4 * part + vector for vector in range(len(numbers)) for part in range(lanes // 4)]
-    quads = tirx.Shuffle([tirx.reinterpret(f"int32x{lanes}", bytes_)], [tirx.const(i, "int32") for i in order])
-    return tirx.reinterpret(f"{dtype}x{lanes * len(numbers)}", quads)
 
 
 @cache

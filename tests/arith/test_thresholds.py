@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hawq_tvm.core import arith, thresholds
+from hawq_tvm.core.rescales import Rescales
 from hawq_tvm.core.threshold_search import round_exactly
 
 QMIN, QMAX = -8, 7
@@ -224,3 +225,22 @@ def test_a_correction_is_found_where_one_exists() -> None:
     r = thresholds.Rescale((ratio,), Fraction(0), (m,), 0, shift, (0,), (500,))
     assert thresholds.prove(r, "half_even", (1, 7)).differing > 0
     assert thresholds.prove(thresholds.corrected(r, "half_even", (1, 7)), "half_even", (1, 7)).differing == 0
+
+
+def test_shortened_shifts():
+    """One operand's multiplier loses bits, (A23) mends what that moves, and several operands keep theirs."""
+    ratio, constant = Fraction(1, 3001), Fraction(1, 7)
+    made = Rescales.of(
+        [
+            thresholds.dyadic_rescale((r,), [0], constant, (-(2**20),), (2**20,), "half_up", "")
+            for r in (ratio, 1 / ratio)
+        ]
+    )
+    short = made.shortened(39)
+    assert [r.shift for r in made] == [42, 19] and [r.shift for r in short] == [39, 19] and short[1] == made[1]
+    assert short[0].multipliers == (round(ratio * 2**39),) and short[0].offset == round(constant * 2**39)
+    settled, proof = thresholds.settle(short, [1, 1], "half_up", (-127, 127))
+    assert proof.differing == 0 and settled[0].shift == 39
+    assert made.shortened(62) is made
+    two = Rescales.of([thresholds.dyadic_rescale((ratio, ratio), [0, 0], constant, (0, 0), (9, 9), "half_up", "")])
+    assert two.shortened(39) is two

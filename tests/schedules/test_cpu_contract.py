@@ -190,6 +190,43 @@ def test_conv2d_rounded_half_up_and_added_to_a_residual(c, dtype, target):
     np.testing.assert_array_equal(out, expected, strict=True)
 
 
+@pytest.mark.parametrize("target", [target.parse(t) for t in ("x86-avx2", "x86-vnni")], ids=str)
+@pytest.mark.parametrize("kinds", [("uint8", "uint8"), ("int8", "uint8"), ("uint8", "int8"), ("int8", "int8")])
+@pytest.mark.parametrize("co", [64, 128])
+@pytest.mark.parametrize("two", [True, False])
+def test_sums_that_become_bytes_at_once(target, kinds, co, two):
+    """(A9c) and (A9d) behind a convolution, and between them a table, which nothing spells."""
+    c = Conv(1, 3, 7, 16, co)
+    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
+    acc, q = convolve(c, x, w, 0), [arith.QType.of(k) for k in kinds]
+    residual, table = (
+        full(kinds[0], *acc.shape),
+        rng.integers(*arith.RANGES[kinds[0]], 256, dtype=kinds[0], endpoint=True),
+    )
+    least = arith.PACKED_SHIFTS[kinds[0]]
+    m, shift = rng.integers(2**27, 2**31, (1, 1, 1, co)), rng.integers(least - 7, least + 1, (1, 1, 1, co))
+    ms, offset, steps = [int(v) for v in rng.integers(2**24, 2**31 - 2**16, 2)], int(rng.integers(-(2**38), 2**38)), 30
+    zeros = [int(np.mean(arith.RANGES[k])) + 3 for k in kinds]
+
+    def body(emit, p, other):
+        a = emit(accumulate(emit, c, p, relax.const(w), 0, "int32"))
+        y = emit(ops.requantize([a], [m], 0, shift, qtype=q[0], zero_point=zeros[0], rounding="half_up"))
+        y = y if two else emit(ops.lookup(y, table))
+        return ops.requantize([y, other], ms, offset, steps, qtype=q[1], zero_point=zeros[1], rounding="half_up")
+
+    y = arith.requantize([acc], [m], 0, shift, rounding="half_up", zero_point=zeros[0], qmin=q[0].qmin, qmax=q[0].qmax)
+    y = y if two else table[y - q[0].qmin].astype(np.int64)
+    expected = arith.requantize(
+        [y, residual], ms, offset, steps, rounding="half_up", zero_point=zeros[1], qmin=q[1].qmin, qmax=q[1].qmax
+    )
+    module = packed(body, [(x.shape, "uint8"), (residual.shape, kinds[0])])
+    (out,) = run(body, x, residual, target=target)
+    np.testing.assert_array_equal(out, expected.astype(kinds[1]), strict=True)
+    if VectorUnit.of(target).packs:
+        text = lower(module, target).script()
+        assert "packssdw" in text and ("llvm.sadd.sat" in text) is two
+
+
 @pytest.mark.parametrize(
     "unit", [VectorUnit(4, 32, False), VectorUnit(8, 16, True), VectorUnit(16, 32, False)], ids=str
 )
@@ -516,3 +553,17 @@ def test_four_bit_weights_under_a_requantize(c, dtype):
     (out,) = run(body, x, target=HOST, rule=DOT)
     expected = arith.requantize([acc + bias], [m], 2**35, shift, rounding="half_up", zero_point=100, qmin=0, qmax=255)
     np.testing.assert_array_equal(out, expected.astype(np.uint8), strict=True)
+
+
+def test_short_products_have_small_blocks_of_even_vectors():
+    """With VNNI: two pixels of 64 channels where their weights are few, and no vector of bytes is clamped alone."""
+    unit, step = VectorUnit(16, 32, True, quads=True), Step(4)
+
+    def chosen(inputs: int, outputs: int) -> tuple[int, int]:
+        shape = Shape((1, 28), 28, outputs, (1, 1), inputs, inputs, 0, (1, 28), 28 * inputs, inputs=inputs)
+        tile = choose_tile(shape, unit, step)
+        return tile.pixels, tile.vectors
+
+    assert chosen(64, 256) == chosen(256, 512) == (2, 4)
+    assert chosen(512, 128) != (2, 4) and chosen(64, 64) != (2, 4)
+    assert chosen(16, 96)[1] % 2 == 0

@@ -10,9 +10,10 @@ import tvm
 from tvm import s_tir
 from tvm.script import tirx as T
 
+from hawq_tvm.core import arith
 from hawq_tvm.targets import target as targets
 from schedules.cpu.vector_unit import VectorUnit
-from schedules.spelling import intrinsics
+from schedules.spelling import byte_intrinsics, intrinsics
 
 HOST = targets.host()
 UNIT = VectorUnit.of(HOST)
@@ -129,8 +130,124 @@ def test_narrow_at_the_extremes(lanes, vectors, dtype):
         rng.integers(low - 300, high + 300, (rows, size)),
     ).astype(np.int32)
     out = np.zeros((rows, size), dtype)
-    run(tensorized(main, "narrow", intrinsics.narrow(lanes, vectors, dtype), 1), a, out)
+    run(tensorized(main, "narrow", byte_intrinsics.narrow(lanes, vectors, dtype), 1), a, out)
     np.testing.assert_array_equal(out, np.clip(a, low, high).astype(dtype), strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("vectors", [2, 4])
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_requantize_at_the_extremes(lanes, vectors, dtype):
+    """(A9c) on both sides of every threshold, at the ends of 32 bits, with the least and the largest multipliers."""
+    if lanes > UNIT.packs:
+        pytest.skip(f"this CPU has no registers of {lanes} int32 to pack")
+    size, (low, high) = lanes * vectors, arith.RANGES[dtype]
+    most = arith.PACKED_SHIFTS[dtype] - 32
+    t = np.arange(size, dtype=np.int32) % (most + 1)
+    m = rng.choice(np.array([1, -1, 2**31 - 1, -(2**31) + 1, 2**30, 1234567891, -(2**25), 2**27 + 1]), size)
+    b = rng.choice(np.array([-(2**61), 2**61, 0, -1, 2**39 - 1, 100 << 39]), size)
+    shifts = (t + 32).astype(object)
+    ks = np.arange(low - 1, high + 3).astype(object)
+    # The sums around which (x m + b) >> s steps to k, where there are such.
+    steps = ((ks[:, None] << shifts) - b.astype(object)) // m.astype(object)
+    near = np.concatenate([steps - 1, steps, steps + 1])
+    ends = np.array([-(2**31), -(2**31) + 1, -1, 0, 1, 2**31 - 1], object)[:, None] + np.zeros(size, object)
+    x = np.clip(np.concatenate([near, ends]), -(2**31), 2**31 - 1).astype(np.int32)
+    rows = len(x)
+
+    @T.prim_func(s_tir=True)
+    def main(
+        X: T.Buffer((rows, size), "int32"),
+        M: T.Buffer((size,), "int32"),
+        B: T.Buffer((size,), "int64"),
+        S: T.Buffer((size,), "int32"),
+        C: T.Buffer((rows, size), dtype),
+    ):
+        for r, i in T.grid(rows, size):
+            with T.sblock("requantize"):
+                vr, vi = T.axis.remap("SS", [r, i])
+                C[vr, vi] = T.cast(
+                    T.min(
+                        T.max(
+                            T.shift_right(
+                                T.cast(
+                                    T.shift_right(
+                                        T.cast(X[vr, vi], "int64") * T.cast(M[vi], "int64") + B[vi], T.int64(32)
+                                    ),
+                                    "int32",
+                                ),
+                                S[vi],
+                            ),
+                            low,
+                        ),
+                        high,
+                    ),
+                    dtype,
+                )
+
+    out = np.zeros((rows, size), dtype)
+    function = tensorized(main, "requantize", byte_intrinsics.requantize(lanes, vectors, dtype), 1)
+    run(function, x, m.astype(np.int32), b, t, out)
+    total = x.astype(object) * m.astype(object) + b.astype(object)
+    np.testing.assert_array_equal(out, np.clip(total >> shifts, low, high).astype(dtype), strict=True)
+
+
+BIG = 2**31 - 2**15 - 1  # the largest multiplier whose high half has 16 bits
+SUMS = {
+    1: [((2**16, 2**15), 2**16), ((2**23 + 77, 5 - 2**22), 1 << 24)],  # the first has ties
+    15: [((BIG, 2**16 - BIG), (1 << 30) - 1), ((BIG, BIG), -(1 << 43)), ((2**30 + 12345, 2**29 + 999), 77 << 30)],
+}
+
+
+@pytest.mark.parametrize("t", SUMS)
+@pytest.mark.parametrize("dot", [False, True])
+@pytest.mark.parametrize("data", [("uint8", "int8"), ("int8", "uint8")])
+@pytest.mark.parametrize("vectors", [2, 4])
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_pair_sum_of_every_pair(lanes, vectors, data, dot, t):
+    """(A9d) of all 65,536 pairs of bytes, with constants that give ties and with the largest."""
+    if lanes > UNIT.packs or (dot and not UNIT.quads):
+        pytest.skip(f"this CPU has no registers of {lanes} int32 to pack, or no VNNI")
+    size, dtype = lanes * vectors, data[0]
+    rows, (low, high) = 2**16 // size, arith.RANGES[dtype]
+    ends = [arith.RANGES[d] for d in data]
+    pairs = np.array(np.meshgrid(*(np.arange(a, b + 1) for a, b in ends), indexing="ij")).reshape(2, rows, size)
+
+    @T.prim_func(s_tir=True)
+    def main(
+        A: T.Buffer((rows, size), data[0]),
+        L: T.Buffer((2,), "int16"),
+        R: T.Buffer((rows, size), data[1]),
+        Q: T.Buffer((1,), "int32"),
+        H: T.Buffer((2,), "int16"),
+        Z: T.Buffer((1,), "int16"),
+        C: T.Buffer((rows, size), dtype),
+    ):
+        for r, i in T.grid(rows, size):
+            with T.sblock("sum"):
+                vr, vi = T.axis.remap("SS", [r, i])
+                C[vr, vi] = T.cast(byte_intrinsics.pair_sum_of(A[vr, vi], R[vr, vi], (L, Q, H, Z), t, low, high), dtype)
+
+    function = tensorized(main, "sum", byte_intrinsics.pair_sum(lanes, vectors, t, data, dtype, dot), 1)
+    built = tvm.tirx.build(function, target=HOST)["main"]
+    for multipliers, offset in SUMS[t]:
+        half, shift = 1 << t + 15, t + 16
+        signed = sum(128 * m for m, d in zip(multipliers, data, strict=True) if d == "int8")
+        z, q = divmod(offset - signed + half, 2 * half)
+        lows = [(m + 2**15) % 2**16 - 2**15 for m in multipliers]
+        highs = [(m - part) >> 16 for m, part in zip(multipliers, lows, strict=True)]
+        assert abs(z) <= 2**14 and max(map(abs, highs)) < 2**15
+        a, r = (p.astype(d) for p, d in zip(pairs, data, strict=True))
+        constants = [
+            np.array(v, k) for v, k in ((lows, "int16"), ([q - half], "int32"), (highs, "int16"), ([z], "int16"))
+        ]
+        operands = [a, constants[0], r, *constants[1:], np.zeros((rows, size), dtype)]
+        tensors = [tvm.runtime.tensor(x) for x in operands]
+        built(*tensors)
+        total = pairs[0] * multipliers[0] + pairs[1] * multipliers[1] + offset
+        np.testing.assert_array_equal(
+            tensors[-1].numpy(), np.clip(total >> shift, low, high).astype(dtype), strict=True
+        )
 
 
 @pytest.mark.skipif(not UNIT.quads, reason="this CPU has no VNNI")

@@ -1,0 +1,193 @@
+"""What follows sums on x86, many results at once, as pairs of meaning and spelling: bytes out of 16-bit arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx import Buffer
+
+from hawq_tvm.core import arith
+
+from .intrinsics import high_halves
+from .pair import Operand, register
+
+
+@cache
+def narrow(lanes: int, vectors: int, dtype: str) -> str:
+    """The name of the tensor intrinsic c[i] = a[i] clamped to `dtype`, i < lanes vectors: packssdw, then packuswb or
+    packsswb.
+
+    dtype: "uint8" or "int8".  lanes: 8 (AVX2) or 16 (AVX512-BW).  vectors: 2 or 4.  a is int32.
+    """
+    size, (low, high) = lanes * vectors, arith.RANGES[dtype]
+
+    def spelled(a: Buffer, c: Buffer) -> list[tirx.Expr]:
+        numbers = [a.vload([k * lanes], f"int32x{lanes}") for k in range(vectors)]
+        return [_in_order(_bytes(_words(numbers, lanes), lanes, dtype), lanes, vectors, dtype)]
+
+    return register(
+        f"hawq.narrow.{lanes}x{vectors}.{dtype}",
+        [Operand((size,), "int32"), Operand((size,), dtype)],
+        [(size, "S")],
+        lambda a, i: tirx.min(tirx.max(a[i], low), high).astype(dtype),
+        spelled,
+        adds=False,
+    )
+
+
+@cache
+def requantize(lanes: int, vectors: int, dtype: str) -> str:
+    """The name of the tensor intrinsic (A9c), i < lanes vectors:
+
+        c[i] = clamp(((x[i] m[i] + b[i]) >> 32) >> t[i])
+
+    x, m and t are int32, b is int64, c is of `dtype`, to whose range numbers are clamped.  Exact for 0 <= t <= 7 and
+    "uint8", 8 and "int8": what packssdw saturates lies beyond the clamp after the shift, too.
+    lanes, vectors: as for `narrow`.
+    """
+    size, (low, high) = lanes * vectors, arith.RANGES[dtype]
+
+    def value(x: Buffer, m: Buffer, b: Buffer, t: Buffer, i: tirx.Var) -> tirx.Expr:
+        total = x[i].astype("int64") * m[i].astype("int64") + b[i]
+        number = (total >> tirx.const(32, "int64")).astype("int32") >> t[i]
+        return tirx.min(tirx.max(number, low), high).astype(dtype)
+
+    def spelled(x: Buffer, m: Buffer, b: Buffer, t: Buffer, c: Buffer) -> list[tirx.Expr]:
+        def vector(buffer: Buffer, k: int) -> tirx.Expr:
+            return buffer.vload([k * lanes], f"{buffer.dtype}x{lanes}")
+
+        numbers = [high_halves(vector(x, k), vector(m, k), vector(b, k), lanes) for k in range(vectors)]
+        shifts = [vector(t, k) for k in range(vectors)]
+        if lanes == 16:
+            words = [w >> s for w, s in zip(_words(numbers, lanes), _words(shifts, lanes), strict=True)]
+        else:  # AVX2 has no shifts of 16 bits by lanes
+            words = _words([n >> s for n, s in zip(numbers, shifts, strict=True)], lanes)
+        return [_in_order(_bytes(words, lanes, dtype), lanes, vectors, dtype)]
+
+    return register(
+        f"hawq.requantize.{lanes}x{vectors}.{dtype}",
+        [Operand((size,), t) for t in ("int32", "int32", "int64", "int32", dtype)],
+        [(size, "S")],
+        value,
+        spelled,
+        adds=False,
+    )
+
+
+@cache
+def pair_sum(lanes: int, vectors: int, shift: int, data: tuple[str, str], dtype: str, dot: bool) -> str:
+    """The name of the tensor intrinsic (A9d), i < lanes vectors:
+
+        c[i] = clamp(((((a'[i] l[0] + r'[i] l[1] + q[0]) >> 16) + a'[i] h[0] + r'[i] h[1]) >> shift) + z[0])
+
+    a and r are of the types `data`: a' = a of "uint8", a + 128 of "int8".  l, h and z are int16, q is int32, c is of
+    `dtype`, to whose range the sum is clamped.  Exact where the sums fit in 32 bits and |z| <= 2^14: a number that
+    packssdw saturates is beyond the clamp, z added or not.
+    lanes, vectors: as for `narrow`.  dot: the CPU has vpdpwssd, else products and sums are apart.
+    """
+    size, (low, high) = lanes * vectors, arith.RANGES[dtype]
+
+    def value(a: Buffer, lows: Buffer, r: Buffer, q: Buffer, highs: Buffer, z: Buffer, i: tirx.Var) -> tirx.Expr:
+        return pair_sum_of(a[i], r[i], (lows, q, highs, z), shift, low, high).astype(dtype)
+
+    def spelled(a: Buffer, lows: Buffer, r: Buffer, q: Buffer, highs: Buffer, z: Buffer, c: Buffer) -> list[tirx.Expr]:
+        def two(x: Buffer) -> tirx.Expr:
+            both = tirx.Broadcast(tirx.reinterpret("int32", x.vload([0], "int16x2")), lanes)
+            return tirx.reinterpret(f"int16x{2 * lanes}", both)
+
+        def one(pair: tirx.Expr) -> tirx.Expr:
+            below = _dot_words(tirx.Broadcast(q[0], lanes), pair, two(lows), lanes, dot)
+            total = _dot_words(below >> _all_of(16, lanes), pair, two(highs), lanes, dot)
+            return total >> _all_of(shift, lanes)
+
+        def unsigned(x: Buffer) -> tirx.Expr:
+            """Bytes; signed ones with 128 added, which flips their highest bits."""
+            loaded = tirx.reinterpret(f"uint8x{size}", x.vload([0], f"{x.dtype}x{size}"))
+            return loaded ^ tirx.Broadcast(tirx.const(128, "uint8"), size) if str(x.dtype) == "int8" else loaded
+
+        words = _words([one(pair) for pair in _pairs(unsigned(a), unsigned(r), lanes, vectors)], lanes)
+        zero_point = tirx.Broadcast(z[0], 2 * lanes)
+        moved = [tirx.call_llvm_pure_intrin(f"int16x{2 * lanes}", "llvm.sadd.sat", w, zero_point) for w in words]
+        bytes_ = _bytes(moved, lanes, dtype)
+        if vectors == 2:  # the vector holds every eight bytes twice
+            bytes_ = _chosen([tirx.reinterpret(f"int64x{lanes // 2}", bytes_)], range(0, lanes // 2, 2))
+        return [tirx.reinterpret(f"{dtype}x{size}", bytes_)]
+
+    types = (data[0], "int16", data[1], "int32", "int16", "int16", dtype)
+    sizes = (size, 2, size, 1, 2, 1, size)
+    return register(
+        f"hawq.pair_sum.{lanes}x{vectors}.{shift}.{'.'.join(data)}.{dtype}{'.dot' if dot else ''}",
+        [Operand((n,), t) for n, t in zip(sizes, types, strict=True)],
+        [(size, "S")],
+        value,
+        spelled,
+        adds=False,
+    )
+
+
+def pair_sum_of(a: tirx.Expr, r: tirx.Expr, constants: Sequence[Any], shift: int, low: int, high: int) -> tirx.Expr:
+    """(A9d) of two bytes with l, q, h and z, in int32."""
+    lows, q, highs, z = constants
+    first, second = (x.astype("int32") + (128 if str(x.ty.dtype) == "int8" else 0) for x in (a, r))
+    below = first * lows[0].astype("int32") + second * lows[1].astype("int32") + q[0]
+    total = (below >> 16) + first * highs[0].astype("int32") + second * highs[1].astype("int32")
+    return tirx.min(tirx.max((total >> shift) + z[0].astype("int32"), low), high)
+
+
+def _pairs(a: tirx.Expr, r: tirx.Expr, lanes: int, vectors: int) -> list[tirx.Expr]:
+    """Vectors of a[i] and r[i] side by side in 16 bits each, in the order that packssdw undoes."""
+    size, parts = lanes * vectors, lanes // 4
+
+    def beside(x: tirx.Expr, y: tirx.Expr, step: int, first: int) -> tirx.Expr:
+        """The elements from `first` to step / 2 further of every `step` elements of two vectors, in turns."""
+        places = [part * step + first + k for part in range(parts) for k in range(step // 2)]
+        n = parts * step
+        return _chosen([x, y], [place + n * side for place in places for side in (0, 1)])
+
+    if vectors == 2:
+        first, second = (x.astype(f"int16x{size}") for x in (a, r))
+        return [beside(first, second, 8, k) for k in (0, 4)]
+    zero = tirx.Broadcast(tirx.const(0, "uint8"), size)
+    both = [beside(a, r, 16, first) for first in (0, 8)]
+    return [tirx.reinterpret(f"int16x{size // 2}", beside(x, zero, 16, first)) for x in both for first in (0, 8)]
+
+
+def _chosen(vectors: list[tirx.Expr], places: Sequence[int]) -> tirx.Expr:
+    """The elements of a vector, or of two, at known places."""
+    return tirx.Shuffle(vectors, [tirx.const(i, "int32") for i in places])
+
+
+def _all_of(value: int, lanes: int) -> tirx.Expr:
+    return tirx.Broadcast(tirx.const(value, "int32"), lanes)
+
+
+def _words(numbers: list[tirx.Expr], lanes: int) -> list[tirx.Expr]:
+    """packssdw of every two vectors."""
+    return [_pack("packssdw", numbers[k], numbers[k + 1], lanes, 16) for k in range(0, len(numbers), 2)]
+
+
+def _bytes(words: list[tirx.Expr], lanes: int, dtype: str) -> tirx.Expr:
+    """packuswb or packsswb of two vectors, or of one twice."""
+    return _pack("packuswb" if dtype == "uint8" else "packsswb", words[0], words[-1], lanes, 8)
+
+
+def _pack(name: str, a: tirx.Expr, b: tirx.Expr, lanes: int, bits: int) -> tirx.Expr:
+    family, suffix = ("avx512", ".512") if lanes == 16 else ("avx2", "")
+    return tirx.call_llvm_pure_intrin(f"int{bits}x{lanes * 32 // bits}", f"llvm.x86.{family}.{name}{suffix}", a, b)
+
+
+def _dot_words(c: tirx.Expr, a: tirx.Expr, b: tirx.Expr, lanes: int, dot: bool) -> tirx.Expr:
+    """c plus, in every lane, the two products of 16 bits."""
+    if dot:
+        return tirx.call_llvm_pure_intrin(f"int32x{lanes}", f"llvm.x86.avx512.vpdpwssd.{32 * lanes}", c, a, b)
+    name = "llvm.x86.avx512.pmaddw.d.512" if lanes == 16 else "llvm.x86.avx2.pmadd.wd"
+    return c + tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, a, b)
+
+
+def _in_order(bytes_: tirx.Expr, lanes: int, vectors: int, dtype: str) -> tirx.Expr:
+    """What `_bytes` made, where every 128 bits hold four numbers of each vector."""
+    order = [4 * part + vector for vector in range(vectors) for part in range(lanes // 4)]
+    return tirx.reinterpret(f"{dtype}x{lanes * vectors}", _chosen([tirx.reinterpret(f"int32x{lanes}", bytes_)], order))
