@@ -19,6 +19,12 @@ TASKS = 8
 # Lines are joined where that leaves so much of the estimated work at most: less than a measurement can tell apart is no
 # reason.
 JOIN = 0.98
+# What an epilogue takes longer for a vector of sums, in units of half a product, where vectors do not become bytes by
+# twos or fours (see `Epilogue`).
+APART = 8
+# Blocks of SHORT are preferred while the weights of one fit in half of a first cache: the processor then works on an
+# epilogue while the next block's products wait for it.
+SHORT, SHORT_BYTES = (2, 4), 16 * 1024
 # The space of tiles: blocks whose estimated work is at most so many times the least, so many at most; tiles in all.
 WORTH_TRYING, BLOCKS, TILES = 1.4, 10, 24
 
@@ -126,8 +132,10 @@ def _blocks(shape: Shape, unit: VectorUnit, step: Step) -> list[tuple[float, int
     accumulators go first, as long as they hide the latency: a shorter epilogue at a time disturbs the caches less. A
     prime number of blocks in a joined row makes tasks of a single block or one of all, neither of which is good.
     Loaded steps keep a vector of data per pixel and their weights, and load both once.
+    With VNNI products are so fast that an epilogue counts, too.
     """
     found = []
+    steps = prod(shape.taps) * -(-shape.run // step.length)
     # Weights of one step, data, and for nibbles their mask.
     wanted, held = -(-shape.channels // unit.lanes), 2 if step.depth == 8 and not step.loaded else 1
     for vectors in range(1, 9):
@@ -147,11 +155,15 @@ def _blocks(shape: Shape, unit: VectorUnit, step: Step) -> list[tuple[float, int
                 )
             else:
                 work = blocks * (max(2 * pixels * vectors, 8) + pixels + 1.5 * vectors)
+                if unit.quads and vectors % 2:
+                    work += blocks * pixels * vectors * APART / steps
             found.append((work, pixels, vectors))
     least = min(work for work, *_ in found)
 
     def rank(block: tuple[float, int, int]) -> tuple[int, float]:
         work, pixels, vectors = block
+        if (pixels, vectors) == SHORT and unit.quads and unit.packs == 16 and _is_short(shape, steps, step, unit.lanes):
+            return -1, work
         alike = (
             unit.quads
             and work <= ALIKE * least
@@ -161,6 +173,14 @@ def _blocks(shape: Shape, unit: VectorUnit, step: Step) -> list[tuple[float, int
         return (0, pixels * vectors) if alike else (1, work)
 
     return sorted(found, key=rank)
+
+
+def _is_short(shape: Shape, steps: int, step: Step, lanes: int) -> bool:
+    """Whether blocks of SHORT suit a shape."""
+    pixels, vectors = SHORT
+    whole = shape.channels % (vectors * lanes) == 0 and shape.channels > vectors * lanes
+    size = steps * step.length * vectors * lanes
+    return whole and step.length == 4 and size <= SHORT_BYTES and (shape.pixels % pixels == 0 or shape.pixels > 16)
 
 
 def is_prime(n: int) -> bool:
