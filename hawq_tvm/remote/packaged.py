@@ -12,7 +12,8 @@ from tvm import relax
 from hawq_tvm.core import work
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.measure.measure import BenchReport, checked_threads
-from hawq_tvm.package.package import LIBRARY, Package
+from hawq_tvm.package.made import LIBRARY
+from hawq_tvm.package.package import Package
 
 from .session import Session, connect
 from .tracker import Servers, reach
