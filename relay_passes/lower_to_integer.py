@@ -46,12 +46,11 @@ from relay_passes.integer.values import (
     Term,
     from_dequantize,
     is_uniform,
-    whole,
 )
 
-from .integer import border, handlers, movement
+from .integer import handlers, inputs, movement
+from .integer.floats import FAILED, Floats, is_cast, is_float
 
-_FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 # Each part of what is joined before its quantize gets a requantize of its own.
 MOST_JOINED, DEEPEST_JOINED = 1 << 9, 64
 TAIL = "keep it outside the integer region with --allow-float-tail"
@@ -73,13 +72,6 @@ def lower_to_integer(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     raise first_of([f.about(stages.model_node(f.where, lowering.nodes)) for f in lowering.failures])
 
 
-class _Failed:
-    """Stands for the result of a layer that failed, so that its consumers do not complain again."""
-
-
-FAILED = _Failed()
-
-
 class _Lowering:
     def __init__(self, module: tvm.IRModule) -> None:
         self.module, self.main = module, module["main"]
@@ -88,15 +80,13 @@ class _Lowering:
         self.env: dict[relax.Var, Any] = {}
         self.failures: list[NotLowered] = []
         self.rewrites = 0
-        self.outside: list[str] = []
-        self.made: dict[Real, str] = {}  # which operator made a value: the float tail computes it under that name
-        self.floats: dict[
-            Real | Joined | Softmax | Curve, relax.Expr
-        ] = {}  # what an output and a float tail read is converted once
         self.allow_float = bool((self.main.attrs or {}).get("hawq.allow_float_tail", 0))
+        self.floats = Floats(self.ctx, self.allow_float)
         self.feeds_quantize = self._feeding_quantize()
         self.ctx.ibert = str((self.main.attrs or {}).get("hawq.nonlinear", "")) == NAME
         self.functions = Functions(self.main, ibert.Owned(self.main)) if self.ctx.ibert else Functions(self.main)
+        self.reaches = inputs.reaches(self.main)
+        self.grids: dict[relax.Var, Real] = {}  # float inputs as integers, for operators that read them as they are
         self.nodes = stages.model_nodes(self.main)
 
     def _feeding_quantize(self) -> set[relax.Var]:
@@ -133,8 +123,8 @@ class _Lowering:
             for k, v in (self.main.attrs or {}).items()
             if k not in ("global_symbol", "hawq.nodes", "hawq.allow_float_tail")
         }
-        if self.outside:
-            attrs["hawq.float_tail"] = self.outside
+        if self.floats.outside:
+            attrs["hawq.float_tail"] = self.floats.outside
         for key, value in attrs.items():
             func = func.with_attr(key, value)
         return tvm.IRModule({"main": func})
@@ -170,7 +160,7 @@ class _Lowering:
 
     def _output(self, expr: relax.Expr) -> relax.Expr:
         try:
-            return self._float(self._value(expr), "output")
+            return self.floats.expression(self._value(expr), "output")
         except NotLowered as failure:
             remedy = "quantize it (a quantize/dequantize pair before this output)"
             remedy = remedy if self.allow_float else f"{TAIL}, or {remedy}"
@@ -213,17 +203,52 @@ class _Lowering:
         try:
             lowered = self._lower_call(binding, expr, values, flat)
         except NotLowered as failure:
-            if not self._is_outside(binding, flat):
-                raise
-            if not self.allow_float:
-                remedy = f"{TAIL}, or {failure.remedy}"
+            outside = self._is_outside(binding, flat)
+            if outside and self.allow_float:
+                return self.floats.keep(expr, values, self._value)
+            lowered = self._of_inputs(binding, expr)
+            if lowered is None:
+                remedy = f"{TAIL}, or {failure.remedy}" if outside else failure.remedy
                 raise NotLowered(failure.where, failure.op, failure.message, remedy) from None
-            return self._keep_float(binding, expr, values)
         self.rewrites += 1
         self._check_shape(binding.var, lowered)
-        if isinstance(lowered, Real):
-            self.made[lowered] = binding.var.name
+        if isinstance(lowered, Real | Joined):
+            self.floats.made[lowered] = binding.var.name
         return lowered
+
+    def _of_inputs(self, binding: relax.VarBinding, call: relax.Call) -> Any:
+        """An operator that reads float inputs of the model, as integers that their other readers' quantizes bound
+        (A26a); None where it reads none, and where none bounds them.
+        """
+        floats = [v for v in dict.fromkeys(ops.variables(call)) if _is_input(self.env.get(v))]
+        if not floats or not self.ctx.feeding or is_border(ops.op_name(call)):
+            return None
+        for var in floats:
+            if var not in self.grids:
+                moved = self.env[var]
+                base, moves = (moved.base, moved.moves) if isinstance(moved, Moved) else (moved, ())
+                rounded = any(is_cast(m) and str(m.attrs.dtype) in arith.HALVES for m in moves)
+                most = None if rounded else self.reaches.get(var, self.reaches.get(base))
+                if most is None and self._is_outside(binding, [self._value(v) for v in ops.variables(call)]):
+                    return None
+                if most is None:
+                    raise self.ctx.fail(
+                        ops.op_name(call),
+                        "it reads a float input of the model, and no quantize tells its range",
+                        "quantize that input (a quantize/dequantize pair before all that reads it)",
+                    )
+                layer, self.ctx.layer = self.ctx.layer, var.name
+                value = inputs.as_integers(self.ctx, base, most)
+                for m in moves:
+                    value = value if is_cast(m) else movement.move(self.ctx, m, value)
+                self.grids[var], self.ctx.layer = value, layer
+        kept, self.env = self.env, {**self.env, **{v: self.grids[v] for v in floats}}
+        try:
+            values = [self._value(a) for a in call.args]
+            flat = [v for a in values for v in (map(self._value, a.fields) if isinstance(a, relax.Tuple) else [a])]
+            return self._lower_call(binding, call, values, flat)
+        finally:
+            self.env = kept
 
     def _check_shape(self, var: relax.Var, lowered: Any) -> None:
         """Compare what a layer became with the tensor it was, which no lowering may change; the several results of
@@ -241,7 +266,7 @@ class _Lowering:
     def _lower_call(self, binding: relax.VarBinding, call: relax.Call, values: list[Any], flat: list[Any]) -> Any:
         name = ops.op_name(call)
         # A float head ends in a quantize, which takes it like a graph input.
-        if not is_border(name) and any(_is_float_expr(v) for v in flat):
+        if not is_border(name) and any(is_float(v) for v in flat):
             raise self.ctx.fail(name, "it computes in float on a tensor that is not quantized", INSERT)
         curve = self._curve(binding.var)
         if curve is not None:
@@ -265,7 +290,11 @@ class _Lowering:
         if owned is not None:
             return ibert.polynomial(self.ctx, owned, self._value)
         region = self.functions.of(var) if self.ctx.feeding else None
-        return None if region is None else self._function_of(self.env[region.leaf], Function((region,)))
+        if region is None:
+            return None
+        leaf = self.env[region.leaf]
+        leaf = self.grids.get(region.leaf, leaf) if _is_input(leaf) else leaf
+        return self._function_of(leaf, Function((region,)))
 
     def _function_of(self, leaf: Any, function: Function) -> Any:
         if isinstance(leaf, Curve):
@@ -297,66 +326,8 @@ class _Lowering:
         """Whether an operator lies in the model's float head or tail, which hold nothing that quantizes."""
         if is_border(ops.op_name(binding.value)):
             return False
-        head = all(isinstance(v, Moved | Constant) or _is_float_expr(v) for v in values if not _is_plain(v))
+        head = all(isinstance(v, Moved | Constant) or is_float(v) for v in values if not _is_plain(v))
         return head or binding.var not in self.feeds_quantize
-
-    def _keep_float(self, binding: relax.VarBinding, call: relax.Call, values: list[Any]) -> relax.Expr:
-        layer = self.ctx.layer
-        args: list[relax.Expr] = []
-        for i, v in enumerate(values):
-            self.ctx.layer = f"{layer}.in{i}"
-            fields = [self._float(self._value(f), "input") for f in v.fields] if isinstance(v, relax.Tuple) else None
-            args.append(relax.Tuple(fields) if fields is not None else self._float(v, "input"))
-        self.ctx.layer = layer
-        var = self.ctx.emit_float(relax.Call(call.op, args, attrs=call.attrs))
-        self.outside.append(var.name)
-        return var
-
-    def _float(self, value: Any, role: str) -> relax.Expr:
-        """A Relax expression for a value where the integer region ends: integers are dequantized (A1)."""
-        if value is FAILED:
-            return relax.const(0.0)
-        if isinstance(value, Constant):
-            return relax.const(value.doubles.astype(np.float32))
-        if isinstance(value, Moved):
-            expr = value.base
-            for m in value.moves:
-                expr = self.ctx.emit(relax.Call(m.op, [expr, *m.args[1:]], attrs=m.attrs))
-                self.outside.append(expr.name)
-            return expr
-        if not isinstance(value, TENSORS):
-            return value
-        if value not in self.floats:
-            try:
-                self.floats[value] = border.dequantized(self.ctx, value, f"dequantize for the {role}")
-            except NotLowered:
-                if not self.allow_float or not isinstance(value, Real):
-                    raise
-                self.floats[value] = self._summed(value)
-        return self.floats[value]
-
-    def _summed(self, value: Real) -> relax.Expr:
-        """A value that only a float tail stands for, under the name of the operator that made it: the sum of its
-        terms, clipped.
-        """
-        asked, layer = self.ctx.layer, self.made.get(value, self.ctx.layer)
-        parts = []
-        for i, term in enumerate(value.terms):
-            self.ctx.layer = f"{layer}.in{i}"
-            parts.append(border.as_float(self.ctx, whole(self.ctx, term, value.shape)))
-        if np.any(value.constant):
-            parts.append(relax.const(value.constant.astype(np.float32)))
-        total = parts[0]
-        steps = [partial(relax.op.add, x2=p) for p in parts[1:]]
-        if value.clipped:
-            low, high = (float(min(max(v, _FLOAT32[0]), _FLOAT32[1])) for v in (value.low, value.high))
-            steps.append(partial(relax.op.clip, min=low, max=high))
-        for i, step in enumerate(steps):
-            self.ctx.layer = layer if i == len(steps) - 1 else f"{layer}.float"
-            total = self.ctx.emit_float(step(total))
-            self.outside.append(total.name)
-        self.ctx.layer = asked
-        return total
 
     # -- quantize and dequantize --------------------------------------------------------------------
 
@@ -370,14 +341,14 @@ class _Lowering:
 
     def quantize(self, call: relax.Call, values: list[Any]) -> Any:
         value = values[0]
-        if isinstance(value, Moved) or _is_float_expr(value):
+        if isinstance(value, Moved) or is_float(value):
             return self._quantize_input(call, value)
         out = Output.of(self.ctx, call)
         return realize(self.ctx, saturated(self.ctx, value, out), out)
 
     def _quantize_input(self, call: relax.Call, value: Any) -> relax.Expr:
         source, every = (value.base, value.moves) if isinstance(value, Moved) else (value, ())
-        casts, moves = ([m for m in every if _is_cast(m) is kind] for kind in (True, False))
+        casts, moves = ([m for m in every if is_cast(m) is kind] for kind in (True, False))
         if moves and not all(is_uniform(ops.const_value(a)) for a in call.args[1:3]):
             raise self.ctx.fail("hawq.quantize", "scales per channel after a movement of the input", "use one scale")
         through = {str(m.attrs.dtype) for m in casts} & set(arith.HALVES) - {ops.dtype_of(source)}
@@ -398,7 +369,7 @@ class _Lowering:
 
     def dynamic_quantize(self, call: relax.Call, values: list[Any]) -> relax.Expr:
         value = values[0]
-        if _is_float_expr(value) or (isinstance(value, Moved) and not value.moves):
+        if is_float(value) or (isinstance(value, Moved) and not value.moves):
             return self.ctx.emit(
                 relax.Call(call.op, [value.base if isinstance(value, Moved) else value], attrs=call.attrs)
             )
@@ -416,7 +387,7 @@ class _Lowering:
 
     def astype(self, call: relax.Call, values: list[Any]) -> Any:
         x, dtype = values[0], str(call.attrs.dtype)
-        if _is_float_expr(x):
+        if is_float(x):
             raise self.ctx.fail("cast", "it rounds a tensor that is not quantized", INSERT)
         if isinstance(x, relax.Expr) and dtype.startswith("float"):
             data = self.ctx.emit(relax.op.astype(x, "int8"), "bit") if ops.dtype_of(x) == "bool" else x
@@ -430,17 +401,14 @@ class _Lowering:
         raise self.ctx.fail("cast", f"it casts a real tensor to {dtype} without a scale", "quantize it")
 
 
-def _is_cast(call: relax.Call) -> bool:
-    return ops.op_name(call) == "relax.astype"
-
-
 def _is_plain(value: Any) -> bool:
     """Whether an argument is no tensor variable: a shape, a constant, an index tuple."""
     return not isinstance(value, (*TENSORS, Moved, relax.Var))
 
 
-def _is_float_expr(value: Any) -> bool:
-    return isinstance(value, relax.Var) and stages.is_float(value)
+def _is_input(value: Any) -> bool:
+    """Whether a value is a float input of the model, moved perhaps, or what a float head makes of one."""
+    return isinstance(value, Moved) or is_float(value)
 
 
 def _is_integer_call(values: list[Any], binding: relax.VarBinding) -> bool:

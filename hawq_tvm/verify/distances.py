@@ -118,6 +118,8 @@ class _Walk:
             return 0.5 + float(call.attrs["bound"]) + flat[0].distance * float(call.attrs["slope"])
         if name == "hawq.requantize":
             return self._requantize(call, args[0], layer, wide)
+        if name == "hawq.quantize" and _is_grid(call):
+            return 0.5
         if not any(v.distance for v in flat) and not _has_rounded_weights(call):
             return 0.0
         if name == "relax.multiply":
@@ -156,6 +158,12 @@ class _Walk:
         """Where a quantize ends what was near: the next layer reads integers as the model has them."""
         self.found[layer] = max(self.found.get(layer, 0.0), distance)
         return 0.0
+
+
+def _is_grid(call: relax.Call) -> bool:
+    """Whether a float input becomes a fixed-point value (A26a)."""
+    exponents = np.log2(ops.const_value(call.args[1]).astype(np.float64))
+    return ops.dtype_of(call) == "int32" and bool(np.all(exponents == np.rint(exponents)))
 
 
 # The results of these are no further off than what they choose from, or keep.
@@ -250,6 +258,10 @@ def _rescaled(call: relax.Call, near: tuple[_Near, ...]) -> float:
 
 
 def _lost(call: relax.Call, near: tuple[_Near, ...]) -> float:
-    """What the dyadic numbers lose (A3), in steps: half a unit of each multiplier and of the offset."""
+    """What the dyadic numbers lose (A3), in steps: half a unit of each multiplier and of the offset.
+
+    A multiplier of 1 is exact: the second of two steps (A23a).
+    """
     unit = 2.0 ** -ops.const_value(call.args[3]).astype(np.float64)
-    return float(np.max(unit)) * (0.5 + sum(v.most for v in near) / 2)
+    rounded = [not np.all(ops.const_value(m) == 1) for m in call.args[1].fields]
+    return float(np.max(unit)) * (0.5 + sum(v.most for v, r in zip(near, rounded, strict=True) if r) / 2)

@@ -14,7 +14,7 @@ from tvm import relax
 from hawq_tvm.core import ops
 
 from .fixed import fixed, single
-from .values import Array, Context, Curve, Real, Term, Value, nearest, with_bias, with_integer_bias
+from .values import Array, Context, Curve, Real, Softmax, Term, Value, nearest, with_bias, with_integer_bias
 
 # Integers below 2^53 are float64 numbers as they are.
 EXACT_BITS = 53
@@ -31,9 +31,9 @@ WIDE_BITS = 62
 def dequantized(ctx: Context, value: Value, op: str) -> relax.Expr:
     """The float32 tensor of a value that one integer tensor stands for, alone or with a constant added.
 
-    A function becomes a fixed-point value (A26).  Raises NotLowered as `single` does.
+    A function or a softmax becomes a fixed-point value (A26).  Raises NotLowered as `single` does.
     """
-    if isinstance(value, Curve):
+    if isinstance(value, Curve | Softmax):
         return as_float(ctx, fixed(ctx, value, op))
     kinds = (value.through, value.kind) if isinstance(value, Real) else ("", "float32")
     value = _on_one_grid(ctx, value) if isinstance(value, Real) and len(value.terms) > 1 else value

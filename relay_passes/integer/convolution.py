@@ -13,7 +13,7 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 
 from .elementwise import centred, with_one_zero
-from .fixed import single, summand
+from .fixed import narrowed, rows_and_columns, single, summand
 from .scores import probabilities
 from .values import (
     INSERT,
@@ -171,11 +171,12 @@ def matmul(ctx: Context, a: Value, b: Value) -> Value:
         return _times_constant(ctx, a, b)
     if isinstance(a, Constant) and isinstance(b, Real):
         return _constant_times(ctx, a, b)
-    x, y = (single(ctx, v, "matmul", narrow=True) for v in (a, b))
+    x, y, approximate = rows_and_columns(ctx, a, b, "matmul")
     left, right = _without_zero(ctx, x, "a"), _without_zero(ctx, y, "b")
     acc = ctx.accumulate(lambda d: relax.op.matmul(left, right, out_dtype=d), "acc")
     scale = _row_scale(ctx, x, len(a.shape)) * _column_scale(ctx, y, len(b.shape))
-    return Real(ops.shape_of(acc), (Term(acc, np.zeros((), np.int64), compress(scale), accumulator=True),))
+    made = Real(ops.shape_of(acc), (Term(acc, np.zeros((), np.int64), compress(scale), accumulator=True),))
+    return narrowed(ctx, made, "matmul") if approximate else made
 
 
 def _without_zero(ctx: Context, term: Term, suffix: str) -> relax.Expr:

@@ -13,7 +13,7 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 
-from .fixed import factors, fixed, real_of, settled, single
+from .fixed import factors, narrowed, real_of, settled, single
 from .functions import Clip
 from .values import (
     INSERT,
@@ -136,9 +136,7 @@ def multiply(ctx: Context, a: Value, b: Value, op: str = "multiply") -> Value:
     left, right = centred(ctx, x, "int32", "a"), centred(ctx, y, "int32", "b")
     product = ctx.accumulate(lambda d: relax.op.multiply(_cast(left, d), _cast(right, d)), "product")
     made = Real(_shape(a, b), (Term(product, np.zeros((), np.int64), x.scale * y.scale, accumulator=True),))
-    # A sum of more than 32 bits would leave its next requantize few bits for the multiplier.
-    wide = approximate and ops.dtype_of(product) == "int64"
-    return Real(made.shape, (fixed(ctx, made, op),)) if wide else made
+    return narrowed(ctx, made, op) if approximate else made
 
 
 def _scaled(ctx: Context, a: Constant, factor: Array, op: str) -> Constant:

@@ -34,6 +34,7 @@ from .values import (
     nearest,
     with_integer_bias,
 )
+from .weights import BITS as SCALE_BITS
 from .weights import halves
 
 BITS = FIXED_BITS
@@ -166,23 +167,56 @@ def factors(ctx: Context, a: Value, b: Value, op: str) -> tuple[Term, Term, bool
     return x, y, True
 
 
+def rows_and_columns(ctx: Context, a: Value, b: Value, op: str) -> tuple[Term, Term, bool]:
+    """The integers of two tensors of a matrix product, and whether one of them is a fixed-point value (A26).
+
+    That is so where a quantize follows and a tensor has no integers of 8 or 16 bits with one scale along what is
+    summed; what it is multiplied with becomes one, too, unless that has 8 bits.
+    Raises NotLowered as `single` does.
+    """
+    own = [_along(_owned(ctx, v, op), axis) for v, axis in ((a, -1), (b, -2))]
+    if None not in own or not ctx.feeding:
+        x, y = (t or single(ctx, v, op, narrow=True) for t, v in zip(own, (a, b), strict=True))
+        return x, y, False
+    kept = [t if t and ops.dtype_of(t.data) in ("int8", "uint8") else None for t in own]
+    x, y = (t or fixed(ctx, v, op) for t, v in zip(kept, (a, b), strict=True))
+    return x, y, True
+
+
+def _along(term: Term | None, axis: int) -> Term | None:
+    """A term of 8 or 16 bits whose scale does not vary along an axis, else None."""
+    if term is None or term.accumulator or ops.dtype_of(term.data) not in NARROW:
+        return None
+    return term if np.ndim(term.scale) < -axis or np.shape(term.scale)[axis] == 1 else None
+
+
+def narrowed(ctx: Context, value: Real, op: str) -> Real:
+    """A sum of more than 32 bits, which would leave its next requantize few bits for the multiplier, as a fixed-point
+    value (A26); others unchanged.
+    """
+    wide = ops.dtype_of(value.terms[0].data) == "int64"
+    return Real(value.shape, (fixed(ctx, value, op),)) if wide else value
+
+
 def summand(ctx: Context, value: Value, op: str, weight: Value, axes: Sequence[int]) -> tuple[Term, Value]:
     """The integers of a tensor and of a weight, whose products are summed along the weight's `axes`.
 
     What no quantize precedes is a 32-bit sum itself, or a fixed-point value (A26), where the products' sums keep to 32
-    bits; else one of all its bits. Its constant weight may be float too, and has WEIGHT_BITS for each output then.
+    bits; else one of all its bits. A float weight becomes integers with a scale of a power of two for each output:
+    of WEIGHT_BITS, or beside a quantized tensor of as many as scales along what is summed have (A10a).
     Raises NotLowered as `single` does, and where no quantize follows.
     """
     term = _owned(ctx, value, op)
+    floats = isinstance(weight, Constant) and weight.scale is None and ctx.feeding
     if term is not None and not term.accumulator and ops.dtype_of(term.data) in NARROW:
-        return term, weight
+        return term, _fixed_weight(weight, axes, SCALE_BITS) if floats else weight
     if not isinstance(weight, Constant) or not ctx.feeding:
         term = single(ctx, value, op, narrow=True)
         if term.accumulator or ops.dtype_of(term.data) == "int64":
             raise ctx.fail(op, "its input is a 32-bit sum that nothing quantizes", INSERT)
         return term, weight
-    if weight.scale is None:
-        weight = _fixed_weight(weight, axes)
+    if floats:
+        weight = _fixed_weight(weight, axes, WEIGHT_BITS)
     parts = halves(weight.values) if weight.rounded else [(weight.values, 1)]
     total = max(int(np.max(np.abs(part.astype(np.int64)).sum(axis=tuple(axes)))) for part, _ in parts)
     if term is not None and ops.dtype_of(term.data) == "int32":
@@ -194,13 +228,13 @@ def summand(ctx: Context, value: Value, op: str, weight: Value, axes: Sequence[i
     return fixed(ctx, value, op, bits if bits >= FEWEST_SUMMED else BITS), weight
 
 
-def _fixed_weight(weight: Constant, axes: Sequence[int]) -> Constant:
-    """A float weight as integers of 22 bits, with a scale of a power of two for each output."""
+def _fixed_weight(weight: Constant, axes: Sequence[int], bits: int) -> Constant:
+    """A float weight as integers, with a scale of a power of two for each output."""
     real = weight.doubles
     most = np.max(np.abs(real), axis=tuple(axes), keepdims=True)
-    shift = WEIGHT_BITS - 1 - np.where(most > 0, np.frexp(most)[1], 0)
+    shift = bits - 1 - np.where(most > 0, np.frexp(most)[1], 0)
     scales = np.array([Fraction(2) ** -int(s) for s in shift.flat], object).reshape(shift.shape)
-    return Constant(np.rint(np.ldexp(real, shift)).astype(np.int64), scales, rounded=True)
+    return Constant(np.rint(np.ldexp(real, shift)).astype(np.int64), scales, rounded=bits == WEIGHT_BITS)
 
 
 def _owned(ctx: Context, value: Value, op: str) -> Term | None:

@@ -173,7 +173,7 @@ def _padded_later(call: relax.Call, x: Value, width: list[int], value: float) ->
     """A padded tensor whose value becomes an integer at the quantize, which saturates it as the data."""
 
     def join(parts: list[relax.Expr]) -> relax.Expr:
-        return relax.op.nn.pad(parts[0], width, "constant", int(ops.const_value(parts[1])))
+        return relax.op.nn.pad(parts[0], width, "constant", ops.const_value(parts[1]).item())
 
     return Joined(_out_shape(call), (x, Constant(np.array(value, np.float32))), join, moved=True)
 

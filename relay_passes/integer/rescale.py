@@ -27,6 +27,7 @@ from .values import (
     compress,
     is_uniform,
     rational,
+    whole,
     with_bias,
 )
 
@@ -257,7 +258,11 @@ def _call(
     if not kept:
         return _constant_result(ctx, terms, proof, rescales, which, out)
     numbers = multipliers[:, kept], rescales.dyadic.constant, rescales.shift
-    return dyadic_call([data[j] for j in kept], numbers, which, out.qtype, out.zero, out.rounding, proof, bound)
+    shape = np.broadcast_shapes(*map(ops.shape_of, data))
+    data = [data[j] for j in kept]
+    if np.broadcast_shapes(*map(ops.shape_of, data)) != shape:
+        data[0] = whole(ctx, terms[kept[0]], shape).data
+    return dyadic_call(data, numbers, which, out.qtype, out.zero, out.rounding, proof, bound)
 
 
 def _within_reach(real: Lines, zeros: Array, lows: Array, highs: Array, steps: tuple[int, int]) -> Lines:

@@ -40,7 +40,7 @@ def with_output_scales(
     steps, places = _runs(inner, axes)
     steps, scale = _product(ctx, steps, np.ones((), np.int64), op), _product(ctx, outer, np.ones((), np.int64), op)
     if not _varies(inner, axes):
-        parts = halves(values) if weight.rounded else [(values, 1)]
+        parts = halves(values) if weight.rounded else _digits(values)
         return [(part, np.asarray(digit * steps * scale, object)) for part, digit in parts]
     multiples, unit = _multiples(steps, _used(values, places), axes)
     for axis, place in places.items():

@@ -335,17 +335,15 @@ def test_identical_quantization_is_no_operation() -> None:
 
 def test_float_operators_are_named_all_at_once() -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
-        y = bb.emit(
-            relax.op.nn.conv2d(dq(bb, p[0], 0.05317, 9), relax.const(np.ones((2, 3, 1, 1), np.float32))), "the_conv"
-        )
+        y = bb.emit(relax.op.nn.log_softmax(dq(bb, p[0], 0.05317, 9)), "the_log")
         z = bb.emit(relax.op.divide(dq(bb, p[0], 0.05317, 9), dq(bb, p[0], 0.1, 7)), "the_divide")
         return [q(bb, y, 0.1, 0), q(bb, z, 0.1, 0)]
 
     mod = module(build, {"x": ((1, 3, 2, 2), "uint8")})
-    with pytest.raises(ModelError, match=r"the_conv: .*weight is float.*and 1 more") as error:
+    with pytest.raises(ModelError, match=r"the_log: .*no integer arithmetic.*and 1 more") as error:
         lower_to_integer(mod)
     found = {f["layer"]: f for f in error.value.problems()}
-    assert set(found) == {"the_conv", "the_divide"} and all(f["remedy"] for f in found.values())
+    assert set(found) == {"the_log", "the_divide"} and all(f["remedy"] for f in found.values())
 
 
 def test_float_tail_is_kept_only_when_asked() -> None:
@@ -441,15 +439,14 @@ def test_integers_from_a_float_head_can_be_any() -> None:
 
 def test_the_flag_is_no_remedy_inside_the_network() -> None:
     def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
-        y = bb.emit(relax.op.nn.prelu(dq(bb, p[0], 0.1, 3), relax.const(np.full(5, 0.2, np.float32)), 1))
-        return q(bb, bb.emit(relax.op.matmul(bb.emit(relax.op.permute_dims(y, [1, 0])), y), "the_product"), 0.01, 128)
+        return q(bb, bb.emit(relax.op.nn.log_softmax(dq(bb, p[0], 0.1, 3)), "the_log"), 0.01, 128)
 
     mod = module(build, {"x": ((2, 5), "uint8")}, **{"hawq.allow_float_tail": 1})
     with pytest.raises(ModelError) as error:
         lower_to_integer(mod)
     (failure,) = error.value.problems()
-    assert failure["layer"] == "the_product" and "several scales" in failure["reason"]
-    assert failure["remedy"].startswith("quantize this tensor too") and "--allow" not in failure["remedy"]
+    assert failure["layer"] == "the_log" and "no integer arithmetic" in failure["reason"]
+    assert failure["remedy"].startswith("replace it") and "--allow" not in failure["remedy"]
 
 
 def test_a_product_of_a_wide_product_keeps_its_bounds() -> None:
