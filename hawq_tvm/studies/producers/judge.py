@@ -14,6 +14,8 @@ from hawq_tvm.core import ops, stages
 from hawq_tvm.core.errors import HawqError
 
 Array = np.ndarray[Any, Any]
+# By which part of themselves the inputs are moved, to see how far a simulation moves.
+NUDGES = 2.0**-20, -(2.0**-19), 2.0**-17
 INTEGERS, TAIL, NOTHING, REFUSED = "integers", "float tail", "not quantized", "refused"
 
 
@@ -35,8 +37,9 @@ def judge(path: Path, draws: Sequence[Mapping[str, Array]], target: str = "host"
     draws: inputs of the network, in the order of the file's.
     verdict: integers alone, a float tail, nothing quantized, or refused, then with the sentence.  kernels, float: of
     the package, and its float operators by kind.  verified, proved: whether every layer equals the reference, and the
-    proof holds.  thresholds, differing: of its requantizes and functions.  apart: in steps, see `_apart`.  indices:
-    whether outputs of integers are those of the simulation.
+    proof holds.  thresholds, differing: of its requantizes and functions.  apart: in steps, see `_apart`.  moved: as
+    apart, between the simulation and itself on inputs that are moved by NUDGES.  indices: whether outputs of integers
+    are those of the simulation.
     """
     try:
         package = ht.compile(path, target)
@@ -69,11 +72,17 @@ def judge(path: Path, draws: Sequence[Mapping[str, Array]], target: str = "host"
     }
     simulated = _simulation(path)
     scales = {o.name: o.quantization.scale for o in package.outputs if o.quantization}
-    rows = []
+    rows, moved = [], [0.0]
     for inputs in given:
         ours, theirs = package.run(inputs), simulated(inputs)
+        for nudge in NUDGES:
+            nudged = simulated(
+                {n: a * a.dtype.type(1 + nudge) if a.dtype.kind == "f" else a for n, a in inputs.items()}
+            )
+            moved += [_apart(a, b, scales.get(n, ())) or 0.0 for n, a, b in zip(ours, nudged, theirs, strict=True)]
         rows += [_apart(a, b, scales.get(name, ())) for (name, a), b in zip(ours.items(), theirs, strict=True)]
-    return {**found, "apart": max((r for r in rows if r is not None), default=0.0), "indices": None not in rows}
+    apart = max((r for r in rows if r is not None), default=0.0)
+    return {**found, "apart": apart, "moved": max(moved), "indices": None not in rows}
 
 
 def _simulation(path: Path) -> Callable[[Mapping[str, Array]], list[Array]]:

@@ -30,7 +30,8 @@ def cell(row: Row) -> str:
     wrong += [] if row["proved"] else ["NOT PROVED"]
     wrong += [] if row["indices"] else ["other indices"]
     kept = [" and ".join(f"{n} {name}" for name, n in sorted(row["float"].items()))] if row["float"] else []
-    return "; ".join([f"{row['kernels']} kernels", *kept, f"{row['apart']:.2g}", *wrong])
+    itself = f" (itself {row['moved']:.2g})" if row.get("moved", 0.0) >= 1 else ""
+    return "; ".join([f"{row['kernels']} kernels", *kept, f"{row['apart']:.2g}{itself}", *wrong])
 
 
 def markdown(numbers: Mapping[str, Any]) -> str:
@@ -59,7 +60,8 @@ def markdown(numbers: Mapping[str, Any]) -> str:
         " optimizations, PyTorch, QONNX's executor).",
         "A cell has the kernels between the border's; float operators, where it needed `--allow-float-tail`; and the"
         " largest difference from the simulation, in steps of the output's scale (1/255 of its range where it has"
-        " none). An empty cell was not run.",
+        " none); in brackets, from 1 on, by how much the simulation differs from itself when its inputs move by 2^-17 of"
+        " themselves or less: random weights magnify a rounding. An empty cell was not run.",
         f"{versions}.",
         f"{counts[INTEGERS]} files compile to integers alone, {counts[TAIL]} with a float tail; {counts[REFUSED]} are"
         f" refused and {counts[FAILED]} failed; {counts[NOT_MADE]} could not be made by their tool, which quantizes"
