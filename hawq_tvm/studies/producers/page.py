@@ -60,8 +60,8 @@ def markdown(numbers: Mapping[str, Any]) -> str:
         " optimizations, PyTorch, QONNX's executor).",
         "A cell has the kernels between the border's; float operators, where it needed `--allow-float-tail`; and the"
         " largest difference from the simulation, in steps of the output's scale (1/255 of its range where it has"
-        " none); in brackets, from 1 on, by how much the simulation differs from itself when its inputs move by 2^-17 of"
-        " themselves or less: random weights magnify a rounding. An empty cell was not run.",
+        " none); in brackets, from 1 on, by how much the simulation differs from itself when its inputs move by 2^-17"
+        " of themselves or less: random weights magnify a rounding. An empty cell was not run.",
         f"{versions}.",
         f"{counts[INTEGERS]} files compile to integers alone, {counts[TAIL]} with a float tail; {counts[REFUSED]} are"
         f" refused and {counts[FAILED]} failed; {counts[NOT_MADE]} could not be made by their tool, which quantizes"
