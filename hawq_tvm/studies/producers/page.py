@@ -48,6 +48,7 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     ]
     compiled = [r for r in rows.values() if r["verdict"] in COMPILED and "layers" not in r]
     waiting = sum("layers" in r for r in rows.values())
+    earlier = [key for key in numbers.get("earlier", ()) if key in rows]
     counts = Counter(r["verdict"] for r in rows.values())
     tools = {tool.package: numbers["versions"][name] for name, tool in PRODUCERS.items()}
     versions = ", ".join(f"{package} {version or 'not installed'}" for package, version in tools.items())
@@ -63,6 +64,7 @@ def markdown(numbers: Mapping[str, Any]) -> str:
         " none); in brackets, from 1 on, by how much the simulation differs from itself when its inputs move by 2^-17"
         " of themselves or less: random weights magnify a rounding. An empty cell was not run.",
         f"{versions}.",
+        *([f"Made by an earlier state of this project: {', '.join(sorted(earlier))}."] if earlier else []),
         f"{counts[INTEGERS]} files compile to integers alone, {counts[TAIL]} with a float tail; {counts[REFUSED]} are"
         f" refused and {counts[FAILED]} failed; {counts[NOT_MADE]} could not be made by their tool, which quantizes"
         f" nothing of {counts[NOTHING]}; {counts[MISSING]} lack their tool."
