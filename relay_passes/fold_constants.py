@@ -37,13 +37,15 @@ def fold_constants(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
 
     def visit(rebuild: Rebuild, binding: relax.VarBinding, value: relax.Expr) -> relax.Expr | None:
         nonlocal count
-        value = _with_constants(rebuild, binding.value, constants)
+        known = any(v in constants for v in ops.variables(binding.value))
+        if known:
+            value = _with_constants(rebuild, binding.value, constants)
         if ops.is_const(value):
             constants[binding.var] = value
             return value
         folded = _fold(value, binding.var.name)
         if folded is None:
-            return value
+            return value if known else None
         count += 1
         constants[binding.var] = folded
         return folded

@@ -114,6 +114,14 @@ class Emitter:
         self.builder.emit_normalized(relax.VarBinding(var, value))
         return var
 
+    def keep(self, binding: relax.VarBinding) -> bool:
+        """Take over a binding that has been checked as it is; False, and nothing done, where its name is taken."""
+        if binding.var.name in self.taken:
+            return False
+        self.taken.add(binding.var.name)
+        self.builder.emit_normalized(binding)
+        return True
+
 
 def _check_size(kind: Any, name: str) -> None:
     for field in getattr(kind, "fields", None) or [kind]:

@@ -26,6 +26,7 @@ class Rebuild:
         self.builder = ops.Builder()
         self._emit = ops.Emitter(self.builder, [p.name for p in module["main"].params])
         self.env: Env = {}
+        self._changed: set[relax.Var] = set()
 
     def emit(self, expr: relax.Expr, name: str) -> relax.Var:
         """Bind an expression to a new variable named after a layer; variables are returned as they are."""
@@ -33,7 +34,23 @@ class Rebuild:
 
     def map(self, expr: relax.Expr) -> relax.Expr:
         """`expr` with every old variable replaced by its new expression (calls and tuples included)."""
-        return ops.renamed(expr, self.env)
+        return ops.renamed(expr, self.env) if self._changed.intersection(ops.variables(expr)) else expr
+
+    def bind(self, binding: relax.VarBinding, value: relax.Expr, is_old: bool) -> None:
+        """Give an old variable its new value; where that is the old one, the binding stays as it is, and nobody looks
+        for its type again.
+        """
+        var = binding.var
+        if is_old and isinstance(var, relax.DataflowVar) and self._emit.keep(binding):
+            self.env[var] = var
+            return
+        self.env[var] = self.emit(value, var.name)
+        self._changed.add(var)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether any variable has another value than before."""
+        return bool(self._changed)
 
 
 def rewrite_main(
@@ -42,7 +59,8 @@ def rewrite_main(
     result: Callable[[Rebuild, relax.Expr], relax.Expr] | None = None,
     drop: Collection[relax.Var] = (),
 ) -> tvm.IRModule:
-    """`module` with every binding of `main` passed through `visit`; the other functions are kept.
+    """`module` with every binding of `main` passed through `visit`; the other functions are kept, and the module itself
+    where nothing changes.
 
     result: maps the old result expression; by default its variables are replaced by what `visit` made of them.
     drop: bindings to leave out.
@@ -57,12 +75,15 @@ def rewrite_main(
             for binding in stages.bindings(main):
                 if binding.var in aliases or binding.var in drop:
                     continue
-                value = rebuild.map(binding.value)
+                old = binding.value
+                value = rebuild.map(old)
                 new = visit(rebuild, binding, value)
-                rebuild.env[binding.var] = rebuild.emit(value if new is None else new, binding.var.name)
+                rebuild.bind(binding, value if new is None else new, new is None and value is old)
             body = result(rebuild, returned) if result else rebuild.map(returned)
             output = builder.emit_output(body)
         builder.emit_func_output(output)
+    if not (rebuild.is_changed or result or drop):
+        return module
     functions = dict(module.functions_items())
     functions[module.get_global_var("main")] = builder.get()["main"]
     return tvm.IRModule(functions)

@@ -210,19 +210,25 @@ class Table:
         slopes, rests = zip(
             *((n[box, 0], n[box, 1] + (values * n[box, 2:]).sum(axis=1)) for n in self.numbers), strict=True
         )
-        low, high, reach = self.low[box, None], self.high[box, None], (self.apart + self.error)[box, None]
-        real = self.steps.boundary * slopes[0][:, None] - rests[0][:, None]
-        doubtful = np.abs(real - np.rint(real)) <= reach
-        doubtful &= (real >= low - 2 - reach) & (real <= high + 2 + reach)
+        real = self.steps.boundary * slopes[0][:, None]
+        real -= rests[0][:, None]
+        low, high, reach = self.low[box], self.high[box], (self.apart + self.error)[box]
+        away = np.rint(real)
+        away -= real
+        row, at = np.divmod(np.flatnonzero(np.abs(away, out=away) <= reach[:, None]), real.shape[1])
+        near = real[row, at]
+        least, most = low[row], high[row]
+        doubtful = (near >= least - 2 - reach[row]) & (near <= most + 2 + reach[row])
         if self.same.any():  # equal formulas step together: only whether a threshold is inside must be known
-            edge = (np.abs(real - low) <= 2 + reach) | (np.abs(real - high) <= 2 + reach)
-            doubtful &= edge | ~self.same[box, None]
-        sure = (real >= low) & (real < high) & ~doubtful
-        np.add.at(inside, box, sure.sum(axis=1))
-        row, at = np.nonzero(doubtful)
+            edge = (np.abs(near - least) <= 2 + reach[row]) | (np.abs(near - most) <= 2 + reach[row])
+            doubtful &= edge | ~self.same[box[row]]
+        row, at, near = row[doubtful], at[doubtful], near[doubtful]
+        # Sure are all those inside but the doubtful ones.
+        np.add.at(inside, box, (real < high[:, None]).sum(axis=1) - (real < low[:, None]).sum(axis=1))
+        np.subtract.at(inside, box[row[(near >= low[row]) & (near < high[row])]], 1)
         if row.size:
             other = self.steps.boundary[at] * slopes[1][row] - rests[1][row]
-            counted, wrong = self._decide(box[row], at, offsets[row], real[row, at], other)
+            counted, wrong = self._decide(box[row], at, offsets[row], near, other)
             np.add.at(inside, box[row], counted)
             np.add.at(differing, box[row], wrong)
 

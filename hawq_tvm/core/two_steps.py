@@ -42,10 +42,13 @@ def exactly(
 ) -> Exact | None:
     """One or two requantizes for the real formulas of `rescales`, None where 31 bits are too few for that.
 
+    rescales: of one operand only such as no correction (A23) puts right: two steps are all that is left for them.
     numbers: how many channels each stands for.  steps: the first and last result, less the zero point.  where: the
     layer, for errors.
     """
     if rounding == "double" or rounding in arith.DIRECTED:
+        return None
+    if all(len(r.ratios) == 1 for r in rescales) and fraction_bits(rescales, steps) is None:
         return None
     counts: list[tuple[int, ...]] = []
     one: list[Rescale] = []
