@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
-from operator import mul
+from operator import le, mul
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -210,25 +211,38 @@ def _moved(r: Rescales, rounding: str, steps: tuple[int, int]) -> Rescale | None
         if not len(search) or free.size != 1 or np.any(np.delete(low[0], free)) or np.any(np.delete(high[0], free)):
             return None
         choices.append((int(free[0]), search))
-    # Some of the steps are often enough to see that there is none.
-    for stride in dict.fromkeys((max(1, (steps[1] - steps[0]) // 512), 1)):
-        found = _choice(r[0], [(i, *_offsets(s, shift, rounding, steps, stride)) for i, s in choices], rounding)
-        if found is None:
-            return None
-    return found
+    operands = [i for i, _ in choices]
+    neighbours = sorted(product(range(len(NEIGHBOURS)), repeat=len(choices)), key=sum)
+    # Some of the steps are often enough to see that there is none, or which are left.
+    stride = max(1, (steps[1] - steps[0]) // 512)
+    if stride > 1:
+        some = [cache(_offsets(s, shift, rounding, steps, stride)) for _, s in choices]
+        neighbours = [n for n in neighbours if le(*_common(some, n))]
+    if not neighbours:
+        return None
+    every = [cache(_offsets(s, shift, rounding, steps, 1)) for _, s in choices]
+    return _choice(r[0], operands, every, neighbours, rounding)
 
 
-def _choice(r: Rescale, choices: Sequence[tuple[int, list[int], list[int]]], rounding: str) -> Rescale | None:
-    """The rescale with the nearest multipliers whose least and greatest offsets leave room; choices: (operand,
-    least, greatest) by neighbour.
-    """
-    for changes in sorted(product(range(len(NEIGHBOURS)), repeat=len(choices)), key=sum):
-        least = max(lows[c] for c, (_, lows, _) in zip(changes, choices, strict=True))
-        most = min(highs[c] for c, (_, _, highs) in zip(changes, choices, strict=True))
+Offsets = Callable[[int], tuple[int, int]]
+
+
+def _common(offsets: Sequence[Offsets], neighbours: Sequence[int]) -> tuple[int, int]:
+    """The least and the greatest offset that every box allows, each with its own neighbour."""
+    least, most = zip(*(f(n) for f, n in zip(offsets, neighbours, strict=True)), strict=True)
+    return max(least), min(most)
+
+
+def _choice(
+    r: Rescale, operands: Sequence[int], offsets: Sequence[Offsets], neighbours: Sequence[Sequence[int]], rounding: str
+) -> Rescale | None:
+    """The rescale with the first multipliers for which there is an offset; operands, offsets: one of each box."""
+    for changes in neighbours:
+        least, most = _common(offsets, changes)
         if least > most:
             continue
         multipliers = list(r.multipliers)
-        for c, (operand, *_) in zip(changes, choices, strict=True):
+        for c, operand in zip(changes, operands, strict=True):
             multipliers[operand] += NEIGHBOURS[c] if r.ratios[operand] > 0 else -NEIGHBOURS[c]
         offset = min(max(r.offset, least), most)
         reach = sum(
@@ -240,27 +254,26 @@ def _choice(r: Rescale, choices: Sequence[tuple[int, list[int], list[int]]], rou
     return None
 
 
-def _offsets(
-    s: Searches, shift: int, rounding: str, steps: tuple[int, int], stride: int
-) -> tuple[list[int], list[int]]:
-    """(A23): the least and the greatest offset that put every stride-th threshold of one search right, for each of
-    NEIGHBOURS.
+def _offsets(s: Searches, shift: int, rounding: str, steps: tuple[int, int], stride: int) -> Offsets:
+    """(A23): of each of NEIGHBOURS, the least and the greatest offset that put every stride-th threshold of one search
+    right.
     """
     (low,), (high,), first = s.low, s.high, s.dyadic.factors[0, 0]
     # Beyond the results at both ends no threshold is inside: the first such step on each side says it for all.
     ends = [round_exactly(s.real.at(0, (v, *(0 for _ in s.least[0]))), rounding) for v in (low, high)]
     every = Steps((max(steps[0], ends[0]), min(steps[1], ends[1] + 1)), rounding, stride)
     if not every.k.size:
-        return [-(2**62)] * len(NEIGHBOURS), [2**62] * len(NEIGHBOURS)
+        return lambda neighbour: (-(2**62), 2**62)
     threshold = Table(s, every).thresholds()
     reached, missed = threshold <= high, threshold > low
     at_least, at_most = np.maximum(threshold, low)[reached], np.minimum(threshold - 1, high)[missed]
     # An offset of b reaches k at v when v m + b >= edge. What 64 bits lose on the way comes back: the differences are
     # offsets, which fit.
     edge = (every.twice << shift - 1) + ~every.inclusive
-    least, most = [], []
-    for change in NEIGHBOURS:
-        m = first + change
-        least.append(int((edge[reached] - at_least * m).max(initial=-(2**62))))
-        most.append(int((edge[missed] - at_most * m - 1).min(initial=2**62)))
-    return least, most
+    above, below = edge[reached], edge[missed] - 1
+
+    def of(neighbour: int) -> tuple[int, int]:
+        m = first + NEIGHBOURS[neighbour]
+        return int((above - at_least * m).max(initial=-(2**62))), int((below - at_most * m).min(initial=2**62))
+
+    return of
