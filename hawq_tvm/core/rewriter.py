@@ -26,7 +26,7 @@ class Rebuild:
         self.builder = ops.Builder()
         self._emit = ops.Emitter(self.builder, [p.name for p in module["main"].params])
         self.env: Env = {}
-        self._changed: set[relax.Var] = set()
+        self.is_changed = False  # whether `bind` has given a variable another value
 
     def emit(self, expr: relax.Expr, name: str) -> relax.Var:
         """Bind an expression to a new variable named after a layer; variables are returned as they are."""
@@ -34,7 +34,8 @@ class Rebuild:
 
     def map(self, expr: relax.Expr) -> relax.Expr:
         """`expr` with every old variable replaced by its new expression (calls and tuples included)."""
-        return ops.renamed(expr, self.env) if self._changed.intersection(ops.variables(expr)) else expr
+        is_old = all(self.env.get(v, v).same_as(v) for v in ops.variables(expr))
+        return expr if is_old else ops.renamed(expr, self.env)
 
     def bind(self, binding: relax.VarBinding, value: relax.Expr, is_old: bool) -> None:
         """Give an old variable its new value; where that is the old one, the binding stays as it is, and nobody looks
@@ -45,12 +46,7 @@ class Rebuild:
             self.env[var] = var
             return
         self.env[var] = self.emit(value, var.name)
-        self._changed.add(var)
-
-    @property
-    def is_changed(self) -> bool:
-        """Whether any variable has another value than before."""
-        return bool(self._changed)
+        self.is_changed = True
 
 
 def rewrite_main(
