@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 import hawq_tvm as ht
 from hawq_tvm import quantize
+from hawq_tvm.core import ops, stages
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.tables import columns
 
 from .detectors import exported
 from .networks import FloatNet, images
@@ -154,10 +156,34 @@ def test_words_under_a_mask(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")  # the exporter announces its own deprecation
         given = tuple(torch.from_numpy(v[:1]) for v in arrays.values())
         torch.onnx.export(net, given, stream, opset_version=17, dynamo=False, input_names=list(arrays))
-    package = ht.compile(post_training(stream.getvalue(), tmp_path / "in.npz").model)
+    found = post_training(stream.getvalue(), tmp_path / "in.npz").model
+    package = ht.compile(found)
     package.verify(random=1, seed=0).raise_if_mismatch()
+    # The table has 8 bits, in the file and in the library, and what is chosen from it is added as it is.
+    (row,) = (n for n in found.graph.node if n.op_type == "Gather" and n.input[1] == "ids")
+    (table,) = (n for n in found.graph.node if row.input[0] in n.output)
+    codes, scale = (next(t for t in found.graph.initializer if t.name == n) for n in table.input)
+    assert (list(codes.dims), codes.data_type, list(scale.dims)) == ([30, 16], onnx.TensorProto.INT8, [16])
+    assert [n.op_type for n in found.graph.node if row.output[0] in n.input] == ["Add"]
+    inside = (b.value for f in stages.private_functions(package.graph).values() for b in stages.bindings(f))
+    taken = [value.args[0] for value in inside if ops.op_name(value) == "relax.take"]
+    assert [ops.dtype_of(x) for x in taken if ops.shape_of(x) == (30, 16)] == ["int8"]
     (name,) = (o.name for o in package.outputs)
     with torch.no_grad():
         real = net(*(torch.from_numpy(v) for v in arrays.values())).numpy()
     integer = np.concatenate([package.run({k: v[i : i + 1] for k, v in arrays.items()})[name] for i in range(16)])
     assert cosine(real, integer) > 0.999
+
+
+def test_a_table_is_rounded_once() -> None:
+    """Its scale is no less than the greatest magnitude by 127, and integers times it are float32 exactly."""
+    rng = np.random.default_rng(0)
+    table = (rng.standard_normal((50, 300)) * 10.0 ** rng.integers(-20, 20, 300)).astype(np.float32)
+    table[:, 7] = 0
+    codes, scale = columns(table)
+    assert np.abs(codes.astype(int)).max() == 127 and (codes[:, 7] == 0).all()
+    real = codes.astype(np.float64) * scale.astype(np.float64)
+    assert (real == (codes * scale)).all() and (np.abs(real - table) <= scale / 2 * (1 + 2.0**-10)).all()
+    again, same = columns(codes * scale)
+    np.testing.assert_array_equal(again, codes)
+    np.testing.assert_array_equal(np.delete(same, 7), np.delete(scale, 7))

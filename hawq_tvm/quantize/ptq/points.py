@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer, Node
 from hawq_tvm.quantize.network.roles import Roles
 
+from .tables import tables_of
+
 CLAMPS = ("Relu", "Clip")
 NEVER_NEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Softplus", "Abs", "Sqrt")
 KEEP_SIGN = ("AveragePool", "GlobalAveragePool", "Concat", "Add", "Mul", "Max", "ReduceMean", "ReduceSum", "Sum")
@@ -35,7 +37,8 @@ class Points:
     source: for every quantized tensor the one whose grid it has, itself for most.  bits: of each.  narrow: layers
     whose input is read with fewer bits than the tensor has, and so is rounded once more.  positive: tensors that
     cannot be negative.  joined: concatenations that are outputs, whose parts keep the grids that they have, along an
-    axis: (tensor, its size there) for each.  roles: of the graph's nodes.
+    axis: (tensor, its size there) for each.  tables: constants that rows are chosen from, see `tables.py`.  roles: of
+    the graph's nodes.
     """
 
     source: Mapping[str, str]
@@ -43,6 +46,7 @@ class Points:
     narrow: Mapping[str, int]
     positive: Set[str]
     joined: Mapping[str, Sequence[tuple[str, int]]]
+    tables: Set[str]
     roles: Roles
 
 
@@ -75,7 +79,9 @@ class _Search:
             for name in dict.fromkeys(node.inputs):
                 self.readers[name].append(node)
         self.masks = self._masked()
-        self.absorbed: set[str] = set()
+        self.tables = tables_of(graph, roles, self.readers)
+        chosen = (n for node in graph.nodes if not self.tables.isdisjoint(node.inputs) for n in node.outputs)
+        self.absorbed = {n for n in chosen if n}
         for node in graph.nodes:
             self.absorbed.update(n for n in node.outputs if n and self._absorbs(n))
 
@@ -103,7 +109,7 @@ class _Search:
             for x in self.graph.layers
             if x.input in bits and bits[x.input] != self.widths[x.name][1]
         }
-        return Points(source, bits, narrow, self._positive(), joined, self.roles)
+        return Points(source, bits, narrow, self._positive(), joined, self.tables, self.roles)
 
     def _masked(self) -> set[str]:
         """Masks, which push some scores below all others, what they are made of, and the sums that hold them: no scale

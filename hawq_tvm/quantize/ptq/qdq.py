@@ -18,6 +18,7 @@ from hawq_tvm.quantize.network.prepare import names_of
 
 from .observers import LEAST, Grid
 from .points import CLAMPS, Points, clip_bounds
+from .tables import columns
 from .weights import Rounded
 
 Array = np.ndarray[Any, Any]
@@ -157,11 +158,20 @@ class _Writer:
         layer = self.layers.get(node.name)
         if layer is not None:
             self._layer(node, layer)
+        elif node.input and node.input[0] in self.points.tables:
+            node.input[0] = self._table(node.input[0])
         elif self.roles.products(node.name):
             for i, name in enumerate(node.input[:2]):
                 if name in self.graph.parameters and self.graph.parameters[name].ndim:
                     node.input[i] = self._factor(f"{node.name}_input{i}", self.graph.parameters[name].numpy())
         self.nodes.append(node)
+
+    def _table(self, name: str) -> str:
+        """A table of embeddings in 8 bits, dequantized by columns: one for all that choose from it."""
+        if name not in self.renamed:
+            codes, scale = columns(self.graph.parameters[name].numpy())
+            self.renamed[name] = self._dequantized(self._constant(f"{name}_quantized", codes), name, scale, 1)
+        return self.renamed[name]
 
     def _factor(self, stem: str, value: Array) -> str:
         """A constant factor that is no layer's weight, in 8 bits, dequantized."""

@@ -38,6 +38,7 @@ from .reconstruct import Plan, Reconstruction
 from .simulated import grids_of
 from .smooth import smooth
 from .synthetic import SYNTHETIC, distilled
+from .tables import round_tables
 from .units import Units, added_bias, check_compiles, check_constants, check_finite, check_ranges
 from .weights import Rounded, nearest
 
@@ -236,6 +237,7 @@ def draft(
     if smoothed:
         graph, even = from_onnx(prepared), {row["read"] for row in smoothed}
         roles.cache_clear()
+    round_tables(graph, first.points.tables)
     started = calibrated(chosen, lambda: data.batches(size, fixed), tell)
     points, grids, narrow, rounded = started.points, started.grids, started.narrow, started.rounded
     rows: list[dict[str, Any]] = []
