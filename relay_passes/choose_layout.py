@@ -59,7 +59,10 @@ class _Layout:
     def is_last(self, expr: relax.Expr) -> bool:
         return isinstance(expr, relax.Var) and self._root(expr) in self.last
 
-    def to_last(self, rebuild: Rebuild, var: relax.Var) -> relax.Expr:
+    def to_last(self, rebuild: Rebuild, var: relax.Expr) -> relax.Expr:
+        if ops.is_const(var):  # of a layer all of whose results are one number
+            value = ops.const_value(var)
+            return ops.const(value.reshape(_image(value.shape)).transpose(TO_LAST), ops.dtype_of(var))
         var = self._root(var)
         if var not in self.last:
             expr, shape = self.logical[var], _image(ops.shape_of(var))
