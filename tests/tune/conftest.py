@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 def network() -> onnx.ModelProto:
     """A convolution twice, one with 4-bit weights and a residual, and a depthwise one."""
     g = Graph(3)
-    x = g.qdq(g.input("x", [1, 16, 9, 7]), 0.02, 128)
+    x = g.qdq(g.input("x", [1, 16, 9, 7]), 0.5, 128)
     y = g.qdq(g.conv(x, g.weight([16, 16, 3, 3]), pads=[1, 1, 1, 1]), 0.5, 100)
     y = g.qdq(g.conv(y, g.weight([16, 16, 3, 3]), pads=[1, 1, 1, 1]), 0.9, 100)
     d = g.qdq(g.conv(y, g.weight([16, 1, 3, 3]), group=16, pads=[1, 1, 1, 1]), 0.9, 110)

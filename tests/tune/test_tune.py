@@ -96,11 +96,12 @@ def test_every_tile_of_a_space_computes_the_same(
     found, here = tuner.workloads(packed(model), where, 1), tuner.Here("host", 2)
     assert found and all(len(w.tiles) > 1 for w in found)
     for one in found:
-        short = replace(one, tiles=[one.tiles[0], *one.tiles[-3:]])
+        short = replace(one, tiles=[one.tiles[0], *one.tiles[1:][-3:]])
         assert short.rule.build(short.layer, where, short.tiles[-1]).tile == short.tiles[-1]
-        result = races.race(tuner._kernels(short, 4, where), short.inputs, tuner._outputs(short.layer), where, 2)
-        entry, outcome = tuner._recorded(short, 4, here, result)
-        assert entry.tile == record.fields_of(one.tiles[0]) and outcome.candidates == len(short.tiles)
+        share = len(short.tiles)
+        result = races.race(tuner._kernels(short, share, where), short.inputs, tuner._outputs(short.layer), where, 2)
+        entry, outcome = tuner._recorded(short, share, here, result)
+        assert entry.tile == record.fields_of(one.tiles[0]) and outcome.candidates == share
 
 
 def test_a_kernel_that_computes_something_else_cannot_win() -> None:
@@ -145,8 +146,8 @@ def test_keys_are_of_structure_target_and_threads() -> None:
 
 def test_equal_layers_are_one_workload() -> None:
     g = Graph(1)
-    x = g.qdq(g.input("x", [1, 16, 6, 6]), 0.02, 100)
-    for step in (0.05, 0.06, 0.07):
+    x = g.qdq(g.input("x", [1, 16, 6, 6]), 0.06, 100)
+    for step in (0.06, 0.061, 0.062):  # so near that their shifts are alike
         x = g.qdq(g.conv(x, g.weight([16, 16, 3, 3]), pads=[1, 1, 1, 1]), step, 100)
     (only,) = tuner.workloads(packed(g.model([float_output(x)])), HOST, 1)
     assert len(only.layers) == 3
