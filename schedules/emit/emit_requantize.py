@@ -199,7 +199,7 @@ def _scaled_bytes(
     e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array, bounds: tuple[int, int], out: str
 ) -> te.Tensor | None:
     """(A9c) of the sums of an anchor, or None where it is not exact for their constants."""
-    if len(terms.data) != 1 or terms.zero_point or bounds != arith.RANGES.get(out):
+    if len(terms.data) != 1 or terms.zero_point or out not in arith.PACKED_SHIFTS or bounds != arith.RANGES[out]:
         return None
     x, bits = terms.data[0].unfinished(), terms.data[0].bits
     constants = [terms.multipliers[0], terms.offset << bits, shifts + bits - 32]
@@ -230,7 +230,8 @@ def _pair_sum(
         len(terms.data) != 2
         or not all(_is_bytes(x, shape) for x in terms.data)
         or any(c.size > 1 for c in constants)
-        or bounds != arith.RANGES.get(out)
+        or out not in arith.PACKED_SHIFTS
+        or bounds != arith.RANGES[out]
     ):
         return None
     *multipliers, offset, shift = (int(c.ravel()[0]) for c in constants)
