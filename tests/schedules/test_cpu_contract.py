@@ -439,7 +439,11 @@ def test_results_are_packed(preset, instruction):
 
 @pytest.mark.parametrize(
     "to",
-    [arith.QType.of("uint8"), arith.QType.of("int8"), arith.QType(3, 250, "uint8"), arith.QType(-100, 90, "int8")],
+    [
+        *map(arith.QType.of, ("uint8", "int8", "int16", "int32")),
+        arith.QType(3, 250, "uint8"),
+        arith.QType(-100, 90, "int8"),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(
