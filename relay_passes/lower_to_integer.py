@@ -206,7 +206,7 @@ class _Lowering:
             outside = self._is_outside(binding, flat)
             if outside and self.allow_float:
                 return self.floats.keep(expr, values, self._value)
-            lowered = self._of_inputs(binding, expr)
+            lowered = self._of_inputs(binding, expr, failure)
             if lowered is None:
                 remedy = f"{TAIL}, or {failure.remedy}" if outside else failure.remedy
                 raise NotLowered(failure.where, failure.op, failure.message, remedy) from None
@@ -216,9 +216,9 @@ class _Lowering:
             self.floats.made[lowered] = binding.var.name
         return lowered
 
-    def _of_inputs(self, binding: relax.VarBinding, call: relax.Call) -> Any:
+    def _of_inputs(self, binding: relax.VarBinding, call: relax.Call, failure: NotLowered) -> Any:
         """An operator that reads float inputs of the model, as integers that their other readers' quantizes bound
-        (A26a); None where it reads none, and where none bounds them.
+        (A26a); None where it reads none, and where none bounds them and the failure has a remedy of its own.
         """
         floats = [v for v in dict.fromkeys(ops.variables(call)) if _is_input(self.env.get(v))]
         if not floats or not self.ctx.feeding or is_border(ops.op_name(call)):
@@ -229,7 +229,8 @@ class _Lowering:
                 base, moves = (moved.base, moved.moves) if isinstance(moved, Moved) else (moved, ())
                 rounded = any(is_cast(m) and str(m.attrs.dtype) in arith.HALVES for m in moves)
                 most = None if rounded else self.reaches.get(var, self.reaches.get(base))
-                if most is None and self._is_outside(binding, [self._value(v) for v in ops.variables(call)]):
+                own = failure.remedy != INSERT
+                if most is None and (own or self._is_outside(binding, [*map(self._value, ops.variables(call))])):
                     return None
                 if most is None:
                     raise self.ctx.fail(
