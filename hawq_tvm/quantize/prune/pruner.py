@@ -27,7 +27,7 @@ from .choose import Budget, choose, macs_of
 from .cost import diagonals, group_costs
 from .cut import without_channels
 from .distil import distil
-from .refit import refit
+from .refit import Refit
 
 # How far the smaller network may be from the full one whose weights for these channels are 0, as a part of the largest
 # output: sums of float32 in another order.
@@ -131,7 +131,7 @@ def prune(
     errors: dict[str, dict[str, float]] = {}
     distance = None
     if some:
-        errors = refit(smaller, graph, cut, channels, stays, some, seed=pruning.seed, progress=tell)
+        errors = Refit(smaller, graph, cut, channels, stays, some, pruning.seed).run(tell)
     if some and pruning.steps:
         distance = distil(smaller, graph, cut, some, steps=pruning.steps, seed=pruning.seed, progress=tell)
     onnx.checker.check_model(smaller)

@@ -31,27 +31,12 @@ Values = dict[str, Any]
 RIDGE, ROWS_EACH, ROWS_LEAST = 1e-4, 4, 16_384
 
 
-def refit(
-    model: onnx.ModelProto,
-    full: FloatGraph,
-    cut: FloatGraph,
-    channels: Channels,
-    stays: NDArray[np.bool_],
-    batches: Sequence[Mapping[str, Any]],
-    *,
-    seed: int,
-    progress: Progress,
-) -> dict[str, dict[str, float]]:
-    """Fit the cut model's weights in place; squared errors of what each layer makes, before and after its fit, as
-    parts of the full one's square.
+class Refit:
+    """The fit of a cut model's weights, in place.
 
     full, cut: the graphs of both; the cut one's parameters change with the model.  stays: by group of channels.
     """
-    fit = _Fit(model, full, cut, channels, stays, batches, seed)
-    return fit.run(progress)
 
-
-class _Fit:
     def __init__(
         self,
         model: onnx.ModelProto,
@@ -71,6 +56,7 @@ class _Fit:
         self.after = {n: node for node in full.nodes for n in node.inputs}
 
     def run(self, progress: Progress) -> dict[str, dict[str, float]]:
+        """Fit all layers; squared errors of what each makes, before and after, as parts of the full one's square."""
         found: dict[str, dict[str, float]] = {}
         last = {name: i for i, node in enumerate(self.full.nodes) for name in node.inputs}
         smaller = {node.name: node for node in self.cut.nodes}
