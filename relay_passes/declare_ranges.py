@@ -3,21 +3,64 @@
 An input of integers that are positions (Gather, an embedding) takes those that the axis has, from its end too where
 ONNX counts so; one that is a mask, (1 - mask) C with a constant C of -20 or less, quantized or not, takes 0 and 1. The
 attribute `hawq.input_ranges` of `main` holds two numbers for each input; a run refuses others.
+
+What a float input saturates at only a user can declare (`with_declared_ranges`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import prod
+from collections.abc import Iterator, Mapping
+from math import isfinite, prod
 
+import numpy as np
 import tvm
 from tvm import relax
 
 from hawq_tvm.core import ops, stages
+from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.operators import Kind, kind_of
 
 # A factor of a mask that shuts a score out of a softmax: exp(-20) is less than half a unit of any 16-bit result.
 SHUTS_OUT = 20.0
+# Magnitudes of a declared range: the grid's scale is a float32 number (A26b).
+LEAST, MOST = 2.0**-64, 2.0**64
+Ranges = Mapping[str, tuple[float, float]]
+
+
+def with_declared_ranges(main: relax.Function, ranges: Ranges) -> relax.Function:
+    """`main` with the attribute `hawq.declared_ranges`: what float inputs saturate at, (least, greatest) by name, each
+    rounded to the input's type.
+
+    Raises UsageError for a range that is empty or not finite, or beyond MOST, and for a name that is no float input's.
+    """
+    params = {p.name: p for p in main.params}
+    floats = [name for name, p in params.items() if stages.is_float(p)]
+    declared: dict[str, list[float]] = {}
+    for name, given in ranges.items():
+        where, found = f"--range {name}", ":".join(f"{float(end):g}" for end in given)
+        if name not in params:
+            raise UsageError(
+                "is not an input of the model", where=where, expected=", ".join(params) or "no inputs", found=name
+            )
+        kind = ops.dtype_of(params[name])
+        if name not in floats:
+            raise UsageError(
+                "is an input of integers, whose range its type and its readers tell",
+                where=where,
+                expected=f"a float input: {', '.join(floats) or 'there is none'}",
+                found=kind,
+                remedy=f"leave out --range {name}",
+            )
+        low, high = (float(np.asarray(end).astype(kind)) for end in given)
+        if not (isfinite(low) and isfinite(high) and low < high and LEAST <= max(-low, high) <= MOST):
+            raise UsageError(
+                "is no range that an input can saturate at",
+                where=where,
+                expected=f"LOW:HIGH with LOW below HIGH, both finite {kind} numbers of {LEAST:g} to {MOST:g}",
+                found=found,
+            )
+        declared[name] = [low, high]
+    return main.with_attr("hawq.declared_ranges", declared)
 
 
 class _Graph:

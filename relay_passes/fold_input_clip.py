@@ -13,8 +13,10 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm.core import arith, ops, stages
+from hawq_tvm.core import ops, stages
 from hawq_tvm.core.rewriter import Rebuild, rewrite_main
+
+from .integer.inputs import narrowed
 
 
 def fold_input_clip(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
@@ -30,7 +32,7 @@ def fold_input_clip(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
             return None
         call, folded = binding.value, 0
         while (bounds := _bounds(values.get(call.args[0]))) is not None:
-            narrower = _narrowed(call, *bounds, values[call.args[0]].args[0])
+            narrower = narrowed(call, values[call.args[0]].args[0], *bounds)
             if narrower is None:
                 return None
             call, folded = narrower, folded + 1
@@ -48,37 +50,3 @@ def _bounds(call: Any) -> tuple[float, float] | None:
     if name == "relax.nn.relu":
         return 0.0, np.inf
     return (float(call.args[1].value), float(call.args[2].value)) if name == "relax.clip" else None
-
-
-def _narrowed(call: relax.Call, low: float, high: float, source: relax.Expr) -> relax.Call | None:
-    """A quantize of `source` for the quantize of its clip, None where the bounds are not the same integer in every
-    channel.
-    """
-    attrs, (scale, zero) = call.attrs, (ops.const_value(a) for a in call.args[1:])
-    qmin, qmax, kind = int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"])
-    rounding, form = str(attrs["rounding"]), str(attrs["form"])
-    levels = []
-    for bound in (low, high):
-        level = arith.quantize(
-            np.full(scale.shape, bound, np.float32),
-            scale,
-            zero,
-            qmin=qmin,
-            qmax=qmax,
-            storage=kind,
-            rounding=rounding,
-            form=form,
-        )
-        if np.any(level != level.flat[0]):
-            return None
-        levels.append(int(level.flat[0]))
-    return ops.quantize(
-        source,
-        scale,
-        zero,
-        qtype=arith.QType(levels[0], levels[1], kind),
-        rounding=rounding,
-        form=form,
-        branches=str(attrs["branches"]),
-        through=str(attrs["through"]),
-    )

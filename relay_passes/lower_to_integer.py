@@ -86,6 +86,7 @@ class _Lowering:
         self.ctx.ibert = str((self.main.attrs or {}).get("hawq.nonlinear", "")) == NAME
         self.functions = Functions(self.main, ibert.Owned(self.main)) if self.ctx.ibert else Functions(self.main)
         self.reaches = inputs.reaches(self.main)
+        self.params = set(self.main.params)
         self.grids: dict[relax.Var, Real] = {}  # float inputs as integers, for operators that read them as they are
         self.nodes = stages.model_nodes(self.main)
 
@@ -100,9 +101,10 @@ class _Lowering:
 
     def run(self) -> tvm.IRModule:
         params = list(self.main.params)
+        declared = stages.declared_ranges(self.main)
         for p, (low, high) in zip(params, stages.input_ranges(self.main), strict=True):
             if stages.is_float(p):
-                self.env[p] = Moved(p)
+                self.env[p] = Moved(p, ends=declared.get(p.name))
                 continue
             self.ctx.intervals[p] = Interval.of_range(low, high)
             self.env[p] = p
@@ -217,8 +219,8 @@ class _Lowering:
         return lowered
 
     def _of_inputs(self, binding: relax.VarBinding, call: relax.Call, failure: NotLowered) -> Any:
-        """An operator that reads float inputs of the model, as integers that their other readers' quantizes bound
-        (A26a); None where it reads none, and where none bounds them and the failure has a remedy of its own.
+        """An operator that reads float inputs of the model, as integers that a declared range or their other readers
+        bound (A26a); None where it reads none, and where nothing bounds them and the failure has a remedy of its own.
         """
         floats = [v for v in dict.fromkeys(ops.variables(call)) if _is_input(self.env.get(v))]
         if not floats or not self.ctx.feeding or is_border(ops.op_name(call)):
@@ -226,21 +228,18 @@ class _Lowering:
         for var in floats:
             if var not in self.grids:
                 moved = self.env[var]
-                base, moves = (moved.base, moved.moves) if isinstance(moved, Moved) else (moved, ())
-                rounded = any(is_cast(m) and str(m.attrs.dtype) in arith.HALVES for m in moves)
-                most = None if rounded else self.reaches.get(var, self.reaches.get(base))
-                own = failure.remedy != INSERT
-                if most is None and (own or self._is_outside(binding, [*map(self._value, ops.variables(call))])):
+                moved = moved if isinstance(moved, Moved) else Moved(moved)
+                rounded = any(is_cast(m) and str(m.attrs.dtype) in arith.HALVES for m in moved.moves)
+                reach = None if rounded else self.reaches.get(var, self.reaches.get(moved.base))
+                unknown = rounded or (reach is None and moved.ends is None)
+                outside = self._is_outside(binding, [*map(self._value, ops.variables(call))])
+                if unknown and (failure.remedy != INSERT or (outside and moved.base not in self.params)):
                     return None
-                if most is None:
-                    raise self.ctx.fail(
-                        ops.op_name(call),
-                        "it reads a float input of the model, and no quantize tells its range",
-                        "quantize that input (a quantize/dequantize pair before all that reads it)",
-                    )
+                if unknown:
+                    raise self._without_range(call, moved, rounded, outside)
                 layer, self.ctx.layer = self.ctx.layer, var.name
-                value = inputs.as_integers(self.ctx, base, most)
-                for m in moves:
+                value: Any = inputs.as_integers(self.ctx, moved, reach or 0.0)
+                for m in moved.moves:
                     value = value if is_cast(m) else movement.move(self.ctx, m, value)
                 self.grids[var], self.ctx.layer = value, layer
         kept, self.env = self.env, {**self.env, **{v: self.grids[v] for v in floats}}
@@ -250,6 +249,18 @@ class _Lowering:
             return self._lower_call(binding, call, values, flat)
         finally:
             self.env = kept
+
+    def _without_range(self, call: relax.Call, read: Moved, rounded: bool, outside: bool) -> NotLowered:
+        """The error for an operator that reads a float input as it is, of which nothing tells the range."""
+        name, remedy = read.base.name, "quantize it (a quantize/dequantize pair before all that reads it)"
+        if rounded:
+            reason = f"it reads the float input {name} rounded to 16 bits, and nothing quantizes it before"
+        elif read.base in self.params:
+            reason = f"it reads the float input {name}, and nothing tells its range"
+            remedy = f"declare it with --range {name}=LOW:HIGH, or {remedy}"
+        else:
+            reason = f"it reads {name}, which a float head computes, and nothing tells its range"
+        return self.ctx.fail(ops.op_name(call), reason, f"{TAIL}, {remedy}" if outside else remedy)
 
     def _check_shape(self, var: relax.Var, lowered: Any) -> None:
         """Compare what a layer became with the tensor it was, which no lowering may change; the several results of
@@ -348,7 +359,8 @@ class _Lowering:
         return realize(self.ctx, saturated(self.ctx, value, out), out)
 
     def _quantize_input(self, call: relax.Call, value: Any) -> relax.Expr:
-        source, every = (value.base, value.moves) if isinstance(value, Moved) else (value, ())
+        moved = value if isinstance(value, Moved) else Moved(value)
+        source, every = moved.base, moved.moves
         casts, moves = ([m for m in every if is_cast(m) is kind] for kind in (True, False))
         if moves and not all(is_uniform(ops.const_value(a)) for a in call.args[1:3]):
             raise self.ctx.fail("hawq.quantize", "scales per channel after a movement of the input", "use one scale")
@@ -361,7 +373,16 @@ class _Lowering:
         args = [source, *call.args[1:]]
         if moves:
             args = [source] + [ops.const(ops.const_value(a).reshape(-1)[0], ops.dtype_of(a)) for a in call.args[1:]]
-        expr = self.ctx.emit(relax.Call(call.op, args, attrs=attrs), "q" if moves else "")
+        quantize: relax.Call | None = relax.Call(call.op, args, attrs=attrs)
+        if moved.ends is not None:
+            quantize = inputs.narrowed(quantize, source, *moved.ends)
+        if quantize is None:
+            raise self.ctx.fail(
+                "hawq.quantize",
+                f"its scales differ between channels and a range of the input {source.name} is declared",
+                f"leave out --range {source.name}",
+            )
+        expr = self.ctx.emit(quantize, "q" if moves else "")
         for i, m in enumerate(moves):
             expr = self.ctx.emit(
                 relax.Call(m.op, [expr, *m.args[1:]], attrs=m.attrs), "" if i == len(moves) - 1 else f"move{i}"
@@ -370,7 +391,7 @@ class _Lowering:
 
     def dynamic_quantize(self, call: relax.Call, values: list[Any]) -> relax.Expr:
         value = values[0]
-        if is_float(value) or (isinstance(value, Moved) and not value.moves):
+        if is_float(value) or (isinstance(value, Moved) and not value.moves and value.ends is None):
             return self.ctx.emit(
                 relax.Call(call.op, [value.base if isinstance(value, Moved) else value], attrs=call.attrs)
             )

@@ -10,7 +10,8 @@ from pathlib import Path
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes, write_text
 
-from .options import Command, add_shape, parse_shapes
+from .input_options import add_shape, parse_shapes
+from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .show import interrupted
 from .terminal import ERR

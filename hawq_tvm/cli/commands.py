@@ -26,6 +26,7 @@ from . import imports, options, show
 from . import packages as package_commands
 from . import prune as prune_commands
 from . import quantize as quantize_commands
+from .input_options import parse_ranges, parse_shapes
 from .show import say
 from .terminal import ERR, OUT
 
@@ -128,8 +129,10 @@ def _inspect(args: argparse.Namespace) -> int:
         _print_json(known) if args.json else show.show_operators(known)
         return 0
     with _working(args, "inspecting"):
-        shapes = options.parse_shapes(args.shape)
-        report = inspect(_model(args), shapes, args.allow_float_tail, args.target, nonlinear=args.nonlinear)
+        shapes = parse_shapes(args.shape)
+        ranges = parse_ranges(args.range)
+        asked = {"nonlinear": args.nonlinear, "ranges": ranges}
+        report = inspect(_model(args), shapes, args.allow_float_tail, args.target, **asked)
     _print_json(report.to_dict()) if args.json else show.show_inspect(report)
     return 0 if report.compilable else 3
 
@@ -138,7 +141,7 @@ def _compile(args: argparse.Namespace) -> int:
     from deploy.package import check_destination
     from hawq_tvm.package.package import compile as compile_package
 
-    shapes = options.parse_shapes(args.shape)
+    shapes = parse_shapes(args.shape)
     check_destination(Path(args.output))
     package = compile_package(
         _model(args),
@@ -146,6 +149,7 @@ def _compile(args: argparse.Namespace) -> int:
         shapes=shapes,
         allow_float_tail=args.allow_float_tail,
         nonlinear=args.nonlinear,
+        ranges=parse_ranges(args.range),
         progress=None if args.json else _progress(args),
         records=args.records,
         cache=not args.no_cache,
@@ -181,7 +185,7 @@ def _tune(args: argparse.Namespace) -> int:
         return _tune_export(args)
     if args.times:
         return _tune_import(args)
-    shapes = options.parse_shapes(args.shape)
+    shapes = parse_shapes(args.shape)
     records = Path(args.output or f"{Path(args.model).stem}.records.json")
     try:
         with show.tuning(ERR, args.quiet or args.json) as progress:
@@ -193,6 +197,7 @@ def _tune(args: argparse.Namespace) -> int:
                 threads=args.threads,
                 shapes=shapes,
                 allow_float_tail=args.allow_float_tail,
+                ranges=parse_ranges(args.range),
                 progress=progress,
                 servers=servers,
             )
@@ -211,8 +216,9 @@ def _tune_export(args: argparse.Namespace) -> int:
             args.export,
             args.target,
             trials=CANDIDATES if args.trials is None else args.trials,
-            shapes=options.parse_shapes(args.shape),
+            shapes=parse_shapes(args.shape),
             allow_float_tail=args.allow_float_tail,
+            ranges=parse_ranges(args.range),
             progress=progress,
         )
     _print_json(report.to_dict()) if args.json else show.show_exported(report)
@@ -229,14 +235,16 @@ def _tune_import(args: argparse.Namespace) -> int:
         records,
         _model(args),
         target,
-        shapes=options.parse_shapes(args.shape),
+        shapes=parse_shapes(args.shape),
         allow_float_tail=args.allow_float_tail,
+        ranges=parse_ranges(args.range),
     )
     _print_json(report.to_dict()) if args.json else show.show_tuned(report)
     return 0
 
 
 def _run(args: argparse.Namespace) -> int:
+    from hawq_tvm.core import arrays
     from hawq_tvm.core.files import check_output, load_npz, save_npz
     from hawq_tvm.package.package import load
 
@@ -250,16 +258,21 @@ def _run(args: argparse.Namespace) -> int:
 
         outputs = run_there(package, given, servers, tail=not args.no_tail)
     save_npz(path, outputs)
+    saturated = arrays.saturated(given, package.inputs)
     if args.json:
         _print_json(
             {
                 "output": str(path),
+                "saturated": saturated,
                 "arrays": {k: {"dtype": str(v.dtype), "shape": list(v.shape)} for k, v in outputs.items()},
             }
         )
     else:
         for name, value in outputs.items():
             say(f"{name}: {value.dtype} {'x'.join(str(d) for d in value.shape)}")
+        for spec in package.inputs:
+            if saturated.get(spec.name):
+                say(f"{spec.name}: {saturated[spec.name]} values saturate, beyond {spec.declared}")
         say(f"wrote {path}")
     return 0
 

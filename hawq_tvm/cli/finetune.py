@@ -10,7 +10,8 @@ from typing import Any
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output
 
-from .options import Command, add_shape, parse_shapes
+from .input_options import add_shape, parse_shapes
+from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .quantize import add_recipe_options, read_recipe, written
 from .show import say

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.version import __version__
 
+from .input_options import add_range, add_shape
 from .parser import Parser
 
 if TYPE_CHECKING:
@@ -182,6 +182,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     float_tail(sub)
     nonlinear(sub)
     add_shape(sub)
+    add_range(sub)
     json_flag(sub)
 
     sub = verb(
@@ -204,6 +205,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub.add_argument("--records", metavar="FILE", help="use the measured tiles that `tune` wrote to FILE")
     sub.add_argument("--no-cache", action="store_true", help="compile every kernel, and keep none for the next time")
     add_shape(sub)
+    add_range(sub)
     json_flag(sub)
 
     sub = verb(
@@ -249,6 +251,7 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     checkpoint(sub)
     float_tail(sub)
     add_shape(sub)
+    add_range(sub)
     json_flag(sub)
 
     sub = verb("run", "run a package once on inputs from an .npz file")
@@ -338,13 +341,6 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     return made
 
 
-def add_shape(sub: argparse.ArgumentParser) -> None:
-    """Add the option that fixes what a model leaves open; `parse_shapes` reads it."""
-    sub.add_argument(
-        "--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="fix an input's shape; repeatable"
-    )
-
-
 def check_tune(args: argparse.Namespace) -> None:
     """Refuse options of `tune` that exclude each other.
 
@@ -408,25 +404,3 @@ def servers(args: argparse.Namespace) -> Servers | None:
     return parse(
         args.rpc, args.rpc_key or "", TIMEOUT if args.rpc_timeout is None else args.rpc_timeout, args.rpc_unchecked
     )
-
-
-def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """NAME=1x3x224x224 ... as a dictionary.
-
-    Raises UsageError for anything else.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    for text in texts:
-        name, equals, dims = text.rpartition("=")
-        if not equals or not name or not re.fullmatch(r"\d+([x,]\d+)*", dims):
-            raise UsageError(
-                "a shape is not understood",
-                found=text,
-                expected="NAME=1x3x224x224, with the name of one of the model's inputs",
-            )
-        if name in shapes:
-            raise UsageError("a shape is given twice", where=f"--shape {name}", found=text)
-        shapes[name] = tuple(int(d) for d in re.split("[x,]", dims))
-        if any(d < 1 for d in shapes[name]):
-            raise UsageError("a dimension must be at least 1", found=text)
-    return shapes

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from hawq_tvm.core.files import check_output, write_bytes
 
-from .options import Command, add_shape, parse_shapes
+from .input_options import add_shape, parse_shapes
+from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .show import say
 from .terminal import ERR, OUT, Grid

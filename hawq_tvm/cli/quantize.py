@@ -12,7 +12,8 @@ from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes
 from hawq_tvm.quantize.ptq.effort import EFFORTS
 
-from .options import Command, add_shape, parse_shapes
+from .input_options import add_shape, parse_shapes
+from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .show import interrupted, say
 from .terminal import ERR, OUT, Grid

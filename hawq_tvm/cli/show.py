@@ -217,6 +217,7 @@ def show_info(fields: Mapping[str, Any]) -> None:
         for entry in entries:
             q = entry.get("quantization")
             detail = f", scale {q['scale'][0]:g}, zero point {q['zero_point'][0]}" if q and len(q["scale"]) == 1 else ""
+            detail += ", saturates at {:g} and {:g}".format(*entry["saturates"]) if "saturates" in entry else ""
             say(f"{side:<7} {shape_text(entry)}{detail}")
     say(
         f"files   {', '.join(f'{name} {size:,}' for name, size in fields['files'].items())} bytes, of them"

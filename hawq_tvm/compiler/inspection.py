@@ -111,11 +111,12 @@ def inspect(
     target: str = "host",
     trust: bool = False,
     nonlinear: str | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> InspectReport:
     """Look at a model: it goes through the compiler as far as `compile` could refuse it, to kernels that are not built.
 
-    model, shapes, allow_float_tail, target, trust, nonlinear: as `compile` takes them.  Raises ModelError when the
-    file itself cannot be read, UsageError for shapes that do not fit it.
+    model, shapes, allow_float_tail, target, trust, nonlinear, ranges: as `compile` takes them.  Raises ModelError when
+    the file itself cannot be read, UsageError for shapes and ranges that do not fit it.
     """
     from hawq_tvm.frontend.formats import frontend_of
     from hawq_tvm.targets import target as targets
@@ -124,7 +125,7 @@ def inspect(
     frontend = frontend_of(model)
     with trusting(trust), uncollected():
         source = frontend.load(model)
-        return _inspected(frontend, source, shapes, allow_float_tail, parsed, nonlinear)
+        return _inspected(frontend, source, shapes, allow_float_tail, parsed, nonlinear, ranges)
 
 
 def _inspected(
@@ -134,6 +135,7 @@ def _inspected(
     allow_float_tail: bool,
     parsed: Any,
     nonlinear: str | None,
+    ranges: Mapping[str, tuple[float, float]] | None,
 ) -> InspectReport:
     from hawq_tvm.core import stages
 
@@ -146,7 +148,7 @@ def _inspected(
     said: tuple[str, ...] = ()
     try:
         try:
-            annotated = pipeline.import_by(frontend, source, fixed, allow_float_tail, nonlinear)
+            annotated = pipeline.import_by(frontend, source, fixed, allow_float_tail, nonlinear, ranges)
         except ModelError as e:
             missing = tuple(e.problems())
             raise

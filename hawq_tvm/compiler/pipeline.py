@@ -20,7 +20,7 @@ from hawq_tvm.core.files import write_text
 from hawq_tvm.core.stages import Stage
 from hawq_tvm.targets.gpu import is_cuda
 from relay_passes.choose_layout import choose_layout
-from relay_passes.declare_ranges import declare_ranges
+from relay_passes.declare_ranges import Ranges, declare_ranges, with_declared_ranges
 from relay_passes.drop_ties import drop_ties
 from relay_passes.fold_batch_norm import fold_batch_norm
 from relay_passes.fold_constants import fold_constants
@@ -260,6 +260,7 @@ def compile_model(
     shapes: dict[str, tuple[int, ...]] | None = None,
     allow_float_tail: bool = False,
     nonlinear: str | None = None,
+    ranges: Ranges | None = None,
     progress: Progress | None = None,
     records: schedules.Records | None = None,
     cache: Cache | None = None,
@@ -269,7 +270,7 @@ def compile_model(
     records: measured tiles to use, before those that are shipped.  cache: see `compile_annotated`.
     """
     annotated = import_annotated(
-        source, shapes=shapes, allow_float_tail=allow_float_tail, nonlinear=nonlinear, progress=progress
+        source, shapes=shapes, allow_float_tail=allow_float_tail, nonlinear=nonlinear, ranges=ranges, progress=progress
     )
     return compile_annotated(annotated, target, progress, records, cache)
 
@@ -280,6 +281,7 @@ def import_annotated(
     shapes: dict[str, tuple[int, ...]] | None = None,
     allow_float_tail: bool = False,
     nonlinear: str | None = None,
+    ranges: Ranges | None = None,
     progress: Progress | None = None,
 ) -> tvm.IRModule:
     """The ANNOTATED module of a model: ONNX (path, bytes or ModelProto), PyTorch (.pt2 path, bytes or
@@ -288,12 +290,13 @@ def import_annotated(
     shapes: fixes symbolic dimensions by input name.  allow_float_tail: keep float operators before the first
     quantize or after the last dequantize, outside the integer region, instead of refusing them.
     nonlinear: the arithmetic of GELU, softmax and LayerNorm, one of NONLINEAR; None: the model's, or "real".
-    Raises UsageError for another arithmetic.
+    ranges: what float inputs saturate at, (least, greatest) by name.
+    Raises UsageError for another arithmetic, and for a range that `with_declared_ranges` refuses.
     """
     from hawq_tvm.frontend.formats import frontend_of
 
     def imported() -> tuple[tvm.IRModule, int]:
-        return import_by(frontend_of(source), source, shapes, allow_float_tail, nonlinear), 0
+        return import_by(frontend_of(source), source, shapes, allow_float_tail, nonlinear, ranges), 0
 
     return _Run(progress).step("import", imported)
 
@@ -304,6 +307,7 @@ def import_by(
     shapes: Mapping[str, tuple[int, ...]] | None,
     allow_float_tail: bool,
     nonlinear: str | None = None,
+    ranges: Ranges | None = None,
 ) -> tvm.IRModule:
     """What `import_annotated` gives, by a frontend that is known already."""
     if nonlinear not in (None, *NONLINEAR):
@@ -318,14 +322,15 @@ def import_by(
         module = run(source, shapes)
     except ModelError as e:
         if e.imported is not None:
-            e.others += _problems(_asking(e.imported, True, nonlinear))
+            e.others += _problems(_asking(e.imported, True, nonlinear, ranges))
         raise
-    return _asking(module, allow_float_tail, nonlinear)
+    return _asking(module, allow_float_tail, nonlinear, ranges)
 
 
-def _asking(module: tvm.IRModule, float_tail: bool, nonlinear: str | None) -> tvm.IRModule:
+def _asking(module: tvm.IRModule, float_tail: bool, nonlinear: str | None, ranges: Ranges | None) -> tvm.IRModule:
     """A module whose `main` says what was asked for."""
     main = module["main"].with_attr("hawq.allow_float_tail", 1) if float_tail else module["main"]
+    main = with_declared_ranges(main, ranges) if ranges else main
     return tvm.IRModule({"main": main.with_attr("hawq.nonlinear", nonlinear) if nonlinear else main})
 
 

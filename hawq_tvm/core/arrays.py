@@ -74,6 +74,13 @@ def _checked(name: str, given: Any, spec: TensorSpec) -> Array:
     return np.ascontiguousarray(array, np.dtype(dtype)).reshape(shape)  # in this machine's order of bytes
 
 
+def saturated(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> dict[str, int]:
+    """How many values of each float input with a declared range lie beyond it, where some do."""
+    ends = {s.name: s.saturates for s in specs if s.saturates}
+    counts = {n: int(np.count_nonzero((inputs[n] < low) | (inputs[n] > high))) for n, (low, high) in ends.items()}
+    return {name: count for name, count in counts.items() if count}
+
+
 def check_range(name: str, array: Array, limits: tuple[int, int], what: str = "that the model takes") -> None:
     """Raise InputError where an input's integers leave their range, both ends of which are in it."""
     low, high = limits
@@ -104,8 +111,8 @@ def random(rng: np.random.Generator, spec: TensorSpec) -> Array:
     shape, dtype = spec.shape, spec.dtype
     if dtype.startswith("float"):
         q = spec.quantization
-        low, high = (-4.0, 4.0)
-        if q:
+        low, high = spec.saturates or (-4.0, 4.0)
+        if q and not spec.saturates:
             ends = [(end - z) * s for z, s in zip(q.zero_point, q.scale, strict=False) for end in (q.qmin, q.qmax)]
             low, high = min(ends), max(ends)
         x = rng.uniform(low - 0.02 * (high - low), high + 0.02 * (high - low), shape)

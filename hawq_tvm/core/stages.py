@@ -88,6 +88,14 @@ def input_ranges(func: relax.Function) -> list[tuple[int, int]]:
     return [range_of_type(kind, f"input {p.name}") for kind, p in zip(kinds, func.params, strict=True)]
 
 
+def declared_ranges(func: relax.Function) -> dict[str, tuple[float, float]]:
+    """What float inputs saturate at, by name: those whose range the user has declared (attribute
+    `hawq.declared_ranges`).
+    """
+    declared = (func.attrs or {}).get("hawq.declared_ranges", {})
+    return {str(name): (float(low), float(high)) for name, (low, high) in declared.items()}
+
+
 def narrow_inputs(func: relax.Function) -> list[tuple[int, int] | None]:
     """The declared range of every input that takes fewer integers than its type holds, None for the others."""
     if "hawq.input_ranges" not in (func.attrs or {}):

@@ -26,7 +26,8 @@ class TensorSpec:
 
     type: in the model ("int4", say).  dtype: of its arrays ("int8").  quantization: None where the model's own
     border is not float.  range: the least and greatest integer that an input takes, where its type holds more: of
-    positions in a table or of a mask.
+    positions in a table or of a mask.  saturates: the declared least and greatest of a float input; what lies beyond
+    counts as these.
     """
 
     name: str
@@ -35,6 +36,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     quantization: Quantization | None = None
     range: tuple[int, int] | None = None
+    saturates: tuple[float, float] | None = None
 
     @staticmethod
     def of(entry: Mapping[str, Any]) -> TensorSpec:
@@ -48,7 +50,13 @@ class TensorSpec:
             )
         )
         limits = (int(entry["range"][0]), int(entry["range"][1])) if "range" in entry else None
-        return TensorSpec(entry["name"], entry["type"], entry["dtype"], tuple(entry["shape"]), made, limits)
+        ends = (float(entry["saturates"][0]), float(entry["saturates"][1])) if "saturates" in entry else None
+        return TensorSpec(entry["name"], entry["type"], entry["dtype"], tuple(entry["shape"]), made, limits, ends)
+
+    @property
+    def declared(self) -> str:
+        """The declared range of a float input in a few words, empty where it has none."""
+        return f"{self.saturates[0]:g}:{self.saturates[1]:g}" if self.saturates else ""
 
     def text(self) -> str:
         """Type and shape of its arrays in a few words."""

@@ -78,6 +78,7 @@ def _interface(packed: tvm.IRModule, side: str) -> list[dict[str, Any]]:
     key = f"hawq.{side[:-1]}_types"
     types = [str(t) for t in attrs[key]] if key in attrs else [ops.dtype_of(v) for v in values]
     ranges = stages.narrow_inputs(main) if side == "inputs" else [None] * len(values)
+    declared = stages.declared_ranges(main) if side == "inputs" else {}
     described = []
     for value, name, kind, limits in zip(values, names, types, ranges, strict=True):
         entry: dict[str, Any] = {
@@ -88,6 +89,8 @@ def _interface(packed: tvm.IRModule, side: str) -> list[dict[str, Any]]:
         }
         if limits is not None:
             entry["range"] = list(limits)
+        if name in declared:
+            entry["saturates"] = list(declared[name])
         border = _border_call(packed, value, side)
         if border is not None:
             scale, zero = (ops.const_value(a).reshape(-1) for a in border.args[1:3])

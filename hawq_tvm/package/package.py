@@ -55,6 +55,7 @@ def compile(
     shapes: Mapping[str, Sequence[int]] | None = None,
     allow_float_tail: bool = False,
     nonlinear: str | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
     progress: Progress | None = None,
     records: str | Path | None = None,
     trust: bool = False,
@@ -68,6 +69,7 @@ def compile(
     target: "host", "x86-64-v3" and the like, an LLVM target, "cuda-sm80" and the like, or "cuda".  shapes: fixes
     symbolic dimensions by input name.  nonlinear: the arithmetic of GELU, softmax, LayerNorm, "real" or "ibert".
     allow_float_tail: keep float operators before the first quantize or after the last dequantize.
+    ranges: what float inputs saturate at, (least, greatest) by name, where nothing in the model tells it.
     progress: called with (step, None) when a step starts and (step, StepReport) when it ends.
     records: a file of measured tiles that `tune` wrote; records that fit no layer are not used.
     trust: read a PyTorch file in ways that can run code which it holds.
@@ -83,7 +85,7 @@ def compile(
     )
     with trusting(trust), uncollected():
         asked: dict[str, Any] = {"shapes": fixed, "allow_float_tail": allow_float_tail, "nonlinear": nonlinear}
-        asked["cache"] = Cache() if cache else Cache(limit=0)
+        asked |= {"ranges": ranges, "cache": Cache() if cache else Cache(limit=0)}
         compiled = compile_model(model, parsed, **asked, progress=progress, records=measured)
         if progress:
             progress("package", None)

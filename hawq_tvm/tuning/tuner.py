@@ -181,6 +181,7 @@ def tune(
     threads: int | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     allow_float_tail: bool = False,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
     progress: Callable[[TuneStep], None] | None = None,
     servers: Servers | None = None,
 ) -> TuneReport:
@@ -203,7 +204,7 @@ def tune(
     known = existing(path)
     place: Here | Crew = Here(target, threads) if servers is None else Crew(servers, target, threads)
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
-    annotated = pipeline.import_annotated(model, shapes=fixed, allow_float_tail=allow_float_tail)
+    annotated = pipeline.import_annotated(model, shapes=fixed, allow_float_tail=allow_float_tail, ranges=ranges)
     packed = pipeline.to_packed(annotated, target=place.target)
     found = workloads(packed, place.target, place.threads)
     usable = record.check_rules(known, rules_for(place.target))

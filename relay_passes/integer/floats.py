@@ -71,6 +71,9 @@ class Floats:
             return relax.const(value.doubles.astype(np.float32))
         if isinstance(value, Moved):
             expr = value.base
+            if value.ends is not None:
+                expr = self.ctx.emit_float(relax.op.clip(expr, *value.ends))
+                self.outside.append(expr.name)
             for m in value.moves:
                 expr = self.ctx.emit(relax.Call(m.op, [expr, *m.args[1:]], attrs=m.attrs))
                 self.outside.append(expr.name)

@@ -1,20 +1,19 @@
 """Float inputs that an operator reads without a quantize of its own, as the residual sum of a network whose layers
-quantize them: fixed-point values whose range the quantizes of the same tensor tell (A26a).
+quantize them: fixed-point values whose range the user declares, or quantizes of the same tensor tell (A26a), (A26b).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fractions import Fraction
 
 import numpy as np
 from tvm import relax
 
-from hawq_tvm.core import ops, stages
+from hawq_tvm.core import arith, ops, stages
 
 from .movement import MOVES
 from .rescale import Output
-from .values import Array, Context, Real, Term
+from .values import Array, Context, Moved, Real, Term, is_uniform, nearest, rational
 
 # Of them 24 within that range, as float32 has; with more, the multipliers beside it keep few bits (A4).
 BITS = 28
@@ -68,9 +67,39 @@ def _before(name: str, most: float, constant: Array) -> float | None:
     return most * float(magnitudes.max()) if name == "relax.divide" else most + float(magnitudes.max(initial=0.0))
 
 
-def as_integers(ctx: Context, expr: relax.Expr, most: float) -> Real:
-    """(A26a): a float tensor by the border's quantize, of a scale of a power of two that holds ROOM times `most`."""
-    out = Output.fixed_point(ROOM * most, BITS)
-    scale = out.scale.flat[0]
-    data = ctx.emit(ops.quantize(expr, float(scale), 0, qtype=out.qtype), "input")
-    return Real(ops.shape_of(expr), (Term(data, np.zeros((), np.int64), np.asarray(Fraction(scale), object)),))
+def as_integers(ctx: Context, value: Moved, reach: float) -> Real:
+    """(A26a), (A26b): a float input by the border's quantize, of a scale of a power of two that holds its declared
+    range, or ROOM times `reach` where it has none.
+    """
+    out = Output.fixed_point(ROOM * reach if value.ends is None else max(map(abs, value.ends)), BITS)
+    qtype = out.qtype
+    if value.ends is not None:
+        low, high = nearest(rational(value.ends) / out.scale)
+        qtype = arith.QType(int(low), int(high), qtype.storage)
+    data = ctx.emit(ops.quantize(value.base, float(out.scale.flat[0]), 0, qtype=qtype), "input")
+    return Real(ops.shape_of(value.base), (Term(data, np.zeros((), np.int64), out.scale),))
+
+
+def narrowed(call: relax.Call, source: relax.Expr, low: float, high: float) -> relax.Call | None:
+    """(A12) a quantize of `source` in place of that of its clip to low .. high; None where these are not the same
+    integer in every channel.
+    """
+    attrs, (scale, zero) = call.attrs, (ops.const_value(a) for a in call.args[1:])
+    qtype = arith.QType(int(attrs["qmin"]), int(attrs["qmax"]), str(attrs["out_dtype"]))
+    how = {key: str(attrs[key]) for key in ("rounding", "form", "through")}
+    levels = []
+    for bound in (low, high):
+        level = arith.quantize(
+            np.full(scale.shape, bound, np.float32),
+            scale,
+            zero,
+            qmin=qtype.qmin,
+            qmax=qtype.qmax,
+            storage=qtype.storage,
+            **how,
+        )
+        if not is_uniform(level):
+            return None
+        levels.append(int(level.flat[0]))
+    qtype = arith.QType(levels[0], levels[1], qtype.storage)
+    return ops.quantize(source, scale, zero, qtype=qtype, branches=str(attrs["branches"]), **how)

@@ -205,10 +205,14 @@ class Softmax:
 
 @dataclass(frozen=True, eq=False)
 class Moved:
-    """A float graph input after operations that only move elements: they commute with the input's quantize."""
+    """A float graph input after operations that only move elements: they commute with the input's quantize.
+
+    ends: what the input saturates at, where the user has declared its range.
+    """
 
     base: relax.Expr
     moves: tuple[relax.Call, ...] = ()
+    ends: tuple[float, float] | None = None
 
 
 # What waits for its quantize, and what stands for a float tensor at all.

@@ -192,5 +192,5 @@ def test_an_input_that_nothing_quantizes_is_refused() -> None:
         y = bb.emit(relax.op.matmul(dq(bb, p[1], 0.1, 3), bb.emit(weight((5, 5), 0.1))))
         return q(bb, bb.emit(relax.op.add(p[0], y), "the_sum"), 0.1, 128)
 
-    with pytest.raises(ModelError, match=r"the_sum: .*no quantize tells its range.*; remedy: quantize"):
+    with pytest.raises(ModelError, match=r"the_sum: .*nothing tells its range.*; remedy: declare"):
         lower_to_integer(module(build, {"x": ((2, 5), "float32"), "y": ((2, 5), "uint8")}))

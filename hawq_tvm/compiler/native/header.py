@@ -36,6 +36,10 @@ def _entry(prefix: str, entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"#define {prefix}_SHAPE {{{', '.join(map(str, shape))}}}"
     yield f"#define {prefix}_ELEMENTS {elements}"
     yield f"#define {prefix}_BYTES {elements * np.dtype(entry['dtype']).itemsize}"
+    if "saturates" in entry:
+        # The declared range of a float input: what lies beyond counts as these.
+        for key, end in zip(("LEAST", "MOST"), entry["saturates"], strict=True):
+            yield f"#define {prefix}_{key} ({float(end)!r})"
     q = entry.get("quantization")
     if q:
         # real = scale (integer - zero point), by channel where there are several.

@@ -235,6 +235,7 @@ def _lowered(model: str | Path, package: Package) -> tuple[tvm.IRModule, tvm.IRM
     Raises UsageError when what the model compiles to is not the package's integer graph.
     """
     shapes = {i.name: i.shape for i in package.inputs}
+    ranges = {i.name: i.saturates for i in package.inputs if i.saturates}
     foreign = UsageError(
         "is not the package of this model",
         where=package.where,
@@ -244,7 +245,7 @@ def _lowered(model: str | Path, package: Package) -> tuple[tvm.IRModule, tvm.IRM
     )
     try:
         annotated = pipeline.import_annotated(
-            str(model), shapes=shapes, allow_float_tail=bool(package.manifest["float_tail"])
+            str(model), shapes=shapes, allow_float_tail=bool(package.manifest["float_tail"]), ranges=ranges
         )
     except UsageError as e:  # it has no inputs of these names or shapes
         raise foreign from e

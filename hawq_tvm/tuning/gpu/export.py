@@ -74,6 +74,7 @@ def export(
     trials: int = CANDIDATES,
     shapes: Mapping[str, Sequence[int]] | None = None,
     allow_float_tail: bool = False,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> ExportReport:
     """Write the candidate kernels of a model to a new folder, whole or not at all.
@@ -87,7 +88,7 @@ def export(
     if trials < 2:
         raise UsageError("at least 2 trials are needed to compare anything", where="--trials", found=str(trials))
     _check(path)
-    found = model_workloads(model, parsed, shapes, allow_float_tail)
+    found = model_workloads(model, parsed, shapes, allow_float_tail, ranges)
     if not found:
         raise UsageError(
             "nothing in this model has several tiles", where="--export", remedy="compile it without tuning"
@@ -127,17 +128,16 @@ def gpu_target(text: str) -> tvm.target.Target:
 
 
 def model_workloads(
-    model: Any, target: tvm.target.Target, shapes: Mapping[str, Sequence[int]] | None, allow_float_tail: bool
+    model: Any,
+    target: tvm.target.Target,
+    shapes: Mapping[str, Sequence[int]] | None,
+    allow_float_tail: bool,
+    ranges: Mapping[str, tuple[float, float]] | None,
 ) -> list[Workload]:
     """The workloads of a model on a GPU."""
     fixed = {k: tuple(int(d) for d in v) for k, v in (shapes or {}).items()}
-    return workloads(
-        pipeline.to_packed(
-            pipeline.import_annotated(model, shapes=fixed, allow_float_tail=allow_float_tail), target=target
-        ),
-        target,
-        1,
-    )
+    annotated = pipeline.import_annotated(model, shapes=fixed, allow_float_tail=allow_float_tail, ranges=ranges)
+    return workloads(pipeline.to_packed(annotated, target=target), target, 1)
 
 
 @dataclass

@@ -27,6 +27,7 @@ def import_times(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     allow_float_tail: bool = False,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> TuneReport:
     """Make records of times.json, into the file `records`; what else it holds is kept.
 
@@ -50,7 +51,7 @@ def import_times(
     if model is not None:
         keys, own = (
             {w["key"] for w in found["plan"]["workloads"]},
-            {w.key for w in model_workloads(model, parsed, shapes, allow_float_tail)},
+            {w.key for w in model_workloads(model, parsed, shapes, allow_float_tail, ranges)},
         )
         if keys != own:
             raise UsageError(

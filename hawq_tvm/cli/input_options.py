@@ -1,0 +1,75 @@
+"""The options that say of a model's inputs what the model leaves open: shapes, and ranges of float inputs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+
+from hawq_tvm.core.errors import UsageError
+
+
+def add_shape(sub: argparse.ArgumentParser) -> None:
+    """Add the option that fixes what a model leaves open; `parse_shapes` reads it."""
+    sub.add_argument(
+        "--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="fix an input's shape; repeatable"
+    )
+
+
+def add_range(sub: argparse.ArgumentParser) -> None:
+    """Add the option that declares what float inputs lie between; `parse_ranges` reads it."""
+    sub.add_argument(
+        "--range",
+        action="append",
+        default=[],
+        metavar="NAME=LOW:HIGH",
+        help="a float input lies between LOW and HIGH, and saturates there; repeatable",
+    )
+
+
+def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """NAME=1x3x224x224 ... as a dictionary.
+
+    Raises UsageError for anything else.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for text in texts:
+        name, equals, dims = text.rpartition("=")
+        if not equals or not name or not re.fullmatch(r"\d+([x,]\d+)*", dims):
+            raise UsageError(
+                "a shape is not understood",
+                found=text,
+                expected="NAME=1x3x224x224, with the name of one of the model's inputs",
+            )
+        if name in shapes:
+            raise UsageError("a shape is given twice", where=f"--shape {name}", found=text)
+        shapes[name] = tuple(int(d) for d in re.split("[x,]", dims))
+        if any(d < 1 for d in shapes[name]):
+            raise UsageError("a dimension must be at least 1", found=text)
+    return shapes
+
+
+def parse_ranges(texts: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """NAME=LOW:HIGH ... as a dictionary.
+
+    Raises UsageError for anything else.
+    """
+    ranges: dict[str, tuple[float, float]] = {}
+    for text in texts:
+        name, equals, ends = text.rpartition("=")
+        try:
+            low, high = map(float, ends.split(":"))
+        except ValueError:
+            low = high = 0.0
+            equals = ""
+        if not equals or not name:
+            raise UsageError(
+                "a range is not understood",
+                where="--range",
+                found=text,
+                expected="NAME=LOW:HIGH, with the name of one of the model's float inputs and two numbers",
+            )
+        if name in ranges:
+            raise UsageError("a range is given twice", where=f"--range {name}", found=text)
+        ranges[name] = low, high
+    return ranges
