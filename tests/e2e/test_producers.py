@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 pytest.importorskip("torchao", reason="torchao is not installed: pip install --no-deps torchao")
@@ -14,6 +16,8 @@ pytest.importorskip("onnxruntime.quantization", reason="onnxruntime is not insta
 from hawq_tvm.studies.producers import __main__ as study
 from hawq_tvm.studies.producers import page, worker
 from hawq_tvm.studies.producers.tools import PRODUCERS
+
+from ..models import Graph, float_output
 
 ROW = {
     "verdict": "integers",
@@ -78,13 +82,15 @@ def test_the_page() -> None:
     """Every verdict has its words, equal sentences one number, and the sums count what was compiled."""
     tail = {**ROW, "verdict": "float tail", "float": {"topk": 1, "add": 2}, "apart": 1.25, "differing": 3}
     wrong = {**ROW, "verified": False, "proved": False, "indices": False}
-    refused = {"verdict": "refused", "sentence": "no  such\nthing"}
+    refused = {"verdict": "refused", "sentence": "no  such\nthing", "runs": "ONNX Runtime", "state": "abc"}
+    ranged = {**ROW, "ranges": {"x": [-1.0, 2.0]}, "state": "def"}
     rows = {
         "unet.script.ort": ROW,
         "unet.script.nncf": tail,
         "unet.dynamo.ort": wrong,
         "unet.dynamo.nncf": refused,
         "unet.pt2e-x86": refused,
+        "ssd.script.ort": ranged,
         "unet.pt2e-arm": {"verdict": "integers", "layers": 16, "float_layers": 0},
         "unet.pt2e-xnnpack": {"verdict": "float tail", "layers": 15, "float_layers": 2},
     }
@@ -93,15 +99,38 @@ def test_the_page() -> None:
     assert "| unet, torch.export |  | 14 kernels; 0; NOT EXACT; NOT PROVED; other indices |  | refused (1) |" in text
     assert (
         "| unet | refused (1) | 16 layers, inspected | 15 layers and 2 of float, inspected |  |  |" in text
-        and "\n1. no such thing\n" in text
+        and "\n1. no such thing (ONNX Runtime runs the file)\n" in text
     )
+    assert "| ssd, TorchScript |  | 14 kernels; --range; 0 |" in text
+    assert "Judged by abc; by def: ssd.script.ort." in text
     plain = " ".join(text.split())
-    assert "3 files compile to integers alone, 2 with a float tail; 2 are refused and 0 failed" in plain
-    assert "2 were only inspected" in plain and "Of 3 that were built, not exact: 1. Not proved: 1." in plain
-    assert "3 of 300 thresholds differ" in plain and "nncf not installed" in plain
+    assert "4 files compile to integers alone, 2 with a float tail; 2 are refused and 0 failed" in plain
+    assert "2 were only inspected" in plain and "Of 4 that were built, not exact: 1. Not proved: 1." in plain
+    assert "3 of 400 thresholds differ" in plain and "nncf not installed" in plain
 
 
 def test_unknown_names(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert study.main(["--networks", "unet,none", "--work", str(tmp_path / "work")]) == 2
     assert "--networks: is not known here; expected yolo, ssd" in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
+
+
+def test_a_file_whose_input_has_no_range_is_given_its_inputs(tmp_path: Path) -> None:
+    """Refused without it, exact with it; and what is refused for good says who runs it."""
+    from hawq_tvm.studies.producers.judge import judge
+
+    g = Graph()
+    x = g.input("in", [2, 4])
+    y = g.node("MatMul", [g.qdq(g.node("Neg", [x]), 0.05, 128), g.weight([4, 4], axis=None)])
+    y = g.qdq(g.node("Add", [x, g.node("Mul", [y, x])]), 0.1, 128)
+    path, draws = tmp_path / "m.onnx", [{"x": np.random.default_rng(i).random((2, 4), np.float32)} for i in range(2)]
+    onnx.save(g.model([float_output(y)]), path)
+    row = judge(path, draws)
+    ends = [float(f([d["x"] for d in draws])) for f in (np.min, np.max)]
+    assert row["verdict"] == "integers" and list(row["ranges"]["in"]) == ends and row["verified"] and row["apart"] <= 1
+    for op, runner in (("Mod", "ONNX Runtime"), ("NoSuchOperator", "")):
+        behind = g.node(op, [y, y], **({"fmod": 1} if op == "Mod" else {}))
+        last = g.node("MatMul", [g.qdq(behind, 0.1, 128), g.weight([4, 4], axis=None)])
+        onnx.save(g.model([float_output(g.qdq(last, 0.1, 128))]), path)
+        row = judge(path, draws)
+        assert (row["verdict"], row["runs"]) == ("refused", runner)

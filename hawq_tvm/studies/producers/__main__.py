@@ -62,7 +62,7 @@ def study(args: argparse.Namespace) -> int:
         by_path = {str(path): key for key, (*_, path) in wanted.items() if path.exists()}
 
         def judged(task: worker.Task, found: dict[str, Any], by_path: dict[str, str] = by_path) -> None:
-            rows[by_path[task[-1]]] = found
+            rows[by_path[task[-1]]] = {**found, **({"state": args.state} if args.state else {})}
             _say(f"{by_path[task[-1]]}: {page.cell(found)}")
             _write(numbers, args)
 
@@ -119,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         parser.add_argument(
             f"--{name}", type=lambda text: text.split(","), default=list(known), metavar="A,B", help=", ".join(known)
         )
+    parser.add_argument("--state", default="", metavar="NAME", help="the commit that judges, for the page")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are in --json already")
     parser.add_argument("--inspect", action="store_true", help="inspect files only, which builds and runs nothing")
     parser.add_argument("--seconds", type=float, default=600, metavar="S", help="that one file may take (default: 600)")

@@ -35,22 +35,20 @@ def judge(path: Path, draws: Sequence[Mapping[str, Array]], target: str = "host"
     """Everything that the table says of a file, JSON-ready.
 
     draws: inputs of the network, in the order of the file's.
-    verdict: integers alone, a float tail, nothing quantized, or refused, then with the sentence.  kernels, float: of
-    the package, and its float operators by kind.  verified, proved: whether every layer equals the reference, and the
+    verdict: integers alone, a float tail, nothing quantized, or refused, then with the sentence and what runs the file
+    nevertheless (runs: "" for nobody).  ranges: what its float inputs were declared to saturate at, the least and
+    greatest of the draws, where it is refused without.  kernels, float: of the package, and its float operators by
+    kind.  verified, proved: whether every layer equals the reference, and the
     proof holds.  thresholds, differing: of its requantizes and functions.  apart: in steps, see `_apart`.  moved: as
     apart, between the simulation and itself on inputs that are moved by NUDGES.  indices: whether outputs of integers
     are those of the simulation.
     """
-    try:
-        package = ht.compile(path, target)
-    except HawqError:
-        try:
-            package = ht.compile(path, target, allow_float_tail=True)
-        except HawqError as e:
-            inspected = ht.inspect(path, target=target, allow_float_tail=True).error
-            if inspected != str(e):
-                return {"verdict": REFUSED, "sentence": f"compile says: {e}; but inspect says: {inspected or 'yes'}"}
-            return {"verdict": REFUSED, "sentence": str(e)}
+    package, ranges = _compiled(path, target, draws)
+    if isinstance(package, HawqError):
+        said = ht.inspect(path, target=target, allow_float_tail=True, ranges=ranges).error
+        sentence = str(package)
+        sentence = sentence if said == sentence else f"compile says: {sentence}; but inspect says: {said or 'yes'}"
+        return {"verdict": REFUSED, "sentence": sentence, "runs": _runner(path, draws)}
     outside = stages.float_tail(package.graph["main"])
     floats = Counter(
         ops.op_name(b.value).split(".")[-1]
@@ -69,6 +67,7 @@ def judge(path: Path, draws: Sequence[Mapping[str, Array]], target: str = "host"
         "proved": proof.ok,
         "thresholds": proof.thresholds,
         "differing": proof.differing,
+        **({"ranges": ranges} if ranges else {}),
     }
     simulated = _simulation(path)
     scales = {o.name: o.quantization.scale for o in package.outputs if o.quantization}
@@ -83,6 +82,56 @@ def judge(path: Path, draws: Sequence[Mapping[str, Array]], target: str = "host"
         rows += [_apart(a, b, scales.get(name, ())) for (name, a), b in zip(ours.items(), theirs, strict=True)]
     apart = max((r for r in rows if r is not None), default=0.0)
     return {**found, "apart": apart, "moved": max(moved), "indices": None not in rows}
+
+
+def _compiled(
+    path: Path, target: str, draws: Sequence[Mapping[str, Array]]
+) -> tuple[ht.Package | HawqError, dict[str, tuple[float, float]]]:
+    """The package of a file, or why there is none, and the ranges of its float inputs that had to be declared: without
+    a float tail if that can be.
+    """
+    for tail in (False, True):
+        ranges: dict[str, tuple[float, float]] = {}
+        while True:
+            try:
+                return ht.compile(path, target, allow_float_tail=tail, ranges=ranges), ranges
+            except HawqError as e:
+                failure = e
+            asked = "--range" in str([failure, *getattr(failure, "others", ())])
+            if ranges or not asked:
+                break
+            ranges = _own_ranges(path, draws)
+    return failure, ranges
+
+
+def _own_ranges(path: Path, draws: Sequence[Mapping[str, Array]]) -> dict[str, tuple[float, float]]:
+    """The least and the greatest of every float input."""
+    names = [i["name"] for i in ht.inspect(path).model["inputs"]]
+    every = [[d[k] for d in draws] for k in draws[0]]
+    return {
+        n: (float(np.min(a)), float(np.max(a))) for n, a in zip(names, every, strict=True) if a[0].dtype.kind == "f"
+    }
+
+
+def _runner(path: Path, draws: Sequence[Mapping[str, Array]]) -> str:
+    """What runs a file on the network's inputs, "" where nothing does."""
+    try:
+        simulated = _simulation(path)
+        names = list(draws[0]) if path.suffix == ".pt2" else [i.name for i in _graph(path).input]
+        simulated(dict(zip(names, draws[0].values(), strict=True)))
+    except Exception:  # whatever another tool raises: it does not run the file
+        return ""
+    return "PyTorch" if path.suffix == ".pt2" else "QONNX" if _is_qonnx(_graph(path)) else "ONNX Runtime"
+
+
+def _graph(path: Path) -> Any:
+    import onnx
+
+    return onnx.load(path).graph
+
+
+def _is_qonnx(graph: Any) -> bool:
+    return any("brevitas" in n.domain or "qonnx" in n.domain for n in graph.node)
 
 
 def _simulation(path: Path) -> Callable[[Mapping[str, Array]], list[Array]]:
@@ -102,7 +151,7 @@ def _simulation(path: Path) -> Callable[[Mapping[str, Array]], list[Array]]:
     import onnx
 
     model = onnx.load(path)
-    if any("brevitas" in n.domain or "qonnx" in n.domain for n in model.graph.node):
+    if _is_qonnx(model.graph):
         return _qonnx(model)
     import onnxruntime
 

@@ -31,7 +31,8 @@ def cell(row: Row) -> str:
     wrong += [] if row["indices"] else ["other indices"]
     kept = [" and ".join(f"{n} {name}" for name, n in sorted(row["float"].items()))] if row["float"] else []
     itself = f" (itself {row['moved']:.2g})" if row.get("moved", 0.0) >= 1 else ""
-    return "; ".join([f"{row['kernels']} kernels", *kept, f"{row['apart']:.2g}{itself}", *wrong])
+    ranged = ["--range"] if row.get("ranges") else []
+    return "; ".join([f"{row['kernels']} kernels", *kept, *ranged, f"{row['apart']:.2g}{itself}", *wrong])
 
 
 def markdown(numbers: Mapping[str, Any]) -> str:
@@ -48,7 +49,6 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     ]
     compiled = [r for r in rows.values() if r["verdict"] in COMPILED and "layers" not in r]
     waiting = sum("layers" in r for r in rows.values())
-    earlier = [key for key in numbers.get("earlier", ()) if key in rows]
     counts = Counter(r["verdict"] for r in rows.values())
     tools = {tool.package: numbers["versions"][name] for name, tool in PRODUCERS.items()}
     versions = ", ".join(f"{package} {version or 'not installed'}" for package, version in tools.items())
@@ -62,9 +62,10 @@ def markdown(numbers: Mapping[str, Any]) -> str:
         "A cell has the kernels between the border's; float operators, where it needed `--allow-float-tail`; and the"
         " largest difference from the simulation, in steps of the output's scale (1/255 of its range where it has"
         " none); in brackets, from 1 on, by how much the simulation differs from itself when its inputs move by 2^-17"
-        " of themselves or less: random weights magnify a rounding. An empty cell was not run.",
+        " of themselves or less: random weights magnify a rounding. `--range` stands where nothing in the file tells"
+        " the range of a float input, which was declared as that of the inputs. An empty cell was not run.",
         f"{versions}.",
-        *([f"Made by an earlier state of this project: {', '.join(sorted(earlier))}."] if earlier else []),
+        *_states(rows),
         f"{counts[INTEGERS]} files compile to integers alone, {counts[TAIL]} with a float tail; {counts[REFUSED]} are"
         f" refused and {counts[FAILED]} failed; {counts[NOT_MADE]} could not be made by their tool, which quantizes"
         f" nothing of {counts[NOTHING]}; {counts[MISSING]} lack their tool."
@@ -82,6 +83,17 @@ def markdown(numbers: Mapping[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def _states(rows: Mapping[str, Row]) -> list[str]:
+    """Which states of this project judged the files, where that is known: all but those of the most by name."""
+    counts = Counter(row["state"] for row in rows.values() if row.get("state"))
+    said = [
+        f"{state}: " + ", ".join(sorted(k for k, r in rows.items() if r.get("state") == state))
+        for state, _ in counts.most_common()[1:]
+    ]
+    most = [f"Judged by {counts.most_common(1)[0][0]}" + ("" if not said else "; by " + "; by ".join(said)) + "."]
+    return most if counts else []
+
+
 def _table(
     rows: Mapping[str, Row], lines: Sequence[tuple[str, str]], producers: Sequence[str], notes: dict[str, int]
 ) -> list[str]:
@@ -97,4 +109,7 @@ def _table(
 def _noted(row: Row, notes: dict[str, int]) -> str:
     if "sentence" not in row:
         return cell(row)
-    return f"{cell(row)} ({notes.setdefault(' '.join(str(row['sentence']).split()), len(notes) + 1)})"
+    sentence = " ".join(str(row["sentence"]).split())
+    if "runs" in row:
+        sentence += f" ({row['runs'] or 'nobody'} runs the file)"
+    return f"{cell(row)} ({notes.setdefault(sentence, len(notes) + 1)})"
