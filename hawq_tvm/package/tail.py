@@ -38,7 +38,7 @@ class Tail:
             return {name: every[name] for name in outputs}
         except KeyError as e:
             raise self._foreign(f"nothing gives {e}") from e
-        except _errors() as e:
+        except errors_of_onnxruntime() as e:
             raise self._foreign(str(e).strip().splitlines()[-1]) from e
 
     def _opened(self) -> Any:
@@ -59,7 +59,7 @@ class Tail:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
             try:
                 made = onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
-            except _errors() as e:
+            except errors_of_onnxruntime() as e:
                 raise self._foreign(str(e).strip().splitlines()[-1]) from e
             self._session = os.getpid(), made
         return self._session[1]
@@ -73,7 +73,7 @@ class Tail:
         )
 
 
-def _errors() -> tuple[type[Exception], ...]:
+def errors_of_onnxruntime() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises; the classes have no base of their own but Exception."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.frontend.common.inputs import Declared, bound_inputs
+from hawq_tvm.package.tail import errors_of_onnxruntime
 from hawq_tvm.quantize.network.float_graph import Input, sizes_of
 
 Array = np.ndarray[Any, Any]
@@ -62,7 +63,7 @@ class OnnxRunner:
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except _errors_of_onnxruntime() as e:
+        except errors_of_onnxruntime() as e:
             raise ModelError(
                 "is not accepted by ONNX Runtime", where=str(path), found=str(e).strip().splitlines()[-1]
             ) from e
@@ -73,7 +74,7 @@ class OnnxRunner:
         names = [one.name for one in self._session.get_outputs()]
         try:
             values = self._session.run(None, inputs)
-        except _errors_of_onnxruntime() as e:
+        except errors_of_onnxruntime() as e:
             given = ", ".join(f"{name} {'x'.join(map(str, value.shape))}" for name, value in inputs.items())
             raise InputError(
                 "cannot be run by ONNX Runtime on these data",
@@ -96,21 +97,6 @@ def _bound(inputs: Sequence[tuple[str, str, Sequence[Any]]], shapes: Shapes) -> 
         for name, dtype, dims in inputs
     ]
     return tuple(Input(d.name, d.kind, sizes_of(d)) for d in bound_inputs(given, shapes))
-
-
-def _errors_of_onnxruntime() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises for a model; the classes have no base of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    return (
-        RuntimeError,
-        state.Fail,
-        state.InvalidArgument,
-        state.InvalidGraph,
-        state.InvalidProtobuf,
-        state.NotImplemented,
-        state.RuntimeException,
-    )
 
 
 def _dtype(text: str) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 import hawq_tvm as ht
 from hawq_tvm.core import ops, stages
 from hawq_tvm.core.errors import HawqError
+from hawq_tvm.package.interface import FAILURES
+from hawq_tvm.package.tail import errors_of_onnxruntime
 
 Array = np.ndarray[Any, Any]
 # By which part of themselves the inputs are moved, to see how far a simulation moves.
@@ -115,11 +117,14 @@ def _own_ranges(path: Path, draws: Sequence[Mapping[str, Array]]) -> dict[str, t
 
 def _runner(path: Path, draws: Sequence[Mapping[str, Array]]) -> str:
     """What runs a file on the network's inputs, "" where nothing does."""
+    raised: tuple[type[Exception], ...] = FAILURES
+    if path.suffix != ".pt2":
+        raised += errors_of_onnxruntime()
     try:
         simulated = _simulation(path)
         names = list(draws[0]) if path.suffix == ".pt2" else [i.name for i in _graph(path).input]
         simulated(dict(zip(names, draws[0].values(), strict=True)))
-    except Exception:  # whatever another tool raises: it does not run the file
+    except raised:
         return ""
     return "PyTorch" if path.suffix == ".pt2" else "QONNX" if _is_qonnx(_graph(path)) else "ONNX Runtime"
 
