@@ -52,6 +52,11 @@ class Side:
         """The type of the data."""
         return ops.dtype_of(self.data)
 
+    @property
+    def reach(self) -> int:
+        """The largest magnitude of an element."""
+        return max(abs(end - self.zero) for end in arith.RANGES[self.dtype])
+
 
 @dataclass(frozen=True, eq=False)
 class Attention:

@@ -35,13 +35,18 @@ def tables(fraction: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
 
 
 def _powers(size: int, bits: int) -> NDArray[np.int32]:
+    return powers(size, bits, 30).astype(np.int32)
+
+
+def powers(size: int, bits: int, scale: int) -> Int:
+    """rne(2^scale 2^(-i / 2^bits)) for i < size, each correctly rounded."""
     with localcontext() as context:
         context.prec = 50
         base = Decimal(2)
         values = [
-            int((base ** (30 - Decimal(i) / (1 << bits))).to_integral_value(ROUND_HALF_EVEN)) for i in range(size)
+            int((base ** (scale - Decimal(i) / (1 << bits))).to_integral_value(ROUND_HALF_EVEN)) for i in range(size)
         ]
-    return np.array(values, np.int32)
+    return np.array(values, np.int64)
 
 
 def exponents(x: Int, axis: int, fraction: int, coarse: Int, fine: Int) -> Int:

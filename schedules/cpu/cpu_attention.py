@@ -25,7 +25,7 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.attention import SOFTMAXES, Attention, Side
-from schedules.emit.emit import EMITTERS, Emission, Operand, immediate
+from schedules.emit.emit import Emission, Operand, immediate
 from schedules.emit.stored import stored
 from schedules.layer import Layer
 from schedules.rule import Kernel
@@ -34,6 +34,7 @@ from schedules.spelling.neon_intrinsics import dot_s8s8
 
 from .attention_blocks import in_blocks, place_of, reach
 from .loops import extent, inline_all, parallel_outer
+from .powers import Powers
 from .vector_unit import VectorUnit
 
 EIGHT = {"int8", "uint8"}
@@ -46,7 +47,7 @@ class Product:
     """How a product is made: `depth` products per lane and step.
 
     a, b: the types of the factors as they are multiplied.  flip_a, flip_b: what is added to them first.  above_a,
-    above_b: what they are too large by then.
+    above_b: what they are too large by then.  reach: no sum is larger.
     """
 
     depth: int
@@ -56,17 +57,19 @@ class Product:
     flip_b: int
     above_a: int
     above_b: int
+    reach: int
 
     @staticmethod
     def of(left: Side, right: Side, length: int, unit: VectorUnit) -> Product:
         """In 8 bits where factors, sums and the CPU allow it, else in 16."""
         signed = not unit.neon.isdisjoint(DOTS)
+        most = length * left.reach * right.reach
         eight = {left.dtype, right.dtype} <= EIGHT and reach(length, left, right) <= arith.RANGES["int32"][1]
         if not eight or not (unit.quads or signed):
-            return Product(2 if unit.pairs else 1, "int16", "int16", -left.zero, -right.zero, 0, 0)
+            return Product(2 if unit.pairs else 1, "int16", "int16", -left.zero, -right.zero, 0, 0, most)
         a = "int8" if signed else "uint8"
         flip_a, flip_b = (_flip(s.dtype, to) for s, to in ((left, a), (right, "int8")))
-        return Product(4, a, "int8", flip_a, flip_b, left.zero + flip_a, right.zero + flip_b)
+        return Product(4, a, "int8", flip_a, flip_b, left.zero + flip_a, right.zero + flip_b, most)
 
     def intrinsic(self, lanes: int) -> str:
         """The name of the tensor intrinsic of one step."""
@@ -115,7 +118,8 @@ class CpuAttention:
         ]
         widths = [-(-ops.shape_of(c)[-1] // unit.lanes) for c in calls]
         tile = tile_of(found.count, (widths[0], widths[1]), unit)
-        emission = _emission(in_blocks(layer, found, tile.height), products, tile)
+        powers = Powers.of(found.softmax.value, unit)
+        emission = _emission(in_blocks(layer, found, tile.height), products, tile, powers)
         result = ops.shape_of(layer.func.body.body)
         ragged = found.count % tile.height != 0
         func = stored(
@@ -126,7 +130,7 @@ class CpuAttention:
         )
         sch = s_tir.Schedule(func)
         _schedule(sch, len(found.lead), products, tile)
-        return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
+        return Kernel(powers.spelled(sch), tuple(a for _, a in emission.arguments), tile)
 
 
 def tile_of(count: int, widths: tuple[int, int], unit: VectorUnit) -> AttentionTile:
@@ -138,7 +142,7 @@ def tile_of(count: int, widths: tuple[int, int], unit: VectorUnit) -> AttentionT
     return AttentionTile(height, (vectors[0], vectors[1]), unit.lanes)
 
 
-def _emission(layer: Layer, products: Sequence[Product], tile: AttentionTile) -> Emission:
+def _emission(layer: Layer, products: Sequence[Product], tile: AttentionTile, powers: Powers) -> Emission:
     """The stages of a layer in blocks; those of the first product are called ..1, of the second ..2."""
     left = list(enumerate(products, 1))
 
@@ -150,9 +154,7 @@ def _emission(layer: Layer, products: Sequence[Product], tile: AttentionTile) ->
         x = e.operand(call.args[0])
         scores = te.compute(x.shape, lambda *i: x.at(i), name="scores")
         e.values[call.args[0]] = Operand(e, scores)
-        made = EMITTERS[ops.op_name(call)](e, call)
-        assert isinstance(made, te.Tensor)
-        return made
+        return powers.emit(e, call)
 
     return Emission(layer, {"relax.matmul": product, **dict.fromkeys(SOFTMAXES, softmax)})
 
@@ -218,7 +220,8 @@ def _product(e: Emission, call: relax.Call, p: Product, tile: AttentionTile, num
 
         down = te.compute((*b.shape[:-3], vectors, lanes), column, name=f"down{number}")
     sums = te.compute((*lead, vectors, lanes), corrected, name=f"sums{number}")
-    return Operand(e, te.compute((*lead, width), lambda *i: sums(*i[:-1], i[-1] // lanes, i[-1] % lanes)))
+    whole = te.compute((*lead, width), lambda *i: sums(*i[:-1], i[-1] // lanes, i[-1] % lanes))
+    return Operand(e, whole, reach=p.reach)
 
 
 def _schedule(sch: s_tir.Schedule, batches: int, products: Sequence[Product], tile: AttentionTile) -> None:
@@ -245,8 +248,8 @@ def _schedule(sch: s_tir.Schedule, batches: int, products: Sequence[Product], ti
     last = str(sch.get(out).name_hint)
     softmax = [name for name in stages if name not in (*kept, "scores", last)]  # "maximum" to "row_reciprocal"
     for name in reversed(softmax):
-        sch.compute_at(stages[name], row, preserve_unit_loops=True)
-    sch.compute_at(stages["scores"], row, preserve_unit_loops=True)
+        sch.compute_at(stages[name], task, preserve_unit_loops=True)
+    sch.compute_at(stages["scores"], task, preserve_unit_loops=True)
     for name in ("sums1", "acc1", "across1", "rows1"):
         if name in stages:
             sch.compute_at(stages[name], task, preserve_unit_loops=True)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from tvm import relax, te, tirx
 
-from hawq_tvm.core import arith, ops
+from hawq_tvm.core import arith, ops, softmax_wide
 from hawq_tvm.core.attributes import Conv2d, Pool2d
 from schedules.cpu.loops import ONCE_A_ROW
+from schedules.spelling.power_intrinsics import power_of, short_tables
 
 from .emit import Emission, Operand, clamp, emitter, immediate, out_shape
 
@@ -163,16 +164,25 @@ def _power(d: tirx.Expr, tables: list[Operand], fraction: int) -> tirx.Expr:
 
 @emitter("hawq.softmax", "hawq.softmax_wide")
 def _softmax(e: Emission, call: relax.Call) -> te.Tensor:
+    return softmax(e, call)
+
+
+def softmax(e: Emission, call: relax.Call, in_registers: bool = False) -> te.Tensor:
     """(A17), (A24): maximum, exponents from the tables, their sum, its bits and reciprocal once a row, one rounded
     product an element.
+
+    in_registers: the exponents of (A24) from tables of 32 entries, so that a schedule may spell the stage "exponents" with `power`.
     """
     attrs = call.attrs
     x, *tables = (e.operand(a) for a in call.args)
     axis = int(attrs["axis"]) % len(x.shape)
     maximum = row_maximum(x, axis)
+    short = e.argument(short_tables(int(attrs["fraction"]))) if in_registers and has_short_tables(call) else None
 
     def exponent(*i: Any) -> tirx.Expr:
         difference = maximum(*i[:axis], *i[axis + 1 :]).astype("int32") - x.at(i).astype("int32")
+        if short is not None:
+            return power_of(difference, lambda k: short(k), int(attrs["fraction"]))
         if len(tables) == 1:
             # The last entry stands for every difference beyond the table, which the input's range excludes.
             last = len(ops.const_value(call.args[1])) - 1
@@ -180,6 +190,14 @@ def _softmax(e: Emission, call: relax.Call) -> te.Tensor:
         return _power(difference, tables, int(attrs["fraction"]))
 
     return normalized(call, te.compute(x.shape, exponent, name="exponents"))
+
+
+def has_short_tables(call: relax.Call) -> bool:
+    """Whether a softmax reads the tables of (A24) that `short_tables` stands for."""
+    return ops.op_name(call) == "hawq.softmax_wide" and all(
+        np.array_equal(ops.const_value(held), table)
+        for held, table in zip(call.args[1:], softmax_wide.tables(int(call.attrs["fraction"])), strict=True)
+    )
 
 
 def row_maximum(x: Operand, axis: int) -> te.Tensor:

@@ -77,6 +77,9 @@ def requantize(e: Emission, call: relax.Call, packs: bool = False) -> te.Tensor:
     shape, rounding = out_shape(call), str(attrs["rounding"])
     # |total| < 2^63 (ARITHMETIC.md section 7), so a shift of 34 or more leaves less than 2^29 + 1.
     narrow = bool(np.all(shifts >= 34)) and max(abs(low), abs(high), abs(zero_point)) < 1 << 29
+    # Where the data tell that the shift leaves less, so does any other.
+    most = (terms.reach >> int(shifts.min())) + 1 + abs(zero_point)
+    small = narrow or 0 < terms.reach and most < 1 << 31
 
     if rounding == "half_up" and terms.folded:
         if packs:
@@ -88,7 +91,7 @@ def requantize(e: Emission, call: relax.Call, packs: bool = False) -> te.Tensor:
         if rounded is not None:
             return _clamped(shape, lambda *i: rounded(*i) + zero_point, low, high, "int32", str(attrs["out_dtype"]))
 
-    offset, dtype = Operand(e, value=terms.offset), "int32" if narrow else "int64"
+    offset, dtype = Operand(e, value=terms.offset), "int32" if small else "int64"
 
     def element(*i: Any) -> tirx.Expr:
         if rounding == "double":
@@ -102,8 +105,10 @@ def requantize(e: Emission, call: relax.Call, packs: bool = False) -> te.Tensor:
                 rounded = shift_after_half(total, shift.at(i), rounding)
             else:
                 rounded = shift_round(total, shift.at(i), shifts, rounding)
-        return (rounded.astype("int32") if narrow else rounded) + immediate(zero_point, dtype)
+        return (rounded.astype("int32") if small else rounded) + immediate(zero_point, dtype)
 
+    if str(attrs["out_dtype"]) == "int32" and 0 < terms.reach and most <= min(-low, high):
+        low, high = arith.RANGES["int32"]  # no number is clamped
     return _clamped(shape, element, low, high, dtype, str(attrs["out_dtype"]))
 
 
@@ -282,7 +287,7 @@ def shift_after_half(value: tirx.Expr, shift: tirx.Expr, rounding: str) -> tirx.
 class Terms:
     """sum data[k] multipliers[k] + offset, still to be shifted, and then zero_point to be added.
 
-    folded: 2^(shift-1) is in the offset.
+    folded: 2^(shift-1) is in the offset.  reach: the sum's largest magnitude; 0 where only types tell.
     """
 
     data: list[Operand]
@@ -290,6 +295,7 @@ class Terms:
     offset: Array
     zero_point: int
     folded: bool
+    reach: int = 0
 
 
 def _fold_constants(e: Emission, call: relax.Call) -> Terms:
@@ -305,12 +311,13 @@ def _fold_constants(e: Emission, call: relax.Call) -> Terms:
     plain = Terms([e.operand(f) for f in fields], multipliers, offset, zero_point, False)
     if rounding == "double":
         return plain
-    data, total, reach = [], offset.astype(object), 0
+    data, total, reach, known = [], offset.astype(object), 0, True
     for field, m in zip(fields, multipliers, strict=True):
         operand, added = _without_bias(e, field)
         data.append(operand)
         low, high = arith.RANGES[operand.dtype]
-        reach += max(-low, high) * int(np.abs(m).max(initial=0))
+        reach += (operand.reach or max(-low, high)) * int(np.abs(m).max(initial=0))
+        known = known and operand.reach > 0
         total = total + added.astype(object) * m.astype(object)
     folded = rounding in ("half_up", "half_even") and bool(np.all(shifts > 0))
     if folded:
@@ -323,7 +330,8 @@ def _fold_constants(e: Emission, call: relax.Call) -> Terms:
         return plain
     if rounding == "half_up" and folded and fits(total + zero_point * 2 ** shifts.astype(object)):
         total, zero_point = total + zero_point * 2 ** shifts.astype(object), 0
-    return Terms(data, multipliers, np.asarray(total).astype(np.int64), zero_point, folded)
+    most = reach + max(abs(int(v)) for v in np.ravel(total)) if known else 0
+    return Terms(data, multipliers, np.asarray(total).astype(np.int64), zero_point, folded, most)
 
 
 def _without_bias(e: Emission, expr: relax.Expr) -> tuple[Operand, Array]:
