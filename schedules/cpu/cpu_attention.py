@@ -3,7 +3,7 @@
     keys, values packed in the order in which they are multiplied; their sums           in parallel, once
     for (batch, head, block of rows) in parallel:
         rows = the block of the left factor
-        acc = rows . keys, in registers; scores = what is done to it                    int32, a row at a time
+        acc = rows . keys, in registers; scores = what is done to it                    int32
         maximum, exponents, their sum, reciprocal; probabilities = their products       8 bits
         acc = probabilities . values, in registers; out = what is done to it, where the movements put it
 Factors of 8 bits are multiplied as they are stored: u8 a and s8 b by vpdpbusd, s8 both by sdot, their signs flipped
@@ -25,7 +25,7 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.attention import SOFTMAXES, Attention, Side
-from schedules.emit.emit import Emission, Operand, immediate
+from schedules.emit.emit import EMITTERS, Emission, Operand, immediate
 from schedules.emit.stored import stored
 from schedules.layer import Layer
 from schedules.rule import Kernel
@@ -154,7 +154,9 @@ def _emission(layer: Layer, products: Sequence[Product], tile: AttentionTile, po
         x = e.operand(call.args[0])
         scores = te.compute(x.shape, lambda *i: x.at(i), name="scores")
         e.values[call.args[0]] = Operand(e, scores)
-        return powers.emit(e, call)
+        made = (powers.overrides.get(ops.op_name(call)) or EMITTERS[ops.op_name(call)])(e, call)
+        assert isinstance(made, te.Tensor)
+        return made
 
     return Emission(layer, {"relax.matmul": product, **dict.fromkeys(SOFTMAXES, softmax)})
 
@@ -244,7 +246,6 @@ def _schedule(sch: s_tir.Schedule, batches: int, products: Sequence[Product], ti
     for name in ("across2", "rows2"):
         if name in stages:
             sch.compute_at(stages[name], task, preserve_unit_loops=True)
-    row = sch.get_loops(stages["rows2"])[-2]
     last = str(sch.get(out).name_hint)
     softmax = [name for name in stages if name not in (*kept, "scores", last)]  # "maximum" to "row_reciprocal"
     for name in reversed(softmax):

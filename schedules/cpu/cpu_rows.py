@@ -18,6 +18,8 @@ from schedules.layer import Layer
 from schedules.rule import Kernel
 
 from .loops import inline_all
+from .powers import Powers
+from .vector_unit import VectorUnit
 
 
 def _axes(call: relax.Call) -> list[int]:
@@ -52,7 +54,8 @@ class Rows:
         """See the loops at the top of this file."""
         call = layer.anchor_call
         assert call is not None
-        emission = Emission(layer)
+        powers = Powers.of(call, VectorUnit.of(target))
+        emission = Emission(layer, powers.overrides)
         sch = s_tir.Schedule(emission.prim_func())
         inline_all(sch, keep=("exponents",))
         *stages, out = sch.get_child_blocks(sch.get_sblock("root"))
@@ -63,4 +66,4 @@ class Rows:
         for stage in stages:
             if sch.get(stage).init is not None:
                 sch.decompose_reduction(stage, sch.get_loops(stage)[-len(_axes(call))])
-        return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments))
+        return Kernel(powers.spelled(sch), tuple(a for _, a in emission.arguments))

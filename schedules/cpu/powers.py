@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tvm import relax, s_tir, te, tirx
+from tvm import relax, s_tir, tirx
 
 from hawq_tvm.core import ops
-from schedules.emit.emit import EMITTERS, Emission
+from schedules.emit.emit import Emitter
 from schedules.emit.emit_reduce import has_short_tables, softmax
 from schedules.spelling.power_intrinsics import LANES, powers_of
 
@@ -31,11 +31,10 @@ class Powers:
         fits = unit.packs == LANES and has_short_tables(call) and ops.shape_of(call)[-1] >= LANES
         return Powers(int(call.attrs["fraction"]) if fits else 0)
 
-    def emit(self, e: Emission, call: relax.Call) -> te.Tensor:
-        """The stages of the softmax."""
-        made = softmax(e, call, in_registers=True) if self.fraction else EMITTERS[ops.op_name(call)](e, call)
-        assert isinstance(made, te.Tensor)
-        return made
+    @property
+    def overrides(self) -> dict[str, Emitter]:
+        """The emitter of the softmax, where it is another."""
+        return {"hawq.softmax_wide": lambda e, call: softmax(e, call, in_registers=True)} if self.fraction else {}
 
     def spelled(self, sch: s_tir.Schedule) -> tirx.PrimFunc:
         """The kernel of a finished schedule, with vectors of exponents."""

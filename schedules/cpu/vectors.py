@@ -38,9 +38,7 @@ def _vector(loop: tirx.For, spelling: Spelling) -> s_tir.SBlockRealize:
     assert isinstance(store, tirx.BufferStore)
     first = _substituted(list(realize.iter_values), loop.loop_var, tirx.const(0, "int32"))
     moving = [
-        axis.var
-        for axis, at in zip(block.iter_vars, realize.iter_values, strict=True)
-        if _uses(at, loop.loop_var)
+        axis.var for axis, at in zip(block.iter_vars, realize.iter_values, strict=True) if _uses(at, loop.loop_var)
     ]
     (var,) = moving
     analyzer = Analyzer()
@@ -54,7 +52,8 @@ def _vector(loop: tirx.For, spelling: Spelling) -> s_tir.SBlockRealize:
         assert not any(_uses(i, var) for i in (*before, step)), "a vector does not lie in one piece"
         return [*before, tirx.Ramp(last, 1, lanes)]
 
-    operands, tables = [], []
+    operands: list[Any] = []
+    tables: list[Any] = []
     for load in _loads(store.value):
         inside = [n for i in load.indices for n in _loads(i)]
         (tables if inside else operands).append(load)

@@ -171,7 +171,7 @@ def softmax(e: Emission, call: relax.Call, in_registers: bool = False) -> te.Ten
     """(A17), (A24): maximum, exponents from the tables, their sum, its bits and reciprocal once a row, one rounded
     product an element.
 
-    in_registers: the exponents of (A24) from tables of 32 entries, so that a schedule may spell the stage "exponents" with `power`.
+    in_registers: the stage "exponents" of (A24) from tables of 32 entries, which a schedule may spell (`powers_of`).
     """
     attrs = call.attrs
     x, *tables = (e.operand(a) for a in call.args)

@@ -79,7 +79,7 @@ def requantize(e: Emission, call: relax.Call, packs: bool = False) -> te.Tensor:
     narrow = bool(np.all(shifts >= 34)) and max(abs(low), abs(high), abs(zero_point)) < 1 << 29
     # Where the data tell that the shift leaves less, so does any other.
     most = (terms.reach >> int(shifts.min())) + 1 + abs(zero_point)
-    small = narrow or 0 < terms.reach and most < 1 << 31
+    small = narrow or (terms.reach > 0 and most < 1 << 31)
 
     if rounding == "half_up" and terms.folded:
         if packs:
@@ -107,7 +107,7 @@ def requantize(e: Emission, call: relax.Call, packs: bool = False) -> te.Tensor:
                 rounded = shift_round(total, shift.at(i), shifts, rounding)
         return (rounded.astype("int32") if small else rounded) + immediate(zero_point, dtype)
 
-    if str(attrs["out_dtype"]) == "int32" and 0 < terms.reach and most <= min(-low, high):
+    if str(attrs["out_dtype"]) == "int32" and terms.reach > 0 and most <= min(-low, high):
         low, high = arith.RANGES["int32"]  # no number is clamped
     return _clamped(shape, element, low, high, dtype, str(attrs["out_dtype"]))
 

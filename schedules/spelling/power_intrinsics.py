@@ -36,7 +36,8 @@ def short_tables(fraction: int) -> np.ndarray[Any, Any]:
         lacking = table[(index << low) + place % (1 << low)] - ((first[index] * second[place]) >> 32)
         assert np.isin(lacking, (0, 1)).all()
         parts += [first, second, (lacking << (31 - place)).sum(axis=1)]
-    return np.concatenate(parts).astype(np.uint32).view(np.int32)
+    made: np.ndarray[Any, Any] = np.concatenate(parts).astype(np.uint32).view(np.int32)
+    return made
 
 
 def power_of(d: tirx.Expr, at: At, fraction: int) -> tirx.Expr:
@@ -51,9 +52,7 @@ def power_of(d: tirx.Expr, at: At, fraction: int) -> tirx.Expr:
             at(i + tirx.const((table * KINDS + k) * ENTRIES, "int32")) for k, i in enumerate((high, place, high))
         )
         product = (first.astype("int64") & word) * (second.astype("int64") & word)
-        return ((product >> tirx.const(32, "int64")).astype("int32")) - (
-            (bits << place) >> tirx.const(31, "int32")
-        )
+        return ((product >> tirx.const(32, "int64")).astype("int32")) - ((bits << place) >> tirx.const(31, "int32"))
 
     product = factor(0, half).astype("int64") * factor(1, 0).astype("int64") + tirx.const(1 << 29, "int64")
     rounded = (product >> tirx.const(30, "int64")).astype("int32")
@@ -67,18 +66,16 @@ def powers_of(d: tirx.Expr, t: Buffer, fraction: int) -> tirx.Expr:
     def entry(number: int, index: tirx.Expr) -> tirx.Expr:
         """The entries that the last five bits of the lanes of `index` say."""
         both = (t.vload([number * ENTRIES + k], "int32x16") for k in (0, LANES))
-        return tirx.call_llvm_pure_intrin(
-            "int32x16", "llvm.x86.avx512.vpermi2var.d.512", next(both), index, next(both)
-        )
+        return tirx.call_llvm_pure_intrin("int32x16", "llvm.x86.avx512.vpermi2var.d.512", next(both), index, next(both))
 
     def factor(table: int, shift: int) -> tirx.Expr:
         index, high = (_right(d, n) for n in (shift, shift + half - 5))
         first, second, bits = (entry(table * KINDS + k, i) for k, i in enumerate((high, index, high)))
         turned = tirx.call_llvm_pure_intrin("int32x16", "llvm.fshl", bits, bits, index)  # by its last five bits
-        return _halves(*_products(first, second), 32) - _right(turned, 31)
+        return _halves(_products(first, second), 32) - _right(turned, 31)
 
     half_unit = tirx.Broadcast(tirx.const(1 << 29, "int64"), LANES // 2)
-    rounded = _halves(*(p + half_unit for p in _products(factor(0, half), factor(1, 0))), 30)
+    rounded = _halves([p + half_unit for p in _products(factor(0, half), factor(1, 0))], 30)
     return rounded >> tirx.Min(_right(d, fraction), tirx.Broadcast(tirx.const(31, "int32"), LANES))
 
 
@@ -94,8 +91,9 @@ def _products(a: tirx.Expr, b: tirx.Expr) -> list[tirx.Expr]:
     return [even_a * even_b, odd_a * odd_b]
 
 
-def _halves(even: tirx.Expr, odd: tirx.Expr, by: int) -> tirx.Expr:
+def _halves(products: list[tirx.Expr], by: int) -> tirx.Expr:
     """Bits `by` to `by` + 31 of the even lanes' products and of the odd ones', side by side."""
+    even, odd = products
     right, left = (tirx.Broadcast(tirx.const(n, "uint64"), LANES // 2) for n in (by, 32 - by))
     low, high = (tirx.Broadcast(tirx.const(m, "uint64"), LANES // 2) for m in (0xFFFFFFFF, 0xFFFFFFFF << 32))
     return tirx.reinterpret("int32x16", ((even >> right) & low) | ((odd << left) & high))
