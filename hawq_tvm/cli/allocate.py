@@ -53,23 +53,23 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub.add_argument(
         "--probes",
         type=int,
-        default=64,
+        default=128,
         metavar="N",
-        help="at most N sets of random signs, two for each batch (default: 64)",
+        help="the effort: N sets of random signs for every layer, spent where the choice hangs on them (default: 128)",
     )
     sub.add_argument(
         "--tolerance",
         type=float,
         default=0.1,
         metavar="X",
-        help="stop when every layer's relative standard error is below X (default: 0.1)",
+        help="without a budget: stop when every layer's relative standard error is below X (default: 0.1)",
     )
     sub.add_argument(
         "--batch",
         type=int,
         default=None,
         metavar="N",
-        help="images at a time where the model leaves that open (default: 4)",
+        help="images at a time where the model leaves that open (default: 4 to 32, by their size)",
     )
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument(
@@ -143,6 +143,7 @@ def _allocate(args: argparse.Namespace) -> int:
                     fix_ends=not args.free_ends,
                     fixed=fixed,
                     latencies=latencies,
+                    budgets=budgets,
                     state=state,
                     progress=progress,
                 )

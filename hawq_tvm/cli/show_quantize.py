@@ -60,15 +60,29 @@ def show_provenance(facts: Mapping[str, Any]) -> None:
     """How sensitivities were measured."""
     text = f"measured by {facts['metric']} on {facts['images']} images, {facts['loss']}, seed {facts['seed']}"
     if "probes" in facts:
-        state = (
-            f"all standard errors within {facts['tolerance']:.0%}"
-            if facts["converged"]
-            else f"standard errors up to {facts['worst_error']:.0%}, NOT within {facts['tolerance']:.0%}"
-        )
-        text += f"; {facts['probes']} probes on {facts['probed_images']} of them, {state}"
+        most = f", up to {facts['most_probes']} of a layer" if facts["most_probes"] > facts["probes"] else ""
+        text += f"; {facts['probes']} probes a layer{most}, on {facts['probed_images']} of them"
+        text += f"; standard errors up to {facts['worst_error']:.0%}"
         if facts["negative_traces"]:
             text += f"; {facts['negative_traces']} negative traces count as 0"
     say(text)
+    if "decision" in facts:
+        say(_decision(facts["decision"], facts["seconds"]))
+    elif "probes" in facts and not facts["converged"]:
+        say(f"not all standard errors are within {facts['tolerance']:.0%}: more --probes make them smaller")
+
+
+def _decision(facts: Mapping[str, Any], seconds: float) -> str:
+    """Whether the bits stand within the standard errors of what they were chosen by."""
+    told = f"within the standard errors ({facts['draws']} draws) no other bits are better by {facts['margin']:.0%}"
+    if facts["stable"]:
+        return f"the choice stands: {told} of the sum; measured in {seconds:.0f} s"
+    layers = ", ".join(facts["undecided"])
+    return (
+        f"the choice does NOT stand yet: in {facts['other']} of {facts['draws']} draws within the standard errors other"
+        f" bits are better, by up to {facts['gain']:.0%} of the sum; measured in {seconds:.0f} s, all that --probes"
+        f" allows; it hangs on {layers}: more --probes settle it, or --fix"
+    )
 
 
 def show_fronts(points: Mapping[str, int]) -> None:

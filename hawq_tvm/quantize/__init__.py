@@ -3,7 +3,7 @@
 Its graph in torch, calibration data, sensitivities, latencies, budgets, rounding:
 
     from hawq_tvm import quantize
-    problem = quantize.problem(exported_program, "calibration.npz", quantize.Settings(probes=64))
+    problem = quantize.problem(exported_program, "calibration.npz", budgets=["bops=0.5", "size=6.7MB"])
     allocation = problem.allocate(["bops=0.5", "size=6.7MB"])      # allocation.assignment: layer -> "W4A8"
     recipe = quantize.Recipe("bits.json", effort="best")
     found = quantize.post_training("float.onnx", "calibration.npz", recipe)

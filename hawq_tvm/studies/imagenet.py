@@ -239,19 +239,20 @@ class Study:
             "gained": int((right & ~was).sum()),
         }
 
-    @cached_property
-    def _problem(self) -> Problem:
+    def _problem(self, budget: str) -> Problem:
+        state = self.folder / "sensitivity.npz"
         with measuring(ERR, self.quiet) as progress:
             return problem(
-                self.model, self._calibration, self.settings, state=self.folder / "sensitivity.npz", progress=progress
+                self.model, self._calibration, self.settings, budgets=[budget], state=state, progress=progress
             )
 
     def _ours(self, recipe: Recipe, file: Path) -> float:
         """Write a network of ours; its share of W8A8's bit operations."""
         if str(recipe.bits).startswith("bops"):
             bits = file.with_suffix(".bits.json")
-            allocation = self._problem.allocate([str(recipe.bits)])
-            write_text(bits, json.dumps(bits_file(allocation, self._problem.provenance), indent=1) + "\n")
+            found = self._problem(str(recipe.bits))
+            allocation = found.allocate([str(recipe.bits)])
+            write_text(bits, json.dumps(bits_file(allocation, found.provenance), indent=1) + "\n")
             recipe = replace(recipe, bits=bits)
         with measuring(ERR, self.quiet) as progress:
             found = post_training(self.model, self._calibration, recipe, progress=progress)

@@ -12,9 +12,9 @@ have the right means too, but the cross terms between layers make the standard d
 from __future__ import annotations
 
 import hashlib
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,16 @@ from hawq_tvm.quantize.network.data import Batch, Calibration
 from hawq_tvm.quantize.network.float_graph import FloatGraph
 
 from .loss import Loss
-from .sensitivity import Progress, Sensitivities, Settings, Step
+from .sensitivity import SIDES, Judge, Progress, Sensitivities, Settings, Step
 from .table import widths
+from .traces import PAIR, added, estimated, spread
 
 Array = np.ndarray[Any, Any]
 # Fewest samples before a standard error is believed.
 SAMPLES = 16
-# Random signs of one batch: from two, what signs alone contribute to the spread is known, and images that differ in
-# curvature do not hide it.
-PAIR = 2
-SIDES = ("weight", "activation")
+# Images at a time, where the model leaves that open: as many as have that many elements in what layers read, at least
+# and at most.
+ELEMENTS, BATCHES = 2**22, (4, 32)
 
 
 def rounded_weight(weight: torch.Tensor, axis: int, bits: int) -> torch.Tensor:
@@ -69,24 +69,33 @@ def measure(
     settings: Settings,
     state: Path | None = None,
     progress: Progress | None = None,
+    judge: Judge | None = None,
 ) -> Sensitivities:
     """Measure every layer on calibration data.
 
     state: an .npz file that holds what has been measured; an interrupted run is continued by the next, to the same
-    result.
+    result.  judge: says which layers' errors a choice of bits hangs on; without one, all errors have to be below
+    settings.tolerance.
     Raises ModelError when the network is no classifier, InputError for labels that it does not have, UsageError when
     state is of another run.
     """
-    return _Measurement(graph, data, settings, state, progress or (lambda step: None)).run()
+    return _Measurement(graph, data, settings, state, progress or (lambda step: None), judge).run()
 
 
 class _Measurement:
     """One run: its batches, its arrays, and the file they are kept in."""
 
     def __init__(
-        self, graph: FloatGraph, data: Calibration, settings: Settings, state: Path | None, progress: Progress
+        self,
+        graph: FloatGraph,
+        data: Calibration,
+        settings: Settings,
+        state: Path | None,
+        progress: Progress,
+        judge: Judge | None,
     ) -> None:
         self.graph, self.data, self.settings, self.state, self.progress = graph, data, settings, state, progress
+        self.judge = judge
         if not graph.layers:
             raise ModelError("has no layers with weights", where=graph.name, expected="convolutions or matrix products")
         fixed = graph.batch
@@ -94,9 +103,6 @@ class _Measurement:
             raise UsageError(
                 "the model fixes its batch", where="--batch", expected=str(fixed), found=str(settings.batch)
             )
-        self.fixed, self.size = fixed is not None, fixed or settings.batch or min(4, data.count)
-        whole, rest = divmod(data.count, self.size)
-        self.sizes = [self.size] * whole + ([rest] if rest and not self.fixed else [])
         nodes = {n.name: n.inputs for n in graph.nodes}
         self.edges = {one.node: i for i, one in enumerate(graph.layers)}
         # The numbers of the operands that are a layer's input and its weight.
@@ -104,12 +110,27 @@ class _Measurement:
             one.node: (nodes[one.node].index(one.input), nodes[one.node].index(one.weight)) for one in graph.layers
         }
         self.loss = Loss(graph, data)
+        self.fixed, self.size = fixed is not None, fixed or settings.batch or self._fitting()
+        whole, rest = divmod(data.count, self.size)
+        self.sizes = [self.size] * whole + ([rest] if rest and not self.fixed else [])
         self.arrays: dict[str, Array] = {}
         self.key = self._key()
 
+    def _fitting(self) -> int:
+        """Images at a time whose layers' inputs have about ELEMENTS elements."""
+        elements = 0
+
+        def count(node: str, operand: int, value: Any) -> None:
+            nonlocal elements
+            elements += value.numel() if node in self.edges and operand == self.operands[node][0] else 0
+
+        with torch.no_grad():
+            self.loss.scores(next(self.data.batches(1)), feed=count)
+        return min(max(BATCHES[0], min(ELEMENTS // elements, BATCHES[1])), self.data.count)
+
     def _key(self) -> str:
         s, digest = self.settings, hashlib.sha256()
-        told = (1, s.seed, self.size, s.choices, self.data.fingerprint, [one.name for one in self.graph.layers])
+        told = (2, s.seed, self.size, s.choices, self.data.fingerprint, [one.name for one in self.graph.layers])
         digest.update(repr(told).encode())
         for name, value in sorted(self.graph.parameters.items()):
             if isinstance(value, torch.Tensor):
@@ -120,19 +141,17 @@ class _Measurement:
         self._load()
         start = time.monotonic()
         images = sum(self.sizes)
-        result = Sensitivities(self.graph, self.settings, self.loss.text, images, self.size)
         if "activation_square" not in self.arrays:
             self._rounding()
+        result = Sensitivities(self.graph, self.settings, self.loss.text, images, self.size, arrays=dict(self.arrays))
         if "hessian" in self.settings.metrics:
-            result.probes, result.converged = self._hutchinson()
-            result.worst = self._worst(result.probes)
+            self._hutchinson(result)
         if "fisher" in self.settings.metrics and "weight_fisher" not in self.arrays:
             self._fisher()
         if "output" in self.settings.metrics:
             self._output()
-        result.arrays = {
-            k: v for k, v in self.arrays.items() if k not in ("weight_samples", "activation_samples", "key")
-        }
+        samples = [f"{side}_samples" for side in SIDES]
+        result.arrays = {k: v for k, v in (result.arrays | self.arrays).items() if k not in samples}
         result.seconds = time.monotonic() - start
         return result
 
@@ -206,16 +225,20 @@ class _Measurement:
         }
         self._save()
 
-    def _variables(self, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """The losses of a batch, and the weights and inputs of its layers as what they can be differentiated by.
+    def _variables(
+        self, batch: Batch, chosen: Sequence[int] | Array
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """The losses of a batch, and the weights and inputs of the chosen layers as what they can be differentiated by.
 
         A tensor that two layers read counts for each on its own.
         """
-        weights = [self.graph.parameters[one.weight].detach().clone().requires_grad_() for one in self.graph.layers]
+        ours = [self.graph.layers[i] for i in chosen]
+        weights = [self.graph.parameters[one.weight].detach().clone().requires_grad_() for one in ours]
         activations: list[Any] = [None] * len(weights)
+        places = {one.node: i for i, one in enumerate(ours)}
 
         def feed(node: str, operand: int, value: Any) -> Any:
-            i = self.edges.get(node)
+            i = places.get(node)
             if i is None or operand not in self.operands[node]:
                 return None
             if operand == self.operands[node][1]:
@@ -228,81 +251,80 @@ class _Measurement:
     # -- the Hessian
     # ------------------------------------------------------------------------------------------------------
 
-    def _hutchinson(self) -> tuple[int, bool]:
-        """Sample until the standard errors are small; the probes used, and whether they sufficed."""
-        samples = [list(self.arrays.get(f"{side}_samples", ())) for side in SIDES]
-        start, held, most, done = time.monotonic(), len(samples[0]), self.settings.probes, 0
-        while done + PAIR <= most and not self._settled(done):
-            # Without a last smaller batch: every sample has as many images.
-            for batch in self.data.batches(self.size, True):
-                if done >= held:
-                    for kept, values in zip(samples, self._probe(done, batch), strict=True):
-                        kept.extend(values)
-                    self.arrays |= {
-                        f"{side}_samples": np.array(kept) for side, kept in zip(SIDES, samples, strict=True)
-                    }
-                    self._save()
-                done += PAIR
-                left = (time.monotonic() - start) / (done - held) * (most - done) if done > held else None
-                self.progress(Step("Hessian", done, most, self._worst(done), left))
-                if done + PAIR > most or self._settled(done):
-                    break
-        for side in SIDES:
-            self.arrays[f"{side}_trace"], self.arrays[f"{side}_error"] = self._estimate(side, done)
-            self.arrays[f"{side}_spread"] = self._spread(side, done)
-        return done, self._settled(done)
-
-    def _settled(self, probes: int) -> bool:
-        return probes >= SAMPLES and (self._worst(probes) or 0) <= self.settings.tolerance
-
-    def _probe(self, number: int, batch: Batch) -> tuple[Array, Array]:
-        """v^T H v of every layer's weights, and of its input, for one batch and the PAIR of random signs from that
-        number on [sign, layer].
+    def _hutchinson(self, result: Sensitivities) -> None:
+        """Sample every layer a little, then twice as often those that are not settled, until none is left or the
+        effort is spent: as many samples as `probes` of every layer would be.
         """
-        losses, weights, activations = self._variables(batch)
-        gradients = torch.autograd.grad(losses.mean(), [*weights, *activations], create_graph=True)
+        layers = len(self.graph.layers)
+        result.counts, wanted = np.zeros(layers, np.int64), np.arange(layers)
+        while len(wanted):
+            left = (self.settings.probes * layers - result.counts.sum()) // (PAIR * len(wanted)) * PAIR
+            more = min(left, max(SAMPLES, result.counts[wanted].max()))
+            if more < PAIR:
+                break
+            self._sample(result, wanted, int(more))
+            wanted = self._unsettled(result)
+        result.converged = not len(wanted)
+        result.worst = float(result.relative_errors().max())
+
+    def _unsettled(self, result: Sensitivities) -> Array:
+        """The numbers of the layers that have to be sampled further."""
+        if self.judge is None:
+            return np.flatnonzero(result.relative_errors() > self.settings.tolerance)
+        result.verdict = self.judge(result)
+        return np.flatnonzero([one.name in result.verdict.undecided for one in self.graph.layers])
+
+    def _sample(self, result: Sensitivities, wanted: Array, more: int) -> None:
+        """Take so many more samples of the wanted layers, but for those that the state holds."""
+        counts, start, began, most = result.counts, time.monotonic(), result.counts.sum(), self.settings.probes
+        until, of = counts[wanted] + more, len(counts)
+        number, whole = int(counts[wanted].min()), self.data.count // self.size or 1
+        for name in (f"{side}_samples" for side in SIDES):
+            self.arrays[name] = added(self.arrays.get(name, np.empty((0, of))), int(until.max()))
+        while (counts[wanted] < until).any():
+            # Without a last smaller batch: every sample has as many images.
+            for batch in islice(self.data.batches(self.size, True), number // PAIR % whole, None):
+                now = wanted[(counts[wanted] <= number) & (number < until)]
+                lacking = now[np.isnan(self.arrays["weight_samples"][number, now])]
+                if len(lacking):
+                    values = self._probe(number, batch, lacking)
+                    for side, ours in zip(SIDES, values, strict=True):
+                        self.arrays[f"{side}_samples"][number : number + PAIR, lacking] = ours
+                    self._save()
+                counts[now] += PAIR
+                number += PAIR
+                left = (time.monotonic() - start) / (counts.sum() - began) * (most * of - counts.sum())
+                self._estimate(result)
+                worst = float(result.relative_errors().max())
+                self.progress(Step("Hessian", int(counts.sum() // of), most, worst, left))
+                if not (counts[wanted] < until).any():
+                    break
+
+    def _estimate(self, result: Sensitivities) -> None:
+        for side in SIDES:
+            samples = self.arrays[f"{side}_samples"]
+            result.arrays[f"{side}_trace"], result.arrays[f"{side}_error"] = estimated(samples, result.counts)
+            result.arrays[f"{side}_spread"] = spread(samples, result.counts)
+
+    def _probe(self, number: int, batch: Batch, chosen: Array) -> tuple[Array, Array]:
+        """v^T H v of the chosen layers' weights, and of their inputs, for one batch and the PAIR of random signs from
+        that number on [sign, layer].  A layer's signs are its own, whichever others are chosen.
+        """
+        losses, weights, activations = self._variables(batch, chosen)
         # Activations stand once per image: the mean loss's Hessian by them holds each image's, divided by the number of
         # images.
         variables = [*weights, *activations]
-        values = np.zeros((PAIR, len(variables)))
+        gradients = torch.autograd.grad(losses.mean(), variables, create_graph=True)
+        values = np.zeros((PAIR, len(SIDES), len(chosen)))
         for k in range(PAIR):
-            random = torch.Generator().manual_seed(
-                int.from_bytes(hashlib.sha256(f"{self.settings.seed} {number + k}".encode()).digest()[:7], "big")
-            )
-            signs = [torch.randint(0, 2, v.shape, generator=random, dtype=v.dtype).mul_(2).sub_(1) for v in variables]
-            for i, (variable, gradient, sign) in enumerate(zip(variables, gradients, signs, strict=True)):
+            for i, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
+                side, place = divmod(i, len(chosen))
+                told = f"{self.settings.seed} {number + k} {side} {chosen[place]}".encode()
+                random = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(told).digest()[:7], "big"))
+                sign = torch.randint(0, 2, variable.shape, generator=random, dtype=variable.dtype).mul_(2).sub_(1)
                 (product,) = torch.autograd.grad(gradient, variable, sign, retain_graph=True, materialize_grads=True)
-                values[k, i] = _dot(sign, product)
-        return values[:, : len(weights)], values[:, len(weights) :]
-
-    def _estimate(self, side: str, probes: int) -> tuple[Array, Array]:
-        """The traces over the images that were used, and the standard errors that random signs leave: each pair's
-        mean is off by half its difference.
-        """
-        pairs = self.arrays[f"{side}_samples"][:probes].reshape(-1, PAIR, len(self.graph.layers))
-        return pairs.mean((0, 1)), np.sqrt(np.square(np.diff(pairs, axis=1)[:, 0] / 2).sum(0)) / len(pairs)
-
-    def _spread(self, side: str, probes: int) -> Array:
-        """The standard errors of the traces over other images of the kind: from the spread of batches."""
-        batches = self.arrays[f"{side}_samples"][:probes].reshape(-1, PAIR, len(self.graph.layers)).mean(1)
-        return (
-            batches.std(0, ddof=1) / math.sqrt(len(batches)) if len(batches) > 1 else np.full(batches.shape[1:], np.inf)
-        )
-
-    def _worst(self, probes: int) -> float | None:
-        """The largest standard error of a layer's sensitivity in the narrowest choice, relative to that sensitivity,
-        or to a tenth of the mean one if that is larger.
-        """
-        if probes < PAIR:
-            return None
-        value: Array = np.zeros(len(self.graph.layers))
-        variance: Array = np.zeros_like(value)
-        for side, count in zip(SIDES, ("weights", "activations"), strict=True):
-            trace, error = self._estimate(side, probes)
-            factor = self.arrays[f"{side}_square"][:, -1] / self.arrays[count]
-            value, variance = value + np.maximum(trace, 0) * factor, variance + (error * factor) ** 2
-        against = np.maximum(value, 0.1 * value.mean())
-        return float(np.max(np.sqrt(variance) / np.maximum(against, 1e-300)))
+                values[k, side, place] = _dot(sign, product)
+        return values[:, 0], values[:, 1]
 
     # -- for comparison
     # ---------------------------------------------------------------------------------------------------
@@ -312,7 +334,7 @@ class _Measurement:
         totals: Array = np.zeros((2, len(self.graph.layers)))
         size = self.size if self.fixed else 1
         for done, batch in enumerate(self.data.batches(size, self.fixed), 1):
-            losses, weights, activations = self._variables(batch)
+            losses, weights, activations = self._variables(batch, range(len(self.graph.layers)))
             for i in range(batch.size):
                 gradients = torch.autograd.grad(losses[i], [*weights, *activations], retain_graph=i + 1 < batch.size)
                 squares = [float(g.square().sum(dtype=torch.float64)) for g in gradients]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from hawq_tvm.quantize.network.pictures import Preprocess
 from .allocation import Allocation
 from .allocation import allocate as solve
 from .pareto import Front, draw, front
-from .sensitivity import Progress, Sensitivities, Settings
+from .sensitivity import Array, Progress, Sensitivities, Settings
+from .stability import Verdict, judge
 from .table import RESOURCES, Budget, Table, parse_table
 
 
@@ -31,11 +33,15 @@ class Problem:
 
     def allocate(self, budgets: Sequence[str | Budget]) -> Allocation:
         """The least sensitive assignment under budgets such as "size=0.5"; see `allocation.allocate`."""
-        return solve(self.table, [b if isinstance(b, Budget) else Budget.parse(b) for b in budgets])
+        return solve(self.table, _budgets(budgets))
 
     def fronts(self) -> list[Front]:
         """The Pareto front of every resource that the table knows."""
         return [front(self.table, r) for r in self.table.resources()]
+
+
+def _budgets(budgets: Sequence[str | Budget]) -> list[Budget]:
+    return [b if isinstance(b, Budget) else Budget.parse(b) for b in budgets]
 
 
 def problem(
@@ -48,6 +54,7 @@ def problem(
     fix_ends: bool = True,
     fixed: Mapping[str, str] | None = None,
     latencies: Mapping[str, Mapping[str, float]] | None = None,
+    budgets: Sequence[str | Budget] = (),
     state: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Problem:
@@ -55,9 +62,10 @@ def problem(
 
     The first of settings.metrics is what is minimized, the others stand beside it in reports.  tie: layers that read
     one tensor get one choice.  fix_ends: the first and the last layer keep the widest.  fixed: choices by layer.
-    latencies: microseconds by layer and choice.
+    latencies: microseconds by layer and choice.  budgets: what bits will be chosen for; where the Hessian is minimized,
+    it is measured until that choice stands (see `stability.py`), else until every standard error is small.
     state: a file to continue an interrupted measurement from.
-    Raises ModelError, InputError and UsageError as `load_float`, `open_data`, `measure` and `Table` do.
+    Raises ModelError, InputError and UsageError as `load_float`, `open_data`, `measure`, `Table` and `allocate` do.
     """
     graph, chosen = load_float(model), settings or Settings()
     from .measurement import measure
@@ -65,10 +73,18 @@ def problem(
     for name in fixed or {}:
         graph.layer(name)
     data = open_data(calibration, graph.inputs, preprocess)
-    found = measure(graph, data, chosen, Path(state) if state else None, progress)
-    table = found.table(chosen.metrics[0], tie=tie, fix_ends=fix_ends).with_fixed(fixed or {})
-    if latencies is not None:
-        table = table.with_latencies(latencies)
+    limits = _budgets(budgets)
+
+    def table_of(found: Sensitivities, values: Array | None = None) -> Table:
+        table = found.table(chosen.metrics[0], tie=tie, fix_ends=fix_ends, values=values).with_fixed(fixed or {})
+        return table if latencies is None else table.with_latencies(latencies)
+
+    def judged(found: Sensitivities) -> Verdict:
+        return judge(found, partial(table_of, found), limits, chosen.seed)
+
+    minimized = chosen.metrics[0] == "hessian" and limits
+    found = measure(graph, data, chosen, Path(state) if state else None, progress, judged if minimized else None)
+    table = table_of(found)
     where = model if isinstance(model, str | Path) else graph.name
     return Problem(
         table,

@@ -5,9 +5,9 @@ HAWQ-V2, equation 2.11).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,21 +16,27 @@ from hawq_tvm.quantize.network.float_graph import FloatGraph
 
 from .table import CHOICES, Row, Table
 
+if TYPE_CHECKING:
+    from .stability import Verdict
+
 Array = np.ndarray[Any, Any]
 METRICS = ("hessian", "fisher", "output")
+# Of a layer, and what numbers its values.
+SIDES = {"weight": "weights", "activation": "activations"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured: by metrics, with random signs from seed, until every standard error is below tolerance (a
-    part of 1) or `probes` are used.
+    """What is measured: by metrics, with random signs from seed, until the errors do no harm or the effort is spent.
 
-    A probe is a batch of images with random signs for every layer; each batch gets two.  batch: images at a time,
-    None for the model's own batch, or 4 where it leaves that open.
+    A probe is a batch of images with random signs for a layer; each batch gets two.  probes: the effort, as if all
+    layers had so many: every layer gets some, the rest goes where it is needed.  tolerance: of every standard error (a
+    part of 1), where no budgets say what the errors have to be good for.  batch: images at a time,
+    None for the model's own batch, or 4 to 32 where it leaves that open, by the size of what layers read.
     """
 
     metrics: tuple[str, ...] = ("hessian",)
-    probes: int = 64
+    probes: int = 128
     tolerance: float = 0.1
     seed: int = 0
     batch: int | None = None
@@ -66,6 +72,8 @@ class Step:
 
 
 Progress = Callable[[Step], None]
+# What says how the bits that are chosen by sensitivities fare within their errors.
+Judge = Callable[["Sensitivities"], "Verdict"]
 
 
 @dataclass
@@ -77,7 +85,8 @@ class Sensitivities:
     same from the images.  weight_square, activation_square [layer, choice]: squared norm of the rounding error
     (activations: mean over images).  *_fisher: mean squared norm of the gradient.  output [layer, choice]: squared
     change of the network's output when only this layer is rounded, relative to its square.
-    probes: how many were used.  worst: the largest standard error left, relative.
+    counts: the probes of every layer.  converged: whether they sufficed.  worst: the largest standard error left,
+    relative.  verdict: whether the bits that they were measured for stand.
     """
 
     graph: FloatGraph
@@ -85,11 +94,17 @@ class Sensitivities:
     loss: str
     images: int
     batch: int
-    probes: int = 0
+    counts: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     converged: bool = False
     worst: float | None = None
     seconds: float = 0.0
     arrays: dict[str, Array] = field(default_factory=dict)
+    verdict: Verdict | None = None
+
+    @property
+    def probes(self) -> int:
+        """How many were used, as if all layers had as many."""
+        return -(-int(self.counts.sum()) // max(1, len(self.counts)))
 
     def values(self, metric: str) -> Array:
         """The sensitivity of every layer in every choice [layer, choice]; a negative trace, which says nothing about
@@ -97,22 +112,51 @@ class Sensitivities:
         """
         if metric == "output":
             return self.arrays["output"]
-        a, kind = self.arrays, "trace" if metric == "hessian" else "fisher"
-        by_weight = np.maximum(a[f"weight_{kind}"], 0) / a["weights"]
-        by_activation = np.maximum(a[f"activation_{kind}"], 0) / a["activations"]
-        return by_weight[:, None] * a["weight_square"] + by_activation[:, None] * a["activation_square"]
+        kind = "trace" if metric == "hessian" else "fisher"
+        return self._of({side: self.arrays[f"{side}_{kind}"] for side in SIDES})
 
-    def table(self, metric: str, *, tie: bool = True, fix_ends: bool = True) -> Table:
-        """The allocation problem: layers that read one tensor tied, the first and last layers fixed to the widest
-        choice.
+    def _of(self, curvatures: Mapping[str, Array]) -> Array:
+        """The sensitivities by traces of weights and of inputs [layer, choice]."""
+        parts = (np.maximum(curvatures[s], 0)[:, None] * self._factors(s) for s in SIDES)
+        return np.sum([*parts], axis=0)
+
+    def _factors(self, side: str) -> Array:
+        """What a trace is multiplied by [layer, choice]: the mean squared rounding error."""
+        return self.arrays[f"{side}_square"] / self.arrays[SIDES[side]][:, None]
+
+    def drawn(self, rng: np.random.Generator) -> Array:
+        """Sensitivities by the Hessian that the standard errors leave possible [layer, choice]: normal traces.  Images
+        that were not probed yet add the spread of those that were; after one batch that is as great as the trace.
         """
-        chosen, readers, ends = self.values(metric), dict[str, int](), end_layers(self.graph) if fix_ends else set()
+        rest = 1 - np.minimum(1, self.counts // 2 / (self.images // self.batch))
+        traces = {}
+        for side in SIDES:
+            trace, error, spread = (self.arrays[f"{side}_{kind}"] for kind in ("trace", "error", "spread"))
+            spread = np.where(np.isfinite(spread), spread, np.abs(trace))
+            traces[side] = rng.normal(trace, np.hypot(error, np.sqrt(rest) * spread))
+        return self._of(traces)
+
+    def relative_errors(self) -> Array:
+        """The standard error of every layer's sensitivity in the narrowest choice, relative to that sensitivity, or to
+        a tenth of the mean one if that is larger.
+        """
+        value = self.values("hessian")[:, -1]
+        error = np.hypot(*(self.arrays[f"{s}_error"] * self._factors(s)[:, -1] for s in SIDES))
+        return error / np.maximum(np.maximum(value, 0.1 * value.mean()), 1e-300)
+
+    def table(self, metric: str, *, tie: bool = True, fix_ends: bool = True, values: Array | None = None) -> Table:
+        """The allocation problem: layers that read one tensor tied, the first and last layers fixed to the widest
+        choice.  values: sensitivities to take instead of the metric's [layer, choice].
+        """
+        chosen = self.values(metric) if values is None else values
+        readers, ends = dict[str, int](), end_layers(self.graph) if fix_ends else set()
         for layer in self.graph.layers:
             readers[layer.input] = readers.get(layer.input, 0) + 1
         others = {m: self.values(m) for m in self.settings.metrics if m != metric}
         rows = []
         for i, layer in enumerate(self.graph.layers):
             facts: dict[str, Any] = {k: float(self.arrays[k][i]) for k in self._shown()}
+            facts |= {"probes": int(self.counts[i])} if len(self.counts) else {}
             facts |= {m: dict(zip(self.settings.choices, map(float, v[i]), strict=True)) for m, v in others.items()}
             rows.append(
                 Row(
@@ -131,7 +175,7 @@ class Sensitivities:
         return [
             f"{side}_{kind}"
             for kind in ("trace", "error", "spread", "fisher")
-            for side in ("weight", "activation")
+            for side in SIDES
             if f"{side}_{kind}" in self.arrays
         ]
 
@@ -149,11 +193,13 @@ class Sensitivities:
         if "hessian" in s.metrics:
             fields |= {
                 "probes": self.probes,
-                "probed_images": min(self.probes // 2, self.images // self.batch) * self.batch,
+                "most_probes": int(self.counts.max()),
+                "probed_images": min(int(self.counts.max()) // 2, self.images // self.batch) * self.batch,
                 "tolerance": s.tolerance,
                 "converged": self.converged,
                 "worst_error": self.worst,
                 "negative_traces": int((self.arrays["weight_trace"] < 0).sum()),
+                **({"decision": self.verdict.to_dict()} if self.verdict else {}),
             }
         return fields
 
