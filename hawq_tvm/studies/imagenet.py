@@ -250,9 +250,9 @@ class Study:
         """Write a network of ours; its share of W8A8's bit operations."""
         if str(recipe.bits).startswith("bops"):
             bits = file.with_suffix(".bits.json")
-            found = self._problem(str(recipe.bits))
-            allocation = found.allocate([str(recipe.bits)])
-            write_text(bits, json.dumps(bits_file(allocation, found.provenance), indent=1) + "\n")
+            sought = self._problem(str(recipe.bits))
+            allocation = sought.allocate([str(recipe.bits)])
+            write_text(bits, json.dumps(bits_file(allocation, sought.provenance), indent=1) + "\n")
             recipe = replace(recipe, bits=bits)
         with measuring(ERR, self.quiet) as progress:
             found = post_training(self.model, self._calibration, recipe, progress=progress)

@@ -146,13 +146,13 @@ class Sensitivities:
 
     def table(self, metric: str, *, tie: bool = True, fix_ends: bool = True, values: Array | None = None) -> Table:
         """The allocation problem: layers that read one tensor tied, the first and last layers fixed to the widest
-        choice.  values: sensitivities to take instead of the metric's [layer, choice].
+        choice.  values: sensitivities to take instead of the metric's [layer, choice], without the others beside them.
         """
         chosen = self.values(metric) if values is None else values
         readers, ends = dict[str, int](), end_layers(self.graph) if fix_ends else set()
         for layer in self.graph.layers:
             readers[layer.input] = readers.get(layer.input, 0) + 1
-        others = {m: self.values(m) for m in self.settings.metrics if m != metric}
+        others = {m: self.values(m) for m in self.settings.metrics if m != metric and values is None}
         rows = []
         for i, layer in enumerate(self.graph.layers):
             facts: dict[str, Any] = {k: float(self.arrays[k][i]) for k in self._shown()}
