@@ -36,7 +36,8 @@ class Epilogue:
     """The stages after the sums in a schedule that inlines nothing yet, of `channels` in vectors of `lanes`.
 
     vectors: of a block.  neon: Arm's instructions.  packs: the lanes of registers that the CPU narrows with
-    `narrow`, at most.  dot: it has vpdpwssd.
+    `narrow`, at most.  dot: it has vpdpwssd.  whole: blocks are whole in every direction.
+    stored: sums lie in memory, not in registers.
     """
 
     def __init__(
@@ -48,11 +49,16 @@ class Epilogue:
         packs: int = 0,
         neon: bool = False,
         dot: bool = False,
+        whole: bool = False,
+        stored: bool = False,
     ) -> None:
-        self._sch, self._lanes, self._neon, self._dot = sch, lanes, neon, dot
+        self._sch, self._lanes, self._neon, self._dot, self._stored = sch, lanes, neon, dot, stored
         (out,) = sch.get_output_blocks(sch.get_sblock("root"))
         self._out = _name(sch, out)
-        self._together = at_once(channels, lanes, vectors, packs)
+        self._together = at_once(channels, lanes, vectors, packs, whole)
+        # A loop of one step around an instruction is more than `reverse_compute_at` follows; without a condition, which
+        # `tensorize` does not take, the instruction can be spelled afterwards.
+        self._late = self._together * lanes == channels
         names = [_name(sch, b) for b in sch.get_child_blocks(sch.get_sblock("root"))]
         self._high = "high" if "high" in names and (lanes >= 8 or neon) and _spelled(channels, lanes) else ""
         self._unclamped, self._bytes = list[str](), list[str]()
@@ -99,7 +105,7 @@ class Epilogue:
             self._high = self._tensorized(
                 sch.get_sblock(self._high), self._lanes, multiply_high(self._lanes, self._neon)
             )
-        for i, name in enumerate(self._bytes):
+        for i, name in enumerate([] if self._late else self._bytes):
             block = sch.get_sblock(name)
             self._bytes[i] = self._tensorized(block, self._together * self._lanes, self._narrowing(name, block))
             self._out = self._bytes[i] if name == self._out else self._out
@@ -111,7 +117,7 @@ class Epilogue:
         if name.startswith("pair_sum"):
             first, _, second, *_ = (str(r.source.dtype) for r in own.reads)
             return pair_sum(*form, int(own.annotations[SHIFT]), (first, second), dtype, self._dot)
-        return requantize(*form, dtype) if name.startswith("scaled_bytes") else narrow(*form, dtype)
+        return requantize(*form, dtype, self._stored) if name.startswith("scaled_bytes") else narrow(*form, dtype)
 
     def _tensorized(self, block: s_tir.schedule.SBlockRV, size: int, intrinsic: str) -> str:
         name = _name(self._sch, block)
@@ -133,8 +139,9 @@ class Epilogue:
             sch.reorder(group, pixel, lane)
         else:
             vectors = self._together
-            if self._out not in self._bytes:
+            if self._late or self._out not in self._bytes:
                 group, channel = sch.split(channel, [None, size])
+            if self._out not in self._bytes:
                 _, lane = sch.split(channel, [None, lanes])
             sch.reorder(group, pixel)
         vector, unrolled = pixel, []
@@ -150,13 +157,23 @@ class Epilogue:
             sch.unroll(each)
         if lane is not None:
             sch.vectorize(lane)
+        for name in self._bytes if self._late else []:
+            block = sch.get_sblock(name)
+            sch.tensorize(sch.get_loops(block)[-1], self._narrowing(name, block))
 
 
-def at_once(channels: int, lanes: int, vectors: int, packs: int) -> int:
-    """The vectors of sums that become bytes at once in blocks of `vectors`; 0 where it is one at a time."""
+def at_once(channels: int, lanes: int, vectors: int, packs: int, whole: bool = False) -> int:
+    """The vectors of sums that become bytes at once in blocks of `vectors`; 0 where it is one at a time.
+
+    whole: as for `Epilogue`.
+    """
     if not 8 <= lanes <= packs:
         return 0
-    return next((n for n in TOGETHER if vectors % n == 0 and _spelled(channels, n * lanes)), 0)
+
+    def fits(size: int) -> bool:
+        return _spelled(channels, size) or (whole and channels == size)
+
+    return next((n for n in TOGETHER if vectors % n == 0 and fits(n * lanes)), 0)
 
 
 def _name(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> str:

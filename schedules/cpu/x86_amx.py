@@ -1,20 +1,22 @@
 """Convolutions and matrix products of 8-bit data with AMX: tiles of up to 16 pixels x 16 channels, 64 products deep.
 
-    for (lead, rows, blocks of channels) in parallel:           one task, which configures its thread's tiles
+    for (lead, rows) in parallel:                               one task, which configures its thread's tiles
       for row, for block of up to 2 groups of pixels:
-        sums[groups][vectors] = 0                               tiles
-        for kh that has data, t, j (64 bytes of the run):
-          data[groups], weights[vectors] = load                 tiles; a tile's rows are the pixels where they lie
-          sums[g][v] += data[g] . weights[v]                    unrolled over g and v
-        acc = sums                                              int32 in the first cache
-        out = epilogue(acc)                                     vectors of 16 channels
+        for block of 64 channels:                               outside of the tasks where weights are large
+          for half of it:
+            sums[groups][vectors] = 0                           tiles
+            for kh that has data, t, j (64 bytes of the run):
+              data[groups], weights[vectors] = load             tiles; a tile's rows are the pixels where they lie
+              sums[g][v] += data[g] . weights[v]                unrolled over g and v
+            acc = sums                                          int32 in the first cache
+          out = epilogue(acc)                                   64 bytes at once, a whole cache line
 
-The groups are neighbours in an output row, or, where rows are short, the same pixels of two rows.
+The groups are neighbours in an output row, or, where rows are short, the same pixels of two rows. Other numbers of
+channels than multiples of 64 have blocks of 32 or 16 and no halves.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from math import gcd, prod
 from typing import Any
 
@@ -29,91 +31,43 @@ from schedules.rule import Kernel
 from schedules.spelling import tile_intrinsics as tiles
 from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
 
+from .amx_tiles import AmxTile, cycles, tiles_of, vectors_of
 from .borders import Borders, Nest, axes_of, without_borders
-from .contract_tiles import TASKS
 from .contraction import Packing, Shape, contraction, shape_of
 from .cpu_contract import Contract, constant_int4, schedule_operands
 from .epilogue import Epilogue, at_once
+from .joined import in_lines, pixels_of, with_shapes_of
 from .loops import inline_all
 from .vector_unit import VectorUnit
 
 DEPTH = 4
-MOST_PADDING = 2  # bytes multiplied per byte of data, at most: beyond, vectors are faster than tiles
+# Bytes multiplied per byte of data, at most, where tiles are known to be faster than vectors: a first layer of 7x7 on
+# three channels has runs of 21 bytes, and takes half the time in tiles.
+MOST_PADDING = BYTES / 21
 FEWEST_CHANNELS = LANES
-ROWS = 3  # numbers of rows that are worth a measurement
-# Of the data of a task's rows, with as much again for its results: half of the second cache that a core with AMX has.
-# What a task begins with, tiles to configure and memory to take for its sums, is worth several steps of products.
-TASK_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class AmxTile:
-    """A block of sums of `lines` output rows x `columns` groups of `pixels` x `vectors` of 16 channels.
-
-    rows: output rows per task.
-    """
-
-    lines: int
-    columns: int
-    pixels: int
-    vectors: int
-    rows: int
-
-    def __post_init__(self) -> None:
-        if (self.lines > 1 and self.columns > 1) or self.rows % self.lines or self.rows < 1 or self.pixels < 2:
-            raise ValueError(f"not a tile: {self}")
-        self.tiles()
-
-    def tiles(self, emulated: bool = False) -> Tiles:
-        """Its tile registers."""
-        return Tiles(self.lines * self.columns, self.pixels, self.vectors, emulated)
-
-    @property
-    def channels(self) -> int:
-        """The output channels of a block."""
-        return LANES * self.vectors
-
-    def __str__(self) -> str:
-        return (
-            f"{self.lines}x{self.columns} groups of {self.pixels} pixels x {self.vectors} tiles of 16, {self.rows} rows"
-        )
+def _tiles(layer: Layer) -> list[AmxTile]:
+    call = layer.anchor_call
+    assert call is not None
+    vectors, is_conv = vectors_of(call), ops.op_name(call) == "relax.nn.conv2d"
+    return tiles_of(shape_of(call, LANES * vectors), vectors, is_conv, layer.is_four_bits(call.args[1]))
 
 
-def vectors_of(call: relax.Call) -> int:
-    """The tiles of channels in a block."""
-    return 2 if ops.shape_of(call)[-1] > LANES else 1
+def form_of(layer: Layer) -> Layer:
+    """A layer with its pixels in lines of whole blocks where that is faster, else the layer."""
+    pixels = pixels_of(layer)
+    rows = next((n for n in range(LANES, 1, -1) if pixels % (2 * n) == 0), 0)
+    if not pixels or not rows:
+        return layer
+    return min(layer, in_lines(layer, 2 * rows), key=_least_cycles)
 
 
-def tiles_of(shape: Shape, vectors: int, pairs_rows: bool) -> list[AmxTile]:
-    """The blocks for a shape, with several numbers of rows, the least estimated time first.
-
-    pairs_rows: its output rows share their weights.
-
-    A product takes as many cycles as its data has rows; meanwhile two rows of a tile are loaded per cycle.
-    """
-    lines = shape.lead[-1] if shape.lead else 1
-
-    def tile(both: tuple[int, int]) -> AmxTile:
-        columns = -(-shape.pixels // (LANES * both[1])) * both[1]
-        # At least two: TVM leaves out the loop over a single pixel, and with it the intrinsics' form.
-        return AmxTile(*both, max(2, -(-shape.pixels // columns)), vectors, both[0])
-
-    def cycles(t: AmxTile) -> float:
-        groups = t.lines * t.columns
-        blocks = -(-lines // t.lines) * -(-shape.pixels // (t.columns * t.pixels))
-        return blocks * (4 + max(groups * vectors * t.pixels, (groups * t.pixels + LANES * vectors) / 2))
-
-    blocks = sorted((tile(b) for b in [(1, 2), (1, 1), *([(2, 1)] if pairs_rows and lines > 1 else [])]), key=cycles)
-    return [replace(block, rows=rows) for block in blocks for rows in _rows(shape, block, lines)]
-
-
-def _rows(shape: Shape, block: AmxTile, lines: int) -> list[int]:
-    """Output rows per task, the most promising first: as in Contract, for multiples of the block's."""
-    steps = -(-lines // block.lines)
-    blocks = -(-shape.channels // block.channels) * prod(shape.lead[:-1])
-    most = max(1, min(TASK_BYTES // (2 * shape.row_length * block.lines), steps * blocks // TASKS))
-    fitting = [block.lines * n for n in range(1, steps + 1) if steps % n == 0 and n <= most]
-    return fitting[::-1][:ROWS]
+def _least_cycles(layer: Layer) -> float:
+    call = layer.anchor_call
+    assert call is not None
+    shape = shape_of(call, LANES * vectors_of(call))
+    return min(cycles(shape, tile) for tile in _tiles(layer))
 
 
 class Amx(Contract):
@@ -152,20 +106,19 @@ class Amx(Contract):
 
     def tiles(self, layer: Layer, target: tvm.target.Target) -> list[AmxTile]:  # type: ignore[override]
         """Blocks of tiles and rows per task."""
-        call = layer.anchor_call
-        assert call is not None
-        vectors, is_conv = vectors_of(call), ops.op_name(call) == "relax.nn.conv2d"
-        return tiles_of(shape_of(call, LANES * vectors), vectors, pairs_rows=is_conv)
+        return _tiles(form_of(layer))
 
     def build(self, layer: Layer, target: tvm.target.Target, tile: AmxTile | None = None) -> Kernel:  # type: ignore[override]
         """See the loops at the top of this file."""
+        given, layer = layer, form_of(layer)
         call = layer.anchor_call
         assert call is not None
-        tile = tile or self.tiles(layer, target)[0]
+        tile = tile or _tiles(layer)[0]
         shape = shape_of(call, tile.channels)
         in_place = layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
         unit = VectorUnit.of(target)
-        spelled = at_once(shape.channels, LANES, tile.vectors, unit.packs) > 0
+        vectors, whole = tile.halves * tile.vectors, _is_whole(shape, tile)
+        spelled = at_once(shape.channels, LANES, vectors, unit.packs, whole) > 0
         overrides: dict[str, Emitter] = {
             ops.op_name(call): lambda e, c: _emit(e, c, tile, in_place),
             "hawq.unpack_int4": constant_int4,
@@ -174,11 +127,13 @@ class Amx(Contract):
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
         weight = "int8" if layer.is_four_bits(call.args[1]) else ops.dtype_of(call.args[1])
-        epilogue = Epilogue(sch, shape.channels, LANES, tile.vectors, unit.packs, dot=unit.quads)
+        epilogue = Epilogue(sch, shape.channels, LANES, vectors, unit.packs, dot=unit.quads, whole=whole, stored=True)
         nest = _schedule(
             sch, shape, tile, tile.tiles(self.emulated), in_place, ops.dtype_of(call.args[0]), weight, epilogue
         )
         func = without_borders(sch, shape, Borders(axes_of(layer, call)[0]), nest)
+        if layer is not given:
+            func = with_shapes_of(given, func)
         return Kernel(func, tuple(a for _, a in emission.arguments), tile)
 
 
@@ -190,6 +145,12 @@ def _rounded_up(s: Shape, tile: AmxTile) -> tuple[int, int]:
     return pixels, -(-needed // s.per_pixel) * s.per_pixel
 
 
+def _is_whole(s: Shape, tile: AmxTile) -> bool:
+    """Whether blocks make up the output exactly."""
+    pixels = s.pixels % (tile.columns * tile.pixels) == 0
+    return pixels and s.channels % (tile.halves * tile.channels) == 0 and (not s.lead or s.lead[-1] % tile.rows == 0)
+
+
 def _fits_in_place(s: Shape, tile: AmxTile) -> bool:
     """Whether whole tiles read nothing beyond a row, and the 64 bytes of a step lie within a pixel."""
     return _rounded_up(s, tile)[1] == s.row_length and s.per_pixel % BYTES == 0 and s.groups == 1
@@ -199,7 +160,7 @@ def _emit(e: Emission, call: relax.Call, tile: AmxTile, in_place: bool) -> Opera
     """Stages: rows (the padded data; none in place), data and weights (one tile per step and group or vector), acc
     (rounded up to whole blocks), and the view of it the layer sees."""
     sizes = shape_of(call, tile.channels)
-    blocks = -(-sizes.channels // tile.channels)
+    blocks = -(-sizes.channels // (tile.halves * tile.channels)) * tile.halves
     c = contraction(e, call, Packing(blocks, 1, tile.channels, DEPTH, BYTES // DEPTH))
     s, x = c.shape, e.operand(call.args[0])
     pixels, length = _rounded_up(s, tile)
@@ -270,12 +231,17 @@ def _schedule(
     lead, (block, w, o, kh, t, j, q, p) = loops[: len(shape.lead)], loops[len(shape.lead) :]
     w_outer, group, pixel = sch.split(w, [None, tile.columns, tile.pixels])
     vector, lane = sch.split(o, [tile.vectors, LANES])
+    channels, half = sch.split(block, [None, tile.halves])
     tasks, inside, line = lead, [], []
     if lead:
         row_outer, row, last = sch.split(lead[-1], [None, tile.rows // tile.lines, tile.lines])
         tasks, inside, line = [*lead[:-1], row_outer], [row], [last]
-    sch.reorder(*tasks, block, *inside, w_outer, kh, t, j, *line, group, vector, pixel, lane, q, p)
-    task = sch.fuse(*tasks, block)
+    # Where pixels are inside, tasks of the same channels follow each other, so that their weights stay in a cache.
+    tasks, inside = (
+        (tasks, [*inside, w_outer, channels]) if tile.inside == "channels" else ([channels, *tasks], [*inside, w_outer])
+    )
+    sch.reorder(*tasks, *inside, half, kh, t, j, *line, group, vector, pixel, lane, q, p)
+    task = sch.fuse(*tasks)
     sch.parallel(task)
 
     producers = [*sch.get_producers(data), *sch.get_producers(weights)]
@@ -286,7 +252,7 @@ def _schedule(
     copy = sch.cache_write(acc, 0, "local")
     sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-3], i[-2], i[-3] * tile.channels + i[-1]))
     epilogue.spell()
-    sch.reverse_compute_at(copy, w_outer, preserve_unit_loops=True)
+    sch.reverse_compute_at(copy, half, preserve_unit_loops=True)
     load = tiles.tile_load_rows(form, shape.step, data_type)
     if in_place:
         load = tiles.tile_load_pixels(form, shape.step // shape.per_pixel, data_type)
@@ -298,7 +264,7 @@ def _schedule(
     _spell(sch, [*_lines(outer, tile), first_group, first_vector], first_pixel, tiles.tile_zero(form))
     _spell(sch, [*line, group, vector], pixel, tiles.tile_dot(form, data_type, weight_type))
 
-    epilogue.compute_at(w_outer, gcd(shape.channels, LANES))
+    epilogue.compute_at(inside[-1], gcd(shape.channels, LANES))
     body = sch.get(task)
     statements = tirx.SeqStmt([form.begin(), body.body, form.end()])
     sch.state.replace(sch.get_sref(task), tirx.For(body.loop_var, body.min, body.extent, body.kind, statements))

@@ -39,14 +39,15 @@ def narrow(lanes: int, vectors: int, dtype: str) -> str:
 
 
 @cache
-def requantize(lanes: int, vectors: int, dtype: str) -> str:
+def requantize(lanes: int, vectors: int, dtype: str, stored: bool = False) -> str:
     """The name of the tensor intrinsic (A9c), i < lanes vectors:
 
         c[i] = clamp(((x[i] m[i] + b[i]) >> 32) >> t[i])
 
     x, m and t are int32, b is int64, c is of `dtype`, to whose range numbers are clamped.  Exact for 0 <= t <= 7 and
     "uint8", 8 and "int8": what packssdw saturates lies beyond the clamp after the shift, too.
-    lanes, vectors: as for `narrow`.
+    lanes, vectors: as for `narrow`.  stored: x is in memory, so that odd lanes are loaded for themselves, but for those
+    of the last vector, beyond which nothing may be read.
     """
     size, (low, high) = lanes * vectors, arith.RANGES[dtype]
 
@@ -56,10 +57,11 @@ def requantize(lanes: int, vectors: int, dtype: str) -> str:
         return tirx.min(tirx.max(number, low), high).astype(dtype)
 
     def spelled(x: Buffer, m: Buffer, b: Buffer, t: Buffer, c: Buffer) -> list[tirx.Expr]:
-        def vector(buffer: Buffer, k: int) -> tirx.Expr:
-            return buffer.vload([k * lanes], f"{buffer.dtype}x{lanes}")
+        def vector(buffer: Buffer, k: int, further: int = 0) -> tirx.Expr:
+            return buffer.vload([k * lanes + further], f"{buffer.dtype}x{lanes}")
 
-        numbers = [high_halves(vector(x, k), vector(m, k), vector(b, k), lanes) for k in range(vectors)]
+        odd = [vector(x, k, 1) if stored and k < vectors - 1 else None for k in range(vectors)]
+        numbers = [high_halves(vector(x, k), vector(m, k), vector(b, k), lanes, odd[k]) for k in range(vectors)]
         shifts = [vector(t, k) for k in range(vectors)]
         if lanes == 16:
             words = [w >> s for w, s in zip(_words(numbers, lanes), _words(shifts, lanes), strict=True)]
@@ -68,7 +70,7 @@ def requantize(lanes: int, vectors: int, dtype: str) -> str:
         return [_in_order(_bytes(words, lanes, dtype), lanes, vectors, dtype)]
 
     return register(
-        f"hawq.requantize.{lanes}x{vectors}.{dtype}",
+        f"hawq.requantize.{lanes}x{vectors}.{dtype}{'.stored' if stored else ''}",
         [Operand((size,), t) for t in ("int32", "int32", "int64", "int32", dtype)],
         [(size, "S")],
         value,

@@ -64,18 +64,23 @@ def multiply_high(lanes: int, neon: bool = False) -> str:
     )
 
 
-def high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx.Expr:
-    """The high 32 bits of a m + b in every lane."""
+def high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int, odd: tirx.Expr | None = None) -> tirx.Expr:
+    """The high 32 bits of a m + b in every lane.
+
+    odd: a from its second element on, where that can be read from memory, which saves shifting the odd lanes of a.
+    """
     half = lanes // 2
     wide, unsigned, bits = f"int64x{half}", f"uint64x{half}", tirx.Broadcast(tirx.const(32, "int64"), half)
 
     def total(parity: int) -> tirx.Expr:
-        def lanes(x: tirx.Expr) -> tirx.Expr:
-            pairs = tirx.reinterpret(wide, x)
-            return (pairs << bits if parity == 0 else pairs) >> bits
+        def low(x: tirx.Expr) -> tirx.Expr:
+            return (tirx.reinterpret(wide, x) << bits) >> bits
+
+        def of(x: tirx.Expr) -> tirx.Expr:
+            return low(x) if parity == 0 else tirx.reinterpret(wide, x) >> bits
 
         added = tirx.Shuffle([b], [tirx.const(k, "int32") for k in range(parity, 2 * half, 2)])
-        return lanes(a) * lanes(m) + added
+        return (of(a) if parity == 0 or odd is None else low(odd)) * of(m) + added
 
     even = tirx.reinterpret(unsigned, total(0)) >> tirx.reinterpret(unsigned, bits)
     odd = tirx.reinterpret(unsigned, total(1)) & tirx.Broadcast(tirx.const(0xFFFFFFFF00000000, "uint64"), half)

@@ -190,21 +190,15 @@ def test_conv2d_rounded_half_up_and_added_to_a_residual(c, dtype, target):
     np.testing.assert_array_equal(out, expected, strict=True)
 
 
-@pytest.mark.parametrize("target", [target.parse(t) for t in ("x86-avx2", "x86-vnni")], ids=str)
-@pytest.mark.parametrize("kinds", [("uint8", "uint8"), ("int8", "uint8"), ("uint8", "int8"), ("int8", "int8")])
-@pytest.mark.parametrize("co", [64, 128])
-@pytest.mark.parametrize("two", [True, False])
-def test_sums_that_become_bytes_at_once(target, kinds, co, two):
-    """(A9c) and (A9d) behind a convolution, and between them a table, which nothing spells."""
-    c = Conv(1, 3, 7, 16, co)
-    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
+def with_packed_epilogue(c: Conv, x: np.ndarray, w: np.ndarray, kinds: tuple[str, str], two: bool = True):
+    """A convolution with (A9c) and a residual by (A9d), and unless `two` a table between them, which nothing spells."""
     acc, q = convolve(c, x, w, 0), [arith.QType.of(k) for k in kinds]
     residual, table = (
         full(kinds[0], *acc.shape),
         rng.integers(*arith.RANGES[kinds[0]], 256, dtype=kinds[0], endpoint=True),
     )
     least = arith.PACKED_SHIFTS[kinds[0]]
-    m, shift = rng.integers(2**27, 2**31, (1, 1, 1, co)), rng.integers(least - 7, least + 1, (1, 1, 1, co))
+    m, shift = rng.integers(2**27, 2**31, (1, 1, 1, c.co)), rng.integers(least - 7, least + 1, (1, 1, 1, c.co))
     ms, offset, steps = [int(v) for v in rng.integers(2**24, 2**31 - 2**16, 2)], int(rng.integers(-(2**38), 2**38)), 30
     zeros = [int(np.mean(arith.RANGES[k])) + 3 for k in kinds]
 
@@ -219,9 +213,20 @@ def test_sums_that_become_bytes_at_once(target, kinds, co, two):
     expected = arith.requantize(
         [y, residual], ms, offset, steps, rounding="half_up", zero_point=zeros[1], qmin=q[1].qmin, qmax=q[1].qmax
     )
+    return body, residual, expected.astype(kinds[1])
+
+
+@pytest.mark.parametrize("target", [target.parse(t) for t in ("x86-avx2", "x86-vnni")], ids=str)
+@pytest.mark.parametrize("kinds", [("uint8", "uint8"), ("int8", "uint8"), ("uint8", "int8"), ("int8", "int8")])
+@pytest.mark.parametrize("co", [64, 128])
+@pytest.mark.parametrize("two", [True, False])
+def test_sums_that_become_bytes_at_once(target, kinds, co, two):
+    c = Conv(1, 3, 7, 16, co)
+    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
+    body, residual, expected = with_packed_epilogue(c, x, w, kinds, two)
     module = packed(body, [(x.shape, "uint8"), (residual.shape, kinds[0])])
     (out,) = run(body, x, residual, target=target)
-    np.testing.assert_array_equal(out, expected.astype(kinds[1]), strict=True)
+    np.testing.assert_array_equal(out, expected, strict=True)
     if VectorUnit.of(target).packs:
         text = lower(module, target).script()
         assert "packssdw" in text and ("llvm.sadd.sat" in text) is two

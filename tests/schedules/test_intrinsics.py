@@ -137,7 +137,8 @@ def test_narrow_at_the_extremes(lanes, vectors, dtype):
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 @pytest.mark.parametrize("vectors", [2, 4])
 @pytest.mark.parametrize("lanes", [8, 16])
-def test_requantize_at_the_extremes(lanes, vectors, dtype):
+@pytest.mark.parametrize("stored", [False, True])
+def test_requantize_at_the_extremes(stored, lanes, vectors, dtype):
     """(A9c) on both sides of every threshold, at the ends of 32 bits, with the least and the largest multipliers."""
     if lanes > UNIT.packs:
         pytest.skip(f"this CPU has no registers of {lanes} int32 to pack")
@@ -186,7 +187,7 @@ def test_requantize_at_the_extremes(lanes, vectors, dtype):
                 )
 
     out = np.zeros((rows, size), dtype)
-    function = tensorized(main, "requantize", byte_intrinsics.requantize(lanes, vectors, dtype), 1)
+    function = tensorized(main, "requantize", byte_intrinsics.requantize(lanes, vectors, dtype, stored), 1)
     run(function, x, m.astype(np.int32), b, t, out)
     total = x.astype(object) * m.astype(object) + b.astype(object)
     np.testing.assert_array_equal(out, np.clip(total >> shifts, low, high).astype(dtype), strict=True)

@@ -1,0 +1,118 @@
+"""Blocks of AMX tiles: which there are for a shape, and which a cost model prefers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+from tvm import relax
+
+from hawq_tvm.core import ops
+from schedules.spelling.tile_intrinsics import LANES, Tiles
+
+from .contract_tiles import TASKS
+from .contraction import Shape
+
+ROWS = 3  # numbers of rows that are worth a measurement
+# Half of the second cache that a core with AMX has. Of the data of a task's rows, with as much again for its results:
+# what a task begins with, tiles to configure and memory to take for its sums, is worth several steps of products. And
+# of all weights, where the loop over channels is inside the one over pixels: the weights are then read again for every
+# block of pixels, while the block's data and results stay in the first cache.
+CACHED_BYTES = 1 << 20
+INSIDE = ("channels", "pixels")
+
+
+@dataclass(frozen=True)
+class AmxTile:
+    """A block of sums of `lines` output rows x `columns` groups of `pixels` x `vectors` of 16 channels.
+
+    rows: output rows per task.  halves: blocks that share an epilogue.  inside: what a task's inner loop goes over,
+    "channels", all of them for each block of pixels, or "pixels" of the channels that belong to the task.
+    """
+
+    lines: int
+    columns: int
+    pixels: int
+    vectors: int
+    rows: int
+    halves: int = 1
+    inside: str = "pixels"
+
+    def __post_init__(self) -> None:
+        if (self.lines > 1 and self.columns > 1) or self.rows % self.lines or self.rows < 1 or self.pixels < 2:
+            raise ValueError(f"not a tile: {self}")
+        if self.halves not in (1, 2) or self.inside not in INSIDE:
+            raise ValueError(f"not a tile: {self}")
+        self.tiles()
+
+    def tiles(self, emulated: bool = False) -> Tiles:
+        """Its tile registers."""
+        return Tiles(self.lines * self.columns, self.pixels, self.vectors, emulated)
+
+    @property
+    def channels(self) -> int:
+        """The output channels of a block."""
+        return LANES * self.vectors
+
+    def __str__(self) -> str:
+        channels = f"{self.halves} x {self.vectors}" if self.halves > 1 else str(self.vectors)
+        return (
+            f"{self.lines}x{self.columns} groups of {self.pixels} pixels x {channels} tiles of 16, {self.rows} rows, "
+            f"{self.inside} inside"
+        )
+
+
+def vectors_of(call: relax.Call) -> int:
+    """The tiles of channels in a block."""
+    return 2 if ops.shape_of(call)[-1] > LANES else 1
+
+
+def tiles_of(shape: Shape, vectors: int, pairs_rows: bool, opens_weights: bool = False) -> list[AmxTile]:
+    """The blocks for a shape, with several numbers of rows, the least estimated time first.
+
+    pairs_rows: its output rows share their weights.  opens_weights: a task first opens the weights of its channels,
+    which are 4-bit ones, so that it should have few of them.
+    """
+    lines = shape.lead[-1] if shape.lead else 1
+    halves = 2 if shape.channels % (2 * LANES * vectors) == 0 else 1
+
+    def tile(both: tuple[int, int]) -> AmxTile:
+        columns = -(-shape.pixels // (LANES * both[1])) * both[1]
+        # At least two: TVM leaves out the loop over a single pixel, and with it the intrinsics' form.
+        return AmxTile(*both, max(2, -(-shape.pixels // columns)), vectors, both[0], halves)
+
+    blocks = [tile(b) for b in [(1, 2), (1, 1), *([(2, 1)] if pairs_rows and lines > 1 else [])]]
+    return [
+        replace(block, rows=rows, inside=inside)
+        for block in sorted(blocks, key=lambda t: cycles(shape, t))
+        for inside in (["pixels"] if opens_weights else _orders(shape, block, lines))
+        for rows in _rows(shape, block, lines, inside)
+    ]
+
+
+def cycles(s: Shape, t: AmxTile) -> float:
+    """The time of a step of the products with a block of channels, as measured with operands in the first cache.
+
+    A product takes a cycle for each row of its data, and not less than for 8; meanwhile tiles are loaded.
+    """
+    groups, lines = t.lines * t.columns, s.lead[-1] if s.lead else 1
+    blocks = prod(s.lead[:-1]) * -(-lines // t.lines) * -(-s.pixels // (t.columns * t.pixels))
+    product = max(9.9, 2.6 + 0.93 * t.pixels)
+    return blocks * (4 + max(groups * t.vectors * product, (groups + t.vectors) * 8.5))
+
+
+def _orders(shape: Shape, block: AmxTile, lines: int) -> list[str]:
+    """What is inside, the more promising first: channels, unless weights are large or pixels make too few tasks."""
+    tasks = prod(shape.lead[:-1]) * -(-lines // block.lines)
+    weights = shape.channels * prod(shape.taps) * shape.run
+    return list(INSIDE if weights <= CACHED_BYTES and tasks >= TASKS else INSIDE[::-1])
+
+
+def _rows(shape: Shape, block: AmxTile, lines: int, inside: str) -> list[int]:
+    """Output rows per task, the most promising first: as in Contract, for multiples of the block's."""
+    steps = -(-lines // block.lines)
+    blocks = -(-shape.channels // (block.channels * block.halves)) if inside == "pixels" else 1
+    tasks = steps * blocks * prod(shape.lead[:-1])
+    most = max(1, min(CACHED_BYTES // (2 * shape.row_length * block.lines), tasks // TASKS))
+    fitting = [block.lines * n for n in range(1, steps + 1) if steps % n == 0 and n <= most]
+    return fitting[::-1][:ROWS]
