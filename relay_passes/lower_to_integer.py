@@ -347,8 +347,10 @@ class _Lowering:
         data = values[0]
         scale, zero = ops.const_value(call.args[1]), ops.const_value(call.args[2])
         if ops.is_const(data):
-            q = ops.const_value(data).astype(np.int64) - zero
-            return Constant(q, scale)
+            q = ops.const_value(data)
+            # 32 bits hold bytes less their zero point, with room for what follows.
+            wide = q.astype(np.int32 if q.itemsize == 1 and np.all(np.abs(zero) < 1 << 8) else np.int64)
+            return Constant(wide - zero.astype(wide.dtype) if np.any(zero) else wide, scale)
         return from_dequantize(data, scale, zero, ops.shape_of(data))
 
     def quantize(self, call: relax.Call, values: list[Any]) -> Any:

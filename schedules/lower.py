@@ -12,7 +12,7 @@ from tvm import relax, tirx
 from hawq_tvm.core import ops, stages
 from hawq_tvm.targets.gpu import is_cuda
 
-from .emit import emit_ibert, emit_layer_norm, emit_movement, emit_reduce, emit_requantize  # noqa: F401  (they register emitters)
+from .emit import emit_ibert, emit_layer_norm, emit_movement, emit_reduce, emit_requantize  # noqa: F401  (their emitters)
 from .layer import Layer
 from .record import recorded_tile
 from .rule import Kernel, Rule, Tiled, choose
@@ -48,6 +48,18 @@ def lower_to_tir(module: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.I
         kernels[name], functions[name] = kernel, kernel.func.with_attr(attrs)
     shared = {} if is_cuda(target) else _equal(functions)
     return _call_kernels(module, functions, {n: k.arguments for n, k in kernels.items()}, shared), len(functions)
+
+
+def check_rules_of(module: tvm.IRModule, target: tvm.target.Target) -> None:
+    """Raise what `lower_to_tir` raises of a module without records; rules for CPUs that are chosen make their kernel of
+    every layer, so that it need not be made.
+    """
+    if is_cuda(target):
+        lower_to_tir(module, target)
+        return
+    rules = rules_for(target)
+    for name, func in stages.private_functions(module).items():
+        choose(rules, Layer.of(module.get_global_var(name), func), target)
 
 
 def _equal(functions: dict[str, tirx.PrimFunc]) -> dict[str, str]:

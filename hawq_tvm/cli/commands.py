@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hawq_tvm.core import signals
+from hawq_tvm.core.collection import uncollected
 from hawq_tvm.core.errors import HawqError, RemoteError, UsageError
 from hawq_tvm.core.trust import trusting
 
@@ -114,6 +115,7 @@ def _model(args: argparse.Namespace) -> Any:
 # -- the commands --------------------------------------------------------------------------------------------
 
 
+@uncollected()
 def _inspect(args: argparse.Namespace) -> int:
     from hawq_tvm.compiler.inspection import inspect, operators
 
@@ -137,6 +139,7 @@ def _inspect(args: argparse.Namespace) -> int:
     return 0 if report.compilable else 3
 
 
+@uncollected()
 def _compile(args: argparse.Namespace) -> int:
     from deploy.package import check_destination
     from hawq_tvm.package.package import compile as compile_package

@@ -1,17 +1,27 @@
-"""Imports that a command can do without: TVM imports PyTorch wherever it is installed, which takes two seconds."""
+"""Imports that a command can do without: TVM imports PyTorch wherever it is installed, which takes two seconds, and
+what it has for GPUs and accelerators.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from hawq_tvm.core.collection import uncollected
 
-class _WithoutTorch(Loader):
-    """Imports a package as if PyTorch were not installed, which it is made for."""
+# TVM's distributed runtime and its GPU backends ask for types and operators that are not there, and pass over the
+# error; but its traceback reads the debug information of every library: 0.2 s.  `targets/gpu.py` loads the backends.
+LEFT_OUT = ("torch", "tvm.runtime.disco")
+BACKENDS = "TVM_DEVICE_BACKEND_AUTOLOAD"
+
+
+class _Shorter(Loader):
+    """Imports a package as if what is left out were not installed, which it is made for."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader
@@ -20,11 +30,18 @@ class _WithoutTorch(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        sys.modules["torch"] = None  # type: ignore[assignment]
+        sys.modules.update(dict.fromkeys(LEFT_OUT))  # type: ignore[arg-type]
+        given = os.environ.get(BACKENDS)
+        os.environ[BACKENDS] = "0"
         try:
-            self.loader.exec_module(module)
+            with uncollected():
+                self.loader.exec_module(module)
         finally:
-            del sys.modules["torch"]
+            for name in LEFT_OUT:
+                del sys.modules[name]
+            del os.environ[BACKENDS]
+            if given is not None:
+                os.environ[BACKENDS] = given
 
 
 class _Finder(MetaPathFinder):
@@ -38,7 +55,7 @@ class _Finder(MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None and "torch" not in sys.modules:
-            spec.loader = _WithoutTorch(spec.loader)
+            spec.loader = _Shorter(spec.loader)
         return spec
 
 

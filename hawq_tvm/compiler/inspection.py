@@ -113,7 +113,7 @@ def inspect(
     nonlinear: str | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> InspectReport:
-    """Look at a model: it goes through the compiler as far as `compile` could refuse it, to kernels that are not built.
+    """Look at a model: it goes through the compiler as far as `compile` could refuse it, to the kernels' rules.
 
     model, shapes, allow_float_tail, target, trust, nonlinear, ranges: as `compile` takes them.  Raises ModelError when
     the file itself cannot be read, UsageError for shapes and ranges that do not fit it.
@@ -137,6 +137,7 @@ def _inspected(
     nonlinear: str | None,
     ranges: Mapping[str, tuple[float, float]] | None,
 ) -> InspectReport:
+    import schedules
     from hawq_tvm.core import stages
 
     from . import pipeline
@@ -154,11 +155,11 @@ def _inspected(
             raise
         said = tuple(hints(annotated))
         try:
-            packed = pipeline.to_packed(annotated, target=parsed)
+            packed = pipeline.to_packed_unnamed(annotated, parsed)
         except ModelError as e:
             floats = tuple(e.problems())
             raise
-        pipeline.to_tir(packed, parsed)
+        schedules.check_rules_of(packed, parsed)
     except UsageError:
         raise
     except HawqError as e:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,20 +158,24 @@ def until(
     functions = [function for function, _ in passes]
     first, last = functions.index(start) if start else 0, functions.index(stop) if stop else None
     if start is None:
-        stages.verify(module, Stage.ANNOTATED)
+        stages.check_grammar(module, Stage.ANNOTATED)
     verified = Stage.ANNOTATED if start is None else None
-    promised = contract.outputs(module)
-    for function, stage in passes[first:last]:
+    before, promised = module, contract.outputs(module)
+    wanted = passes[first:last]
+    for (function, stage), following in zip_longest(wanted, [s for _, s in wanted[1:]]):
 
         def apply(
             function: Pass = function,
             stage: Stage = stage,
             module: tvm.IRModule = module,
             verified: Stage | None = verified,
+            following: Stage | None = following,
         ) -> tuple[tvm.IRModule, int]:
             new, rewrites = function(module)
             if new is not module or stage is not verified:
-                stages.verify(new, stage)
+                stages.check_grammar(new, stage)
+            if following is not stage and new is not before:
+                stages.check_form(new)
             contract.check_step(promised, new, function.__name__)
             return new, rewrites
 
@@ -183,11 +188,19 @@ def to_packed(
 ) -> tvm.IRModule:
     """An ANNOTATED module taken through every pass.
 
-    Raises ModelError as `until` does, OverflowBoundError naming the first layer that may overflow.
+    Raises ModelError as `until` does, OverflowBoundError naming the first layer that may overflow, which `drop_ties`
+    finds.
     """
-    packed = until(module, None, progress, target)
-    ranges.margins(packed)
-    return packed
+    return until(module, None, progress, target)
+
+
+def to_packed_unnamed(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IRModule:
+    """What `to_packed` gives, and its refusals, without what only a library needs: the roundings that cost the least,
+    and the graph's name.
+    """
+    integer = until(module, drop_ties, None, target)
+    ranges.margins(integer)
+    return until(integer, None, None, target, choose_layout)
 
 
 def to_tir(packed: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -28,7 +29,7 @@ LARGEST_KEPT = 1 << 16
 # Sums and products of float64 estimates below this stay exact in int64, with room for the estimate's own error.
 _SAFE = 2.0**62
 # Integers below this are exact in float64, and so are sums of them that stay below it.
-_EXACT_FLOAT = 2.0**53
+_EXACT_FLOAT, _EXACT_SINGLE = 2.0**53, 2.0**24
 _AT_ONCE = 1 << 15
 
 
@@ -66,13 +67,31 @@ class Interval:
         return Interval(np.minimum(self.low, 0), np.maximum(self.high, 0))
 
 
+class _Constant(Interval):
+    """The interval of a constant, whose bounds are made of its elements when somebody asks for them: few read those of
+    weights.
+    """
+
+    values: Array
+
+    def __init__(self, values: Array) -> None:
+        object.__setattr__(self, "values", values)
+
+    @cached_property
+    def low(self) -> Any:
+        return self.values.astype(np.int64)
+
+    @property
+    def high(self) -> Any:
+        return self.low
+
+
 Bounds = Interval | tuple[Any, ...]
 
 
 def constant(array: Array) -> Interval:
     """The interval of a constant: each element is its own bound."""
-    values = array.astype(np.int64)
-    return Interval(values, values)
+    return _Constant(array)
 
 
 # -- exact arithmetic on bounds --------------------------------------------------------------------
@@ -132,6 +151,8 @@ def _kept(x: Interval, shape: tuple[int, ...], axes: Sequence[int]) -> Interval:
 
 def _known(x: Interval, shape: tuple[int, ...]) -> Array | None:
     """The values of a constant of `shape`, when the interval is that of one."""
+    if isinstance(x, _Constant):
+        return x.values if x.values.shape == shape else None
     return x.low if np.shape(x.low) == shape and (x.low is x.high or np.array_equal(x.low, x.high)) else None
 
 
@@ -147,6 +168,12 @@ def _contributions(weights: Array, low: Array, high: Array) -> tuple[Array, Arra
     if 2 * _largest(weights) * largest * weights.shape[-1] >= _EXACT_FLOAT:
         weights, bounds = _object(weights), _object(bounds)
         return _ends(np.maximum(weights, 0) @ bounds, np.minimum(weights, 0) @ bounds)
+    uniform = bool(np.all(low == low.flat[0]) and np.all(high == high.flat[0]))
+    if uniform and _largest(weights) * weights.shape[-1] < _EXACT_SINGLE:
+        every = _summed(weights)
+        positive = _summed(np.maximum(weights, 0))
+        pair = np.array([low.flat[0], high.flat[0]], np.int64)
+        return _ends(positive[..., None] * pair, (every - positive)[..., None] * pair)
     bounds = bounds.astype(np.float64)
     ends = np.empty((2, *weights.shape[:2]), np.int64)
     # A few outputs at a time, whose weights as float64 fit in a cache.
@@ -157,6 +184,16 @@ def _contributions(weights: Array, low: Array, high: Array) -> tuple[Array, Arra
         positive = np.maximum(part, 0, out=part) @ bounds
         ends[:, :, start : start + step] = _ends(positive, all_ - positive)
     return ends[0], ends[1]
+
+
+def _summed(weights: Array) -> Array:
+    """The sums along the last axis, which float32 holds exactly."""
+    flat = weights.reshape(-1, weights.shape[-1])
+    sums = np.empty(len(flat), np.int64)
+    step = max(1, _AT_ONCE // flat.shape[1])
+    for start in range(0, len(flat), step):
+        sums[start : start + step] = flat[start : start + step].astype(np.float32).sum(axis=1)
+    return sums.reshape(weights.shape[:-1])
 
 
 def _ends(positive: Array, negative: Array) -> tuple[Array, Array]:

@@ -5,7 +5,7 @@ Side by side they are arrays of Python's integers: as exact as Fractions, and te
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
@@ -140,13 +140,23 @@ class Rescales(Sequence[Rescale]):
         zero = [np.isin(columns, chosen) for chosen in product(*self.apart[:8])]
         return [(np.where(z, 0, self.lows), np.where(z, 0, self.highs)) for z in zero]
 
-    def changed(self, others: Mapping[int, Rescale]) -> Rescales:
-        """With other multipliers and offsets in some channels."""
-        if not others:
-            return self
-        multipliers, offset = self.dyadic.factors.copy(), self.dyadic.constant.copy()
-        for i, r in others.items():
-            multipliers[i], offset[i] = r.multipliers, r.offset
+    def rows(self, chosen: Array) -> Rescales:
+        """Some channels', by their numbers or by truth values."""
+        parts = (self.real[chosen], self.dyadic[chosen], self.shift[chosen], self.lows[chosen], self.highs[chosen])
+        return Rescales(*parts, self.apart)
+
+    @staticmethod
+    def joined(parts: Sequence[Rescales]) -> Rescales:
+        """The channels of all parts, one after another; of the same operands."""
+        real, dyadic = (
+            Lines(*(np.concatenate(column) for column in zip(*((n.factors, n.constant, n.denominator) for n in lines))))
+            for lines in ([p.real for p in parts], [p.dyadic for p in parts])
+        )
+        shift, lows, highs = (np.concatenate([getattr(p, n) for p in parts]) for n in ("shift", "lows", "highs"))
+        return Rescales(real, dyadic, shift, lows, highs, parts[0].apart)
+
+    def changed(self, multipliers: Array, offset: Array) -> Rescales:
+        """With other multipliers and offsets."""
         return replace(self, dyadic=Lines(multipliers, offset, self.dyadic.denominator))
 
     def shortened(self, most: int) -> Rescales:

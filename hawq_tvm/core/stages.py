@@ -136,11 +136,24 @@ def is_border(binding: relax.VarBinding) -> bool:
 
 
 def verify(module: tvm.IRModule, stage: Stage) -> None:
+    """Check a module against TVM's own grammar and that of `stage`.
+
+    Raises StageError naming the first layer that breaks the latter.
+    """
+    check_form(module)
+    check_grammar(module, stage)
+
+
+def check_form(module: tvm.IRModule) -> None:
+    """Check a module against TVM's own grammar; it takes as long as a pass does."""
+    relax.analysis.well_formed(module)
+
+
+def check_grammar(module: tvm.IRModule, stage: Stage) -> None:
     """Check a module against the grammar of `stage`.
 
     Raises StageError naming the first layer that breaks it.
     """
-    relax.analysis.well_formed(module)
     _GRAMMARS[stage](module)
 
 

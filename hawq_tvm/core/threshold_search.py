@@ -27,7 +27,7 @@ Array = NDArray[Any]
 MAX_EXACT = 1 << 21
 
 # Thresholds that are compared at once: their arrays fit a cache.
-_AT_ONCE = 1 << 16
+AT_ONCE = 1 << 16
 
 
 # -- where a result steps ----------------------------------------------------------------------------
@@ -175,19 +175,19 @@ class Table:
         return apart, (f.factors.shape[1] + 9) * 2.0**-52 * size
 
     def thresholds(self) -> Array:
-        """The real formula's thresholds of the one search, whose other operands are constants; exact inside its
+        """The real formula's thresholds of every search, whose other operands are constants, by step; exact inside its
         interval.
         """
-        s, at = self.searches, np.arange(self.steps.k.size)
-        (low,), (high,), values = s.low, s.high, s.least
-        real = self.steps.boundary * self.numbers[0][0, 0] - (
-            self.numbers[0][0, 1] + (values * self.numbers[0][0, 2:]).sum()
-        )
-        result: Array = np.clip(np.floor(real) + 1, low - 1.0, high + 2.0).astype(np.int64)
-        near = (np.abs(real - np.rint(real)) <= self.error[0]) & (real >= low - 2) & (real <= high + 2)
-        some = np.flatnonzero(near)
-        if some.size:
-            result[some] = np.clip(self._exact(s.real, at[some], values), low - 1, high + 2).astype(np.int64)
+        s, numbers = self.searches, self.numbers[0]
+        low, high = self.low[:, None], self.high[:, None]
+        rest = numbers[:, 1] + (self.least_float * numbers[:, 2:]).sum(axis=1)
+        real = self.steps.boundary * numbers[:, :1] - rest[:, None]
+        result: Array = np.clip(np.floor(real) + 1, low - 1, high + 2).astype(np.int64)
+        near = (np.abs(real - np.rint(real)) <= self.error[:, None]) & (real >= low - 2) & (real <= high + 2)
+        row, at = np.nonzero(near)
+        if row.size:
+            exact = self._exact(s.real[row], at, s.least[row])
+            result[row, at] = np.clip(exact, s.low[row] - 1, s.high[row] + 2).astype(np.int64)
         return result
 
     def compare(self) -> tuple[Array, Array] | None:
@@ -195,7 +195,7 @@ class Table:
         would take too long.
         """
         inside, differing = np.zeros((2, len(self.searches)), np.int64)
-        rows = max(1, _AT_ONCE // self.steps.k.size)
+        rows = max(1, AT_ONCE // self.steps.k.size)
         for start in range(0, int(self.ends[-1]), rows):
             self._block(np.arange(start, min(start + rows, int(self.ends[-1]))), inside, differing)
             if self.exact > MAX_EXACT:

@@ -6,16 +6,15 @@ Exact rational arithmetic decides; float64 only picks the few thresholds that ne
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from itertools import product
-from operator import le, mul
+from dataclasses import dataclass
+from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from . import arith
+from .corrections import corrections
 from .rescales import Rescale as Rescale
 from .rescales import Rescales
 from .rescales import dyadic_rescale as dyadic_rescale
@@ -26,9 +25,6 @@ Array = NDArray[Any]
 # Beyond this many thresholds in a layer (steps, times the combinations of the other operands) they are not enumerated:
 # seconds.
 MAX_ENUMERATED = 1 << 27
-
-# How far a correction may move a multiplier from the one nearest to its ratio.
-NEIGHBOURS = (0, 1, -1, 2, -2, 3, -3)
 
 
 @dataclass(frozen=True)
@@ -79,19 +75,17 @@ def settle(
     found = _proofs(given, rounding, steps)
     if found is None:
         return given, Proof(enumerated=False)
-    moved = {
-        i: better
-        for i in np.flatnonzero(found.differing).tolist()
-        if (better := _moved(given[i : i + 1], rounding, steps)) is not None
-    }
-    again = _proofs(Rescales.of(list(moved.values())), rounding, steps) if moved else None
+    at, moved = corrections(given, np.flatnonzero(found.differing), rounding, steps)
+    again = _proofs(moved, rounding, steps) if at.size else None
     if again is None:
         return given, _total(found, counts)
-    put_right = [n for n, differing in enumerate(again.differing.tolist()) if not differing]
-    at = np.array(list(moved), np.int64)[put_right]
+    right = again.differing == 0
+    at = at[right]
     for mine, theirs in zip(found, again, strict=True):
-        mine[at] = theirs[put_right]
-    return given.changed({i: moved[i] for i in at.tolist()}), _total(found, counts)
+        mine[at] = theirs[right]
+    multipliers, offset = given.dyadic.factors.copy(), given.dyadic.constant.copy()
+    multipliers[at], offset[at] = moved.dyadic.factors[right], moved.dyadic.constant[right]
+    return given.changed(multipliers, offset), _total(found, counts)
 
 
 def corrected(rescale: Rescale, rounding: str, steps: tuple[int, int]) -> Rescale:
@@ -188,92 +182,3 @@ def _bisected(function: Callable[[Array], Array], ks: Array, low: int, high: int
         reached = function(middle) >= ks
         above, below = np.where(reached, middle, above), np.where(reached, below, middle)
     return above
-
-
-# -- corrections -------------------------------------------------------------------------------------
-
-
-def _moved(r: Rescales, rounding: str, steps: tuple[int, int]) -> Rescale | None:
-    """(A23): the one rescale with an offset, and if need be neighbouring multipliers, that put every reachable
-    threshold right.
-
-    Only where each of its boxes moves along one operand; None when there is none.
-    """
-    (shift,) = r.shift
-    if rounding == "double" or shift == 0:
-        return None
-    choices = []
-    for low, high in r.boxes():
-        free = np.flatnonzero(low[0] < high[0])
-        if not free.size and r.apart:
-            continue  # a half that is always 0, as it is somewhere in the other box
-        search = searches_of(r, low, high)
-        if not len(search) or free.size != 1 or np.any(np.delete(low[0], free)) or np.any(np.delete(high[0], free)):
-            return None
-        choices.append((int(free[0]), search))
-    operands = [i for i, _ in choices]
-    neighbours = sorted(product(range(len(NEIGHBOURS)), repeat=len(choices)), key=sum)
-    # Some of the steps are often enough to see that there is none, or which are left.
-    stride = max(1, (steps[1] - steps[0]) // 512)
-    if stride > 1:
-        some = [cache(_offsets(s, shift, rounding, steps, stride)) for _, s in choices]
-        neighbours = [n for n in neighbours if le(*_common(some, n))]
-    if not neighbours:
-        return None
-    every = [cache(_offsets(s, shift, rounding, steps, 1)) for _, s in choices]
-    return _choice(r[0], operands, every, neighbours, rounding)
-
-
-Offsets = Callable[[int], tuple[int, int]]
-
-
-def _common(offsets: Sequence[Offsets], neighbours: Sequence[int]) -> tuple[int, int]:
-    """The least and the greatest offset that every box allows, each with its own neighbour."""
-    least, most = zip(*(f(n) for f, n in zip(offsets, neighbours, strict=True)), strict=True)
-    return max(least), min(most)
-
-
-def _choice(
-    r: Rescale, operands: Sequence[int], offsets: Sequence[Offsets], neighbours: Sequence[Sequence[int]], rounding: str
-) -> Rescale | None:
-    """The rescale with the first multipliers for which there is an offset; operands, offsets: one of each box."""
-    for changes in neighbours:
-        least, most = _common(offsets, changes)
-        if least > most:
-            continue
-        multipliers = list(r.multipliers)
-        for c, operand in zip(changes, operands, strict=True):
-            multipliers[operand] += NEIGHBOURS[c] if r.ratios[operand] > 0 else -NEIGHBOURS[c]
-        offset = min(max(r.offset, least), most)
-        reach = sum(
-            max(abs(low), abs(high)) * abs(m) for low, high, m in zip(r.lows, r.highs, multipliers, strict=True)
-        )
-        fits = all(abs(m) < 2**arith.MANTISSA_BITS for m in multipliers)
-        if fits and reach + abs(offset) + arith.rounding_room(r.shift, rounding) < arith.INT64_LIMIT:
-            return replace(r, multipliers=tuple(multipliers), offset=offset)
-    return None
-
-
-def _offsets(s: Searches, shift: int, rounding: str, steps: tuple[int, int], stride: int) -> Offsets:
-    """(A23): of each of NEIGHBOURS, the least and the greatest offset that put every stride-th threshold of one search
-    right.
-    """
-    (low,), (high,), first = s.low, s.high, s.dyadic.factors[0, 0]
-    # Beyond the results at both ends no threshold is inside: the first such step on each side says it for all.
-    ends = [round_exactly(s.real.at(0, (v, *(0 for _ in s.least[0]))), rounding) for v in (low, high)]
-    every = Steps((max(steps[0], ends[0]), min(steps[1], ends[1] + 1)), rounding, stride)
-    if not every.k.size:
-        return lambda neighbour: (-(2**62), 2**62)
-    threshold = Table(s, every).thresholds()
-    reached, missed = threshold <= high, threshold > low
-    at_least, at_most = np.maximum(threshold, low)[reached], np.minimum(threshold - 1, high)[missed]
-    # An offset of b reaches k at v when v m + b >= edge. What 64 bits lose on the way comes back: the differences are
-    # offsets, which fit.
-    edge = (every.twice << shift - 1) + ~every.inclusive
-    above, below = edge[reached], edge[missed] - 1
-
-    def of(neighbour: int) -> tuple[int, int]:
-        m = first + NEIGHBOURS[neighbour]
-        return int((above - at_least * m).max(initial=-(2**62))), int((below - at_most * m).min(initial=2**62))
-
-    return of

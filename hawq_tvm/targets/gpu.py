@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tvm
+from tvm.backend import _autoload_backends
 
 from hawq_tvm.core.errors import UsageError
 
@@ -32,8 +33,14 @@ def make(archs: Sequence[str], host: Mapping[str, Any] = HOST) -> tvm.target.Tar
         raise UsageError(
             "no kernels for this GPU architecture", found=", ".join(odd) or "none", expected=", ".join(ARCHITECTURES)
         )
+    load_backend()
     wanted = [a for a in ARCHITECTURES if a in archs]
     return tvm.target.Target({"kind": "cuda", "arch": wanted[0], "keys": ["cuda", "gpu", *wanted]}, host=dict(host))
+
+
+def load_backend() -> None:
+    """Load what TVM has for GPUs, which the command line's `import tvm` leaves out; at once where it is there."""
+    _autoload_backends._load_builtin_backends()
 
 
 def is_cuda(target: tvm.target.Target) -> bool:

@@ -98,10 +98,13 @@ def convolve(
         for i, (values, scale) in enumerate(parts):
             # A scale below zero (a negative BatchNorm gamma) moves into the weights, so that ReLU and pooling stay
             # monotone.
-            values = np.where(scale < 0, -values, values)
+            if np.any(scale < 0):
+                values = np.where(scale < 0, -values, values)
             suffix = "acc" if len(parts) == 1 else f"acc{i}"
             acc = _summed(ctx, data, integer_constant(values), strides, dilation, groups, suffix)
-            correction = (zero * values).sum(axis=(1, 2, 3)).reshape(1, -1, 1, 1)
+            # Sums first where they are multiplied by one zero point alike.
+            sums = zero * values.sum(axis=(1, 2, 3), keepdims=True) if zero.size == 1 else zero * values
+            correction = sums.sum(axis=(1, 2, 3)).reshape(1, -1, 1, 1)
             scale = np.abs(scale).reshape(1, -1, 1, 1)
             terms.append(Term(acc, compress(correction), compress(scale), accumulator=True))
         return Real(ops.shape_of(acc), tuple(terms))

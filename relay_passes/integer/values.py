@@ -19,7 +19,7 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.core.errors import ModelError, StageError
-from hawq_tvm.core.intervals import Interval
+from hawq_tvm.core.intervals import Interval, constant
 from hawq_tvm.core.operators import interval_of, partial_sums
 
 Array = NDArray[Any]
@@ -276,8 +276,7 @@ class Context:
         if isinstance(expr, relax.Var):
             return NOTHING if stages.is_float(expr) else self.intervals[expr]
         if ops.is_const(expr) and not stages.is_float(expr):
-            values = ops.const_value(expr).astype(np.int64)
-            return Interval(values, values)
+            return constant(ops.const_value(expr))
         return NOTHING
 
     def bounds(self, expr: relax.Expr) -> tuple[Array, Array]:

@@ -24,14 +24,14 @@ _nearest = np.frompyfunc(arith.round_fraction, 1, 1)
 def with_output_scales(
     ctx: Context, weight: Constant, factor: Array, axes: Sequence[int], op: str
 ) -> list[tuple[Array, Array]]:
-    """A weight times a factor as a sum of integer arrays (int64) times scales that do not vary along `axes`.
+    """A weight times a factor as a sum of integer arrays times scales that do not vary along `axes`.
 
     axes: what is summed.  factor: the data's scales there, of the weight's rank.
     Raises NotLowered for a weight without integers, and for very many different scales.
     """
     if weight.scale is None:
         raise ctx.fail(op, "its weight is float and not quantized", "quantize the weight of this node too")
-    values = weight.values.astype(np.int64)
+    values = weight.values
     inner, outer = broadcast_rank(compress(weight.scale), values.ndim), broadcast_rank(factor, values.ndim)
     if _varies(outer, axes):
         inner, outer = outer, inner
@@ -45,7 +45,9 @@ def with_output_scales(
     multiples, unit = _multiples(steps, _used(values, places), axes)
     for axis, place in places.items():
         multiples = np.take(multiples, place, axis)
-    return [(part, np.asarray(digit * unit * scale, object)) for part, digit in _digits(values * multiples)]
+    return [
+        (part, np.asarray(digit * unit * scale, object)) for part, digit in _digits(values.astype(np.int64) * multiples)
+    ]
 
 
 def halves(values: Array) -> list[tuple[Array, int]]:

@@ -15,14 +15,17 @@ def inline_all(sch: s_tir.Schedule, keep: Collection[str] = ()) -> None:
     """Inline every block into its consumers where the schedule allows it, except those named and what is computed
     once a row.
     """
-    for block in sch.get_child_blocks(sch.get_sblock("root")):
-        name = str(sch.get(block).name_hint)
-        if name in keep or name.startswith(ONCE_A_ROW):
+    root = sch.get_sblock("root")
+    results = {str(sch.get(b).name_hint) for b in sch.get_output_blocks(root)}
+    for block in sch.get_child_blocks(root):
+        made = sch.get(block)
+        name = str(made.name_hint)
+        if name in keep or name in results or name.startswith(ONCE_A_ROW) or made.init is not None:
             continue
         try:
             sch.compute_inline(block)
         except s_tir.ScheduleError:
-            continue  # a reduction, or a block that writes a result
+            continue  # a block that writes a part of what is read elsewhere, say
 
 
 def extent(sch: s_tir.Schedule, loop: s_tir.schedule.LoopRV) -> int:

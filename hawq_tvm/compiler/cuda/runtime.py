@@ -18,6 +18,7 @@ from tvm.base import _LOADED_LIBS
 from tvm_ffi.libinfo import load_lib_ctypes
 
 from hawq_tvm.core.errors import PackageError
+from hawq_tvm.targets.gpu import load_backend
 
 DRIVER, TOOLKIT = "libcuda.so.1", "libcudart.so.13"
 NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
@@ -40,6 +41,7 @@ def load(toolkit: Iterable[Path] = ()) -> None:
     toolkit: folders in which CUDA's runtime library may lie, beside those of the system and of Python's packages.
     Raises PackageError when CUDA's runtime library is nowhere, or no C compiler makes the stub of a missing driver.
     """
+    load_backend()
     if _NAME in _LOADED_LIBS:
         return
     _load_toolkit([*toolkit, *_package_folders()])
