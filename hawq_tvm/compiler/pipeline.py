@@ -1,4 +1,6 @@
-"""The whole compiler on one page: a literal list of passes, each followed by its stage's grammar check."""
+"""The whole compiler on one page: a literal list of passes, each followed by its stage's grammar check, and each stage
+by TVM's own.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,21 +161,21 @@ def until(
     if start is None:
         stages.check_grammar(module, Stage.ANNOTATED)
     verified = Stage.ANNOTATED if start is None else None
-    before, promised = module, contract.outputs(module)
-    wanted = passes[first:last]
-    for (function, stage), following in zip_longest(wanted, [s for _, s in wanted[1:]]):
+    promised = contract.outputs(module)
+    following = [*(stage for _, stage in passes[1:]), None]
+    for (function, stage), after in list(zip(passes, following, strict=True))[first:last]:
 
         def apply(
             function: Pass = function,
             stage: Stage = stage,
             module: tvm.IRModule = module,
             verified: Stage | None = verified,
-            following: Stage | None = following,
+            is_last: bool = after is not stage,
         ) -> tuple[tvm.IRModule, int]:
             new, rewrites = function(module)
             if new is not module or stage is not verified:
                 stages.check_grammar(new, stage)
-            if following is not stage and new is not before:
+            if is_last:
                 stages.check_form(new)
             contract.check_step(promised, new, function.__name__)
             return new, rewrites

@@ -50,11 +50,7 @@ def exact(ctx: Context, constant: Constant, op: str, *, infinite: bool = False) 
 
     infinite: whether infinity is one, far beyond every sum.
     """
-    size = constant.values.size
-    if size > LARGEST:
-        raise ctx.fail(
-            op, f"it computes with a constant of {size} numbers", "use scales and constants per tensor or per channel"
-        )
+    _check_size(ctx, constant, op)
     try:
         real = constant.real
         if infinite and constant.scale is None and real.dtype.kind == "f":
@@ -62,6 +58,14 @@ def exact(ctx: Context, constant: Constant, op: str, *, infinite: bool = False) 
         return rational(real)
     except (OverflowError, ValueError):
         raise ctx.fail(op, "it computes with a constant that is not a finite number", "correct the constant") from None
+
+
+def _check_size(ctx: Context, constant: Constant, op: str) -> None:
+    size = constant.values.size
+    if size > LARGEST:
+        raise ctx.fail(
+            op, f"it computes with a constant of {size} numbers", "use scales and constants per tensor or per channel"
+        )
 
 
 def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Value:
@@ -72,8 +76,7 @@ def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Val
         return add(ctx, negate(ctx, b, op) if sign < 0 else b, a, 1, op)
     left = settled(ctx, real_of(ctx, a, op), op)
     if isinstance(b, Constant):
-        addend = sign * exact(ctx, b, op, infinite=True)
-        return _add_constant(widened(ctx, left, _shape(a, b)), b, addend, sign)
+        return _add_constant(ctx, widened(ctx, left, _shape(a, b)), b, sign, op)
     right = settled(ctx, real_of(ctx, b, op), op)
     shape, constant = _shape(a, b), left.constant + sign * right.constant
     terms = _collected([*left.terms, *(replace(t, scale=sign * t.scale) for t in right.terms)])
@@ -100,14 +103,15 @@ def _collected(terms: Sequence[Term]) -> tuple[Term, ...]:
     return tuple(t for same in kept.values() for t in same if np.any(t.scale))
 
 
-def _add_constant(left: Real, b: Constant, addend: Array, sign: int) -> Real:
+def _add_constant(ctx: Context, left: Real, b: Constant, sign: int, op: str) -> Real:
+    _check_size(ctx, b, op)
     term = left.terms[0] if len(left.terms) == 1 else None
     if term is not None and term.accumulator and not np.any(left.constant) and _on_grid(term, b):
         zero = term.zero - sign * b.values
         # Padding fills with the data's zero elsewhere: an accumulator's zero is only ever its negated bias.
         if np.max(np.abs(zero), initial=0) <= arith.RANGES["int32"][1]:
             return Real(left.shape, (replace(term, zero=zero.astype(np.int64)),))
-    return Real(left.shape, left.terms, left.constant + addend)
+    return Real(left.shape, left.terms, left.constant + sign * exact(ctx, b, op, infinite=True))
 
 
 def _on_grid(term: Term, bias: Constant) -> bool:

@@ -38,10 +38,13 @@ def with_output_scales(
     if _varies(outer, axes):
         inner, outer = _product(ctx, inner, outer, op), np.ones((), np.int64)
     steps, places = _runs(inner, axes)
-    steps, scale = _product(ctx, steps, np.ones((), np.int64), op), _product(ctx, outer, np.ones((), np.int64), op)
+    for part in (steps, outer):
+        _check_few(ctx, part.shape, op)
+    steps, scale = rational(steps), rational(outer)
     if not _varies(inner, axes):
         parts = halves(values) if weight.rounded else _digits(values)
-        return [(part, np.asarray(digit * steps * scale, object)) for part, digit in parts]
+        whole = np.asarray(steps * scale, object)
+        return [(part, whole if digit == 1 else np.asarray(digit * whole, object)) for part, digit in parts]
     multiples, unit = _multiples(steps, _used(values, places), axes)
     for axis, place in places.items():
         multiples = np.take(multiples, place, axis)
@@ -64,9 +67,13 @@ def _varies(array: Array, axes: Sequence[int]) -> bool:
 
 def _product(ctx: Context, a: Array, b: Array, op: str) -> Array:
     """The exact product of broadcasting constants."""
-    if int(np.prod(np.broadcast_shapes(a.shape, b.shape))) > LARGEST:
-        raise ctx.fail(op, "its weight has very many different scales", "use larger blocks, or scales per channel")
+    _check_few(ctx, np.broadcast_shapes(a.shape, b.shape), op)
     return np.asarray(rational(a) * rational(b), object)
+
+
+def _check_few(ctx: Context, shape: Sequence[int], op: str) -> None:
+    if int(np.prod(shape)) > LARGEST:
+        raise ctx.fail(op, "its weight has very many different scales", "use larger blocks, or scales per channel")
 
 
 def _runs(array: Array, axes: Sequence[int]) -> tuple[Array, dict[int, Array]]:

@@ -62,7 +62,7 @@ class Writer(ABC):
             error = first_of(self.failures if self.quantizes() else [*self.failures, not_quantized()])
             error.imported = module
             raise error
-        stages.verify(module, stages.Stage.ANNOTATED)
+        stages.check_grammar(module, stages.Stage.ANNOTATED)
         return module
 
     def keep(self, name: str, value: Any, promises: Iterable[Promise], *, output: bool) -> None:
