@@ -219,6 +219,29 @@ def test_a_corrected_offset_never_makes_it_worse_and_proves_right(ratio, roundin
     assert (after > 0) == (brute_force(better, rounding) > 0)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.fractions(min_value=-3, max_value=3, max_denominator=997), st.integers(-400, 0), st.integers(0, 9)
+        ),
+        min_size=2,
+        max_size=9,
+    ),
+    st.sampled_from(ROUNDINGS),
+    st.sampled_from([(QMIN + 1, QMAX), (-1100, 1200)]),
+)
+def test_channels_are_corrected_as_each_alone(channels, rounding, steps) -> None:  # type: ignore[no-untyped-def]
+    """The second range of results is longer than what is looked at in full at first."""
+    made = []
+    for ratio, low, high in channels:
+        m, shift = arith.dyadic(ratio, 9)
+        made.append(thresholds.Rescale((ratio,), Fraction(0), (m,), 0, shift, (low,), (high,)))
+    settled, proof = thresholds.settle(made, [1] * len(made), rounding, steps)
+    assert list(settled) == [thresholds.corrected(r, rounding, steps) for r in made]
+    assert proof == thresholds.prove_all(list(settled), rounding, steps)
+
+
 def test_a_correction_is_found_where_one_exists() -> None:
     ratio = Fraction(12345, 1000003)
     m, shift = arith.dyadic(ratio, 8)

@@ -385,8 +385,18 @@ def test_commands_leave_torch_to_who_needs_it(model: Path) -> None:
     """TVM imports PyTorch wherever it is installed: two of the three seconds in which a model is refused."""
     code = (
         "import sys; from hawq_tvm.cli import main; code = main(['inspect', sys.argv[1]]);"
-        "assert 'tvm' in sys.modules and 'torch' not in sys.modules; import torch; sys.exit(code)"
+        "heavy = {'torch', 'scipy', 'onnxruntime', 'tvm.backend.cuda.ptx', 'tvm.runtime.disco'};"
+        "assert 'tvm' in sys.modules and not heavy & set(sys.modules); import torch; sys.exit(code)"
     )
     pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_gpu_target_brings_what_tvm_has_for_gpus(model: Path) -> None:
+    code = (
+        "import sys; from hawq_tvm.cli import main; code = main(['inspect', sys.argv[1], '--target', 'cuda-sm80']);"
+        "assert 'tvm.backend.cuda.ptx' in sys.modules and 'torch' not in sys.modules; sys.exit(code)"
+    )
     done = subprocess.run([sys.executable, "-c", code, str(model)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
