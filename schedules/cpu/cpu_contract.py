@@ -117,7 +117,8 @@ class Contract:
         if borders.unpadded is None:
             in_place = in_place and layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
         products = replace(products, in_place=in_place)
-        packs = VectorUnit.of(target).packs
+        here = VectorUnit.of(target)
+        packs = here.packs
         spelled = at_once(shape.channels, tile.lanes, tile.vectors, packs) > 0
         overrides: dict[str, Emitter] = {
             ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders),
@@ -129,9 +130,12 @@ class Contract:
         opened = tile.length > 1 and layer.is_four_bits(call.args[1])
         weight = "int8" if opened else ops.dtype_of(call.args[1])
         data = products.registers or (ops.dtype_of(call.args[0]) if in_place else products.stored)
-        epilogue = Epilogue(sch, shape.channels, tile.lanes, tile.vectors, packs, bool(unit.neon), unit.quads)
+        epilogue = Epilogue(
+            sch, shape.channels, tile.lanes, tile.vectors, packs, bool(unit.neon), unit.quads, here.permutes
+        )
         nest = _schedule(sch, shape, tile, products.intrinsic(data, weight), epilogue, borders)
-        return Kernel(without_borders(sch, shape, borders, nest), tuple(a for _, a in emission.arguments), tile)
+        func = epilogue.finished(without_borders(sch, shape, borders, nest))
+        return Kernel(func, tuple(a for _, a in emission.arguments), tile)
 
 
 def fits_int16(dtype: str) -> bool:

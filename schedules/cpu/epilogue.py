@@ -10,20 +10,27 @@ or, where these do not apply,
       unclamped = the rest of the arithmetic, in int32                       a vector
       out = its clamp to 8 bits                                              2 or 4 vectors at once
 
+or, behind either, with AVX-512,
+
+      out = what a table of 8 bits has for a byte                            as many
+
 Without either a vector is clamped at a time. Channels come first, so that LLVM keeps their constants in registers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from tvm import s_tir
+from tvm import s_tir, tirx
 
 from schedules.emit.emit_requantize import SHIFT
 from schedules.spelling.byte_intrinsics import narrow, pair_sum, requantize
 from schedules.spelling.intrinsics import multiply_high
+from schedules.spelling.lookup_intrinsics import looked_up
 
 from .loops import extent
+from .vectors import spelled
 
 UNROLLED = (
     32  # vectors of an epilogue that are spelled out: as many as there are registers, so that the sums need no memory
@@ -37,7 +44,7 @@ class Epilogue:
 
     vectors: of a block.  neon: Arm's instructions.  packs: the lanes of registers that the CPU narrows with
     `narrow`, at most.  dot: it has vpdpwssd.  whole: blocks are whole in every direction.
-    stored: sums lie in memory, not in registers.
+    stored: sums lie in memory, not in registers.  permutes: what the CPU looks up in registers (VectorUnit).
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class Epilogue:
         dot: bool = False,
         whole: bool = False,
         stored: bool = False,
+        permutes: str = "",
     ) -> None:
         self._sch, self._lanes, self._neon, self._dot, self._stored = sch, lanes, neon, dot, stored
         (out,) = sch.get_output_blocks(sch.get_sblock("root"))
@@ -71,6 +79,14 @@ class Epilogue:
                     self._unclamped += before
                     self._bytes.append(name)
             self._bytes.sort(key=names.index)
+        self._permutes = permutes if self._looks_up(out) else ""
+        self._looking: list[s_tir.schedule.LoopRV] = []
+
+    def _looks_up(self, out: s_tir.schedule.SBlockRV) -> bool:
+        """Whether a stage is a table of 8 bits of what a stage of bytes makes, and of nothing else."""
+        own, before = self._sch.get(out), self._producers(self._out)
+        eight = str(own.writes[0].source.dtype) in ("int8", "uint8")
+        return self._out == "lookup" and eight and len(before) == 1 and before[0] in self._bytes
 
     def _producers(self, name: str) -> list[str]:
         return [_name(self._sch, b) for b in self._sch.get_producers(self._sch.get_sblock(name))]
@@ -141,7 +157,9 @@ class Epilogue:
             vectors = self._together
             if self._late or self._out not in self._bytes:
                 group, channel = sch.split(channel, [None, size])
-            if self._out not in self._bytes:
+            if self._permutes:
+                self._looking.append(channel)
+            elif self._out not in self._bytes:
                 _, lane = sch.split(channel, [None, lanes])
             sch.reorder(group, pixel)
         vector, unrolled = pixel, []
@@ -160,6 +178,14 @@ class Epilogue:
         for name in self._bytes if self._late else []:
             block = sch.get_sblock(name)
             sch.tensorize(sch.get_loops(block)[-1], self._narrowing(name, block))
+
+    def finished(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
+        """The kernel of the finished schedule, with vectors of what tables have."""
+
+        def spelling(operands: Sequence[tirx.Expr], tables: Sequence[tirx.Buffer]) -> tirx.Expr:
+            return looked_up(operands[0], tables[0], self._together * self._lanes, self._permutes)
+
+        return spelled(func, [self._sch.get(loop) for loop in self._looking], spelling)
 
 
 def at_once(channels: int, lanes: int, vectors: int, packs: int, whole: bool = False) -> int:

@@ -7,6 +7,8 @@ from functools import lru_cache
 
 import tvm
 
+from schedules.spelling.lookup_intrinsics import BYTES, WORDS
+
 NEON = ("neon", "dotprod", "i8mm")
 
 
@@ -16,7 +18,8 @@ class VectorUnit:
 
     pairs: it multiplies and adds pairs of 16 bits.  quads: it multiplies and adds four u8 with four s8 (VNNI).
     tiles: it has matrix registers for bytes (AMX).  neon: Arm's instructions for vectors: "neon", and of "dotprod"
-    and "i8mm" what it has.
+    and "i8mm" what it has.  permutes: what AVX-512 looks up in registers, "bytes" or "words" (`looked_up`); "" for
+    others.
     """
 
     lanes: int
@@ -25,6 +28,7 @@ class VectorUnit:
     quads: bool = False
     tiles: bool = False
     neon: frozenset[str] = frozenset()
+    permutes: str = ""
 
     @property
     def packs(self) -> int:
@@ -37,11 +41,12 @@ class VectorUnit:
     @lru_cache(maxsize=16)
     def of(target: tvm.target.Target) -> VectorUnit:
         """The unit that LLVM will use for a target."""
-        names = ("avx512bw", "avx512vnni", "avx2", "avxvnni", "sse2", "amx-tile", "amx-int8", *NEON)
+        names = ("avx512bw", "avx512vnni", "avx2", "avxvnni", "sse2", "amx-tile", "amx-int8", "avx512vbmi", *NEON)
         with target:
             has = {f: bool(tvm.target.codegen.target_has_features(f)) for f in names}
         if has["avx512bw"]:
-            return VectorUnit(16, 32, True, has["avx512vnni"], has["amx-tile"] and has["amx-int8"])
+            tiles, permutes = has["amx-tile"] and has["amx-int8"], BYTES if has["avx512vbmi"] else WORDS
+            return VectorUnit(16, 32, True, has["avx512vnni"], tiles, permutes=permutes)
         if has["avx2"]:
             return VectorUnit(8, 16, True, has["avxvnni"])
         if has["sse2"]:

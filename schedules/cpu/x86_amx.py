@@ -127,11 +127,12 @@ class Amx(Contract):
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
         weight = "int8" if layer.is_four_bits(call.args[1]) else ops.dtype_of(call.args[1])
-        epilogue = Epilogue(sch, shape.channels, LANES, vectors, unit.packs, dot=unit.quads, whole=whole, stored=True)
+        form = {"dot": unit.quads, "whole": whole, "stored": True, "permutes": unit.permutes}
+        epilogue = Epilogue(sch, shape.channels, LANES, vectors, unit.packs, **form)
         nest = _schedule(
             sch, shape, tile, tile.tiles(self.emulated), in_place, ops.dtype_of(call.args[0]), weight, epilogue
         )
-        func = without_borders(sch, shape, Borders(axes_of(layer, call)[0]), nest)
+        func = epilogue.finished(without_borders(sch, shape, Borders(axes_of(layer, call)[0]), nest))
         if layer is not given:
             func = with_shapes_of(given, func)
         return Kernel(func, tuple(a for _, a in emission.arguments), tile)
