@@ -127,8 +127,17 @@ class Amx(Contract):
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(emission.prim_func())
         weight = "int8" if layer.is_four_bits(call.args[1]) else ops.dtype_of(call.args[1])
-        form = {"dot": unit.quads, "whole": whole, "stored": True, "permutes": unit.permutes}
-        epilogue = Epilogue(sch, shape.channels, LANES, vectors, unit.packs, **form)
+        epilogue = Epilogue(
+            sch,
+            shape.channels,
+            LANES,
+            vectors,
+            unit.packs,
+            dot=unit.quads,
+            whole=whole,
+            stored=True,
+            permutes=unit.permutes,
+        )
         nest = _schedule(
             sch, shape, tile, tile.tiles(self.emulated), in_place, ops.dtype_of(call.args[0]), weight, epilogue
         )

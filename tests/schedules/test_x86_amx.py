@@ -89,6 +89,21 @@ def amx(request, monkeypatch):
     assert made.value > 0
 
 
+@pytest.mark.parametrize("c", [Conv(2, 6, 14, 128, 64, (1, 1)), Conv(1, 7, 28, 64, 96, (3, 3))], ids=str)
+def test_a_table_behind_a_requantize(c, amx):
+    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
+    table, zero = rng.integers(0, 256, 256).astype(np.uint8), {"zero_point": 100, "rounding": "half_up"}
+
+    def body(emit, p):
+        sums = emit(accumulate(emit, c, p, relax.const(w), 3, "int32"))
+        codes = emit(ops.requantize([sums], [1417339207], 0, 42, qtype=arith.QType.of("uint8"), **zero))
+        return ops.lookup(codes, table)
+
+    (got,) = run(body, x, target=amx, rule="x86.amx")
+    codes = arith.requantize([convolve(c, x, w, 3)], [1417339207], 0, 42, qmin=0, qmax=255, **zero)
+    np.testing.assert_array_equal(got, table[codes], strict=True)
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 @pytest.mark.parametrize("c", TILED, ids=str)
 def test_conv2d_with_residual_and_requantize(c, dtype, amx):
