@@ -1,7 +1,7 @@
 """Outline every layer as a function: an anchor, what feeds it alone, the element-wise chain after it (to PACKED).
 
-1. conv2d, matmul, pools, reductions, softmax start a group and take in the pad, dilate2d, unpack_int4 and casts that
-   feed only them.
+1. conv2d, matmul, pools, reductions, softmax start a group and take in the pad, dilate2d, unpack_int4, casts and
+   differences that feed only them.
 2. An element-wise operator joins the group of an operand that nothing else reads and that has its shape; at most one
    such group may have an anchor, groups that only move or map elements all join, as long as the written-out expression
    of one element stays below MOST_NODES.
@@ -13,6 +13,7 @@ A group is placed where its last member was, so everything it reads exists by th
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import tvm
@@ -50,15 +51,7 @@ def fuse_epilogues(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
 def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
     uses = use_counts(main)
     outside = stages.float_tail(main)
-    # A cast that only an anchor reads belongs to that anchor: in the producer's group it would be stored, four bytes an
-    # element.
-    feeds_anchor = {
-        v
-        for b in stages.bindings(main)
-        if kind_of(ops.op_name(b.value)) is Kind.REDUCTION
-        for v in ops.variables(b.value)
-        if uses[v] == 1
-    }
+    feeds_anchor = _feeding(main, uses)
     group_of: dict[relax.Var, _Group] = {}
     nodes: dict[relax.Var, int] = {}  # of one element's expression, 1 where it is a load
 
@@ -90,7 +83,9 @@ def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
         taken: list[_Group] = []
         if kind is Kind.REDUCTION:
             taken = [g for g in candidates(value) if all(_feeds(m) for m in g.members)]
-        elif kind is Kind.ELEMENTWISE and not (_feeds(binding) and binding.var in feeds_anchor):
+        elif binding.var in feeds_anchor and _maps_and_feeds(binding):
+            taken = [g for g in candidates(value) if all(_maps_and_feeds(m) for m in g.members)]
+        elif kind is Kind.ELEMENTWISE:
             same = [g for g in candidates(value) if ops.shape_of(g.output) == ops.shape_of(binding.var)]
             anchored = [g for g in same if g.anchored]
             # Of two anchors (a residual join of two convolutions) the later one takes the sum.
@@ -109,9 +104,25 @@ def _partition(main: relax.Function) -> dict[relax.Var, _Group]:
     return group_of
 
 
+def _feeding(main: relax.Function, uses: Mapping[relax.Var, int]) -> set[relax.Var]:
+    """What only an anchor reads, or only a chain of casts and differences of elements that only an anchor reads.
+
+    It belongs to that anchor: in the producer's group a cast would be stored, four bytes an element.
+    """
+    found: set[relax.Var] = set()
+    for b in reversed(list(stages.bindings(main))):
+        if kind_of(ops.op_name(b.value)) is Kind.REDUCTION or (b.var in found and _maps_and_feeds(b)):
+            found |= {v for v in ops.variables(b.value) if uses[v] == 1}
+    return found
+
+
 def _feeds(binding: relax.VarBinding) -> bool:
     row = OPERATORS.get(ops.op_name(binding.value))
     return row is not None and row.feeds
+
+
+def _maps_and_feeds(binding: relax.VarBinding) -> bool:
+    return _feeds(binding) and kind_of(ops.op_name(binding.value)) is Kind.ELEMENTWISE
 
 
 def _repeats(call: relax.Call, operand: relax.Var) -> int:

@@ -28,16 +28,12 @@ class Side:
 
     @staticmethod
     def of(values: Values, expr: relax.Expr) -> Side:
-        """The side that an expression is: int16(x) - z, perhaps narrowed to int8, is x less z; values: what variables
-        stand for.
-        """
+        """The side that an expression is: int16(x) - z is x less z; values: what variables stand for."""
 
         def definition(x: relax.Expr) -> relax.Expr:
             return values.get(x, x) if isinstance(x, relax.Var) else x
 
         value, zero = definition(expr), 0
-        if ops.op_name(value) == "relax.astype" and ops.dtype_of(value) == "int8":
-            value = definition(value.args[0])
         if ops.op_name(value) == "relax.subtract" and ops.is_const(value.args[1]):
             constant = ops.const_value(value.args[1])
             if constant.size != 1:

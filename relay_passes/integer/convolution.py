@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 from tvm import relax
 
-from hawq_tvm.core import arith, ops
+from hawq_tvm.core import ops
 
 from .elementwise import centred, with_one_zero
 from .fixed import narrowed, rows_and_columns, single, summand
@@ -183,13 +183,10 @@ def matmul(ctx: Context, a: Value, b: Value) -> Value:
 
 
 def _without_zero(ctx: Context, term: Term, suffix: str) -> relax.Expr:
-    """data - zero in 8 bits where they hold it, which more kernels multiply, else in int16."""
+    """data - zero in int16, from which kernels see the bytes that they multiply."""
     if not np.any(term.zero) and ops.dtype_of(term.data) in ("int8", "uint8"):
         return term.data
-    wide = centred(ctx, term, "int16", suffix)
-    low, high = ctx.interval(wide).scalar
-    fits = ops.dtype_of(term.data) == "uint8" and arith.RANGES["int8"][0] <= low and high <= arith.RANGES["int8"][1]
-    return ctx.emit(relax.op.astype(wide, "int8"), f"{suffix}.narrow") if fits else wide
+    return centred(ctx, term, "int16", suffix)
 
 
 def _row_scale(ctx: Context, term: Term, rank: int) -> Array:

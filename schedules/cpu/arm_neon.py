@@ -13,6 +13,7 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+from schedules.factors import Factors
 from schedules.layer import Layer
 from schedules.spelling.neon_intrinsics import LANES, Inner, inner_product
 
@@ -97,13 +98,16 @@ class Neon(Contract):
         if why or call is None:
             return why
         x, w = call.args
-        types = (ops.dtype_of(x), weight_type(layer, w))
+        types, factors = (ops.dtype_of(x), weight_type(layer, w)), self.factors(layer, unit)
+        types = factors.stored if factors else types
         multiplier = self.family(unit).multipliers.get(types)
         if multiplier is None or ops.dtype_of(call) != "int32":
             return f"no instruction for {types[0]} times {types[1]} in {ops.dtype_of(call)}."
         shape = shape_of(call, LANES)
         if self.extension == "i8mm" and shape.pixels == 1:
             return "a single pixel in a row, of the two of an instruction."
+        if factors:
+            return factors.too_long()
         if multiplier.offset:
             if not layer.is_constant(w) or (ops.op_name(call) == "relax.matmul" and len(ops.shape_of(w)) > 2):
                 return "shifted data with weights whose sums are not known."
@@ -119,13 +123,26 @@ class Neon(Contract):
             return MATRICES
         return MIXED_DOTS if "i8mm" in unit.neon else DOTS
 
+    def factors(self, layer: Layer, unit: VectorUnit) -> Factors | None:
+        """The factors of a product of bytes computed at run time, turned as an instruction takes them."""
+        call = layer.anchor_call
+        assert call is not None
+        found = Factors.of(layer, call)
+        if found is None:
+            return None
+        known = self.family(unit).multipliers
+        right = found.types[1] if found.types in known else "int8"
+        return found.turned(known[found.types[0], right].registers, right)
+
     def products(self, layer: Layer, unit: VectorUnit) -> Products:
         """Steps of a whole register of data, or less where that would be mostly zeros."""
         call = layer.anchor_call
         assert call is not None
         x, w = call.args
-        family = self.family(unit)
-        m, inner = family.multipliers[ops.dtype_of(x), weight_type(layer, w)], family.inner(shape_of(call, LANES).run)
+        family, factors = self.family(unit), self.factors(layer, unit)
+        types = factors.stored if factors else (ops.dtype_of(x), weight_type(layer, w))
+        m, inner = family.multipliers[types], family.inner(shape_of(call, LANES).run)
+        offset = factors.added[0] if factors else m.offset
         signed_nibbles = layer.is_four_bits(w) and ops.dtype_of(w) == "int8" and inner % 2 == 0
         nibbles = signed_nibbles and 16 * reach_of(layer.constant(w), _largest(m)) <= INT32_MAX
 
@@ -134,10 +151,10 @@ class Neon(Contract):
                 Inner(m.name, data, "uint8" if nibbles else weight, family.depth, inner, family.together, nibbles)
             )
 
-        stored = m.registers if m.offset else ops.dtype_of(x)
+        stored = m.registers if offset else types[0]
         step = Step(family.depth, inner, family.together, loaded=True, weights=family.weights)
         return Products(
-            step, stored, intrinsic, m.offset, in_place=True, bits=4 if nibbles else 0, registers=m.registers
+            step, stored, intrinsic, offset, True, bits=4 if nibbles else 0, registers=m.registers, factors=factors
         )
 
 

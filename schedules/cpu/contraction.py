@@ -19,6 +19,7 @@ from tvm import relax, te, tirx
 from hawq_tvm.core import ops
 from hawq_tvm.core.attributes import Conv2d
 from schedules.emit.emit import Array, Emission, Operand, immediate
+from schedules.factors import Factors
 from schedules.layer import Layer
 
 Index = Sequence[Any]
@@ -198,16 +199,22 @@ def contraction(
     flat: Shape | None = None,
     data: relax.Expr | None = None,
     origin: tuple[int, int] = (0, 0),
+    factors: Factors | None = None,
 ) -> Contraction:
     """The operands of an anchor in the common form; flat: what `flat_shape_of` says, to use that form.
 
     data: where a convolution's data really are, whose first line and column those of `origin` are.
+    factors: of a product of bytes that are computed at run time, of which the right one is packed as it is multiplied.
     """
     shape, dtype = flat or shape_of(call, form.lanes), ops.dtype_of(call)
+    data = factors.left.data if factors is not None else data
     x, w = e.operand(call.args[0] if data is None else data), e.operand(call.args[1])
     if ops.op_name(call) == "relax.matmul":
         own = w.shape[:-2]
-        if w.value is not None:
+        if factors is not None:
+            right = factors.element(e, 1)
+            weights = _stage(own, shape, form, factors.types[1], lambda lead, kh, t, r, o: right([*lead, r, o]))
+        elif w.value is not None:
             weights = _constant(e, w, w.value.reshape(*own, 1, 1, shape.run, shape.channels), shape, form)
         else:
             weights = _stage(own, shape, form, w.dtype, lambda lead, kh, t, r, o: w.at([*lead, r, o]))

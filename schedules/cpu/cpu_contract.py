@@ -25,6 +25,7 @@ from hawq_tvm.core import arith, ops
 from hawq_tvm.core.attributes import Conv2d
 from schedules.emit.emit import Emission, Emitter, Operand, immediate
 from schedules.emit.emit_requantize import requantize
+from schedules.factors import Factors
 from schedules.layer import Layer
 from schedules.rule import Kernel
 from schedules.spelling.intrinsics import multiply_add
@@ -34,6 +35,7 @@ from .contract_tiles import ContractTile, LoadedTile, Step, choose_tile, form_of
 from .contraction import Packing, Shape, contraction, not_a_contraction, without_offset
 from .epilogue import Epilogue, at_once
 from .loops import inline_all, parallel_outer, vectorize_plain
+from .sums import Sums
 from .vector_unit import VectorUnit
 
 EPILOGUE = 16  # channels of an epilogue's vectors at most, where those of sums are shorter: a whole vector of bytes
@@ -46,7 +48,7 @@ class Products:
     intrinsic: its name, for types of data and weights.  in_place: data that needs no border is read where it lies.
     What the offset adds, its product with the sum of an output's weights, is taken off at the end.  bits: the sums
     are 2^bits times too large, which the epilogue's shift makes up for.  registers: the type of loaded data as it is
-    multiplied.
+    multiplied.  factors: of bytes that are computed at run time, to which `offset` is what the left one's turn adds.
     """
 
     step: Step
@@ -56,6 +58,7 @@ class Products:
     in_place: bool = False
     bits: int = 0
     registers: str = ""
+    factors: Factors | None = None
 
 
 class Contract:
@@ -115,26 +118,28 @@ class Contract:
         in_place = products.in_place and shape.per_pixel % tile.length == 0 and shape.groups == 1
         borders = Borders.of(layer, call, shape, tile, products.offset, in_place)
         if borders.unpadded is None:
-            in_place = in_place and layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
-        products = replace(products, in_place=in_place)
+            left = products.factors.left.data if products.factors else call.args[0]
+            in_place = in_place and layer.is_parameter(left) and _fits_in_place(shape, tile)
+        products, sums = replace(products, in_place=in_place), Sums(products.factors)
         here = VectorUnit.of(target)
         packs = here.packs
         spelled = at_once(shape.channels, tile.lanes, tile.vectors, packs) > 0
         overrides: dict[str, Emitter] = {
-            ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders),
+            ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders, sums),
             "hawq.unpack_int4": constant_int4,
             "hawq.requantize": lambda e, c: requantize(e, c, spelled),
         }
         emission = Emission(layer, overrides)
-        sch = s_tir.Schedule(emission.prim_func())
+        sch = s_tir.Schedule(sums.prim_func(emission))
         opened = tile.length > 1 and layer.is_four_bits(call.args[1])
-        weight = "int8" if opened else ops.dtype_of(call.args[1])
-        data = products.registers or (ops.dtype_of(call.args[0]) if in_place else products.stored)
+        data, weight = products.factors.stored if products.factors else map(ops.dtype_of, call.args)
+        weight, data = "int8" if opened else weight, products.registers or (data if in_place else products.stored)
         epilogue = Epilogue(
             sch, shape.channels, tile.lanes, tile.vectors, packs, bool(unit.neon), unit.quads, here.permutes
         )
-        nest = _schedule(sch, shape, tile, products.intrinsic(data, weight), epilogue, borders)
+        nest = _schedule(sch, shape, tile, products.intrinsic(data, weight), epilogue, borders, sums)
         func = epilogue.finished(without_borders(sch, shape, borders, nest))
+        func = sums.before(func, emission, tile.lanes)
         return Kernel(func, tuple(a for _, a in emission.arguments), tile)
 
 
@@ -150,12 +155,20 @@ def constant_int4(e: Emission, call: relax.Call) -> Operand:
     return Operand(e, value=arith.unpack_int4(packed, shape, signed), four_bits=True)
 
 
-def _emit(e: Emission, call: relax.Call, s: Shape, tile: ContractTile, products: Products, borders: Borders) -> Operand:
+def _emit(
+    e: Emission,
+    call: relax.Call,
+    s: Shape,
+    tile: ContractTile,
+    products: Products,
+    borders: Borders,
+    sums: Sums,
+) -> Operand:
     """Stages: rows (the padded data as stored; none where the data can be read in place), acc (rounded up to whole
     tiles), and the view of it the layer sees."""
     blocks = -(-s.channels // (tile.lanes * tile.vectors))
     packing = Packing(blocks, tile.vectors, tile.lanes, tile.depth, inner=tile.inner, nibbles=products.bits > 0)
-    c = contraction(e, call, packing, s if s.width else None, borders.unpadded, borders.origin)
+    c = contraction(e, call, packing, s if s.width else None, borders.unpadded, borders.origin, products.factors)
     pixels, length = _rounded_up(s, tile)
 
     def element(*i: Any) -> tirx.Expr:
@@ -200,6 +213,8 @@ def _emit(e: Emission, call: relax.Call, s: Shape, tile: ContractTile, products:
         *first, w, channel = [i[0], i[1] * s.width + i[2], i[3]] if s.width else i
         return acc(*first, w // tile.together, channel // tile.lanes, _in_register(tile, w, channel))
 
+    if sums.factors is not None:
+        return Operand(e, sums.finished(e, ops.shape_of(call), element_of))
     view = te.compute(ops.shape_of(call), element_of, name="view")
     return without_offset(e, call, view, products.offset, products.bits)
 
@@ -247,10 +262,16 @@ def _fits_in_place(s: Shape, tile: ContractTile) -> bool:
 
 
 def _schedule(
-    sch: s_tir.Schedule, shape: Shape, tile: ContractTile, intrinsic: str, epilogue: Epilogue, borders: Borders
+    sch: s_tir.Schedule,
+    shape: Shape,
+    tile: ContractTile,
+    intrinsic: str,
+    epilogue: Epilogue,
+    borders: Borders,
+    sums: Sums,
 ) -> Nest:
     loaded = isinstance(tile, LoadedTile)
-    inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", *epilogue.kept))
+    inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", *sums.kept, *epilogue.kept))
     acc = sch.get_sblock("acc")
     if shape.width:
         epilogue.join_lines(shape.width)
@@ -298,6 +319,7 @@ def _schedule(
     sch.unroll(v_inner)
     sch.tensorize(lane, intrinsic)
 
+    sums.finish(sch, w_outer, tile.lanes)
     # Vectors of sums may be shorter than one of bytes, but a block's channels are whole vectors of the epilogue.
     whole = gcd(tile.lanes * tile.vectors, EPILOGUE) if loaded else tile.lanes
     epilogue.compute_at(w_outer, gcd(shape.channels, whole))

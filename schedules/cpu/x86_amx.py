@@ -26,6 +26,7 @@ from tvm import relax, s_tir, te, tirx
 from hawq_tvm.core import ops
 from schedules.emit.emit import Emission, Emitter, Operand, immediate
 from schedules.emit.emit_requantize import requantize
+from schedules.factors import Factors
 from schedules.layer import Layer
 from schedules.rule import Kernel
 from schedules.spelling import tile_intrinsics as tiles
@@ -38,6 +39,7 @@ from .cpu_contract import Contract, constant_int4, schedule_operands
 from .epilogue import Epilogue, at_once
 from .joined import in_lines, pixels_of, with_shapes_of
 from .loops import inline_all
+from .sums import Sums
 from .vector_unit import VectorUnit
 
 DEPTH = 4
@@ -90,9 +92,11 @@ class Amx(Contract):
         call = layer.anchor_call
         if why or call is None:
             return why
-        x, w = call.args
         eight = ("uint8", "int8")
-        if ops.dtype_of(x) not in eight or ops.dtype_of(w) not in eight or ops.dtype_of(call) != "int32":
+        if factors := Factors.of(layer, call):
+            if why := factors.too_long():
+                return why
+        elif any(ops.dtype_of(x) not in eight for x in call.args) or ops.dtype_of(call) != "int32":
             return "data or weights of more than 8 bits, or sums of more than 32."
         shape = shape_of(call, LANES * vectors_of(call))
         if shape.channels < FEWEST_CHANNELS:
@@ -114,19 +118,21 @@ class Amx(Contract):
         call = layer.anchor_call
         assert call is not None
         tile = tile or _tiles(layer)[0]
-        shape = shape_of(call, tile.channels)
-        in_place = layer.is_parameter(call.args[0]) and _fits_in_place(shape, tile)
+        shape, factors = shape_of(call, tile.channels), Factors.of(layer, call)
+        in_place = layer.is_parameter(factors.left.data if factors else call.args[0]) and _fits_in_place(shape, tile)
+        sums = Sums(factors)
         unit = VectorUnit.of(target)
         vectors, whole = tile.halves * tile.vectors, _is_whole(shape, tile)
         spelled = at_once(shape.channels, LANES, vectors, unit.packs, whole) > 0
         overrides: dict[str, Emitter] = {
-            ops.op_name(call): lambda e, c: _emit(e, c, tile, in_place),
+            ops.op_name(call): lambda e, c: _emit(e, c, tile, in_place, sums),
             "hawq.unpack_int4": constant_int4,
             "hawq.requantize": lambda e, c: requantize(e, c, spelled),
         }
         emission = Emission(layer, overrides)
-        sch = s_tir.Schedule(emission.prim_func())
-        weight = "int8" if layer.is_four_bits(call.args[1]) else ops.dtype_of(call.args[1])
+        sch = s_tir.Schedule(sums.prim_func(emission))
+        data, weight = factors.types if factors else map(ops.dtype_of, call.args)
+        weight = "int8" if layer.is_four_bits(call.args[1]) else weight
         epilogue = Epilogue(
             sch,
             shape.channels,
@@ -138,10 +144,9 @@ class Amx(Contract):
             stored=True,
             permutes=unit.permutes,
         )
-        nest = _schedule(
-            sch, shape, tile, tile.tiles(self.emulated), in_place, ops.dtype_of(call.args[0]), weight, epilogue
-        )
+        nest = _schedule(sch, shape, tile, tile.tiles(self.emulated), in_place, (data, weight), epilogue, sums)
         func = epilogue.finished(without_borders(sch, shape, Borders(axes_of(layer, call)[0]), nest))
+        func = sums.before(func, emission, LANES)
         if layer is not given:
             func = with_shapes_of(given, func)
         return Kernel(func, tuple(a for _, a in emission.arguments), tile)
@@ -166,13 +171,14 @@ def _fits_in_place(s: Shape, tile: AmxTile) -> bool:
     return _rounded_up(s, tile)[1] == s.row_length and s.per_pixel % BYTES == 0 and s.groups == 1
 
 
-def _emit(e: Emission, call: relax.Call, tile: AmxTile, in_place: bool) -> Operand:
+def _emit(e: Emission, call: relax.Call, tile: AmxTile, in_place: bool, sums: Sums) -> Operand:
     """Stages: rows (the padded data; none in place), data and weights (one tile per step and group or vector), acc
     (rounded up to whole blocks), and the view of it the layer sees."""
     sizes = shape_of(call, tile.channels)
     blocks = -(-sizes.channels // (tile.halves * tile.channels)) * tile.halves
-    c = contraction(e, call, Packing(blocks, 1, tile.channels, DEPTH, BYTES // DEPTH))
-    s, x = c.shape, e.operand(call.args[0])
+    factors = sums.factors
+    c = contraction(e, call, Packing(blocks, 1, tile.channels, DEPTH, BYTES // DEPTH), factors=factors)
+    s, x = c.shape, e.operand(factors.left.data if factors else call.args[0])
     pixels, length = _rounded_up(s, tile)
     lead = (*s.lead[:-1], -(-s.lead[-1] // tile.lines) * tile.lines) if s.lead else ()
     steps = -(-s.run // BYTES)
@@ -221,6 +227,8 @@ def _emit(e: Emission, call: relax.Call, tile: AmxTile, in_place: bool) -> Opera
         *first, w, o = i
         return acc(*first, o // tile.channels, w, o % tile.channels)
 
+    if factors is not None:
+        return Operand(e, sums.finished(e, (*s.lead, s.pixels, s.channels), view))
     return Operand(e, te.compute((*s.lead, s.pixels, s.channels), view, name="view"))
 
 
@@ -230,11 +238,12 @@ def _schedule(
     tile: AmxTile,
     form: Tiles,
     in_place: bool,
-    data_type: str,
-    weight_type: str,
+    types: tuple[str, str],
     epilogue: Epilogue,
+    sums: Sums,
 ) -> Nest:
-    inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", "tile_weights", *epilogue.kept))
+    data_type, weight_type = types
+    inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", "tile_weights", *sums.kept, *epilogue.kept))
     acc, data, weights = (sch.get_sblock(name) for name in ("acc", "data", "tile_weights"))
 
     loops = sch.get_loops(acc)
@@ -274,6 +283,7 @@ def _schedule(
     _spell(sch, [*_lines(outer, tile), first_group, first_vector], first_pixel, tiles.tile_zero(form))
     _spell(sch, [*line, group, vector], pixel, tiles.tile_dot(form, data_type, weight_type))
 
+    sums.finish(sch, inside[-1], LANES)
     epilogue.compute_at(inside[-1], gcd(shape.channels, LANES))
     body = sch.get(task)
     statements = tirx.SeqStmt([form.begin(), body.body, form.end()])

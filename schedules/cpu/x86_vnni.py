@@ -6,6 +6,7 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+from schedules.factors import Factors
 from schedules.layer import Layer
 from schedules.spelling.intrinsics import dot_u8s4, dot_u8s8
 
@@ -31,6 +32,8 @@ class Vnni(Contract):
         call = layer.anchor_call
         if why or call is None:
             return why
+        if factors := Factors.of(layer, call):
+            return factors.turned("uint8", "int8").too_long()
         x, w = call.args
         if ops.dtype_of(x) not in ("uint8", "int8") or ops.dtype_of(call) != "int32":
             return "data of more than 8 bits, or sums of more than 32."
@@ -45,6 +48,10 @@ class Vnni(Contract):
         """Four u8 with four s8, or eight with nibbles opened in registers where 16 times the sums fit."""
         call = layer.anchor_call
         assert call is not None
+        if factors := Factors.of(layer, call):
+            factors = factors.turned("uint8", "int8")
+            dot = lambda data, weight: dot_u8s8(unit.lanes, data)  # noqa: E731
+            return Products(Step(4), "uint8", dot, factors.added[0], in_place=True, factors=factors)
         w, offset = call.args[1], 128 if ops.dtype_of(call.args[0]) == "int8" else 0
         if (
             layer.is_four_bits(w)

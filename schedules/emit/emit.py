@@ -190,9 +190,9 @@ class Emission:
         self.arguments.append((tensor, np.ascontiguousarray(value).reshape(value.shape)))
         return tensor
 
-    def prim_func(self) -> tirx.PrimFunc:
-        """The unscheduled PrimFunc: inputs, then constant arguments, then results."""
-        return te.create_prim_func([*self.inputs, *(t for t, _ in self.arguments), *self.results])
+    def prim_func(self, *more: te.Tensor) -> tirx.PrimFunc:
+        """The unscheduled PrimFunc: inputs, then constant arguments, then more, then results."""
+        return te.create_prim_func([*self.inputs, *(t for t, _ in self.arguments), *more, *self.results])
 
 
 def _placeholders(results: Sequence[te.Tensor]) -> list[te.Tensor]:

@@ -1,4 +1,4 @@
-"""Products of two activations: in 8 bits where these hold the integers without their zero points, else in 16."""
+"""Products of two activations: bytes of any sign and zero point are multiplied as they are stored."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def product(left: tuple[str, int], right: tuple[str, int]) -> onnx.ModelProto:
     ("left", "right", "types", "rule"),
     [
         (("uint8", 0), ("int8", 0), ("uint8", "int8"), "x86.vnni"),
-        (("uint8", 0), ("uint8", 128), ("uint8", "int8"), "x86.vnni"),
-        (("uint8", 0), ("uint8", 127), ("uint8", "int16"), "cpu.contract"),
-        (("int8", 0), ("int8", 0), ("int8", "int8"), "cpu.contract"),
-        (("int8", 1), ("int8", 0), ("int16", "int8"), "cpu.contract"),
+        (("uint8", 0), ("uint8", 128), ("uint8", "int16"), "x86.vnni"),
+        (("uint8", 7), ("uint8", 127), ("int16", "int16"), "x86.vnni"),
+        (("int8", 0), ("int8", 0), ("int8", "int8"), "x86.vnni"),
+        (("int8", 1), ("int16", 0), ("int16", "int16"), "cpu.contract"),
     ],
     ids=str,
 )
