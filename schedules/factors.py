@@ -4,7 +4,7 @@ With A and B what the factors are too large by as they are multiplied (a zero po
 
     sum (a - A) (b - B) = sum a b - B sum a - A sum (b - B)
 
-exactly: sums along the rows of the left factor and down the columns of the right one make up for A and B (A10).
+exactly: sums along the rows of the left factor and down the columns of the right one make up for A and B (A10b).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from tvm import relax, te, tirx
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.attention import Side
-from schedules.emit.emit import Emission, immediate
+from schedules.emit.emit import Operand, immediate
 from schedules.layer import Layer
 
 BYTES = ("uint8", "int8")
 TURN = {("uint8", "int8"): -128, ("int8", "uint8"): 128}
+Operands = Callable[[relax.Expr], Operand]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +78,10 @@ class Factors:
         reach = self.length * (a * b + above_b * a + above_a * largest(self.right, -self.right.zero))
         return "sums of bytes that may leave 32 bits." if reach > arith.RANGES["int32"][1] else None
 
-    def element(self, e: Emission, number: int) -> Callable[[Sequence[Any]], tirx.Expr]:
-        """An element of the left (0) or the right (1) factor as it is multiplied."""
+    def element(self, operand: Operands, number: int) -> Callable[[Sequence[Any]], tirx.Expr]:
+        """An element of the left (0) or the right (1) factor as it is multiplied; operand: what the data are."""
         side, added, to = (self.left, self.right)[number], self.added[number], self.types[number]
-        x = e.operand(side.data)
+        x = operand(side.data)
 
         def at(index: Sequence[Any]) -> tirx.Expr:
             value = x.at(index)
@@ -88,16 +89,16 @@ class Factors:
 
         return at
 
-    def sums(self, e: Emission) -> dict[str, te.Tensor]:
+    def sums(self, operand: Operands) -> dict[str, te.Tensor]:
         """The stages "across", of rows, and "down", of columns, as far as there is something to make up for."""
         above_a, above_b = self.above
         (*rows, _), (*own, _, width) = (ops.shape_of(side.data) for side in (self.left, self.right))
         k, made = te.reduce_axis((0, self.length), "k"), {}
         if above_b:
-            left = self.element(e, 0)
+            left = self.element(operand, 0)
             made["across"] = te.compute(rows, lambda *i: te.sum(left([*i, k]).astype("int32"), axis=k), name="across")
         if above_a:
-            right, zero = e.operand(self.right.data), immediate(self.right.zero, "int32")
+            right, zero = operand(self.right.data), immediate(self.right.zero, "int32")
             made["down"] = te.compute(
                 (*own, width),
                 lambda *i: te.sum(right.at([*i[:-1], k, i[-1]]).astype("int32") - zero, axis=k),

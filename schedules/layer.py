@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +12,7 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, ops, stages
-from hawq_tvm.core.operators import is_anchor, is_elementwise
+from hawq_tvm.core.operators import is_anchor, is_elementwise, reads_tables
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,3 +105,16 @@ class Layer:
             if name and (not is_elementwise(name) or ops.shape_of(b.var) != ops.shape_of(anchor.var)):
                 return f"{name} after the {ops.op_name(anchor.value)} is not element-wise on its shape."
         return None
+
+    def constants_over_rows(self) -> str | None:
+        """A sentence where the epilogue has a constant that differs from row to row of its last dimension."""
+        for b in self.epilogue:
+            if isinstance(b.value, relax.Call) and not reads_tables(ops.op_name(b.value)):
+                for arg in _flat(b.value.args):
+                    if ops.is_const(arg) and ops.const_value(arg).size not in (1, *ops.shape_of(arg)[-1:]):
+                        return "a constant that differs from pixel to pixel."
+        return None
+
+
+def _flat(args: Sequence[relax.Expr]) -> list[relax.Expr]:
+    return [f for a in args for f in (_flat(a.fields) if isinstance(a, relax.Tuple) else [a])]

@@ -21,6 +21,7 @@ from schedules.gpu.cuda_depthwise import CudaDepthwise
 from schedules.gpu.cuda_elementwise import CudaElementwise
 from schedules.gpu.cuda_generic import CudaGeneric
 from schedules.gpu.cuda_mma import Mma
+from schedules.gpu.cuda_products import CudaProducts
 from schedules.gpu.cuda_window import CudaWindow
 
 from .rule import Rule
@@ -29,7 +30,7 @@ from .rule import Rule
 _PORTABLE: tuple[Rule, ...] = (Contract(), CpuAttention(), Window(), Rows(), Elementwise(), Generic())
 CPU_RULES: tuple[Rule, ...] = (VnniDepthwise(), Depthwise(), Amx(), Vnni(), *_PORTABLE)
 ARM_RULES: tuple[Rule, ...] = (Depthwise(), Neon("i8mm"), Neon("dotprod"), Neon("neon"), *_PORTABLE)
-CUDA_RULES: tuple[Rule, ...] = (CudaDepthwise(), Mma(), CudaWindow(), CudaElementwise(), CudaGeneric())
+CUDA_RULES: tuple[Rule, ...] = (CudaDepthwise(), Mma(), CudaProducts(), CudaWindow(), CudaElementwise(), CudaGeneric())
 
 
 def rules_for(target: tvm.target.Target) -> tuple[Rule, ...]:

@@ -212,7 +212,7 @@ def contraction(
     if ops.op_name(call) == "relax.matmul":
         own = w.shape[:-2]
         if factors is not None:
-            right = factors.element(e, 1)
+            right = factors.element(e.operand, 1)
             weights = _stage(own, shape, form, factors.types[1], lambda lead, kh, t, r, o: right([*lead, r, o]))
         elif w.value is not None:
             weights = _constant(e, w, w.value.reshape(*own, 1, 1, shape.run, shape.channels), shape, form)

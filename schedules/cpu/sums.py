@@ -31,7 +31,7 @@ class Sums:
     def finished(self, e: Emission, shape: tuple[int, ...], raw: Callable[..., tirx.Expr]) -> te.Tensor:
         """The stage "view" of the product, from its elements as the factors are multiplied."""
         assert self.factors is not None
-        factors, self._stages = self.factors, self.factors.sums(e)
+        factors, self._stages = self.factors, self.factors.sums(e.operand)
         self._places = {n: te.placeholder(s.shape, s.dtype, n) for n, s in self._stages.items()}
         return te.compute(shape, lambda *i: factors.finished(raw(*i), i, self._places), name="view")
 

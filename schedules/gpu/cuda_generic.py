@@ -47,11 +47,11 @@ class CudaGeneric(Generic):
         done: set[str] = set()
         for block in blocks(sch):
             if sch.get(block).name_hint not in done:
-                done |= _grid(sch, block)
+                done |= grid(sch, block)
         return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments))
 
 
-def _grid(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> set[str]:
+def grid(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> set[str]:
     """Make a stage a grid, and what follows it element by element a part of it; the names of the stages that then
     run.
     """

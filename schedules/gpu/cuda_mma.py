@@ -24,11 +24,10 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.attributes import Conv2d, Pad
-from hawq_tvm.core.operators import reads_tables
 from hawq_tvm.targets.gpu import architectures
 from schedules.cpu.contraction import not_a_contraction
 from schedules.emit.emit import Array, Emission, Operand, immediate
-from schedules.emit.emit_movement import pair
+from schedules.emit.emit_movement import pair, unravel
 from schedules.emit.in_tiles import epilogue
 from schedules.emit.stored import stored
 from schedules.layer import Layer
@@ -73,7 +72,7 @@ class Mma:
                 return "a product of vectors, or of many matrices of weights."
         elif ops.shape_of(w)[2] == 1 and Conv2d.of(call).groups > 1:
             return "a depthwise convolution, which has one product per tap."
-        return layer.epilogue_moves_data(packs=True) or _constants_over_pixels(layer)
+        return layer.epilogue_moves_data(packs=True) or layer.constants_over_rows()
 
     def tiles(self, layer: Layer, target: tvm.target.Target) -> list[MmaTile]:
         """The best by the cost model first."""
@@ -111,47 +110,47 @@ class Mma:
         """See the loops at the top of this file."""
         tile = tile or self.tiles(layer, target)[0]
         source = _source(layer)
-        digits = Digits(source.problem, tile, layer.packs_result)
-        inputs = {p: te.placeholder(ops.shape_of(p), ops.dtype_of(p), f"x{i}") for i, p in enumerate(layer.func.params)}
+        digits, inputs = Digits(source.problem, tile, layer.packs_result), placeholders(layer)
         weights = pack_weights(self.weights(layer), source.problem, tile)
         w = te.placeholder(weights.shape, str(weights.dtype), "weights")
-        after, read = epilogue(layer, digits.shape, digits.constant)
-        sums = _sums(digits, source.stages(layer, inputs, digits), w)
-        bits = 4 if source.problem.form.opens_weights else 0
-
-        def given(e: Emission) -> list[Operand]:
-            return [Operand(e, sums, bits=bits), *(Operand(e, _residual(layer, v, inputs, digits)) for v in read)]
-
-        emission = Emission(after, given=given)
-        (result,) = emission.results
-
-        def element(*d: Any) -> tirx.Expr:
-            return pair(result(*d[:-1], 2 * d[-1]), result(*d[:-1], 2 * d[-1] + 1)) if digits.packed else result(*d)
-
-        whole = te.compute(digits.stored, element, name="tile")
-        arguments = [(w, weights), *emission.arguments]
-        func = te.create_prim_func([*inputs.values(), *(t for t, _ in arguments), whole])
-        sch = s_tir.Schedule(stored(func, ops.shape_of(layer.func.body.body), digits.place, digits.exists))
+        sums = sums_of(digits, source.stages(layer, inputs, digits), w)
+        sch, arguments = tiled(layer, digits, inputs, sums, [(w, weights)])
         Scheduling(sch, digits, source.is_copied, self.threads).run()
         return Kernel(sch.mod["main"], tuple(a for _, a in arguments), tile)
 
 
-def _constants_over_pixels(layer: Layer) -> str | None:
-    """A sentence where the epilogue has a constant that differs from pixel to pixel."""
-    for b in layer.epilogue:
-        if isinstance(b.value, relax.Call) and not reads_tables(ops.op_name(b.value)):
-            for arg in _flat(b.value.args):
-                if ops.is_const(arg) and ops.const_value(arg).size not in (1, *ops.shape_of(arg)[-1:]):
-                    return "a constant that differs from pixel to pixel."
-    return None
+Placed = tuple[te.Tensor, Array]
 
 
-def _flat(args: Sequence[relax.Expr]) -> list[relax.Expr]:
-    return [f for a in args for f in (_flat(a.fields) if isinstance(a, relax.Tuple) else [a])]
+def placeholders(layer: Layer) -> dict[relax.Var, te.Tensor]:
+    """The layer's parameters as inputs of a kernel."""
+    return {p: te.placeholder(ops.shape_of(p), ops.dtype_of(p), f"x{i}") for i, p in enumerate(layer.func.params)}
+
+
+def tiled(
+    layer: Layer, digits: Digits, inputs: dict[relax.Var, te.Tensor], sums: te.Tensor, arguments: list[Placed]
+) -> tuple[s_tir.Schedule, list[Placed]]:
+    """A kernel from the sums of a tiled product on, not scheduled yet, and all its constant arguments."""
+    after, read = epilogue(layer, digits.shape, digits.constant)
+    bits = 4 if digits.problem.form.opens_weights else 0
+
+    def given(e: Emission) -> list[Operand]:
+        return [Operand(e, sums, bits=bits), *(Operand(e, _residual(layer, v, inputs, digits)) for v in read)]
+
+    emission = Emission(after, given=given)
+    (result,) = emission.results
+
+    def element(*d: Any) -> tirx.Expr:
+        return pair(result(*d[:-1], 2 * d[-1]), result(*d[:-1], 2 * d[-1] + 1)) if digits.packed else result(*d)
+
+    whole = te.compute(digits.stored, element, name="tile")
+    arguments = [*arguments, *emission.arguments]
+    func = te.create_prim_func([*inputs.values(), *(t for t, _ in arguments), whole])
+    return s_tir.Schedule(stored(func, ops.shape_of(layer.func.body.body), digits.place, digits.exists)), arguments
 
 
 @dataclass(frozen=True, eq=False)
-class _Source:
+class Source:
     """Where the data of a contraction comes from.
 
     data: a parameter of the layer, or what the layer computes from its parameters.  is_copied: it is a parameter,
@@ -191,6 +190,10 @@ class _Source:
                 inside.append(pixel < p.pixels)
             if total % (vectors * t.slices):
                 inside.append(vector < total)
+            if p.batch:
+                own = ops.shape_of(self.data)[: -1 - len(index)]
+                many = unravel(d[0], p.batch)[len(p.batch) - len(own) :]
+                return [*(0 if n == 1 else i for n, i in zip(own, many, strict=True)), *index, first], inside
             return [*index, d[0] * p.run + first], inside
 
         if self.is_copied:
@@ -204,7 +207,7 @@ class _Source:
                 return tirx.if_then_else(mask(*d[:-1]) != 0, x(*index[:-1], index[-1] + d[-1]), immediate(0, x.dtype))
 
             return te.compute((*shape, p.vector), copied, name="a")
-        made = _computed(layer, self.data, inputs)
+        made = computed_before(layer, self.data, inputs)
 
         def computed(*d: Any) -> tirx.Expr:
             index, inside = place(d[:-1])
@@ -214,7 +217,7 @@ class _Source:
         return te.compute((*shape, p.vector), computed, name="a")
 
 
-def _source(layer: Layer) -> _Source:
+def _source(layer: Layer) -> Source:
     call = layer.anchor_call
     assert call is not None
     x, w = call.args
@@ -234,8 +237,8 @@ def _source(layer: Layer) -> _Source:
     if value in set(layer.func.params):
         problem = problem_of(call, form, before, _size(value))
         if problem.vector >= 4 or form.is_packed:
-            return _Source(problem, value, problem.vector >= 4)
-    return _Source(problem_of(call, form, (0, 0), _size(x)), x, False)
+            return Source(problem, value, problem.vector >= 4)
+    return Source(problem_of(call, form, (0, 0), _size(x)), x, False)
 
 
 def _size(data: relax.Expr) -> tuple[int, int]:
@@ -251,7 +254,7 @@ def _reach(layer: Layer, call: relax.Call) -> int:
     return max(-low, high) * int(np.abs(columns).sum(0).max(initial=0))
 
 
-def _computed(layer: Layer, data: relax.Expr, inputs: dict[relax.Var, te.Tensor]) -> te.Tensor:
+def computed_before(layer: Layer, data: relax.Expr, inputs: dict[relax.Var, te.Tensor]) -> te.Tensor:
     """The stages that compute something from before the anchor."""
     builder = ops.Builder()
     anchor = layer.anchor
@@ -270,7 +273,7 @@ def _computed(layer: Layer, data: relax.Expr, inputs: dict[relax.Var, te.Tensor]
     return emission.results[0]
 
 
-def _sums(digits: Digits, a: te.Tensor, w: te.Tensor) -> te.Tensor:
+def sums_of(digits: Digits, a: te.Tensor, w: te.Tensor) -> te.Tensor:
     """The stages "b", "sums" and, where K is sliced, "spilled": the sums over the digits of the output."""
     p, t = digits.problem, digits.tile
     form, steps = p.form, p.steps(t)
@@ -309,7 +312,7 @@ def _residual(layer: Layer, v: relax.Var, inputs: dict[relax.Var, te.Tensor], di
     """The stage "residual" of another operand of the epilogue, broadcast to the output; what is loaded as it is can
     be vectorised.
     """
-    x = inputs[v] if v in inputs else _computed(layer, v, inputs)
+    x = inputs[v] if v in inputs else computed_before(layer, v, inputs)
     shape = [int(d) for d in x.shape]
 
     def element(*d: Any) -> tirx.Expr:

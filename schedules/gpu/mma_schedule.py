@@ -31,7 +31,7 @@ class Scheduling:
     def run(self) -> None:
         """Everything, from the output to what it is computed from."""
         sch, t = self.sch, self.tile
-        inline_all(sch, keep=("mask", "a", "b", "sums", "spilled", "residual", "opened", "tile"))
+        inline_all(sch, keep=("mask", "a", "b", "packed", "sums", "spilled", "residual", "opened", "tile"))
         lanes = self.results()
         sums = sch.get_sblock("sums")
         sch.compute_at(sums, lanes, preserve_unit_loops=True)

@@ -85,7 +85,8 @@ class Problem:
 
     lead: the output's dimensions before the channels.  channels, groups: output channels of one group, and groups.
     run: bytes of data per tap of one group.  kernel: taps.  strides, dilation, before: of a convolution, padding
-    before the data.  size: height and width of the data, without padding.
+    before the data.  size: height and width of the data, without padding.  batch: the dimensions of many products, each
+    of which is a group.
     """
 
     lead: tuple[int, ...]
@@ -98,6 +99,7 @@ class Problem:
     dilation: tuple[int, int] = (1, 1)
     before: tuple[int, int] = (0, 0)
     size: tuple[int, int] = (1, 1)
+    batch: tuple[int, ...] = ()
 
     @property
     def pixels(self) -> int:
@@ -218,6 +220,8 @@ class Digits:
                 channel = tirx.Min(self.first_channel(d), tirx.const(p.channels - self.own, "int32")) + d[8]
             else:
                 channel = tirx.Min(channel, tirx.const(p.channels - 1, "int32"))
+        if p.batch:
+            return [*unravel(d[0], p.batch), *unravel(pixel, p.lead), channel]
         return [*unravel(pixel, p.lead), d[0] * p.channels + channel]
 
     def constant(self, value: Array) -> Array:
@@ -226,8 +230,9 @@ class Digits:
         if value.size == 1:
             return value.reshape(())
         extra = p.blocks(t)[2] * t.channels - p.channels
-        padded = np.pad(value.reshape(p.groups, p.channels), [(0, 0), (0, extra)], mode="edge")
-        return padded.reshape(p.groups, 1, -1, 1, t.warps[1], 1, 4, 1, self.own)
+        groups = 1 if p.batch else p.groups
+        padded = np.pad(value.reshape(groups, p.channels), [(0, 0), (0, extra)], mode="edge")
+        return padded.reshape(groups, 1, -1, 1, t.warps[1], 1, 4, 1, self.own)
 
 
 def packing(problem: Problem, tile: MmaTile) -> dict[str, int]:

@@ -230,18 +230,29 @@ class Generated:
 
 def generate(func: tirx.PrimFunc, target: tvm.target.Target) -> Generated:
     """The source of a scheduled function as our builds make it, without nvcc."""
+    return generate_all({"main": func}, target)["main"]
+
+
+def generate_all(funcs: Mapping[str, tirx.PrimFunc], target: tvm.target.Target) -> dict[str, Generated]:
+    """One source of several scheduled functions, by name."""
     nvcc_callback = tvm_ffi.get_global_func("tvm_callback_cuda_compile", allow_missing=True)
     tvm_ffi.register_global_func("tvm_callback_cuda_compile", lambda code: b"not compiled", override=True)
     try:
         with target:
             pipeline, _, finalize = tirx.get_tir_pipeline("s_tir")
-            bound = tirx.transform.BindTarget(target)(tvm.IRModule({"main": func.with_attr("global_symbol", "main")}))
+            named = {n: f.with_attr("global_symbol", n) for n, f in funcs.items()}
+            bound = tirx.transform.BindTarget(target)(tvm.IRModule(named))
             host, device = split_host_device_mods(pipeline(bound))
             ((kind, module),) = device.items()
             code = codegen_build(finalize()(module), kind).inspect_source()
     finally:
         if nvcc_callback is not None:
             tvm_ffi.register_global_func("tvm_callback_cuda_compile", nvcc_callback, override=True)
+    source = PRELUDE + nvcc._guarded(code)
+    return {gv.name_hint: _generated(f, source) for gv, f in host.functions.items() if gv.name_hint in funcs}
+
+
+def _generated(func: tirx.PrimFunc, source: str) -> Generated:
     found: list[Launch] = []
     arrays: dict[str, tuple[tuple[int, ...], str]] = {}
 
@@ -252,9 +263,8 @@ def generate(func: tirx.PrimFunc, target: tvm.target.Target) -> Generated:
             found.append(_launch(call, buffers))
         return call
 
-    for f in host.functions.values():
-        tvm_ffi.structural_map(f, [(tvm.ir.Call, visit)])
-    return Generated(PRELUDE + nvcc._guarded(code), tuple(found), arrays)
+    tvm_ffi.structural_map(func, [(tvm.ir.Call, visit)])
+    return Generated(source, tuple(found), arrays)
 
 
 def _launch(call: tvm.ir.Call, buffers: Sequence[tirx.Var]) -> Launch:
@@ -277,7 +287,13 @@ def run(
 
     Raises EmulationError.
     """
-    generated = generate(func, target or cuda.make([f"sm_{arch // 10}"]))
+    return execute(generate(func, target or cuda.make([f"sm_{arch // 10}"])), func, inputs, results, arch)
+
+
+def execute(
+    generated: Generated, func: tirx.PrimFunc, inputs: Sequence[Array], results: Sequence[Array], arch: int
+) -> Counts:
+    """As `run`, of a function whose source is there."""
     names = [str(p.name) for p in func.params]
     arrays = dict(zip(names, [*inputs, *results], strict=True))
     between = {n: np.zeros(shape, dtype) for n, (shape, dtype) in generated.arrays.items() if n not in arrays}

@@ -18,6 +18,7 @@ from tvm import tirx
 from hawq_tvm.targets import gpu as cuda
 from hawq_tvm.verify.reference import evaluate
 from schedules.gpu.cuda_depthwise import CudaDepthwise
+from schedules.gpu.cuda_products import CudaProducts
 from schedules.rule import choose
 from schedules.rules import rules_for
 from schedules.spelling.cuda_prelude import MEANINGS
@@ -68,7 +69,8 @@ def run(module: tvm.IRModule, *arrays: Array, rule: str = "", target: tvm.target
     layer = layer_of(module)
     chosen = choose(rules_for(target), layer, target).rule
     assert rule in ("", chosen.name)
-    kernel = (CudaDepthwise(spelled=False) if isinstance(chosen, CudaDepthwise) else chosen).build(layer, target)
+    meant = {"cuda.depthwise": CudaDepthwise(spelled=False), "cuda.products": CudaProducts(threads=False)}
+    kernel = meant.get(chosen.name, chosen).build(layer, target)
     results = zeros_for(layer)
     execute(kernel.func, [*arrays, *kernel.arguments], results)
     return results

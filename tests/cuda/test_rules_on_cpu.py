@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from hawq_tvm.core import arith, ibert, ibert_ops, ops
+from hawq_tvm.core import arith, ibert, ibert_ops, ops, softmax_wide
 from hawq_tvm.core.errors import ScheduleError
 from hawq_tvm.core.interpolation import Steps
 from hawq_tvm.core.layer_norm import Norm
 from schedules.gpu.cuda_depthwise import CudaDepthwiseTile
 
 from ..schedules.one_layer import in_two_steps, lower, packed
+from ..schedules.products import KINDS, SHAPES, factors, product
 from .on_cpu import TARGET, check
 
 R = relax.op
@@ -286,3 +287,32 @@ def test_depthwise_tiles_check_themselves(bad):
 def test_a_scale_computed_at_run_time():
     x = rng.normal(0, 3, (3, 50)).astype(np.float32)
     check(lambda e, v: ops.dynamic_quantize(v), x, rule="cuda.generic")
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_softmax_of_wide_scores(level):
+    """(A24), masked columns and a row that is masked everywhere."""
+    m, s = arith.softmax_dyadic(Fraction(255), 41)
+    qtype = arith.QType.of("uint8")
+
+    def body(e: Any, x: relax.Expr) -> relax.Expr:
+        tables = softmax_wide.tables(18)
+        return ops.softmax_wide(
+            x, tables, fraction=18, axis=1, multiplier=m, shift=s, qtype=qtype, zero_point=level, rounding="half_even"
+        )
+
+    scores = rng.integers(-(1 << 22), 1 << 22, (4, 41)).astype(np.int32)
+    scores[1, ::3], scores[2] = -(1 << 30), -(1 << 30)
+    scores[3, 5] = (1 << 30) - 1
+    check(body, scores, rule="cuda.generic")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind", "requantized"),
+    [*((s, KINDS[4], i % 2 == 0) for i, s in enumerate(SHAPES)), *((SHAPES[2], k, True) for k in KINDS)],
+    ids=str,
+)
+def test_products_of_two_activations(shapes, kind, requantized):
+    """Bytes of any sign and zero point, one matrix and many."""
+    types, zeros = kind
+    check(product(zeros, requantized), *factors(shapes, types), rule="cuda.products")
