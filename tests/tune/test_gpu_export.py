@@ -71,7 +71,7 @@ def test_every_source_compiles(exported: Path, tmp_path: Path) -> None:
 def test_launches_agree_with_kernels_and_tiles(exported: Path) -> None:
     manifest, found = (
         json.loads((exported / "manifest.json").read_bytes()),
-        exporter.model_workloads(network(), SM90, None, False),
+        exporter.model_workloads(network(), SM90, None, False, None),
     )
     assert [w.key for w in found] == [w["key"] for w in manifest["plan"]["workloads"]]
     for one, entry in zip(found, manifest["workloads"], strict=True):
@@ -112,7 +112,7 @@ def test_nibbles_are_packed_alike_and_data_is_not_all_zero(tmp_path: Path) -> No
     y = g.qdq(g.conv(g.qdq(g.input("x", [1, 16, 6, 6]), 0.02, 128), g.weight([32, 16, 1, 1])), 4.0, 8, "uint4")
     z = g.qdq(g.conv(y, g.weight([24, 32, 3, 3], "int4")), 0.9, 100)
     model, where = g.model([float_output(z)]), target.parse("cuda-sm80")
-    found = exporter.model_workloads(model, where, None, False)
+    found = exporter.model_workloads(model, where, None, False, None)
     assert {w.rule.form(w.layer) for w in found} == {"U8S8", "U4S4"} and all(
         high > low for w in found for low, high in w.bounds
     )

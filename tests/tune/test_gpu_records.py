@@ -113,7 +113,7 @@ def test_broken_records_of_a_gpu_are_named_and_ignored(
     text = record.dump({**entries, key: replace(entries[key], tile={**good, "warps": ["2", 1]})})  # type: ignore[dict-item]
     assert key not in record.parse(text.encode(), "r.json") and "tile" in capsys.readouterr().err
     # What the cost model does not list today may still be recorded.
-    (one, *_) = exporter.model_workloads(network(), SM90, None, False)
+    (one, *_) = exporter.model_workloads(network(), SM90, None, False, None)
     listed = {str(t) for t in one.tiles}
     beyond = next(t for t in one.rule.possible(one.layer, SM90) if str(t) not in listed)
     assert record.tile_of(one.rule, one.layer, SM90, json.loads(json.dumps(record.fields_of(beyond)))) == beyond
