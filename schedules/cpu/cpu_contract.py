@@ -135,7 +135,7 @@ class Contract:
         data, weight = products.factors.stored if products.factors else map(ops.dtype_of, call.args)
         weight, data = "int8" if opened else weight, products.registers or (data if in_place else products.stored)
         epilogue = Epilogue(
-            sch, shape.channels, tile.lanes, tile.vectors, packs, bool(unit.neon), unit.quads, here.permutes
+            sch, shape.channels, tile.lanes, tile.vectors, packs, bool(unit.neon), unit.quads, permutes=here.permutes
         )
         nest = _schedule(sch, shape, tile, products.intrinsic(data, weight), epilogue, borders, sums)
         func = epilogue.finished(without_borders(sch, shape, borders, nest))
