@@ -39,6 +39,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("-o", "--output", metavar="BITS.json")
     sub.add_argument("--fix", action="append", default=[], metavar="LAYER=W8A8", help="a layer's bits; repeatable")
+    _add_choices(sub)
     sub.add_argument("--free-ends", action="store_true", help="let the first and the last layer have fewer than 8 bits")
     sub.add_argument(
         "--no-ties",
@@ -90,11 +91,21 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub.add_argument("model", help="a float .onnx or .pt2 file")
     sub.add_argument("-o", "--output", required=True, metavar="TABLE.json")
     add_shape(sub)
+    _add_choices(sub)
     sub.add_argument(
         "--target", default="host", help="as for compile; this machine must be able to run it (default: host)"
     )
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="default: all cores")
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
+
+
+def _add_choices(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--choices",
+        default="W8A8,W4A8,W4A4",
+        metavar="W8A8,W4A8",
+        help="pairs of bits that a layer may have, of 4 and 8 (default: W8A8,W4A8,W4A4)",
+    )
 
 
 def _allocate(args: argparse.Namespace) -> int:
@@ -128,12 +139,15 @@ def _allocate(args: argparse.Namespace) -> int:
             else:
                 from hawq_tvm.quantize.allocate.sensitivity import Settings
 
-                settings = Settings(tuple(args.metric.split(",")), args.probes, args.tolerance, args.seed, args.batch)
+                metrics, choices = tuple(args.metric.split(",")), tuple(args.choices.split(","))
+                settings = Settings(metrics, args.probes, args.tolerance, args.seed, args.batch, choices)
                 graph = load_float(args.model, shapes)
                 if latencies is None and any(b.resource == "latency" for b in budgets):
                     from hawq_tvm.quantize.allocate.latency import measure_latencies
 
-                    latencies = measure_latencies(graph, args.target, threads=args.threads, progress=progress).latencies
+                    latencies = measure_latencies(
+                        graph, args.target, threads=args.threads, choices=settings.choices, progress=progress
+                    ).latencies
                 found = problem(
                     graph,
                     args.calib,
@@ -218,15 +232,17 @@ def _fixed(texts: list[str]) -> dict[str, str]:
 
 def _latency(args: argparse.Namespace) -> int:
     from hawq_tvm.quantize.allocate.latency import measure_latencies
+    from hawq_tvm.quantize.allocate.table import checked_choices
     from hawq_tvm.quantize.network.load import load_float
     from hawq_tvm.quantize.progress import measuring
 
     from .show_quantize import show_latencies
 
-    shapes = parse_shapes(args.shape)
+    shapes, choices = parse_shapes(args.shape), checked_choices(args.choices.split(","))
     check_output(Path(args.output))
     with measuring(ERR, args.quiet or args.json) as progress:
-        report = measure_latencies(load_float(args.model, shapes), args.target, threads=args.threads, progress=progress)
+        graph = load_float(args.model, shapes)
+        report = measure_latencies(graph, args.target, threads=args.threads, choices=choices, progress=progress)
     text = json.dumps(report.to_dict(), indent=1)
     write_text(Path(args.output), text + "\n")
     if args.json:

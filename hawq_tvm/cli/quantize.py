@@ -121,6 +121,12 @@ def add_recipe_options(sub: argparse.ArgumentParser) -> None:
     ends.add_argument(
         "--no-keep-first-last", dest="keep", action="store_false", default=None, help="they have the bits of all others"
     )
+    sub.add_argument(
+        "--no-keep-depthwise",
+        dest="narrow_depthwise",
+        action="store_true",
+        help="depthwise convolutions have the bits of all others (default: 8, but for a BITS.json)",
+    )
     sub.add_argument("--symmetric", action="store_true", help="zero point 0 for tensors with both signs, too")
     sub.add_argument(
         "--weight-range",
@@ -193,6 +199,7 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
         batch=args.batch,
         seed=args.seed,
         smooth=args.smooth == "yes",
+        keep_depthwise=not args.narrow_depthwise,
     )
 
 
@@ -232,14 +239,15 @@ def written(args: argparse.Namespace, found: Quantized, more: Callable[[], None]
 def _keeps(args: argparse.Namespace) -> bool:
     """Whether the first and the last layer keep 8 bits.
 
-    Raises UsageError for an option beside a file that says it for every layer.
+    Raises UsageError for an option beside a file that says for every layer how many it has.
     """
-    if args.keep is not None and Path(args.bits).suffix == ".json":
+    given = ["--keep-first-last"] * (args.keep is not None) + ["--no-keep-depthwise"] * args.narrow_depthwise
+    if given and Path(args.bits).suffix == ".json":
         raise UsageError(
             "is for one width for all layers",
-            where="--keep-first-last",
+            where=given[0],
             found=f"--bits {args.bits}",
-            remedy="write the widths of both layers into that file",
+            remedy="write the layers' widths into that file",
         )
     return args.keep is not False
 
@@ -259,6 +267,10 @@ def show_quantized(found: Quantized) -> None:
     OUT.print(grid)
     notes = found.notes
     say(f"{notes['observer']} on {notes['images']} images; errors are squared, as shares of the float values' squares")
+    if notes["depthwise"]:
+        say(
+            f"{len(notes['depthwise'])} depthwise layers keep 8 bits: `allocate` or --no-keep-depthwise give them fewer"
+        )
     for name, parts in notes["joined"].items():
         say(f"{name} is an output joined of {len(parts)} tensors: each keeps a scale of its own")
     if notes["equalized"]:

@@ -15,6 +15,7 @@ import onnx
 import pytest
 import torch
 
+import hawq_tvm as ht
 from hawq_tvm import quantize
 from hawq_tvm.cli import main
 from hawq_tvm.compiler import pipeline
@@ -87,6 +88,25 @@ def test_allocate_a_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(arguments(place, *options)) == 0 and json.loads(bits.read_text())["report"] == fields["report"]
 
 
+def test_pairs_apart(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Weights and activations are chosen apart from what --choices names, widest first; a package of them is exact."""
+    bits = tmp_path / "bits.json"
+    assert main(arguments(place, "--budget", "bops=0.5", "--choices", "W4A4,W8A4,W4A8,W8A8", "-o", str(bits))) == 0
+    capsys.readouterr()
+    fields = json.loads(bits.read_text())
+    assert {r["choice"] for r in fields["report"]} <= {"W8A8", "W8A4", "W4A8", "W4A4"}
+    assert set(fields["report"][1]) >= {"weight_trace", "activation_trace"} and fields["measured"]["decision"]["draws"]
+    layers = {n: {"weight": 8, "activation": 4} for n in fields["layers"]}
+    bits.write_text(json.dumps({"layers": layers}))
+    found = quantize.post_training(
+        str(place / "net.onnx"), place / "in.npz", quantize.Recipe(bits, rounding="nearest", observer="minmax")
+    )
+    assert {(r["weight_bits"], r["activation_bits"]) for r in found.layers} == {(8, 4)}
+    package = ht.compile(found.model, shapes={"x": (1, 3, 8, 8)})
+    package.verify(random=2, seed=0).raise_if_mismatch()
+    assert package.prove().ok
+
+
 def test_allocate_a_table(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["allocate", "--table", str(place / "resnet50.json"), "--json"]
     assert main([*options, "--budget", "bops=0.5", "--budget", "latency=0.8"]) == 0
@@ -112,6 +132,9 @@ def test_allocate_a_table(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--budget", "size=0.5", "--fix", "a3=W8A8"], "there is no weighted layer 'a3'"),
         (["--budget", "size=0.5", "--fix", "a1=W9A8"], "bit width out of range"),
         (["--budget", "size=0.5", "--fix", "a1=W2A2"], "is no choice of this table"),
+        (["--budget", "size=0.5", "--choices", "W8A8,W6A8"], "--choices: there are kernels for 4 and 8 bits only"),
+        (["--budget", "size=0.5", "--choices", "W8A8,W8A8"], "--choices: names a choice twice"),
+        (["--budget", "size=0.5", "--choices", "8"], "--choices: is no choice of bits"),
         (["--budget", "size=0.5", "--fix", "a1"], "is not understood"),
         (["--budget", "size=0.5", "--metric", "x"], "is no metric"),
         ([], "there is nothing to allocate for"),

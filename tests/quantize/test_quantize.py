@@ -118,6 +118,36 @@ def test_ends_keep_eight_bits(place: Path) -> None:
     assert rows["stem"] == rows["fc"] == (8, 8) and {rows[n] for n in NAMES[1:-1]} == {(4, 4)}
 
 
+def test_depthwise_layers_keep_eight_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two convolutions with groups the one whose channels read one channel each; a file and an option say else."""
+    g = FloatNet(["n", 3, 8, 8])
+    y = g.node("Relu", g.conv("x", 4, 3, 3, "stem"))
+    y = g.node("Relu", g.conv(y, 8, 4, 3, "depth", group=4))
+    y = g.node("Relu", g.conv(y, 4, 8, 1, "grouped", group=2))
+    onnx.save(g.model(g.conv(y, 2, 4, 1, "last")), str(tmp_path / "net.onnx"))
+    np.savez(tmp_path / "in.npz", x=images(4))
+
+    def bits(*options: str) -> list[str]:
+        files = [str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "in.npz"), "-o", str(tmp_path / "q.onnx")]
+        assert main(["quantize", *files, "--rounding", "nearest", "--json", *options]) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["depthwise"] == (["depth"] if options in (("--bits", "W4A8"), ("--bits", "4")) else [])
+        return [f"W{row['weight_bits']}A{row['activation_bits']}" for row in said["layers"]]
+
+    assert bits("--bits", "W4A8") == ["W8A8", "W8A8", "W4A8", "W8A8"]
+    assert bits("--bits", "4") == ["W8A8", "W8A8", "W4A4", "W8A8"]
+    assert bits("--bits", "W4A8", "--no-keep-depthwise") == ["W8A8", "W4A8", "W4A8", "W8A8"]
+    assert bits("--bits", "8") == ["W8A8"] * 4
+    path, layers = (
+        tmp_path / "bits.json",
+        {n: {"weight": 4, "activation": 8} for n in ("stem", "depth", "grouped", "last")},
+    )
+    path.write_text(json.dumps({"layers": layers}))
+    assert bits("--bits", str(path)) == ["W4A8"] * 4
+    refused = ["quantize", "n.onnx", "--calib", "i", "-o", "q.onnx", "--bits", str(path), "--no-keep-depthwise"]
+    assert main(refused) == 2 and "--no-keep-depthwise: is for one width for all layers" in capsys.readouterr().err
+
+
 def test_bits_of_a_file(place: Path, tmp_path: Path) -> None:
     widths = {n: (8, 8) for n in NAMES} | {"a1": (4, 8), "b1": (4, 4)}
     path = tmp_path / "bits.json"

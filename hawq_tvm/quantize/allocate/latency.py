@@ -66,7 +66,7 @@ class LatencyReport:
             "threads": self.threads,
             "batch": self.batch,
             "machine": self.machine,
-            "choices": list(CHOICES),
+            "choices": list(next(iter(self.latencies.values()))),
             "layers": layers,
         }
 

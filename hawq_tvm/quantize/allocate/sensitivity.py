@@ -14,7 +14,7 @@ import numpy as np
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.quantize.network.float_graph import FloatGraph
 
-from .table import CHOICES, Row, Table
+from .table import CHOICES, Row, Table, checked_choices
 
 if TYPE_CHECKING:
     from .stability import Verdict
@@ -48,6 +48,7 @@ class Settings:
             raise UsageError(
                 "is no metric", where="--metric", expected=", ".join(METRICS), found=", ".join(unknown) or "none"
             )
+        object.__setattr__(self, "choices", checked_choices(self.choices))
         if self.probes < 2:
             raise UsageError(
                 "at least 2 probes are needed for a standard error", where="--probes", found=str(self.probes)

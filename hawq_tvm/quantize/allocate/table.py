@@ -58,6 +58,19 @@ def widths(choice: str, where: str = "") -> tuple[int, int]:
     return weight, activation
 
 
+def checked_choices(texts: Sequence[str]) -> tuple[str, ...]:
+    """Choices that files and kernels have types for, the widest first.
+
+    Raises UsageError for another text, a width other than 4 and 8, or a choice that stands twice.
+    """
+    for text in texts:
+        if set(widths(text, "--choices")) - {4, 8}:
+            raise UsageError("there are kernels for 4 and 8 bits only", where="--choices", found=text)
+    if len(set(texts)) < len(texts):
+        raise UsageError("names a choice twice", where="--choices", found=", ".join(texts))
+    return tuple(sorted(texts, key=lambda c: -math.prod(widths(c))))
+
+
 def checked_width(bits: Any, where: str) -> int:
     """A number of bits.
 

@@ -19,7 +19,6 @@ import torch
 from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.frontend.onnx.inputs import with_shapes
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
-from hawq_tvm.quantize.allocate.table import read_bits, widths
 from hawq_tvm.quantize.network.data import Batch, Calibration, open_data
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 from hawq_tvm.quantize.network.float_onnx import Shapes, from_onnx
@@ -41,8 +40,7 @@ from .synthetic import SYNTHETIC, distilled
 from .tables import round_tables
 from .units import Units, added_bias, check_compiles, check_constants, check_finite, check_ranges
 from .weights import Rounded, nearest
-
-SUPPORTED = (4, 8)
+from .widths import kept_depthwise, layer_bits
 
 
 @dataclass(frozen=True)
@@ -51,9 +49,9 @@ class Recipe:
 
     bits: 8, 4, a choice such as "W4A8", or the path of a bits.json.  observer: of activations' ranges.  percentile:
     for that observer.
-    keep_ends: the first and the last layer have 8 bits; ignored where a bits.json says what each has.  symmetric:
-    tensors that can be negative have the zero point 0.  search: scales of weights of the least error instead of the
-    largest magnitude (None: at 4 bits).
+    keep_ends, keep_depthwise: the first and the last layer, and depthwise convolutions, have 8 bits; ignored where a
+    bits.json says what each has.  symmetric: tensors that can be negative have the zero point 0.  search: scales of
+    weights of the least error instead of the largest magnitude (None: at 4 bits).
     equalize: "off", "relu" or "relu6" (see `equalize.py`); None: "relu" where something is learned.  smooth: channels
     of what matrix products read, see `smooth.py`.
     rounding: "learned" (what has fewer than 8 bits is reconstructed block by block, see `reconstruct.py`, and biases
@@ -76,6 +74,7 @@ class Recipe:
     batch: int = 8
     seed: int = 0
     smooth: bool = True
+    keep_depthwise: bool = True
 
     def __post_init__(self) -> None:
         if self.observer not in OBSERVERS:
@@ -252,6 +251,7 @@ def draft(
         "images": data.count,
         "observer": chosen.observer,
         "tensors": len(points.source),
+        "depthwise": kept_depthwise(given, chosen),
         "joined": {name: [part for part, _ in parts] for name, parts in points.joined.items()},
         "equalized": scaled,
         "smoothed": smoothed,
@@ -273,44 +273,6 @@ def as_onnx(model: Any, shapes: Shapes | None = None) -> Any:
 
         return onnx_of_program(model, shapes)
     return model
-
-
-def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
-    """The bits of weights and of the input, by layer.
-
-    Raises UsageError for what is no width that files can hold, InputError and UsageError as `read_bits` does.
-    """
-    names = [layer.name for layer in graph.layers]
-    text = str(recipe.bits)
-    uniform = not Path(text).exists()
-    if uniform and Path(text).suffix == ".json":
-        raise UsageError(
-            "cannot be read",
-            where=f"--bits {text}",
-            expected="8, 4, a choice such as W4A8, or the file that `allocate` wrote",
-            found="No such file",
-        )
-    if uniform:
-        pair = (int(text), int(text)) if text.isdecimal() else widths(text, "--bits")
-        _check_widths(pair, "--bits")
-        found = dict.fromkeys(names, pair)
-        if recipe.keep_ends:
-            found[names[0]] = found[names[-1]] = (8, 8)
-    else:
-        found = read_bits(text, names)
-    for name, pair in found.items():
-        _check_widths(pair, f"{text}: {name}")
-    return found
-
-
-def _check_widths(pair: tuple[int, int], where: str) -> None:
-    if any(b not in SUPPORTED for b in pair):
-        raise UsageError(
-            "is a bit width out of range",
-            where=where,
-            expected="4 or 8 bits, for which ONNX and the kernels have types",
-            found=f"W{pair[0]}A{pair[1]}",
-        )
 
 
 def _observed(
