@@ -83,6 +83,8 @@ class _Lowering:
         self.allow_float = bool((self.main.attrs or {}).get("hawq.allow_float_tail", 0))
         self.floats = Floats(self.ctx, self.allow_float)
         self.feeds_quantize = self._feeding_quantize()
+        # What nothing quantizes behind the last quantize is float or, where a float tail is not asked for, fixed-point.
+        self.fixed_ends = not self.allow_float and any(map(stages.is_border, stages.bindings(self.main)))
         self.ctx.ibert = str((self.main.attrs or {}).get("hawq.nonlinear", "")) == NAME
         self.functions = Functions(self.main, ibert.Owned(self.main)) if self.ctx.ibert else Functions(self.main)
         self.reaches = inputs.reaches(self.main)
@@ -114,7 +116,9 @@ class _Lowering:
                 for binding in stages.bindings(self.main):
                     if binding.var in aliases:
                         continue
-                    self.ctx.layer, self.ctx.feeding = binding.var.name, binding.var in self.feeds_quantize
+                    self.ctx.layer = binding.var.name
+                    self.ctx.ending = self.fixed_ends and binding.var not in self.feeds_quantize
+                    self.ctx.feeding = self.ctx.ending or binding.var in self.feeds_quantize
                     value = self._guard(partial(self._lower, binding))
                     self.env[binding.var] = self._stand_in(binding.var) if value is FAILED else value
                 result = self.builder.emit_output(self._outputs(returned))
@@ -154,6 +158,7 @@ class _Lowering:
         fields = value.fields if isinstance(value, relax.Tuple) else [value]
         names = [str(n) for n in (self.main.attrs or {}).get("hawq.output_names", [])]
         results = []
+        self.ctx.feeding = self.ctx.ending = self.fixed_ends
         for i, f in enumerate(fields):
             self.ctx.layer = names[i] if i < len(names) else f"output{i}"
             out = self._guard(partial(self._output, f))

@@ -134,6 +134,9 @@ def show_proof(c: Mapping[str, Any]) -> None:
             f"        {len(c['distances'])} layers within {_within(most)} of the real formula"
             f"{AT_MOST_ONE if most < 1 else ''}"
         )
+    if c.get("outputs"):
+        most = max(c["outputs"].values())
+        say(f"        {len(c['outputs'])} float outputs in fixed point, within {most:.1e} of the real formula")
     if c.get("nonlinear"):
         kinds = Counter(c["nonlinear"].values()).most_common()
         say(f"        nonlinear: {'; '.join(f'{count} x {kind}' for kind, count in kinds)}")
@@ -149,6 +152,8 @@ def show_certificate(certificate: Certificate) -> None:
     say(f"        border: {', '.join(certificate.border) or 'none'}; roundings: {roundings or 'none'}")
     for layer, distance in certificate.distances.items():
         say(f"        within {_within(distance)}{AT_MOST_ONE if distance < 1 else ''}: {layer}")
+    for layer, distance in certificate.outputs.items():
+        say(f"        within {distance:.1e} of the real formula: {layer}")
     for layer, row in certificate.functions.items():
         say(f"        {row['differing']} of {row['thresholds']} thresholds of a function of sums differ in {layer}")
     for layer, count in certificate.differing_layers.items():

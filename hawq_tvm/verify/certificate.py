@@ -21,7 +21,7 @@ from hawq_tvm.core import ops, ranges, stages
 from hawq_tvm.core.errors import StageError
 
 from .disassemble import inspect_library
-from .distances import distances
+from .distances import both
 from .sass import inspect_device_code
 
 # Integers, vectors of them, truth values, pointers, and the type of a statement that has no value.
@@ -34,6 +34,8 @@ class Certificate:
 
     distances: how far, in steps beyond the 1/2 of rounding, a layer can be from the real formula of its inputs, where
     that is bounded and not enumerated.
+    outputs: how far a float output, which nothing rounds, can be from the real formula of its layers' inputs, a real
+    number, where it is no integer's own.
     nonlinear: the arithmetic of every softmax, normalization and function.
     functions: of the layers with a function of sums (A31), the thresholds of the real function, and how many of them
     the layer passes at another sum.
@@ -58,6 +60,7 @@ class Certificate:
     device_functions: int = 0
     device_instructions: dict[str, int] = field(default_factory=dict)
     distances: dict[str, float] = field(default_factory=dict)
+    outputs: dict[str, float] = field(default_factory=dict)
     nonlinear: dict[str, str] = field(default_factory=dict)
     functions: dict[str, dict[str, int]] = field(default_factory=dict)
 
@@ -102,12 +105,12 @@ def prove_graph(packed: tvm.IRModule, tir: tvm.IRModule) -> Certificate:
         if name not in functions:
             raise StageError("has no kernel", where=layer, expected=f"a PrimFunc {name}")
         walk.function(layer, functions[name])
-    requantizes, bounded = _requantizes(packed), distances(packed)
+    requantizes, (bounded, ends) = _requantizes(packed), both(packed)
     # Thresholds against integers that are near the real value themselves say nothing: their distance does.
     proofs = [
         (layer, int(c.attrs["thresholds"]), int(c.attrs["differing"]))
         for layer, c in requantizes
-        if layer not in bounded
+        if layer not in bounded and layer not in ends
     ]
     roundings = Counter(str(c.attrs["rounding"]) for _, c in requantizes)
     differing: Counter[str] = Counter()
@@ -129,6 +132,7 @@ def prove_graph(packed: tvm.IRModule, tir: tvm.IRModule) -> Certificate:
         differing_layers={layer: d for layer, d in differing.items() if d},
         roundings=dict(roundings),
         distances=bounded,
+        outputs={layer: distance for layer, distance in ends.items() if distance},
         nonlinear=_nonlinear(packed),
         functions=_functions(packed),
         margins=tuple(m.to_dict() for m in ranges.margins(packed)),

@@ -29,11 +29,18 @@ def distances(packed: tvm.IRModule) -> dict[str, float]:
 
     Where d is below 1, the result is at most one step from the real formula rounded.
     """
+    return both(packed)[0]
+
+
+def both(packed: tvm.IRModule) -> tuple[dict[str, float], dict[str, float]]:
+    """What `distances` gives, and for every float tensor that such a layer ends in, an output in fixed point, how far
+    it can be from the real formula before float32 rounds it, a real number.
+    """
     walk = _Walk(packed)
     main = packed["main"]
     ranges = zip(main.params, stages.input_ranges(main), strict=True)
     walk.function(main, {p: _Near(0.0, Interval.of_range(low, high)) for p, (low, high) in ranges}, "")
-    return walk.found
+    return walk.found, walk.ends
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class _Walk:
     def __init__(self, module: tvm.IRModule) -> None:
         self.module = module
         self.found: dict[str, float] = {}
+        self.ends: dict[str, float] = {}
 
     def function(self, func: relax.Function, near: dict[relax.Var, Any], layer: str) -> Any:
         for b in stages.bindings(func):
@@ -132,8 +140,9 @@ class _Walk:
         if name in ("relax.sum", "hawq.sum_pool2d"):
             return flat[0].distance * max(map(abs, _interval(call, [_UNIT]).scalar))
         if name == "hawq.dequantize":
-            # An output in fixed point: in steps of its own, which nothing rounds any further.
-            return self._note(layer, max(0.0, flat[0].distance - 0.5))
+            real = flat[0].distance * float(np.max(np.abs(ops.const_value(call.args[1]))))
+            self.ends[layer] = max(self.ends.get(layer, 0.0), real)
+            return 0.0
         if name in _DECIDING:
             return 0.0
         if kind_of(name) is Kind.MOVEMENT or name in _PASSING:

@@ -1,5 +1,5 @@
 """Where the integer region ends: one integer tensor becomes float32 (A1), a constant beside it included to its last
-bits (A1a).
+bits (A1a), and so what a sum of several makes or a clip that its grid does not hold (A1b).
 """
 
 from __future__ import annotations
@@ -14,7 +14,21 @@ from tvm import relax
 from hawq_tvm.core import ops
 
 from .fixed import fixed, single
-from .values import Array, Context, Curve, Real, Softmax, Term, Value, nearest, with_bias, with_integer_bias
+from .values import (
+    INFINITY,
+    Array,
+    Context,
+    Curve,
+    Joined,
+    Real,
+    Softmax,
+    Term,
+    Value,
+    integral,
+    nearest,
+    with_bias,
+    with_integer_bias,
+)
 
 # Integers below 2^53 are float64 numbers as they are.
 EXACT_BITS = 53
@@ -24,24 +38,38 @@ GRID_BITS = 61
 _unit = np.frompyfunc(
     lambda x: Fraction(2) ** (x.numerator.bit_length() - x.denominator.bit_length() + 1 - GRID_BITS), 1, 1
 )
+# Of an output in fixed point, which no operator of ours reads.
+OUTPUT_BITS = 31
 # What the integers may reach before the constant is taken from them: int64, with room for it.
 WIDE_BITS = 62
 
 
 def dequantized(ctx: Context, value: Value, op: str) -> relax.Expr:
-    """The float32 tensor of a value that one integer tensor stands for, alone or with a constant added.
+    """The float32 tensor of a value: of what a sum or its own integers stand for exactly, but for the last bits.
 
-    A function or a softmax becomes a fixed-point value (A26).  Raises NotLowered as `single` does.
+    A function or a softmax becomes a fixed-point value (A26), and where a quantize is still to come, or no float tail
+    is asked for, so do tensors that are joined.  Raises NotLowered as `single` does.
     """
     if isinstance(value, Curve | Softmax):
         return as_float(ctx, fixed(ctx, value, op))
+    if isinstance(value, Joined) and ctx.feeding:
+        return as_float(ctx, fixed(ctx, value, op, OUTPUT_BITS))
     kinds = (value.through, value.kind) if isinstance(value, Real) else ("", "float32")
-    value = _on_one_grid(ctx, value) if isinstance(value, Real) and len(value.terms) > 1 else value
+    value = _on_one_grid(ctx, value) if isinstance(value, Real) and not _on_own_grid(value) else value
     finer = _with_fraction(ctx, value) if isinstance(value, Real) else None
     if finer is None:
         return as_float(ctx, single(ctx, value, op), *kinds)
     term = single(ctx, finer, op)
     return _emit(ctx, term, np.asarray(term.scale).astype(np.float64), *kinds)
+
+
+def _on_own_grid(value: Real) -> bool:
+    """Whether the integers of a value's one term, or a grid that is finer by a power of two, hold its clip."""
+    if len(value.terms) != 1:
+        return not value.terms
+    scale = value.terms[0].scale
+    ends = [end for end in (value.low, value.high) if abs(end) != INFINITY]
+    return not ends or (bool(np.all(scale > 0)) and all(np.all(integral(np.asarray(e / scale, object))) for e in ends))
 
 
 def as_float(ctx: Context, term: Term, through: str = "", kind: str = "float32") -> relax.Expr:
@@ -59,11 +87,9 @@ def _emit(ctx: Context, term: Term, scale: Array, through: str, kind: str) -> re
 
 
 def _on_one_grid(ctx: Context, value: Real) -> Real:
-    """(A1b): the sums of several products, such as the digits of a weight, as multiples of one power of two; other
-    values unchanged.
+    """(A1b): the sum of several tensors, such as the digits of a weight or a residual stream, as multiples of one power
+    of two, which a clip of float32 numbers is, too.
     """
-    if not all(t.accumulator for t in value.terms):
-        return value
     reaches = [int(max(np.max(np.abs(b.astype(object))) for b in ctx.bounds(t.data))) for t in value.terms]
     reaches = [r + int(np.max(np.abs(t.zero))) for r, t in zip(reaches, value.terms, strict=True)]
     total = sum((abs(t.scale) * r for r, t in zip(reaches, value.terms, strict=True)), abs(value.constant))

@@ -16,7 +16,7 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 from relay_passes.integer.rescale import Output
 
-from .curves import NARROW, reach, values_of
+from .curves import NARROW, own_integers, reach, values_of
 from .realize import FIXED_BITS, realize
 from .values import (
     INFINITY,
@@ -38,6 +38,9 @@ from .weights import BITS as SCALE_BITS
 from .weights import halves
 
 BITS = FIXED_BITS
+# How much wider the bounds of a sum are than the sums: the root of the number of its products; and how many bits of a
+# function's values that may cost, where no quantize bounds them.
+WIDER, MOST_GROWTH = 16, 10
 
 
 def interval(ctx: Context, value: Value) -> tuple[float, float]:
@@ -65,6 +68,10 @@ def fixed(ctx: Context, value: Value, op: str = "quantize", bits: int = BITS) ->
         raise ctx.fail(
             op, "its input is a function that is not bounded where its own input can be", "clip the function's input"
         )
+    if ctx.ending and _grows(ctx, value):
+        raise ctx.fail(
+            op, "its input is a function of sums that grows too fast for fixed point where nothing quantizes it", INSERT
+        )
     out = Output.fixed_point(most, bits)
     key = (value, out.scale.flat[0], bits)
     if key not in ctx.realized:
@@ -73,6 +80,20 @@ def fixed(ctx: Context, value: Value, op: str = "quantize", bits: int = BITS) ->
         ctx.realized[key] = realize(ctx, value, out)
         ctx.layer = layer
     return Term(ctx.realized[key], np.zeros((), np.int64), out.scale)
+
+
+def _grows(ctx: Context, value: Value) -> bool:
+    """Whether a function of sums, whose bounds are far wider than sums are, has values far beyond those in their midst:
+    of an integer's bits hardly one would be left for these.
+    """
+    if isinstance(value, Joined):
+        return any(_grows(ctx, part) for part in value.parts)
+    if not isinstance(value, Curve) or own_integers(value.leaf) is not None:
+        return False
+    low, high = reach(ctx, value.leaf)
+    middle, half = (low + high) / 2, (high - low) / 2 / WIDER
+    inside = np.abs(value.function.bounds(np.array([middle - half]), np.array([middle + half])))
+    return not max(map(abs, values_of(ctx, value))) <= 2.0**MOST_GROWTH * float(np.max(inside))
 
 
 def single(ctx: Context, value: Value, op: str, *, bits: int = BITS, narrow: bool = False) -> Term:

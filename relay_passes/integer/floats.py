@@ -5,7 +5,6 @@ integer region.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from tvm import relax
 from hawq_tvm.core import ops, stages
 
 from . import border
-from .values import TENSORS, Constant, Context, Curve, Joined, Moved, NotLowered, Real, Softmax, whole
+from .values import TENSORS, Constant, Context, Curve, Joined, Moved, NotLowered, Real, Softmax
 
 _FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
 
@@ -40,7 +39,7 @@ class Floats:
     """Float tensors of the new module.
 
     allowed: whether a head or tail is.  outside: the names of its operators.  made: which operator made a value: a
-    tail computes it under that name.
+    tail joins it under that name.
     """
 
     def __init__(self, ctx: Context, allowed: bool) -> None:
@@ -84,9 +83,9 @@ class Floats:
             try:
                 self.converted[value] = border.dequantized(self.ctx, value, f"dequantize for the {role}")
             except NotLowered:
-                if not self.allowed or not isinstance(value, Real | Joined):
+                if not self.allowed or not isinstance(value, Joined):
                     raise
-                self.converted[value] = self._summed(value) if isinstance(value, Real) else self._joined(value)
+                self.converted[value] = self._joined(value)
         return self.converted[value]
 
     def _joined(self, value: Joined) -> relax.Expr:
@@ -101,26 +100,3 @@ class Floats:
         self.outside.append(joined.name)
         self.ctx.layer = asked
         return joined
-
-    def _summed(self, value: Real) -> relax.Expr:
-        """A value that only a float tail stands for, under the name of the operator that made it: the sum of its
-        terms, clipped.
-        """
-        asked, layer = self.ctx.layer, self.made.get(value, self.ctx.layer)
-        parts = []
-        for i, term in enumerate(value.terms):
-            self.ctx.layer = f"{layer}.in{i}"
-            parts.append(border.as_float(self.ctx, whole(self.ctx, term, value.shape)))
-        if np.any(value.constant):
-            parts.append(relax.const(value.constant.astype(np.float32)))
-        total = parts[0]
-        steps = [partial(relax.op.add, x2=p) for p in parts[1:]]
-        if value.clipped:
-            low, high = (float(min(max(v, _FLOAT32[0]), _FLOAT32[1])) for v in (value.low, value.high))
-            steps.append(partial(relax.op.clip, min=low, max=high))
-        for i, step in enumerate(steps):
-            self.ctx.layer = layer if i == len(steps) - 1 else f"{layer}.float"
-            total = self.ctx.emit_float(step(total))
-            self.outside.append(total.name)
-        self.ctx.layer = asked
-        return total

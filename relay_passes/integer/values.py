@@ -232,8 +232,10 @@ class Context:
         self.layer = ""
         # Whether GELU, softmax and LayerNorm are computed as I-BERT does.
         self.ibert = False
-        # Whether a quantize is still to come behind the current layer, so that what it needs may be approximated.
+        # Whether what the current layer needs may be approximated: a quantize or an output in fixed point is to come.
         self.feeding = False
+        # Whether no quantize is, so that nothing bounds what functions give.
+        self.ending = False
         # The integers of what several readers ask for at one scale.
         self.realized: dict[Any, relax.Expr] = {}
 

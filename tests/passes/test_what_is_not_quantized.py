@@ -63,12 +63,19 @@ def test_a_float_weight_beside_a_quantized_tensor_is_as_exact_as_scales(op: str,
     assert sum(ops.dtype_of(c) == "int8" and ops.const_value(c).size == values.size for c in constants) in (3, 4)
 
 
-def test_a_float_weight_that_no_quantize_follows_is_refused() -> None:
-    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
-        return bb.emit(relax.op.matmul(dq(bb, p[0], 0.1, 3), relax.const(np.ones((5, 4), np.float32))), "the_product")
+def test_a_float_weight_that_no_quantize_follows_is_as_exact() -> None:
+    """An output of one sum of digits (A10a), (A1b); a float tail where that is asked for."""
+    values = (RNG.uniform(0.02, 1, (5, 4)) * RNG.choice([-1, 1], (5, 4))).astype(np.float32)
 
-    with pytest.raises(ModelError, match=r"the_product: .*weight is float.*--allow-float-tail"):
-        lower_to_integer(module(build, {"x": ((2, 5), "uint8")}))
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        return bb.emit(relax.op.matmul(dq(bb, p[0], 0.1, 3), relax.const(values)), "the_product")
+
+    inputs: dict[str, Any] = {"x": ((2, 5), "uint8")}
+    x = full_range((2, 5), "uint8")
+    exact = float(np.float32(0.1)) * ((x.astype(np.float64) - 3) @ values.astype(np.float64))
+    got = evaluate(lowered(module(build, inputs)), {"x": x})["out0"]
+    np.testing.assert_array_equal(got, exact.astype(np.float32))
+    assert stages.float_tail(lowered(module(build, inputs, **TAIL))["main"]) == {"the_product"}
 
 
 @pytest.mark.parametrize("other", ["same", "eight", "sixteen"])
