@@ -62,18 +62,17 @@ def test_refused(op: str, operands: list[Any], attributes: dict[str, Any], opset
         import_onnx(node_model(op, operands, opset=opset, **attributes)[0])
 
 
-def test_in_a_float_tail() -> None:
+def test_behind_the_last_quantize() -> None:
     g = Graph()
     y = g.qdq(g.node("MatMul", [g.qdq(g.input("x", [2, 6]), 0.02, 128), g.weight([6, 8], axis=None)]), 0.05, 128)
     scale = g.constant(np.linspace(0.5, 2, 8).tolist(), 1)
     y = g.node("Softplus", [g.node("LayerNormalization", [y, scale])])
     model = g.model([float_output(y)])
-    with pytest.raises(ModelError, match="--allow-float-tail"):
-        ht.compile(model)
-    package = ht.compile(model, allow_float_tail=True)
-    assert y in package.manifest["float_tail"] and package.verify(random=1).ok
     feed = {"x": normal(2, 6, seed=3)}
-    np.testing.assert_allclose(package.run(feed)[y], onnxruntime(model, feed)[y], rtol=1e-4, atol=1e-4)
+    for tail in (True, False):
+        package = ht.compile(model, allow_float_tail=tail)
+        assert (y in package.manifest["float_tail"]) is tail and package.verify(random=1).ok
+        np.testing.assert_allclose(package.run(feed)[y], onnxruntime(model, feed)[y], rtol=1e-4, atol=1e-4)
 
 
 def test_rms_normalization() -> None:
