@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .pages import Main
 from .refusal import Refusal, sentence
 
 Array = NDArray[Any]
@@ -96,7 +97,8 @@ class Machine:
         self._module = module["vm_load_executable"]()
         devices = [(self.kind, 0, _POOLED), (CPU, 0, _POOLED)][: 2 if on_gpu else 1]
         self._module["vm_initialization"](*(i for d in devices for i in d))
-        self._main, self._set_instrument = self._module["main"], self._module["set_instrument"]
+        self._set_instrument = self._module["set_instrument"]
+        self._main = self._module["main"] if on_gpu else Main(self._module["main"], self._set_instrument)
 
     def tensor(self, array: Array) -> Any:
         """A copy of an array where the library runs."""
@@ -125,6 +127,6 @@ class Machine:
         """One inference, every call of which `observe(function, symbol, before, result, *arguments)` sees."""
         self._set_instrument(observe)
         try:
-            self._main(*tensors)
+            self._module["main"](*tensors)
         finally:
             self._set_instrument("hawq_tvm.no_instrument")

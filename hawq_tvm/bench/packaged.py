@@ -47,7 +47,7 @@ class Packaged:
         """See engine.Engine; `model` is not read."""
         make_pool(threads)
         ready = self.package.prepare(inputs)
-        self._main = self.package.vm["main"]
+        self._main = self.package.main
         self._tensors = [tvm.runtime.tensor(ready[i.name]) for i in self.package.inputs]
 
     def call(self) -> None:

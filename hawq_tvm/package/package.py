@@ -23,6 +23,7 @@ import schedules
 from deploy import contents, signature
 from deploy import graph as stored_graph
 from deploy import package as files_on_disk
+from deploy.machine.pages import Main
 from hawq_tvm.compiler import compilers
 from hawq_tvm.compiler.cache import Cache
 from hawq_tvm.compiler.pipeline import Progress, compile_model
@@ -130,6 +131,7 @@ class Package(Interface):
         self._lock = forks.RunLock()
         self._library: tuple[int, Path] | None = None  # made by which process
         self._vm: relax.VirtualMachine | None = None
+        self._main: Callable[..., Any]
         self._loaded_by = os.getpid()
         self._graph: tvm.IRModule | None = None
 
@@ -224,8 +226,17 @@ class Package(Interface):
                     ) from e
                 with gpu.one_sentence(self.name):
                     self._vm = relax.VirtualMachine(module, device)
+                main = self._vm["main"]
+                self._main = main if self.on_gpu else Main(main, self._vm.set_instrument)
                 self._loaded_by = os.getpid()
             return self._vm
+
+    @property
+    def main(self) -> Callable[..., Any]:
+        """The library's `main`: tensors of `vm` in, outputs out."""
+        with self._lock:
+            assert self.vm is not None  # which loads the library
+            return self._main
 
     def _device(self) -> tvm.runtime.Device:
         """Where the library runs: this CPU, or the first GPU.
@@ -264,7 +275,7 @@ class Package(Interface):
         if self.is_foreign:
             found = self._named(self._in_c(ready, layers=False).outputs)
         else:
-            found = self._lock.run(partial(self._run, self.vm["main"], ready))
+            found = self._lock.run(partial(self._run, self.main, ready))
         return self.joined(ready, found) if tail else found
 
     def _run(self, main: Any, ready: Mapping[str, Array]) -> dict[str, Array]:
@@ -379,7 +390,7 @@ class Package(Interface):
     ) -> BenchReport:
         """Time inferences of random (or given) inputs; see `BenchReport`."""
         with self._lock, gpu.one_sentence(self.name):
-            main = self.vm["main"]
+            main = self.main
             tensors = self._tensors(inputs)
             return measure(
                 self._finished(lambda: main(*tensors)),
@@ -405,8 +416,9 @@ class Package(Interface):
         limit_tops: what the machine can reach at most, in trillions of operations per second, to compare with.
         """
         with self._lock, gpu.one_sentence(self.name):
-            main = self.vm["main"]
+            main = self.main
             tensors = self._tensors(inputs)
+            main(*tensors)  # the first call has an instrument of its own
             return profile(
                 self.vm,
                 self.graph,
