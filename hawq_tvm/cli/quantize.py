@@ -174,7 +174,12 @@ def add_recipe_options(sub: argparse.ArgumentParser) -> None:
         default="yes",
         help="bring channels of what matrix products read to like ranges, where their error falls (default: yes)",
     )
-    sub.add_argument("--images", type=int, default=128, metavar="N", help="images that are learned from (default: 128)")
+    sub.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="images that are learned from (default: 128 of 224 x 224 pixels, up to 1,024 of smaller ones)",
+    )
 
 
 def read_recipe(args: argparse.Namespace) -> Recipe:

@@ -108,10 +108,10 @@ class Net(nn.Module):
         return self.classifier(self.stages(torch.relu(self.norm(self.stem(x)))).mean((2, 3)))
 
 
-def train(images: Array, labels: Array, seed: int) -> Net:
+def train(images: Array, labels: Array, seed: int, make: Callable[[], nn.Module] = Net) -> nn.Module:
     """A network after EPOCHS epochs of SGD with mirrored pictures."""
     torch.manual_seed(seed)
-    net, x, y = Net(), torch.from_numpy(images), torch.from_numpy(labels)
+    net, x, y = make(), torch.from_numpy(images), torch.from_numpy(labels)
     optimizer = torch.optim.SGD(net.parameters(), RATE, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = len(x) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * steps)
@@ -142,12 +142,12 @@ class Files:
     weight_bytes: int
 
 
-def prepare(folder: Path, place: Path, seed: int, say: Say) -> Files:
+def prepare(folder: Path, place: Path, seed: int, say: Say, make: Callable[[], nn.Module] = Net) -> Files:
     """Train a network and write everything that is measured with into `place`."""
     images, labels = read(folder, "train")
     tests, classes = read(folder, "t10k")
     start = time.perf_counter()
-    net = train(images, labels, seed)
+    net = train(images, labels, seed, make)
     say(f"seed {seed}: trained in {time.perf_counter() - start:.0f} s")
     real, calibration, tuning, data = (place / n for n in ("float.onnx", "calibration.npz", "finetune.npz", "test.npz"))
     with warnings.catch_warnings():

@@ -4,7 +4,9 @@
   a penalty of 1 - |2 h - 1|^b, b from 20 to 2, pushes every h to 0 or 1 (Nagel et al., "Up or Down?", 2020).
 * The distance is that of the whole block's outputs (Li et al., "BRECQ", 2021).
 * At random elements what the block reads is the float network's, and what it computes with few bits stays
-  unrounded, so that roundings do not fit to one noise alone (Wei et al., "QDrop", 2022).
+  unrounded, so that roundings do not fit to one noise alone (Wei et al., "QDrop", 2022). Of what it reads with 8 bits
+  most is the quantized network's: the block then makes good what those before it have lost.
+* A factor of every output channel's scale is learned beside the roundings: with the bias, all that a channel has.
 * The steps of tensors with few bits are learned with the straight-through gradient (Esser et al., "LSQ", 2020).
 """
 
@@ -26,13 +28,16 @@ from .simulated import Grids, Key, Values, fake, through
 from .weights import Rounded, along
 
 Tensor = torch.Tensor
-# Adam's rates: of logits, of biases in root mean squares of the layer's result, of steps in natural logarithms.
-RATE, BIAS_RATE, STEP_RATE = 2e-2, 1e-3, 3e-3
+# Adam's rates: of logits, of biases in root mean squares of the layer's result, of steps and of weights' scales in
+# natural logarithms.
+RATE, BIAS_RATE, STEP_RATE, SCALE_RATE = 5e-2, 1e-3, 3e-3, 1e-3
 PENALTY, WARM = 1.0, 0.2
-# A learned step stays within this factor of what calibration chose, as scales of weights and biases rest on that.
+# A learned step or scale stays within this factor of what calibration chose, as those of others rest on that.
 APART = 2.0
-# Steps of fewer bits are learned: at 8 the roundings of weights move a block's outputs much more.
-LEARNED_BELOW = 8
+# Shares of what is dropped: of few bits, and of what is read with 8.
+DROPPED, DROPPED_AT_8 = 0.5, 0.25
+# Tensors of fewer bits are few: at 8 the roundings of weights move a block's outputs much more.
+FEW = 8
 
 
 @dataclass(frozen=True)
@@ -70,18 +75,19 @@ class Learner:
         }
         self.floors, self.logits = dict[str, Tensor](), dict[str, Tensor]()
         for name, ours in self.rounded.items():
-            if ours.bits < 8:
+            if ours.bits < FEW:
                 ratio = graph.parameters[ours.layer.weight] / self.scales[name]
                 self.floors[name] = ratio.floor()
                 part = (ratio - self.floors[name]).clamp(0.01, 0.99)
                 self.logits[name] = torch.log((part + 0.1) / (1.1 - part)).requires_grad_()
+        self.factors = {n: torch.zeros_like(self.scales[n]).requires_grad_() for n in self.logits}
         self.shifts = {
             n: torch.zeros_like(r.bias).requires_grad_() for n, r in self.rounded.items() if r.bias is not None
         }
         made = {grids.tensors[n] for node in block.nodes for n in node.outputs if n in grids.tensors}
         read = {grids.reads[x.name] for x in block.layers if x.name in grids.reads}
         own = {k for k in made if any(k[0] in node.outputs for node in block.nodes)} | read
-        few = sorted(k for k in own if k[1] < LEARNED_BELOW)
+        few = sorted(k for k in own if k[1] < FEW)
         self.steps = {k: torch.zeros(()).requires_grad_() for k in few}
 
     @property
@@ -94,7 +100,12 @@ class Learner:
         draws = torch.Generator().manual_seed(seed)
         groups = [
             {"params": list(values.values()), "lr": rate, "full": rate, "falls": values is not self.logits}
-            for values, rate in ((self.logits, RATE), (self.shifts, BIAS_RATE), (self.steps, STEP_RATE))
+            for values, rate in (
+                (self.logits, RATE),
+                (self.factors, SCALE_RATE),
+                (self.shifts, BIAS_RATE),
+                (self.steps, STEP_RATE),
+            )
             if values
         ]
         optimizer = torch.optim.Adam(groups)
@@ -129,7 +140,9 @@ class Learner:
 
     def _distance(self, case: Case, power: dict[str, float], draws: torch.Generator) -> Tensor:
         inputs = {
-            n: _mixed(case.integer[n], case.real[n], draws) if n in self.grids.tensors else case.integer[n]
+            n: _mixed(case.integer[n], case.real[n], draws, self._dropped(n))
+            if n in self.grids.tensors
+            else case.integer[n]
             for n in self.block.inputs
         }
 
@@ -139,9 +152,9 @@ class Learner:
             if key not in self.steps:
                 held = F.hardtanh(value, low * grid.scale, high * grid.scale) if value.requires_grad else value
                 return straight(held, fake(value.detach(), grid))
-            step = grid.scale * self.steps[key].clamp(-math.log(APART), math.log(APART)).exp()
+            step = grid.scale * _factor(self.steps[key])
             held = (value / step).clamp(low, high)
-            return _mixed(straight(held, held.detach().round()) * step, value, draws)
+            return _mixed(straight(held, held.detach().round()) * step, value, draws, DROPPED)
 
         found = through(self.block, self.graph, inputs, self._weights(), self._biases(), self.grids, on)
         total = torch.zeros(())
@@ -149,11 +162,15 @@ class Learner:
             total = total + (found[name] - case.wanted[name]).square().mean() / mean
         return total
 
+    def _dropped(self, name: str) -> float:
+        return DROPPED if self.grids.tensors[name][1] < FEW else DROPPED_AT_8
+
     def _weights(self) -> dict[str, Tensor]:
         made = {n: r.weight for n, r in self.rounded.items() if n not in self.logits}
         for name, logit in self.logits.items():
             top = 2 ** (self.rounded[name].bits - 1) - 1
-            made[name] = (self.floors[name] + _up(logit)).clamp(-top - 1, top) * self.scales[name]
+            scale = self.scales[name] * _factor(self.factors[name])
+            made[name] = (self.floors[name] + _up(logit)).clamp(-top - 1, top) * scale
         return made
 
     def _biases(self) -> dict[str, Tensor | None]:
@@ -162,16 +179,17 @@ class Learner:
         }
 
     def decided(self) -> tuple[dict[str, Rounded], Grids]:
-        """The learned weights and biases, and the grids of the network with those of this block as learned."""
+        """The learned weights, scales and biases, and the grids of the network with those of this block as learned."""
         made = {}
         with torch.no_grad():
             biases = self._biases()
             for name, ours in self.rounded.items():
-                codes = ours.codes
+                codes, scale = ours.codes, ours.scale
                 if name in self.logits:
                     top = 2 ** (ours.bits - 1) - 1
                     codes = (self.floors[name] + (self.logits[name] >= 0)).clamp(-top - 1, top).to(torch.int8)
-                made[name] = replace(ours, codes=codes, bias=biases[name])
+                    scale = scale * _factor(self.factors[name]).reshape(-1)
+                made[name] = replace(ours, codes=codes, scale=scale, bias=biases[name])
             learned = {k: _moved(self.grids.by_key[k], float(v)) for k, v in self.steps.items()}
         return made, replace(self.grids, by_key={**self.grids.by_key, **learned})
 
@@ -186,14 +204,18 @@ def _up(logit: Tensor) -> Tensor:
     return (torch.sigmoid(logit) * 1.2 - 0.1).clamp(0, 1)
 
 
+def _factor(logarithm: Tensor) -> Tensor:
+    return logarithm.clamp(-math.log(APART), math.log(APART)).exp()
+
+
 def _moved(grid: Grid, logarithm: float) -> Grid:
     """A grid with its step as a file holds it."""
     factor = min(max(math.exp(logarithm), 1 / APART), APART)
     return replace(grid, scale=float(torch.tensor(grid.scale * factor, dtype=torch.float32)))
 
 
-def _mixed(one: Tensor, other: Tensor, draws: torch.Generator) -> Tensor:
-    """At every element one or the other, each with a chance of a half."""
+def _mixed(one: Tensor, other: Tensor, draws: torch.Generator, share: float) -> Tensor:
+    """At every element one or, with a chance of `share`, a number of 256ths, the other."""
     count = one.numel()
     words = torch.empty(-(-count // 8), dtype=torch.int64).random_(-(2**63), None, generator=draws)
-    return torch.where(words.view(torch.int8)[:count].reshape(one.shape) < 0, one, other)
+    return torch.where(words.view(torch.int8)[:count].reshape(one.shape) < 128 - round(256 * share), one, other)

@@ -42,6 +42,9 @@ from .units import Units, added_bias, check_compiles, check_constants, check_fin
 from .weights import Rounded, nearest
 from .widths import kept_depthwise, layer_bits
 
+# Unless a recipe says it, what is learned sees so many numbers of the network's inputs, on so few and so many images.
+NUMBERS, FEWEST, MOST = 2**24, 128, 1024
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -57,7 +60,7 @@ class Recipe:
     rounding: "learned" (what has fewer than 8 bits is reconstructed block by block, see `reconstruct.py`, and biases
     are corrected) or "nearest"; None: learned, but nearest where fine-tuning follows.  effort: of what is learned, a
     key of EFFORTS, or iterations a block.  correct_bias: also where nothing is learned.  Both use at most `images`
-    images.  batch: images at a time.
+    images (None: more of small ones, see `_some`).  batch: images at a time.
     """
 
     bits: int | str | Path = 8
@@ -70,7 +73,7 @@ class Recipe:
     correct_bias: bool = False
     rounding: str | None = None
     effort: str | int = "good"
-    images: int = 128
+    images: int | None = None
     batch: int = 8
     seed: int = 0
     smooth: bool = True
@@ -93,7 +96,7 @@ class Recipe:
             ("images", self.images, 1),
             ("batch", self.batch, 1),
         ):
-            if value < least:
+            if value is not None and value < least:
                 raise UsageError("is too small", where=name, expected=f"at least {least}", found=str(value))
 
     @property
@@ -326,12 +329,14 @@ def _each(
 
 
 def _some(data: Calibration, graph: FloatGraph, recipe: Recipe) -> list[dict[str, Any]]:
+    """The images that something is learned from: by default as many as have NUMBERS numbers."""
     batches: list[dict[str, Any]] = []
     held = 0
     for batch in data.batches(graph.batch or recipe.batch, graph.batch is not None):
         batches.append(batch.inputs)
         held += batch.size
-        if held >= recipe.images:
+        one = sum(value.size for value in batch.inputs.values()) / batch.size
+        if held >= (recipe.images or min(max(NUMBERS / one, FEWEST), MOST)):
             break
     return batches
 

@@ -27,7 +27,7 @@ from .weights import Rounded, with_room
 Tensor = torch.Tensor
 Tensors = Mapping[str, Tensor]
 # An iteration looks at so many elements of layers' results, but at no more than so many images.
-ELEMENTS, TOGETHER = 2**22, 32
+ELEMENTS, TOGETHER = 2**21, 32
 BIASED = ("Conv", "ConvTranspose", "Gemm")
 
 

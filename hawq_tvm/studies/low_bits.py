@@ -1,0 +1,207 @@
+"""A float network in 8, mixed and 4 bits with the defaults of `quantize`, beside ONNX Runtime's and NNCF's best for the
+same bits: one table with intervals of paired differences.
+
+    python -m hawq_tvm.studies.low_bits
+    python -m hawq_tvm.studies.low_bits --model float.onnx --calib calibration.npz --data labelled.npz
+
+Without --model a depthwise network is trained on Fashion-MNIST (Debian's dataset-fashion-mnist): it is calibrated on
+512 training pictures and answers the 10,000 test pictures. All networks answer in ONNX Runtime. NNCF quantizes
+convolutions to 8 bits only, and is left out where it is not installed. A row that was measured stays: the same command
+continues. Needs the extras `quantize` and `bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from torch import Tensor, nn
+
+from hawq_tvm.cli.terminal import ERR
+from hawq_tvm.core import signals
+from hawq_tvm.core.errors import HawqError, UsageError
+from hawq_tvm.core.files import check_folder, write_bytes, write_text
+from hawq_tvm.core.json_files import read_json
+from hawq_tvm.quantize.allocate.plan import bits_file, problem
+from hawq_tvm.quantize.allocate.sensitivity import Settings
+from hawq_tvm.quantize.judge.evaluation import evaluate
+from hawq_tvm.quantize.network.data import LABELS
+from hawq_tvm.quantize.progress import measuring
+from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+
+from .fashion import FOLDER, prepare
+
+BUDGET = "bops=50%"
+# Probes of the Hessian and pictures that calibrate other tools.
+PROBES, PICTURES = 16, 128
+OURS: dict[str, Recipe] = {
+    "W8A8": Recipe("W8A8"),
+    "W4A8, nearest": Recipe("W4A8", rounding="nearest"),
+    "W4A8": Recipe("W4A8"),
+    "mixed, half of W8A8's BOPS": Recipe(BUDGET),
+    "W4A4, nearest": Recipe("W4A4", rounding="nearest"),
+    "W4A4": Recipe("W4A4"),
+}
+# Bits of weights and of activations.
+ONNX_RUNTIME = {f"ONNX Runtime, W{w}A{a}": (w, a) for w, a in ((8, 8), (4, 8), (4, 4))}
+FLOAT, NNCF = "float", "NNCF, W8A8"
+NETWORKS = (FLOAT, *OURS, *ONNX_RUNTIME, NNCF)
+
+
+class Bottleneck(nn.Module):
+    """An inverted bottleneck: wider by four, depthwise, narrow again; with a shortcut where the shape stays."""
+
+    def __init__(self, into: int, out: int, stride: int) -> None:
+        super().__init__()
+        wide, self.shortcut = 4 * into, into == out and stride == 1
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(into, wide, 1, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()),
+            *(nn.Conv2d(wide, wide, 3, stride, 1, groups=wide, bias=False), nn.BatchNorm2d(wide), nn.ReLU6()),
+            *(nn.Conv2d(wide, out, 1, bias=False), nn.BatchNorm2d(out)),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return x + y if self.shortcut else y
+
+
+def depthwise() -> nn.Module:
+    """A small network of the kind of MobileNetV2, for pictures of 28 x 28."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, 2, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU6()),
+        *(Bottleneck(16, 16, 1), Bottleneck(16, 24, 2), Bottleneck(24, 24, 1), Bottleneck(24, 40, 2)),
+        *(Bottleneck(40, 40, 1), nn.Conv2d(40, 128, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU6()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)),
+    )
+
+
+def quantized(model: Path, calibration: Path, folder: Path, name: str) -> Path:
+    """A network of the table, written into the folder."""
+    file = folder / f"{name.replace(' ', '-').replace(',', '').lower()}.onnx"
+    if name in OURS:
+        recipe = OURS[name]
+        with measuring(ERR, False) as progress:
+            if recipe.bits == BUDGET:
+                settings, state = Settings(probes=PROBES), folder / "sensitivity.npz"
+                found = problem(model, calibration, settings, state=state, progress=progress)
+                recipe = replace(recipe, bits=file.with_suffix(".bits.json"))
+                bits = bits_file(found.allocate([BUDGET]), found.provenance)
+                write_text(Path(recipe.bits), json.dumps(bits, indent=1) + "\n")
+            state = file.with_suffix(".state.npz")
+            made = post_training(model, calibration, recipe, state=state, progress=progress).model
+        state.unlink(missing_ok=True)
+        write_bytes(file, made.SerializeToString())
+        return file
+    with np.load(calibration) as arrays:
+        ((given, values),) = ((n, arrays[n]) for n in arrays.files if n != LABELS)
+    pictures = [{given: value[None]} for value in values[:PICTURES]]
+    if name in ONNX_RUNTIME:
+        from hawq_tvm.bench.zoo import quantize
+
+        weights, activations = ONNX_RUNTIME[name]
+        quantize(model, file, pictures, weight_bits=weights, activation_bits=activations)
+    else:
+        os.environ.setdefault("NNCF_CI", "1")  # otherwise it tells its authors about every call
+        import nncf
+
+        made = nncf.quantize(onnx.load(str(model)), nncf.Dataset(pictures), subset_size=len(pictures))
+        write_bytes(file, made.SerializeToString())
+    return file
+
+
+def row(model: Path, calibration: Path, data: Path, folder: Path, name: str) -> dict[str, Any]:
+    """What a network answers, as `evaluate --against` counts it, and the CPU time that it took to make."""
+    begun = time.process_time()
+    file = model if name == FLOAT else quantized(model, calibration, folder, name)
+    seconds = round(time.process_time() - begun)
+    return {"network": name, "cpu_seconds": seconds, **evaluate(file, data, against=model).to_dict()}
+
+
+def rows(names: Sequence[str], setup: Mapping[str, str], folder: Path) -> list[dict[str, Any]]:
+    """A row for every network, measured where none is kept.
+
+    Raises UsageError when what is kept was measured with another setup.
+    """
+    path, kept = folder / "rows.json", dict[str, dict[str, Any]]()
+    if path.exists():
+        fields = read_json(path, "the rows of this command")
+        if not isinstance(fields, dict) or fields.get("setup") != setup:
+            remedy = "remove it, or name another folder with --folder"
+            raise UsageError("was measured with another model or other data", where=str(path), remedy=remedy)
+        kept = {row["network"]: row for row in fields["rows"]}
+    model, calibration, data = (Path(setup[n]) for n in ("model", "calib", "data"))
+    for name in names:
+        if name in kept:
+            continue
+        if name == NNCF and find_spec("nncf") is None:
+            ERR.print("NNCF is not installed, and left out")
+            continue
+        ERR.print(name)
+        kept[name] = row(model, calibration, data, folder, name)
+        write_text(path, json.dumps({"setup": setup, "rows": list(kept.values())}, indent=1) + "\n")
+    return [kept[name] for name in names if name in kept]
+
+
+def markdown(found: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table."""
+    head = ["network", "top-1", "less float's, points (95 %)", "McNemar's p", "answers that differ", "CPU s to make"]
+    lines = [head, ["---"] * len(head)]
+    for one in found:
+        beside = one["against"]
+        low, high = beside["interval"]
+        points = f"{100 * beside['difference']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+        share = f"{one['top1']:.2%}"
+        cells = [points, f"{beside['mcnemar_p']:.2g}", f"{beside['flips']} of {one['images']}", str(one["cpu_seconds"])]
+        lines.append([one["network"], share, *(cells if one["network"] != FLOAT else [""] * len(cells))])
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _fashion(folder: Path, say: Callable[[str], None]) -> dict[str, str]:
+    """The depthwise network and its pictures, made where they are not there."""
+    names = {"model": "float.onnx", "calib": "calibration.npz", "data": "test.npz"}
+    if not all((folder / name).exists() for name in names.values()):
+        prepare(FOLDER, folder, 0, say, depthwise)
+    return {key: str(folder / name) for key, name in names.items()}
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.low_bits", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="a float ONNX file with one input and labelled data of one's own")
+    parser.add_argument("--calib", help="an .npz file with the input's pictures, to calibrate on")
+    parser.add_argument("--data", help="an .npz file with other pictures, and labels")
+    parser.add_argument("--folder", type=Path, default=Path(".low-bits"), help="where files and rows are kept")
+    parser.add_argument("--networks", default=";".join(NETWORKS), help="separated by ; (default: all)")
+    args = parser.parse_args()
+    try:
+        names = [name.strip() for name in args.networks.split(";")]
+        for name in set(names) - set(NETWORKS):
+            raise UsageError(
+                "is no network of this table", where="--networks", expected="; ".join(NETWORKS), found=name
+            )
+        setup = {"model": args.model, "calib": args.calib, "data": args.data}
+        if any(setup.values()) and not all(setup.values()):
+            raise UsageError("go together", where="--model, --calib and --data", remedy="give all three, or none")
+        check_folder(args.folder)
+        args.folder.mkdir(exist_ok=True)
+        if args.model is None:
+            setup = _fashion(args.folder, ERR.print)
+        print(markdown(rows(names, setup, args.folder)))
+    except HawqError as e:
+        print(f"low_bits: {e}", file=sys.stderr)
+        return e.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(signals.cleanly(main))
