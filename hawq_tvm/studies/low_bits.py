@@ -54,6 +54,8 @@ OURS: dict[str, Recipe] = {
 }
 # Bits of weights and of activations.
 ONNX_RUNTIME = {f"ONNX Runtime, W{w}A{a}": (w, a) for w, a in ((8, 8), (4, 8), (4, 4))}
+# What `prepare` writes, by option.
+FILES = {"model": "float.onnx", "calib": "calibration.npz", "data": "test.npz"}
 FLOAT, NNCF = "float", "NNCF, W8A8"
 NETWORKS = (FLOAT, *OURS, *ONNX_RUNTIME, NNCF)
 
@@ -85,9 +87,14 @@ def depthwise() -> nn.Module:
     )
 
 
+def file_of(name: str, folder: Path) -> Path:
+    """Where a network of the table is."""
+    return folder / f"{name.replace(' ', '-').replace(',', '').lower()}.onnx"
+
+
 def quantized(model: Path, calibration: Path, folder: Path, name: str) -> Path:
     """A network of the table, written into the folder."""
-    file = folder / f"{name.replace(' ', '-').replace(',', '').lower()}.onnx"
+    file = file_of(name, folder)
     if name in OURS:
         recipe = OURS[name]
         with measuring(ERR, False) as progress:
@@ -139,7 +146,7 @@ def rows(names: Sequence[str], setup: Mapping[str, str], folder: Path) -> list[d
             remedy = "remove it, or name another folder with --folder"
             raise UsageError("was measured with another model or other data", where=str(path), remedy=remedy)
         kept = {row["network"]: row for row in fields["rows"]}
-    model, calibration, data = (Path(setup[n]) for n in ("model", "calib", "data"))
+    model, calibration, data = (Path(setup[n]) for n in FILES)
     for name in names:
         if name in kept:
             continue
@@ -168,10 +175,9 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
 
 def _fashion(folder: Path, say: Callable[[str], None]) -> dict[str, str]:
     """The depthwise network and its pictures, made where they are not there."""
-    names = {"model": "float.onnx", "calib": "calibration.npz", "data": "test.npz"}
-    if not all((folder / name).exists() for name in names.values()):
+    if not all((folder / name).exists() for name in FILES.values()):
         prepare(FOLDER, folder, 0, say, depthwise)
-    return {key: str(folder / name) for key, name in names.items()}
+    return {key: str(folder / name) for key, name in FILES.items()}
 
 
 def main() -> int:

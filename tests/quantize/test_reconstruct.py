@@ -14,8 +14,9 @@ import torch
 
 from hawq_tvm.cli import main
 from hawq_tvm.core.errors import UsageError
+from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.float_onnx import from_onnx
-from hawq_tvm.quantize.ptq import reconstruct
+from hawq_tvm.quantize.ptq import learned, quantizer, reconstruct
 from hawq_tvm.quantize.ptq.blocks import CHAIN, MOST, blocks_of
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
 from hawq_tvm.quantize.ptq.weights import nearest, with_room
@@ -108,6 +109,43 @@ def test_steps_of_four_bits_are_learned(place: Path) -> None:
     assert all(bits == 4 or ratio == 1 for bits, ratio in pairs) and all(0.5 <= ratio <= 2 for _, ratio in pairs)
     assert noise(net, learned) < 0.8 * noise(net, plain)
     compiled_exactly(learned.model, images(2, seed=5))
+
+
+def test_scales_of_channels_are_learned(place: Path) -> None:
+    net = residual_net(batch=1)
+    plain, learned = (
+        post_training(net, place / "in.npz", recipe).layers
+        for recipe in (Recipe("W4A8", rounding="nearest", equalize="relu"), Recipe("W4A8", effort=100))
+    )
+    for a, b in zip(learned, plain, strict=True):
+        ratios = [x / y for x, y in zip(a["weight_scale"], b["weight_scale"], strict=True)]
+        assert (ratios != [1, 1]) == (a["weight_bits"] == 4) and all(0.5 <= r <= 2 for r in ratios)
+
+
+def test_what_is_dropped_is_a_share() -> None:
+    zeros, ones = torch.zeros(1000, 999), torch.ones(1000, 999)
+    for share in (0.25, 0.5):
+        found = learned._mixed(zeros, ones, torch.Generator().manual_seed(0), share)
+        # Three standard errors of so many draws.
+        assert abs(float(found.mean()) - share) < 3 * 0.5 / zeros.numel() ** 0.5
+
+
+def test_small_pictures_are_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as have NUMBERS numbers, at least FEWEST and at most MOST; what the user says goes before."""
+    np.savez(tmp_path / "in.npz", x=images(300))
+    graph = from_onnx(residual_net())
+    data = open_data(tmp_path / "in.npz", graph.inputs)
+
+    def held(recipe: Recipe) -> int:
+        return sum(len(batch["x"]) for batch in quantizer._some(data, graph, recipe))
+
+    assert held(Recipe()) == 300 and held(Recipe(images=40)) == 40
+    monkeypatch.setattr(quantizer, "NUMBERS", 200 * images(1).size)
+    assert held(Recipe()) == 200
+    monkeypatch.setattr(quantizer, "NUMBERS", 1)
+    assert held(Recipe()) == quantizer.FEWEST
+    monkeypatch.setattr(quantizer, "MOST", 16)
+    assert held(Recipe()) == 16
 
 
 def test_eight_bits_learn_nothing(place: Path) -> None:

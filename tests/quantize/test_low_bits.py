@@ -1,0 +1,75 @@
+"""The table of low bits counts what `evaluate` counts, and is continued."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from hawq_tvm.core.errors import UsageError
+from hawq_tvm.quantize.judge.evaluation import evaluate
+from hawq_tvm.quantize.ptq.quantizer import Recipe
+from hawq_tvm.studies import low_bits
+from hawq_tvm.studies.low_bits import FLOAT, NNCF, ONNX_RUNTIME, OURS, markdown, rows
+
+from .networks import images, residual_net
+
+OUTPUTS = 5
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> dict[str, str]:
+    onnx.save(residual_net(), str(tmp_path / "float.onnx"))
+    np.savez(tmp_path / "calibration.npz", x=images(16), labels=np.arange(16) % OUTPUTS)
+    np.savez(tmp_path / "test.npz", x=images(20, seed=1), labels=np.arange(20) % OUTPUTS)
+    return {option: str(tmp_path / name) for option, name in low_bits.FILES.items()}
+
+
+def test_a_table_counts_what_evaluate_counts_and_is_continued(
+    setup: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(low_bits, "PROBES", 2)
+    for name in ("W4A8", "W4A4", "mixed, half of W8A8's BOPS"):
+        monkeypatch.setitem(OURS, name, Recipe(OURS[name].bits, effort=2))
+    names = [FLOAT, *OURS, *ONNX_RUNTIME]
+    found = rows(names, setup, tmp_path)
+    assert [row["network"] for row in found] == names
+    for row, file in zip(found[1:], [low_bits.file_of(n, tmp_path) for n in names[1:]], strict=True):
+        said = evaluate(file, setup["data"], against=setup["model"]).to_dict()
+        assert {k: row[k] for k in said} == said
+    assert found[0]["against"]["flips"] == 0 and not list(tmp_path.glob("*.state.npz"))
+    monkeypatch.setattr(low_bits, "row", lambda *_: pytest.fail("measured again"))
+    assert rows(names, setup, tmp_path) == found
+    assert len(markdown(found).splitlines()) == 2 + len(names)
+    with pytest.raises(UsageError, match="other data"):
+        rows([FLOAT], {**setup, "data": "other.npz"}, tmp_path)
+
+
+def test_a_missing_nncf_is_said(
+    setup: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(low_bits, "find_spec", lambda name: None)
+    assert rows([NNCF], setup, tmp_path) == [] and "NNCF is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--networks", "W3A3"], "W3A3"), (["--model", "float.onnx"], "give all three, or none")],
+)
+def test_what_the_command_does_not_know(
+    options: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["low_bits", *options])
+    assert low_bits.main() == 2 and message in capsys.readouterr().err
+
+
+def test_the_depthwise_network_has_shortcuts_where_shapes_stay() -> None:
+    net = low_bits.depthwise().eval()
+    held = [part.shortcut for part in net.modules() if isinstance(part, low_bits.Bottleneck)]
+    assert held == [True, False, True, False, True]
+    with torch.no_grad():
+        assert net(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
