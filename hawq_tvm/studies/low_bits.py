@@ -101,9 +101,9 @@ def quantized(model: Path, calibration: Path, folder: Path, name: str) -> Path:
             if recipe.bits == BUDGET:
                 settings, state = Settings(probes=PROBES), folder / "sensitivity.npz"
                 found = problem(model, calibration, settings, state=state, progress=progress)
-                recipe = replace(recipe, bits=file.with_suffix(".bits.json"))
-                bits = bits_file(found.allocate([BUDGET]), found.provenance)
-                write_text(Path(recipe.bits), json.dumps(bits, indent=1) + "\n")
+                bits = file.with_suffix(".bits.json")
+                write_text(bits, json.dumps(bits_file(found.allocate([BUDGET]), found.provenance), indent=1) + "\n")
+                recipe = replace(recipe, bits=bits)
             state = file.with_suffix(".state.npz")
             made = post_training(model, calibration, recipe, state=state, progress=progress).model
         state.unlink(missing_ok=True)
