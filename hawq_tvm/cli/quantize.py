@@ -46,7 +46,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
         help=(
             "what a few dozen typical inputs are: an .npz file (arrays called as the model's inputs), or a folder of"
             " .npy, .npz or image files; images need --mean and --std; synthetic: made from the statistics of"
-            " BatchNormalization"
+            " BatchNormalization, for pictures best with --mean and --std"
         ),
     )
     sub.add_argument("-o", "--output", required=True, metavar="Q.onnx", help="the quantized model")

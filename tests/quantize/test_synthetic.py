@@ -15,8 +15,10 @@ import torch
 from torch import nn
 
 from hawq_tvm.cli import main
-from hawq_tvm.core.errors import InputError
+from hawq_tvm.core.errors import InputError, UsageError
 from hawq_tvm.quantize.network.load import load_float
+from hawq_tvm.quantize.network.pictures import Preprocess
+from hawq_tvm.quantize.ptq import synthetic
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
 from hawq_tvm.quantize.ptq.synthetic import distilled
 
@@ -91,9 +93,9 @@ def test_data_have_the_statistics(rank: int, kind: str) -> None:
     model = exported(net, rank) if kind == "onnx" else torch.export.export(net, (data(rank, 8, 0),))
     made = distilled(load_float(model), 0, lambda step: None)
     (x,) = next(made.batches(100)).inputs.values()
-    assert made.count == len(x) == 32 and x.shape[1:] == (3, *[8] * rank)
+    assert made.count == len(x) == 64 and x.shape[1:] == (3, *[8] * rank)
     near, noise = statistics(net, torch.from_numpy(x)), statistics(net, torch.randn(x.shape))
-    assert near < 0.25 and noise > 1
+    assert near < 0.1 and noise > 1
     again = distilled(load_float(model), 0, lambda step: None)
     assert again.fingerprint == made.fingerprint != distilled(load_float(model), 1, lambda step: None).fingerprint
 
@@ -114,11 +116,69 @@ def test_quantizing_with_them(rank: int, tmp_path: Path, capsys: pytest.CaptureF
         session = onnxruntime.InferenceSession(found, providers=["CPUExecutionProvider"])
         return float(((session.run(None, {"x": x.numpy()})[0] - wanted) ** 2).sum() / (wanted**2).sum())
 
-    real, synthetic, noise = error(tmp_path / "real.npz"), error("synthetic"), error(tmp_path / "noise.npz")
-    assert real < synthetic < 0.75 * noise
+    real, made, noise = error(tmp_path / "real.npz"), error("synthetic"), error(tmp_path / "noise.npz")
+    assert made < 0.75 * noise and made < 16 * real
     options = ["--calib", "synthetic", "-o", str(tmp_path / "q.onnx"), "--quiet"]
     assert main(["quantize", str(tmp_path / "net.onnx"), *options]) == 0
-    assert "32 images" in capsys.readouterr().out
+    assert "64 images" in capsys.readouterr().out
+
+
+def test_inputs_that_are_far_from_normal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels from 0 to 255 that the network itself scales: their mean and deviation are found."""
+    monkeypatch.setattr(synthetic, "ITERATIONS", 20)
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = network(2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.net((x - 100) / 60)
+            return found
+
+    made = distilled(load_float(exported(Scaled().eval(), 2)), 0, lambda step: None, images=16)
+    (x,) = next(made.batches(100)).inputs.values()
+    assert 70 < x.mean() < 150 and 45 < x.std() < 150
+
+
+def test_pixels_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "ITERATIONS", 10)
+    graph = load_float(exported(network(2), 2))
+    shades = Preprocess((127.0, 100.0, 80.0), (128.0, 50.0, 64.0))
+    made = distilled(graph, 0, lambda step: None, shades, images=16)
+    (x,) = next(made.batches(100)).inputs.values()
+    low, high = (np.array(v).reshape(3, 1, 1) for v in ((-127 / 128, -2, -1.25), (1, 3.1, 175 / 64)))
+    assert (x >= low - 1e-6).all() and (x <= high + 1e-6).all() and x.std() > 0.5
+    with pytest.raises(UsageError, match=r"--mean.*2 for 3 channels"):
+        distilled(graph, 0, lambda step: None, Preprocess((1.0, 2.0), (1.0,)))
+    with pytest.raises(InputError, match="synthetic: is a picture, which this model does not take"):
+        distilled(load_float(exported(network(1), 1)), 0, lambda step: None, shades)
+
+
+@pytest.mark.parametrize("shape", [(4, 64, 50), (2, 1, 64, 64), (2, 3, 32, 32), (2, 32, 32, 3), (3, 7)])
+def test_octaves_have_like_power(shape: tuple[int, ...]) -> None:
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    waves = synthetic._waves(noise)
+    assert waves.shape == noise.shape and 0.3 < float(waves.std()) < 3
+    if len(shape) < 3:
+        assert waves is noise
+    if max(shape) < 64:
+        return
+    axes = tuple(range(1, waves.ndim))
+    length = torch.stack(torch.meshgrid(*map(torch.fft.fftfreq, shape[1:]), indexing="ij")).square().sum(0).sqrt()
+    power = torch.fft.fftn(waves, dim=axes).abs().square()
+    octaves = [float((power * ((length >= least) & (length < 2 * least))).sum()) for least in (0.06, 0.12)]
+    assert 1 / 2 < octaves[0] / octaves[1] < 2
+
+
+def test_batches_of_one_count_together() -> None:
+    """A model of one input at a time is not asked for inputs that are all alike."""
+    g = FloatNet([1, 3, 8, 8])
+    y = g.node("GlobalAveragePool", g.norm(g.conv("x", 4, 3, 3, "a"), 4))
+    made = distilled(load_float(g.model(y)), 0, lambda step: None, images=8)
+    assert made.count == 8
+    means = np.stack([batch.inputs["x"].mean((0, 2, 3)) for batch in made.batches(1)])
+    assert means.std(0).min() > 0.1
 
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,4 +194,4 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"known sizes.*3x\?x8.*--shape"):
         distilled(load_float(net), 0, lambda step: None)
     shaped = load_float(net, {"x": images(1).shape})
-    assert distilled(shaped, 0, lambda step: None, 2).count == 2
+    assert distilled(shaped, 0, lambda step: None, images=2).count == 2

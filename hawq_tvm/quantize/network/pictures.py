@@ -71,12 +71,7 @@ def read_picture(file: Path, model: Sequence[Input], given: Preprocess) -> Array
     (1, channels, height, width) or (1, height, width, channels), whichever the input's shape is.
     Raises InputError for what is no picture or another network's, UsageError for a preprocessing that does not fit.
     """
-    channels, height, width, last = _layout(file, model)
-    for values, name in ((given.mean, "--mean"), (given.std, "--std")):
-        if len(values) not in (1, channels):
-            raise UsageError(
-                "has as many numbers as channels, or one", where=name, found=f"{len(values)} for {channels} channels"
-            )
+    channels, height, width, last = _layout(str(file), model, given)
     pixels = np.asarray(_cut(file, opened(file, channels), height, width, given), np.float32)
     pixels = np.broadcast_to(pixels.reshape(height, width, -1), (height, width, channels))
     pixels = pixels[:, :, ::-1] if given.bgr else pixels
@@ -86,10 +81,23 @@ def read_picture(file: Path, model: Sequence[Input], given: Preprocess) -> Array
     return np.ascontiguousarray((made if last else made.transpose(2, 0, 1))[None])
 
 
-def _layout(file: Path, model: Sequence[Input]) -> tuple[int, int, int, bool]:
+def limits(where: str, model: Sequence[Input], given: Preprocess) -> tuple[Array, Array]:
+    """What black and white are to the network's only input, float32 that broadcasts against it.
+
+    Raises what `read_picture` raises for an input that is no picture; where: what would be one.
+    """
+    channels, _, _, last = _layout(where, model, given)
+    mean, std = (np.broadcast_to(np.array(v, np.float32), channels) for v in (given.mean, given.std))
+    ends = sorted((-mean / std, (255 - mean) / std), key=lambda v: v.sum())
+    low, high = (v.reshape(-1) if last else v.reshape(-1, 1, 1) for v in ends)
+    return low, high
+
+
+def _layout(where: str, model: Sequence[Input], given: Preprocess) -> tuple[int, int, int, bool]:
     """Channels, height and width of the input, and whether channels come last.
 
-    Raises InputError for an input that is no picture, has no size yet, or could be read both ways.
+    Raises InputError for an input that is no picture, has no size yet, or could be read both ways, UsageError for a
+    preprocessing that does not fit.
     """
     shape, name = model[0].shape, model[0].name
     wanted = "x".join(["images", *("any" if d is None else str(d) for d in shape[1:])])
@@ -97,25 +105,30 @@ def _layout(file: Path, model: Sequence[Input]) -> tuple[int, int, int, bool]:
     if len(model) != 1 or not (first or last):
         raise InputError(
             "is a picture, which this model does not take",
-            where=str(file),
+            where=where,
             expected=f"arrays of {wanted}",
             remedy="write .npy files",
         )
     if first and last:
         raise InputError(
             "is a picture, and the input's channels may be its second dimension or its last",
-            where=str(file),
+            where=where,
             found=wanted,
             remedy="write .npy files",
         )
     if None in shape[1:]:
         raise InputError(
             "is a picture, for which the model leaves the size open",
-            where=str(file),
+            where=where,
             found=wanted,
             remedy=f"pass --shape {name}={example(['?' if d is None else d for d in shape])}, with your size",
         )
     channels, height, width = (int(d or 0) for d in (shape[1:] if first else (shape[3], *shape[1:3])))
+    for values, name in ((given.mean, "--mean"), (given.std, "--std")):
+        if len(values) not in (1, channels):
+            raise UsageError(
+                "has as many numbers as channels, or one", where=name, found=f"{len(values)} for {channels} channels"
+            )
     return channels, height, width, last
 
 

@@ -203,7 +203,7 @@ def draft(
     check_constants(given)
     bits = layer_bits(given, chosen)
     if str(calibration) == SYNTHETIC:
-        data: Calibration = distilled(load_float(model, shapes), chosen.seed, tell)
+        data: Calibration = distilled(load_float(model, shapes), chosen.seed, tell, preprocess)
     else:
         data = open_data(calibration, given.inputs, preprocess)
     prepared = with_shapes(prepared, {one.name: one.shape for one in data.inputs})

@@ -1,0 +1,80 @@
+"""Calibration without data beside calibration with data, and with noise: what each costs in right answers.
+
+    python -m hawq_tvm.studies.zero_shot float.onnx --calib real.npz --data labelled.npz --bits 8,W4A8
+
+The network must still have its BatchNormalization. Noise is normal, of mean 0 and deviation 1, as many inputs as are
+made. With --mean and --std the made inputs are bounded as pixels are. Every network answers in ONNX Runtime and is
+compared with the float one on the same labelled data. Needs the extras `quantize` and `bench`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from hawq_tvm.cli.picture_options import add_picture_options, read_preprocess
+from hawq_tvm.cli.terminal import OUT, Grid
+from hawq_tvm.core import signals
+from hawq_tvm.core.errors import HawqError
+from hawq_tvm.core.files import save_npz
+from hawq_tvm.quantize.judge.evaluation import Evaluation, evaluate
+from hawq_tvm.quantize.network.load import load_float
+from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.synthetic import IMAGES, SYNTHETIC
+
+
+def noise(model: Path, calibration: Path, place: Path) -> Path:
+    """A file of noise for a model's inputs, of the sizes that calibration data have."""
+    draws, held = np.random.default_rng(0), np.load(calibration)
+    shapes = {one.name: held[one.name].shape[1:] for one in load_float(model).inputs}
+    save_npz(place, {n: draws.standard_normal((IMAGES, *s)).astype(np.float32) for n, s in shapes.items()})
+    return place
+
+
+def row(name: str, bits: str, found: Evaluation) -> list[str]:
+    """A line of the table: the difference in top-1 has its 95 % interval, and the chance of one as large."""
+    assert found.against is not None and found.paired is not None
+    top1, apart = 100 * (found.score.top1 or 0) / found.images, found.paired
+    between = f"{100 * apart.difference:+.2f} ({100 * apart.low:+.2f} to {100 * apart.high:+.2f})"
+    return [bits, name, f"{top1:.2f} %", between, f"{apart.p:.2g}", f"{found.flips} of {found.images}"]
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.zero_shot", description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path, help="a float .onnx file with BatchNormalization")
+    parser.add_argument("--calib", type=Path, required=True, help="real calibration data, an .npz file")
+    parser.add_argument("--data", type=Path, required=True, help="labelled data to count answers on")
+    parser.add_argument("--bits", default="8,W4A8", help="with commas between (default: 8,W4A8)")
+    add_picture_options(parser)
+    args = parser.parse_args()
+    grid = Grid("bits", "calibration", "top-1", "less float's, points", "p", "other answers")
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            quantized = Path(place) / "q.onnx"
+            data = {
+                "real": args.calib,
+                SYNTHETIC: SYNTHETIC,
+                "noise": noise(args.model, args.calib, Path(place) / "n.npz"),
+            }
+            for bits in args.bits.split(","):
+                for name, given in data.items():
+                    made = post_training(args.model, given, Recipe(bits), preprocess=read_preprocess(args))
+                    onnx.save(made.model, str(quantized))
+                    found = row(name, bits, evaluate(quantized, args.data, against=args.model))
+                    print(*found, file=sys.stderr, flush=True)
+                    grid.add_row(*found)
+    except HawqError as e:
+        print(f"zero_shot: {e}", file=sys.stderr)
+        return e.exit_code
+    OUT.print(grid)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(signals.cleanly(main))
