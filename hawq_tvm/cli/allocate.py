@@ -145,9 +145,14 @@ def _allocate(args: argparse.Namespace) -> int:
                 if latencies is None and any(b.resource == "latency" for b in budgets):
                     from hawq_tvm.quantize.allocate.latency import measure_latencies
 
-                    latencies = measure_latencies(
+                    report = measure_latencies(
                         graph, args.target, threads=args.threads, choices=settings.choices, progress=progress
-                    ).latencies
+                    )
+                    latencies = report.latencies
+                    if args.output:  # kernels are measured once: another run takes it by --latency
+                        args.latency = f"{Path(args.output).with_suffix('')}.latency.json"
+                        write_text(Path(args.latency), json.dumps(report.to_dict(), indent=1) + "\n")
+                        ERR.print(f"wrote {args.latency}, for --latency")
                 found = problem(
                     graph,
                     args.calib,

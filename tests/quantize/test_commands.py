@@ -88,6 +88,30 @@ def test_allocate_a_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert main(arguments(place, *options)) == 0 and json.loads(bits.read_text())["report"] == fields["report"]
 
 
+def test_measured_latencies_are_kept(
+    monkeypatch: pytest.MonkeyPatch, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A budget of latency measures this machine's kernels once; the table beside the bits serves the next run."""
+    calls: list[int] = []
+
+    def time_each(contenders: Any, *_: Any) -> list[float]:
+        calls.append(len(contenders))
+        return [4.0, 3.0, 2.0]
+
+    monkeypatch.setattr(latencies, "time_each", time_each)
+    bits, kept = tmp_path / "bits.json", tmp_path / "bits.latency.json"
+    fixed = str(place / "fixed.onnx")
+    onnx.save(residual_net(1), fixed)
+    command = ["allocate", fixed, "--calib", str(place / "in.npz"), "--probes", "2", "--budget", "latency=80%"]
+    assert main([*command, "-o", str(bits)]) == 0 and calls == [3] * 5
+    assert "bits.latency.json, for --latency" in capsys.readouterr().err
+    first = json.loads(bits.read_text())
+    assert first["totals"]["latency"] <= 0.8 * 7 * 4 and first["measured"]["latency"] == str(kept)
+    assert json.loads(kept.read_text())["layers"]["a1"]["latency_us"] == {"W8A8": 4.0, "W4A8": 3.0, "W4A4": 2.0}
+    assert main([*command, "-o", str(bits), "--latency", str(kept)]) == 0 and len(calls) == 5
+    assert json.loads(bits.read_text())["layers"] == first["layers"]
+
+
 def test_pairs_apart(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Weights and activations are chosen apart from what --choices names, widest first; a package of them is exact."""
     bits = tmp_path / "bits.json"
