@@ -3,10 +3,11 @@
 
     python -m hawq_tvm.studies.fashion_mixed --seeds 0,1,2 --draws 8
 
-For every budget of bit operations one assignment of W8A8 and W4A4 is the allocation's (Hutchinson traces on the
-calibration pictures), and others are drawn: from W4A4 everywhere, layers become W8A8 in random order as long as the
-budget allows it, so that none wastes it. Ties and fixed ends are those of `allocate`. All are quantized by nearest
-rounding, compiled, and answer all test pictures; the allocation's is fine-tuned as well.
+For every budget of bit operations one assignment of W8A8 and W4A4 (or of what --choices names) is the allocation's
+(Hutchinson traces on the calibration pictures), and others are drawn: from the narrowest choice everywhere, layers
+become as wide as the budget allows in random order, so that none wastes it. Ties and fixed ends are those of
+`allocate`. All are quantized by nearest rounding, compiled, and answer all test pictures; the allocation's is
+fine-tuned as well.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -33,18 +35,19 @@ from .fashion import Files, Say, prepare, row, run, tuned
 
 BUDGETS = ("bops=0.75", "bops=0.5")
 CHOICES = ("W8A8", "W4A4")
-SETTINGS = Settings(probes=128, batch=32, choices=CHOICES)
+SETTINGS = Settings(probes=128, batch=32)
 
 
 def chance(table: Table, resource: str, limit: Fraction, rng: np.random.Generator) -> dict[str, str]:
-    """An assignment that no wider choice of a group fits into any more, groups taken in random order."""
-    wide, narrow = table.choices[0], table.choices[-1]
+    """An assignment that no wider choice of a group fits into any more: groups in random order, each with the widest
+    choice that fits.
+    """
+    *wider, narrow = table.choices
     assignment = {r.name: r.fixed or narrow for r in table.rows}
     groups = [g for g in table.groups() if len(table.allowed(g)) > 1]
     for i in rng.permutation(len(groups)):
-        tried = {**assignment, **{r.name: wide for r in groups[i]}}
-        if table.total(resource, tried) <= limit:
-            assignment = tried
+        tried = [{**assignment, **{r.name: choice for r in groups[i]}} for choice in wider]
+        assignment = next((one for one in tried if table.total(resource, one) <= limit), assignment)
     return assignment
 
 
@@ -71,14 +74,14 @@ def _recipe(files: Files, assignment: Mapping[str, str]) -> Recipe:
     return Recipe(path, rounding="nearest")
 
 
-def measure(folder: Path, seed: int, draws: int, say: Say) -> list[dict[str, Any]]:
-    """All assignments of one seed: rows as `fashion.row` makes them, with the budget, the bit operations and the
-    assignment.
+def measure(folder: Path, seed: int, draws: int, settings: Settings, say: Say) -> list[dict[str, Any]]:
+    """All assignments of one seed by sensitivities that settings measure: rows as `fashion.row` makes them, with the
+    budget, the bit operations and the assignment.
     """
     with tempfile.TemporaryDirectory() as place:
         files = prepare(folder, Path(place), seed, say)
         rows = [row(files, "float", None, say)]
-        found = problem(files.float, files.calibration, SETTINGS)
+        found = problem(files.float, files.calibration, settings)
         table = found.table
         for budget in BUDGETS:
             allocation = found.allocate([budget])
@@ -153,7 +156,13 @@ def main() -> int:
     parser.add_argument(
         "--draws", type=int, default=8, metavar="N", help="assignments by chance for every budget and seed (default: 8)"
     )
-    return run(parser, show, lambda args, seed, say: measure(args.data, seed, args.draws, say))
+    parser.add_argument("--choices", default=",".join(CHOICES), help="pairs of bits (default: W8A8,W4A4)")
+
+    def measured(args: argparse.Namespace, seed: int, say: Say) -> list[dict[str, Any]]:
+        settings = replace(SETTINGS, choices=tuple(args.choices.split(",")))
+        return measure(args.data, seed, args.draws, settings, say)
+
+    return run(parser, show, measured)
 
 
 if __name__ == "__main__":

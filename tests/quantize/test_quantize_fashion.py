@@ -4,17 +4,35 @@ not installed.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from hawq_tvm.core.errors import InputError
-from hawq_tvm.studies import fashion
+from hawq_tvm.quantize.allocate.table import Row, Table
+from hawq_tvm.studies import fashion, fashion_mixed
 
 
 def test_lost_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="apt-get install dataset-fashion-mnist"):
         fashion.read(tmp_path, "train")
+
+
+@pytest.mark.parametrize("choices", [("W8A8", "W4A4"), ("W8A8", "W4A8", "W4A4")])
+def test_chance_wastes_no_budget(choices: tuple[str, ...]) -> None:
+    """Drawn assignments differ, keep the budget, ties and fixed layers, and no layer of them fits in a wider choice."""
+    rows = [Row(f"l{i}", 10, 7 + i, dict.fromkeys(choices, 0.0), tie="t" * (i in (2, 3))) for i in range(7)]
+    table = Table((Row("first", 1, 5, dict.fromkeys(choices, 0.0), fixed="W8A8"), *rows), choices)
+    limit = Fraction(64 * 75 // 2)
+    made = fashion_mixed.drawn(table, "bops", limit, {}, 6, 0)
+    assert len(made) == 6 and all(one not in made[:i] for i, one in enumerate(made))
+    for one in made:
+        assert one["first"] == "W8A8" and one["l2"] == one["l3"] and table.total("bops", one) <= limit
+        for group in table.groups()[1:]:
+            now = choices.index(one[group[0].name])
+            wider = [{**one, **dict.fromkeys((r.name for r in group), c)} for c in choices[:now]]
+            assert all(table.total("bops", other) > limit for other in wider)
 
 
 @pytest.mark.slow
