@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 from tvm import relax
 
 from hawq_tvm.core import ops
-from schedules.spelling.tile_intrinsics import LANES, Tiles
+from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
 
 from .contract_tiles import TASKS
 from .contraction import Shape
@@ -20,6 +22,10 @@ ROWS = 3  # numbers of rows that are worth a measurement
 # block of pixels, while the block's data and results stay in the first cache.
 CACHED_BYTES = 1 << 20
 INSIDE = ("channels", "pixels")
+# Steps of products under which the epilogue of the block before is worth hiding: fewer take less time than it does.
+FEWEST_STEPS = 8
+# Tasks that are enough then: a task should have several blocks, as nothing hides the epilogue of its last.
+FEWEST_TASKS = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,37 @@ class AmxTile:
     def channels(self) -> int:
         """The output channels of a block."""
         return LANES * self.vectors
+
+    def overlaps(self, s: Shape) -> bool:
+        """Whether a block has so many steps of products that the epilogue of the block before is worth hiding."""
+        return self.halves * prod(s.taps) * -(-s.run // BYTES) >= FEWEST_STEPS
+
+    def blocks(self, s: Shape) -> tuple[int, int, int]:
+        """Those of a task: its lines, along a line, and of channels."""
+        channels = -(-s.channels // (self.halves * self.channels)) if self.inside == "channels" else 1
+        return self.rows // self.lines, -(-s.pixels // (self.columns * self.pixels)), channels
+
+    def steps_of_a_part(self, s: Shape) -> int:
+        """The steps of the products after which a part of the last block's epilogue follows, as small a part as may be;
+        0 where it follows the block itself.
+        """
+        if not self.overlaps(s) or prod(self.blocks(s)) == 1:
+            return 0
+        run, outer, results = -(-s.run // BYTES), self.halves * prod(s.taps), self.lines * self.columns * self.pixels
+        return next((n for n in range(1, run) if run % n == 0 and outer * (run // n) <= results), run)
+
+    def numbering(self, s: Shape) -> tuple[int, int, int, Callable[[Sequence[Any]], Any]]:
+        """The lines, pixels and channels of a block, and which of its task the one with an element of the sums is."""
+        pixels, channels = self.columns * self.pixels, self.halves * self.channels
+
+        _, along, across = self.blocks(s)
+
+        def number(index: Sequence[Any]) -> Any:
+            *lead, w, c = index
+            block = (lead[-1] // self.lines if lead else 0) * along + w // pixels
+            return block if self.inside == "pixels" else block * across + c // channels
+
+        return self.lines, pixels, channels, number
 
     def __str__(self) -> str:
         channels = f"{self.halves} x {self.vectors}" if self.halves > 1 else str(self.vectors)
@@ -113,6 +150,7 @@ def _rows(shape: Shape, block: AmxTile, lines: int, inside: str) -> list[int]:
     steps = -(-lines // block.lines)
     blocks = -(-shape.channels // (block.channels * block.halves)) if inside == "pixels" else 1
     tasks = steps * blocks * prod(shape.lead[:-1])
-    most = max(1, min(CACHED_BYTES // (2 * shape.row_length * block.lines), tasks // TASKS))
+    fewest = FEWEST_TASKS if block.overlaps(shape) else TASKS
+    most = max(1, min(CACHED_BYTES // (2 * shape.row_length * block.lines), tasks // fewest))
     fitting = [block.lines * n for n in range(1, steps + 1) if steps % n == 0 and n <= most]
     return fitting[::-1][:ROWS]

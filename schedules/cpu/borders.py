@@ -183,7 +183,7 @@ class Nest:
 def without_borders(sch: s_tir.Schedule, shape: Shape, borders: Borders, nest: Nest) -> tirx.PrimFunc:
     """The kernel of a finished schedule with fewer products, all of which would be with zeros or never looked at."""
     lines, taps, pixels = (sch.get(loop) for loop in (nest.lines, nest.taps, nest.pixels))
-    places = _iterators(pixels)
+    places, have_data = _iterators(pixels), lines_with_data(sch, shape, borders, nest)
 
     def leave_out(loop: tirx.For) -> tirx.For:
         if borders.ranges and loop.loop_var.same_as(taps.loop_var):
@@ -192,23 +192,26 @@ def without_borders(sch: s_tir.Schedule, shape: Shape, borders: Borders, nest: N
             def body(first: int, last: int) -> tirx.Stmt:
                 return _only(loop.body, pixels.loop_var, first // nest.together, -(-last // nest.together))
 
-            return _looped(loop, loop.min, loop.extent, borders.ranges.choose(base, loop.loop_var, body))
-        if borders.lines and loop.loop_var.same_as(lines.loop_var):
-            output = _at_start(places[len(shape.lead) - 1], loop.body)
-            first, last = (borders.lines.data(output + i, loop.loop_var) for i in (0, nest.height - 1))
+            return looped(loop, loop.min, loop.extent, borders.ranges.choose(base, loop.loop_var, body))
+        if have_data is not None and loop.loop_var.same_as(lines.loop_var):
             # A condition, because loops from 0 on are what TVM's simplifier understands.
-            return _looped(
-                loop,
-                loop.min,
-                loop.extent,
-                tirx.IfThenElse((last >= 0) & (first < borders.lines.size), loop.body, None),
-            )
+            return looped(loop, loop.min, loop.extent, tirx.IfThenElse(have_data, loop.body, None))
         return loop
 
     return tvm_ffi.structural_map(sch.mod["main"], [(tirx.For, leave_out)])
 
 
-def _nodes(kind: type, root: Any) -> list[Any]:
+def lines_with_data(sch: s_tir.Schedule, shape: Shape, borders: Borders, nest: Nest) -> tirx.Expr | None:
+    """Whether a kernel line meets data in any line of a block; None where all do."""
+    if borders.lines is None:
+        return None
+    lines = sch.get(nest.lines)
+    output = _at_start(_iterators(sch.get(nest.pixels))[len(shape.lead) - 1], lines.body)
+    first, last = (borders.lines.data(output + i, lines.loop_var) for i in (0, nest.height - 1))
+    return (last >= 0) & (first < borders.lines.size)
+
+
+def nodes(kind: type, root: Any) -> list[Any]:
     """The nodes of a kind in a statement, the inner ones first."""
     found: list[Any] = []
 
@@ -222,13 +225,13 @@ def _nodes(kind: type, root: Any) -> list[Any]:
 
 def _iterators(loop: tirx.For) -> list[tirx.Expr]:
     """What the iterators of the one block inside a loop are."""
-    (realize,) = _nodes(s_tir.SBlockRealize, loop)
+    (realize,) = nodes(s_tir.SBlockRealize, loop)
     return list(realize.iter_values)
 
 
 def _at_start(expr: tirx.Expr, body: tirx.Stmt) -> tirx.Expr:
     """An expression where all loops of a body begin."""
-    inside = [loop.loop_var for loop in _nodes(tirx.For, body)]
+    inside = [loop.loop_var for loop in nodes(tirx.For, body)]
     return tvm_ffi.structural_map(
         expr, [(tirx.Var, lambda v: immediate(0, "int32") if any(v.same_as(i) for i in inside) else v)]
     )
@@ -242,7 +245,7 @@ def _only(body: tirx.Stmt, var: tirx.Var, first: int, last: int) -> tirx.Stmt:
 
     def shorter(loop: tirx.For) -> tirx.For:
         return (
-            _looped(loop, immediate(first, "int32"), immediate(last - first, "int32"), loop.body)
+            looped(loop, immediate(first, "int32"), immediate(last - first, "int32"), loop.body)
             if loop.loop_var.same_as(var)
             else loop
         )
@@ -261,6 +264,6 @@ def _only(body: tirx.Stmt, var: tirx.Var, first: int, last: int) -> tirx.Stmt:
     )
 
 
-def _looped(loop: tirx.For, first: tirx.Expr, extent: tirx.Expr, body: tirx.Stmt) -> tirx.For:
+def looped(loop: tirx.For, first: tirx.Expr, extent: tirx.Expr, body: tirx.Stmt) -> tirx.For:
     """A loop like another one."""
     return tirx.For(loop.loop_var, first, extent, loop.kind, body, None, loop.annotations)

@@ -123,7 +123,7 @@ class Contract:
         products, sums = replace(products, in_place=in_place), Sums(products.factors)
         here = VectorUnit.of(target)
         packs = here.packs
-        spelled = at_once(shape.channels, tile.lanes, tile.vectors, packs) > 0
+        spelled = tile.lanes if at_once(shape.channels, tile.lanes, tile.vectors, packs) else 0
         overrides: dict[str, Emitter] = {
             ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders, sums),
             "hawq.unpack_int4": constant_int4,

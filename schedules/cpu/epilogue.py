@@ -140,8 +140,10 @@ class Epilogue:
         self._sch.tensorize(self._sch.split(self._sch.get_loops(block)[-1], [None, size])[-1], intrinsic)
         return f"{name}_o"
 
-    def compute_at(self, loop: s_tir.schedule.LoopRV, lanes: int) -> None:
-        """Compute everything in `loop`, in vectors of `lanes` where the clamp is not spelled."""
+    def compute_at(self, loop: s_tir.schedule.LoopRV, lanes: int, spelled_out: bool = True) -> s_tir.schedule.LoopRV:
+        """Compute everything in `loop`, in vectors of `lanes` where the clamp is not spelled; spelled_out: with short
+        loops unrolled. The result: the innermost loop around a pixel.
+        """
         sch, size = self._sch, self._together * self._lanes
         out = sch.get_sblock(self._out)
         order = [_name(sch, b) for b in sch.get_child_blocks(sch.get_sblock("root"))]
@@ -169,7 +171,7 @@ class Epilogue:
                 vector, inner = sch.split(sch.get_loops(sch.get_sblock(name))[-1], [None, self._lanes])
                 sch.vectorize(inner)
                 unrolled.append(vector)
-        if extent(sch, pixel) * extent(sch, group) * vectors <= UNROLLED:
+        if spelled_out and extent(sch, pixel) * extent(sch, group) * vectors <= UNROLLED:
             unrolled += [group, pixel]
         for each in unrolled:
             sch.unroll(each)
@@ -178,6 +180,7 @@ class Epilogue:
         for name in self._bytes if self._late else []:
             block = sch.get_sblock(name)
             sch.tensorize(sch.get_loops(block)[-1], self._narrowing(name, block))
+        return pixel
 
     def finished(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
         """The kernel of the finished schedule, with vectors of what tables have."""

@@ -33,12 +33,13 @@ from schedules.spelling import tile_intrinsics as tiles
 from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
 
 from .amx_tiles import AmxTile, cycles, tiles_of, vectors_of
-from .borders import Borders, Nest, axes_of, without_borders
+from .borders import Borders, Nest, axes_of, lines_with_data, without_borders
 from .contraction import Packing, Shape, contraction, shape_of
 from .cpu_contract import Contract, constant_int4, schedule_operands
 from .epilogue import Epilogue, at_once
 from .joined import in_lines, pixels_of, with_shapes_of
 from .loops import inline_all
+from .overlap import Chain, overlapped
 from .sums import Sums
 from .vector_unit import VectorUnit
 
@@ -123,7 +124,7 @@ class Amx(Contract):
         sums = Sums(factors)
         unit = VectorUnit.of(target)
         vectors, whole = tile.halves * tile.vectors, _is_whole(shape, tile)
-        spelled = at_once(shape.channels, LANES, vectors, unit.packs, whole) > 0
+        spelled = LANES if at_once(shape.channels, LANES, vectors, unit.packs, whole) else 0
         overrides: dict[str, Emitter] = {
             ops.op_name(call): lambda e, c: _emit(e, c, tile, in_place, sums),
             "hawq.unpack_int4": constant_int4,
@@ -144,8 +145,13 @@ class Amx(Contract):
             stored=True,
             permutes=unit.permutes,
         )
-        nest = _schedule(sch, shape, tile, tile.tiles(self.emulated), in_place, (data, weight), epilogue, sums)
-        func = epilogue.finished(without_borders(sch, shape, Borders(axes_of(layer, call)[0]), nest))
+        nest, chain = _schedule(sch, shape, tile, tile.tiles(self.emulated), in_place, (data, weight), epilogue, sums)
+        borders = Borders(axes_of(layer, call)[0])
+        if chain is None:
+            func = epilogue.finished(without_borders(sch, shape, borders, nest))
+        else:
+            have_data = lines_with_data(sch, shape, borders, nest)
+            func = overlapped(sch, epilogue.finished(sch.mod["main"]), chain, "acc", have_data)
         func = sums.before(func, emission, LANES)
         if layer is not given:
             func = with_shapes_of(given, func)
@@ -241,13 +247,17 @@ def _schedule(
     types: tuple[str, str],
     epilogue: Epilogue,
     sums: Sums,
-) -> Nest:
+) -> tuple[Nest, Chain | None]:
     data_type, weight_type = types
     inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", "tile_weights", *sums.kept, *epilogue.kept))
     acc, data, weights = (sch.get_sblock(name) for name in ("acc", "data", "tile_weights"))
 
     loops = sch.get_loops(acc)
     lead, (block, w, o, kh, t, j, q, p) = loops[: len(shape.lead)], loops[len(shape.lead) :]
+    beneath = 0 if sums.factors else tile.steps_of_a_part(shape)
+    step = j
+    if beneath > 1:
+        j, step = sch.split(j, [None, beneath])
     w_outer, group, pixel = sch.split(w, [None, tile.columns, tile.pixels])
     vector, lane = sch.split(o, [tile.vectors, LANES])
     channels, half = sch.split(block, [None, tile.halves])
@@ -259,14 +269,16 @@ def _schedule(
     tasks, inside = (
         (tasks, [*inside, w_outer, channels]) if tile.inside == "channels" else ([channels, *tasks], [*inside, w_outer])
     )
-    sch.reorder(*tasks, *inside, half, kh, t, j, *line, group, vector, pixel, lane, q, p)
-    task = sch.fuse(*tasks)
+    sch.reorder(
+        *tasks, *inside, half, kh, t, j, *([step] if beneath > 1 else []), *line, group, vector, pixel, lane, q, p
+    )
+    task, blocks = sch.fuse(*tasks), sch.fuse(*inside)
     sch.parallel(task)
 
     producers = [*sch.get_producers(data), *sch.get_producers(weights)]
     for loaded in (data, weights):
         sch.set_scope(loaded, 0, "local")
-        sch.compute_at(loaded, j, preserve_unit_loops=True)
+        sch.compute_at(loaded, step, preserve_unit_loops=True)
     schedule_operands(sch, producers, shape, task, LANES, DEPTH)
     copy = sch.cache_write(acc, 0, "local")
     sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-3], i[-2], i[-3] * tile.channels + i[-1]))
@@ -283,12 +295,13 @@ def _schedule(
     _spell(sch, [*_lines(outer, tile), first_group, first_vector], first_pixel, tiles.tile_zero(form))
     _spell(sch, [*line, group, vector], pixel, tiles.tile_dot(form, data_type, weight_type))
 
-    sums.finish(sch, inside[-1], LANES)
-    epilogue.compute_at(inside[-1], gcd(shape.channels, LANES))
+    sums.finish(sch, blocks, LANES)
+    last_pixel = epilogue.compute_at(blocks, gcd(shape.channels, LANES), spelled_out=not beneath)
     body = sch.get(task)
     statements = tirx.SeqStmt([form.begin(), body.body, form.end()])
     sch.state.replace(sch.get_sref(task), tirx.For(body.loop_var, body.min, body.extent, body.kind, statements))
-    return Nest(kh, t, vector, height=tile.lines)
+    nest = Nest(kh, t, vector, height=tile.lines)
+    return nest, Chain(blocks, (half, kh, t, j), last_pixel, *tile.numbering(shape)) if beneath else None
 
 
 def _spell(

@@ -10,7 +10,7 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from hawq_tvm.core import arith, ops
-from schedules.spelling.byte_intrinsics import pair_sum_of
+from schedules.spelling.byte_intrinsics import apart, pair_sum_of, shift_form
 
 from .emit import Array, Emission, Operand, clamp, emitter, immediate, out_shape
 
@@ -64,10 +64,11 @@ def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
     return requantize(e, call)
 
 
-def requantize(e: Emission, call: relax.Call, packs: bool = False) -> te.Tensor:
+def requantize(e: Emission, call: relax.Call, packs: int = 0) -> te.Tensor:
     """(A9) in the cheapest of the forms that are exact for it.
 
-    packs: a stage "scaled_bytes" where (A9c) applies, "pair_sum" where (A9d) does, for schedules that spell them.
+    packs: the lanes of vectors for which there is a stage "scaled_bytes" where (A9c) applies, "pair_sum" where (A9d)
+    does, for schedules that spell them; 0 for none.
     """
     attrs = call.attrs
     shift, shifts = e.operand(call.args[3]), ops.const_value(call.args[3])
@@ -83,10 +84,10 @@ def requantize(e: Emission, call: relax.Call, packs: bool = False) -> te.Tensor:
 
     if rounding == "half_up" and terms.folded:
         if packs:
-            for form in (_scaled_bytes, _pair_sum):
-                stage = form(e, shape, terms, shifts, (low, high), str(attrs["out_dtype"]))
-                if stage is not None:
-                    return stage
+            given = (e, shape, terms, shifts, (low, high), str(attrs["out_dtype"]))
+            stage = _pair_sum(*given) if len(terms.data) > 1 else _scaled_bytes(*given, packs)
+            if stage is not None:
+                return stage
         rounded = _sums_of_halves(e, shape, terms, shifts) or (_high_half(e, shape, terms, shifts) if narrow else None)
         if rounded is not None:
             return _clamped(shape, lambda *i: rounded(*i) + zero_point, low, high, "int32", str(attrs["out_dtype"]))
@@ -201,7 +202,7 @@ def _sums_of_halves(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: A
 
 
 def _scaled_bytes(
-    e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array, bounds: tuple[int, int], out: str
+    e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array, bounds: tuple[int, int], out: str, lanes: int
 ) -> te.Tensor | None:
     """(A9c) of the sums of an anchor, or None where it is not exact for their constants."""
     if len(terms.data) != 1 or terms.zero_point or out not in arith.PACKED_SHIFTS or bounds != arith.RANGES[out]:
@@ -214,13 +215,18 @@ def _scaled_bytes(
         return None
     if constants[2].min() < 0 or constants[2].max() > arith.PACKED_SHIFTS[out] - 32:
         return None
-    arrays = [np.broadcast_to(c.ravel(), shape[-1:]) for c in constants]
-    types = ("int32", "int64", "int32")
-    m, b, t = (Operand(e, tensor=e.argument(a.astype(dtype))) for a, dtype in zip(arrays, types, strict=True))
+    shift, at = shift_form(lanes)
+    channels, forms = np.arange(shape[-1]), (("int64", apart), ("int64", apart), (shift, at))
+    placed = []
+    for c, (dtype, place) in zip(constants, forms, strict=True):
+        array = np.empty(shape[-1:], dtype)
+        array[place(channels, lanes)] = c.ravel()
+        placed.append(e.argument(array))
+    m, b, t = placed
 
     def element(*i: Any) -> tirx.Expr:
-        total = x.at(i).astype("int64") * m.at(i).astype("int64") + b.at(i)
-        number = (total >> immediate(32, "int64")).astype("int32") >> t.at(i)
+        total = x.at(i).astype("int64") * m(apart(i[-1], lanes)) + b(apart(i[-1], lanes))
+        number = (total >> immediate(32, "int64")).astype("int32") >> t(at(i[-1], lanes)).astype("int32")
         return clamp(number, *bounds, "int32").astype(out)
 
     return te.compute(shape, element, name="scaled_bytes")

@@ -11,7 +11,7 @@ from tvm.tirx import Buffer
 
 from hawq_tvm.core import arith
 
-from .intrinsics import high_halves
+from .intrinsics import joined_high_halves, low_halves, odd_lanes
 from .pair import Operand, register
 
 
@@ -38,40 +38,65 @@ def narrow(lanes: int, vectors: int, dtype: str) -> str:
     )
 
 
+def apart(i: Any, lanes: int) -> Any:
+    """Where a channel is when of every `lanes` the even ones come first."""
+    return i // lanes * lanes + i % 2 * (lanes // 2) + i % lanes // 2
+
+
+def as_packed(i: Any, lanes: int) -> Any:
+    """Where a channel is when every two vectors of `lanes` lie as packssdw joins them."""
+    return i // (2 * lanes) * (2 * lanes) + i % lanes // 4 * 8 + i % (2 * lanes) // lanes * 4 + i % 4
+
+
+def shift_form(lanes: int) -> tuple[str, Any]:
+    """The type of the shifts of `requantize`, and where a channel's is: AVX2 has no shifts of 16 bits by lanes."""
+    return ("int16", as_packed) if lanes == 16 else ("int32", lambda i, _: i)
+
+
 @cache
 def requantize(lanes: int, vectors: int, dtype: str, stored: bool = False) -> str:
     """The name of the tensor intrinsic (A9c), i < lanes vectors:
 
-        c[i] = clamp(((x[i] m[i] + b[i]) >> 32) >> t[i])
+        c[i] = clamp(((x[i] m[apart(i)] + b[apart(i)]) >> 32) >> t[at(i)])
 
-    x, m and t are int32, b is int64, c is of `dtype`, to whose range numbers are clamped.  Exact for 0 <= t <= 7 and
-    "uint8", 8 and "int8": what packssdw saturates lies beyond the clamp after the shift, too.
+    x is int32, m and b are int64, m within 32 bits, t and `at` are of `shift_form`, c is of `dtype`, to whose range
+    numbers are clamped: constants lie as the instructions take them.  Exact for 0 <= t <= 7 and "uint8", 8 and "int8":
+    what packssdw saturates lies beyond the clamp after the shift, too.
     lanes, vectors: as for `narrow`.  stored: x is in memory, so that odd lanes are loaded for themselves, but for those
     of the last vector, beyond which nothing may be read.
     """
     size, (low, high) = lanes * vectors, arith.RANGES[dtype]
+    shift, at = shift_form(lanes)
 
     def value(x: Buffer, m: Buffer, b: Buffer, t: Buffer, i: tirx.Var) -> tirx.Expr:
-        total = x[i].astype("int64") * m[i].astype("int64") + b[i]
-        number = (total >> tirx.const(32, "int64")).astype("int32") >> t[i]
+        total = x[i].astype("int64") * m[apart(i, lanes)] + b[apart(i, lanes)]
+        number = (total >> tirx.const(32, "int64")).astype("int32") >> t[at(i, lanes)].astype("int32")
         return tirx.min(tirx.max(number, low), high).astype(dtype)
 
     def spelled(x: Buffer, m: Buffer, b: Buffer, t: Buffer, c: Buffer) -> list[tirx.Expr]:
-        def vector(buffer: Buffer, k: int, further: int = 0) -> tirx.Expr:
-            return buffer.vload([k * lanes + further], f"{buffer.dtype}x{lanes}")
+        def loaded(buffer: Buffer, first: int, count: int) -> tirx.Expr:
+            return buffer.vload([first], f"{buffer.dtype}x{count}")
 
-        odd = [vector(x, k, 1) if stored and k < vectors - 1 else None for k in range(vectors)]
-        numbers = [high_halves(vector(x, k), vector(m, k), vector(b, k), lanes, odd[k]) for k in range(vectors)]
-        shifts = [vector(t, k) for k in range(vectors)]
+        def number(k: int) -> tirx.Expr:
+            first, half = k * lanes, lanes // 2
+            sums, separate = loaded(x, first, lanes), stored and k < vectors - 1
+            odd = low_halves(loaded(x, first + 1, lanes), lanes) if separate else odd_lanes(sums, lanes)
+            even, odd = (
+                data * low_halves(loaded(m, at, half), lanes) + loaded(b, at, half)
+                for data, at in ((low_halves(sums, lanes), first), (odd, first + half))
+            )
+            return joined_high_halves(even, odd, lanes)
+
+        numbers = [number(k) for k in range(vectors)]
         if lanes == 16:
-            words = [w >> s for w, s in zip(_words(numbers, lanes), _words(shifts, lanes), strict=True)]
-        else:  # AVX2 has no shifts of 16 bits by lanes
-            words = _words([n >> s for n, s in zip(numbers, shifts, strict=True)], lanes)
+            words = [w >> loaded(t, 32 * k, 32) for k, w in enumerate(_words(numbers, lanes))]
+        else:
+            words = _words([n >> loaded(t, lanes * k, lanes) for k, n in enumerate(numbers)], lanes)
         return [_in_order(_bytes(words, lanes, dtype), lanes, vectors, dtype)]
 
     return register(
         f"hawq.requantize.{lanes}x{vectors}.{dtype}{'.stored' if stored else ''}",
-        [Operand((size,), t) for t in ("int32", "int32", "int64", "int32", dtype)],
+        [Operand((size,), t) for t in ("int32", "int64", "int64", shift, dtype)],
         [(size, "S")],
         value,
         spelled,

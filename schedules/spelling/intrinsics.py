@@ -64,27 +64,39 @@ def multiply_high(lanes: int, neon: bool = False) -> str:
     )
 
 
-def high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int, odd: tirx.Expr | None = None) -> tirx.Expr:
-    """The high 32 bits of a m + b in every lane.
+def high_halves(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx.Expr:
+    """The high 32 bits of a m + b in every lane."""
 
-    odd: a from its second element on, where that can be read from memory, which saves shifting the odd lanes of a.
-    """
-    half = lanes // 2
-    wide, unsigned, bits = f"int64x{half}", f"uint64x{half}", tirx.Broadcast(tirx.const(32, "int64"), half)
+    def added(parity: int) -> tirx.Expr:
+        return tirx.Shuffle([b], [tirx.const(k, "int32") for k in range(parity, lanes, 2)])
 
-    def total(parity: int) -> tirx.Expr:
-        def low(x: tirx.Expr) -> tirx.Expr:
-            return (tirx.reinterpret(wide, x) << bits) >> bits
+    return joined_high_halves(
+        low_halves(a, lanes) * low_halves(m, lanes) + added(0),
+        odd_lanes(a, lanes) * odd_lanes(m, lanes) + added(1),
+        lanes,
+    )
 
-        def of(x: tirx.Expr) -> tirx.Expr:
-            return low(x) if parity == 0 else tirx.reinterpret(wide, x) >> bits
 
-        added = tirx.Shuffle([b], [tirx.const(k, "int32") for k in range(parity, 2 * half, 2)])
-        return (of(a) if parity == 0 or odd is None else low(odd)) * of(m) + added
+def low_halves(x: tirx.Expr, lanes: int) -> tirx.Expr:
+    """The even ones of 32-bit lanes in 64 bits, or 64-bit lanes that hold no more than 32."""
+    return (tirx.reinterpret(f"int64x{lanes // 2}", x) << _bits(lanes)) >> _bits(lanes)
 
-    even = tirx.reinterpret(unsigned, total(0)) >> tirx.reinterpret(unsigned, bits)
-    odd = tirx.reinterpret(unsigned, total(1)) & tirx.Broadcast(tirx.const(0xFFFFFFFF00000000, "uint64"), half)
-    return tirx.reinterpret(f"int32x{2 * half}", even | odd)
+
+def odd_lanes(x: tirx.Expr, lanes: int) -> tirx.Expr:
+    """The odd ones of 32-bit lanes in 64 bits."""
+    return tirx.reinterpret(f"int64x{lanes // 2}", x) >> _bits(lanes)
+
+
+def joined_high_halves(even: tirx.Expr, odd: tirx.Expr, lanes: int) -> tirx.Expr:
+    """The high halves of two vectors of 64-bit lanes, in turns."""
+    wide, half = f"uint64x{lanes // 2}", lanes // 2
+    low = tirx.reinterpret(wide, even) >> tirx.reinterpret(wide, _bits(lanes))
+    high = tirx.reinterpret(wide, odd) & tirx.Broadcast(tirx.const(0xFFFFFFFF00000000, "uint64"), half)
+    return tirx.reinterpret(f"int32x{lanes}", low | high)
+
+
+def _bits(lanes: int) -> tirx.Expr:
+    return tirx.Broadcast(tirx.const(32, "int64"), lanes // 2)
 
 
 def _high_of_pairs(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx.Expr:

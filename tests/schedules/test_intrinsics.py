@@ -155,13 +155,14 @@ def test_requantize_at_the_extremes(stored, lanes, vectors, dtype):
     ends = np.array([-(2**31), -(2**31) + 1, -1, 0, 1, 2**31 - 1], object)[:, None] + np.zeros(size, object)
     x = np.clip(np.concatenate([near, ends]), -(2**31), 2**31 - 1).astype(np.int32)
     rows = len(x)
+    kind, at = byte_intrinsics.shift_form(lanes)
 
     @T.prim_func(s_tir=True)
     def main(
         X: T.Buffer((rows, size), "int32"),
-        M: T.Buffer((size,), "int32"),
+        M: T.Buffer((size,), "int64"),
         B: T.Buffer((size,), "int64"),
-        S: T.Buffer((size,), "int32"),
+        S: T.Buffer((size,), kind),
         C: T.Buffer((rows, size), dtype),
     ):
         for r, i in T.grid(rows, size):
@@ -173,11 +174,13 @@ def test_requantize_at_the_extremes(stored, lanes, vectors, dtype):
                             T.shift_right(
                                 T.cast(
                                     T.shift_right(
-                                        T.cast(X[vr, vi], "int64") * T.cast(M[vi], "int64") + B[vi], T.int64(32)
+                                        T.cast(X[vr, vi], "int64") * M[byte_intrinsics.apart(vi, lanes)]
+                                        + B[byte_intrinsics.apart(vi, lanes)],
+                                        T.int64(32),
                                     ),
                                     "int32",
                                 ),
-                                S[vi],
+                                T.cast(S[at(vi, lanes)], "int32"),
                             ),
                             low,
                         ),
@@ -188,7 +191,20 @@ def test_requantize_at_the_extremes(stored, lanes, vectors, dtype):
 
     out = np.zeros((rows, size), dtype)
     function = tensorized(main, "requantize", byte_intrinsics.requantize(lanes, vectors, dtype, stored), 1)
-    run(function, x, m.astype(np.int32), b, t, out)
+
+    def placed(values, dtype, place):
+        array = np.empty(size, dtype)
+        array[place(np.arange(size), lanes)] = values
+        return array
+
+    run(
+        function,
+        x,
+        placed(m, "int64", byte_intrinsics.apart),
+        placed(b, "int64", byte_intrinsics.apart),
+        placed(t, kind, at),
+        out,
+    )
     total = x.astype(object) * m.astype(object) + b.astype(object)
     np.testing.assert_array_equal(out, np.clip(total >> shifts, low, high).astype(dtype), strict=True)
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +17,20 @@ from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.targets import target as targets
 from hawq_tvm.verify.disassemble import inspect_library
 from hawq_tvm.verify.reference import evaluate
-from schedules import rules
 from schedules.cpu import x86_amx
-from schedules.cpu.amx_tiles import INSIDE, AmxTile, tiles_of, vectors_of
+from schedules.cpu.amx_tiles import AmxTile, tiles_of, vectors_of
 from schedules.cpu.contraction import shape_of
-from schedules.cpu.generic import Generic
 from schedules.cpu.x86_amx import Amx
 from schedules.layer import Layer
 from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
 
 from .one_layer import in_two_steps, lower, packed, run
 from .test_borders import CASES as BORDERED
-from .test_cpu_contract import CONVS, HOST, Conv, accumulate, convolve, full, with_packed_epilogue
+from .test_cpu_contract import CONVS, Conv, accumulate, convolve, full
 
 R = relax.op
 rng = np.random.default_rng(12)
 AMX = targets.parse("x86-amx")
-LACKS = targets.prepare(platform.machine(), targets.required_features(AMX))  # from here on, this process may use tiles
-REFUSED = LACKS.found if LACKS else None
 AWKWARD = [
     Conv(1, 7, 7, 64, 64, (1, 1)),
     Conv(1, 6, 14, 128, 48, (1, 1)),
@@ -52,41 +45,6 @@ AWKWARD = [
 
 
 TILED = [*(c for c in CONVS if (c.h, c.w) != c.k), *AWKWARD]  # those of more than one pixel
-
-
-@pytest.fixture(scope="session")
-def emulator(tmp_path_factory):
-    """The tile instructions as functions that kernels compiled in this process find."""
-    compiler = shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        pytest.skip("no C++ compiler for the emulator")
-    library = tmp_path_factory.mktemp("amx") / "emulator.so"
-    subprocess.run(
-        [compiler, "-O2", "-shared", "-fPIC", "-o", library, Path(__file__).parent / "amx_emulator.cpp"], check=True
-    )
-    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-    loaded = ctypes.CDLL(None)  # as kernels do: where another test loaded an emulator first, it is that one
-    loaded.hawq_emulated_failure.restype = ctypes.c_char_p
-    return loaded
-
-
-@pytest.fixture(params=["emulated", "native"])
-def amx(request, monkeypatch):
-    """Every contraction with tiles, whether that pays or not; the result: the target to compile for."""
-    monkeypatch.setattr(x86_amx, "MOST_PADDING", 2**20)
-    monkeypatch.setattr(x86_amx, "FEWEST_CHANNELS", 1)
-    if request.param == "native":
-        if REFUSED is not None:
-            pytest.skip(REFUSED)
-        monkeypatch.setattr(rules, "CPU_RULES", (Amx(), Generic()))
-        yield AMX
-        return
-    library, made = request.getfixturevalue("emulator"), ctypes.c_int64()
-    library.hawq_emulated_failure(ctypes.byref(made))
-    monkeypatch.setattr(rules, "CPU_RULES", (Amx(emulated=True), Generic()))
-    yield HOST
-    assert library.hawq_emulated_failure(ctypes.byref(made)) is None
-    assert made.value > 0
 
 
 @pytest.mark.parametrize("c", [Conv(2, 6, 14, 128, 64, (1, 1)), Conv(1, 7, 28, 64, 96, (3, 3))], ids=str)
@@ -251,66 +209,6 @@ def test_every_tile_of_the_space_computes_the_same(c, fill, amx, monkeypatch):
         np.testing.assert_array_equal(out, convolve(c, x, w, fill).astype(np.int32), strict=True)
 
 
-WHOLE = [
-    Conv(1, 8, 32, 64, 64, (1, 1)),
-    Conv(2, 7, 7, 64, 128, (1, 1)),
-    Conv(3, 8, 7, 64, 192, (1, 1)),
-    Conv(1, 8, 28, 64, 64, (3, 3), pad=(1, 1, 1, 1)),
-    Conv(1, 9, 9, 64, 64, (3, 3), pad=(1, 1, 1, 1)),
-    Conv(1, 12, 13, 64, 128, (3, 3), (2, 2), pad=(1, 1, 1, 1)),
-    Conv(1, 16, 17, 3, 64, (7, 7), (2, 2), pad=(3, 3, 3, 3)),
-]
-
-
-@pytest.mark.parametrize("kinds", [("uint8", "uint8"), ("int8", "uint8")])
-@pytest.mark.parametrize("c", WHOLE, ids=str)
-def test_halves_of_64_channels_share_an_epilogue(c, kinds, amx, monkeypatch):
-    """In both orders, where blocks are whole and where they are not."""
-    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
-    body, residual, expected = with_packed_epilogue(c, x, w, kinds)
-    module = packed(body, [(x.shape, "uint8"), (residual.shape, kinds[0])])
-    found = Amx().tiles(Layer.of(*private(module)), amx)
-    assert all(t.halves == 2 for t in found)
-    for inside in INSIDE:
-        chosen = next(t for t in found if t.inside == inside)
-        monkeypatch.setattr(x86_amx, "_tiles", lambda layer, chosen=chosen: [chosen])
-        (out,) = run(body, x, residual, target=amx, rule="x86.amx")
-        np.testing.assert_array_equal(out, expected, strict=True)
-
-
-def test_channels_are_inside_while_weights_are_small_and_pixels_make_tasks():
-    def inside(c: Conv) -> str:
-        return Amx().tiles(Layer.of(*private(layer(c))), AMX)[0].inside
-
-    assert inside(Conv(1, 56, 56, 64, 256, (1, 1))) == "channels"
-    assert inside(Conv(8, 7, 7, 512, 512, pad=(1, 1, 1, 1))) == "pixels"  # 2.3 MB of weights
-    assert inside(Conv(1, 7, 7, 512, 128, (1, 1))) == "pixels"  # four tasks
-
-
-@pytest.mark.parametrize(
-    ("c", "width"),
-    [
-        (Conv(8, 7, 7, 64, 128, (1, 1)), 28),
-        (Conv(1, 56, 56, 64, 64, (1, 1)), 32),
-        (Conv(1, 7, 7, 64, 64, (1, 1)), 7),
-        (Conv(8, 7, 7, 64, 64, (1, 1), pad=(1, 1, 1, 1)), 9),
-        (Conv(8, 14, 14, 64, 64, (1, 1), (2, 2)), 7),
-        (Conv(8, 7, 7, 64, 64, pad=(1, 1, 1, 1)), 7),
-    ],
-    ids=str,
-)
-def test_pixels_of_all_images_are_one_sequence_where_that_fills_tiles(c, width):
-    form = x86_amx.form_of(Layer.of(*private(layer(c))))
-    assert ops.shape_of(form.anchor_call)[2] == width
-
-
-def test_a_product_with_one_matrix_has_lines_of_whole_blocks():
-    w = full("int8", 64, 64)
-    module = packed(lambda e, p: R.matmul(p, relax.const(w), out_dtype="int32"), [((1, 128, 64), "int8")])
-    form = x86_amx.form_of(Layer.of(*private(module)))
-    assert ops.shape_of(form.anchor_call) in ((4, 32, 64), (1, 128, 64))
-
-
 def private(module: tvm.IRModule) -> tuple[tvm.ir.GlobalVar, relax.Function]:
     """The only layer of a module."""
     ((name, func),) = stages.private_functions(module).items()
@@ -351,22 +249,6 @@ def test_the_library_multiplies_tiles_and_nothing_else(c, dtype, instruction, tm
     # What a thread does first and last, and every tile of the block in one step.
     assert all(name in listing for name in ("ldtilecfg", "tilezero", "tileloadd", "tilestored", "tilerelease"))
     assert listing.count(instruction) >= 4 and "vpdpbusd" not in listing
-
-
-@pytest.mark.parametrize("co", [64, 128])
-def test_an_epilogue_has_as_few_instructions_as_its_arithmetic(co, tmp_path):
-    """For 64 results: a product of pairs in each of two steps, no permutation but three, and one store."""
-    c = Conv(1, 8, 32, 64, co, (1, 1))
-    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
-    body, residual, _ = with_packed_epilogue(c, x, w, ("uint8", "uint8"))
-    executable = build.build(lower(packed(body, [(x.shape, "uint8"), (residual.shape, "uint8")]), AMX), AMX)
-    executable.export_library(str(tmp_path / "layer.so"))
-    listing = disassembled(tmp_path / "layer.so")
-    times = listing.count("vpackuswb") // 2
-    counts = {"vpmuldq": 8, "vpaddq": 8, "vpsrlq": 1, "vpermt2d": 4, "vpermd": 1, "vpackuswb": 2, "vpsravw": 2}
-    counts |= {"vpdpwssd": 8, "vpsrad": 8, "vpaddsw": 2, "vpunpcklbw": 3, "vpunpckhbw": 3, "vpmaddwd": 0, "tdpbusd": 8}
-    found = {name: listing.count(name) / times for name in counts}
-    assert times and found == counts
 
 
 def disassembled(library: Path) -> list[str]:
