@@ -17,6 +17,7 @@ channels than multiples of 64 have blocks of 32 or 16 and no halves.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import gcd, prod
 from typing import Any
 
@@ -121,12 +122,13 @@ class Amx(Contract):
         tile = tile or _tiles(layer)[0]
         shape, factors = shape_of(call, tile.channels), Factors.of(layer, call)
         in_place = layer.is_parameter(factors.left.data if factors else call.args[0]) and _fits_in_place(shape, tile)
+        shape = shape if in_place or factors else _aligned(shape)
         sums = Sums(factors)
         unit = VectorUnit.of(target)
         vectors, whole = tile.halves * tile.vectors, _is_whole(shape, tile)
         spelled = LANES if at_once(shape.channels, LANES, vectors, unit.packs, whole) else 0
         overrides: dict[str, Emitter] = {
-            ops.op_name(call): lambda e, c: _emit(e, c, tile, in_place, sums),
+            ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, in_place, sums),
             "hawq.unpack_int4": constant_int4,
             "hawq.requantize": lambda e, c: requantize(e, c, spelled),
         }
@@ -158,6 +160,19 @@ class Amx(Contract):
         return Kernel(func, tuple(a for _, a in emission.arguments), tile)
 
 
+def _aligned(s: Shape) -> Shape:
+    """A shape whose rows are a copy that has its pixels at multiples of 64 bytes, where a run is that of one pixel.
+
+    A tile whose rows cross cache lines takes up to five times as long to load. What lies between pixels is multiplied
+    by weights of 0, as it is beyond the last pixel.
+    """
+    own, wide = s.per_pixel, -(-s.per_pixel // BYTES) * BYTES
+    if s.groups > 1 or s.side_by_side > 1 or own % LANES or wide in (own, 2 * own):
+        return s
+    step, hop, length = (n // own * wide for n in (s.step, s.hop, s.row_length))
+    return replace(s, step=step, hop=hop, row_length=length, inputs=wide)
+
+
 def _rounded_up(s: Shape, tile: AmxTile) -> tuple[int, int]:
     """The pixels of a row in whole blocks, and the elements of data that they read: whole pixels."""
     block = tile.columns * tile.pixels
@@ -177,20 +192,24 @@ def _fits_in_place(s: Shape, tile: AmxTile) -> bool:
     return _rounded_up(s, tile)[1] == s.row_length and s.per_pixel % BYTES == 0 and s.groups == 1
 
 
-def _emit(e: Emission, call: relax.Call, tile: AmxTile, in_place: bool, sums: Sums) -> Operand:
+def _emit(e: Emission, call: relax.Call, s: Shape, tile: AmxTile, in_place: bool, sums: Sums) -> Operand:
     """Stages: rows (the padded data; none in place), data and weights (one tile per step and group or vector), acc
     (rounded up to whole blocks), and the view of it the layer sees."""
-    sizes = shape_of(call, tile.channels)
-    blocks = -(-sizes.channels // (tile.halves * tile.channels)) * tile.halves
-    factors = sums.factors
+    blocks, factors = -(-s.channels // (tile.halves * tile.channels)) * tile.halves, sums.factors
     c = contraction(e, call, Packing(blocks, 1, tile.channels, DEPTH, BYTES // DEPTH), factors=factors)
-    s, x = c.shape, e.operand(factors.left.data if factors else call.args[0])
+    x, per_pixel = e.operand(factors.left.data if factors else call.args[0]), c.shape.per_pixel
     pixels, length = _rounded_up(s, tile)
     lead = (*s.lead[:-1], -(-s.lead[-1] // tile.lines) * tile.lines) if s.lead else ()
     steps = -(-s.run // BYTES)
 
     def row_element(*i: Any) -> tirx.Expr:
-        value = c.element(i[:-1], i[-1])
+        at = i[-1]
+        if s.per_pixel > per_pixel:
+            # Between pixels the last vector of one once more: a condition there would make the copy one of bytes.
+            size, channel = gcd(per_pixel, BYTES), at % s.per_pixel
+            last = immediate(per_pixel // size - 1, "int32")
+            at = at // s.per_pixel * per_pixel + tirx.Min(channel // size, last) * size + channel % size
+        value = c.element(i[:-1], at)
         return tirx.if_then_else(i[-1] < s.row_length, value, immediate(0, x.dtype)) if length > s.row_length else value
 
     rows = None if in_place else te.compute((*s.rows, length), row_element, name="rows")
@@ -204,9 +223,9 @@ def _emit(e: Emission, call: relax.Call, tile: AmxTile, in_place: bool, sums: Su
     def data_at(*i: Any) -> tirx.Expr:
         *first, block, kh, t, j, w, k = i
         if rows is None:
-            per_pixel = s.per_pixel // BYTES
-            pixel = w * (s.step // s.per_pixel) + t * (s.hop // s.per_pixel) + j // per_pixel
-            return x.at([*row(first, kh), pixel, j % per_pixel * BYTES + k])
+            steps_of_one = per_pixel // BYTES
+            pixel = w * (s.step // per_pixel) + t * (s.hop // per_pixel) + j // steps_of_one
+            return x.at([*row(first, kh), pixel, j % steps_of_one * BYTES + k])
         return rows(*row(first, kh), w * s.step + t * s.hop + s.start(block, tile.channels) + j * BYTES + k)
 
     data = te.compute((*lead, blocks, *s.taps, steps, pixels, BYTES), data_at, name="data")
@@ -279,7 +298,9 @@ def _schedule(
     for loaded in (data, weights):
         sch.set_scope(loaded, 0, "local")
         sch.compute_at(loaded, step, preserve_unit_loops=True)
-    schedule_operands(sch, producers, shape, task, LANES, DEPTH)
+    # A vector of a copy with spaces between pixels must not go from one into the other.
+    copied = gcd(shape.run, BYTES) // DEPTH if shape.groups == 1 and shape.run < shape.per_pixel else LANES
+    schedule_operands(sch, producers, shape, task, copied, DEPTH)
     copy = sch.cache_write(acc, 0, "local")
     sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:-3], i[-2], i[-3] * tile.channels + i[-1]))
     epilogue.spell()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from tvm import relax
@@ -127,3 +129,24 @@ def test_an_epilogue_has_as_few_instructions_as_its_arithmetic(co, tmp_path):
     counts |= {"vpdpwssd": 8, "vpsrad": 8, "vpaddsw": 2, "vpunpcklbw": 3, "vpunpckhbw": 3, "vpmaddwd": 0, "tdpbusd": 8}
     found = {name: listing.count(name) / times for name in counts}
     assert times and found == counts
+
+
+@pytest.mark.parametrize(
+    ("c", "stride"),
+    [
+        (Conv(1, 5, 17, 288, 64, (1, 1)), 320),
+        (Conv(2, 4, 13, 80, 64, (1, 1), pad=(1, 1, 1, 1)), 128),
+        (Conv(1, 17, 17, 160, 64, (7, 1), pad=(3, 0, 3, 0)), 192),
+        (Conv(1, 9, 9, 48, 64, (3, 3), (1, 1), (2, 2), pad=(2, 2, 2, 2)), 64),
+        (Conv(1, 9, 9, 48, 64, (3, 3), pad=(1, 1, 1, 1)), 48),  # a run goes through three pixels
+        (Conv(1, 9, 9, 32, 64, (1, 1)), 32),  # the copy would be twice as large
+    ],
+    ids=str,
+)
+def test_copied_pixels_begin_at_cache_lines(c, stride, amx):
+    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
+    body, residual, expected = with_packed_epilogue(c, x, w, ("uint8", "uint8"))
+    (out,) = run(body, x, residual, target=amx, rule="x86.amx")
+    np.testing.assert_array_equal(out, expected, strict=True)
+    text = lower(layer(c), AMX)["fused"].script()
+    assert re.search(rf"tileloadd64.*4 \+ x1.elem_offset.*T.int64\({stride}\)", text)
