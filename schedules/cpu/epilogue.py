@@ -45,6 +45,7 @@ class Epilogue:
     vectors: of a block.  neon: Arm's instructions.  packs: the lanes of registers that the CPU narrows with
     `narrow`, at most.  dot: it has vpdpwssd.  whole: blocks are whole in every direction.
     stored: sums lie in memory, not in registers.  permutes: what the CPU looks up in registers (VectorUnit).
+    ahead: the pixels by which a residual is fetched before it is read.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Epilogue:
         whole: bool = False,
         stored: bool = False,
         permutes: str = "",
+        ahead: int = 0,
     ) -> None:
-        self._sch, self._lanes, self._neon, self._dot, self._stored = sch, lanes, neon, dot, stored
+        self._sch, self._lanes, self._neon, self._dot, self._stored, self._ahead = sch, lanes, neon, dot, stored, ahead
         (out,) = sch.get_output_blocks(sch.get_sblock("root"))
         self._out = _name(sch, out)
         self._together = at_once(channels, lanes, vectors, packs, whole)
@@ -68,6 +70,7 @@ class Epilogue:
         # `tensorize` does not take, the instruction can be spelled afterwards.
         self._late = self._together * lanes == channels
         names = [_name(sch, b) for b in sch.get_child_blocks(sch.get_sblock("root"))]
+        self._stages = frozenset(names)
         self._high = "high" if "high" in names and (lanes >= 8 or neon) and _spelled(channels, lanes) else ""
         self._unclamped, self._bytes = list[str](), list[str]()
         if self._together:
@@ -132,7 +135,10 @@ class Epilogue:
         dtype = str(own.writes[0].source.dtype)
         if name.startswith("pair_sum"):
             first, _, second, *_ = (str(r.source.dtype) for r in own.reads)
-            return pair_sum(*form, int(own.annotations[SHIFT]), (first, second), dtype, self._dot)
+            further = self._ahead * int(own.writes[0].source.shape[-1])
+            ahead = [0 if str(own.reads[k].source.name) in self._stages else further for k in (0, 2)]
+            fetched = (*ahead, further) if further else ()
+            return pair_sum(*form, int(own.annotations[SHIFT]), (first, second), dtype, self._dot, fetched)
         return requantize(*form, dtype, self._stored) if name.startswith("scaled_bytes") else narrow(*form, dtype)
 
     def _tensorized(self, block: s_tir.schedule.SBlockRV, size: int, intrinsic: str) -> str:

@@ -49,6 +49,7 @@ DEPTH = 4
 # three channels has runs of 21 bytes, and takes half the time in tiles.
 MOST_PADDING = BYTES / 21
 FEWEST_CHANNELS = LANES
+AHEAD = 32  # pixels by which residual and result are fetched before an epilogue that products do not hide needs them
 
 
 def _tiles(layer: Layer) -> list[AmxTile]:
@@ -136,6 +137,8 @@ class Amx(Contract):
         sch = s_tir.Schedule(sums.prim_func(emission))
         data, weight = factors.types if factors else map(ops.dtype_of, call.args)
         weight = "int8" if layer.is_four_bits(call.args[1]) else weight
+        # What is under products has time to wait for memory.
+        hidden = not factors and tile.steps_of_a_part(shape) > 0
         epilogue = Epilogue(
             sch,
             shape.channels,
@@ -146,6 +149,7 @@ class Amx(Contract):
             whole=whole,
             stored=True,
             permutes=unit.permutes,
+            ahead=0 if hidden else AHEAD,
         )
         nest, chain = _schedule(sch, shape, tile, tile.tiles(self.emulated), in_place, (data, weight), epilogue, sums)
         borders = Borders(axes_of(layer, call)[0])

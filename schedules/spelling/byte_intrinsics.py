@@ -105,7 +105,9 @@ def requantize(lanes: int, vectors: int, dtype: str, stored: bool = False) -> st
 
 
 @cache
-def pair_sum(lanes: int, vectors: int, shift: int, data: tuple[str, str], dtype: str, dot: bool) -> str:
+def pair_sum(
+    lanes: int, vectors: int, shift: int, data: tuple[str, str], dtype: str, dot: bool, ahead: tuple[int, ...] = ()
+) -> str:
     """The name of the tensor intrinsic (A9d), i < lanes vectors:
 
         c[i] = clamp(((((a'[i] l[0] + r'[i] l[1] + q[0]) >> 16) + a'[i] h[0] + r'[i] h[1]) >> shift) + z[0])
@@ -113,7 +115,8 @@ def pair_sum(lanes: int, vectors: int, shift: int, data: tuple[str, str], dtype:
     a and r are of the types `data`: a' = a of "uint8", a + 128 of "int8".  l, h and z are int16, q is int32, c is of
     `dtype`, to whose range the sum is clamped.  Exact where the sums fit in 32 bits and |z| <= 2^14: a number that
     packssdw saturates is beyond the clamp, z added or not.
-    lanes, vectors: as for `narrow`.  dot: the CPU has vpdpwssd, else products and sums are apart.
+    lanes, vectors: as for `narrow`.  dot: the CPU has vpdpwssd, else products and sums are apart.  ahead: how many
+    bytes further a, r and c are fetched into the cache, the last to be written; 0 for not at all.
     """
     size, (low, high) = lanes * vectors, arith.RANGES[dtype]
 
@@ -143,15 +146,20 @@ def pair_sum(lanes: int, vectors: int, shift: int, data: tuple[str, str], dtype:
             bytes_ = _chosen([tirx.reinterpret(f"int64x{lanes // 2}", bytes_)], range(0, lanes // 2, 2))
         return [tirx.reinterpret(f"{dtype}x{size}", bytes_)]
 
+    def hints(*buffers: Buffer) -> list[tirx.Expr]:
+        fetched = zip((buffers[0], buffers[2], buffers[-1]), ahead, (0, 0, 1), strict=bool(ahead))
+        return [_prefetch(buffer[further], writes) for buffer, further, writes in fetched if further]
+
     types = (data[0], "int16", data[1], "int32", "int16", "int16", dtype)
     sizes = (size, 2, size, 1, 2, 1, size)
     return register(
-        f"hawq.pair_sum.{lanes}x{vectors}.{shift}.{'.'.join(data)}.{dtype}{'.dot' if dot else ''}",
+        f"hawq.pair_sum.{lanes}x{vectors}.{shift}.{'.'.join(data)}.{dtype}{'.dot' if dot else ''}{ahead or ''}",
         [Operand((n,), t) for n, t in zip(sizes, types, strict=True)],
         [(size, "S")],
         value,
         spelled,
         adds=False,
+        hints=hints,
     )
 
 
@@ -212,6 +220,12 @@ def _dot_words(c: tirx.Expr, a: tirx.Expr, b: tirx.Expr, lanes: int, dot: bool) 
         return tirx.call_llvm_pure_intrin(f"int32x{lanes}", f"llvm.x86.avx512.vpdpwssd.{32 * lanes}", c, a, b)
     name = "llvm.x86.avx512.pmaddw.d.512" if lanes == 16 else "llvm.x86.avx2.pmadd.wd"
     return c + tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, a, b)
+
+
+def _prefetch(element: tirx.Expr, writes: int) -> tirx.Expr:
+    """The cache line of an element into the first cache, to be read or to be written."""
+    flags = [tirx.const(n, "int32") for n in (writes, 3, 1)]
+    return tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(element), *flags)
 
 
 def _in_order(bytes_: tirx.Expr, lanes: int, vectors: int, dtype: str) -> tirx.Expr:

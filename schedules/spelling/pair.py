@@ -40,6 +40,7 @@ def register(
     spelled: Callable[..., Any] | None,
     *,
     adds: bool = True,
+    hints: Callable[..., Sequence[Any]] = lambda *_: (),
 ) -> str:
     """Register the tensor intrinsic result[s] += value, and return its name.
 
@@ -48,6 +49,7 @@ def register(
     variables of the "S" loops, then of the "R" loops.  adds: False stores the value instead.
     spelled: gives for the operands the call that does all this, or a list of vectors, which are stored one after
     another; None repeats the meaning, for another machine than the one that it is spelled for.
+    hints: for the operands, calls without an effect on results that go before.
     """
 
     def function(body: Callable[[Sequence[Any]], None]) -> tirx.PrimFunc:
@@ -77,6 +79,8 @@ def register(
         if made is None:
             meaning(buffers)
         elif isinstance(made, list):
+            for hint in hints(*buffers):
+                T.evaluate(hint)
             lanes = operands[-1].shape[0] // len(made)
             for i, vector in enumerate(made):
                 T.buffer_store(buffers[-1], vector, [T.ramp(i * lanes, 1, lanes)])

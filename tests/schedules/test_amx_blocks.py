@@ -82,6 +82,19 @@ def test_an_epilogue_is_cut_into_parts_between_steps(c, parts):
     assert ("for part in" in lower(module, AMX)["fused"].script()) is (parts > 0)
 
 
+def test_a_residual_is_fetched_ahead_unless_products_hide_the_epilogue():
+    """32 pixels further, as is the result's line; what the first requantize made is in the cache already."""
+
+    def fetched(c: Conv) -> list[str]:
+        x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
+        body, residual, _ = with_packed_epilogue(c, x, w, ("uint8", "uint8"))
+        text = lower(packed(body, [(x.shape, "uint8"), (residual.shape, "uint8")]), AMX)["fused"].script()
+        return re.findall(r"llvm.prefetch\", T.address_of\(\w+\[(\d+)\]\), (\d)", text)
+
+    assert fetched(Conv(1, 8, 32, 64, 256, (1, 1))) == [("8192", "0"), ("8192", "1")]
+    assert fetched(Conv(1, 56, 56, 256, 64, (1, 1))) == []
+
+
 def test_channels_are_inside_while_weights_are_small_and_pixels_make_tasks():
     def inside(c: Conv) -> str:
         return Amx().tiles(Layer.of(*private(layer(c))), AMX)[0].inside
