@@ -11,7 +11,6 @@ from schedules.factors import Factors
 
 from .one_layer import layer_of, packed, run
 from .products import KINDS, SHAPES, factors, product
-from .test_x86_amx import amx, emulator  # noqa: F401  (fixtures)
 
 HERE = [
     (name, rule)
