@@ -41,7 +41,7 @@ def test_shapes(name, rule, shapes):
 
 
 @pytest.mark.parametrize(("shapes", "kind"), [*((s, KINDS[4]) for s in SHAPES), *((SHAPES[2], k) for k in KINDS)])
-def test_tiles(shapes, kind, amx):  # noqa: F811
+def test_tiles(shapes, kind, amx):
     check(shapes, *kind, True, amx, "x86.amx")
     check(shapes, *kind, False, amx, "x86.amx")
 
