@@ -85,7 +85,8 @@ def _extreme(name: str, value: relax.Expr) -> list[str]:
         return []
     low, high, said = float(used.min()), float(used.max()), []
     for found in (s for s in (low, high) if not SMALLEST <= s <= LARGEST):
-        said.append(f"{name}: a scale of {found:.3g} is none that a calibration gives; remedy: calibrate again")
+        masks = ", with masks of about -100 where they are the least float" if found > LARGEST else ""
+        said.append(f"{name}: a scale of {found:.3g} is none that a calibration gives; remedy: calibrate again{masks}")
     # Of a weight with one scale an output every sum has its own.
     summed = not ops.is_const(data) or sum(n > 1 for n in scale.shape) > 1
     if not said and summed and high / low > APART:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from math import isqrt, prod, sqrt
+from math import expm1, isqrt, log1p, prod, sqrt
 from typing import Any
 
 import numpy as np
@@ -70,8 +70,10 @@ class Norm:
             return 0.0
         # The least W of a row that is not constant, and what E and V lose before the root.
         least = max(turns * Fraction(2) ** self.shift + self.epsilon, Fraction(1))
-        lost = Fraction(1, 2) if self.shift >= 0 else Fraction(3, 2)
-        return float(turns**0.5) * (2.0**-30 + 2.0**-56 + float(lost / least)) + 2.0 ** -(self.fraction + 1)
+        lost = float((Fraction(1, 2) if self.shift >= 0 else Fraction(3, 2)) / least)
+        # What is lost of W is lost of its inverse root about half as much: never more than this.
+        e = expm1(-log1p(-lost) / 2) * (1 + 2.0**-40) if lost < 1 / 2 else lost
+        return float(turns**0.5) * (2.0**-30 + 2.0**-56 + e) + 2.0 ** -(self.fraction + 1)
 
     def moved(self, off: float) -> float:
         """(A25d) by how much the real normalized value can change where the integers of a row are off by so much."""

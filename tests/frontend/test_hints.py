@@ -10,6 +10,8 @@ from onnx import helper, numpy_helper
 import hawq_tvm as ht
 from hawq_tvm.cli import main
 
+from ..models import Graph, float_output
+
 
 def quantized(nodes: list[onnx.NodeProto], step: float, mask: float = 0.0) -> onnx.ModelProto:
     """int8 inputs `a` (step 1/16) and `b` (step 8), a mask, some nodes from their dequantized values `fa` and `fb` to
@@ -128,6 +130,19 @@ def test_scales_that_no_calibration_gives(weight: list[float], data: list[float]
         return
     assert report.compilable, report.error
     assert len(report.hints) == bool(expected) and all(h.startswith(expected) for h in report.hints), report.hints
+
+
+def test_scores_chosen_from_a_mask_of_the_least_float() -> None:
+    g = Graph()
+    scores = g.node("Mul", [g.qdq(g.input("x", [1, 4]), 0.02, 128), g.constant(np.float32(0.5), 1, ())])
+    chosen = g.constant([True, False, True, True], onnx.TensorProto.BOOL)
+    scores = g.node("Where", [chosen, scores, g.constant(np.finfo(np.float32).min, 1, ())])
+    model = g.model([float_output(g.qdq(g.node("Softmax", [g.qdq(scores, 1.33e36, 255)]), 1 / 256))])
+    (hint,) = ht.inspect(model).hints
+    assert hint.endswith(
+        "a scale of 1.33e+36 is none that a calibration gives; remedy: calibrate again, with masks of about -100 where"
+        " they are the least float"
+    )
 
 
 def test_scores_of_a_sigmoid_beside_boxes(tmp_path, capsys) -> None:  # type: ignore[no-untyped-def]
