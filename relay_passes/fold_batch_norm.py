@@ -39,11 +39,9 @@ def fold_batch_norm(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
             if ops.op_name(norm) == "relax.nn.batch_norm" and int(value.index) == 0:
                 count += 1
                 return _replace(rebuild, binding.var.name, norm, producer, values)
-        return (
-            value
-            if ops.op_name(value) != "relax.nn.batch_norm"
-            else relax.Tuple([rebuild.map(a) for a in binding.value.args[:1]])
-        )
+        if ops.op_name(value) == "relax.nn.batch_norm":
+            return relax.Tuple([rebuild.map(a) for a in binding.value.args[:1]])
+        return None
 
     return rewrite_main(module, visit), count
 

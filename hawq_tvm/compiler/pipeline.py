@@ -146,12 +146,13 @@ def until(
     progress: Progress | None = None,
     target: tvm.target.Target | None = None,
     start: Pass | None = None,
+    form: bool = True,
 ) -> tvm.IRModule:
     """A module taken through the passes of PIPELINE, and of what ends it for the target, that come before the pass
     `stop` (None: all).
 
     start: the pass to begin with, for a module that has been through those before it; an ANNOTATED one begins with
-    the first.
+    the first.  form: whether TVM's own grammar is checked, too, which refuses no model.
     Raises ModelError naming the first layer that cannot be integer; it knows all of them.
     """
     run = _Run(progress)
@@ -170,12 +171,12 @@ def until(
             stage: Stage = stage,
             module: tvm.IRModule = module,
             verified: Stage | None = verified,
-            is_last: bool = after is not stage,
+            checks_form: bool = form and after is not stage,
         ) -> tuple[tvm.IRModule, int]:
             new, rewrites = function(module)
             if new is not module or stage is not verified:
                 stages.check_grammar(new, stage)
-            if is_last:
+            if checks_form:
                 stages.check_form(new)
             contract.check_step(promised, new, function.__name__)
             return new, rewrites
@@ -199,9 +200,9 @@ def to_packed_unnamed(module: tvm.IRModule, target: tvm.target.Target) -> tvm.IR
     """What `to_packed` gives, and its refusals, without what only a library needs: the roundings that cost the least,
     and the graph's name.
     """
-    integer = until(module, drop_ties, None, target)
+    integer = until(module, drop_ties, None, target, form=False)
     ranges.margins(integer)
-    return until(integer, None, None, target, choose_layout)
+    return until(integer, None, None, target, choose_layout, form=False)
 
 
 def to_tir(packed: tvm.IRModule, target: tvm.target.Target) -> tuple[tvm.IRModule, int]:
