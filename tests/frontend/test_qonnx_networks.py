@@ -126,9 +126,9 @@ def test_trained_espcn_with_resize() -> None:
 
 @pytest.mark.slow
 def test_trained_espcn_with_depth_to_space() -> None:
-    """Its first convolution reads the float picture itself, so a float head is refused unless it is asked for."""
+    """Its first convolution reads the float picture itself: refused without a float head or the picture's range."""
     model = onnx.load(str(ESPCN / "subpixel" / "quant_model.onnx"))
-    with pytest.raises(ModelError, match=r"float and not quantized.*--allow-float-tail"):
+    with pytest.raises(ModelError, match=r"the float input .*nothing tells its range.*--allow-float-tail"):
         ht.compile(model)
     compare("ESPCN, depth to space", model, picture(), 4, 1, allow_float_tail=True)
 
