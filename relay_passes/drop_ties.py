@@ -51,6 +51,8 @@ def drop_ties(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
             return None
         count += 1
         attrs, (data, multipliers, offset, shift) = value.attrs, value.args
+        # What was rounded in a direction lies up to a step off, and half_up is taken for half a step.
+        lost = 0.5 * (str(attrs["rounding"]) in arith.DIRECTED)
         return ops.requantize(
             list(data.fields),
             [ops.const_value(m) for m in multipliers.fields],
@@ -61,6 +63,7 @@ def drop_ties(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
             rounding="half_up",
             thresholds=int(attrs["thresholds"]),
             differing=int(attrs["differing"]),
+            bound=float(attrs["bound"]) + lost if "bound" in attrs else None,
         )
 
     return rewrite_main(module, visit), count

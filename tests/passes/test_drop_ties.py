@@ -17,7 +17,7 @@ U8 = arith.QType.of("uint8")
 
 
 def requantize(
-    operands: int, multipliers, offset, shift, rounding: str = "half_even", zero_point: int = 3, qtype=U8
+    operands: int, multipliers, offset, shift, rounding: str = "half_even", zero_point: int = 3, qtype=U8, **proof
 ) -> tvm.IRModule:
     builder = relax.BlockBuilder()
     rows = np.broadcast_shapes(np.shape(offset), np.shape(multipliers[0]), (1,))[0]
@@ -26,7 +26,7 @@ def requantize(
         with builder.dataflow():
             y = builder.emit(
                 ops.requantize(
-                    params, multipliers, offset, shift, qtype=qtype, zero_point=zero_point, rounding=rounding
+                    params, multipliers, offset, shift, qtype=qtype, zero_point=zero_point, rounding=rounding, **proof
                 ),
                 "y",
             )
@@ -148,3 +148,12 @@ def test_other_roundings_and_many_operands_stay():
     for module in (requantize(1, [5], 0, 1, "half_up"), requantize(3, [2**30, 2**29, 2**28], 1, 40)):
         new, count = drop_ties(module)
         assert count == 0 and roundings(new) == roundings(module)
+
+
+@pytest.mark.parametrize(("rounding", "bound"), [("half_even", 0.25), ("floor", 0.75)])
+def test_the_distance_from_the_real_formula_is_kept(rounding: str, bound: float) -> None:
+    """Of thresholds that are not enumerated; half a step more where half_up stands for a rounding down."""
+    module, count = drop_ties(requantize(1, [2**30], 1, 31, rounding, thresholds=-1, differing=-1, bound=0.25))
+    (call,) = (b.value for b in module["main"].body.blocks[0].bindings if ops.op_name(b.value) == "hawq.requantize")
+    assert count == 1 and str(call.attrs["rounding"]) == "half_up"
+    assert float(call.attrs["bound"]) == bound and int(call.attrs["thresholds"]) == -1
