@@ -16,6 +16,8 @@ from .picture_options import add_picture_options, read_preprocess
 from .show import interrupted
 from .terminal import ERR
 
+CHOICES = "W8A8,W4A8,W4A4"
+
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Add the options of both verbs; verb makes the parser of one."""
@@ -102,9 +104,9 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 def _add_choices(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--choices",
-        default="W8A8,W4A8,W4A4",
+        default=CHOICES,
         metavar="W8A8,W4A8",
-        help="pairs of bits that a layer may have, of 4 and 8 (default: W8A8,W4A8,W4A4)",
+        help=f"pairs of bits that a layer may have, of 4 and 8, with W8A8 among them (default: {CHOICES})",
     )
 
 
@@ -127,7 +129,9 @@ def _allocate(args: argparse.Namespace) -> int:
     _check(args)
     shapes = parse_shapes(args.shape)
     budgets, fixed = [Budget.parse(b) for b in args.budget], _fixed(args.fix)
-    for path in filter(None, (args.output, args.pareto, args.plot)):
+    # Kernels are measured once: another run takes what this one measured by --latency.
+    times = f"{Path(args.output).with_suffix('')}.latency.json" if args.output else None
+    for path in filter(None, (args.output, args.pareto, args.plot, times)):
         check_output(Path(path))
     latencies = read_latencies(args.latency) if args.latency else None
     state = args.state or (f"{Path(args.output).with_suffix('')}.state.npz" if args.output else None)
@@ -142,6 +146,8 @@ def _allocate(args: argparse.Namespace) -> int:
                 metrics, choices = tuple(args.metric.split(",")), tuple(args.choices.split(","))
                 settings = Settings(metrics, args.probes, args.tolerance, args.seed, args.batch, choices)
                 graph = load_float(args.model, shapes)
+                for name in fixed:
+                    graph.layer(name)
                 if latencies is None and any(b.resource == "latency" for b in budgets):
                     from hawq_tvm.quantize.allocate.latency import measure_latencies
 
@@ -149,10 +155,10 @@ def _allocate(args: argparse.Namespace) -> int:
                         graph, args.target, threads=args.threads, choices=settings.choices, progress=progress
                     )
                     latencies = report.latencies
-                    if args.output:  # kernels are measured once: another run takes it by --latency
-                        args.latency = f"{Path(args.output).with_suffix('')}.latency.json"
-                        write_text(Path(args.latency), json.dumps(report.to_dict(), indent=1) + "\n")
-                        ERR.print(f"wrote {args.latency}, for --latency")
+                    if times:
+                        write_text(Path(times), json.dumps(report.to_dict(), indent=1) + "\n")
+                        ERR.print(f"wrote {times}, for --latency")
+                        args.latency = times
                 found = problem(
                     graph,
                     args.calib,
@@ -204,8 +210,9 @@ def _check(args: argparse.Namespace) -> None:
             expected="allocate MODEL --calib DATA, or allocate --table TABLE.json",
             found="both" if args.model else "neither",
         )
-    if args.shape and not args.model:
-        raise UsageError("is for a model", where="--shape", remedy="leave it out")
+    for option, given in (("--shape", bool(args.shape)), ("--choices", args.choices != CHOICES)):
+        if given and not args.model:
+            raise UsageError("is for a model", where=option, remedy="leave it out")
     if args.model and not args.calib:
         raise UsageError("needs calibration data", where="allocate", expected="--calib DATA")
     if not args.budget and not (args.pareto or args.plot):

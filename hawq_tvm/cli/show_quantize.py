@@ -62,7 +62,7 @@ def show_provenance(facts: Mapping[str, Any]) -> None:
     if "probes" in facts:
         most = f", up to {facts['most_probes']} of a layer" if facts["most_probes"] > facts["probes"] else ""
         text += f"; {facts['probes']} probes a layer{most}, on {facts['probed_images']} of them"
-        text += f"; standard errors up to {facts['worst_error']:.0%}"
+        text += f"; their signs leave standard errors up to {facts['worst_error']:.0%}"
         if facts["negative_traces"]:
             text += f"; {facts['negative_traces']} negative traces count as 0"
     say(text)
@@ -76,12 +76,12 @@ def _decision(facts: Mapping[str, Any], seconds: float) -> str:
     """Whether the bits stand within the standard errors of what they were chosen by."""
     told = f"within the standard errors ({facts['draws']} draws) no other bits are better by {facts['margin']:.0%}"
     if facts["stable"]:
-        return f"the choice stands: {told} of the sum; measured in {seconds:.0f} s"
+        return f"the choice stands: {told} of the sum; {seconds:.0f} s in this run"
     layers = ", ".join(facts["undecided"])
     return (
         f"the choice does NOT stand yet: in {facts['other']} of {facts['draws']} draws within the standard errors other"
-        f" bits are better, by up to {facts['gain']:.0%} of the sum; measured in {seconds:.0f} s, all that --probes"
-        f" allows; it hangs on {layers}: more --probes settle it, or --fix"
+        f" bits are better, by up to {facts['gain']:.0%} of the sum, after all that --probes allows ({seconds:.0f} s in"
+        f" this run); it hangs on {layers}: more --probes settle it, or --fix"
     )
 
 

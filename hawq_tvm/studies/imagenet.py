@@ -43,7 +43,7 @@ from hawq_tvm.quantize.network.data import LABELS, Calibration
 from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.progress import measuring
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import METHOD, Recipe, post_training
 from hawq_tvm.quantize.qat.deployed import MOVES
 
 Array = np.ndarray[Any, Any]
@@ -156,6 +156,7 @@ class Study:
             "std": list(self.pixels.std),
             "resize": self.pixels.resize,
             "seed": self.settings.seed,
+            "method": METHOD,
             "probes": self.settings.probes,
             "tolerance": self.settings.tolerance,
             "packages": self.packages,

@@ -13,6 +13,7 @@ continues. Needs the extras `quantize` and `bench`.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -33,17 +34,15 @@ from hawq_tvm.core.errors import HawqError, UsageError
 from hawq_tvm.core.files import check_folder, write_bytes, write_text
 from hawq_tvm.core.json_files import read_json
 from hawq_tvm.quantize.allocate.plan import bits_file, problem
-from hawq_tvm.quantize.allocate.sensitivity import Settings
 from hawq_tvm.quantize.judge.evaluation import evaluate
 from hawq_tvm.quantize.network.data import LABELS
 from hawq_tvm.quantize.progress import measuring
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import METHOD, Recipe, post_training
 
 from .fashion import FOLDER, prepare
 
 BUDGET = "bops=50%"
-# Probes of the Hessian and pictures that calibrate other tools.
-PROBES, PICTURES = 16, 128
+PICTURES = 128  # that calibrate other tools
 OURS: dict[str, Recipe] = {
     "W8A8": Recipe("W8A8"),
     "W4A8, nearest": Recipe("W4A8", rounding="nearest"),
@@ -99,8 +98,7 @@ def quantized(model: Path, calibration: Path, folder: Path, name: str) -> Path:
         recipe = OURS[name]
         with measuring(ERR, False) as progress:
             if recipe.bits == BUDGET:
-                settings, state = Settings(probes=PROBES), folder / "sensitivity.npz"
-                found = problem(model, calibration, settings, state=state, progress=progress)
+                found = problem(model, calibration, budgets=[BUDGET], progress=progress)
                 bits = file.with_suffix(".bits.json")
                 write_text(bits, json.dumps(bits_file(found.allocate([BUDGET]), found.provenance), indent=1) + "\n")
                 recipe = replace(recipe, bits=bits)
@@ -128,9 +126,9 @@ def quantized(model: Path, calibration: Path, folder: Path, name: str) -> Path:
 
 def row(model: Path, calibration: Path, data: Path, folder: Path, name: str) -> dict[str, Any]:
     """What a network answers, as `evaluate --against` counts it, and the CPU time that it took to make."""
-    begun = time.process_time()
+    begun, resumed = time.process_time(), file_of(name, folder).with_suffix(".state.npz").exists()
     file = model if name == FLOAT else quantized(model, calibration, folder, name)
-    seconds = round(time.process_time() - begun)
+    seconds = None if resumed else round(time.process_time() - begun)
     return {"network": name, "cpu_seconds": seconds, **evaluate(file, data, against=model).to_dict()}
 
 
@@ -140,13 +138,15 @@ def rows(names: Sequence[str], setup: Mapping[str, str], folder: Path) -> list[d
     Raises UsageError when what is kept was measured with another setup.
     """
     path, kept = folder / "rows.json", dict[str, dict[str, Any]]()
+    model, calibration, data = files = [Path(setup[n]) for n in FILES]
+    told: dict[str, Any] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    told |= {"method": METHOD, "recipes": {name: repr(recipe) for name, recipe in OURS.items()}}
     if path.exists():
         fields = read_json(path, "the rows of this command")
-        if not isinstance(fields, dict) or fields.get("setup") != setup:
+        if not isinstance(fields, dict) or fields.get("setup") != told:
             remedy = "remove it, or name another folder with --folder"
-            raise UsageError("was measured with another model or other data", where=str(path), remedy=remedy)
+            raise UsageError("was measured with another model, data or method", where=str(path), remedy=remedy)
         kept = {row["network"]: row for row in fields["rows"]}
-    model, calibration, data = (Path(setup[n]) for n in FILES)
     for name in names:
         if name in kept:
             continue
@@ -155,7 +155,7 @@ def rows(names: Sequence[str], setup: Mapping[str, str], folder: Path) -> list[d
             continue
         ERR.print(name)
         kept[name] = row(model, calibration, data, folder, name)
-        write_text(path, json.dumps({"setup": setup, "rows": list(kept.values())}, indent=1) + "\n")
+        write_text(path, json.dumps({"setup": told, "rows": list(kept.values())}, indent=1) + "\n")
     return [kept[name] for name in names if name in kept]
 
 
@@ -168,7 +168,8 @@ def markdown(found: Sequence[Mapping[str, Any]]) -> str:
         low, high = beside["interval"]
         points = f"{100 * beside['difference']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
         share = f"{one['top1']:.2%}"
-        cells = [points, f"{beside['mcnemar_p']:.2g}", f"{beside['flips']} of {one['images']}", str(one["cpu_seconds"])]
+        cells = [points, f"{beside['mcnemar_p']:.2g}", f"{beside['flips']} of {one['images']}"]
+        cells.append("" if one["cpu_seconds"] is None else str(one["cpu_seconds"]))
         lines.append([one["network"], share, *(cells if one["network"] != FLOAT else [""] * len(cells))])
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

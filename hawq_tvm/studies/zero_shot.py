@@ -20,25 +20,28 @@ import onnx
 from hawq_tvm.cli.picture_options import add_picture_options, read_preprocess
 from hawq_tvm.cli.terminal import OUT, Grid
 from hawq_tvm.core import signals
-from hawq_tvm.core.errors import HawqError
+from hawq_tvm.core.errors import HawqError, UsageError
 from hawq_tvm.core.files import save_npz
 from hawq_tvm.quantize.judge.evaluation import Evaluation, evaluate
+from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.load import load_float
+from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
 from hawq_tvm.quantize.ptq.synthetic import IMAGES, SYNTHETIC
 
 
-def noise(model: Path, calibration: Path, place: Path) -> Path:
+def noise(model: Path, calibration: Path, preprocess: Preprocess | None, place: Path) -> Path:
     """A file of noise for a model's inputs, of the sizes that calibration data have."""
-    draws, held = np.random.default_rng(0), np.load(calibration)
-    shapes = {one.name: held[one.name].shape[1:] for one in load_float(model).inputs}
-    save_npz(place, {n: draws.standard_normal((IMAGES, *s)).astype(np.float32) for n, s in shapes.items()})
+    draws = np.random.default_rng(0)
+    first = next(open_data(calibration, load_float(model).inputs, preprocess).batches(1)).inputs
+    save_npz(place, {n: draws.standard_normal((IMAGES, *a.shape[1:])).astype(np.float32) for n, a in first.items()})
     return place
 
 
 def row(name: str, bits: str, found: Evaluation) -> list[str]:
     """A line of the table: the difference in top-1 has its 95 % interval, and the chance of one as large."""
-    assert found.against is not None and found.paired is not None
+    if found.paired is None:
+        raise UsageError("is not labelled", where="--data", expected="an array `labels`, a class for every input")
     top1, apart = 100 * (found.score.top1 or 0) / found.images, found.paired
     between = f"{100 * apart.difference:+.2f} ({100 * apart.low:+.2f} to {100 * apart.high:+.2f})"
     return [bits, name, f"{top1:.2f} %", between, f"{apart.p:.2g}", f"{found.flips} of {found.images}"]
@@ -53,6 +56,7 @@ def main() -> int:
     parser.add_argument("--bits", default="8,W4A8", help="with commas between (default: 8,W4A8)")
     add_picture_options(parser)
     args = parser.parse_args()
+    preprocess = read_preprocess(args)
     grid = Grid("bits", "calibration", "top-1", "less float's, points", "p", "other answers")
     try:
         with tempfile.TemporaryDirectory() as place:
@@ -60,11 +64,11 @@ def main() -> int:
             data = {
                 "real": args.calib,
                 SYNTHETIC: SYNTHETIC,
-                "noise": noise(args.model, args.calib, Path(place) / "n.npz"),
+                "noise": noise(args.model, args.calib, preprocess, Path(place) / "n.npz"),
             }
             for bits in args.bits.split(","):
                 for name, given in data.items():
-                    made = post_training(args.model, given, Recipe(bits), preprocess=read_preprocess(args))
+                    made = post_training(args.model, given, Recipe(bits), preprocess=preprocess)
                     onnx.save(made.model, str(quantized))
                     found = row(name, bits, evaluate(quantized, args.data, against=args.model))
                     print(*found, file=sys.stderr, flush=True)

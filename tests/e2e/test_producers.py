@@ -103,6 +103,8 @@ def test_the_page() -> None:
     )
     assert "| ssd, TorchScript |  | 14 kernels; --range; 0 |" in text
     assert "Judged by abc; by def: ssd.script.ort." in text
+    alone = page.markdown({"rows": {"unet.script.ort": ROW}, "versions": dict.fromkeys(PRODUCERS, "")})
+    assert "Judged by" not in alone
     plain = " ".join(text.split())
     assert "4 files compile to integers alone, 2 with a float tail; 2 are refused and 0 failed" in plain
     assert "2 were only inspected" in plain and "Of 4 that were built, not exact: 1. Not proved: 1." in plain

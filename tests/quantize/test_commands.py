@@ -159,6 +159,8 @@ def test_allocate_a_table(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--budget", "size=0.5", "--choices", "W8A8,W6A8"], "--choices: there are kernels for 4 and 8 bits only"),
         (["--budget", "size=0.5", "--choices", "W8A8,W8A8"], "--choices: names a choice twice"),
         (["--budget", "size=0.5", "--choices", "8"], "--choices: is no choice of bits"),
+        (["--budget", "size=0.5", "--choices", "W4A8,W4A4"], "--choices: lacks the choice that the first and last"),
+        (["--budget", "size=0.5", "--batch", "1000"], "--batch 1000: is more images than there are"),
         (["--budget", "size=0.5", "--fix", "a1"], "is not understood"),
         (["--budget", "size=0.5", "--metric", "x"], "is no metric"),
         ([], "there is nothing to allocate for"),
@@ -187,6 +189,11 @@ def test_wrong_commands(place: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (["allocate", model, "--calib", str(place), *budget, "-o", bits, "--mean", "a"], 2, "is no list of numbers"),
         (["allocate", "--table", str(place / "net.onnx"), *budget, "-o", bits], 2, "is no JSON"),
         (["allocate", "--table", str(place / "none.json"), *budget, "-o", bits], 2, "cannot be read"),
+        (
+            ["allocate", "--table", "t.json", "--choices", "W8A8,W4A4", *budget, "-o", bits],
+            2,
+            "--choices: is for a model",
+        ),
         (
             ["allocate", "--table", str(place / "resnet50.json"), *budget, "-o", str(tmp_path / "no" / "bits.json")],
             2,

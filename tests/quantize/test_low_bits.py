@@ -32,7 +32,6 @@ def setup(tmp_path: Path) -> dict[str, str]:
 def test_a_table_counts_what_evaluate_counts_and_is_continued(
     setup: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(low_bits, "PROBES", 2)
     for name in ("W4A8", "W4A4", "mixed, half of W8A8's BOPS"):
         monkeypatch.setitem(OURS, name, Recipe(OURS[name].bits, effort=2))
     names = [FLOAT, *OURS, *ONNX_RUNTIME]
@@ -45,8 +44,9 @@ def test_a_table_counts_what_evaluate_counts_and_is_continued(
     monkeypatch.setattr(low_bits, "row", lambda *_: pytest.fail("measured again"))
     assert rows(names, setup, tmp_path) == found
     assert len(markdown(found).splitlines()) == 2 + len(names)
-    with pytest.raises(UsageError, match="other data"):
-        rows([FLOAT], {**setup, "data": "other.npz"}, tmp_path)
+    np.savez(setup["data"], x=images(20, seed=2), labels=np.arange(20) % OUTPUTS)
+    with pytest.raises(UsageError, match="another model, data or method"):
+        rows([FLOAT], setup, tmp_path)
 
 
 def test_a_missing_nncf_is_said(

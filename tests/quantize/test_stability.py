@@ -31,7 +31,11 @@ def test_every_layer_has_its_own_number_of_samples() -> None:
         trace, error = estimated(samples, np.array(counts))
         assert np.array_equal(trace, means) and np.allclose(error, errors, rtol=1e-15, atol=0)
     # Batches of means 2 and 7: deviation sqrt(12.5), of two; of one batch nothing is known.
-    assert np.allclose(spread(samples, np.array([4, 2])), [np.sqrt(12.5 / 2), np.inf], rtol=1e-15, atol=0)
+    assert np.allclose(spread(samples, np.array([4, 2]), 2), [np.sqrt(12.5 / 2), np.inf], rtol=1e-15, atol=0)
+    assert np.isinf(spread(samples, np.array([4, 2]), 1)).all()
+    # Two batches that take turns stay two: means 3 and 7, each seen three times.
+    turns = np.array([[2.0], [4.0], [6.0], [8.0]] * 3)
+    assert np.allclose(spread(turns, np.array([12]), 2), [np.sqrt(8 / 2)], rtol=1e-15, atol=0)
     longer = added(samples, 6)
     assert longer.shape == (6, 2) and np.isnan(longer[4:]).all() and added(longer, 3) is longer
 
@@ -85,6 +89,13 @@ def test_the_layers_that_a_choice_hangs_on() -> None:
     assert judge(found, table_of, budgets, 0).stable
     found.counts = np.full(7, 2)  # one batch of two
     assert set(judge(found, table_of, budgets, 0).undecided) == {"b1", "b2"}
+    # What signs make of that is no part of the images'.
+    found.arrays["weight_error"] = np.array([0.0, 0.0, 0.0, 0.0, 1e-9, 1e-9, 0.0])
+    assert set(judge(found, table_of, budgets, 0).undecided) == {"b1", "b2"}
+    same = found.drawn(np.random.default_rng(0))
+    found.arrays["weight_spread"] = found.arrays["weight_error"]
+    assert not np.array_equal(found.drawn(np.random.default_rng(0)), same)
+    assert judge(found, table_of, budgets, 0).stable
     # Two choices that are as good as each other need no choice.
     found, table_of = measured([0.0, 0.0, 0.0, 0.0, 0.01, 0.01, 0.0])
     assert judge(found, table_of, budgets, 0).stable
@@ -131,6 +142,10 @@ def test_the_report(probes: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     np.savez(tmp_path / "in.npz", x=images(12))
     command = ["allocate", str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "in.npz"), "--budget", "bops=0.5"]
     assert main([*command, "--probes", probes, "--batch", "4", "-o", str(tmp_path / "b.json"), "--quiet"]) == 0
-    decision = json.loads((tmp_path / "b.json").read_text())["measured"]["decision"]
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    decision = json.loads((tmp_path / "b.json").read_text(), parse_constant=refuse)["measured"]["decision"]
     told = "the choice stands" if decision["stable"] else "the choice does NOT stand yet"
     assert told in capsys.readouterr().out and decision["draws"] == DRAWS

@@ -141,6 +141,45 @@ def test_inputs_that_are_far_from_normal(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 70 < x.mean() < 150 and 45 < x.std() < 150
 
 
+def test_pixels_that_nothing_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where activations hardly differ, squares less a square leave nothing in float32: such inputs are never chosen."""
+    monkeypatch.setattr(synthetic, "ITERATIONS", 20)
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, momentum=None), nn.ReLU(), nn.Flatten())
+    net.append(nn.Linear(8 * 36, 4))
+    with torch.no_grad():
+        net(60 * torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 120)
+    made = distilled(load_float(exported(net.eval(), 2)), 0, lambda step: None, images=16)
+    (x,) = next(made.batches(100)).inputs.values()
+    assert np.isfinite(x).all() and 30 < x.std() < 250
+
+
+def test_a_distance_is_a_number() -> None:
+    """Of a channel that is constant, and far away."""
+    sums = torch.tensor([[7.3], [7.3 * 7.3 * (1 - 1e-7)]], requires_grad=True)
+    apart = synthetic._apart(sums, torch.tensor([1.0]))
+    apart.backward()
+    assert torch.isfinite(apart) and sums.grad is not None and torch.isfinite(sums.grad).all()
+
+
+def test_two_normalizations_of_one_tensor() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.first, self.second = network(2), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.net(self.first(x) + self.second(x))
+            return found
+
+    batch = synthetic._Batch
+    graph = load_float(exported(Two().eval(), 2))
+    norms = [(n.inputs[0], *(graph.parameters[p] for p in n.inputs[-2:])) for n in graph.nodes if "BatchN" in n.op]
+    span = {"x": synthetic._Span(None)}
+    seen = batch(graph, norms, 4, torch.Generator().manual_seed(0), span).measured()  # type: ignore[arg-type]
+    assert [name for name, *_ in norms][:2] == ["x", "x"] and torch.equal(seen[0], seen[1]) and len(seen) == 4
+
+
 def test_pixels_have_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "ITERATIONS", 10)
     graph = load_float(exported(network(2), 2))

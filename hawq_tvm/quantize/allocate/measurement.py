@@ -110,6 +110,10 @@ class _Measurement:
             one.node: (nodes[one.node].index(one.input), nodes[one.node].index(one.weight)) for one in graph.layers
         }
         self.loss = Loss(graph, data)
+        if not fixed and settings.batch and settings.batch > data.count:
+            raise UsageError(
+                "is more images than there are", where=f"--batch {settings.batch}", expected=f"at most {data.count}"
+            )
         self.fixed, self.size = fixed is not None, fixed or settings.batch or self._fitting()
         whole, rest = divmod(data.count, self.size)
         self.sizes = [self.size] * whole + ([rest] if rest and not self.fixed else [])
@@ -304,7 +308,7 @@ class _Measurement:
         for side in SIDES:
             samples = self.arrays[f"{side}_samples"]
             result.arrays[f"{side}_trace"], result.arrays[f"{side}_error"] = estimated(samples, result.counts)
-            result.arrays[f"{side}_spread"] = spread(samples, result.counts)
+            result.arrays[f"{side}_spread"] = spread(samples, result.counts, self.data.count // self.size or 1)
 
     def _probe(self, number: int, batch: Batch, chosen: Array) -> tuple[Array, Array]:
         """v^T H v of the chosen layers' weights, and of their inputs, for one batch and the PAIR of random signs from

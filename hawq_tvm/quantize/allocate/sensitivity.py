@@ -15,6 +15,7 @@ from hawq_tvm.core.errors import UsageError
 from hawq_tvm.quantize.network.float_graph import FloatGraph
 
 from .table import CHOICES, Row, Table, checked_choices
+from .traces import PAIR
 
 if TYPE_CHECKING:
     from .stability import Verdict
@@ -129,12 +130,14 @@ class Sensitivities:
         """Sensitivities by the Hessian that the standard errors leave possible [layer, choice]: normal traces.  Images
         that were not probed yet add the spread of those that were; after one batch that is as great as the trace.
         """
-        rest = 1 - np.minimum(1, self.counts // 2 / (self.images // self.batch))
+        rest = 1 - np.minimum(1, self.counts // PAIR / (self.images // self.batch))
         traces = {}
         for side in SIDES:
             trace, error, spread = (self.arrays[f"{side}_{kind}"] for kind in ("trace", "error", "spread"))
-            spread = np.where(np.isfinite(spread), spread, np.abs(trace))
-            traces[side] = rng.normal(trace, np.hypot(error, np.sqrt(rest) * spread))
+            # Batches differ by their images and by their signs, whose part is the error.
+            images = np.sqrt(np.maximum(np.square(spread) - np.square(error), 0))
+            images = np.where(np.isfinite(spread), images, np.abs(trace))
+            traces[side] = rng.normal(trace, np.hypot(error, np.sqrt(rest) * images))
         return self._of(traces)
 
     def relative_errors(self) -> Array:
@@ -156,7 +159,8 @@ class Sensitivities:
         others = {m: self.values(m) for m in self.settings.metrics if m != metric and values is None}
         rows = []
         for i, layer in enumerate(self.graph.layers):
-            facts: dict[str, Any] = {k: float(self.arrays[k][i]) for k in self._shown()}
+            shown = {k: float(self.arrays[k][i]) for k in self._shown()}
+            facts: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in shown.items()}
             facts |= {"probes": int(self.counts[i])} if len(self.counts) else {}
             facts |= {m: dict(zip(self.settings.choices, map(float, v[i]), strict=True)) for m, v in others.items()}
             rows.append(
@@ -195,7 +199,7 @@ class Sensitivities:
             fields |= {
                 "probes": self.probes,
                 "most_probes": int(self.counts.max()),
-                "probed_images": min(int(self.counts.max()) // 2, self.images // self.batch) * self.batch,
+                "probed_images": min(int(self.counts.max()) // PAIR, self.images // self.batch) * self.batch,
                 "tolerance": s.tolerance,
                 "converged": self.converged,
                 "worst_error": self.worst,

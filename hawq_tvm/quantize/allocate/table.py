@@ -65,10 +65,20 @@ def checked_choices(texts: Sequence[str]) -> tuple[str, ...]:
     """
     for text in texts:
         if set(widths(text, "--choices")) - {4, 8}:
-            raise UsageError("there are kernels for 4 and 8 bits only", where="--choices", found=text)
+            known = ", ".join(f"W{w}A{a}" for w in (8, 4) for a in (8, 4))
+            raise UsageError("there are kernels for 4 and 8 bits only", where="--choices", expected=known, found=text)
     if len(set(texts)) < len(texts):
-        raise UsageError("names a choice twice", where="--choices", found=", ".join(texts))
-    return tuple(sorted(texts, key=lambda c: -math.prod(widths(c))))
+        raise UsageError(
+            "names a choice twice", where="--choices", expected="each of them once", found=", ".join(texts)
+        )
+    if CHOICES[0] not in texts:
+        raise UsageError(
+            "lacks the choice that the first and last layers keep and that budgets are parts of",
+            where="--choices",
+            expected=f"{CHOICES[0]} among them",
+            found=", ".join(texts),
+        )
+    return tuple(sorted(texts, key=lambda c: (-math.prod(widths(c)), c)))
 
 
 def checked_width(bits: Any, where: str) -> int:
@@ -208,7 +218,7 @@ class Table:
                 raise InputError(
                     f"lacks the latency of {row.name} in {', '.join(lacking)}",
                     where="the table of latencies",
-                    remedy="measure it for this model with `hawq-tvm latency`",
+                    remedy="measure it for this model with `hawq-tvm latency`, and the same --choices",
                 )
         return Table(tuple(Row(**{**r.__dict__, "latency_us": dict(other[r.name])}) for r in self.rows), self.choices)
 

@@ -31,11 +31,18 @@ def estimated(samples: Array, counts: Array) -> tuple[Array, Array]:
     return pairs.mean(1).sum(0) / number, np.sqrt(np.square(np.diff(pairs, axis=1)[:, 0] / 2).sum(0)) / number
 
 
-def spread(samples: Array, counts: Array) -> Array:
-    """The standard errors of the traces over other images of the kind: from the spread of batches."""
+def spread(samples: Array, counts: Array, batches: int) -> Array:
+    """The standard errors of the traces over other images of the kind, from how much batches differ: so many of them
+    take turns, a pair at a time. Infinite after a single batch.
+    """
     pairs, used = _pairs(samples, counts)
-    number, batches = used.sum(0), pairs.mean(1)
-    off = np.where(used, batches - batches.sum(0) / number, 0.0)
+    turns = np.arange(len(pairs)) % batches
+    sums, times = np.zeros((batches, len(counts))), np.zeros((batches, len(counts)), np.int64)
+    np.add.at(sums, turns, pairs.mean(1))
+    np.add.at(times, turns, used)
+    means, seen = sums / np.maximum(times, 1), times > 0
+    number = seen.sum(0)
+    off = np.where(seen, means - means.sum(0) / number, 0.0)
     return np.where(number > 1, np.sqrt(np.square(off).sum(0) / np.maximum(number - 1, 1) / number), np.inf)
 
 

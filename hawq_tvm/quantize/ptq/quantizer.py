@@ -42,6 +42,8 @@ from .units import Units, added_bias, check_compiles, check_constants, check_fin
 from .weights import Rounded, nearest
 from .widths import kept_depthwise, layer_bits
 
+# Which results one recipe gives: another number with every change of them, so that no run continues another's.
+METHOD = 2
 # Unless a recipe says it, what is learned sees so many numbers of the network's inputs, on so few and so many images.
 NUMBERS, FEWEST, MOST = 2**24, 128, 1024
 
@@ -211,7 +213,7 @@ def draft(
     how = chosen.equalize or ("relu" if learns else "off")
     kept = None
     if state is not None and (learns or chosen.correct_bias):
-        key = f"{data.fingerprint} {chosen} {sorted(bits.items())}".encode() + prepared.SerializeToString()
+        key = f"{METHOD} {data.fingerprint} {chosen} {sorted(bits.items())}".encode() + prepared.SerializeToString()
         kept = Kept(Path(state), hashlib.sha256(key).hexdigest())
         kept.check()
     scaled, clips = equalize(prepared, given, how == "relu6") if how != "off" else ([], [])

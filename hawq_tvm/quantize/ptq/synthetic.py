@@ -140,16 +140,16 @@ class _Batch:
 
     def measured(self) -> list[Tensor]:
         """The sums of this batch, with gradients."""
-        means = {name: mean for name, mean, _ in self.norms}
-        found: dict[str, Tensor] = {}
+        found: dict[int, Tensor] = {}
 
         def record(name: str, value: Tensor) -> None:
-            if name in means:
-                away = value.movedim(1, 0).flatten(1) - means[name][:, None]
-                found[name] = torch.stack([away.mean(1), away.square().mean(1)])
+            for i, (read, mean, _) in enumerate(self.norms):
+                if read == name:
+                    away = value.movedim(1, 0).flatten(1) - mean[:, None]
+                    found[i] = torch.stack([away.mean(1), away.square().mean(1)])
 
         self.graph.run(self.inputs(), record)
-        return [found[name] for name in means]
+        return [found[i] for i in range(len(self.norms))]
 
     def apart(self, sums: Sequence[Tensor], others: Sequence[_Batch] = ()) -> list[Tensor]:
         """How far the statistics of this batch and of others are from those that were kept, by tensor."""
@@ -166,7 +166,7 @@ def _scale(one: _Batch, spans: Mapping[str, _Span]) -> None:
                 span.deviation = 2.0**exponent
                 with torch.no_grad():
                     far = sum(float(v.log1p()) for v in one.apart(one.measured()))
-                found.append((far, span.mean, span.deviation))
+                found.append((far if math.isfinite(far) else math.inf, span.mean, span.deviation))
         _, span.mean, span.deviation = min(found)
 
 
@@ -212,5 +212,6 @@ def _apart(sums: Tensor, variance: Tensor) -> Tensor:
     sums: for every channel the mean of m - m', and of its square.
     """
     away, square = sums
-    here, there = square - away.square() + SMALL, variance + SMALL
+    # A difference of squares, which float32 can leave below 0.
+    here, there = (square - away.square()).clamp_min(0) + SMALL, variance + SMALL
     return (0.5 * (here / there).log() - 0.5 * (1 - (there + away.square()) / here)).mean()

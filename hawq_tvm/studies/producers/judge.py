@@ -103,6 +103,8 @@ def _compiled(
             if ranges or not asked:
                 break
             ranges = _own_ranges(path, draws)
+            if not ranges:
+                break
     return failure, ranges
 
 

@@ -86,12 +86,14 @@ def markdown(numbers: Mapping[str, Any]) -> str:
 def _states(rows: Mapping[str, Row]) -> list[str]:
     """Which states of this project judged the files, where that is known: all but those of the most by name."""
     counts = Counter(row["state"] for row in rows.values() if row.get("state"))
+    if not counts:
+        return []
+    (most, _), *others = counts.most_common()
     said = [
-        f"{state}: " + ", ".join(sorted(k for k, r in rows.items() if r.get("state") == state))
-        for state, _ in counts.most_common()[1:]
+        f"; by {state}: " + ", ".join(sorted(k for k, r in rows.items() if r.get("state") == state))
+        for state, _ in others
     ]
-    most = [f"Judged by {counts.most_common(1)[0][0]}" + ("" if not said else "; by " + "; by ".join(said)) + "."]
-    return most if counts else []
+    return [f"Judged by {most}{''.join(said)}."]
 
 
 def _table(
