@@ -31,11 +31,12 @@ MOST_STEPS = 2.0**40
 
 def tabulated(ctx: Context, curve: Curve, out: Output) -> relax.Expr:
     """The integers of a curve at one scale, from a table."""
-    data, table, attrs = _table(ctx, curve, out)
+    data, table, attrs = table_of(ctx, curve, out)
     return ctx.emit(ops.lookup(data, table, **attrs))
 
 
-def _table(ctx: Context, curve: Curve, out: Output) -> tuple[relax.Expr, Array, dict[str, float]]:
+def table_of(ctx: Context, curve: Curve, out: Output) -> tuple[relax.Expr, Array, dict[str, float]]:
+    """The integers that index a curve's table, the table, and the attributes of its lookup."""
     term = own_integers(curve.leaf)
     if term is None:
         return _of_sums(ctx, curve, out)

@@ -88,7 +88,52 @@ def moves() -> onnx.ModelProto:
     )
 
 
-NETS = {"moves": moves, "chain": chain, "residual": residual_net, "mobile": mobile, "averages": averages}
+def gated() -> onnx.ModelProto:
+    """Hard-swish and a squeeze-and-excitation with a hard sigmoid; the function of one convolution is clipped, that of
+    another is read twice; a factor for every channel.
+    """
+    g = FloatNet(["n", 3, 8, 8], seed=8)
+    y = g.node("HardSwish", g.conv("x", 6, 3, 3, "stem", pads=[1] * 4))
+    z = g.conv(g.node("GlobalAveragePool", g.conv(y, 6, 6, 3, "depth", group=6)), 3, 6, 1, "reduce")
+    z = g.node("HardSigmoid", g.conv(g.node("Relu", z), 6, 3, 1, "expand"), alpha=1 / 6)
+    y = g.node("Mul", z, y)
+    t = g.node("Tanh", g.conv(y, 6, 6, 1, "bent"))
+    y = g.node("Add", g.node("Clip", t, g.constant(-0.4), g.constant(0.3)), g.node("Mul", y, t))
+    y = g.node("Sub", g.node("Div", y, g.random(6, 1, 1)), t)
+    return g.model(g.node("Flatten", g.conv(y, 5, 6, 8, "last")))
+
+
+def yolo() -> onnx.ModelProto:
+    """SiLU, leaky ReLU, a split, a nearest resize, pools that are joined, hard-swish written out, a sigmoid of an
+    average.
+    """
+    g = FloatNet(["n", 3, 8, 8], seed=9)
+
+    def act(y: str) -> str:
+        return g.node("Mul", y, g.node("Sigmoid", y))
+
+    a, b = g.several("Split", 2, act(g.conv("x", 8, 3, 3, "stem", pads=[1] * 4)), axis=1, num_outputs=2)
+    b = g.node("LeakyRelu", g.conv(b, 4, 4, 3, "side", pads=[1] * 4, strides=[2, 2]), alpha=0.1)
+    b = g.node("Resize", b, "", g.constant([1, 1, 2, 2]), mode="nearest")
+    y = g.node("Concat", a, b, g.node("MaxPool", a, kernel_shape=[3, 3], pads=[1] * 4), axis=1)
+    y = g.conv(y, 6, 12, 1, "mix")
+    gate = g.node(
+        "Div", g.node("Clip", g.node("Add", y, g.constant(3.0)), g.constant(0.0), g.constant(6.0)), g.constant(6.0)
+    )
+    y = g.node("Mul", g.node("Mul", y, gate), g.constant(1.5))
+    y = g.node("Mul", y, g.node("Sigmoid", g.node("GlobalAveragePool", y)))
+    return g.model(g.node("Flatten", g.conv(y, 5, 6, 8, "last")))
+
+
+NETS = {
+    "moves": moves,
+    "chain": chain,
+    "residual": residual_net,
+    "mobile": mobile,
+    "averages": averages,
+    "gated": gated,
+    "yolo": yolo,
+}
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +177,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("mobile", 4, False),
         ("averages", 8, True),
         ("averages", 4, False),
+        ("gated", 8, True),
+        ("gated", "W4A8", True),
+        ("gated", 4, False),
+        ("yolo", 8, True),
+        ("yolo", 4, False),
     ],
 )
 def test_package_computes_what_is_trained(place: Path, net: str, bits: Any, keep: bool) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -21,21 +21,23 @@ import torch.nn.functional as F
 from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer, Node
 from hawq_tvm.quantize.network.float_operators import Attributes, padding_of, per_axis
+from hawq_tvm.quantize.network.roles import Roles
 from hawq_tvm.quantize.ptq.observers import Grid
 from hawq_tvm.quantize.ptq.points import CLAMPS, clip_bounds
 from hawq_tvm.quantize.ptq.quantizer import Draft
 from hawq_tvm.quantize.ptq.weights import Rounded, along
 
+from .functions import Tables
 from .straight import EXACT_FLOAT32, EXACT_FLOAT64, Array, Operand, Tensor, requantized, rounded, straight
+from .values import Codes, Curve, Joined, Real, added, product
 
-INFINITY = float("inf")
 EXACT_BITS = 53  # of an integer that float64 holds
 # Elementwise on exact numbers: quotients of floats, and the nearest integers, ties to even.
 _ratios = np.frompyfunc(lambda a, b: Fraction(a) / Fraction(b), 2, 1)
 _nearest = np.frompyfunc(round, 1, 1)
 INT32 = (-(2**31), 2**31 - 1)
 LEAST_SCALE = 1e-30
-SHAPES = ("Shape", "Constant", "ConstantOfShape")
+SHAPES = ("Shape", "Size", "Constant", "ConstantOfShape")
 AVERAGES = ("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum")
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 # What only moves integers, or chooses among them.
@@ -55,61 +57,22 @@ MOVES = (
     "Dropout",
     "Pad",
 )
-KNOWN = (*WEIGHTED, *CLAMPS, *MOVES, *AVERAGES, "Add", "Concat", *SHAPES)
+SCALES, SUMS = ("Mul", "Div", "Neg"), ("Add", "Sub", "Sum")
+KNOWN = (*WEIGHTED, *CLAMPS, *MOVES, *AVERAGES, *SUMS, *SCALES, "Concat", *SHAPES)
 # Which grid a tensor has: the tensor that it belongs to, and how many bits.
 Key = tuple[str, int]
 
 
-@dataclass(frozen=True)
-class Codes:
-    """A quantized tensor: real = codes scale, zero point taken away; low, high: what codes can be; step: the scale
-    as the file holds it.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    step: float
-    low: int
-    high: int
-
-    def real(self) -> Real:
-        """The same as a sum of one operand."""
-        return Real(
-            (Operand(self.codes, self.scale, np.asarray(self.step), np.asarray(self.low), np.asarray(self.high)),)
-        )
-
-
-@dataclass(frozen=True)
-class Real:
-    """What nothing has quantized yet: a sum of integers with scales of their own and a constant, clipped."""
-
-    operands: tuple[Operand, ...]
-    constant: Array = field(default_factory=lambda: np.zeros(()))
-    low: float = -INFINITY
-    high: float = INFINITY
-
-    def clipped(self, low: float | None, high: float | None) -> Real:
-        """Within bounds as well."""
-        least, most = (-INFINITY if low is None else low), (INFINITY if high is None else high)
-        return replace(self, low=min(max(self.low, least), most), high=min(max(self.high, least), most))
-
-
-@dataclass(frozen=True)
-class Joined:
-    """A concatenation, whose parts get one scale when it is quantized."""
-
-    parts: tuple[Real, ...]
-    axis: int
-
-
-def check_operators(graph: FloatGraph) -> None:
+def check_operators(graph: FloatGraph, roles: Roles) -> None:
     """Whether every node's integers can be computed here.
 
     Raises ModelError naming the first that cannot.
     """
     layers = {layer.node for layer in graph.layers}
     for node in graph.nodes:
-        if node.op not in KNOWN or (node.op in WEIGHTED and node.name not in layers):
+        alone = (roles.function(node) or roles.moves(node)) and node.derivable and node.name not in roles.inside
+        known = node.op in KNOWN or alone
+        if not known or (node.op in WEIGHTED and node.name not in layers):
             product = "of two computed tensors " if node.op in WEIGHTED else ""
             raise _refused(node, f"{product}cannot be fine-tuned in the deployed arithmetic")
 
@@ -117,7 +80,10 @@ def check_operators(graph: FloatGraph) -> None:
 def _refused(node: Node, why: str) -> ModelError:
     remedy = "quantize after training (`hawq-tvm quantize`), or end the network before this node"
     return ModelError(
-        f"{node.op} {why}", where=node.name, expected=", ".join(sorted({*KNOWN} - {*SHAPES})), remedy=remedy
+        f"{node.op} {why}",
+        where=node.name,
+        expected=f"{', '.join(sorted({*KNOWN} - {*SHAPES}))}, or a function of every element of one tensor",
+        remedy=remedy,
     )
 
 
@@ -130,7 +96,7 @@ class Deployed:
     """
 
     def __init__(self, draft: Draft, device: str | torch.device = "cpu") -> None:
-        check_operators(draft.graph)
+        check_operators(draft.graph, draft.points.roles)
         if len(draft.graph.outputs) != 1:
             raise ModelError(
                 "has several outputs",
@@ -142,6 +108,7 @@ class Deployed:
         if joined is not None:
             raise _refused(joined, "at the output, whose parts keep their scales, cannot be fine-tuned")
         self.draft, self.graph, self.device = draft, draft.graph, torch.device(device)
+        self._tables = Tables(draft)
         self._layers = {layer.node: layer for layer in self.graph.layers}
         self._nodes = {node.name: node for node in draft.prepared.graph.node}
         self._constants = {
@@ -256,46 +223,95 @@ class Deployed:
         return self._output(values[self.graph.outputs[0]])
 
     def _computed(self, node: Node, operands: list[Any]) -> tuple[Any, ...]:
-        if not any(isinstance(v, Codes | Real | Joined) for v in operands):
+        if not any(isinstance(v, Codes | Real | Joined | Curve) for v in operands):
             results = node.compute(*operands)
             return results if isinstance(results, tuple) else (results,)
         first = operands[0]
         if node.name in self._layers and isinstance(first, Codes):
             return (self._layer(node, self._layers[node.name], first),)
-        if node.op in CLAMPS:
+        function = self._function(node, operands)
+        if function is not None:
+            return (function,)
+        if node.op in CLAMPS and isinstance(first, Codes | Real | Joined):
             bounds = clip_bounds(node, self.graph)
             parts = tuple(
                 p.clipped(*bounds) for p in (first.parts if isinstance(first, Joined) else [self._real(node, first)])
             )
             return (replace(first, parts=parts) if isinstance(first, Joined) else parts[0],)
-        if node.op in MOVES and isinstance(first, Codes):
-            results = node.compute(first.codes, *operands[1:])
-            return tuple(replace(first, codes=r) for r in (results if isinstance(results, tuple) else (results,)))
+        if node.op in SHAPES and isinstance(first, Codes):
+            return (node.compute(first.codes),)
+        moved = self._moved(node, operands)
+        if moved is not None:
+            return moved
         if node.op in AVERAGES and isinstance(first, Codes):
             return (self._average(node, first, operands[1:]),)
         if node.op == "Concat":
             axis = int(Attributes(self._nodes[node.name], 21).get("axis"))
             return (Joined(tuple(self._real(node, v) for v in operands), axis),)
-        if node.op == "Add":
+        if node.op in SUMS:
             return (self._sum(node, operands),)
-        if node.op == "Shape" and isinstance(first, Codes):
-            return (node.compute(first.codes),)
+        if node.op == "Mul" and all(isinstance(v, Codes) for v in operands):
+            return (product(*operands),)
+        if node.op in SCALES:
+            return (self._scaled(node, operands),)
         raise _refused(node, "stands where its integers cannot be computed")
+
+    def _moved(self, node: Node, operands: list[Any]) -> tuple[Codes, ...] | None:
+        """Results whose elements are all one quantized tensor's, or zeros; None where the node makes others."""
+        read = [v for v in operands if isinstance(v, Codes)]
+        others = [v for v in operands if v is not None and not isinstance(v, Codes)]
+        scales = node.op == "Resize"  # which are no elements
+        plain = all(isinstance(v, torch.Tensor) and (scales or not (v.is_floating_point() and v.any())) for v in others)
+        if len(read) != 1 or not plain or not self.draft.points.roles.moves(node) or node.op == "Concat":
+            return None
+        results = node.compute(*(v.codes if isinstance(v, Codes) else v for v in operands))
+        results = results if isinstance(results, tuple) else (results,)
+        return tuple(read[0] if r is read[0].codes else replace(read[0], codes=r) for r in results)
+
+    def _function(self, node: Node, operands: list[Any]) -> Curve | None:
+        """A function of one quantized tensor, None where the node is none, or adds or clips what is quantized next."""
+        read = [v for v in operands if isinstance(v, Codes | Curve)]
+        leaves = {id(v.leaf if isinstance(v, Curve) else v) for v in read}
+        others = [v for v in operands if v is not None and not isinstance(v, Codes | Curve)]
+        single = len(leaves) == 1 and all(isinstance(v, torch.Tensor) and v.numel() == 1 for v in others)
+        roles, curved = self.draft.points.roles, any(isinstance(v, Curve) for v in read)
+        if not single or not roles.function(node) or (roles.moves(node) and not curved):
+            return None
+        if not curved and node.op in (*CLAMPS, "Add") and node.outputs[0] in self.draft.points.source:
+            return None
+        leaf = read[0].leaf if isinstance(read[0], Curve) else read[0]
+        return Curve(leaf, node.compute(*(v.real if isinstance(v, Codes | Curve) else v for v in operands)))
+
+    def _scaled(self, node: Node, operands: list[Any]) -> Real:
+        """A sum times a constant, or divided by one."""
+        if node.op == "Mul" and isinstance(operands[0], torch.Tensor):
+            operands = operands[::-1]
+        value, constant = [*operands, torch.tensor(-1.0)][:2]
+        if not isinstance(value, Codes | Real) or not isinstance(constant, torch.Tensor):
+            raise _refused(node, "stands where its integers cannot be computed")
+        real, numbers = self._real(node, value), constant.detach().cpu().numpy()
+        straight_on = not real.clips or (numbers.size == 1 and numbers.flat[0] > 0)
+        if not straight_on or not np.isfinite(numbers).all() or (node.op == "Div" and not numbers.all()):
+            raise _refused(node, "stands where its integers cannot be computed")
+        return real.times(np.asarray(_ratios(1, numbers), object) if node.op == "Div" else numbers)
 
     def _real(self, node: Node, value: Any) -> Real:
         if isinstance(value, Codes):
-            return value.real()
+            return value.sum()
         if not isinstance(value, Real):
             raise _refused(node, "of a constant and a computed tensor cannot be fine-tuned in the deployed arithmetic")
         return value
 
     def _sum(self, node: Node, operands: list[Any]) -> Real:
-        terms = [self._real(node, v) for v in operands if isinstance(v, Codes | Real)]
-        constants = [v.detach().cpu().double().numpy() for v in operands if isinstance(v, torch.Tensor)]
-        if len(terms) + len(constants) != len(operands) or any(t.low > -INFINITY or t.high < INFINITY for t in terms):
+        terms = [
+            Real((), v.detach().cpu().double().numpy()) if isinstance(v, torch.Tensor) else self._real(node, v)
+            for v in operands
+        ]
+        if any(t.clips for t in terms):
             raise _refused(node, "stands where its integers cannot be computed")
-        constant: Array = sum((t.constant for t in terms), np.zeros(())) + sum(constants, np.zeros(()))
-        return Real(tuple(o for t in terms for o in t.operands), constant)
+        if node.op == "Sub":
+            terms[1] = terms[1].times(np.asarray(-1.0))
+        return added(terms)
 
     # -- quantizing
     # -------------------------------------------------------------------------------------------------------
@@ -310,22 +326,32 @@ class Deployed:
 
     def _quantized(self, node: Node, name: str, value: Any) -> Codes:
         key = self._key(name)
-        if isinstance(value, Codes) and node.op in MOVES and self._key(node.inputs[0]) == key:
+        if isinstance(value, Codes) and key in (self._key(n) for n in node.inputs if n in self.draft.points.source):
             return value
-        return self._on_grid(value.real() if isinstance(value, Codes) else value, key, node.name)
+        if isinstance(value, Curve):
+            return self._tabulated(node, name, value)
+        return self._on_grid(value.sum() if isinstance(value, Codes) else value, key, node.name)
+
+    def _tabulated(self, node: Node, name: str, value: Curve) -> Codes:
+        """(A16)."""
+        if name not in self._tables:
+            raise _refused(node, "ends a function whose integers cannot be computed")
+        key, leaf = self._key(name), value.leaf
+        grid, (scale, step) = self._grids[key], self._scale(key)
+        low, high = grid.low - grid.zero, grid.high - grid.zero
+        found = self._tables.integers(name, node.name, (leaf.step, leaf.low, leaf.high), (step, low, high))
+        table = torch.as_tensor(found, dtype=torch.float32, device=self.device)
+        exact = table[(leaf.codes.detach() - leaf.low).long()]
+        codes = straight((value.real / scale).clamp(low, high), exact)
+        return Codes(codes, scale, step, min(0, int(found.min())), max(0, int(found.max())))
 
     def _on_grid(self, value: Real | Joined, key: Key, where: str) -> Codes:
         grid, (scale, step) = self._grids[key], self._scale(key)
         low, high = grid.low - grid.zero, grid.high - grid.zero
         parts, spans = [], []
         for part in value.parts if isinstance(value, Joined) else (value,):
-            # (A12): a clip narrows the range of the integers.
-            span = tuple(
-                int(np.clip(np.rint(bound / step), low, high)) if np.isfinite(bound) else limit
-                for bound, limit in ((part.low, low), (part.high, high))
-            )
-            spans.append(span)
-            parts.append(requantized(part.operands, part.constant, scale, step, (span[0], span[1]), where))
+            spans.append(part.span(step, low, high))
+            parts.append(requantized(part.operands, part.constant, scale, step, spans[-1], where))
         codes = torch.cat(parts, value.axis) if isinstance(value, Joined) else parts[0]
         return Codes(codes, scale, step, min(0, *(s[0] for s in spans)), max(0, *(s[1] for s in spans)))
 
@@ -333,7 +359,7 @@ class Deployed:
         """(A1), and (A1a) for a constant that was added to the last layer's sums and is no whole number of their
         units.
         """
-        (one,) = (value.real() if isinstance(value, Codes) else value).operands
+        (one,) = (value.sum() if isinstance(value, Codes) else value).operands
         constant = np.zeros(()) if isinstance(value, Codes) else value.constant
         with torch.no_grad():
             unit = np.asarray(one.exact, np.float64)
@@ -355,7 +381,9 @@ class Deployed:
                     (one.codes.double() * finer + added) * torch.as_tensor(unit / finer, device=self.device)
                 ).float()
         return straight(
-            one.codes * one.scale + torch.as_tensor(constant, dtype=torch.float32, device=self.device), exact
+            one.codes * one.scale
+            + torch.as_tensor(np.asarray(constant, np.float64), dtype=torch.float32, device=self.device),
+            exact,
         ).float()
 
     # -- operators
@@ -364,7 +392,7 @@ class Deployed:
     def _layer(self, node: Node, layer: Layer, x: Codes) -> Real:
         """The sums of a convolution or matrix product (A10), with their bias."""
         if layer.name in self.draft.narrow:
-            x = self._on_grid(x.real(), self._narrow_key(layer), node.name)
+            x = self._on_grid(x.sum(), self._narrow_key(layer), node.name)
         codes, scale = self._weights(layer)
         rows = codes.detach().movedim(layer.channel_axis, 0).flatten(1).double()
         positive, negative = rows.clamp(min=0).sum(1), rows.clamp(max=0).sum(1)

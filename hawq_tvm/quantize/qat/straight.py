@@ -84,7 +84,8 @@ def requantized(
     """
     soft = sum((o.codes * (o.scale / scale) for o in operands), torch.zeros((), device=scale.device))
     if np.any(constant):
-        soft = soft + torch.as_tensor(constant, dtype=soft.dtype, device=soft.device) / scale
+        added = np.asarray(constant, np.float64)
+        soft = soft + torch.as_tensor(added, dtype=soft.dtype, device=soft.device) / scale
     with torch.no_grad():
         exact = shifted([o.codes for o in operands], dyadic_numbers(operands, constant, step, bounds, where)).clamp(
             *bounds

@@ -24,6 +24,7 @@ from hawq_tvm.quantize.network.float_graph import FloatGraph
 from hawq_tvm.quantize.network.float_onnx import Shapes
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.network.prepare import prepare
+from hawq_tvm.quantize.network.roles import roles_of
 from hawq_tvm.quantize.ptq.quantizer import Draft, Quantized, Recipe, as_onnx, draft
 
 from .deployed import Deployed, check_operators
@@ -152,8 +153,8 @@ def finetune(
     if state is not None:
         check_output(Path(state))
     device = _device(settings.device)
-    given = prepare(as_onnx(model, shapes), shapes)[1]
-    check_operators(given)
+    prepared, given = prepare(as_onnx(model, shapes), shapes)
+    check_operators(given, roles_of(prepared))
     opened = open_data(data, given.inputs, preprocess)
     others = open_data(validation, given.inputs, preprocess) if validation is not None else None
     calibrating = calibration if calibration is not None else data
