@@ -125,7 +125,35 @@ def yolo() -> onnx.ModelProto:
     return g.model(g.node("Flatten", g.conv(y, 5, 6, 8, "last")))
 
 
+def wide() -> onnx.ModelProto:
+    """Functions of 16 bits, a sum of three."""
+    g = FloatNet(["n", 3, 8, 8], seed=11)
+    y = g.conv("x", 6, 3, 3, "stem")
+    z = g.conv(g.node("Mul", y, g.random(6, 1, 1)), 6, 6, 1, "wide")
+    y = g.node("Mul", z, g.node("Sigmoid", y))
+    y = g.node("Sum", y, z, g.node("Exp", g.node("Clip", z, g.constant(-1.0), g.constant(1.0))))
+    return g.model(g.node("Flatten", g.conv(y, 5, 6, 6, "last")))
+
+
+def factors() -> onnx.ModelProto:
+    """Sums and products that are scaled, by channels and before and after clips; one channel is shut."""
+    g = FloatNet(["n", 3, 8, 8], seed=12)
+
+    def clip(y: str, low: float, high: float) -> str:
+        return g.node("Clip", y, g.constant(low), g.constant(high))
+
+    y = clip(g.node("Mul", g.conv("x", 6, 3, 3, "stem"), g.constant(0.3)), -0.2, 0.5)
+    y = g.node("Mul", y, g.random(6, 1, 1))
+    z = g.node("Neg", g.node("Softplus", g.node("Sub", g.constant(0.25), g.conv(y, 6, 6, 3, "deep"))))
+    z = g.node("Mul", clip(g.node("Mul", z, g.conv(z, 6, 6, 1, "gate")), -0.3, 0.3), g.constant(2.0))
+    shut = g.constant(np.array([0, 1, 2, -1, 0.5, 3]).reshape(6, 1, 1))
+    z = g.node("Mul", g.node("Mul", z, g.conv(y, 6, 6, 3, "other")), shut)
+    return g.model(g.node("Flatten", g.conv(z, 5, 6, 4, "last")))
+
+
 NETS = {
+    "wide": wide,
+    "factors": factors,
     "moves": moves,
     "chain": chain,
     "residual": residual_net,
@@ -182,6 +210,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("gated", 4, False),
         ("yolo", 8, True),
         ("yolo", 4, False),
+        ("wide", 8, True),
+        ("factors", 4, True),
     ],
 )
 def test_package_computes_what_is_trained(place: Path, net: str, bits: Any, keep: bool) -> None:
@@ -407,6 +437,11 @@ def test_operators_without_integers_here(place: Path) -> None:
     )
     with pytest.raises(ModelError, match="pool: AveragePool with ceil_mode"):
         finetune(g.model(y), place / "bare.npz", training=Training(checked=0))
+    g = FloatNet(["n", 3, 8, 8])
+    y = g.node("Clip", g.node("Abs", g.conv("x", 4, 3, 3, "first")), "", g.constant(0.53))
+    y = g.node("Sub", y, g.constant(0.1), name="late")  # of a clip that no integer stands for
+    with pytest.raises(ModelError, match="late: Sub ends a function whose integers cannot be computed"):
+        finetune(g.model(g.node("Flatten", y)), place / "bare.npz", training=Training(checked=0))
 
 
 def test_bad_requests(place: Path, tmp_path: Path) -> None:

@@ -298,6 +298,8 @@ class Deployed:
     def _real(self, node: Node, value: Any) -> Real:
         if isinstance(value, Codes):
             return value.sum()
+        if isinstance(value, Curve | Joined):
+            raise _refused(node, "stands where its integers cannot be computed")
         if not isinstance(value, Real):
             raise _refused(node, "of a constant and a computed tensor cannot be fine-tuned in the deployed arithmetic")
         return value
