@@ -40,12 +40,13 @@ class Factors:
 
     @staticmethod
     def of(layer: Layer, call: relax.Call) -> Factors | None:
-        """The factors of a product whose right side is computed at run time, both of bytes; None of any other."""
-        if ops.op_name(call) != "relax.matmul" or layer.is_constant(call.args[1]) or ops.dtype_of(call) != "int32":
+        """The factors of a product of two tensors that are computed at run time, both of bytes; None of any other."""
+        if ops.op_name(call) != "relax.matmul" or ops.dtype_of(call) != "int32":
             return None
         values = {b.var: b.value for b in layer.bindings}
         left, right = (Side.of(values, x) for x in call.args)
-        if left.dtype not in BYTES or right.dtype not in BYTES:
+        known = any(layer.is_constant(x) for x in (*call.args, left.data, right.data))
+        if known or left.dtype not in BYTES or right.dtype not in BYTES:
             return None
         return Factors(left, right, (left.dtype, right.dtype), ops.shape_of(call.args[0])[-1])
 

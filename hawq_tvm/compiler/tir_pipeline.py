@@ -1,7 +1,12 @@
-"""From scheduled TIR to what LLVM compiles: TVM's passes for PrimFuncs, and registers that stay registers.
+"""From scheduled TIR to what LLVM compiles: TVM's passes for PrimFuncs, registers that stay registers, and short loops
+that LLVM compiles wrongly.
 
 TVM takes a buffer in scope "local" from the heap at run time, where LLVM must store whatever is written to it: sums
 of a block when they are cleared, and again when they are complete. On the stack LLVM keeps them in registers.
+
+A loop of fewer than 16 steps becomes vectors with a mask for the last of them, with AVX-512. Where that mask leaves one
+lane, as for 5, 9 and 13 steps, and the lanes are narrowed to 8 or 16 bits on their way to memory, LLVM's back end for
+x86 stores the whole 32 bits of the lane, over what lies behind it. Unrolled, such a loop has no mask.
 """
 
 from __future__ import annotations
@@ -12,6 +17,9 @@ from tvm import tirx
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 
 CPU = "hawq_tvm.cpu"  # the pipeline's name, for `tvm.tirx.build` and `relax.build`
+# LLVM masks loops of fewer steps; how many steps inside of one are so few that it becomes an innermost one.
+MASKED, INNER = 16, 64
+NARROW = ("int8", "uint8", "int16", "uint16")
 
 
 def _on_stack(buffer: tirx.AllocBuffer) -> tirx.AllocBuffer:
@@ -28,9 +36,44 @@ def keep_registers(func: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.tra
     return tvm_ffi.structural_map(func, [(tirx.AllocBuffer, _on_stack)])
 
 
+def _unrolled(loop: tirx.For) -> tirx.For:
+    """A loop as it is, or to be unrolled where LLVM may mask its last step and narrow what it stores."""
+    steps = loop.extent.value if isinstance(loop.extent, tirx.IntImm) else 0
+    if loop.kind != tirx.ForKind.SERIAL or steps % 2 == 0 or not 1 < steps < MASKED or not _stores_narrow(loop.body):
+        return loop
+    return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.UNROLLED, loop.body)
+
+
+def _stores_narrow(body: tirx.Stmt) -> bool:
+    """Whether a body, with so few steps of its own that LLVM may unroll them, stores a number of 8 or 16 bits that it
+    has computed.
+    """
+    inner, found = 1, False
+
+    def steps(loop: tirx.For) -> tirx.For:
+        nonlocal inner
+        inner *= loop.extent.value if isinstance(loop.extent, tirx.IntImm) else INNER + 1
+        return loop
+
+    def store(one: tirx.BufferStore) -> tirx.BufferStore:
+        nonlocal found
+        found |= str(one.buffer.dtype) in NARROW and not isinstance(one.value, tvm.ir.TensorLoad)
+        return one
+
+    tvm_ffi.structural_map(body, [(tirx.For, steps), (tirx.BufferStore, store)])
+    return found and inner <= INNER
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="UnrollMasked")
+def unroll_masked(func: tirx.PrimFunc, _module: tvm.IRModule, _context: tvm.transform.PassContext) -> tirx.PrimFunc:
+    """Mark the short loops that LLVM would compile wrongly, for UnrollLoop."""
+    return tvm_ffi.structural_map(func, [(tirx.For, _unrolled)])
+
+
 def _cpu() -> tuple[tvm.transform.Pass, object, object]:
     lower, host, device = default_s_tir_pipeline()
-    return tvm.transform.Sequential([lower, keep_registers]), host, device
+    passes = [lower, keep_registers, unroll_masked, tirx.transform.UnrollLoop()]
+    return tvm.transform.Sequential(passes), host, device
 
 
 tirx.compilation_pipeline.register_tir_pipeline(CPU, _cpu)

@@ -275,16 +275,19 @@ def dequantize(
     qmax: int,
     through: str = "",
     out_dtype: str = "float32",
+    bound: float = 0.0,
 ) -> relax.Call:
     """(A1) integers to float32: (x - zero_point) * scale; qmin, qmax declare the integer range of x.
 
     The scale is float32 as models store it, or float64 when a pass has folded real factors into it.  through: a
-    narrower float type that the result is rounded to.  out_dtype: its type, that one or float32.
+    narrower float type that the result is rounded to.  out_dtype: its type, that one or float32.  bound: how far the
+    integers' real numbers are at most from what the model computes (A1b).
     """
     scale = np.asarray(scale)
     dtype = "float64" if scale.dtype == np.float64 else "float32"
     args = [x, const(scale, dtype), const(zero_point, "int32")]
-    return _call("hawq.dequantize", args, qmin=qmin, qmax=qmax, through=through, out_dtype=out_dtype)
+    known = {"bound": float(bound)} if bound else {}
+    return _call("hawq.dequantize", args, qmin=qmin, qmax=qmax, through=through, out_dtype=out_dtype, **known)
 
 
 def dynamic_quantize(x: relax.Expr) -> relax.Call:

@@ -128,6 +128,10 @@ class _Walk:
             return self._requantize(call, args[0], layer, wide)
         if name == "hawq.quantize" and _is_grid(call):
             return 0.5
+        if name == "hawq.dequantize":
+            real = flat[0].distance * float(np.max(np.abs(ops.const_value(call.args[1]))))
+            self.ends[layer] = max(self.ends.get(layer, 0.0), real + float(call.attrs.get("bound", 0.0)))
+            return 0.0
         if not any(v.distance for v in flat) and not _has_rounded_weights(call):
             return 0.0
         if name == "relax.multiply":
@@ -139,10 +143,6 @@ class _Walk:
             return _summed_products(call, flat, inner)
         if name in ("relax.sum", "hawq.sum_pool2d"):
             return flat[0].distance * max(map(abs, _interval(call, [_UNIT]).scalar))
-        if name == "hawq.dequantize":
-            real = flat[0].distance * float(np.max(np.abs(ops.const_value(call.args[1]))))
-            self.ends[layer] = max(self.ends.get(layer, 0.0), real)
-            return 0.0
         if name in _DECIDING:
             return 0.0
         if kind_of(name) is Kind.MOVEMENT or name in _PASSING:

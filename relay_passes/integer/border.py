@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -55,7 +56,9 @@ def dequantized(ctx: Context, value: Value, op: str) -> relax.Expr:
     if isinstance(value, Joined) and ctx.feeding:
         return as_float(ctx, fixed(ctx, value, op, OUTPUT_BITS))
     kinds = (value.through, value.kind) if isinstance(value, Real) else ("", "float32")
-    value = _on_one_grid(ctx, value) if isinstance(value, Real) and not _on_own_grid(value) else value
+    if isinstance(value, Real) and not _on_own_grid(value):
+        value, bound = _on_one_grid(ctx, value)
+        return as_float(ctx, single(ctx, value, op), *kinds, bound)
     finer = _with_fraction(ctx, value) if isinstance(value, Real) else None
     if finer is None:
         return as_float(ctx, single(ctx, value, op), *kinds)
@@ -72,31 +75,33 @@ def _on_own_grid(value: Real) -> bool:
     return not ends or (bool(np.all(scale > 0)) and all(np.all(integral(np.asarray(e / scale, object))) for e in ends))
 
 
-def as_float(ctx: Context, term: Term, through: str = "", kind: str = "float32") -> relax.Expr:
-    """(A1) a term's real numbers; the scale is float32 where that holds it exactly."""
+def as_float(ctx: Context, term: Term, through: str = "", kind: str = "float32", bound: float = 0.0) -> relax.Expr:
+    """(A1) a term's real numbers; the scale is float32 where that holds it exactly.  bound: as in `ops.dequantize`."""
     scale = np.asarray(term.scale).astype(np.float64)
     narrow = scale.astype(np.float32)
     exact = narrow if np.all(narrow.astype(np.float64) == scale) else scale
-    return _emit(ctx, with_bias(ctx, term), exact, through, kind)
+    return _emit(ctx, with_bias(ctx, term), exact, through, kind, bound)
 
 
-def _emit(ctx: Context, term: Term, scale: Array, through: str, kind: str) -> relax.Expr:
+def _emit(ctx: Context, term: Term, scale: Array, through: str, kind: str, bound: float = 0.0) -> relax.Expr:
     low, high = (int(f(b)) for f, b in zip((np.min, np.max), ctx.bounds(term.data), strict=True))
-    made = ops.dequantize(term.data, scale, term.zero, qmin=low, qmax=high, through=through, out_dtype=kind)
-    return ctx.emit(made)
+    how: dict[str, Any] = {"through": through, "out_dtype": kind, "bound": bound}
+    return ctx.emit(ops.dequantize(term.data, scale, term.zero, qmin=low, qmax=high, **how))
 
 
-def _on_one_grid(ctx: Context, value: Real) -> Real:
+def _on_one_grid(ctx: Context, value: Real) -> tuple[Real, float]:
     """(A1b): the sum of several tensors, such as the digits of a weight or a residual stream, as multiples of one power
-    of two, which a clip of float32 numbers is, too.
+    of two, which a clip of float32 numbers is, too; and what the roundings of scales and constant lose at most.
     """
     reaches = [int(max(np.max(np.abs(b.astype(object))) for b in ctx.bounds(t.data))) for t in value.terms]
     reaches = [r + int(np.max(np.abs(t.zero))) for r, t in zip(reaches, value.terms, strict=True)]
     total = sum((abs(t.scale) * r for r, t in zip(reaches, value.terms, strict=True)), abs(value.constant))
     unit = np.asarray(_unit(total), object)
-    data, zero = None, -nearest(value.constant / unit)
+    constant = nearest(value.constant / unit)
+    data, zero, lost = None, -constant, abs(constant * unit - value.constant)
     for i, term in enumerate(value.terms):
         factor = nearest(term.scale / unit)
+        lost = lost + abs(factor * unit - term.scale) * reaches[i]
         wide = ctx.emit(relax.op.astype(term.data, "int64"), f"wide{i}")
         part = ctx.emit(relax.op.multiply(wide, ops.const(factor, "int64")), f"part{i}")
         data = part if data is None else ctx.emit(relax.op.add(data, part), f"sum{i}")
@@ -104,7 +109,8 @@ def _on_one_grid(ctx: Context, value: Real) -> Real:
     assert data is not None
     data = ctx.emit(relax.op.subtract(data, ops.const(zero, "int64")), "grid")
     term = Term(data, np.zeros((), np.int64), unit)
-    return replace(value, terms=(term,), constant=np.zeros(()))
+    bound = float(np.max(lost)) * (1 + 2.0**-50)  # of a fraction, made a float
+    return replace(value, terms=(term,), constant=np.zeros(())), bound
 
 
 def _with_fraction(ctx: Context, value: Real) -> Real | None:

@@ -15,8 +15,6 @@ from hawq_tvm.core import ops, stages
 from . import border
 from .values import TENSORS, Constant, Context, Curve, Joined, Moved, NotLowered, Real, Softmax
 
-_FLOAT32 = (float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
-
 
 class _Failed:
     """Stands for the result of a layer that failed, so that its consumers do not complain again."""

@@ -54,7 +54,8 @@ class Rows:
         """See the loops at the top of this file."""
         call = layer.anchor_call
         assert call is not None
-        powers = Powers.of(call, VectorUnit.of(target))
+        # What is computed of the scores on their way is no part of the vectors that `Powers` spells.
+        powers = Powers.of(call, VectorUnit.of(target)) if layer.is_parameter(call.args[0]) else Powers()
         emission = Emission(layer, powers.overrides)
         sch = s_tir.Schedule(emission.prim_func())
         inline_all(sch, keep=("exponents",))

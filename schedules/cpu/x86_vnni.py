@@ -48,9 +48,12 @@ class Vnni(Contract):
         """Four u8 with four s8, or eight with nibbles opened in registers where 16 times the sums fit."""
         call = layer.anchor_call
         assert call is not None
+
+        def dot(data: str, weight: str) -> str:
+            return dot_u8s8(unit.lanes, data)
+
         if factors := Factors.of(layer, call):
             factors = factors.turned("uint8", "int8")
-            dot = lambda data, weight: dot_u8s8(unit.lanes, data)  # noqa: E731
             return Products(Step(4), "uint8", dot, factors.added[0], in_place=True, factors=factors)
         w, offset = call.args[1], 128 if ops.dtype_of(call.args[0]) == "int8" else 0
         if (
@@ -61,7 +64,7 @@ class Vnni(Contract):
             return Products(
                 Step(8), "uint8", lambda data, weight: dot_u8s4(unit.lanes, data), offset, in_place=True, bits=4
             )
-        return Products(Step(4), "uint8", lambda data, weight: dot_u8s8(unit.lanes, data), offset, in_place=True)
+        return Products(Step(4), "uint8", dot, offset, in_place=True)
 
 
 def shift_leaves_int32(layer: Layer, call: relax.Call) -> str | None:

@@ -186,6 +186,7 @@ class Source:
             )
             tap, first = p.tap(vector)
             index, inside = p.at(pixel, tap)
+            index = index[1 - len(ops.shape_of(self.data)) :]  # a left factor may have fewer dimensions than the result
             if p.pixels % t.pixels:
                 inside.append(pixel < p.pixels)
             if total % (vectors * t.slices):

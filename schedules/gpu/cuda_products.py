@@ -52,7 +52,7 @@ class CudaProducts:
         call = layer.anchor_call
         assert call is not None
         factors = _factors(layer, call)
-        if factors is None or layer.is_constant(factors.left.data):
+        if factors is None:
             return "not a product of two tensors of bytes that are computed at run time."
         if min(len(ops.shape_of(x)) for x in call.args) < 2:
             return "a product of vectors."

@@ -17,6 +17,7 @@ from tvm import relax
 from hawq_tvm.core import ops, ranges, stages
 from hawq_tvm.core.arith import QType
 from hawq_tvm.core.errors import ModelError
+from hawq_tvm.verify.distances import both
 from hawq_tvm.verify.reference import evaluate
 from relay_passes.lower_to_integer import lower_to_integer
 from relay_passes.remove_dead_code import remove_dead_code
@@ -448,6 +449,26 @@ def test_an_output_that_is_a_sum_of_tensors_is_exact() -> None:
     low, high = (Fraction(v) for v in (-20.03, 11.7))
     exact = [[min(max(one * (i - 3) + more - two * (j - 128), low), high) for j in range(256)] for i in range(256)]
     np.testing.assert_array_equal(got, np.array([[np.float32(float(v)) for v in row] for row in exact]))
+
+
+@pytest.mark.parametrize("scale", [0.0017, 0.00123456])
+def test_what_one_grid_loses_of_long_sums_is_in_the_certificate(scale: float) -> None:
+    """Sums of 64 bits leave their factor on the grid (A1b) few."""
+
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = dq(bb, p[0], 0.0625, 0, S8)
+        for size, step in ((4096, 2.0**-9), (2, scale)):
+            codes = relax.const(np.full((int(y.ty.shape[1]), size), 127, np.int8))
+            y = bb.emit(relax.op.matmul(y, dq(bb, codes, step, 0, S8)))
+        return bb.emit(relax.op.clip(y, -(2.0**20), 2.0**20))
+
+    after, _ = lower_to_integer(module(build, {"x": ((1, 4), "int8")}))
+    got = evaluate(after, {"x": np.full((1, 4), 127, np.int8)})["out0"]
+    real = Fraction(127**3 * 4 * 4096, 16 * 512) * Fraction(float(np.float32(scale)))
+    off = abs(Fraction(float(got.flat[0])) - real)
+    (bound,) = both(after)[1].values()
+    last = float(np.spacing(np.float32(real)))
+    assert 4 * last < off <= bound + last / 2 and bound < 32 * last
 
 
 def test_a_function_of_sums_that_grows_beyond_its_bits_is_refused() -> None:

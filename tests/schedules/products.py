@@ -19,6 +19,7 @@ SHAPES = [
     ((3, 7, 130), (3, 130, 33)),
     ((2, 3, 20, 64), (2, 1, 64, 48)),  # a matrix for several
     ((37, 70), (70, 64)),
+    ((5, 20), (1, 20, 9)),  # of fewer dimensions than the other
 ]
 # Types, zero points: none; of 128, which turns a sign; those that need sums of columns, of rows, of both; the ends.
 KINDS = [

@@ -9,7 +9,7 @@ import pytest
 from tvm import relax
 
 import schedules
-from hawq_tvm.core import arith, ops
+from hawq_tvm.core import arith, ops, softmax_wide
 from hawq_tvm.core.layer_norm import Norm, normalized
 from hawq_tvm.targets import target
 
@@ -42,6 +42,23 @@ def test_softmax(shape, scale):
     made = arith.softmax(x, table, len(shape) - 1, m, k, zero_point=2, qmin=0, qmax=255)
     expected = arith.requantize([made], [3], 1, 2, rounding="half_even", zero_point=0, qmin=0, qmax=255)
     np.testing.assert_array_equal(out, expected.astype(np.uint8), strict=True)
+
+
+@pytest.mark.parametrize("moved", [0, 1000])
+def test_wide_scores_that_the_kernel_computes(moved):
+    """Where registers hold the tables of (A24), vectors are made of scores as they are stored, and of no others."""
+    x, (m, k) = rng.integers(0, 20000, (5, 32)).astype(np.int32), arith.softmax_dyadic(Fraction(256), 32)
+    asked = {"axis": -1, "multiplier": m, "shift": k, "zero_point": 0}
+
+    def body(emit, v):
+        v = emit(relax.op.subtract(v, ops.const(moved, "int32"))) if moved else v
+        return ops.softmax_wide(v, softmax_wide.tables(12), fraction=12, qtype=U8, **asked)
+
+    (out,) = run(body, x, target=HOST, rule="cpu.rows")
+    coarse, fine = (t.astype(np.int64) for t in softmax_wide.tables(12))
+    e = softmax_wide.exponents(x.astype(np.int64), 1, 12, coarse, fine)
+    want = arith.normalize_exponents(e, qmin=0, qmax=255, rounding="half_even", **{**asked, "axis": 1})
+    np.testing.assert_array_equal(out, want.astype(np.uint8))
 
 
 def test_softmax_rounded_down():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import schedules
+from hawq_tvm.core import ops
 from hawq_tvm.targets import target
 from hawq_tvm.verify.reference import evaluate
 from schedules.factors import Factors
@@ -52,6 +54,17 @@ def test_a_tensor_times_its_own_transpose_is_one_of_bytes():
     (out,) = run(lambda e, x: body(e, x, x), a, target=target.parse("x86-64-v2"), rule="cpu.contract")
     wide = a.astype(np.int64)
     np.testing.assert_array_equal(out, (wide - 3) @ (wide + 4))
+
+
+@pytest.mark.parametrize("name", ["x86-vnni", "x86-avx2", "x86-amx", "arm-dotprod", "cuda-sm80"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_factor_that_is_known_is_no_factor_of_bytes_that_are_computed(name, first):
+    known = ops.const(np.arange(64, dtype=np.uint8).reshape(8, 8), "uint8")
+    body = product((3, 5), True)
+    module = packed(lambda e, x: body(e, known, x) if first else body(e, x, known), [((8, 8), "uint8")])
+    layer = layer_of(module)
+    assert Factors.of(layer, layer.anchor_call) is None
+    schedules.lower_to_tir(module, target.parse(name))
 
 
 def test_sums_that_may_leave_32_bits_keep_16_bit_factors():
