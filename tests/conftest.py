@@ -1,4 +1,6 @@
-"""A cache of kernels for this run of the tests alone: none depends on what was compiled before it."""
+"""A cache of kernels for this run of the tests alone: none depends on what was compiled before it. Properties may take
+their time: other programs may keep the machine busy.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,11 @@ import atexit
 import os
 import shutil
 import tempfile
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 if "HAWQ_TVM_CACHE" not in os.environ:
     os.environ["HAWQ_TVM_CACHE"] = tempfile.mkdtemp(prefix="hawq_tvm_cache_")
