@@ -383,6 +383,20 @@ def test_interrupted_run_continues(place: Path, tmp_path: Path) -> None:
     assert run(False, tmp_path / "one.npz") == run(False, tmp_path / "two.npz")
 
 
+def test_no_factor_stands_behind_a_function(place: Path) -> None:
+    """Smoothing would put one there, for channels that differ: the compiler computes it near its real value."""
+    g = FloatNet(["n", 3, 8, 8], seed=2)
+    y = g.node("MatMul", g.node("Flatten", g.conv("x", 4, 3, 5, "stem", strides=[3, 3])), g.random(16, 8), name="in")
+    y = g.node("Mul", y, g.constant(np.array([0.1, 0.1, 0.2, 0.1, 30, 0.1, 0.2, 0.1])))
+    y = g.node("Mul", y, g.node("Sigmoid", y))
+    net = g.model(g.node("MatMul", y, g.random(8, 5), name="out"))
+    assert draft(net, place / "bare.npz", Recipe(rounding="nearest")).notes["smoothed"]
+    found = finetune(net, place / "bare.npz", Recipe(), Training(epochs=1, checked=4, device="cpu"))
+    assert not found.notes["smoothed"] and found.notes["finetune"]["package_equal_on"] == 4
+    with pytest.raises(UsageError, match="no way to smooth"):
+        Recipe(smooth="maybe")
+
+
 def test_programs_of_torch(place: Path) -> None:
     program = torch.export.export(TorchNet().eval(), (torch.zeros(4, 3, 8, 8),))
     found = finetune(

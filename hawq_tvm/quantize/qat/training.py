@@ -149,7 +149,9 @@ def finetune(
     `post_training` does.
     """
     chosen, settings, tell = recipe or Recipe(), training or Training(), progress or (lambda step: None)
-    chosen = replace(chosen, rounding=chosen.rounding or "nearest")
+    # A factor behind a function is computed in fixed point, near its real value; weights and scales learn what it does.
+    smooth = "divide" if chosen.smooth is True else chosen.smooth
+    chosen = replace(chosen, rounding=chosen.rounding or "nearest", smooth=smooth)
     if state is not None:
         check_output(Path(state))
     device = _device(settings.device)
