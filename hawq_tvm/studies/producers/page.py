@@ -67,8 +67,8 @@ def markdown(numbers: Mapping[str, Any]) -> str:
         f"{versions}.",
         *_states(rows),
         f"{counts[INTEGERS]} files compile to integers alone, {counts[TAIL]} with a float tail; {counts[REFUSED]} are"
-        f" refused and {counts[FAILED]} failed; {counts[NOT_MADE]} could not be made by their tool, in {counts[NOTHING]}"
-        f" the tool quantizes nothing, and {counts[MISSING]} lack their tool."
+        f" refused and {counts[FAILED]} failed; {counts[NOT_MADE]} could not be made by their tool, in"
+        f" {counts[NOTHING]} the tool quantizes nothing, and {counts[MISSING]} lack their tool."
         + (f" {waiting} were only inspected, not built and run (`--inspect`)." if waiting else "")
         + f" Of {len(compiled)} that were built, not exact:"
         f" {sum(not r['verified'] for r in compiled)}. Not proved: {sum(not r['proved'] for r in compiled)}."
