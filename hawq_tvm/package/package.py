@@ -416,9 +416,9 @@ class Package(Interface):
         limit_tops: what the machine can reach at most, in trillions of operations per second, to compare with.
         """
         with self._lock, gpu.one_sentence(self.name):
-            main = self.main
-            tensors = self._tensors(inputs)
-            main(*tensors)  # the first call has an instrument of its own
+            main, tensors = self.main, self._tensors(inputs)
+            with one_sentence(self.name):
+                main(*tensors)  # the first call has an instrument of its own
             return profile(
                 self.vm,
                 self.graph,
