@@ -45,8 +45,8 @@ def _unrolled(loop: tirx.For) -> tirx.For:
 
 
 def _stores_narrow(body: tirx.Stmt) -> bool:
-    """Whether a body, with so few steps of its own that LLVM may unroll them, stores a number of 8 or 16 bits that it
-    has computed.
+    """Whether a body, with so few steps of its own that LLVM may unroll them, stores a single number of 8 or 16
+    bits that it has computed.
     """
     inner, found = 1, False
 
@@ -57,7 +57,8 @@ def _stores_narrow(body: tirx.Stmt) -> bool:
 
     def store(one: tirx.BufferStore) -> tirx.BufferStore:
         nonlocal found
-        found |= str(one.buffer.dtype) in NARROW and not isinstance(one.value, tvm.ir.TensorLoad)
+        single = not any(isinstance(i, tirx.Ramp) for i in one.indices)
+        found |= single and str(one.buffer.dtype) in NARROW and not isinstance(one.value, tvm.ir.TensorLoad)
         return one
 
     tvm_ffi.structural_map(body, [(tirx.For, steps), (tirx.BufferStore, store)])
