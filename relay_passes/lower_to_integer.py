@@ -219,7 +219,7 @@ class _Lowering:
                 raise NotLowered(failure.where, failure.op, failure.message, remedy) from None
         self.rewrites += 1
         self._check_shape(binding.var, lowered)
-        if isinstance(lowered, Real | Joined):
+        if isinstance(lowered, Joined):
             self.floats.made[lowered] = binding.var.name
         return lowered
 

@@ -11,14 +11,18 @@ x86 stores the whole 32 bits of the lane, over what lies behind it. Unrolled, su
 
 from __future__ import annotations
 
+from typing import Any
+
 import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.s_tir.pipeline import default_s_tir_pipeline
 
+from schedules.cpu.loops import nodes
+
 CPU = "hawq_tvm.cpu"  # the pipeline's name, for `tvm.tirx.build` and `relax.build`
-# LLVM masks loops of fewer steps; how many steps inside of one are so few that it becomes an innermost one.
-MASKED, INNER = 16, 64
+# LLVM masks loops of fewer steps; how many steps a nest inside of one may have that LLVM unrolls.
+MASKED, INNER = 16, 128
 NARROW = ("int8", "uint8", "int16", "uint16")
 
 
@@ -45,24 +49,19 @@ def _unrolled(loop: tirx.For) -> tirx.For:
 
 
 def _stores_narrow(body: tirx.Stmt) -> bool:
-    """Whether a body, with so few steps of its own that LLVM may unroll them, stores a single number of 8 or 16
+    """Whether a body, whose nests of loops are so short that LLVM may unroll them, stores a single number of 8 or 16
     bits that it has computed.
     """
-    inner, found = 1, False
-
-    def steps(loop: tirx.For) -> tirx.For:
-        nonlocal inner
-        inner *= loop.extent.value if isinstance(loop.extent, tirx.IntImm) else INNER + 1
-        return loop
-
-    def store(one: tirx.BufferStore) -> tirx.BufferStore:
-        nonlocal found
-        single = not any(isinstance(i, tirx.Ramp) for i in one.indices)
-        found |= single and str(one.buffer.dtype) in NARROW and not isinstance(one.value, tvm.ir.TensorLoad)
-        return one
-
-    tvm_ffi.structural_map(body, [(tirx.For, steps), (tirx.BufferStore, store)])
-    return found and inner <= INNER
+    nests: dict[Any, int] = {}
+    for loop in nodes(tirx.For, body):  # the inner ones first
+        inside = max((nests[inner.loop_var] for inner in nodes(tirx.For, loop.body)), default=1)
+        nests[loop.loop_var] = inside * (loop.extent.value if isinstance(loop.extent, tirx.IntImm) else INNER + 1)
+    return max(nests.values(), default=1) <= INNER and any(
+        str(store.buffer.dtype) in NARROW
+        and not isinstance(store.value, tvm.ir.TensorLoad)
+        and not any(isinstance(i, tirx.Ramp) for i in store.indices)
+        for store in nodes(tirx.BufferStore, body)
+    )
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="UnrollMasked")

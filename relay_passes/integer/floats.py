@@ -43,7 +43,7 @@ class Floats:
     def __init__(self, ctx: Context, allowed: bool) -> None:
         self.ctx, self.allowed = ctx, allowed
         self.outside: list[str] = []
-        self.made: dict[Real | Joined, str] = {}
+        self.made: dict[Joined, str] = {}
         # What an output and a tail read is converted once.
         self.converted: dict[Real | Joined | Softmax | Curve, relax.Expr] = {}
 

@@ -28,6 +28,7 @@ from schedules.layer import Layer
 
 from .contract_tiles import ContractTile, LoadedTile
 from .contraction import Shape
+from .loops import nodes
 
 # Bodies of the innermost loop at most, and steps of one at least: else the loops around them cost more than what is
 # left out.
@@ -209,18 +210,6 @@ def lines_with_data(sch: s_tir.Schedule, shape: Shape, borders: Borders, nest: N
     output = _at_start(_iterators(sch.get(nest.pixels))[len(shape.lead) - 1], lines.body)
     first, last = (borders.lines.data(output + i, lines.loop_var) for i in (0, nest.height - 1))
     return (last >= 0) & (first < borders.lines.size)
-
-
-def nodes(kind: type, root: Any) -> list[Any]:
-    """The nodes of a kind in a statement, the inner ones first."""
-    found: list[Any] = []
-
-    def keep(node: Any) -> Any:
-        found.append(node)
-        return node
-
-    tvm_ffi.structural_map(root, [(kind, keep)])
-    return found
 
 
 def _iterators(loop: tirx.For) -> list[tirx.Expr]:

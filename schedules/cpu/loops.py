@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from math import gcd
+from typing import Any
 
+import tvm_ffi
 from tvm import s_tir
 
 # How the names of stages begin that an element must not compute again: of softmax and layer_norm, which divide there.
 ONCE_A_ROW = "row_"
+
+
+def nodes(kind: type, root: Any) -> list[Any]:
+    """The nodes of a kind in a statement, the inner ones first."""
+    found: list[Any] = []
+
+    def keep(node: Any) -> Any:
+        found.append(node)
+        return node
+
+    tvm_ffi.structural_map(root, [(kind, keep)])
+    return found
 
 
 def inline_all(sch: s_tir.Schedule, keep: Collection[str] = ()) -> None:

@@ -25,7 +25,8 @@ from tvm import s_tir, tirx
 
 from schedules.emit.emit import immediate
 
-from .borders import looped, nodes
+from .borders import looped
+from .loops import nodes
 
 Index = Sequence[Any]
 

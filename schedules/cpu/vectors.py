@@ -10,6 +10,8 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.sym.analyzer import Analyzer
 
+from .loops import nodes
+
 Spelling = Callable[[Sequence[tirx.Expr], Sequence[tirx.Buffer]], tirx.Expr]
 
 
@@ -74,23 +76,12 @@ def _substituted(exprs: list[tirx.Expr], var: tirx.Var, value: tirx.Expr) -> lis
     return [tvm_ffi.structural_map(e, [(tirx.Var, lambda v: value if v.same_as(var) else v)]) for e in exprs]
 
 
-def _nodes(kind: type, root: Any) -> list[Any]:
-    found: list[Any] = []
-
-    def keep(node: Any) -> Any:
-        found.append(node)
-        return node
-
-    tvm_ffi.structural_map(root, [(kind, keep)])
-    return found
-
-
 def _loads(expr: tirx.Expr) -> list[tvm.ir.TensorLoad]:
-    return _nodes(tvm.ir.TensorLoad, expr)
+    return nodes(tvm.ir.TensorLoad, expr)
 
 
 def _uses(expr: Any, var: tirx.Var) -> bool:
-    return any(v.same_as(var) for v in _nodes(tirx.Var, expr))
+    return any(v.same_as(var) for v in nodes(tirx.Var, expr))
 
 
 def _distinct(loads: Sequence[tvm.ir.TensorLoad]) -> list[tvm.ir.TensorLoad]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tvm import relax
+import tvm
+from tvm import relax, tirx
 
+from hawq_tvm.compiler import tir_pipeline
 from hawq_tvm.core import arith, ops
 from hawq_tvm.targets import target
 from hawq_tvm.verify.reference import evaluate
+from schedules.cpu.loops import nodes
 
 from .one_layer import packed, run
 
@@ -44,3 +47,30 @@ def test_few_elements(shape, kind):
     (out,) = run(body, x, target=HOST)
     expected = evaluate(packed(body, [(shape, "int32")]), {"x0": x})["output0"]
     np.testing.assert_array_equal(out, expected, strict=True)
+
+
+LOOPS = """
+@T.prim_func(s_tir=True)
+def main(x: T.Buffer((256, 9), "int32"), y: T.Buffer((256, 9), "int8")):
+    for j in range(9):
+        for i in range({steps}):
+            y[i, j] = T.Cast("int8", x[i, j] + {j})
+        for i in range(9):
+            y[i + 9, j] = {value}
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "value", "unrolled"),
+    [
+        (8, 'T.Cast("int8", x[i, j])', True),
+        (9, 'T.Cast("int8", x[i, j])', True),  # nests beside each other are unrolled each on its own
+        (81, "y[i, j]", True),
+        (256, "y[i, j]", False),  # more than LLVM unrolls: the outer loop stays an outer one
+    ],
+)
+def test_which_loops_are_unrolled(steps, value, unrolled):
+    func = tvm.script.from_source(LOOPS.format(steps=steps, value=value, j="j"))
+    marked = tir_pipeline.unroll_masked(tvm.IRModule({"main": func}))["main"]
+    outer = next(loop for loop in nodes(tirx.For, marked) if loop.loop_var.name == "j")
+    assert (outer.kind == tirx.ForKind.UNROLLED) == unrolled
