@@ -25,6 +25,7 @@ from hawq_tvm.core import arith, ops
 from hawq_tvm.core.attributes import Conv2d
 from schedules.emit.emit import Emission, Emitter, Operand, immediate
 from schedules.emit.emit_requantize import requantize
+from schedules.emit.tables import lookup
 from schedules.factors import Factors
 from schedules.layer import Layer
 from schedules.rule import Kernel
@@ -128,6 +129,7 @@ class Contract:
             ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders, sums),
             "hawq.unpack_int4": constant_int4,
             "hawq.requantize": lambda e, c: requantize(e, c, spelled),
+            "hawq.lookup": lambda e, c: lookup(e, c, here.permutes if spelled else ""),
         }
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(sums.prim_func(emission))

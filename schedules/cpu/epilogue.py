@@ -12,6 +12,7 @@ or, where these do not apply,
 
 or, behind either, with AVX-512,
 
+      wide_lookup = what a table of 16 or 32 bits has for a byte             as many, for a requantize of its own
       out = what a table of 8 bits has for a byte                            as many
 
 Without either a vector is clamped at a time. Channels come first, so that LLVM keeps their constants in registers.
@@ -20,6 +21,7 @@ Without either a vector is clamped at a time. Channels come first, so that LLVM 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from tvm import s_tir, tirx
@@ -27,7 +29,7 @@ from tvm import s_tir, tirx
 from schedules.emit.emit_requantize import SHIFT
 from schedules.spelling.byte_intrinsics import narrow, pair_sum, requantize
 from schedules.spelling.intrinsics import multiply_high
-from schedules.spelling.lookup_intrinsics import looked_up
+from schedules.spelling.lookup_intrinsics import WIDE, looked_up, wide_looked_up
 
 from .loops import extent
 from .vectors import spelled
@@ -73,31 +75,40 @@ class Epilogue:
         self._stages = frozenset(names)
         self._high = "high" if "high" in names and (lanes >= 8 or neon) and _spelled(channels, lanes) else ""
         self._unclamped, self._bytes = list[str](), list[str]()
+        self._tables = [name for name in names if name.startswith(WIDE)]
         if self._together:
             self._bytes = [name for name in names if name.startswith(BYTES)]
-            # Of the stages that clamp to bytes, what ends the chain and what a sum of bytes reads.
-            for name in dict.fromkeys(n for end in (self._out, *self._bytes) for n in (end, *self._producers(end))):
+            # Of the stages that clamp to bytes, what ends the chain and what a table or a sum of bytes reads.
+            ends = (self._out, *self._bytes, *self._tables)
+            for name in dict.fromkeys(n for end in ends for n in (end, *self._producers(end))):
                 before = [n for n in self._producers(name) if n.startswith("unclamped")]
                 if before and name not in self._bytes:
                     self._unclamped += before
                     self._bytes.append(name)
             self._bytes.sort(key=names.index)
-        self._permutes = permutes if self._looks_up(out) else ""
-        self._looking: list[s_tir.schedule.LoopRV] = []
+        self._permutes = permutes
+        if permutes and self._looks_up():
+            self._tables.append(self._out)
+        self._looking: list[tuple[s_tir.schedule.LoopRV, str]] = []
 
-    def _looks_up(self, out: s_tir.schedule.SBlockRV) -> bool:
-        """Whether a stage is a table of 8 bits of what a stage of bytes makes, and of nothing else."""
-        own, before = self._sch.get(out), self._producers(self._out)
-        eight = str(own.writes[0].source.dtype) in ("int8", "uint8")
+    def _looks_up(self) -> bool:
+        """Whether the last stage is a table of 8 bits of what a stage of bytes makes, and of nothing else."""
+        before = self._producers(self._out)
+        eight = self._dtype(self._out) in ("int8", "uint8")
         return self._out == "lookup" and eight and len(before) == 1 and before[0] in self._bytes
 
     def _producers(self, name: str) -> list[str]:
         return [_name(self._sch, b) for b in self._sch.get_producers(self._sch.get_sblock(name))]
 
+    def _dtype(self, name: str) -> str:
+        return str(self._sch.get(self._sch.get_sblock(name)).writes[0].source.dtype)
+
     @property
     def kept(self) -> tuple[str, ...]:
         """The stages that are not to be inlined."""
-        return tuple(name for name in (self._high, *self._unclamped, *self._bytes) if name and name != self._out)
+        return tuple(
+            name for name in (self._high, *self._unclamped, *self._bytes, *self._tables) if name and name != self._out
+        )
 
     def join_lines(self, width: int) -> None:
         """Run over [image, pixel, channel], where the sums were of [image, line, column, channel].
@@ -139,7 +150,11 @@ class Epilogue:
             ahead = [0 if str(own.reads[k].source.name) in self._stages else further for k in (0, 2)]
             fetched = (*ahead, further) if further else ()
             return pair_sum(*form, int(own.annotations[SHIFT]), (first, second), dtype, self._dot, fetched)
-        return requantize(*form, dtype, self._stored) if name.startswith("scaled_bytes") else narrow(*form, dtype)
+        if not name.startswith("scaled_bytes"):
+            return narrow(*form, dtype)
+        sums, *_, shifts = own.reads
+        stored = self._stored and not str(sums.source.name).startswith(WIDE)
+        return requantize(*form, dtype, str(shifts.source.dtype) == "int16", stored)
 
     def _tensorized(self, block: s_tir.schedule.SBlockRV, size: int, intrinsic: str) -> str:
         name = _name(self._sch, block)
@@ -165,8 +180,8 @@ class Epilogue:
             vectors = self._together
             if self._late or self._out not in self._bytes:
                 group, channel = sch.split(channel, [None, size])
-            if self._permutes:
-                self._looking.append(channel)
+            if self._out in self._tables:
+                self._looking.append((channel, self._dtype(self._out)))
             elif self._out not in self._bytes:
                 _, lane = sch.split(channel, [None, lanes])
             sch.reorder(group, pixel)
@@ -177,6 +192,8 @@ class Epilogue:
                 vector, inner = sch.split(sch.get_loops(sch.get_sblock(name))[-1], [None, self._lanes])
                 sch.vectorize(inner)
                 unrolled.append(vector)
+            if name in self._tables:
+                self._looking.append((sch.get_loops(sch.get_sblock(name))[-1], self._dtype(name)))
         if spelled_out and extent(sch, pixel) * extent(sch, group) * vectors <= UNROLLED:
             unrolled += [group, pixel]
         for each in unrolled:
@@ -190,11 +207,17 @@ class Epilogue:
 
     def finished(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
         """The kernel of the finished schedule, with vectors of what tables have."""
+        size = self._together * self._lanes
+        for loop, dtype in self._looking:
+            func = spelled(func, [self._sch.get(loop)], partial(self._entries, dtype, size))
+        return func
 
-        def spelling(operands: Sequence[tirx.Expr], tables: Sequence[tirx.Buffer]) -> tirx.Expr:
-            return looked_up(operands[0], tables[0], self._together * self._lanes, self._permutes)
-
-        return spelled(func, [self._sch.get(loop) for loop in self._looking], spelling)
+    def _entries(
+        self, dtype: str, size: int, operands: Sequence[tirx.Expr], tables: Sequence[tirx.Buffer]
+    ) -> list[tirx.Expr]:
+        if dtype in ("int8", "uint8"):
+            return [looked_up(operands[0], tables[0], size, self._permutes)]
+        return wide_looked_up(operands[0], tables[0], size, self._permutes, dtype)
 
 
 def at_once(channels: int, lanes: int, vectors: int, packs: int, whole: bool = False) -> int:

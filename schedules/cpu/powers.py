@@ -46,8 +46,8 @@ class Powers:
             element = sch.loop_partition(element, [length // LANES * LANES, None])[0]
         lane = sch.split(element, [None, LANES])[-1]
 
-        def powers(operands: Sequence[tirx.Expr], tables: Sequence[tirx.Buffer]) -> tirx.Expr:
+        def powers(operands: Sequence[tirx.Expr], tables: Sequence[tirx.Buffer]) -> list[tirx.Expr]:
             maximum, scores = operands
-            return powers_of(tirx.Broadcast(maximum, LANES) - scores, tables[0], self.fraction)
+            return [powers_of(tirx.Broadcast(maximum, LANES) - scores, tables[0], self.fraction)]
 
         return spelled(sch.mod["main"], [sch.get(lane)], powers)

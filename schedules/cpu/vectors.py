@@ -12,14 +12,14 @@ from tvm.sym.analyzer import Analyzer
 
 from .loops import nodes
 
-Spelling = Callable[[Sequence[tirx.Expr], Sequence[tirx.Buffer]], tirx.Expr]
+Spelling = Callable[[Sequence[tirx.Expr], Sequence[tirx.Buffer]], list[tirx.Expr]]
 
 
 def spelled(func: tirx.PrimFunc, loops: Sequence[tirx.For], spelling: Spelling) -> tirx.PrimFunc:
     """A scheduled kernel whose `loops`, each around one block that stores one element, store a vector in one step.
 
-    spelling: the vector, by what the block loads, in the order in which it does: its operands, vectors where they
-    move with the loop and else scalars; then the buffers in which it looks up.
+    spelling: the vector, in pieces that are stored one after another, by what the block loads, in the order in which it
+    does: its operands, vectors where they move with the loop and else scalars; then the buffers in which it looks up.
     """
     done = []
 
@@ -45,14 +45,14 @@ def _vector(loop: tirx.For, spelling: Spelling) -> s_tir.SBlockRealize:
     (var,) = moving
     analyzer = Analyzer()
 
-    def at(indices: Sequence[tirx.Expr]) -> list[Any]:
-        """Where a vector is whose first element has these indices."""
+    def at(indices: Sequence[tirx.Expr], first: int = 0, count: int = lanes) -> list[Any]:
+        """Where so many elements are of a vector whose first has these indices."""
         *before, last = indices
         if not any(_uses(i, var) for i in indices):
             return [*before, last]
         step = analyzer.simplify(last - var)
         assert not any(_uses(i, var) for i in (*before, step)), "a vector does not lie in one piece"
-        return [*before, tirx.Ramp(last, 1, lanes)]
+        return [*before, tirx.Ramp(last + first, 1, count)]
 
     operands: list[Any] = []
     tables: list[Any] = []
@@ -60,8 +60,10 @@ def _vector(loop: tirx.For, spelling: Spelling) -> s_tir.SBlockRealize:
         inside = [n for i in load.indices for n in _loads(i)]
         (tables if inside else operands).append(load)
     loaded = [tirx.BufferLoad(x.source, at(x.indices)) for x in _distinct(operands)]
-    value = spelling(loaded, list(dict.fromkeys(x.source for x in tables)))
-    body = tirx.BufferStore(store.buffer, value, at(store.indices))
+    pieces = spelling(loaded, list(dict.fromkeys(x.source for x in tables)))
+    count = lanes // len(pieces)
+    stores = [tirx.BufferStore(store.buffer, v, at(store.indices, k * count, count)) for k, v in enumerate(pieces)]
+    body = stores[0] if len(stores) == 1 else tirx.SeqStmt(stores)
 
     def widened(region: Any) -> Any:
         ranges = [tvm.ir.Range.from_min_extent(r.min, lanes) if _uses(r.min, var) else r for r in region.region]

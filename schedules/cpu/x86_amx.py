@@ -27,6 +27,7 @@ from tvm import relax, s_tir, te, tirx
 from hawq_tvm.core import ops
 from schedules.emit.emit import Emission, Emitter, Operand, immediate
 from schedules.emit.emit_requantize import requantize
+from schedules.emit.tables import lookup
 from schedules.factors import Factors
 from schedules.layer import Layer
 from schedules.rule import Kernel
@@ -132,6 +133,7 @@ class Amx(Contract):
             ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, in_place, sums),
             "hawq.unpack_int4": constant_int4,
             "hawq.requantize": lambda e, c: requantize(e, c, spelled),
+            "hawq.lookup": lambda e, c: lookup(e, c, unit.permutes if spelled else ""),
         }
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(sums.prim_func(emission))

@@ -11,6 +11,7 @@ from tvm import relax, te, tirx
 
 from hawq_tvm.core import arith, ops
 from schedules.spelling.byte_intrinsics import apart, pair_sum_of, shift_form
+from schedules.spelling.lookup_intrinsics import WIDE
 
 from .emit import Array, Emission, Operand, clamp, emitter, immediate, out_shape
 
@@ -144,7 +145,7 @@ def _high_half(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array)
     if max(abs(int(b)) for b in terms.offset.ravel()) >= 1 << (62 - bits):
         return None
     constants = [terms.multipliers[0], terms.offset << bits, shifts + bits]
-    if len(terms.data) != 1 or terms.data[0].dtype != "int32" or not shape:
+    if len(terms.data) != 1 or terms.data[0].dtype != "int32" or not shape or constants[2].max() >= 64:
         return None
     plain = all(_per_channel(c, shape) for c in constants)
     arrays = [np.broadcast_to(c.ravel(), shape[-1:]) if plain else c for c in constants[:2]]
@@ -204,18 +205,21 @@ def _sums_of_halves(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: A
 def _scaled_bytes(
     e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array, bounds: tuple[int, int], out: str, lanes: int
 ) -> te.Tensor | None:
-    """(A9c) of the sums of an anchor, or None where it is not exact for their constants."""
+    """(A9c) of an anchor's sums or a wide table's entries, (A9a) where shifts are beyond it; None where their constants
+    fit neither.
+    """
     if len(terms.data) != 1 or terms.zero_point or out not in arith.PACKED_SHIFTS or bounds != arith.RANGES[out]:
         return None
     x, bits = terms.data[0].unfinished(), terms.data[0].bits
     constants = [terms.multipliers[0], terms.offset << bits, shifts + bits - 32]
-    if x.dtype != "int32" or x.tensor.op.name != "view" or not all(_per_channel(c, shape) for c in constants):
+    kept = x.tensor.op.name in ("view", WIDE)
+    if x.dtype != "int32" or not kept or not all(_per_channel(c, shape) for c in constants):
         return None
     if max(abs(int(b)) for b in terms.offset.ravel()) >= 1 << (62 - bits):
         return None
-    if constants[2].min() < 0 or constants[2].max() > arith.PACKED_SHIFTS[out] - 32:
+    if constants[2].min() < 0 or constants[2].max() >= 32:
         return None
-    shift, at = shift_form(lanes)
+    shift, at = shift_form(lanes, constants[2].max() <= arith.PACKED_SHIFTS[out] - 32)
     channels, forms = np.arange(shape[-1]), (("int64", apart), ("int64", apart), (shift, at))
     placed = []
     for c, (dtype, place) in zip(constants, forms, strict=True):
@@ -239,7 +243,7 @@ def _pair_sum(
     constants = [*terms.multipliers, terms.offset, shifts]
     if (
         len(terms.data) != 2
-        or not all(_is_bytes(x, shape) for x in terms.data)
+        or not all(is_bytes(x, shape) for x in terms.data)
         or any(c.size > 1 for c in constants)
         or out not in arith.PACKED_SHIFTS
         or bounds != arith.RANGES[out]
@@ -266,7 +270,7 @@ def _pair_sum(
     )
 
 
-def _is_bytes(x: Operand, shape: tuple[int, ...]) -> bool:
+def is_bytes(x: Operand, shape: tuple[int, ...]) -> bool:
     """Whether an operand is a tensor of bytes that is there: an input, or a stage that a schedule does not inline."""
     if x.value is not None or x.dtype not in arith.PACKED_SHIFTS or x.shape != shape:
         return False

@@ -48,25 +48,28 @@ def as_packed(i: Any, lanes: int) -> Any:
     return i // (2 * lanes) * (2 * lanes) + i % lanes // 4 * 8 + i % (2 * lanes) // lanes * 4 + i % 4
 
 
-def shift_form(lanes: int) -> tuple[str, Any]:
-    """The type of the shifts of `requantize`, and where a channel's is: AVX2 has no shifts of 16 bits by lanes."""
-    return ("int16", as_packed) if lanes == 16 else ("int32", lambda i, _: i)
+def shift_form(lanes: int, short: bool) -> tuple[str, Any]:
+    """The type of the shifts of `requantize`, and where a channel's is.
+
+    short: they are those of (A9c), so that words can be shifted; AVX2 has no shifts of 16 bits by lanes.
+    """
+    return ("int16", as_packed) if lanes == 16 and short else ("int32", lambda i, _: i)
 
 
 @cache
-def requantize(lanes: int, vectors: int, dtype: str, stored: bool = False) -> str:
-    """The name of the tensor intrinsic (A9c), i < lanes vectors:
+def requantize(lanes: int, vectors: int, dtype: str, short: bool, stored: bool = False) -> str:
+    """The name of the tensor intrinsic (A9c), or (A9a) and a clamp, i < lanes vectors:
 
         c[i] = clamp(((x[i] m[apart(i)] + b[apart(i)]) >> 32) >> t[at(i)])
 
     x is int32, m and b are int64, m within 32 bits, t and `at` are of `shift_form`, c is of `dtype`, to whose range
-    numbers are clamped: constants lie as the instructions take them.  Exact for 0 <= t <= 7 and "uint8", 8 and "int8":
-    what packssdw saturates lies beyond the clamp after the shift, too.
-    lanes, vectors: as for `narrow`.  stored: x is in memory, so that odd lanes are loaded for themselves, but for those
-    of the last vector, beyond which nothing may be read.
+    numbers are clamped: constants lie as the instructions take them.
+    lanes, vectors: as for `narrow`.  short: 0 <= t <= 7 for "uint8", 8 for "int8", so that what packssdw saturates lies
+    beyond the clamp after the shift, too; else t <= 31.  stored: x is in memory, so that odd lanes are loaded for
+    themselves, but for those of the last vector, beyond which nothing may be read.
     """
     size, (low, high) = lanes * vectors, arith.RANGES[dtype]
-    shift, at = shift_form(lanes)
+    shift, at = shift_form(lanes, short)
 
     def value(x: Buffer, m: Buffer, b: Buffer, t: Buffer, i: tirx.Var) -> tirx.Expr:
         total = x[i].astype("int64") * m[apart(i, lanes)] + b[apart(i, lanes)]
@@ -88,14 +91,14 @@ def requantize(lanes: int, vectors: int, dtype: str, stored: bool = False) -> st
             return joined_high_halves(even, odd, lanes)
 
         numbers = [number(k) for k in range(vectors)]
-        if lanes == 16:
+        if shift == "int16":
             words = [w >> loaded(t, 32 * k, 32) for k, w in enumerate(_words(numbers, lanes))]
         else:
             words = _words([n >> loaded(t, lanes * k, lanes) for k, n in enumerate(numbers)], lanes)
         return [_in_order(_bytes(words, lanes, dtype), lanes, vectors, dtype)]
 
     return register(
-        f"hawq.requantize.{lanes}x{vectors}.{dtype}{'.stored' if stored else ''}",
+        f"hawq.requantize.{lanes}x{vectors}.{dtype}.{shift}{'.stored' if stored else ''}",
         [Operand((size,), t) for t in ("int32", "int64", "int64", shift, dtype)],
         [(size, "S")],
         value,

@@ -138,12 +138,15 @@ def test_narrow_at_the_extremes(lanes, vectors, dtype):
 @pytest.mark.parametrize("vectors", [2, 4])
 @pytest.mark.parametrize("lanes", [8, 16])
 @pytest.mark.parametrize("stored", [False, True])
-def test_requantize_at_the_extremes(stored, lanes, vectors, dtype):
-    """(A9c) on both sides of every threshold, at the ends of 32 bits, with the least and the largest multipliers."""
+@pytest.mark.parametrize("short", [True, False])
+def test_requantize_at_the_extremes(short, stored, lanes, vectors, dtype):
+    """(A9c), and (A9a) with shifts that it does not take: on both sides of every threshold, at the ends of 32 bits, and
+    with the least and the largest multipliers.
+    """
     if lanes > UNIT.packs:
         pytest.skip(f"this CPU has no registers of {lanes} int32 to pack")
     size, (low, high) = lanes * vectors, arith.RANGES[dtype]
-    most = arith.PACKED_SHIFTS[dtype] - 32
+    most = arith.PACKED_SHIFTS[dtype] - 32 if short else 31
     t = np.arange(size, dtype=np.int32) % (most + 1)
     m = rng.choice(np.array([1, -1, 2**31 - 1, -(2**31) + 1, 2**30, 1234567891, -(2**25), 2**27 + 1]), size)
     b = rng.choice(np.array([-(2**61), 2**61, 0, -1, 2**39 - 1, 100 << 39]), size)
@@ -155,7 +158,7 @@ def test_requantize_at_the_extremes(stored, lanes, vectors, dtype):
     ends = np.array([-(2**31), -(2**31) + 1, -1, 0, 1, 2**31 - 1], object)[:, None] + np.zeros(size, object)
     x = np.clip(np.concatenate([near, ends]), -(2**31), 2**31 - 1).astype(np.int32)
     rows = len(x)
-    kind, at = byte_intrinsics.shift_form(lanes)
+    kind, at = byte_intrinsics.shift_form(lanes, short)
 
     @T.prim_func(s_tir=True)
     def main(
@@ -190,7 +193,7 @@ def test_requantize_at_the_extremes(stored, lanes, vectors, dtype):
                 )
 
     out = np.zeros((rows, size), dtype)
-    function = tensorized(main, "requantize", byte_intrinsics.requantize(lanes, vectors, dtype, stored), 1)
+    function = tensorized(main, "requantize", byte_intrinsics.requantize(lanes, vectors, dtype, short, stored), 1)
 
     def placed(values, dtype, place):
         array = np.empty(size, dtype)

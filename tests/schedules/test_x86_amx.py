@@ -17,7 +17,7 @@ from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.targets import target as targets
 from hawq_tvm.verify.disassemble import inspect_library
 from hawq_tvm.verify.reference import evaluate
-from schedules.cpu import x86_amx
+from schedules.cpu import amx_tiles, x86_amx
 from schedules.cpu.amx_tiles import AmxTile, tiles_of, vectors_of
 from schedules.cpu.contraction import shape_of
 from schedules.cpu.x86_amx import Amx
@@ -47,19 +47,30 @@ AWKWARD = [
 TILED = [*(c for c in CONVS if (c.h, c.w) != c.k), *AWKWARD]  # those of more than one pixel
 
 
+@pytest.mark.parametrize("steps", [1, 2**20])
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("c", [Conv(2, 6, 14, 128, 64, (1, 1)), Conv(1, 7, 28, 64, 96, (3, 3))], ids=str)
-def test_a_table_behind_a_requantize(c, amx):
+def test_a_table_behind_a_requantize(c, wide, steps, amx, monkeypatch):
+    """Of 8 bits, or of 32 with a scale for every channel behind it; under products and not."""
+    monkeypatch.setattr(amx_tiles, "FEWEST_STEPS", steps)
     x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
-    table, zero = rng.integers(0, 256, 256).astype(np.uint8), {"zero_point": 100, "rounding": "half_up"}
+    eight, zero = arith.QType.of("uint8"), {"zero_point": 100, "rounding": "half_up"}
+    table, scales = rng.integers(0, 256, 256).astype(np.uint8), rng.integers(2**30, 2**31, c.co)
+    fine = rng.integers(-(2**21), 2**22, 256).astype(np.int32)
 
     def body(emit, p):
         sums = emit(accumulate(emit, c, p, relax.const(w), 3, "int32"))
-        codes = emit(ops.requantize([sums], [1417339207], 0, 42, qtype=arith.QType.of("uint8"), **zero))
-        return ops.lookup(codes, table)
+        codes = emit(ops.requantize([sums], [1417339207], 0, 42, qtype=eight, **zero))
+        if not wide:
+            return ops.lookup(codes, table)
+        return ops.requantize([emit(ops.lookup(codes, fine))], [scales], 0, 46, qtype=eight, **zero)
 
     (got,) = run(body, x, target=amx, rule="x86.amx")
     codes = arith.requantize([convolve(c, x, w, 3)], [1417339207], 0, 42, qmin=0, qmax=255, **zero)
-    np.testing.assert_array_equal(got, table[codes], strict=True)
+    expected = table[codes]
+    if wide:
+        expected = arith.requantize([fine[codes].astype(np.int64)], [scales], 0, 46, qmin=0, qmax=255, **zero)
+    np.testing.assert_array_equal(got, expected.astype(np.uint8), strict=True)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
