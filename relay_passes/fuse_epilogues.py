@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import tvm
 from tvm import relax
 
-from hawq_tvm.core import ops, stages
+from hawq_tvm.core import division, ops, stages
 from hawq_tvm.core.operators import OPERATORS, Kind, kind_of
 from hawq_tvm.core.rewriter import use_counts
 
@@ -127,6 +127,8 @@ def _maps_and_feeds(binding: relax.VarBinding) -> bool:
 
 def _repeats(call: relax.Call, operand: relax.Var) -> int:
     """How often an operand's expression stands in the expression of a call (`schedules/emit/emit_requantize.py`)."""
+    if ops.op_name(call) == division.NAME:
+        return 20
     if ops.op_name(call) != "hawq.requantize":
         return 1
     rounding = str(call.attrs["rounding"])

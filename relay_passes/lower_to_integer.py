@@ -41,6 +41,7 @@ from relay_passes.integer.values import (
     Joined,
     Moved,
     NotLowered,
+    Quotient,
     Real,
     Softmax,
     Term,
@@ -320,7 +321,7 @@ class _Lowering:
             return Constant(function(leaf.doubles))
         if isinstance(leaf, Joined) and leaf.picks:
             return replace(leaf, parts=tuple(self._function_of(p, function) for p in leaf.parts))
-        if isinstance(leaf, Joined | Softmax):
+        if isinstance(leaf, Joined | Softmax | Quotient):
             leaf = Real(leaf.shape, (fixed(self.ctx, leaf),))
         return Curve(leaf.shape, leaf, function) if isinstance(leaf, Real) and leaf.terms else None
 

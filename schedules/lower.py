@@ -12,7 +12,14 @@ from tvm import relax, tirx
 from hawq_tvm.core import ops, stages
 from hawq_tvm.targets.gpu import is_cuda
 
-from .emit import emit_ibert, emit_layer_norm, emit_movement, emit_reduce, emit_requantize  # noqa: F401  (their emitters)
+from .emit import (  # noqa: F401  (their emitters)
+    emit_divide,
+    emit_ibert,
+    emit_layer_norm,
+    emit_movement,
+    emit_reduce,
+    emit_requantize,
+)
 from .layer import Layer
 from .record import recorded_tile
 from .rule import Kernel, Rule, Tiled, choose

@@ -14,7 +14,7 @@ from typing import Any
 
 from tvm import relax
 
-from . import ibert_ops, intervals, ops
+from . import division, ibert_ops, intervals, ops
 from .intervals import Bounds, Interval
 
 
@@ -140,6 +140,7 @@ _ROWS = (
     Operator("hawq.requantize", _E, intervals.requantize, before_lowering=False),
     Operator("hawq.lookup", _E, intervals.lookup, tables=True),
     Operator("hawq.interpolate", _E, intervals.interpolate, tables=True, before_lowering=False),
+    Operator("hawq.divide", _E, division.interval, before_lowering=False),
     Operator("relax.astype", _E, _same, feeds=True),
     Operator("relax.add", _E, intervals.binary("add"), grows=True),
     Operator("relax.subtract", _E, intervals.binary("subtract"), grows=True, feeds=True),

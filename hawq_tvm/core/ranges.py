@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from . import arith, ibert_ops, interpolation, ops, stages
+from . import arith, division, ibert_ops, interpolation, ops, stages
 from .errors import OverflowBoundError
 from .interpolation import Steps
 from .intervals import Interval, constant, requantize_worst
@@ -139,6 +139,8 @@ class _Walk:
         elif name == "hawq.interpolate":
             worst = interpolation.worst(ops.const_value(call.args[1]), Steps.of(call.attrs))
             self._margin(LayerMargin(layer, "interpolate", "int32", worst, 2**31))
+        elif name == division.NAME:
+            self._margin(LayerMargin(layer, "divide", "int64", division.worst(call, *args[:2]), 2**63))
         elif name == "hawq.layer_norm":
             self._margin(LayerMargin(layer, "layer_norm", "int64", _layer_norm_worst(call, args[0]), 2**63))
         elif name in ibert_ops.NAMES:

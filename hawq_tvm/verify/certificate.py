@@ -185,6 +185,7 @@ _NONLINEAR = {
     "hawq.softmax_wide": "softmax (A24)",
     "hawq.layer_norm": "normalization (A25)",
     "hawq.lookup": "table (A16)",
+    "hawq.divide": "quotient (A32)",
     "hawq.interpolate": "polynomials in cells (A31)",
     "hawq.i_erf": "I-BERT's i-erf (A28)",
     "hawq.i_gelu": "I-BERT's i-GELU (A28)",

@@ -16,7 +16,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from hawq_tvm.core import arith, ibert, ibert_ops, ops, softmax_wide, stages
+from hawq_tvm.core import arith, division, ibert, ibert_ops, ops, softmax_wide, stages
 from hawq_tvm.core.errors import StageError
 from hawq_tvm.core.intervals import Interval, constant
 from hawq_tvm.core.layer_norm import norm_of
@@ -124,6 +124,11 @@ class _Walk:
         if name == "hawq.interpolate":
             # (A31), and what the distance of a grid's integer makes of it, its rounding included.
             return 0.5 + float(call.attrs["bound"]) + flat[0].distance * float(call.attrs["slope"])
+        if name == division.NAME:
+            distance = _divided(call, flat) + 0.5 * (str(call.attrs["rounding"]) in arith.DIRECTED)
+            if wide:
+                return 0.5 + distance
+            return self._note(layer, distance) if "bound" in call.attrs or flat[0].distance or flat[1].distance else 0.0
         if name == "hawq.requantize":
             return self._requantize(call, args[0], layer, wide)
         if name == "hawq.quantize" and _is_grid(call):
@@ -254,6 +259,21 @@ def _softmax(call: relax.Call, off: float) -> float:
     if ops.op_name(call) == "hawq.softmax_wide":
         return softmax_wide.distance(count, multiplier / 2.0**shift, shift, int(call.attrs["fraction"]), max(off, 1.0))
     return multiplier / 2.0**shift * (count + 3) * 2.0**-31 + 2.0**-shift
+
+
+def _divided(call: relax.Call, sides: list[_Near]) -> float:
+    """(A32d): what its ratio is off by, and what its operands are, beside the divisor's least magnitude."""
+    a, b = sides[:2]
+    off = float(call.attrs.get("bound", 0.0))
+    if not a.distance and not b.distance:
+        return off
+    low, high = b.interval.scalar
+    least = max(low, -high, 0) - b.distance
+    m, d = (ops.const_value(c).astype(np.float64) for c in call.args[2:])
+    zero = int(call.attrs["zero_point"])
+    furthest = max(abs(int(call.attrs[n]) - zero) for n in ("qmin", "qmax")) + 1
+    moved = float(np.max(np.abs(m) / d)) * a.distance + furthest * b.distance
+    return off + moved / least if least > 0 else math.inf
 
 
 def _rescaled(call: relax.Call, near: tuple[_Near, ...]) -> float:

@@ -377,6 +377,18 @@ def _in_32_bits(x: Array) -> Array:
     return x
 
 
+def _divide(call: relax.Call, a: Array, b: Array, multiplier: Array, divisor: Array) -> Array:
+    """(A32), in Python's integers: the quotient's floor, and twice its rest beside the divisor."""
+    n, d = (np.asarray(v).astype(object) * np.asarray(c).astype(object) for v, c in ((a, multiplier), (b, divisor)))
+    n, d = np.broadcast_arrays(np.where(d < 0, -n, n), abs(d))
+    low, high = int(call.attrs["qmin"]), int(call.attrs["qmax"])
+    whole, rest = n // np.maximum(d, 1), n % np.maximum(d, 1)
+    up = _goes_up(str(call.attrs["rounding"]), rest > 0, 2 * rest > d, 2 * rest == d, n > 0, whole % 2 != 0)
+    result = np.minimum(np.maximum(whole + up + int(call.attrs["zero_point"]), low), high)
+    beyond = np.where(n > 0, high, np.where(n < 0, low, int(call.attrs["undefined"])))
+    return np.where(d == 0, beyond, result).astype(np.int64)
+
+
 def _pad(call: relax.Call, x: Array, *_: Any) -> Array:
     width = [int(v) for v in call.attrs.pad_width]
     pairs = list(zip(width[0::2], width[1::2], strict=True))
@@ -431,6 +443,7 @@ _INTEGER: dict[str, Callable[..., Any]] = {
     "hawq.requantize": _requantize,
     "hawq.lookup": _lookup,
     "hawq.interpolate": _interpolate,
+    "hawq.divide": _divide,
     "hawq.sum_pool2d": _sum_pool2d,
     "hawq.dilate2d": _dilate2d,
     "hawq.softmax": reference_rows.softmax,

@@ -16,13 +16,12 @@ from hawq_tvm.core import ops
 
 from .fixed import fixed, single
 from .values import (
+    ALONE,
     INFINITY,
     Array,
     Context,
-    Curve,
     Joined,
     Real,
-    Softmax,
     Term,
     Value,
     integral,
@@ -51,7 +50,7 @@ def dequantized(ctx: Context, value: Value, op: str) -> relax.Expr:
     A function or a softmax becomes a fixed-point value (A26), and where a quantize is still to come, or no float tail
     is asked for, so do tensors that are joined.  Raises NotLowered as `single` does.
     """
-    if isinstance(value, Curve | Softmax):
+    if isinstance(value, ALONE):
         return as_float(ctx, fixed(ctx, value, op))
     if isinstance(value, Joined) and ctx.feeding:
         return as_float(ctx, fixed(ctx, value, op, OUTPUT_BITS))

@@ -13,9 +13,10 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 
-from .fixed import factors, narrowed, real_of, settled, single
+from .fixed import exact_integers, factors, fixed, narrowed, real_of, settled, single
 from .functions import Clip
 from .values import (
+    INFINITY,
     INSERT,
     LARGEST,
     TENSORS,
@@ -24,6 +25,7 @@ from .values import (
     Context,
     Curve,
     Joined,
+    Quotient,
     Real,
     Term,
     Value,
@@ -123,6 +125,8 @@ def negate(ctx: Context, a: Value, op: str = "negative") -> Value:
     """-a."""
     if isinstance(a, Constant):
         return _scaled(ctx, a, rational(-1), op)
+    if isinstance(a, Quotient):
+        return scale_by(ctx, a, rational(-1), op)
     real = settled(ctx, real_of(ctx, a, op), op)
     return Real(real.shape, tuple(replace(t, scale=-t.scale) for t in real.terms), -real.constant)
 
@@ -152,6 +156,11 @@ def _scaled(ctx: Context, a: Constant, factor: Array, op: str) -> Constant:
 
 def scale_by(ctx: Context, a: Value, factor: Array, op: str) -> Value:
     """a * factor for a constant factor of Fractions."""
+    if isinstance(a, Quotient) and np.broadcast_shapes(a.shape, factor.shape) == tuple(a.shape):
+        own = a.low == -INFINITY and a.high == INFINITY
+        if own or (is_uniform(factor) and factor.flat[0] > 0):
+            low, high = (a.low, a.high) if own else (bound(v * factor.flat[0]) for v in (a.low, a.high))
+            return replace(a, dividend=replace(a.dividend, scale=a.dividend.scale * factor), low=low, high=high)
     real = real_of(ctx, a, op)
     if is_uniform(factor) and factor.flat[0] > 0:  # the bounds of a clip scale with it
         low, high = (bound(v * factor.flat[0]) for v in (real.low, real.high))
@@ -165,17 +174,42 @@ def scale_by(ctx: Context, a: Value, factor: Array, op: str) -> Value:
 
 
 def divide(ctx: Context, a: Value, b: Value) -> Value:
-    """a / b for a constant b."""
+    """a / b: by a constant it is a change of scale, by another tensor a quotient of integers (A32)."""
     if not isinstance(b, Constant):
-        raise ctx.fail(
-            "divide", "it divides by a tensor", "express it by supported operators, or keep it in a float tail"
-        )
+        return _quotient(ctx, a, b)
     divisor = exact(ctx, b, "divide")
     if np.any(divisor == 0):
         raise ctx.fail("divide", "it divides by zero", "correct the constant")
     if isinstance(a, Constant):
         return _scaled(ctx, a, np.asarray(1 / divisor, object), "divide")
     return scale_by(ctx, a, np.asarray(1 / divisor, object), "divide")
+
+
+def _quotient(ctx: Context, a: Value, b: Value) -> Quotient:
+    if not ctx.feeding:
+        remedy = "quantize its result too, or keep it outside the integer region with --allow-float-tail"
+        raise ctx.fail("divide", "it divides by a tensor, and nothing quantizes the quotient", remedy)
+    if isinstance(a, Constant):
+        a = _counted(ctx, a)
+    own = [exact_integers(ctx, v, "divide") for v in (a, b)]
+    x, y = (t or fixed(ctx, v, "divide") for t, v in zip(own, (a, b), strict=True))
+    low, high = (int(f(e)) for f, e in zip((np.min, np.max), ctx.bounds(y.data), strict=True))
+    zeros = (int(np.min(y.zero)), int(np.max(y.zero)))
+    if None in own and low - zeros[1] <= 1 and high - zeros[0] >= -1:
+        raise ctx.fail("divide", "it divides by a tensor that may be 0, and nothing quantizes its operands", INSERT)
+    if not np.all(y.scale):
+        raise ctx.fail("divide", "it divides by a tensor whose scale is zero", "correct the scale")
+    nothing = np.zeros((), np.int64)
+    dividend, divisor = (
+        replace(t, data=centred(ctx, t, "int32", name), zero=nothing) for t, name in ((x, "a"), (y, "b"))
+    )
+    return Quotient(_shape(a, b), dividend, divisor)
+
+
+def _counted(ctx: Context, a: Constant) -> Real:
+    """A constant as a tensor of ones, each times its number."""
+    values = exact(ctx, a, "divide")
+    return Real(values.shape, (Term(ops.const(np.ones(values.shape), "int32"), np.zeros((), np.int64), values),))
 
 
 def _cast(x: relax.Expr, dtype: str) -> relax.Expr:
@@ -220,6 +254,8 @@ def clip(ctx: Context, a: Value, low: Fraction | float, high: Fraction | float) 
         return Constant(np.minimum(np.maximum(exact(ctx, a, "clip"), bound(low)), bound(high)))  # type: ignore[arg-type]
     if isinstance(a, Curve):
         return replace(a, function=a.function.then(Clip(bound(low), bound(high))))
+    if isinstance(a, Quotient):
+        return replace(a, low=bound(min(max(a.low, low), high)), high=bound(min(max(a.high, low), high)))
     if isinstance(a, Joined):
         parts = tuple(clip(ctx, p, low, high) for p in a.parts)
         return replace(a, parts=parts)

@@ -17,15 +17,18 @@ from hawq_tvm.core import arith, ops
 from relay_passes.integer.rescale import Output
 
 from .curves import NARROW, own_integers, reach, values_of
+from .quotients import quotient_interval
 from .realize import FIXED_BITS, realize
 from .values import (
     INFINITY,
     INSERT,
+    TENSORS,
     Constant,
     Context,
     Curve,
     Joined,
     NotLowered,
+    Quotient,
     Real,
     Softmax,
     Term,
@@ -53,6 +56,8 @@ def interval(ctx: Context, value: Value) -> tuple[float, float]:
         return float(np.min(values)), float(np.max(values))
     if isinstance(value, Softmax):
         return 0.0, 1.0
+    if isinstance(value, Quotient):
+        return quotient_interval(ctx, value)
     return values_of(ctx, value) if isinstance(value, Curve) else reach(ctx, value)
 
 
@@ -61,9 +66,11 @@ def fixed(ctx: Context, value: Value, op: str = "quantize", bits: int = BITS) ->
 
     Raises NotLowered where the interval is not finite.
     """
-    if not isinstance(value, Real | Joined | Softmax | Curve | Constant):
+    if not isinstance(value, (*TENSORS, Constant)):
         raise ctx.fail(op, "its input is float and not quantized", INSERT)
     most = max(map(abs, interval(ctx, value)))
+    if not most < INFINITY and isinstance(value, Quotient):
+        raise ctx.fail(op, "its input is a quotient that nothing quantizes, of a tensor that may be 0", INSERT)
     if not most < INFINITY:
         raise ctx.fail(
             op, "its input is a function that is not bounded where its own input can be", "clip the function's input"
@@ -106,7 +113,7 @@ def single(ctx: Context, value: Value, op: str, *, bits: int = BITS, narrow: boo
     try:
         return _own(ctx, value, op)
     except NotLowered:
-        if narrow or not ctx.feeding or not isinstance(value, Real | Joined | Softmax | Curve):
+        if narrow or not ctx.feeding or not isinstance(value, TENSORS):
             raise
         return fixed(ctx, value, op, bits)
 
@@ -116,7 +123,7 @@ def _own(ctx: Context, value: Value, op: str) -> Term:
 
     Raises NotLowered when the value is a sum, or clipped at a number that the integer grid does not hold.
     """
-    if isinstance(value, Joined | Softmax):
+    if isinstance(value, Joined | Softmax | Quotient):
         raise ctx.fail(op, "its input has no quantize of its own, so its parts have no common scale", INSERT)
     if isinstance(value, Curve):
         raise ctx.fail(op, "its input is a function that nothing quantizes", INSERT)
@@ -256,6 +263,15 @@ def _fixed_weight(weight: Constant, axes: Sequence[int], bits: int) -> Constant:
     shift = bits - 1 - np.where(most > 0, np.frexp(most)[1], 0)
     scales = np.array([Fraction(2) ** -int(s) for s in shift.flat], object).reshape(shift.shape)
     return Constant(np.rint(np.ldexp(real, shift)).astype(np.int64), scales, rounded=bits == WEIGHT_BITS)
+
+
+def exact_integers(ctx: Context, value: Value, op: str) -> Term | None:
+    """The one integer term that stands for `value`, of whose constant (A11) loses nothing; None where there is none."""
+    if isinstance(value, Real) and len(value.terms) == 1 and np.any(value.constant):
+        scale = value.terms[0].scale
+        if not np.all(scale) or not np.all(integral(np.asarray(value.constant / scale, object))):
+            return None
+    return _owned(ctx, value, op)
 
 
 def _owned(ctx: Context, value: Value, op: str) -> Term | None:

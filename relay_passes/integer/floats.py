@@ -13,7 +13,7 @@ from tvm import relax
 from hawq_tvm.core import ops, stages
 
 from . import border
-from .values import TENSORS, Constant, Context, Curve, Joined, Moved, NotLowered, Real, Softmax
+from .values import TENSORS, Constant, Context, Joined, Moved, NotLowered, Value
 
 
 class _Failed:
@@ -45,7 +45,7 @@ class Floats:
         self.outside: list[str] = []
         self.made: dict[Joined, str] = {}
         # What an output and a tail read is converted once.
-        self.converted: dict[Real | Joined | Softmax | Curve, relax.Expr] = {}
+        self.converted: dict[Value, relax.Expr] = {}
 
     def keep(self, call: relax.Call, values: list[Any], resolve: Callable[[relax.Expr], Any]) -> relax.Expr:
         """An operator of the head or tail, of arguments that `resolve` gives where they are fields of a tuple."""

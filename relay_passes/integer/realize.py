@@ -12,8 +12,9 @@ from hawq_tvm.core import arith, ops
 from .curves import own_integers, tabulated, values_of
 from .functions import Clip
 from .interpolation import fixed_curve
+from .quotients import quotient
 from .rescale import Output, requantized, softmax
-from .values import INSERT, Constant, Context, Curve, Joined, Real, Softmax, Term, Value, is_uniform, widened
+from .values import INSERT, Constant, Context, Curve, Joined, Quotient, Real, Softmax, Term, Value, is_uniform, widened
 
 FIXED_BITS = 24
 
@@ -38,6 +39,8 @@ def realize(ctx: Context, value: Value, out: Output) -> relax.Expr:
         value = _fixed_point(ctx, value, out)
     if isinstance(value, Softmax):
         return softmax(ctx, value, out)
+    if isinstance(value, Quotient):
+        return quotient(ctx, value, out)
     if not isinstance(value, Real):
         raise ctx.fail("hawq.quantize", "its input is computed in float", INSERT)
     if not value.terms:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -20,6 +20,7 @@ from .values import (
     LARGEST,
     Array,
     Context,
+    Quotient,
     Real,
     Softmax,
     Term,
@@ -124,11 +125,16 @@ class Output:
 
 def requantized(ctx: Context, value: Real, out: Output) -> relax.Expr:
     """(A9) for a value with terms; integers that are right already stay as they are."""
+    return clipped(ctx, value, out, lambda narrow, suffix: _rescaled(ctx, value, narrow, suffix))
+
+
+def clipped(ctx: Context, value: Real | Quotient, out: Output, make: Callable[[Output, str], relax.Expr]) -> relax.Expr:
+    """What `make` gives for the range of a value's clip (A12)."""
     ends = out.bounds(value.low, value.high)
     out = replace(out, qtype=arith.QType(int(ends[0].min()), int(ends[1].max()), out.qtype.storage))
     # Where a bound differs between channels, each has its own after the one of all.
     own = [(f, e) for f, e in zip((relax.op.maximum, relax.op.minimum), ends, strict=True) if not is_uniform(e)]
-    data = _rescaled(ctx, value, out, "all" if own else "")
+    data = make(out, "all" if own else "")
     for i, (function, levels) in enumerate(own):
         bound = ops.const(levels, out.qtype.storage)
         data = ctx.emit(function(data, bound), "" if i == len(own) - 1 else "least")

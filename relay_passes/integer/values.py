@@ -176,7 +176,7 @@ class Joined:
     """
 
     shape: tuple[int, ...]
-    parts: tuple[Real | Joined | Constant | Curve | Softmax, ...]
+    parts: tuple[Real | Joined | Constant | Curve | Softmax | Quotient, ...]
     join: Callable[[list[relax.Expr]], relax.Expr]
     moved: bool = False
     axis: int | None = None
@@ -204,6 +204,20 @@ class Softmax:
 
 
 @dataclass(frozen=True, eq=False)
+class Quotient:
+    """A tensor divided by another, clipped to low .. high, waiting for its quantize, which rounds it once (A32).
+
+    The zero points of both are 0 and their scales no 0.
+    """
+
+    shape: tuple[int, ...]
+    dividend: Term
+    divisor: Term
+    low: Fraction | float = -INFINITY
+    high: Fraction | float = INFINITY
+
+
+@dataclass(frozen=True, eq=False)
 class Moved:
     """A float graph input after operations that only move elements: they commute with the input's quantize.
 
@@ -215,10 +229,11 @@ class Moved:
     ends: tuple[float, float] | None = None
 
 
-# What waits for its quantize, and what stands for a float tensor at all.
-WAITING = (Joined, Softmax, Curve)
+# What waits for its quantize, one tensor or several, and what stands for a float tensor at all.
+ALONE = (Softmax, Curve, Quotient)
+WAITING = (Joined, *ALONE)
 TENSORS = (Real, *WAITING)
-# One of relax.Expr, Real, Constant, Joined, Softmax, Curve, Moved: TVM's classes are invisible to the type checker.
+# One of relax.Expr, Constant, Moved and TENSORS: TVM's classes are invisible to the type checker.
 Value = Any
 
 

@@ -12,6 +12,7 @@ import pytest
 from tvm import relax
 
 from hawq_tvm.core import arith, ibert, ibert_ops, ops, softmax_wide
+from hawq_tvm.core.division import divide
 from hawq_tvm.core.errors import ScheduleError
 from hawq_tvm.core.interpolation import Steps
 from hawq_tvm.core.layer_norm import Norm
@@ -145,6 +146,15 @@ def test_polynomials_in_cells():
     table = np.array([[1 << 20, -(1 << 20), 5], [900, -7, 12], [-3, 100, 0]], np.int32)
     u = np.arange(3 << 5, dtype=np.int32).reshape(1, 4, 4, 6)
     check(lambda e, x: ops.interpolate(x, table, Steps(5, 2, 3, 4), bound=0.1, slope=0.1), u, rule="cuda.elementwise")
+
+
+def test_quotients():
+    numbers = {"qtype": TYPES["int8"], "zero_point": 7, "rounding": "half_even", "undefined": -128}
+
+    def body(e: Any, a: relax.Expr, b: relax.Expr) -> relax.Expr:
+        return divide(a, b, -(2**29) - 7, 2**30 - 5, **numbers)
+
+    check(body, full_range((3, 5, 41), "int8"), full_range((5, 1), "int8"), rule="cuda.elementwise")
 
 
 def test_outputs_with_a_fraction_beside_them():

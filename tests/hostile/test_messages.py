@@ -125,23 +125,22 @@ def test_problems_of_the_graph_of_operators_and_of_layers_together() -> None:
 
 def test_a_layer_behind_a_failed_layer_is_judged_on_its_own() -> None:
     nodes = [
-        node("Div", ["one", "d"], ["a"], name="first"),
+        node("LogSoftmax", ["d"], ["a"], name="first", axis=1),
         node("QuantizeLinear", ["a", "s", "z"], ["aq"]),
         node("DequantizeLinear", ["aq", "s", "z"], ["ad"]),
-        node("Div", ["ad", "d"], ["b"], name="second"),
+        node("LogSoftmax", ["ad"], ["b"], name="second", axis=1),
         node("Relu", ["b"], ["o"], name="fine"),
     ]
-    model = between(nodes, {"one": np.full((1, 4, 4, 4), 1.5, F) + np.arange(4, dtype=F).reshape(4, 1, 1)})
-    assert problems(model) == ["first", "second"]
+    assert problems(between(nodes, {})) == ["first", "second"]
 
 
 def test_what_cannot_be_imported_hides_no_layer_before_it() -> None:
     nodes = [
-        node("Div", ["c", "d"], ["a"], name="div"),
+        node("LogSoftmax", ["d"], ["a"], name="log", axis=1),
         node("Relu", ["a"], ["o"]),
         node("LRN", ["d"], ["l"], size=3, name="lrn"),
     ]
-    assert problems(between(nodes, {"c": np.arange(4, dtype=F)}, more=["l"])) == ["lrn", "div"]
+    assert problems(between(nodes, {}, more=["l"])) == ["lrn", "log"]
 
 
 def test_several_open_and_impossible_inputs() -> None:

@@ -159,6 +159,10 @@ VARIANTS: dict[str, Build] = {
     "Pad edge": plain("Pad", i(0, 0, 1, 1, 0, 0, 1, 2), mode="edge"),
     "Pad 0.5": plain("Pad", i(0, 0, 1, 1, 0, 0, 1, 2), f(0.5)[0]),
     "LayerNormalization written out": normalized,
+    "Div of two": lambda g, x: g.node("Div", x, g.node("Add", g.node("Abs", x), g.node("Exp", g.node("Neg", x)))),
+    "Div by rows": lambda g, x: g.node(
+        "Div", x, g.node("Add", g.node("ReduceMax", g.node("Relu", x), g.constant([3], INTS)), g.constant(0.5))
+    ),
     "Clip above": lambda g, x: g.node("Clip", x, "", g.constant(0.7)),
     "ConvTranspose SAME": lambda g, x: g.node(
         "ConvTranspose", x, g.random(4, 3, 3, 3), auto_pad="SAME_UPPER", strides=[2, 2]

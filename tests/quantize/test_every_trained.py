@@ -20,14 +20,14 @@ from hawq_tvm.quantize.qat.values import Codes
 from .networks import FloatNet, images
 from .test_every_operator import BUILDERS, VARIANTS, known, plain
 
-# Products of two computed tensors, normalizations, means of several tensors or places, choices, constants beside
-# tensors that are joined, and what no quantize can be written for.
+# Products and quotients of two computed tensors, normalizations, means of several tensors or places, choices, constants
+# beside tensors that are joined, and what no quantize can be written for.
 REFUSED = (
     *("ArgMax", "ArgMin", "Attention", "BatchNormalization", "ConvTranspose", "ConvTranspose SAME", "Einsum", "Equal"),
     *("Greater", "GreaterOrEqual", "GroupNormalization", "InstanceNormalization", "IsInf", "IsNaN"),
     *("LayerNormalization", "LayerNormalization written out", "Less", "LessOrEqual", "LogSoftmax", "MatMul"),
     *("MatMul constant", "PRelu", "RMSNormalization", "Resize", "Resize align_corners", "Softmax", "Softmax last"),
-    *("Concat constant", "Pad 0.5", "Where", "Where two"),
+    *("Div of two", "Div by rows", "Concat constant", "Pad 0.5", "Where", "Where two"),
 )
 TRAINED = [op for op in (*known(), *VARIANTS) if op not in REFUSED]
 GROUPS = 8

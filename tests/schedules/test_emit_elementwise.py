@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from tvm import relax
 
 from hawq_tvm.core import arith, ops
+from hawq_tvm.core.division import divide
 from hawq_tvm.core.interpolation import Steps, interpolated
+from hawq_tvm.core.threshold_search import round_exactly
 
 from .one_layer import run
 
@@ -50,6 +53,27 @@ def test_truth_values():
         np.testing.assert_array_equal(out, getattr(np, name)(a, b), strict=True)
     (out,) = run(lambda e, x: R.logical_not(x), a)
     np.testing.assert_array_equal(out, ~a, strict=True)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("numbers", [(3, 2), (-1, 1), (2**29 + 7, 2**52 - 5)])
+def test_divide(numbers, rounding):
+    """(A32) of every pair of 8 bits, ties and zeros among them, and of every channel's own numbers."""
+    a, b = np.arange(-128, 128).astype("int8").reshape(256, 1), np.arange(-128, 128).astype("int16")
+    m, d = numbers
+    multipliers = np.where(np.arange(256) % 2, m, -m)
+    attrs = {"qtype": arith.QType(-40, 50, "int8"), "zero_point": 7, "rounding": rounding, "undefined": -128}
+    (out,) = run(lambda e, x, y: divide(x, y, multipliers, d, **attrs), a, b)
+    exact = [
+        [
+            round_exactly(Fraction(int(x) * int(k), int(y) * d), rounding) if y else 0
+            for y, k in zip(b, multipliers, strict=True)
+        ]
+        for x in a.ravel()
+    ]
+    sign = np.sign(a.astype(int) * multipliers)
+    wanted = np.where(b == 0, np.select([sign > 0, sign < 0], [50, -40], -128), np.clip(np.array(exact) + 7, -40, 50))
+    np.testing.assert_array_equal(out, wanted.astype("int8"), strict=True)
 
 
 def test_where():

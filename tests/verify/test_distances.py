@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from tvm import relax
 
 from hawq_tvm.core import ops
 from hawq_tvm.core.arith import QType
+from hawq_tvm.core.division import divide
 from hawq_tvm.core.errors import StageError
 from hawq_tvm.core.operators import OPERATORS, Kind
 from hawq_tvm.verify import distances as walked
@@ -45,6 +47,21 @@ def test_rules() -> None:
     assert distance(lambda emit, x: relax.op.sum(x, [1], keepdims=True)) == 6 * 0.75 / 4 + own
 
 
+def test_quotients() -> None:
+    """(A32d), where results lie up to 10 from their zero point, divisors 32 or more from 0, and both are off by 3/4."""
+
+    def made(emit: Any, x: relax.Expr, least: int = 32) -> relax.Expr:
+        b = emit(relax.op.clip(near(emit, x), least, 100))
+        numbers = {"qtype": QType(-10, 4, "int8"), "zero_point": 0, "rounding": "half_even", "undefined": -10}
+        return emit(divide(near(emit, x), b, 3, 2, **numbers), "last")
+
+    def found(body: Any) -> float:
+        return distances(graph(body, ((4, 6), "int8"))).get("last", 0.0)
+
+    assert found(made) == (1.5 * 0.75 + 11 * 0.75) / (32 - 0.75)
+    assert found(lambda emit, x: made(emit, x, least=0)) == math.inf
+
+
 def test_a_decision_has_no_distance() -> None:
     mod = graph(lambda emit, x: emit(relax.op.greater(near(emit, x), ops.const(3, "int32")), "last"), ((4, 6), "int8"))
     assert distances(mod) == {}
@@ -59,7 +76,15 @@ def test_an_operator_without_a_rule_is_no_exact_one(monkeypatch: pytest.MonkeyPa
 def test_every_operator_has_a_rule() -> None:
     """Those that the walk names itself, and what passes on or decides."""
     named = {
-        *("hawq.requantize", "hawq.lookup", "hawq.interpolate", "hawq.softmax", "hawq.softmax_wide", "hawq.layer_norm"),
+        *(
+            "hawq.divide",
+            "hawq.requantize",
+            "hawq.lookup",
+            "hawq.interpolate",
+            "hawq.softmax",
+            "hawq.softmax_wide",
+            "hawq.layer_norm",
+        ),
         *("hawq.i_erf", "hawq.i_gelu", "hawq.i_softmax", "hawq.i_layer_norm", "hawq.sum_pool2d", "relax.sum"),
         *("relax.add", "relax.subtract", "relax.multiply", "relax.nn.conv2d", "relax.matmul"),
     }
