@@ -159,7 +159,9 @@ VARIANTS: dict[str, Build] = {
     "Pad edge": plain("Pad", i(0, 0, 1, 1, 0, 0, 1, 2), mode="edge"),
     "Pad 0.5": plain("Pad", i(0, 0, 1, 1, 0, 0, 1, 2), f(0.5)[0]),
     "LayerNormalization written out": normalized,
-    "Div of two": lambda g, x: g.node("Div", x, g.node("Add", g.node("Abs", x), g.node("Exp", g.node("Neg", x)))),
+    "Div of two": lambda g, x: g.node(
+        "Div", x, g.node("Add", g.node("Sigmoid", g.node("Transpose", x, perm=[0, 1, 3, 2])), g.constant(0.5))
+    ),
     "Div by rows": lambda g, x: g.node(
         "Div", x, g.node("Add", g.node("ReduceMax", g.node("Relu", x), g.constant([3], INTS)), g.constant(0.5))
     ),
