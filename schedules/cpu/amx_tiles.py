@@ -12,16 +12,14 @@ from tvm import relax
 from hawq_tvm.core import ops
 from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
 
+from .amx_model import CACHED_BYTES, cycles
 from .contract_tiles import TASKS
 from .contraction import Shape
 
 ROWS = 3  # numbers of rows that are worth a measurement
-# Half of the second cache that a core with AMX has. Of the data of a task's rows, with as much again for its results:
-# what a task begins with, tiles to configure and memory to take for its sums, is worth several steps of products. And
-# of all weights, where the loop over channels is inside the one over pixels: the weights are then read again for every
-# block of pixels, while the block's data and results stay in the first cache.
-CACHED_BYTES = 1 << 20
 INSIDE = ("channels", "pixels")
+# What the lines of a block are: those of the output; equal parts of all of its pixels; whole images (images.py).
+FORMS = ("lines", "parts", "images")
 # Steps of products under which the epilogue of the block before is worth hiding: fewer take less time than it does.
 FEWEST_STEPS = 8
 # Tasks that are enough then: a task should have several blocks, as nothing hides the epilogue of its last.
@@ -34,6 +32,7 @@ class AmxTile:
 
     rows: output rows per task.  halves: blocks that share an epilogue.  inside: what a task's inner loop goes over,
     "channels", all of them for each block of pixels, or "pixels" of the channels that belong to the task.
+    form: one of FORMS, what a line is.
     """
 
     lines: int
@@ -43,11 +42,12 @@ class AmxTile:
     rows: int
     halves: int = 1
     inside: str = "pixels"
+    form: str = "lines"
 
     def __post_init__(self) -> None:
         if (self.lines > 1 and self.columns > 1) or self.rows % self.lines or self.rows < 1 or self.pixels < 2:
             raise ValueError(f"not a tile: {self}")
-        if self.halves not in (1, 2) or self.inside not in INSIDE:
+        if self.halves not in (1, 2) or self.inside not in INSIDE or self.form not in FORMS:
             raise ValueError(f"not a tile: {self}")
         self.tiles()
 
@@ -94,8 +94,8 @@ class AmxTile:
     def __str__(self) -> str:
         channels = f"{self.halves} x {self.vectors}" if self.halves > 1 else str(self.vectors)
         return (
-            f"{self.lines}x{self.columns} groups of {self.pixels} pixels x {channels} tiles of 16, {self.rows} rows, "
-            f"{self.inside} inside"
+            f"{self.lines}x{self.columns} groups of {self.pixels} pixels x {channels} tiles of 16, "
+            f"{self.rows} {self.form}, {self.inside} inside"
         )
 
 
@@ -104,11 +104,13 @@ def vectors_of(call: relax.Call) -> int:
     return 2 if ops.shape_of(call)[-1] > LANES else 1
 
 
-def tiles_of(shape: Shape, vectors: int, pairs_rows: bool, opens_weights: bool = False) -> list[AmxTile]:
+def tiles_of(
+    shape: Shape, vectors: int, pairs_rows: bool, opens_weights: bool = False, form: str = "lines"
+) -> list[AmxTile]:
     """The blocks for a shape, with several numbers of rows, the least estimated time first.
 
     pairs_rows: its output rows share their weights.  opens_weights: a task first opens the weights of its channels,
-    which are 4-bit ones, so that it should have few of them.
+    which are 4-bit ones, so that it should have few of them.  form: what its rows are.
     """
     lines = shape.lead[-1] if shape.lead else 1
     halves = 2 if shape.channels % (2 * LANES * vectors) == 0 else 1
@@ -116,26 +118,16 @@ def tiles_of(shape: Shape, vectors: int, pairs_rows: bool, opens_weights: bool =
     def tile(both: tuple[int, int]) -> AmxTile:
         columns = -(-shape.pixels // (LANES * both[1])) * both[1]
         # At least two: TVM leaves out the loop over a single pixel, and with it the intrinsics' form.
-        return AmxTile(*both, max(2, -(-shape.pixels // columns)), vectors, both[0], halves)
+        return AmxTile(*both, max(2, -(-shape.pixels // columns)), vectors, both[0], halves, form=form)
 
     blocks = [tile(b) for b in [(1, 2), (1, 1), *([(2, 1)] if pairs_rows and lines > 1 else [])]]
+    ordered = [(b, ["pixels"] if opens_weights else _orders(shape, b, lines)) for b in blocks]
     return [
         replace(block, rows=rows, inside=inside)
-        for block in sorted(blocks, key=lambda t: cycles(shape, t))
-        for inside in (["pixels"] if opens_weights else _orders(shape, block, lines))
+        for block, orders in sorted(ordered, key=lambda b: cycles(shape, replace(b[0], inside=b[1][0])))
+        for inside in orders
         for rows in _rows(shape, block, lines, inside)
     ]
-
-
-def cycles(s: Shape, t: AmxTile) -> float:
-    """The time of a step of the products with a block of channels, as measured with operands in the first cache.
-
-    A product takes a cycle for each row of its data, and not less than for 8; meanwhile tiles are loaded.
-    """
-    groups, lines = t.lines * t.columns, s.lead[-1] if s.lead else 1
-    blocks = prod(s.lead[:-1]) * -(-lines // t.lines) * -(-s.pixels // (t.columns * t.pixels))
-    product = max(9.9, 2.6 + 0.93 * t.pixels)
-    return blocks * (4 + max(groups * t.vectors * product, (groups + t.vectors) * 8.5))
 
 
 def _orders(shape: Shape, block: AmxTile, lines: int) -> list[str]:

@@ -181,8 +181,12 @@ class Nest:
     height: int = 1
 
 
-def without_borders(sch: s_tir.Schedule, shape: Shape, borders: Borders, nest: Nest) -> tirx.PrimFunc:
-    """The kernel of a finished schedule with fewer products, all of which would be with zeros or never looked at."""
+def without_borders(
+    sch: s_tir.Schedule, func: tirx.PrimFunc, shape: Shape, borders: Borders, nest: Nest
+) -> tirx.PrimFunc:
+    """The kernel of a finished schedule, as `func`, with fewer products, all of which would be with zeros or never
+    looked at.
+    """
     lines, taps, pixels = (sch.get(loop) for loop in (nest.lines, nest.taps, nest.pixels))
     places, have_data = _iterators(pixels), lines_with_data(sch, shape, borders, nest)
 
@@ -199,7 +203,7 @@ def without_borders(sch: s_tir.Schedule, shape: Shape, borders: Borders, nest: N
             return looped(loop, loop.min, loop.extent, tirx.IfThenElse(have_data, loop.body, None))
         return loop
 
-    return tvm_ffi.structural_map(sch.mod["main"], [(tirx.For, leave_out)])
+    return tvm_ffi.structural_map(func, [(tirx.For, leave_out)])
 
 
 def lines_with_data(sch: s_tir.Schedule, shape: Shape, borders: Borders, nest: Nest) -> tirx.Expr | None:

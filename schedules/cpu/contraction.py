@@ -238,7 +238,7 @@ def contraction(
         weights = _stage((), shape, form, w.dtype, lambda _, kh, t, r, o: w.at([kh, t, r, o]))
     else:
         weights = _stage((), shape, form, w.dtype, lambda _, kh, t, r, o: w.at([kh, r // inputs, r % inputs, o]))
-    width, (top, left) = ops.shape_of(call.args[0])[2], origin
+    width, (top, left) = shape.width, origin
 
     def at(*place: Any) -> tirx.Expr:
         image, line, k = place
@@ -249,7 +249,7 @@ def contraction(
             shape,
             dtype,
             lambda r, k: at(*r, k // (width * c), k % (width * c)),
-            lambda i, _: [i[0]],
+            lambda i, _: [i[-1]],
             weights,
             lambda _: [],
         )

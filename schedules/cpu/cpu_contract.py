@@ -140,7 +140,7 @@ class Contract:
             sch, shape.channels, tile.lanes, tile.vectors, packs, bool(unit.neon), unit.quads, permutes=here.permutes
         )
         nest = _schedule(sch, shape, tile, products.intrinsic(data, weight), epilogue, borders, sums)
-        func = epilogue.finished(without_borders(sch, shape, borders, nest))
+        func = epilogue.finished(without_borders(sch, sch.mod["main"], shape, borders, nest))
         func = sums.before(func, emission, tile.lanes)
         return Kernel(func, tuple(a for _, a in emission.arguments), tile)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from tvm import relax, s_tir, tirx
@@ -27,11 +28,16 @@ def pixels_of(layer: Layer) -> int:
             return 0
     elif len(ops.shape_of(call.args[1])) != 2:
         return 0
-    *lead, _ = ops.shape_of(call)
-    if any(ops.shape_of(p)[:-1] != tuple(lead) for p in layer.func.params):
-        return 0
+    return prod(ops.shape_of(call)[:-1]) if reads_its_pixels(layer, layer.func.params) else 0
+
+
+def reads_its_pixels(layer: Layer, tensors: Sequence[relax.Var]) -> bool:
+    """Whether tensors have the pixels of a layer's sums, and no constant of its epilogue depends on them."""
+    call = layer.anchor_call
+    assert call is not None
     constants = [c for b in layer.epilogue for c in _constants(b.value)]
-    return 0 if any(prod(ops.shape_of(c)[:-1]) > 1 for c in constants) else prod(lead)
+    same = all(ops.shape_of(t)[:-1] == ops.shape_of(call)[:-1] for t in tensors)
+    return same and all(prod(ops.shape_of(c)[:-1]) <= 1 for c in constants)
 
 
 def _constants(expr: relax.Expr) -> list[relax.Expr]:

@@ -11,7 +11,8 @@
             acc = sums                                          int32 in the first cache
           out = epilogue(acc)                                   64 bytes at once, a whole cache line
 
-The groups are neighbours in an output row, or, where rows are short, the same pixels of two rows. Other numbers of
+The groups are neighbours in an output row, or, where rows are short, the same pixels of two rows; or the pixels of an
+image (images.py), or of all (joined.py), are one row. Other numbers of
 channels than multiples of 64 have blocks of 32 or 16 and no halves.
 """
 
@@ -34,12 +35,15 @@ from schedules.rule import Kernel
 from schedules.spelling import tile_intrinsics as tiles
 from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
 
-from .amx_tiles import AmxTile, cycles, tiles_of, vectors_of
+from . import amx_forms
+from .amx_forms import forms_of
+from .amx_tiles import AmxTile, vectors_of
 from .borders import Borders, Nest, axes_of, lines_with_data, without_borders
 from .contraction import Packing, Shape, contraction, shape_of
 from .cpu_contract import Contract, constant_int4, schedule_operands
 from .epilogue import Epilogue, at_once
-from .joined import in_lines, pixels_of, with_shapes_of
+from .images import STAND_IN, as_images, of_images
+from .joined import with_shapes_of
 from .loops import inline_all
 from .overlap import Chain, overlapped
 from .sums import Sums
@@ -51,29 +55,6 @@ DEPTH = 4
 MOST_PADDING = BYTES / 21
 FEWEST_CHANNELS = LANES
 AHEAD = 32  # pixels by which residual and result are fetched before an epilogue that products do not hide needs them
-
-
-def _tiles(layer: Layer) -> list[AmxTile]:
-    call = layer.anchor_call
-    assert call is not None
-    vectors, is_conv = vectors_of(call), ops.op_name(call) == "relax.nn.conv2d"
-    return tiles_of(shape_of(call, LANES * vectors), vectors, is_conv, layer.is_four_bits(call.args[1]))
-
-
-def form_of(layer: Layer) -> Layer:
-    """A layer with its pixels in lines of whole blocks where that is faster, else the layer."""
-    pixels = pixels_of(layer)
-    rows = next((n for n in range(LANES, 1, -1) if pixels % (2 * n) == 0), 0)
-    if not pixels or not rows:
-        return layer
-    return min(layer, in_lines(layer, 2 * rows), key=_least_cycles)
-
-
-def _least_cycles(layer: Layer) -> float:
-    call = layer.anchor_call
-    assert call is not None
-    shape = shape_of(call, LANES * vectors_of(call))
-    return min(cycles(shape, tile) for tile in _tiles(layer))
 
 
 class Amx(Contract):
@@ -114,23 +95,28 @@ class Amx(Contract):
 
     def tiles(self, layer: Layer, target: tvm.target.Target) -> list[AmxTile]:  # type: ignore[override]
         """Blocks of tiles and rows per task."""
-        return _tiles(form_of(layer))
+        return amx_forms.tiles_of(layer)
 
     def build(self, layer: Layer, target: tvm.target.Target, tile: AmxTile | None = None) -> Kernel:  # type: ignore[override]
         """See the loops at the top of this file."""
-        given, layer = layer, form_of(layer)
+        tile = tile or amx_forms.tiles_of(layer)[0]
+        form, given = next(f for f in forms_of(layer) if f.name == tile.form), layer
+        layer, images, anchor = form.layer, form.images, ops.op_name(form.layer.anchor_call)
         call = layer.anchor_call
         assert call is not None
-        tile = tile or _tiles(layer)[0]
         shape, factors = shape_of(call, tile.channels), Factors.of(layer, call)
-        in_place = layer.is_parameter(factors.left.data if factors else call.args[0]) and _fits_in_place(shape, tile)
+        in_place = layer.is_parameter(factors.left.data if factors else call.args[0])
+        if images is not None:
+            shape = images.shape(call, _rounded_up(form.shape, tile)[0])
+            layer, anchor = of_images(layer, shape.pixels), STAND_IN
+        in_place, own = in_place and images is None and _fits_in_place(shape, tile), shape
         shape = shape if in_place or factors else _aligned(shape)
         sums = Sums(factors)
         unit = VectorUnit.of(target)
         vectors, whole = tile.halves * tile.vectors, _is_whole(shape, tile)
         spelled = LANES if at_once(shape.channels, LANES, vectors, unit.packs, whole) else 0
         overrides: dict[str, Emitter] = {
-            ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, in_place, sums),
+            anchor: lambda e, _: _emit(e, call, shape, tile, in_place, sums, own if images else None),
             "hawq.unpack_int4": constant_int4,
             "hawq.requantize": lambda e, c: requantize(e, c, spelled),
             "hawq.lookup": lambda e, c: lookup(e, c, unit.permutes if spelled else ""),
@@ -138,7 +124,7 @@ class Amx(Contract):
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(sums.prim_func(emission))
         data, weight = factors.types if factors else map(ops.dtype_of, call.args)
-        weight = "int8" if layer.is_four_bits(call.args[1]) else weight
+        weight = "int8" if given.is_four_bits(call.args[1]) else weight
         # What is under products has time to wait for memory.
         hidden = not factors and tile.steps_of_a_part(shape) > 0
         epilogue = Epilogue(
@@ -153,15 +139,20 @@ class Amx(Contract):
             permutes=unit.permutes,
             ahead=0 if hidden else AHEAD,
         )
-        nest, chain = _schedule(sch, shape, tile, tile.tiles(self.emulated), in_place, (data, weight), epilogue, sums)
-        borders = Borders(axes_of(layer, call)[0])
+        nest, pixel, chain = _schedule(
+            sch, shape, tile, tile.tiles(self.emulated), in_place, (data, weight), epilogue, sums
+        )
+        borders = Borders() if images else Borders(axes_of(layer, call)[0])
+        func = sch.mod["main"]
+        if images is not None:
+            func = as_images(given, func, images, sch.get(pixel).loop_var)
         if chain is None:
-            func = epilogue.finished(without_borders(sch, shape, borders, nest))
+            func = epilogue.finished(without_borders(sch, func, shape, borders, nest))
         else:
             have_data = lines_with_data(sch, shape, borders, nest)
-            func = overlapped(sch, epilogue.finished(sch.mod["main"]), chain, "acc", have_data)
+            func = overlapped(sch, epilogue.finished(func), chain, "acc", have_data)
         func = sums.before(func, emission, LANES)
-        if layer is not given:
+        if form.name == "parts":
             func = with_shapes_of(given, func)
         return Kernel(func, tuple(a for _, a in emission.arguments), tile)
 
@@ -198,11 +189,13 @@ def _fits_in_place(s: Shape, tile: AmxTile) -> bool:
     return _rounded_up(s, tile)[1] == s.row_length and s.per_pixel % BYTES == 0 and s.groups == 1
 
 
-def _emit(e: Emission, call: relax.Call, s: Shape, tile: AmxTile, in_place: bool, sums: Sums) -> Operand:
+def _emit(
+    e: Emission, call: relax.Call, s: Shape, tile: AmxTile, in_place: bool, sums: Sums, joined: Shape | None
+) -> Operand:
     """Stages: rows (the padded data; none in place), data and weights (one tile per step and group or vector), acc
     (rounded up to whole blocks), and the view of it the layer sees."""
     blocks, factors = -(-s.channels // (tile.halves * tile.channels)) * tile.halves, sums.factors
-    c = contraction(e, call, Packing(blocks, 1, tile.channels, DEPTH, BYTES // DEPTH), factors=factors)
+    c = contraction(e, call, Packing(blocks, 1, tile.channels, DEPTH, BYTES // DEPTH), joined, factors=factors)
     x, per_pixel = e.operand(factors.left.data if factors else call.args[0]), c.shape.per_pixel
     pixels, length = _rounded_up(s, tile)
     lead = (*s.lead[:-1], -(-s.lead[-1] // tile.lines) * tile.lines) if s.lead else ()
@@ -272,7 +265,7 @@ def _schedule(
     types: tuple[str, str],
     epilogue: Epilogue,
     sums: Sums,
-) -> tuple[Nest, Chain | None]:
+) -> tuple[Nest, s_tir.schedule.LoopRV, Chain | None]:
     data_type, weight_type = types
     inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", "tile_weights", *sums.kept, *epilogue.kept))
     acc, data, weights = (sch.get_sblock(name) for name in ("acc", "data", "tile_weights"))
@@ -328,7 +321,8 @@ def _schedule(
     statements = tirx.SeqStmt([form.begin(), body.body, form.end()])
     sch.state.replace(sch.get_sref(task), tirx.For(body.loop_var, body.min, body.extent, body.kind, statements))
     nest = Nest(kh, t, vector, height=tile.lines)
-    return nest, Chain(blocks, (half, kh, t, j), last_pixel, *tile.numbering(shape)) if beneath else None
+    chain = Chain(blocks, (half, kh, t, j), last_pixel, *tile.numbering(shape)) if beneath else None
+    return nest, last_pixel, chain
 
 
 def _spell(

@@ -17,6 +17,11 @@ thread_local State state;
 std::atomic<const char *> failure{nullptr};
 std::atomic<int64_t> products{0};
 std::atomic<int> configured{0};
+// Since they were last asked for: products, rows of data in them, loads, those with rows that cross cache lines, stores,
+// those to addresses that are no multiple of 64.
+std::atomic<int64_t> counts[6];
+
+void count(int what, int64_t more = 1) { counts[what].fetch_add(more, std::memory_order_relaxed); }
 
 int fail(const char *why) {
     const char *none = nullptr;
@@ -29,6 +34,13 @@ bool usable(int t) {
     if (t < 0 || t > 7) return fail("no such tile"), false;
     if (state.rows[t] == 0 || state.bytes[t] == 0) return fail("a tile without rows"), false;
     return true;
+}
+
+// Whether any row of a tile lies in two cache lines.
+bool crosses(int t, uintptr_t at, int64_t stride) {
+    for (int i = 0; i < state.rows[t]; i++)
+        if ((at + i * stride) % 64 + state.bytes[t] > 64) return true;
+    return false;
 }
 
 template <typename A, typename B>
@@ -47,6 +59,7 @@ int dot(int c, int a, int b) {
                 std::memcpy(&state.tile[c][i][4 * o], &sum, 4);
             }
     products++;
+    count(0), count(1, state.rows[c]);
     return 0;
 }
 
@@ -84,6 +97,7 @@ int hawq_emulated_tilezero(int t) {
 
 int hawq_emulated_tileloadd64(int t, const uint8_t *from, int64_t stride) {
     if (!usable(t)) return 1;
+    count(2), count(3, crosses(t, reinterpret_cast<uintptr_t>(from), stride));
     std::memset(state.tile[t], 0, sizeof state.tile[t]);
     for (int i = 0; i < state.rows[t]; i++) std::memcpy(state.tile[t][i], from + i * stride, state.bytes[t]);
     return 0;
@@ -91,6 +105,7 @@ int hawq_emulated_tileloadd64(int t, const uint8_t *from, int64_t stride) {
 
 int hawq_emulated_tilestored64(int t, uint8_t *to, int64_t stride) {
     if (!usable(t)) return 1;
+    count(4), count(5, crosses(t, reinterpret_cast<uintptr_t>(to), stride));
     for (int i = 0; i < state.rows[t]; i++) std::memcpy(to + i * stride, state.tile[t][i], state.bytes[t]);
     return 0;
 }
@@ -105,6 +120,10 @@ const char *hawq_emulated_failure(int64_t *made) {
     *made = products.exchange(0);
     if (configured.exchange(0) != 0) fail("a task ended without tilerelease");
     return failure.exchange(nullptr);
+}
+
+void hawq_emulated_counts(int64_t *taken) {
+    for (int i = 0; i < 6; i++) taken[i] = counts[i].exchange(0);
 }
 
 }

@@ -17,7 +17,7 @@ from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.targets import target as targets
 from hawq_tvm.verify.disassemble import inspect_library
 from hawq_tvm.verify.reference import evaluate
-from schedules.cpu import amx_tiles, x86_amx
+from schedules.cpu import amx_forms, amx_tiles, x86_amx
 from schedules.cpu.amx_tiles import AmxTile, tiles_of, vectors_of
 from schedules.cpu.contraction import shape_of
 from schedules.cpu.x86_amx import Amx
@@ -213,9 +213,9 @@ def test_no_tile_reaches_beyond_its_row(c):
 )
 def test_every_tile_of_the_space_computes_the_same(c, fill, amx, monkeypatch):
     x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
-    own = x86_amx._tiles
+    own = amx_forms.tiles_of
     for k in range(len(Amx().tiles(Layer.of(*private(layer(c))), amx))):
-        monkeypatch.setattr(x86_amx, "_tiles", lambda given, k=k: own(given)[k:])
+        monkeypatch.setattr(amx_forms, "tiles_of", lambda given, k=k: own(given)[k:])
         (out,) = run(lambda e, p: accumulate(e, c, p, relax.const(w), fill, "int32"), x, target=amx, rule="x86.amx")
         np.testing.assert_array_equal(out, convolve(c, x, w, fill).astype(np.int32), strict=True)
 

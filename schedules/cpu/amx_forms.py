@@ -1,0 +1,63 @@
+"""What a layer's lines may be for AMX, and its tiles in every form that is worth a measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hawq_tvm.core import ops
+from schedules.layer import Layer
+from schedules.spelling.tile_intrinsics import LANES
+
+from . import amx_tiles
+from .amx_model import cycles
+from .amx_tiles import AmxTile, vectors_of
+from .contract_tiles import TASKS
+from .contraction import Shape, shape_of
+from .images import Images
+from .joined import in_lines, pixels_of
+
+# The share of the least estimate up to which a form is worth a measurement; and that of its own by which images must be
+# better than lines: the model knows neither what they leave out of a border nor what of an epilogue is left out.
+WORTH, BETTER = 1.5, 0.95
+
+
+@dataclass(frozen=True)
+class Form:
+    """A layer in one of FORMS: with what shape its sums are made, by the anchor and from the data of `layer`."""
+
+    name: str
+    layer: Layer
+    shape: Shape
+    images: Images | None = None
+
+
+def forms_of(layer: Layer) -> list[Form]:
+    """Those that a layer has."""
+    call = layer.anchor_call
+    assert call is not None
+    lanes = LANES * vectors_of(call)
+    found, pixels = [Form("lines", layer, shape_of(call, lanes))], pixels_of(layer)
+    rows = next((n for n in range(LANES, 1, -1) if pixels % (2 * n) == 0), 0)
+    if pixels and rows:
+        parts = in_lines(layer, 2 * rows)
+        assert parts.anchor_call is not None
+        found.append(Form("parts", parts, shape_of(parts.anchor_call, lanes)))
+    images = Images.of(layer)
+    # A task has whole images, and there should be enough of them for several threads.
+    if images is not None and ops.shape_of(call)[0] * ops.shape_of(call)[-1] >= TASKS * 2 * lanes:
+        found.append(Form("images", layer, images.shape(call, images.pixels), images))
+    return found
+
+
+def tiles_of(layer: Layer) -> list[AmxTile]:
+    """Blocks of tiles and lines per task, the best by the cost model first."""
+    call = layer.anchor_call
+    assert call is not None
+    vectors, opens = vectors_of(call), layer.is_four_bits(call.args[1])
+    found = []
+    for form in forms_of(layer):
+        pairs = ops.op_name(call) == "relax.nn.conv2d" and form.images is None
+        tiles = amx_tiles.tiles_of(form.shape, vectors, pairs, opens, form.name)
+        found.append((min(cycles(form.shape, t) for t in tiles) / (BETTER if form.images else 1), tiles))
+    found.sort(key=lambda f: f[0])  # of equal ones, lines first
+    return [t for estimate, tiles in found for t in tiles if estimate <= WORTH * found[0][0]]
