@@ -17,8 +17,8 @@ from hawq_tvm.compiler import tir_pipeline
 
 Array = np.ndarray[Any, Any]
 
-# Steps before the operands repeat: too many to unroll, few enough that the operands stay in the first-level cache.
-DEPTH = 64
+# Of the operands before they repeat: half of the smallest first-level cache, so that all of them stay there.
+OPERAND_BYTES = 16 << 10
 READ_LANES = 16  # int32 numbers of one read
 READS = 8  # sums of one block, each its own chain of additions
 BLOCK_BYTES = 4 * READ_LANES * READS
@@ -30,7 +30,8 @@ class Kind:
 
     name: mnemonic and bits of a vector.  features: what the CPU must have (LLVM's names).  intrinsic: LLVM's function.
     lanes: int32 sums of a vector.  data, weights: types of the operands.  depth: products per lane.
-    rows x columns vectors of sums, and one row's and all columns' operands, fill the register file and no more.
+    rows x columns vectors of sums, and one row's and all columns' operands, fit into the register file, and are as many
+    independent sums as hide the instruction's latency.
     """
 
     name: str
@@ -44,9 +45,19 @@ class Kind:
     columns: int
 
     @property
+    def operand(self) -> int:
+        """The bytes of one row's operand of a step, or of one column's."""
+        return self.lanes * self.depth * np.dtype(self.data).itemsize
+
+    @property
+    def steps(self) -> int:
+        """The steps before the operands repeat."""
+        return OPERAND_BYTES // ((self.rows + self.columns) * self.operand)
+
+    @property
     def products(self) -> int:
         """The multiplications of one repeat."""
-        return DEPTH * self.rows * self.columns * self.lanes * self.depth
+        return self.steps * self.rows * self.columns * self.lanes * self.depth
 
     @property
     def sums(self) -> int:
@@ -57,14 +68,14 @@ class Kind:
         """Random data and weights, of 8 bits whatever their type."""
         size, unsigned = self.lanes * self.depth, self.data == "uint8"
         low, high = (0, 255) if unsigned else (-128, 127)
-        data = rng.integers(low, high, (DEPTH * self.rows * size,), endpoint=True).astype(self.data)
-        return data, rng.integers(-128, 127, (DEPTH * self.columns * size,), endpoint=True).astype(self.weights)
+        data = rng.integers(low, high, (self.steps * self.rows * size,), endpoint=True).astype(self.data)
+        return data, rng.integers(-128, 127, (self.steps * self.columns * size,), endpoint=True).astype(self.weights)
 
     def expected(self, data: Array, weights: Array, repeats: int) -> Array:
         """The sums in NumPy: what the kernel means."""
         shape = (self.lanes, self.depth)
-        a = data.astype(np.int64).reshape(DEPTH, self.rows, *shape)
-        w = weights.astype(np.int64).reshape(DEPTH, self.columns, *shape)
+        a = data.astype(np.int64).reshape(self.steps, self.rows, *shape)
+        w = weights.astype(np.int64).reshape(self.steps, self.columns, *shape)
         return repeats * np.einsum("spld,svld->pvl", a, w).reshape(-1)
 
     def func(self) -> tirx.PrimFunc:
@@ -79,9 +90,14 @@ class TileKind(Kind):
     """
 
     @property
+    def operand(self) -> int:
+        """The bytes of a tile."""
+        return 1024
+
+    @property
     def products(self) -> int:
         """The multiplications of one repeat."""
-        return DEPTH * self.rows * self.columns * 16 * 16 * 64
+        return self.steps * self.rows * self.columns * 16 * 16 * 64
 
     @property
     def sums(self) -> int:
@@ -90,13 +106,13 @@ class TileKind(Kind):
 
     def operands(self, rng: np.random.Generator) -> tuple[Array, Array]:
         """Random data [step, row tile, 16, 64] and weights [step, column tile, 16, 16, 4], flat."""
-        data = rng.integers(0, 255, (DEPTH * self.rows * 1024,), endpoint=True).astype(np.uint8)
-        return data, rng.integers(-128, 127, (DEPTH * self.columns * 1024,), endpoint=True).astype(np.int8)
+        data = rng.integers(0, 255, (self.steps * self.rows * 1024,), endpoint=True).astype(np.uint8)
+        return data, rng.integers(-128, 127, (self.steps * self.columns * 1024,), endpoint=True).astype(np.int8)
 
     def expected(self, data: Array, weights: Array, repeats: int) -> Array:
         """The sums in NumPy: what the kernel means."""
-        a = data.astype(np.int64).reshape(DEPTH, self.rows, 16, 16, 4)
-        w = weights.astype(np.int64).reshape(DEPTH, self.columns, 16, 16, 4)
+        a = data.astype(np.int64).reshape(self.steps, self.rows, 16, 16, 4)
+        w = weights.astype(np.int64).reshape(self.steps, self.columns, 16, 16, 4)
         return repeats * np.einsum("spikd,svkjd->pvij", a, w).reshape(-1)
 
     def func(self) -> tirx.PrimFunc:
@@ -107,7 +123,7 @@ class TileKind(Kind):
 _AVX512 = ("avx512f", "avx512bw")
 KINDS: tuple[Kind, ...] = (
     TileKind("tdpbusd tiles", ("amx-tile", "amx-int8", "avx512f"), "", 16, "uint8", "int8", 4, 2, 2),
-    Kind("vpdpbusd 512", (*_AVX512, "avx512vnni"), "llvm.x86.avx512.vpdpbusd.512", 16, "uint8", "int8", 4, 6, 4),
+    Kind("vpdpbusd 512", (*_AVX512, "avx512vnni"), "llvm.x86.avx512.vpdpbusd.512", 16, "uint8", "int8", 4, 4, 3),
     Kind("vpdpbusd 256", ("avx2", "avxvnni"), "llvm.x86.avx512.vpdpbusd.256", 8, "uint8", "int8", 4, 6, 2),
     Kind("pmaddwd 512", _AVX512, "llvm.x86.avx512.pmaddw.d.512", 16, "int16", "int16", 2, 6, 4),
     Kind("pmaddwd 256", ("avx2",), "llvm.x86.avx2.pmadd.wd", 8, "int16", "int16", 2, 6, 2),
@@ -116,7 +132,7 @@ KINDS: tuple[Kind, ...] = (
 
 def _vectors(kind: Kind) -> tirx.PrimFunc:
     rows, columns, lanes, size = kind.rows, kind.columns, kind.lanes, kind.lanes * kind.depth
-    count, vector, adds = rows * columns, f"int32x{lanes}", kind.data == "uint8"
+    count, vector, adds, steps = rows * columns, f"int32x{lanes}", kind.data == "uint8", kind.steps
     a_type, w_type, intrinsic = kind.data, kind.weights, kind.intrinsic
 
     def step(acc: Any, a: Any, w: Any) -> Any:
@@ -127,8 +143,8 @@ def _vectors(kind: Kind) -> tirx.PrimFunc:
 
     @T.prim_func
     def main(
-        A: T.Buffer((DEPTH * rows * size,), a_type),
-        W: T.Buffer((DEPTH * columns * size,), w_type),
+        A: T.Buffer((steps * rows * size,), a_type),
+        W: T.Buffer((steps * columns * size,), w_type),
         C: T.Buffer((count * lanes,), "int32"),
         repeats: T.int32,
     ) -> None:
@@ -137,7 +153,7 @@ def _vectors(kind: Kind) -> tirx.PrimFunc:
         for i in T.unroll(count):
             acc[T.ramp(i * lanes, 1, lanes)] = T.broadcast(0, lanes)
         for _r in T.serial(repeats):
-            for s in T.serial(DEPTH):
+            for s in T.serial(steps):
                 for p in T.unroll(rows):
                     for v in T.unroll(columns):
                         acc[T.ramp((p * columns + v) * lanes, 1, lanes)] = step(
@@ -152,13 +168,13 @@ def _vectors(kind: Kind) -> tirx.PrimFunc:
 
 
 def _tiles(kind: Kind) -> tirx.PrimFunc:
-    rows, columns = kind.rows, kind.columns
+    rows, columns, steps = kind.rows, kind.columns, kind.steps
     count = rows * columns
 
     @T.prim_func
     def main(
-        A: T.Buffer((DEPTH * rows * 1024,), "uint8"),
-        W: T.Buffer((DEPTH * columns * 1024,), "int8"),
+        A: T.Buffer((steps * rows * 1024,), "uint8"),
+        W: T.Buffer((steps * columns * 1024,), "int8"),
         C: T.Buffer((count * 256,), "int32"),
         repeats: T.int32,
     ) -> None:
@@ -175,7 +191,7 @@ def _tiles(kind: Kind) -> tirx.PrimFunc:
         for i in T.unroll(count):
             T.evaluate(T.call_llvm_intrin("void", "llvm.x86.tilezero", T.Cast("int8", i)))
         for _r in T.serial(repeats):
-            for s in T.serial(DEPTH):
+            for s in T.serial(steps):
                 for v in T.unroll(columns):
                     T.evaluate(
                         T.call_llvm_intrin(

@@ -45,6 +45,12 @@ def test_every_kernel_keeps_its_sums_in_registers() -> None:
         assert "TVMBackendAllocWorkspace" not in module.inspect_source("ll"), kind.name
 
 
+def test_operands_stay_in_the_first_cache() -> None:
+    for kind in kernels.KINDS:
+        data, weights = kind.operands(np.random.default_rng(0))
+        assert 12 << 10 < data.nbytes + weights.nbytes <= 16 << 10, kind.name
+
+
 def test_the_reader_reads_everything() -> None:
     run = kernels.build(kernels.reader(), target.host())
     blocks = 5

@@ -68,6 +68,23 @@ def test_any_other_epilogue(c, steps, amx, monkeypatch):
     np.testing.assert_array_equal(out, expected, strict=True)
 
 
+@pytest.mark.parametrize("c", SMALL[:2], ids=str)
+def test_a_table_behind_bytes(c, steps, amx, monkeypatch):
+    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
+    table, rounded = full("uint8", 256), {"zero_point": 100, "rounding": "half_up"}
+
+    def body(emit, p):
+        sums = emit(accumulate(emit, c, p, relax.const(w), 0, "int32"))
+        return ops.lookup(
+            emit(ops.requantize([sums], [1417339207], 0, 39, qtype=arith.QType.of("uint8"), **rounded)), table
+        )
+
+    of_images(monkeypatch, layer_of(packed(body, [(x.shape, "uint8")])))
+    (out,) = run(body, x, target=amx, rule="x86.amx")
+    codes = arith.requantize([convolve(c, x, w, 0)], [1417339207], 0, 39, qmin=0, qmax=255, **rounded)
+    np.testing.assert_array_equal(out, table[codes], strict=True)
+
+
 @pytest.mark.parametrize("fill", [0, 3])
 @pytest.mark.parametrize("four", [False, True])
 @pytest.mark.parametrize("c", [SMALL[0], SMALL[5], SMALL[8]], ids=str)
