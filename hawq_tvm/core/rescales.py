@@ -83,7 +83,7 @@ class Rescales(Sequence[Rescale]):
     """Requantizes of the same operands at several channels, each a `Rescale`: arrays of Python's integers.
 
     real: sum x_i ratio_i + constant.  dyadic: sum x_i multiplier_i + offset, over 2^shift.  lows, highs: rows x
-    operands.
+    operands.  given: how far the operands' sum is at most from the model's own, in steps, whatever the numbers are.
     """
 
     real: Lines
@@ -92,6 +92,7 @@ class Rescales(Sequence[Rescale]):
     lows: Array
     highs: Array
     apart: tuple[tuple[int, int], ...] = ()
+    given: Fraction = Fraction(0)
 
     @staticmethod
     def of(rescales: Sequence[Rescale]) -> Rescales:
@@ -121,7 +122,7 @@ class Rescales(Sequence[Rescale]):
         """One channel's, or some channels'."""
         if isinstance(index, slice):
             parts = (self.real[index], self.dyadic[index], self.shift[index], self.lows[index], self.highs[index])
-            return Rescales(*parts, self.apart)
+            return Rescales(*parts, self.apart, self.given)
         below = self.real.denominator[index]
         return Rescale(
             tuple(Fraction(f, below) for f in self.real.factors[index]),
@@ -143,7 +144,7 @@ class Rescales(Sequence[Rescale]):
     def rows(self, chosen: Array) -> Rescales:
         """Some channels', by their numbers or by truth values."""
         parts = (self.real[chosen], self.dyadic[chosen], self.shift[chosen], self.lows[chosen], self.highs[chosen])
-        return Rescales(*parts, self.apart)
+        return Rescales(*parts, self.apart, self.given)
 
     @staticmethod
     def joined(parts: Sequence[Rescales]) -> Rescales:
@@ -153,7 +154,7 @@ class Rescales(Sequence[Rescale]):
             for lines in ([p.real for p in parts], [p.dyadic for p in parts])
         )
         shift, lows, highs = (np.concatenate([getattr(p, n) for p in parts]) for n in ("shift", "lows", "highs"))
-        return Rescales(real, dyadic, shift, lows, highs, parts[0].apart)
+        return Rescales(real, dyadic, shift, lows, highs, parts[0].apart, parts[0].given)
 
     def changed(self, multipliers: Array, offset: Array) -> Rescales:
         """With other multipliers and offsets."""
@@ -174,13 +175,13 @@ class Rescales(Sequence[Rescale]):
         return replace(self, dyadic=dyadic, shift=shift)
 
     def off(self) -> Fraction:
-        """How far m / 2^s and b / 2^s can be from the real numbers they stand for, in steps, before the rounding."""
+        """How far a sum with m / 2^s and b / 2^s can be from the real one, in steps, before the rounding."""
         real, dyadic = self.real, self.dyadic
         wrong = dyadic.factors * real.denominator[:, None] - real.factors * dyadic.denominator[:, None]
         constant = dyadic.constant * real.denominator - real.constant * dyadic.denominator
         ends = (wrong * self.lows, wrong * self.highs)
         most = np.maximum(*(np.abs(constant + choose(*ends).sum(axis=1)) for choose in (np.minimum, np.maximum)))
-        return max(map(Fraction, most.tolist(), (real.denominator * dyadic.denominator).tolist()))
+        return self.given + max(map(Fraction, most.tolist(), (real.denominator * dyadic.denominator).tolist()))
 
 
 def _column(values: Sequence[Any]) -> Array:

@@ -100,7 +100,7 @@ def _on_one_grid(ctx: Context, value: Real) -> tuple[Real, float]:
     data, zero, lost = None, -constant, abs(constant * unit - value.constant)
     for i, term in enumerate(value.terms):
         factor = nearest(term.scale / unit)
-        lost = lost + abs(factor * unit - term.scale) * reaches[i]
+        lost = lost + abs(factor * unit - term.scale) * reaches[i] + abs(term.scale) * np.asarray(term.off, object)
         wide = ctx.emit(relax.op.astype(term.data, "int64"), f"wide{i}")
         part = ctx.emit(relax.op.multiply(wide, ops.const(factor, "int64")), f"part{i}")
         data = part if data is None else ctx.emit(relax.op.add(data, part), f"sum{i}")

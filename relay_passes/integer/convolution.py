@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 
@@ -92,7 +93,7 @@ def convolve(
     if isinstance(weight, Constant):
         outputs = weight.shape[0]
         factor, zero = (_by_weight(a, groups, outputs) for a in (term.scale, term.zero))
-        parts = with_output_scales(ctx, weight, factor, (1, 2, 3), op)
+        parts, lost = with_output_scales(ctx, weight, factor, (1, 2, 3), op)
         data = pad2d(ctx, term.data, pads, int(term.zero.flat[0]))
         terms = []
         for i, (values, scale) in enumerate(parts):
@@ -107,7 +108,7 @@ def convolve(
             correction = sums.sum(axis=(1, 2, 3)).reshape(1, -1, 1, 1)
             scale = np.abs(scale).reshape(1, -1, 1, 1)
             terms.append(Term(acc, compress(correction), compress(scale), accumulator=True))
-        return Real(ops.shape_of(acc), tuple(terms))
+        return Real(ops.shape_of(acc), _off(ctx, terms, term, lost))
     if not is_uniform(term.scale):
         remedy = "make its weight an initializer, or quantize the activation per tensor"
         raise ctx.fail(op, "its input has one scale per channel and its weight is not constant", remedy)
@@ -211,13 +212,13 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Real:
     x, b = summand(ctx, a, "matmul", b, (max(len(b.shape) - 2, 0),))
     if len(b.shape) == 1:
         scale = np.reshape(b.scale, (-1, 1)) if b.scale is not None and np.ndim(b.scale) else b.scale
-        return _column(ctx, _times_constant(ctx, a, Constant(b.values.reshape(-1, 1), scale)))
+        return _column(ctx, _times_constant(ctx, a, replace(b, values=b.values.reshape(-1, 1), scale=scale)))
     row_scale, factor = _row_scales(ctx, x, len(a.shape), len(b.shape))
     zero = broadcast_rank(x.zero, max(len(a.shape), 2))
-    parts = with_output_scales(ctx, b, factor, (len(b.shape) - 2,), "matmul")
+    parts, lost = with_output_scales(ctx, b, factor, (len(b.shape) - 2,), "matmul")
     blocks = _blocks(b) if factor.size == 1 else []
     if 1 < len(blocks) <= len(parts):
-        parts = [_block(ctx, b, start, end) for start, end in blocks]
+        parts, lost = [_block(ctx, b, start, end) for start, end in blocks], 0.0
     else:
         blocks = [(0, b.shape[-2])] * len(parts)
     terms = []
@@ -231,7 +232,13 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Real:
         if len(a.shape) == 1:
             numbers = [n.reshape(n.shape[:-2] + n.shape[-1:]) for n in numbers]
         terms.append(Term(acc, compress(numbers[0]), compress(numbers[1]), accumulator=True))
-    return Real(ops.shape_of(terms[0].data), tuple(terms))
+    return Real(ops.shape_of(terms[0].data), _off(ctx, terms, x, lost))
+
+
+def _off(ctx: Context, terms: Sequence[Term], data: Term, lost: float) -> tuple[Term, ...]:
+    """The terms of a weight whose products with integers of magnitude 1 lose so much, in units of the first."""
+    most = max(int(np.max(np.abs(np.asarray(end).astype(object) - data.zero))) for end in ctx.bounds(data.data))
+    return (replace(terms[0], off=Fraction(lost) * most), *terms[1:])
 
 
 def _row_scales(ctx: Context, x: Term, rank: int, weight_rank: int) -> tuple[Array, Array]:
@@ -272,7 +279,9 @@ def _column(ctx: Context, product: Real) -> Real:
         return array if array.ndim == 0 else array[..., 0]
 
     terms = tuple(
-        Term(ctx.emit(relax.op.squeeze(t.data, [-1]), "column"), numbers(t.zero), numbers(t.scale), accumulator=True)
+        replace(
+            t, data=ctx.emit(relax.op.squeeze(t.data, [-1]), "column"), zero=numbers(t.zero), scale=numbers(t.scale)
+        )
         for t in product.terms
     )
     return Real(product.shape[:-1], terms)

@@ -200,7 +200,7 @@ def counted(
 ) -> Proof:
     """The thresholds of a real function of sums within `whole` against its integers', as `compare` has them."""
     out = stepped.out
-    real = None if out.fixed else crossings(stepped.bounds, *whole, out.steps, out.rounding)
+    real = None if out.fixed or rescales.given else crossings(stepped.bounds, *whole, out.steps, out.rounding)
     if real is None:
         return Proof(enumerated=False)
     counts = [int(n) for n in np.bincount(which.ravel())]

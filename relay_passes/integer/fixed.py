@@ -262,7 +262,11 @@ def _fixed_weight(weight: Constant, axes: Sequence[int], bits: int) -> Constant:
     most = np.max(np.abs(real), axis=tuple(axes), keepdims=True)
     shift = bits - 1 - np.where(most > 0, np.frexp(most)[1], 0)
     scales = np.array([Fraction(2) ** -int(s) for s in shift.flat], object).reshape(shift.shape)
-    return Constant(np.rint(np.ldexp(real, shift)).astype(np.int64), scales, rounded=bits == WEIGHT_BITS)
+    exact = np.ldexp(real, shift)
+    values, rounded = np.rint(exact), bits == WEIGHT_BITS
+    lost = np.abs(exact - values) + (0 if weight.values.dtype.kind == "f" else np.abs(exact) * 2.0**-53)
+    off = 0.0 if rounded else float(np.max(lost.sum(axis=tuple(axes)))) * (1 + 2.0**-40)
+    return Constant(values.astype(np.int64), scales, rounded, off)
 
 
 def exact_integers(ctx: Context, value: Value, op: str) -> Term | None:

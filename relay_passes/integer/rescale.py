@@ -181,25 +181,20 @@ def _requantize(ctx: Context, terms: Sequence[Term], constant: Array, out: Outpu
     proof, provable = thresholds.Proof(enumerated=False), last - first < 1 << 16
     if provable:
         rescales, proof = _settled(terms, rescales, np.bincount(which.ravel()).tolist(), out)
+        if rescales.given:  # the thresholds of sums that are near the model's own say nothing
+            proof = thresholds.Proof(enumerated=False)
 
     data = [t.data for t in terms]
-    if provable and (proof.differing or not proof.enumerated):
+    if provable and not rescales.given and (proof.differing or not proof.enumerated):
         exact = put_right(ctx, data, rescales, which, out)
         if exact is not None:
             return exact
-    bounded = provable and not proof.enumerated and out.rounding != "double" and not _digits(terms)
+    bounded = provable and not proof.enumerated and out.rounding != "double"
     return _call(ctx, terms, rescales, which, out, proof, _off(rescales) if bounded else None)
 
 
 def _off(rescales: Rescales) -> float:
     return float(rescales.off()) * (1 + 2.0**-50)
-
-
-def _digits(terms: Sequence[Term]) -> bool:
-    """Whether terms may be the digits of one weight (A10a), which are near the numbers of the model themselves."""
-    scales = [t.scale.flat[0] for t in terms if t.accumulator]
-    powers = {Fraction(256) ** n for n in range(-4, 5) if n}
-    return any(a and b / a in powers for a in scales for b in scales)
 
 
 def _settled(
@@ -246,7 +241,17 @@ def _dyadic(ctx: Context, terms: Sequence[Term], constant: Array, out: Output) -
     zeros = np.asarray(_whole(zeros), object)
     real = Lines.of(scales, columns[count]).over(columns[count + 1], out.inside)
     real = _within_reach(real, zeros, lows, highs, out.steps)
-    return dyadic_rescales(real, zeros, lows, highs, out.rounding, ctx.layer, _apart(terms)), which
+    made = dyadic_rescales(real, zeros, lows, highs, out.rounding, ctx.layer, _apart(terms))
+    return replace(made, given=_given(terms, scales, columns[count + 1])), which
+
+
+def _given(terms: Sequence[Term], scales: Array, steps: Array) -> Fraction:
+    """How far the terms' sum is at most from the model's own, in steps; scales: rows x terms."""
+    if not any(t.off for t in terms):
+        return Fraction(0)
+    lost = (np.abs(scales) * np.array([t.off for t in terms], object)).sum(axis=1)
+    most: Fraction = max((lost / steps).tolist())
+    return most
 
 
 def _call(

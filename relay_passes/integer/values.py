@@ -70,6 +70,7 @@ class Term:
 
     accumulator: the data is the 32 or 64-bit sum of a convolution, product or pool, so an integer bias belongs to it.
     half: of the positive (1) or negative part (-1) of a tensor, that tensor's mark and which part; elsewhere it is 0.
+    off: how far data - zero can be at most, in its own units, from what the model's own numbers make (A10a).
     """
 
     data: relax.Expr
@@ -77,6 +78,7 @@ class Term:
     scale: Array
     accumulator: bool = False
     half: tuple[object, int] | None = None
+    off: Fraction = Fraction(0)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", rational(self.scale))
@@ -121,12 +123,14 @@ class Constant:
     """A constant float tensor: plain values (floats, or Fractions), or integers (zero point taken away) times a
     scale.
 
-    rounded: whether the integers stand for floats nearly, as the weights of `fixed.summand` do.
+    rounded: whether the integers stand for floats nearly, as the weights of `fixed.summand` do; off: of others that
+    do, the most that the roundings of one sum's add up to, in units.
     """
 
     values: Array
     scale: Array | None = None
     rounded: bool = False
+    off: float = 0.0
 
     @property
     def real(self) -> Array:

@@ -23,8 +23,9 @@ _nearest = np.frompyfunc(arith.round_fraction, 1, 1)
 
 def with_output_scales(
     ctx: Context, weight: Constant, factor: Array, axes: Sequence[int], op: str
-) -> list[tuple[Array, Array]]:
-    """A weight times a factor as a sum of integer arrays times scales that do not vary along `axes`.
+) -> tuple[list[tuple[Array, Array]], float]:
+    """A weight times a factor as a sum of integer arrays times scales that do not vary along `axes`; and how far off a
+    sum of their products with integers of magnitude 1 can be at most, in units of the first.
 
     axes: what is summed.  factor: the data's scales there, of the weight's rank.
     Raises NotLowered for a weight without integers, and for very many different scales.
@@ -44,13 +45,15 @@ def with_output_scales(
     if not _varies(inner, axes):
         parts = halves(values) if weight.rounded else _digits(values)
         whole = np.asarray(steps * scale, object)
-        return [(part, whole if digit == 1 else np.asarray(digit * whole, object)) for part, digit in parts]
-    multiples, unit = _multiples(steps, _used(values, places), axes)
+        given = [(part, whole if digit == 1 else np.asarray(digit * whole, object)) for part, digit in parts]
+        return given, weight.off
+    multiples, unit, off = _multiples(steps, _used(values, places), axes)
     for axis, place in places.items():
-        multiples = np.take(multiples, place, axis)
-    return [
-        (part, np.asarray(digit * unit * scale, object)) for part, digit in _digits(values.astype(np.int64) * multiples)
-    ]
+        multiples, off = np.take(multiples, place, axis), np.take(off, place, axis)
+    lost = float(np.max(np.sum(np.abs(values) * off, axis=tuple(axes)))) * (1 + 2.0**-40)
+    parts = _digits(values.astype(np.int64) * multiples)
+    made = [(part, np.asarray(digit * unit * scale, object)) for part, digit in parts]
+    return made, lost + weight.off * float(np.max(multiples))
 
 
 def halves(values: Array) -> list[tuple[Array, int]]:
@@ -95,20 +98,25 @@ def _used(values: Array, places: dict[int, Array]) -> Array:
     return used
 
 
-def _multiples(steps: Array, used: Array, axes: Sequence[int]) -> tuple[Array, Array]:
-    """Scales as integers times a number of each output: of 31 bits where they need as many, as (A4) has it."""
+def _multiples(steps: Array, used: Array, axes: Sequence[int]) -> tuple[Array, Array, Array]:
+    """Scales as integers times a number of each output, and how far off these are: of 31 bits where they need as many,
+    as (A4) has it.
+    """
     for axis in range(used.ndim):
         if steps.shape[axis] == 1 and used.shape[axis] > 1:
             used = np.asarray(used.any(axis, keepdims=True))
     steps = np.where(used, steps, rational(0))
     largest = np.max(np.abs(steps), axis=tuple(axes), keepdims=True)
     unit = np.asarray(_power_of_two(_exponent(largest) + 1 - BITS), object)
-    multiples = np.asarray(_nearest(steps / unit)).astype(np.int64)
+    exact = np.asarray(steps / unit, object)
+    multiples = np.asarray(_nearest(exact)).astype(np.int64)
+    off = np.abs(exact - multiples).astype(np.float64)
     common = multiples
     for axis in axes:
         common = np.gcd.reduce(common, axis=axis, keepdims=True)
-    common = np.maximum(common, 1)
-    return multiples // common, np.asarray(unit * common.astype(object), object)
+    # Multiples that are rounded keep all of their bits, and are digits: no operator reads these but a requantize.
+    common = np.where(np.any(off, axis=tuple(axes), keepdims=True), 1, np.maximum(common, 1))
+    return multiples // common, np.asarray(unit * common.astype(object), object), off
 
 
 def _digits(weight: Array) -> list[tuple[Array, int]]:
