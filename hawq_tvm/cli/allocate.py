@@ -49,16 +49,23 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
         help="let layers that read one tensor (a shortcut and its block's first convolution) differ",
     )
     sub.add_argument(
+        "--per-block",
+        action="store_true",
+        help="the layers of a block (a residual block, an attention, a few layers of a chain) get the same bits",
+    )
+    sub.add_argument(
         "--metric",
         default="hessian",
-        help="hessian, fisher or output; with commas: the first is minimized, the others are shown (default: hessian)",
+        help="hessian, trace, fisher or output; with commas: the first is minimized, the others are shown (default:"
+        " hessian)",
     )
     sub.add_argument(
         "--probes",
         type=int,
         default=128,
         metavar="N",
-        help="the effort: N sets of random signs for every layer, spent where the choice hangs on them (default: 128)",
+        help="the effort of --metric trace: N sets of random signs for every layer, spent where the choice hangs on"
+        " them (default: 128)",
     )
     sub.add_argument(
         "--tolerance",
@@ -164,7 +171,7 @@ def _allocate(args: argparse.Namespace) -> int:
                     args.calib,
                     settings,
                     preprocess=read_preprocess(args),
-                    tie=not args.no_ties,
+                    tie="blocks" if args.per_block else not args.no_ties,
                     fix_ends=not args.free_ends,
                     fixed=fixed,
                     latencies=latencies,
@@ -210,9 +217,15 @@ def _check(args: argparse.Namespace) -> None:
             expected="allocate MODEL --calib DATA, or allocate --table TABLE.json",
             found="both" if args.model else "neither",
         )
-    for option, given in (("--shape", bool(args.shape)), ("--choices", args.choices != CHOICES)):
+    for option, given in (
+        ("--shape", bool(args.shape)),
+        ("--choices", args.choices != CHOICES),
+        ("--per-block", args.per_block),
+    ):
         if given and not args.model:
             raise UsageError("is for a model", where=option, remedy="leave it out")
+    if args.per_block and args.no_ties:
+        raise UsageError("do not go together", where="--per-block and --no-ties", remedy="leave one of them out")
     if args.model and not args.calib:
         raise UsageError("needs calibration data", where="allocate", expected="--calib DATA")
     if not args.budget and not (args.pareto or args.plot):

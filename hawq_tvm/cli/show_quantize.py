@@ -4,10 +4,12 @@ measuring.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from hawq_tvm.quantize.allocate.table import readable
+from hawq_tvm.quantize.allocate.table import BLOCK, readable
 
 from .show import say
 from .terminal import OUT, Grid
@@ -15,28 +17,42 @@ from .terminal import OUT, Grid
 if TYPE_CHECKING:
     from hawq_tvm.quantize.allocate.allocation import Allocation
     from hawq_tvm.quantize.allocate.latency import LatencyReport
+    from hawq_tvm.quantize.allocate.table import Row
 
 
 def show_allocation(allocation: Allocation, provenance: Mapping[str, Any]) -> None:
     """Every layer with its trace, its bits and what it costs; then budgets and totals."""
-    rest = [m for m in ("hessian", "fisher", "output") if m in allocation.table.rows[0].facts]
-    traced = "weight_trace" in allocation.table.rows[0].facts or "trace" in allocation.table.rows[0].facts
-    grid = Grid("layer", *(["trace", "+-"] if traced else []), "bits", *allocation.totals, "sensitivity", *rest, "why")
-    for row in allocation.table.rows:
-        choice, facts = allocation.assignment[row.name], row.facts
-        trace = (
-            [_short(facts.get("weight_trace", facts.get("trace"))), _short(facts.get("weight_error"))] if traced else []
-        )
-        costs = [readable(r, row.cost(r, choice)) for r in allocation.totals]
-        why = f"fixed {row.fixed}" if row.fixed else f"reads {row.tie}" if row.tie else ""
+    table = allocation.table
+    rest = [m for m in ("hessian", "trace", "fisher", "output") if isinstance(table.rows[0].facts.get(m), dict)]
+    traced = "weight_trace" in table.rows[0].facts or ("trace" in table.rows[0].facts and "trace" not in rest)
+    paired = table.pairs is not None
+    shares = table.shares(allocation.assignment)
+    grid = Grid(
+        "layer",
+        *(["trace", "+-"] if traced else []),
+        "bits",
+        *allocation.totals,
+        "sensitivity",
+        *(["with others"] if paired else []),
+        *rest,
+        "why",
+    )
+    blocks = any(row.tie.startswith(BLOCK) for row in table.rows)
+    for rows in table.groups() if blocks else [[row] for row in table.rows]:
+        choice, first = allocation.assignment[rows[0].name], rows[0]
+        name = first.name if len(rows) == 1 else f"{first.name} to {rows[-1].name}, {len(rows)} layers"
+        traces = [_sum(rows, "weight_trace", "trace"), _root(rows, "weight_error")] if traced else []
+        costs = [readable(r, sum((row.cost(r, choice) for row in rows), Fraction(0))) for r in allocation.totals]
+        why = f"fixed {first.fixed}" if first.fixed else first.tie if blocks else f"reads {first.tie}"
         grid.add_row(
-            row.name,
-            *trace,
+            name,
+            *map(_short, traces),
             choice,
             *costs,
-            _short(row.sensitivity[choice]),
-            *(_short(facts[m][choice]) for m in rest),
-            why,
+            _short(sum(row.sensitivity[choice] for row in rows)),
+            *([_short(sum(shares[row.name] for row in rows))] if paired else []),
+            *(_short(sum(row.facts[m][choice] for row in rows)) for m in rest),
+            why if first.tie or first.fixed else "",
         )
     _print(grid)
     for one in allocation.limits:
@@ -48,31 +64,53 @@ def show_allocation(allocation: Allocation, provenance: Mapping[str, Any]) -> No
     for resource, total in allocation.totals.items():
         if resource not in [one.budget.resource for one in allocation.limits]:
             say(f"{resource:<14} {readable(resource, total)}")
-    say(
-        f"sum of sensitivities {allocation.sensitivity:.6g}, the least there is ({allocation.solver['name']},"
-        f" {allocation.solver['seconds']} s)"
-    )
+    say(f"sum of sensitivities {allocation.sensitivity:.6g}, {_least(allocation)}")
     if "loss" in provenance:
         show_provenance(provenance)
+
+
+def _least(allocation: Allocation) -> str:
+    """Whether the sum is the least, or how far from it at most."""
+    solver = allocation.solver
+    by = f"({solver['name']}, {solver['seconds']} s)"
+    if solver["status"] == "optimal":
+        return f"the least there is {by}"
+    return f"which no other bits of two layers make less; among so many pairs that proves no least {by}"
+
+
+def _sum(rows: Sequence[Row], *keys: str) -> float | None:
+    """Of the first of these facts that a layer has."""
+    found = [next((row.facts[k] for k in keys if row.facts.get(k) is not None), None) for row in rows]
+    return None if None in found else math.fsum(x for x in found if x is not None)
+
+
+def _root(rows: Sequence[Row], key: str) -> float | None:
+    found = [row.facts.get(key) for row in rows]
+    return None if None in found else math.hypot(*(x for x in found if x is not None))
 
 
 def show_provenance(facts: Mapping[str, Any]) -> None:
     """How sensitivities were measured."""
     text = f"measured by {facts['metric']} on {facts['images']} images, {facts['loss']}, seed {facts['seed']}"
+    if "rounded_images" in facts:
+        text += f"; every layer rounded alone on {facts['rounded_images']} of them"
     if "probes" in facts:
         most = f", up to {facts['most_probes']} of a layer" if facts["most_probes"] > facts["probes"] else ""
         text += f"; {facts['probes']} probes a layer{most}, on {facts['probed_images']} of them"
-        text += f"; their signs leave standard errors up to {facts['worst_error']:.0%}"
         if facts["negative_traces"]:
             text += f"; {facts['negative_traces']} negative traces count as 0"
+    if facts.get("worst_error") is not None:
+        by = "images" if facts["metric"] == "hessian" else "signs"
+        text += f"; {by} leave standard errors up to {facts['worst_error']:.0%}"
     say(text)
+    more = "--probes" if facts["metric"] == "trace" else "images in --calib"
     if "decision" in facts:
-        say(_decision(facts["decision"], facts["seconds"]))
-    elif "probes" in facts and not facts["converged"]:
-        say(f"not all standard errors are within {facts['tolerance']:.0%}: more --probes make them smaller")
+        say(_decision(facts["decision"], facts["seconds"], more))
+    elif "converged" in facts and not facts["converged"]:
+        say(f"not all standard errors are within {facts['tolerance']:.0%}: more {more} make them smaller")
 
 
-def _decision(facts: Mapping[str, Any], seconds: float) -> str:
+def _decision(facts: Mapping[str, Any], seconds: float, more: str) -> str:
     """Whether the bits stand within the standard errors of what they were chosen by."""
     told = f"within the standard errors ({facts['draws']} draws) no other bits are better by {facts['margin']:.0%}"
     if facts["stable"]:
@@ -80,8 +118,8 @@ def _decision(facts: Mapping[str, Any], seconds: float) -> str:
     layers = ", ".join(facts["undecided"])
     return (
         f"the choice does NOT stand yet: in {facts['other']} of {facts['draws']} draws within the standard errors other"
-        f" bits are better, by up to {facts['gain']:.0%} of the sum, after all that --probes allows ({seconds:.0f} s in"
-        f" this run); it hangs on {layers}: more --probes settle it, or --fix"
+        f" bits are better, by up to {facts['gain']:.0%} of the sum, after all there is to measure by ({seconds:.0f} s"
+        f" in this run); it hangs on {layers}: more {more} settle it, or --fix"
     )
 
 

@@ -58,7 +58,8 @@ strip q.hawq -o small.hawq
 verify-signature v2.hawq --key k.pub
 sign q.hawq --key k.key
 verify-signature q.hawq --key k.pub
-allocate net.onnx --calib in.npz --budget size=0.9 --probes 2
+allocate net.onnx --calib in.npz --budget size=0.9
+allocate net.onnx --calib in.npz --budget size=0.9 --metric trace --probes 2
 prune net.onnx --calib in.npz --budget macs=90% --multiple 1 --probes 1 --steps 1 -o smaller.onnx
 latency net.onnx -o table.json
 finetune net.onnx --data in.npz --bits 8 --epochs 1 --device cpu -o tuned.onnx

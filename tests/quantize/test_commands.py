@@ -45,12 +45,13 @@ def arguments(place: Path, *more: str) -> list[str]:
 
 def test_allocate_a_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bits, front, plot = (tmp_path / n for n in ("bits.json", "front.json", "front.svg"))
-    options = ["--budget", "size=0.5", "--budget", "bops=0.6", "--metric", "hessian,fisher,output", "-o", str(bits)]
+    options = ["--budget", "size=0.5", "--budget", "bops=0.6", "--metric", "hessian,trace,fisher,output", "-o"]
+    options.append(str(bits))
     assert main(arguments(place, *options, "--pareto", str(front), "--plot", str(plot))) == 0
     out = capsys.readouterr().out
     assert (
         "fixed W8A8" in out
-        and "cross-entropy with the model's own argmax" in out
+        and "Kullback-Leibler distance to the float network's answers" in out
         and "size=0.5" in out
         and "fisher" in out
     )
@@ -74,7 +75,10 @@ def test_allocate_a_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
         "sensitivity",
         "fisher",
         "output",
+        "share",
+        "trace",
     } <= set(fields["report"][0])
+    assert sum(r["share"] for r in fields["report"]) == pytest.approx(fields["sensitivity"])
     fronts = json.loads(front.read_text())
     assert (
         [f["resource"] for f in fronts["fronts"]] == ["size", "bops"]
@@ -119,7 +123,7 @@ def test_pairs_apart(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     fields = json.loads(bits.read_text())
     assert {r["choice"] for r in fields["report"]} <= {"W8A8", "W8A4", "W4A8", "W4A4"}
-    assert set(fields["report"][1]) >= {"weight_trace", "activation_trace"} and fields["measured"]["decision"]["draws"]
+    assert "share" in fields["report"][1] and fields["measured"]["decision"]["draws"]
     layers = {n: {"weight": 8, "activation": 4} for n in fields["layers"]}
     bits.write_text(json.dumps({"layers": layers}))
     found = quantize.post_training(

@@ -16,6 +16,7 @@ from hawq_tvm.cli import main
 from hawq_tvm.quantize.allocate.measurement import SAMPLES, measure
 from hawq_tvm.quantize.allocate.plan import problem
 from hawq_tvm.quantize.allocate.sensitivity import Sensitivities, Settings
+from hawq_tvm.quantize.allocate.sizes import Sizes
 from hawq_tvm.quantize.allocate.stability import DRAWS, Verdict, judge
 from hawq_tvm.quantize.allocate.table import Budget, Row, Table
 from hawq_tvm.quantize.allocate.traces import added, estimated, spread
@@ -45,14 +46,16 @@ def measured(errors: Any) -> tuple[Sensitivities, Any]:
     graph = load_float(residual_net())
     values = np.array([0.0, 9.0, 0.0, 0.0, 1.0, 1.1, 0.0])
     ones, nothing = np.ones(7), np.zeros(7)
-    arrays = {"weights": ones, "activations": ones, "weight_trace": values, "weight_error": np.array(errors)}
+    sizes = Sizes(ones, ones, ones)
+    arrays = {"weight_trace": values, "weight_error": np.array(errors)}
     arrays |= {"activation_trace": nothing, "activation_error": nothing, "weight_spread": nothing}
     arrays |= {"activation_spread": nothing, "weight_square": np.array([[0.0, 1.0]] * 7)}
     arrays |= {"activation_square": np.zeros((7, 2))}
-    settings = Settings(choices=("W8A8", "W4A4"))
-    found = Sensitivities(graph, settings, "", 8, 4, counts=np.full(7, 4), arrays=arrays)
+    settings = Settings(("trace",), choices=("W8A8", "W4A4"))
+    found = Sensitivities(graph, settings, sizes, "", 8, 4, counts=np.full(7, 4), arrays=arrays)
 
-    def table_of(values: Any) -> Table:
+    def table_of(drawn: Any) -> Table:
+        values = found.values("trace") if drawn is None else drawn[0]
         rows = [
             Row(
                 one.name,
@@ -92,9 +95,9 @@ def test_the_layers_that_a_choice_hangs_on() -> None:
     # What signs make of that is no part of the images'.
     found.arrays["weight_error"] = np.array([0.0, 0.0, 0.0, 0.0, 1e-9, 1e-9, 0.0])
     assert set(judge(found, table_of, budgets, 0).undecided) == {"b1", "b2"}
-    same = found.drawn(np.random.default_rng(0))
+    same, _ = found.drawn(np.random.default_rng(0))
     found.arrays["weight_spread"] = found.arrays["weight_error"]
-    assert not np.array_equal(found.drawn(np.random.default_rng(0)), same)
+    assert not np.array_equal(found.drawn(np.random.default_rng(0))[0], same)
     assert judge(found, table_of, budgets, 0).stable
     # Two choices that are as good as each other need no choice.
     found, table_of = measured([0.0, 0.0, 0.0, 0.0, 0.01, 0.01, 0.0])
@@ -102,7 +105,11 @@ def test_the_layers_that_a_choice_hangs_on() -> None:
 
 
 def test_only_what_matters_is_measured_further(tmp_path: Path) -> None:
-    graph, settings, state = load_float(residual_net()), Settings(probes=40, batch=4), tmp_path / "state.npz"
+    graph, settings, state = (
+        load_float(residual_net()),
+        Settings(("trace",), probes=40, batch=4),
+        tmp_path / "state.npz",
+    )
     np.savez(tmp_path / "in.npz", x=images(12))
     found = problem(graph, tmp_path / "in.npz", settings, budgets=["bops=0.4"], state=state).sensitivities
     assert found is not None and found.verdict is not None and found.counts.min() == SAMPLES
@@ -124,14 +131,14 @@ def test_the_effort_is_kept(tmp_path: Path) -> None:
         asked.append(tuple(found.counts))
         return Verdict(3, 0.5, ("b1", "a2"))
 
-    found = measure(graph, data, Settings(probes=40, batch=4), judge=never)
+    found = measure(graph, data, Settings(("trace",), probes=40, batch=4), judge=never)
     # The named layers have twice as many every time, until seven times 40 are spent.
     assert asked[0] == (16,) * 7 and asked[1] == (16, 16, 32, 16, 32, 16, 16) and asked[2][2] == asked[2][4] == 64
     assert found.counts.sum() == 7 * 40 and found.counts[2] == found.counts[4] == 100 and not found.converged
     assert found.probes == 40 and found.provenance()["most_probes"] == 100
     assert found.provenance()["decision"]["undecided"] == ["b1", "a2"]
     # A layer's own samples are what they are in a run of all.
-    every = measure(graph, data, Settings(probes=100, batch=4, tolerance=1e-12))
+    every = measure(graph, data, Settings(("trace",), probes=100, batch=4, tolerance=1e-12))
     for side in ("weight", "activation"):
         assert np.allclose(every.arrays[f"{side}_trace"][[2, 4]], found.arrays[f"{side}_trace"][[2, 4]], rtol=1e-4)
 
@@ -141,6 +148,7 @@ def test_the_report(probes: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     onnx.save(residual_net(), str(tmp_path / "net.onnx"))
     np.savez(tmp_path / "in.npz", x=images(12))
     command = ["allocate", str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "in.npz"), "--budget", "bops=0.5"]
+    command += ["--metric", "trace"]
     assert main([*command, "--probes", probes, "--batch", "4", "-o", str(tmp_path / "b.json"), "--quiet"]) == 0
 
     def refuse(text: str) -> None:

@@ -1,5 +1,5 @@
 """The choice of bits per layer: an integer linear programme (HAWQ-V3, equations 8 to 11) with any number of budgets,
-solved exactly by HiGHS.
+solved exactly by HiGHS; a quadratic one where pairs of layers cost something, too (`quadratic.py`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,16 @@ import numpy as np
 from hawq_tvm.core.errors import HawqError, UsageError
 from hawq_tvm.core.need import need
 
+from .quadratic import Choices, proved, searched
 from .table import Budget, Row, Table, readable
 
 # The objective is scaled to this span: HiGHS stops at an absolute gap of 1e-6, so the sum is the least one to 1e-9 of
 # the span.
 SPAN = 1e3
 CUTS = 200
+# Of a quadratic programme: how many assignments exchanges begin from, by sensitivities that differ by factors of this
+# deviation; and a proof's most variables (of more, its bound says nothing in useful time) and nodes.
+STARTS, SPREAD, PROVABLE, NODES = 24, 0.7, 2000, 1000
 
 
 class InfeasibleError(UsageError):
@@ -43,8 +47,8 @@ class Limit:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The choice of every layer, the sum of sensitivities, what is taken of every resource the table knows, and how
-    it was found.
+    """The choice of every layer, the sum of sensitivities (with those of pairs), what is taken of every resource the
+    table knows, and how it was found: solver["status"] is "optimal", or "best found" where that is not proved.
     """
 
     table: Table
@@ -67,9 +71,12 @@ class _Group:
     costs: tuple[tuple[Fraction, ...], ...]
 
 
-def allocate(table: Table, budgets: Sequence[Budget]) -> Allocation:
-    """The assignment with the least sum of sensitivities that meets every budget.
+def allocate(table: Table, budgets: Sequence[Budget], near: Mapping[str, str] | None = None) -> Allocation:
+    """The assignment with the least sum of sensitivities that meets every budget; where pairs cost something, the best
+    that exchanges find, proved to be the least where the layers are not many.
 
+    near: an assignment to begin from where pairs cost something: one search from there and one from the best sum
+    without pairs, and no proof.
     Raises InfeasibleError when none does, UsageError for a resource that the table does not know or a budget given
     twice.
     """
@@ -85,16 +92,19 @@ def allocate(table: Table, budgets: Sequence[Budget]) -> Allocation:
     import scipy
 
     start = time.perf_counter()
-    picked, rounds = _solve([g.values for g in groups], groups, [one.limit for one in limits])
-    seconds = time.perf_counter() - start
+    tops = [one.limit for one in limits]
+    picked, rounds = _solve([g.values for g in groups], groups, tops)
     if picked is None:
         raise _infeasible(groups, limits)
+    known: dict[str, Any] = {"status": "optimal"}
+    if table.pairs is not None:
+        picked, known = _with_pairs(table, groups, tops, picked, near)
     assignment = {row.name: group.choices[c] for group, c in zip(groups, picked, strict=True) for row in group.rows}
     solver = {
         "name": "HiGHS",
         "scipy": scipy.__version__,
-        "status": "optimal",
-        "seconds": round(seconds, 4),
+        **known,
+        "seconds": round(time.perf_counter() - start, 4),
         "rounds": rounds,
         "variables": sum(len(g.choices) for g in groups),
     }
@@ -107,6 +117,38 @@ def allocate(table: Table, budgets: Sequence[Budget]) -> Allocation:
         limits,
         solver,
     )
+
+
+def _with_pairs(
+    table: Table,
+    groups: Sequence[_Group],
+    limits: Sequence[Fraction],
+    picked: Sequence[int],
+    near: Mapping[str, str] | None,
+) -> tuple[list[int], dict[str, Any]]:
+    """The choice of every group where pairs cost something, from the best without pairs; and how it was found."""
+    assert table.pairs is not None
+    starts = np.cumsum([0, *(len(g.choices) for g in groups)])
+    member = np.zeros((starts[-1], len(table.pairs)))
+    places = {row.name: i * len(table.choices) for i, row in enumerate(table.rows)}
+    for begin, group in zip(starts, groups, strict=False):
+        for c, choice in enumerate(group.choices):
+            member[begin + c, [places[r.name] + table.choices.index(choice) for r in group.rows]] = 1
+    costs = [tuple(g.costs[k][c] for k in range(len(limits))) for g in groups for c in range(len(g.choices))]
+    choices = Choices(starts, member @ table.pairs @ member.T, costs, limits)
+    begins = [starts[:-1] + picked]
+    if near is not None:
+        ours = starts[:-1] + [g.choices.index(near[g.rows[0].name]) for g in groups]
+        return list(searched(choices, [*begins, *([ours] if choices.met(ours) else [])]) - starts[:-1]), {}
+    rng = np.random.default_rng(0)
+    for _ in range(STARTS):
+        factors = rng.lognormal(0, SPREAD, len(groups))
+        other, _ = _solve([[f * v for v in g.values] for f, g in zip(factors, groups, strict=True)], groups, limits)
+        begins += [starts[:-1] + other] if other is not None else []
+    taken, found = searched(choices, begins), False
+    if choices.products <= PROVABLE:
+        taken, found = proved(choices, taken, NODES)
+    return list(taken - starts[:-1]), {"status": "optimal" if found else "best found"}
 
 
 def _groups(table: Table, resources: Sequence[str]) -> list[_Group]:

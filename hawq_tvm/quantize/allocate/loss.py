@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,19 +31,31 @@ class Loss:
         producer = next((n for n in graph.nodes if graph.outputs[0] in n.outputs), None)
         self._scores = PROBABILITIES.get(producer.op, "softmax") if producer else "softmax"
 
+    def classes(self, outputs: Mapping[str, torch.Tensor], size: int) -> torch.Tensor | None:
+        """The scores of a classifier, (images, classes); None where the outputs of a batch of that size are none."""
+        output = outputs[self.graph.outputs[0]]
+        flat = output.flatten(1) if output.ndim == 4 and output.shape[2:] == (1, 1) else output
+        return flat if flat.ndim == 2 and len(flat) == size and flat.is_floating_point() else None
+
+    def logarithms(self, scores: torch.Tensor) -> torch.Tensor:
+        """The logarithms of the classes' probabilities."""
+        if self._scores == "log":
+            return scores.clamp_min(1e-30).log()
+        return scores if self._scores == "none" else F.log_softmax(scores, 1)
+
     def scores(self, batch: Batch, **options: Any) -> torch.Tensor:
         """The scores of a batch, (images, classes); options: of `FloatGraph.run`.
 
         Raises ModelError when the network is no classifier.
         """
-        output = self.graph.run(batch.inputs, **options)[self.graph.outputs[0]]
-        flat = output.flatten(1) if output.ndim == 4 and output.shape[2:] == (1, 1) else output
-        if flat.ndim != 2 or len(flat) != batch.size:
+        outputs = self.graph.run(batch.inputs, **options)
+        flat = self.classes(outputs, batch.size)
+        if flat is None:
             raise ModelError(
                 "is no classifier's output",
                 where=self.graph.outputs[0],
                 expected=f"{batch.size} images x classes",
-                found="x".join(map(str, output.shape)),
+                found="x".join(map(str, outputs[self.graph.outputs[0]].shape)),
             )
         return flat
 
@@ -52,18 +65,16 @@ class Loss:
         Raises ModelError when the network is no classifier, InputError for a label that it does not have.
         """
         scores = self.scores(batch, **options)
-        classes = scores.shape[1]
-        if batch.labels is not None and batch.labels.max() >= classes:
+        self.check(batch, scores)
+        target = torch.from_numpy(batch.labels) if batch.labels is not None else scores.detach().argmax(1)
+        return F.nll_loss(self.logarithms(scores), target, reduction="none")
+
+    def check(self, batch: Batch, scores: torch.Tensor) -> None:
+        """Raise InputError for a label that the model has no class for."""
+        if batch.labels is not None and batch.labels.max() >= scores.shape[1]:
             raise InputError(
                 "has a label that the model has no class for",
                 where=self.data.where,
-                expected=f"0 to {classes - 1}",
+                expected=f"0 to {scores.shape[1] - 1}",
                 found=str(batch.labels.max()),
             )
-        target = torch.from_numpy(batch.labels) if batch.labels is not None else scores.detach().argmax(1)
-        logs = {
-            "softmax": lambda: F.log_softmax(scores, 1),
-            "log": lambda: scores.clamp_min(1e-30).log(),
-            "none": lambda: scores,
-        }[self._scores]()
-        return F.nll_loss(logs, target, reduction="none")

@@ -1,7 +1,9 @@
 """One measurement of sensitivities: passes over the calibration data, kept in a file so that an interrupted run can
 be continued.
 
-The loss grows by about v^T H v / 2 when v is added to weights or activations. With H's average curvature Tr(H) / n
+Layers are rounded as `quantize` rounds them to nearest: weights per output channel, activations on the grid of the
+least squared error. By the Hessian they are rounded one at a time: see `shifts.py`. By its trace, the loss grows by
+about v^T H v / 2 when v is added to weights or activations. With H's average curvature Tr(H) / n
 instead of H, and v the rounding error Q(x) - x, a layer's sensitivity is Tr(H) / n ||Q(x) - x||^2, for its weights
 and its input each, added. v^T H v has the mean Tr(H) over random signs v; a sample is one batch of images with a
 pair of them. Every layer's weights and every layer's input are probed on their own: products with all signs at once
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,42 +23,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from hawq_tvm.core.errors import ModelError, UsageError
+from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, load_npz, save_npz
 from hawq_tvm.quantize.network.data import Batch, Calibration
 from hawq_tvm.quantize.network.float_graph import FloatGraph
+from hawq_tvm.quantize.ptq.observers import Grid, Histogram, fitted
+from hawq_tvm.quantize.ptq.weights import nearest
 
 from .loss import Loss
 from .sensitivity import SIDES, Judge, Progress, Sensitivities, Settings, Step
+from .shifts import Shifts
+from .sizes import Sizes, sizes_of
 from .table import widths
 from .traces import PAIR, added, estimated, spread
 
 Array = np.ndarray[Any, Any]
+# Fewest batches and images before what they leave open is believed.
+FEWEST, LEAST_IMAGES = 4, 32
 # Fewest samples before a standard error is believed.
 SAMPLES = 16
 # Images at a time, where the model leaves that open: as many as have that many elements in what layers read, at least
 # and at most.
 ELEMENTS, BATCHES = 2**22, (4, 32)
-
-
-def rounded_weight(weight: torch.Tensor, axis: int, bits: int) -> torch.Tensor:
-    """Weights rounded per channel of `axis`: symmetric, the scale from the largest magnitude, codes -2^(b-1) to
-    2^(b-1) - 1.
-    """
-    top = 2 ** (bits - 1) - 1
-    others = [d for d in range(weight.ndim) if d != axis]
-    scale = weight.abs().amax(others, keepdim=True).clamp_min(1e-30) / top
-    return (weight / scale).round().clamp(-top - 1, top) * scale
-
-
-def rounded_activation(value: torch.Tensor, low: float, high: float, bits: int) -> torch.Tensor:
-    """Activations rounded per tensor over [low, high], widened to hold 0, with an integer zero point: unsigned where
-    low is not negative.
-    """
-    low, high, top = min(low, 0.0), max(high, 0.0), 2**bits - 1
-    scale = max((high - low) / top, 1e-30)
-    zero = round(-low / scale)
-    return ((value / scale).round() + zero).clamp(0, top).sub(zero) * scale
 
 
 def _dot(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -70,16 +58,17 @@ def measure(
     state: Path | None = None,
     progress: Progress | None = None,
     judge: Judge | None = None,
+    sizes: Sizes | None = None,
 ) -> Sensitivities:
     """Measure every layer on calibration data.
 
     state: an .npz file that holds what has been measured; an interrupted run is continued by the next, to the same
     result.  judge: says which layers' errors a choice of bits hangs on; without one, all errors have to be below
-    settings.tolerance.
-    Raises ModelError when the network is no classifier, InputError for labels that it does not have, UsageError when
-    state is of another run.
+    settings.tolerance.  sizes: of the layers, where they are known.
+    Raises ModelError when traces or gradients are asked for and the network is no classifier, InputError for labels
+    that it does not have, UsageError when state is of another run.
     """
-    return _Measurement(graph, data, settings, state, progress or (lambda step: None), judge).run()
+    return _Measurement(graph, data, settings, state, progress or (lambda step: None), judge, sizes).run()
 
 
 class _Measurement:
@@ -93,11 +82,10 @@ class _Measurement:
         state: Path | None,
         progress: Progress,
         judge: Judge | None,
+        sizes: Sizes | None,
     ) -> None:
         self.graph, self.data, self.settings, self.state, self.progress = graph, data, settings, state, progress
-        self.judge = judge
-        if not graph.layers:
-            raise ModelError("has no layers with weights", where=graph.name, expected="convolutions or matrix products")
+        self.judge, self.layer_sizes = judge, sizes or sizes_of(graph, data)
         fixed = graph.batch
         if fixed and settings.batch not in (None, fixed):
             raise UsageError(
@@ -114,27 +102,17 @@ class _Measurement:
             raise UsageError(
                 "is more images than there are", where=f"--batch {settings.batch}", expected=f"at most {data.count}"
             )
-        self.fixed, self.size = fixed is not None, fixed or settings.batch or self._fitting()
+        fitting = ELEMENTS // max(1, int(self.layer_sizes.activations.sum()))
+        fitting = min(max(BATCHES[0], min(fitting, BATCHES[1])), data.count)
+        self.fixed, self.size = fixed is not None, fixed or settings.batch or fitting
         whole, rest = divmod(data.count, self.size)
         self.sizes = [self.size] * whole + ([rest] if rest and not self.fixed else [])
         self.arrays: dict[str, Array] = {}
         self.key = self._key()
 
-    def _fitting(self) -> int:
-        """Images at a time whose layers' inputs have about ELEMENTS elements."""
-        elements = 0
-
-        def count(node: str, operand: int, value: Any) -> None:
-            nonlocal elements
-            elements += value.numel() if node in self.edges and operand == self.operands[node][0] else 0
-
-        with torch.no_grad():
-            self.loss.scores(next(self.data.batches(1)), feed=count)
-        return min(max(BATCHES[0], min(ELEMENTS // elements, BATCHES[1])), self.data.count)
-
     def _key(self) -> str:
         s, digest = self.settings, hashlib.sha256()
-        told = (2, s.seed, self.size, s.choices, self.data.fingerprint, [one.name for one in self.graph.layers])
+        told = (3, s.seed, self.size, s.choices, self.data.fingerprint, [one.name for one in self.graph.layers])
         digest.update(repr(told).encode())
         for name, value in sorted(self.graph.parameters.items()):
             if isinstance(value, torch.Tensor):
@@ -145,19 +123,27 @@ class _Measurement:
         self._load()
         start = time.monotonic()
         images = sum(self.sizes)
-        if "activation_square" not in self.arrays:
+        if "grids" not in self.arrays:
             self._rounding()
-        result = Sensitivities(self.graph, self.settings, self.loss.text, images, self.size, arrays=dict(self.arrays))
-        if "hessian" in self.settings.metrics:
+        result = Sensitivities(
+            self.graph, self.settings, self.layer_sizes, self._told(), images, self.size, arrays=dict(self.arrays)
+        )
+        metrics = set(self.settings.metrics)
+        if "trace" in metrics:
             self._hutchinson(result)
-        if "fisher" in self.settings.metrics and "weight_fisher" not in self.arrays:
+        if "fisher" in metrics and "weight_fisher" not in self.arrays:
             self._fisher()
-        if "output" in self.settings.metrics:
-            self._output()
+        if metrics & {"hessian", "output"}:
+            self._shift(result)
         samples = [f"{side}_samples" for side in SIDES]
-        result.arrays = {k: v for k, v in (result.arrays | self.arrays).items() if k not in samples}
+        result.arrays = {k: v for k, v in (self.arrays | result.arrays).items() if k not in samples}
         result.seconds = time.monotonic() - start
         return result
+
+    def _told(self) -> str:
+        """The loss of what is minimized."""
+        distance = "Kullback-Leibler distance to the float network's answers"
+        return distance if self.settings.metrics[0] == "hessian" else self.loss.text
 
     def _load(self) -> None:
         if self.state is None:
@@ -183,51 +169,52 @@ class _Measurement:
         return self.data.batches(self.size, self.fixed)
 
     def _rounding(self) -> None:
-        """The sizes, ranges and rounding errors of weights and activations: two passes over the data."""
+        """The grids of what layers read, and the errors that rounding makes: two passes over the data."""
         layers, choices = self.graph.layers, [widths(c) for c in self.settings.choices]
-        low, high = np.full(len(layers), np.inf), np.full(len(layers), -np.inf)
-        counts, outputs = np.zeros(len(layers), np.int64), dict[str, int]()
-        square = np.zeros((len(layers), len(choices)))
-        names = {one.output for one in layers}
+        ranges, read = dict[str, tuple[float, float]](), {one.input for one in layers}
 
-        def see(node: str, operand: int, value: Any) -> None:
-            if node in self.edges and operand == self.operands[node][0]:
-                i = self.edges[node]
-                low[i], high[i] = min(low[i], float(value.min())), max(high[i], float(value.max()))
-                counts[i] = value.numel() // len(value)
+        def see(name: str, value: Any) -> None:
+            if name in read:
+                low, high = float(value.min()), float(value.max())
+                old = ranges.get(name, (low, high))
+                ranges[name] = min(low, old[0]), max(high, old[1])
 
-        def note(name: str, value: Any) -> None:
-            if name in names:
-                outputs[name] = value.numel() // len(value)
-
-        def compare(node: str, operand: int, value: Any) -> None:
-            if node in self.edges and operand == self.operands[node][0]:
-                i = self.edges[node]
-                for bits in {b for _, b in choices}:
-                    error = float((rounded_activation(value, low[i], high[i], bits) - value).double().square().sum())
-                    square[i, [k for k, (_, b) in enumerate(choices) if b == bits]] += error
+        def fill(name: str, value: Any) -> None:
+            if name in read:
+                seen[name].add(value.numpy())
 
         with torch.no_grad():
-            for feed, record, phase in ((see, note, "ranges"), (compare, None, "rounding errors")):
+            for record, phase in ((see, "ranges"), (fill, "histograms")):
+                seen = {name: Histogram(*ends) for name, ends in ranges.items()}
                 for done, batch in enumerate(self._batches(), 1):
-                    self.loss.scores(batch, feed=feed, record=record)
+                    self.graph.run(batch.inputs, record)
                     self.progress(Step(phase, done, len(self.sizes)))
-            weights = [self.graph.parameters[one.weight] for one in layers]
-            by_weight = [
-                [float((rounded_weight(w, one.channel_axis, b) - w).double().square().sum()) for b, _ in choices]
-                for w, one in zip(weights, layers, strict=True)
-            ]
-        macs = [self.graph.products(one, outputs[one.output]) for one in layers]
+        fitted_once = {
+            (name, bits): fitted(seen[name], bits, seen[name].low >= 0) for name in read for _, bits in choices
+        }
+        grids = [[fitted_once[one.input, bits] for _, bits in choices] for one in layers]
+        squares = [[_error(seen[one.input], grid) for grid in row] for one, row in zip(layers, grids, strict=True)]
         self.arrays |= {
-            "weights": np.array([w.numel() for w in weights]),
-            "activations": counts,
-            "macs": np.array(macs),
-            "low": low,
-            "high": high,
-            "weight_square": np.array(by_weight),
-            "activation_square": square / sum(self.sizes),
+            "grids": np.array([[(g.scale, g.zero, g.low, g.high) for g in row] for row in grids]),
+            "weight_square": np.array(
+                [
+                    [float((w - self.graph.parameters[one.weight]).double().square().sum()) for w in row]
+                    for one, row in zip(layers, self._rounded_weights(), strict=True)
+                ]
+            ),
+            "activation_square": np.array(squares) / sum(self.sizes),
         }
         self._save()
+
+    def _rounded_weights(self) -> Iterator[list[torch.Tensor]]:
+        """Of every layer, by choice."""
+        for one in self.graph.layers:
+            weight = self.graph.parameters[one.weight]
+            by_bits = {
+                bits: nearest(weight, None, one, bits, bits < 8, 1.0).weight
+                for bits in {widths(c)[0] for c in self.settings.choices}
+            }
+            yield [by_bits[widths(c)[0]] for c in self.settings.choices]
 
     def _variables(
         self, batch: Batch, chosen: Sequence[int] | Array
@@ -255,6 +242,53 @@ class _Measurement:
     # -- the Hessian
     # ------------------------------------------------------------------------------------------------------
 
+    def _shift(self, result: Sensitivities) -> None:
+        """Round every layer in every choice, alone, on some batches, then on twice as many until the errors do no harm
+        or all images were seen; where the output itself is asked for, on all of them.
+        """
+        count, of = self.data.count, sum(self.sizes)
+        size = self.size if self.fixed or self.settings.batch else max(1, min(self.size, count // (2 * FEWEST)))
+        names = ("pair_sums", "shift_squares", "output_square", "pair_images")
+        choices = [widths(c) for c in self.settings.choices]
+        weights = [dict(zip([w for w, _ in choices], row, strict=True)) for row in self._rounded_weights()]
+        grids = [
+            {a: Grid(float(g[0]), *map(int, g[1:])) for (_, a), g in zip(choices, row, strict=True)}
+            for row in self.arrays["grids"]
+        ]
+        shifts = Shifts(self.graph, self.loss, choices, weights, grids)
+        result.arrays = self.arrays | result.arrays
+        made: dict[str, list[Any]] = {name: list(self.arrays.get(name, [])) for name in names}
+        wanted, start, result.converged = FEWEST, time.monotonic(), False
+        for number, batch in enumerate(self.data.batches(size, self.fixed), 1):
+            if number > len(made["pair_images"]):
+                for name, value in zip(names, (*shifts.of(batch), batch.size), strict=True):
+                    made[name].append(value)
+                self.arrays |= {name: np.array(values) for name, values in made.items()}
+                self._save()
+            result.arrays |= {name: self.arrays[name][:number] for name in names}
+            done = result.seen
+            result.worst = float(result.relative_errors("hessian").max())
+            left = (time.monotonic() - start) / done * (of - done)
+            self.progress(Step("Hessian", done, of, result.worst if number > 1 else None, left))
+            if number >= wanted and done >= min(LEAST_IMAGES, count) and "output" not in self.settings.metrics:
+                result.converged = self._settled(result)
+                if result.converged:
+                    return
+                wanted = 2 * number
+        result.converged = self._settled(result)
+
+    def _settled(self, result: Sensitivities) -> bool:
+        """Whether the errors that images leave do no harm to what is minimized."""
+        if self.judge is None or self.settings.metrics[0] != "hessian":
+            return bool((result.relative_errors("hessian") <= self.settings.tolerance).all())
+        if len(result.arrays["pair_images"]) < 2:
+            return False
+        result.verdict = self.judge(result)
+        return result.verdict.stable
+
+    # -- its trace
+    # --------------------------------------------------------------------------------------------------------
+
     def _hutchinson(self, result: Sensitivities) -> None:
         """Sample every layer a little, then twice as often those that are not settled, until none is left or the
         effort is spent: as many samples as `probes` of every layer would be.
@@ -269,12 +303,12 @@ class _Measurement:
             self._sample(result, wanted, int(more))
             wanted = self._unsettled(result)
         result.converged = not len(wanted)
-        result.worst = float(result.relative_errors().max())
+        result.worst = float(result.relative_errors("trace").max())
 
     def _unsettled(self, result: Sensitivities) -> Array:
         """The numbers of the layers that have to be sampled further."""
-        if self.judge is None:
-            return np.flatnonzero(result.relative_errors() > self.settings.tolerance)
+        if self.judge is None or self.settings.metrics[0] != "trace":
+            return np.flatnonzero(result.relative_errors("trace") > self.settings.tolerance)
         result.verdict = self.judge(result)
         return np.flatnonzero([one.name in result.verdict.undecided for one in self.graph.layers])
 
@@ -299,8 +333,8 @@ class _Measurement:
                 number += PAIR
                 left = (time.monotonic() - start) / (counts.sum() - began) * (most * of - counts.sum())
                 self._estimate(result)
-                worst = float(result.relative_errors().max())
-                self.progress(Step("Hessian", int(counts.sum() // of), most, worst, left))
+                worst = float(result.relative_errors("trace").max())
+                self.progress(Step("traces", int(counts.sum() // of), most, worst, left))
                 if not (counts[wanted] < until).any():
                     break
 
@@ -347,35 +381,7 @@ class _Measurement:
         self.arrays["weight_fisher"], self.arrays["activation_fisher"] = totals / sum(self.sizes)
         self._save()
 
-    def _output(self) -> None:
-        """The network's output with one layer rounded at a time, against its output with none."""
-        layers, choices = self.graph.layers, [widths(c) for c in self.settings.choices]
-        if "output" not in self.arrays:
-            self.arrays["output"] = np.full((len(layers), len(choices)), np.nan)
-        with torch.no_grad():
-            exact = [self.loss.scores(batch) for batch in self._batches()]
-            total = sum(float(y.double().square().sum()) for y in exact)
-            for i, layer in enumerate(layers):
-                for k, (weight_bits, activation_bits) in enumerate(choices):
-                    if np.isnan(self.arrays["output"][i, k]):
-                        weight = rounded_weight(self.graph.parameters[layer.weight], layer.channel_axis, weight_bits)
-                        feed = self._rounder(i, activation_bits, weight)
-                        changed = sum(
-                            float((self.loss.scores(b, feed=feed) - y).double().square().sum())
-                            for b, y in zip(self._batches(), exact, strict=True)
-                        )
-                        self.arrays["output"][i, k] = changed / total if total else 0.0
-                        self._save()
-                    self.progress(Step("output", i * len(choices) + k + 1, len(layers) * len(choices)))
 
-    def _rounder(self, i: int, bits: int, weight: torch.Tensor) -> Callable[[str, int, Any], Any]:
-        node, low, high = self.graph.layers[i].node, float(self.arrays["low"][i]), float(self.arrays["high"][i])
-
-        def feed(name: str, operand: int, value: Any) -> Any:
-            if name != node:
-                return None
-            if operand == self.operands[node][1]:
-                return weight
-            return rounded_activation(value, low, high, bits) if operand == self.operands[node][0] else None
-
-        return feed
+def _error(seen: Histogram, grid: Grid) -> float:
+    """The squared error of what was seen on a grid, to the width of a bin."""
+    return float(np.square(grid.rounded(seen.centers) - seen.centers) @ seen.counts)

@@ -1,5 +1,6 @@
 """Every assignment that is best for some budget of one resource: the exact Pareto front, by dynamic programming with
-dominance (Nemhauser and Ullmann, 1969).
+dominance (Nemhauser and Ullmann, 1969); where pairs of layers cost something, the best that exchanges find for budgets
+that are evenly apart.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ import numpy as np
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.need import need
 
-from .table import RESOURCES, Table
+from .allocation import allocate
+from .table import RESOURCES, Budget, Table
 
 # A front of more points is not computed: memory grows with points times layers.
 MOST_POINTS = 5_000_000
+# Budgets where pairs cost something.
+BUDGETS = 64
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ def front(table: Table, resource: str) -> Front:
 
     Raises UsageError when the table does not know the resource, or there are too many points.
     """
+    if table.pairs is not None:
+        return _swept(table, resource)
     groups = table.groups()
     costs, values = np.zeros(1), np.zeros(1)
     parents, picks = [], []
@@ -81,6 +88,21 @@ def front(table: Table, resource: str) -> Front:
         chosen[:, [places[r.name] for r in rows]] = pick[index][:, None]
         index = parent[index]
     return Front(table, resource, costs, values, chosen)
+
+
+def _swept(table: Table, resource: str) -> Front:
+    """The assignments for BUDGETS budgets, none of them as good as a cheaper one."""
+    near = allocate(table, [Budget(resource, "fraction", Fraction(0), "")]).assignment
+    found = []
+    for i in range(BUDGETS + 1):
+        budget = Budget(resource, "fraction", Fraction(i, BUDGETS), "")
+        near = allocate(table, [budget], near=near).assignment
+        found.append((table.total(resource, near), table.sensitivity(near), near))
+    found.sort(key=lambda one: one[:2])
+    kept = [one for i, one in enumerate(found) if all(one[1] < before[1] for before in found[:i])]
+    choices = [[table.choices.index(one[r.name]) for r in table.rows] for _, _, one in kept]
+    costs, values = np.array([float(cost) for cost, _, _ in kept]), np.array([value for _, value, _ in kept])
+    return Front(table, resource, costs, values, np.array(choices, np.uint8))
 
 
 def draw(fronts: Sequence[Front], path: Path, marks: Mapping[str, Mapping[str, str]]) -> bytes:

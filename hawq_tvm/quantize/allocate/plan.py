@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hawq_tvm.core.errors import InputError
 from hawq_tvm.core.json_files import clipped, number, read_json
@@ -18,7 +19,8 @@ from hawq_tvm.quantize.network.pictures import Preprocess
 from .allocation import Allocation
 from .allocation import allocate as solve
 from .pareto import Front, draw, front
-from .sensitivity import Array, Progress, Sensitivities, Settings
+from .sensitivity import Progress, Sensitivities, Settings
+from .sizes import blocked, end_layers, read_together, sizes_of, table_of
 from .stability import Verdict, judge
 from .table import RESOURCES, Budget, Table, parse_table
 
@@ -50,7 +52,7 @@ def problem(
     settings: Settings | None = None,
     *,
     preprocess: Preprocess | None = None,
-    tie: bool = True,
+    tie: bool | str = True,
     fix_ends: bool = True,
     fixed: Mapping[str, str] | None = None,
     latencies: Mapping[str, Mapping[str, float]] | None = None,
@@ -61,9 +63,11 @@ def problem(
     """The allocation problem of a float model (ONNX, .pt2 or ExportedProgram) measured on calibration data.
 
     The first of settings.metrics is what is minimized, the others stand beside it in reports.  tie: layers that read
-    one tensor get one choice.  fix_ends: the first and the last layer keep the widest.  fixed: choices by layer.
-    latencies: microseconds by layer and choice.  budgets: what bits will be chosen for; where the Hessian is minimized,
-    it is measured until that choice stands (see `stability.py`), else until every standard error is small.
+    one tensor get one choice; "blocks": those of a block (`ptq/blocks.py`) do.  fix_ends: the first and the last layer
+    keep the widest.  fixed: choices by layer.
+    latencies: microseconds by layer and choice.  budgets: what bits will be chosen for, refused before anything is
+    measured where no bits meet them; where the Hessian or its trace is minimized, it is measured until that choice
+    stands (see `stability.py`), else until every standard error is small.
     state: a file to continue an interrupted measurement from.
     Raises ModelError, InputError and UsageError as `load_float`, `open_data`, `measure`, `Table` and `allocate` do.
     """
@@ -73,18 +77,30 @@ def problem(
     for name in fixed or {}:
         graph.layer(name)
     data = open_data(calibration, graph.inputs, preprocess)
-    limits = _budgets(budgets)
+    limits, sizes, metric = _budgets(budgets), sizes_of(graph, data), chosen.metrics[0]
+    ties = blocked(graph) if tie == "blocks" else read_together(graph) if tie else {}
+    ends = dict.fromkeys(end_layers(graph), chosen.choices[0]) if fix_ends else {}
+    if tie == "blocks":
+        ties = {name: block for name, block in ties.items() if name not in ends}
 
-    def table_of(found: Sensitivities, values: Array | None = None) -> Table:
-        table = found.table(chosen.metrics[0], tie=tie, fix_ends=fix_ends, values=values).with_fixed(fixed or {})
-        return table if latencies is None else table.with_latencies(latencies)
+    def finished(table: Table) -> Table:
+        with_fixed = table.with_fixed(fixed or {})
+        return with_fixed if latencies is None else with_fixed.with_latencies(latencies)
+
+    nothing = np.zeros((len(graph.layers), len(chosen.choices)))
+    solve(finished(table_of(graph, sizes, chosen.choices, nothing, ties=ties, fixed=ends)), limits)
 
     def judged(found: Sensitivities) -> Verdict:
-        return judge(found, partial(table_of, found), limits, chosen.seed)
+        return judge(
+            found,
+            lambda drawn: finished(found.table(metric, ties=ties, fixed=ends, drawn=drawn)),
+            limits,
+            chosen.seed,
+        )
 
-    minimized = chosen.metrics[0] == "hessian" and limits
-    found = measure(graph, data, chosen, Path(state) if state else None, progress, judged if minimized else None)
-    table = table_of(found)
+    asked = judged if metric in ("hessian", "trace") and limits else None
+    found = measure(graph, data, chosen, Path(state) if state else None, progress, asked, sizes)
+    table = finished(found.table(metric, ties=ties, fixed=ends))
     where = model if isinstance(model, str | Path) else graph.name
     return Problem(
         table,

@@ -9,8 +9,10 @@ if TYPE_CHECKING:
 
 
 def rows(allocation: Allocation) -> list[dict[str, Any]]:
-    """Per layer its choice, sensitivity, costs and facts (traces among them), JSON-ready."""
-    found = []
+    """Per layer its choice, sensitivity, share of the sum where pairs cost something, costs and facts (traces among
+    them), JSON-ready.
+    """
+    found, shares = [], allocation.table.shares(allocation.assignment)
     for row in allocation.table.rows:
         choice = allocation.assignment[row.name]
         costs = {r: float(row.cost(r, choice)) for r in allocation.totals}
@@ -20,6 +22,7 @@ def rows(allocation: Allocation) -> list[dict[str, Any]]:
             "parameters": row.parameters,
             "macs": row.macs,
             "sensitivity": row.sensitivity[choice],
+            **({"share": shares[row.name]} if allocation.table.pairs is not None else {}),
             **costs,
         }
         found.append(

@@ -1,5 +1,6 @@
-"""How much each layer minds few bits: what is measured, and the allocation problem that it makes (the sensitivity of
-HAWQ-V2, equation 2.11).
+"""How much each layer minds few bits: what is measured, and the allocation problem that it makes: by the Hessian in
+the direction of the rounding errors, layers and pairs of them (`shifts.py`); by its average trace (HAWQ-V2, equation
+2.11); by gradients; by the output.
 """
 
 from __future__ import annotations
@@ -14,21 +15,23 @@ import numpy as np
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.quantize.network.float_graph import FloatGraph
 
-from .table import CHOICES, Row, Table, checked_choices
+from .sizes import Sizes, table_of
+from .table import CHOICES, Table, checked_choices
 from .traces import PAIR
 
 if TYPE_CHECKING:
     from .stability import Verdict
 
 Array = np.ndarray[Any, Any]
-METRICS = ("hessian", "fisher", "output")
+METRICS = ("hessian", "trace", "fisher", "output")
 # Of a layer, and what numbers its values.
 SIDES = {"weight": "weights", "activation": "activations"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured: by metrics, with random signs from seed, until the errors do no harm or the effort is spent.
+    """What is measured: by metrics, on images of the data until their errors do no harm (hessian) or with random signs
+    from seed until then or until the effort is spent (trace).
 
     A probe is a batch of images with random signs for a layer; each batch gets two.  probes: the effort, as if all
     layers had so many: every layer gets some, the rest goes where it is needed.  tolerance: of every standard error (a
@@ -82,17 +85,18 @@ Judge = Callable[["Sensitivities"], "Verdict"]
 class Sensitivities:
     """What was measured, one entry per layer in each array.
 
-    weights, activations: numbers of values (of activations for one image).  macs: for one image.  *_trace: the trace
-    of the Hessian of the mean loss.  *_error: its standard error, as far as it comes from the signs; *_spread: the
-    same from the images.  weight_square, activation_square [layer, choice]: squared norm of the rounding error
-    (activations: mean over images).  *_fisher: mean squared norm of the gradient.  output [layer, choice]: squared
-    change of the network's output when only this layer is rounded, relative to its square.
-    counts: the probes of every layer.  converged: whether they sufficed.  worst: the largest standard error left,
-    relative.  verdict: whether the bits that they were measured for stand.
+    weight_square, activation_square [layer, choice]: squared norm of the rounding error (activations: mean over
+    images).  pair_sums [batch, layer and choice, layer and choice], shift_squares [batch, layer and choice],
+    output_square, pair_images [batch]: of `shifts.py`.  *_trace: the trace of the Hessian of the mean loss.  *_error:
+    its standard error, as far as it comes from the signs; *_spread: the same from the images.  *_fisher: mean squared
+    norm of the gradient.
+    counts: the probes of every layer.  converged: whether images or probes sufficed.  worst: the largest standard error
+    left, relative.  verdict: whether the bits that they were measured for stand.
     """
 
     graph: FloatGraph
     settings: Settings
+    sizes: Sizes
     loss: str
     images: int
     batch: int
@@ -108,14 +112,38 @@ class Sensitivities:
         """How many were used, as if all layers had as many."""
         return -(-int(self.counts.sum()) // max(1, len(self.counts)))
 
+    @property
+    def seen(self) -> int:
+        """The images that layers were rounded on."""
+        return int(self.arrays["pair_images"].sum()) if "pair_images" in self.arrays else 0
+
     def values(self, metric: str) -> Array:
         """The sensitivity of every layer in every choice [layer, choice]; a negative trace, which says nothing about
         rounding, counts as 0.
         """
+        if metric == "hessian":
+            return self._alone(self._pairs())
         if metric == "output":
-            return self.arrays["output"]
-        kind = "trace" if metric == "hessian" else "fisher"
-        return self._of({side: self.arrays[f"{side}_{kind}"] for side in SIDES})
+            moved, whole = self.arrays["shift_squares"].sum(0), self.arrays["output_square"].sum()
+            return self._shaped(moved / whole if whole else 0 * moved)
+        return self._of({side: self.arrays[f"{side}_{metric}"] for side in SIDES})
+
+    def pairs(self, metric: str) -> Array | None:
+        """What pairs of layers and choices cost, as `Table` has it; None where a metric knows layers alone."""
+        return self._pairs() if metric == "hessian" else None
+
+    def _pairs(self, weights: Array | None = None) -> Array:
+        """The mean over images; weights: how often every batch counts."""
+        images = self.arrays["pair_images"]
+        times = np.ones(len(images)) if weights is None else weights
+        pairs: Array = np.tensordot(times, self.arrays["pair_sums"], 1) / (times @ images)
+        return pairs
+
+    def _shaped(self, flat: Array) -> Array:
+        return flat.reshape(len(self.graph.layers), len(self.settings.choices))
+
+    def _alone(self, pairs: Array) -> Array:
+        return self._shaped(np.diag(pairs).copy())
 
     def _of(self, curvatures: Mapping[str, Array]) -> Array:
         """The sensitivities by traces of weights and of inputs [layer, choice]."""
@@ -124,12 +152,19 @@ class Sensitivities:
 
     def _factors(self, side: str) -> Array:
         """What a trace is multiplied by [layer, choice]: the mean squared rounding error."""
-        return self.arrays[f"{side}_square"] / self.arrays[SIDES[side]][:, None]
+        counted: Array = getattr(self.sizes, SIDES[side])
+        return self.arrays[f"{side}_square"] / counted[:, None]
 
-    def drawn(self, rng: np.random.Generator) -> Array:
-        """Sensitivities by the Hessian that the standard errors leave possible [layer, choice]: normal traces.  Images
-        that were not probed yet add the spread of those that were; after one batch that is as great as the trace.
+    def drawn(self, rng: np.random.Generator) -> tuple[Array, Array | None]:
+        """Sensitivities and pairs that the errors of the first metric leave possible.
+
+        By the Hessian: of batches drawn with replacement, as many as there are.  By traces: normal ones.  Images that
+        were not probed yet add the spread of those that were; after one batch that is as great as the trace.
         """
+        if self.settings.metrics[0] == "hessian":
+            batches = len(self.arrays["pair_images"])
+            pairs = self._pairs(rng.multinomial(batches, np.full(batches, 1 / batches)).astype(np.float64))
+            return self._alone(pairs), pairs
         rest = 1 - np.minimum(1, self.counts // PAIR / (self.images // self.batch))
         traces = {}
         for side in SIDES:
@@ -138,43 +173,52 @@ class Sensitivities:
             images = np.sqrt(np.maximum(np.square(spread) - np.square(error), 0))
             images = np.where(np.isfinite(spread), images, np.abs(trace))
             traces[side] = rng.normal(trace, np.hypot(error, np.sqrt(rest) * images))
-        return self._of(traces)
+        return self._of(traces), None
 
-    def relative_errors(self) -> Array:
+    def relative_errors(self, metric: str) -> Array:
         """The standard error of every layer's sensitivity in the narrowest choice, relative to that sensitivity, or to
-        a tenth of the mean one if that is larger.
+        a tenth of the mean one if that is larger; from images (hessian), or from signs (trace).
         """
-        value = self.values("hessian")[:, -1]
-        error = np.hypot(*(self.arrays[f"{s}_error"] * self._factors(s)[:, -1] for s in SIDES))
+        value = self.values(metric)[:, -1]
+        if metric == "hessian":
+            error = self.image_errors()[:, -1]
+        else:
+            error = np.hypot(*(self.arrays[f"{s}_error"] * self._factors(s)[:, -1] for s in SIDES))
         return error / np.maximum(np.maximum(value, 0.1 * value.mean()), 1e-300)
 
-    def table(self, metric: str, *, tie: bool = True, fix_ends: bool = True, values: Array | None = None) -> Table:
-        """The allocation problem: layers that read one tensor tied, the first and last layers fixed to the widest
-        choice.  values: sensitivities to take instead of the metric's [layer, choice], without the others beside them.
+    def image_errors(self) -> Array:
+        """The standard errors of sensitivities by the Hessian over other images of the kind [layer, choice], infinite
+        after a single batch.
         """
-        chosen = self.values(metric) if values is None else values
-        readers, ends = dict[str, int](), end_layers(self.graph) if fix_ends else set()
-        for layer in self.graph.layers:
-            readers[layer.input] = readers.get(layer.input, 0) + 1
-        others = {m: self.values(m) for m in self.settings.metrics if m != metric and values is None}
-        rows = []
-        for i, layer in enumerate(self.graph.layers):
+        images, sums = self.arrays["pair_images"], np.diagonal(self.arrays["pair_sums"], axis1=1, axis2=2)
+        number = len(images)
+        if number < 2:
+            return self._shaped(np.full(sums.shape[1], np.inf))
+        off = sums - images[:, None] * (sums.sum(0) / images.sum())
+        return self._shaped(np.sqrt(np.square(off).sum(0) * number / (number - 1)) / images.sum())
+
+    def table(
+        self,
+        metric: str,
+        *,
+        ties: Mapping[str, str] | None = None,
+        fixed: Mapping[str, str] | None = None,
+        drawn: tuple[Array, Array | None] | None = None,
+    ) -> Table:
+        """The allocation problem; ties, fixed: by layer.  drawn: sensitivities and pairs to take instead of the
+        metric's, without the others beside them.
+        """
+        values, pairs = drawn or (self.values(metric), self.pairs(metric))
+        choices = self.settings.choices
+        others = {m: self.values(m) for m in self.settings.metrics if m != metric and drawn is None}
+        facts = []
+        for i in range(len(self.graph.layers)):
             shown = {k: float(self.arrays[k][i]) for k in self._shown()}
-            facts: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in shown.items()}
-            facts |= {"probes": int(self.counts[i])} if len(self.counts) else {}
-            facts |= {m: dict(zip(self.settings.choices, map(float, v[i]), strict=True)) for m, v in others.items()}
-            rows.append(
-                Row(
-                    layer.name,
-                    int(self.arrays["weights"][i]),
-                    int(self.arrays["macs"][i]),
-                    dict(zip(self.settings.choices, map(float, chosen[i]), strict=True)),
-                    tie=layer.input if tie and readers[layer.input] > 1 else "",
-                    fixed=self.settings.choices[0] if layer.name in ends else "",
-                    facts=facts,
-                )
-            )
-        return Table(tuple(rows), self.settings.choices)
+            fact: dict[str, Any] = {k: v if math.isfinite(v) else None for k, v in shown.items()}
+            fact |= {"probes": int(self.counts[i])} if len(self.counts) else {}
+            fact |= {m: dict(zip(choices, map(float, v[i]), strict=True)) for m, v in others.items()}
+            facts.append(fact)
+        return table_of(self.graph, self.sizes, choices, values, pairs, ties=ties, fixed=fixed, facts=facts)
 
     def _shown(self) -> list[str]:
         return [
@@ -195,36 +239,18 @@ class Sensitivities:
             "seed": s.seed,
             "seconds": round(self.seconds, 1),
         }
-        if "hessian" in s.metrics:
+        measured = {"converged": self.converged, "worst_error": self.worst, "tolerance": s.tolerance}
+        if self.seen:
+            fields |= {"rounded_images": self.seen}
+        if "trace" in s.metrics:
             fields |= {
                 "probes": self.probes,
                 "most_probes": int(self.counts.max()),
                 "probed_images": min(int(self.counts.max()) // PAIR, self.images // self.batch) * self.batch,
-                "tolerance": s.tolerance,
-                "converged": self.converged,
-                "worst_error": self.worst,
                 "negative_traces": int((self.arrays["weight_trace"] < 0).sum()),
-                **({"decision": self.verdict.to_dict()} if self.verdict else {}),
             }
+        if {"hessian", "trace"} & set(s.metrics):
+            fields |= measured | ({"decision": self.verdict.to_dict()} if self.verdict else {})
+        if isinstance(self.worst, float) and not math.isfinite(self.worst):
+            fields["worst_error"] = None
         return fields
-
-
-def end_layers(graph: FloatGraph) -> set[str]:
-    """The layers with no weighted layer before them, or none after them."""
-    before = {i.name: False for i in graph.inputs}
-    layers = {one.node: one for one in graph.layers}
-    first = set()
-    for node in graph.nodes:
-        weighted = any(before.get(n, False) for n in node.inputs)
-        if node.name in layers and not weighted:
-            first.add(layers[node.name].name)
-        before |= {o: weighted or node.name in layers for o in node.outputs}
-    after, last = dict.fromkeys(graph.outputs, False), set()
-    for node in reversed(graph.nodes):
-        weighted = any(after.get(o, False) for o in node.outputs)
-        reached = any(o in after for o in node.outputs)
-        if node.name in layers and reached and not weighted:
-            last.add(layers[node.name].name)
-        if reached:
-            after |= {n: after.get(n, False) or weighted or node.name in layers for n in node.inputs}
-    return first | last

@@ -1,5 +1,5 @@
-"""Whether a choice of bits stands: the integer programme is solved again with sensitivities drawn within their standard
-errors, and the layers on whose errors another answer hangs are named, so that they are measured further.
+"""Whether a choice of bits stands: the integer programme is solved again with sensitivities drawn within their errors,
+and the layers on whose errors another answer hangs are named, so that they are measured further.
 """
 
 from __future__ import annotations
@@ -51,19 +51,24 @@ class Verdict:
         }
 
 
-def judge(found: Sensitivities, table_of: Callable[[Array], Table], budgets: Sequence[Budget], seed: int) -> Verdict:
-    """How the allocation by the measured sensitivities fares in sensitivities drawn within their standard errors.
+def judge(
+    found: Sensitivities,
+    table_of: Callable[[tuple[Array, Array | None] | None], Table],
+    budgets: Sequence[Budget],
+    seed: int,
+) -> Verdict:
+    """How the allocation by the measured sensitivities fares in sensitivities drawn within their errors.
 
-    table_of: the problem with given sensitivities [layer, choice].
+    table_of: the problem with given sensitivities and pairs, or with the measured ones.
     Raises the errors of `allocate`.
     """
     names = [layer.name for layer in found.graph.layers]
-    table, rng = table_of(found.values("hessian")), np.random.default_rng(seed)
+    table, rng = table_of(None), np.random.default_rng(seed)
     ours = allocate(table, budgets).assignment
     other, gain, shares = 0, 0.0, np.zeros(len(names))
     for _ in range(DRAWS):
         drawn = table_of(found.drawn(rng))
-        best = allocate(drawn, budgets)
+        best = allocate(drawn, budgets, near=ours)
         held = drawn.sensitivity(ours)
         better = (held - best.sensitivity) / held if held else 0.0
         gain = max(gain, better)

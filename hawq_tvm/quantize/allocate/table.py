@@ -7,10 +7,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hawq_tvm.core.errors import InputError, UsageError
 from hawq_tvm.core.json_files import clipped, number, read_json
@@ -19,6 +21,8 @@ from hawq_tvm.quantize.network.float_graph import unknown_layer
 # Bits of weights and activations, as a choice is spelled.
 CHOICES = ("W8A8", "W4A8", "W4A4")
 WIDTHS = (2, 8)
+# What the ties of a block's layers begin with.
+BLOCK = "block "
 # Each resource: its unit in files and reports, and the units that a budget may be given in.
 RESOURCES: dict[str, tuple[str, dict[str, Fraction]]] = {
     "size": (
@@ -146,10 +150,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The layers in network order, and the choices for each; the first choice is the widest."""
+    """The layers in network order, and the choices for each; the first choice is the widest.
+
+    pairs: what two layers cost together, twice a pair, and a layer alone (its sensitivity) on the diagonal [layer and
+    choice, layer and choice], in the order of rows and choices: an assignment costs the sum over all its pairs. None:
+    the sum of sensitivities.
+    """
 
     rows: tuple[Row, ...]
     choices: tuple[str, ...] = CHOICES
+    pairs: np.ndarray[Any, Any] | None = field(default=None, compare=False, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields, as `parse_table` reads them."""
@@ -188,8 +198,16 @@ class Table:
         return sum((r.cost(resource, assignment[r.name]) for r in self.rows), Fraction(0))
 
     def sensitivity(self, assignment: Mapping[str, str]) -> float:
-        """The sum that an allocation minimizes."""
-        return math.fsum(r.sensitivity[assignment[r.name]] for r in self.rows)
+        """What an allocation minimizes: the sum of all layers' shares."""
+        return math.fsum(self.shares(assignment).values())
+
+    def shares(self, assignment: Mapping[str, str]) -> dict[str, float]:
+        """What every layer has of that: its sensitivity, and half of what every pair with another costs besides."""
+        if self.pairs is None:
+            return {r.name: r.sensitivity[assignment[r.name]] for r in self.rows}
+        taken = [i * len(self.choices) + self.choices.index(assignment[r.name]) for i, r in enumerate(self.rows)]
+        sums = self.pairs[np.ix_(taken, taken)].sum(1)
+        return dict(zip((r.name for r in self.rows), map(float, sums), strict=True))
 
     def with_fixed(self, fixed: Mapping[str, str]) -> Table:
         """The table with some layers fixed.
@@ -205,7 +223,7 @@ class Table:
                 raise UsageError(
                     "is no choice of this table", where=f"--fix {name}", expected=", ".join(self.choices), found=choice
                 )
-        return Table(tuple(Row(**{**r.__dict__, "fixed": fixed.get(r.name, r.fixed)}) for r in self.rows), self.choices)
+        return replace(self, rows=tuple(replace(r, fixed=fixed.get(r.name, r.fixed)) for r in self.rows))
 
     def with_latencies(self, other: Mapping[str, Mapping[str, float]]) -> Table:
         """The table with latencies in microseconds by layer and choice.
@@ -220,7 +238,7 @@ class Table:
                     where="the table of latencies",
                     remedy="measure it for this model with `hawq-tvm latency`, and the same --choices",
                 )
-        return Table(tuple(Row(**{**r.__dict__, "latency_us": dict(other[r.name])}) for r in self.rows), self.choices)
+        return replace(self, rows=tuple(replace(r, latency_us=dict(other[r.name])) for r in self.rows))
 
 
 def parse_table(fields: Any, where: str) -> Table:

@@ -177,6 +177,23 @@ class FloatGraph:
                     values.pop(name, None)
         return {name: values[name] for name in self.outputs}
 
+    def rerun(self, values: Mapping[str, Any], node: str, operands: Sequence[Any]) -> dict[str, Tensor]:
+        """The outputs where one node reads other operands: only what follows from it is computed anew.
+
+        values: of every input and computed tensor, as `run` gives them to its record.
+        """
+        known, changed = {**self.parameters, **values}, dict[str, Any]()
+        for one in self.nodes:
+            if one.name == node:
+                given = operands
+            elif changed.keys().isdisjoint(one.inputs):
+                continue
+            else:
+                given = [changed.get(n, known[n]) if n else None for n in one.inputs]
+            results = computed(one, given)
+            changed.update(zip(one.outputs, results if isinstance(results, tuple) else (results,), strict=False))
+        return {name: changed.get(name, known[name]) for name in self.outputs}
+
     def layer(self, name: str) -> Layer:
         """The weighted layer of that name.
 

@@ -159,3 +159,23 @@ def entropy(seen: Histogram, make: Callable[[float, float], Grid], percentile: f
 
 
 OBSERVERS: dict[str, Observer] = {"minmax": minmax, "percentile": percentile, "mse": mse, "entropy": entropy}
+
+
+def fitted(
+    seen: Histogram,
+    bits: int,
+    positive: bool,
+    symmetric: bool = False,
+    observer: str = "mse",
+    percentile: float = 99.99,
+) -> Grid:
+    """The grid that an observer chooses: unsigned with zero point 0 where nothing can be negative, else with both
+    signs: of 4 bits in a signed type, of 8 in an unsigned one.
+    """
+    symmetric = positive or symmetric
+    signed = not positive and (symmetric or bits == 4)
+
+    def make(low: float, high: float) -> Grid:
+        return grid(0.0 if positive else low, high, bits, signed, symmetric)
+
+    return make(*OBSERVERS[observer](seen, make, percentile))

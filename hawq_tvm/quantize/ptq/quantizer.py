@@ -30,7 +30,7 @@ from hawq_tvm.quantize.network.roles import Roles, roles_of
 from .effort import EFFORTS
 from .equalize import equalize
 from .kept import Kept
-from .observers import OBSERVERS, Grid, Histogram, grid
+from .observers import OBSERVERS, Grid, Histogram, fitted
 from .points import Points, Seen, find_points
 from .qdq import kind_of, write
 from .reconstruct import Plan, Reconstruction
@@ -393,17 +393,7 @@ def _decided(
 
 
 def _grid(seen: Histogram, width: int, positive: bool, recipe: Recipe) -> Grid:
-    """Unsigned with zero point 0 where nothing can be negative, else with both signs: of 4 bits in a signed type, of
-    8 in an unsigned one.
-    """
-    symmetric = positive or recipe.symmetric
-    signed = not positive and (symmetric or width == 4)
-
-    def make(low: float, high: float) -> Grid:
-        return grid(0.0 if positive else low, high, width, signed, symmetric)
-
-    observer = OBSERVERS[recipe.observer]
-    return make(*observer(seen, make, recipe.percentile))
+    return fitted(seen, width, positive, recipe.symmetric, recipe.observer, recipe.percentile)
 
 
 def _rounded(graph: FloatGraph, layer: Layer, bits: int, recipe: Recipe, step: float) -> Rounded:
