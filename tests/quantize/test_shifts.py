@@ -196,6 +196,19 @@ def test_interrupted_rounding_continues(tmp_path: Path) -> None:
     assert np.array_equal(again.table.pairs, whole.table.pairs)
 
 
+def test_batches_take_turns_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = tiny_net()
+    np.savez(tmp_path / "in.npz", x=vectors(40))
+    data, asked = open_data(tmp_path / "in.npz", graph.inputs), Settings(batch=4, tolerance=1e-9)
+    whole = measure(graph, data, asked)
+    monkeypatch.setattr(measurement, "PARTS", 3)
+    parts = measure(graph, data, asked)
+    assert whole.arrays["pair_images"].tolist() == [4] * 10 and parts.arrays["pair_images"].tolist() == [16, 12, 12]
+    sums = whole.arrays["pair_sums"]
+    assert np.allclose(parts.arrays["pair_sums"], [sums[i::3].sum(0) for i in range(3)], rtol=1e-12, atol=0)
+    assert np.allclose(parts.values("hessian"), whole.values("hessian"), rtol=1e-12, atol=0)
+
+
 @st.composite
 def paired(draw_: Any) -> Table:
     """Up to five layers whose errors are vectors of small integers: what pairs cost is exact."""

@@ -40,6 +40,8 @@ from .traces import PAIR, added, estimated, spread
 Array = np.ndarray[Any, Any]
 # Fewest batches and images before what they leave open is believed.
 FEWEST, LEAST_IMAGES = 4, 32
+# What batches give is added up in so many parts, and kept every so many seconds.
+PAIRED, PARTS, SAVED = ("pair_sums", "shift_squares", "output_square", "pair_images"), 32, 10
 # Fewest samples before a standard error is believed.
 SAMPLES = 16
 # Images at a time, where the model leaves that open: as many as have that many elements in what layers read, at least
@@ -248,7 +250,6 @@ class _Measurement:
         """
         count, of = self.data.count, sum(self.sizes)
         size = self.size if self.fixed or self.settings.batch else max(1, min(self.size, count // (2 * FEWEST)))
-        names = ("pair_sums", "shift_squares", "output_square", "pair_images")
         choices = [widths(c) for c in self.settings.choices]
         weights = [dict(zip([w for w, _ in choices], row, strict=True)) for row in self._rounded_weights()]
         grids = [
@@ -256,33 +257,50 @@ class _Measurement:
             for row in self.arrays["grids"]
         ]
         shifts = Shifts(self.graph, self.loss, choices, weights, grids)
-        result.arrays = self.arrays | result.arrays
-        made: dict[str, list[Any]] = {name: list(self.arrays.get(name, [])) for name in names}
-        wanted, start, result.converged = FEWEST, time.monotonic(), False
-        for number, batch in enumerate(self.data.batches(size, self.fixed), 1):
-            if number > len(made["pair_images"]):
-                for name, value in zip(names, (*shifts.of(batch), batch.size), strict=True):
-                    made[name].append(value)
-                self.arrays |= {name: np.array(values) for name, values in made.items()}
-                self._save()
-            result.arrays |= {name: self.arrays[name][:number] for name in names}
-            done = result.seen
-            result.worst = float(result.relative_errors("hessian").max())
-            left = (time.monotonic() - start) / done * (of - done)
-            self.progress(Step("Hessian", done, of, result.worst if number > 1 else None, left))
-            if number >= wanted and done >= min(LEAST_IMAGES, count) and "output" not in self.settings.metrics:
-                result.converged = self._settled(result)
-                if result.converged:
-                    return
-                wanted = 2 * number
+        wanted, done = FEWEST, int(self.arrays.get("pair_batches", 0))
+        while wanted < done:
+            wanted *= 2
+        start, seen, saved = time.monotonic(), done * size, time.monotonic()
+        try:
+            for number, batch in enumerate(self.data.batches(size, self.fixed), 1):
+                if number > done:
+                    self._add(number - 1, dict(zip(PAIRED, (*shifts.of(batch), batch.size), strict=True)))
+                    if time.monotonic() - saved > SAVED:
+                        self._save()
+                        saved = time.monotonic()
+                elif number < done:
+                    continue
+                result.arrays = result.arrays | self.arrays
+                left = (time.monotonic() - start) / max(1, result.seen - seen) * (of - result.seen)
+                result.worst = float(result.relative_errors("hessian").max())
+                self.progress(Step("Hessian", result.seen, of, result.worst if number > 1 else None, left))
+                enough = number >= wanted and result.seen >= min(LEAST_IMAGES, count)
+                if enough and "output" not in self.settings.metrics:
+                    result.converged = self._settled(result)
+                    if result.converged:
+                        return
+                    wanted = 2 * number
+        finally:
+            self._save()
         result.converged = self._settled(result)
+
+    def _add(self, number: int, found: dict[str, Any]) -> None:
+        """Add what a batch gave to its part: the first PARTS batches have one each, and those after them take turns."""
+        for name, value in found.items():
+            held, one = self.arrays.get(name), np.asarray(value)[None]
+            if held is None or len(held) < PARTS:
+                self.arrays[name] = one if held is None else np.concatenate([held, one])
+            else:
+                part = np.arange(PARTS) == number % PARTS
+                self.arrays[name] = held + part.reshape(-1, *[1] * (held.ndim - 1)) * one
+        self.arrays["pair_batches"] = np.array(number + 1)
 
     def _settled(self, result: Sensitivities) -> bool:
         """Whether the errors that images leave do no harm to what is minimized."""
         if self.judge is None or self.settings.metrics[0] != "hessian":
             return bool((result.relative_errors("hessian") <= self.settings.tolerance).all())
         if len(result.arrays["pair_images"]) < 2:
-            return False
+            return False  # one batch says nothing of other images
         result.verdict = self.judge(result)
         return result.verdict.stable
 

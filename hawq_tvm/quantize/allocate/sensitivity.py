@@ -86,10 +86,10 @@ class Sensitivities:
     """What was measured, one entry per layer in each array.
 
     weight_square, activation_square [layer, choice]: squared norm of the rounding error (activations: mean over
-    images).  pair_sums [batch, layer and choice, layer and choice], shift_squares [batch, layer and choice],
-    output_square, pair_images [batch]: of `shifts.py`.  *_trace: the trace of the Hessian of the mean loss.  *_error:
-    its standard error, as far as it comes from the signs; *_spread: the same from the images.  *_fisher: mean squared
-    norm of the gradient.
+    images).  pair_sums [part, layer and choice, layer and choice], shift_squares [part, layer and choice],
+    output_square, pair_images [part]: of `shifts.py`, by parts of the batches; pair_batches: how many.  *_trace: the
+    trace of the Hessian of the mean loss.  *_error: its standard error, as far as it comes from the signs; *_spread:
+    the same from the images.  *_fisher: mean squared norm of the gradient.
     counts: the probes of every layer.  converged: whether images or probes sufficed.  worst: the largest standard error
     left, relative.  verdict: whether the bits that they were measured for stand.
     """
@@ -133,7 +133,7 @@ class Sensitivities:
         return self._pairs() if metric == "hessian" else None
 
     def _pairs(self, weights: Array | None = None) -> Array:
-        """The mean over images; weights: how often every batch counts."""
+        """The mean over images; weights: how often every part counts."""
         images = self.arrays["pair_images"]
         times = np.ones(len(images)) if weights is None else weights
         pairs: Array = np.tensordot(times, self.arrays["pair_sums"], 1) / (times @ images)
@@ -158,7 +158,7 @@ class Sensitivities:
     def drawn(self, rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Sensitivities and pairs that the errors of the first metric leave possible.
 
-        By the Hessian: of batches drawn with replacement, as many as there are.  By traces: normal ones.  Images that
+        By the Hessian: of parts drawn with replacement, as many as there are.  By traces: normal ones.  Images that
         were not probed yet add the spread of those that were; after one batch that is as great as the trace.
         """
         if self.settings.metrics[0] == "hessian":
