@@ -14,6 +14,8 @@ from tvm import relax
 from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.core.operators import is_anchor, is_elementwise, reads_tables
 
+from .narrow import width_of
+
 
 @dataclass(frozen=True, eq=False)
 class Layer:
@@ -78,6 +80,10 @@ class Layer:
         if not self.is_four_bits(expr):
             return ops.const_value(value)
         return arith.unpack_int4(ops.const_value(value.args[0]), ops.shape_of(value), bool(int(value.attrs["signed"])))
+
+    def width(self, expr: relax.Expr) -> int:
+        """The bits that a constant's values need, of those that kernels store; 8 where it is none."""
+        return width_of(self.constant(expr)) if self.is_constant(expr) else 8
 
     @property
     def packs_result(self) -> bool:

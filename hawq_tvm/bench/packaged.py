@@ -11,7 +11,6 @@ from typing import Any
 
 import tvm
 from numpy.typing import NDArray
-from tvm import relax
 
 from hawq_tvm.core import ops, stages
 from hawq_tvm.core.errors import ModelError
@@ -19,6 +18,7 @@ from hawq_tvm.core.version import __version__
 from hawq_tvm.measure.measure import make_pool
 from hawq_tvm.package import direct
 from hawq_tvm.package.package import Package, load
+from schedules.layer import Layer
 
 Array = NDArray[Any]
 SUFFIX = ".hawq"
@@ -150,12 +150,12 @@ def check_inputs(package: Package, beside: Package, where: str) -> None:
 def weights(graph: tvm.IRModule) -> str:
     """How many convolutions and matrix products of an integer graph have weights of which type, in words."""
     found: Counter[str] = Counter()
-    for function in stages.private_functions(graph).values():
-        values = {b.var: b.value for b in stages.bindings(function)}
-        for call in values.values():
-            if ops.op_name(call) in ("relax.nn.conv2d", "relax.matmul"):
-                weight = values.get(call.args[1], call.args[1]) if isinstance(call.args[1], relax.Var) else call.args[1]
-                found["4-bit" if ops.op_name(weight) == "hawq.unpack_int4" else ops.dtype_of(weight)] += 1
+    for name, function in stages.private_functions(graph).items():
+        layer = Layer(name, function)
+        for b in layer.anchors:
+            if ops.op_name(b.value) in ("relax.nn.conv2d", "relax.matmul"):
+                width = layer.width(b.value.args[1])
+                found[f"{width}-bit" if width < 8 else ops.dtype_of(b.value.args[1])] += 1
     return " and ".join(f"{n} layers of {kind} weights" for kind, n in sorted(found.items())) or "no weights"
 
 

@@ -53,7 +53,7 @@ def tiles_of(layer: Layer) -> list[AmxTile]:
     """Blocks of tiles and lines per task, the best by the cost model first."""
     call = layer.anchor_call
     assert call is not None
-    vectors, opens = vectors_of(call), layer.is_four_bits(call.args[1])
+    vectors, opens = vectors_of(call), layer.width(call.args[1]) < 8
     found = []
     for form in forms_of(layer):
         pairs = ops.op_name(call) == "relax.nn.conv2d" and form.images is None

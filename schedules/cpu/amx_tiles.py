@@ -110,7 +110,7 @@ def tiles_of(
     """The blocks for a shape, with several numbers of rows, the least estimated time first.
 
     pairs_rows: its output rows share their weights.  opens_weights: a task first opens the weights of its channels,
-    which are 4-bit ones, so that it should have few of them.  form: what its rows are.
+    which are narrow, so that it should have few of them.  form: what its rows are.
     """
     lines = shape.lead[-1] if shape.lead else 1
     halves = 2 if shape.channels % (2 * LANES * vectors) == 0 else 1

@@ -15,6 +15,7 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 from schedules.factors import Factors
 from schedules.layer import Layer
+from schedules.narrow import PLANES, wider
 from schedules.spelling.neon_intrinsics import LANES, Inner, inner_product
 
 from .contract_tiles import Step
@@ -143,24 +144,32 @@ class Neon(Contract):
         types = factors.stored if factors else (ops.dtype_of(x), weight_type(layer, w))
         m, inner = family.multipliers[types], family.inner(shape_of(call, LANES).run)
         offset = factors.added[0] if factors else m.offset
-        signed_nibbles = layer.is_four_bits(w) and ops.dtype_of(w) == "int8" and inner % 2 == 0
-        nibbles = signed_nibbles and 16 * reach_of(layer.constant(w), _largest(m)) <= INT32_MAX
+        width = _opened(layer, w, inner, _largest(m))
 
         def intrinsic(data: str, weight: str) -> str:
             return inner_product(
-                Inner(m.name, data, "uint8" if nibbles else weight, family.depth, inner, family.together, nibbles)
+                Inner(m.name, data, "uint8" if width < 8 else weight, family.depth, inner, family.together, width)
             )
 
         stored = m.registers if offset else types[0]
         step = Step(family.depth, inner, family.together, loaded=True, weights=family.weights)
-        return Products(
-            step, stored, intrinsic, offset, True, bits=4 if nibbles else 0, registers=m.registers, factors=factors
-        )
+        return Products(step, stored, intrinsic, offset, True, bits=8 - width, registers=m.registers, factors=factors)
+
+
+def _opened(layer: Layer, weights: relax.Expr, inner: int, largest: int) -> int:
+    """The width of weights that registers are opened from, 8 where none are: `inner` instructions share whole bytes,
+    and the sums that are so many times too large fit.
+    """
+    if ops.dtype_of(weights) != "int8" or layer.width(weights) == 8:
+        return 8
+    reach = reach_of(layer.constant(weights), largest)
+    own = (w for w in wider(layer.width(weights)) if len(PLANES[w]) == 1 and inner * w % 8 == 0)
+    return next((w for w in own if reach << 8 - w <= INT32_MAX), 8)
 
 
 def weight_type(layer: Layer, weights: relax.Expr) -> str:
     """The type of weights as they are multiplied."""
-    return "int8" if layer.is_four_bits(weights) else ops.dtype_of(weights)
+    return "int8" if layer.width(weights) < 8 else ops.dtype_of(weights)
 
 
 def _largest(m: Multiplier) -> int:

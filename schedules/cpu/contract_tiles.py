@@ -59,7 +59,7 @@ class Step:
 class ContractTile:
     """Accumulators of `pixels` x `vectors` registers of `lanes` int32 each.
 
-    depth: products per lane and step (2 or 4 where an instruction adds so many, 8 for two such instructions).  rows:
+    depth: products per lane and step (2 or 4 where an instruction adds so many, 8 to 32 for several).  rows:
     output rows per task, or blocks of pixels per task where all lines of an image are one row.
     """
 
@@ -78,7 +78,7 @@ class ContractTile:
         return self.depth * self.inner
 
     def __post_init__(self) -> None:
-        if self.depth not in (1, 2, 4, 8) or min(self.pixels, self.vectors, self.lanes, self.rows) < 1:
+        if self.depth not in (1, 2, 4, 8, 16, 32) or min(self.pixels, self.vectors, self.lanes, self.rows) < 1:
             raise ValueError(f"not a tile: {self}")
 
     def __str__(self) -> str:
@@ -136,8 +136,8 @@ def _blocks(shape: Shape, unit: VectorUnit, step: Step) -> list[tuple[float, int
     """
     found = []
     steps = prod(shape.taps) * -(-shape.run // step.length)
-    # Weights of one step, data, and for nibbles their mask.
-    wanted, held = -(-shape.channels // unit.lanes), 2 if step.depth == 8 and not step.loaded else 1
+    # Weights of one step, data, and for those of fewer bits their mask.
+    wanted, held = -(-shape.channels // unit.lanes), 2 if step.depth >= 8 and not step.loaded else 1
     for vectors in range(1, 9):
         if (shape.channels % unit.lanes == 0 and wanted % vectors) or (
             step.loaded and vectors > 1 and shape.groups > 1

@@ -21,8 +21,10 @@ from hawq_tvm.core.attributes import Conv2d
 from schedules.emit.emit import Array, Emission, Operand, immediate
 from schedules.factors import Factors
 from schedules.layer import Layer
+from schedules.narrow import fields, in_high_bits, opened, split, wider, width_of
 
 Index = Sequence[Any]
+QUAD = 4  # the bytes of a lane that an instruction multiplies
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Packing:
 
     blocks: of `vectors` vectors of `lanes` channels.  A step is r / (depth inner); depth and inner are left out
     where they are 1.
-    whole: the number of steps is a multiple of it.  nibbles: 4-bit weights stay so, to be opened in registers.
+    whole: the number of steps is a multiple of it.  width: the bits of weights that are opened in registers, else 8.
     """
 
     blocks: int
@@ -95,7 +97,7 @@ class Packing:
     depth: int
     whole: int = 1
     inner: int = 1
-    nibbles: bool = False
+    width: int = 8
 
     def steps(self, run: int) -> int:
         """The number of steps of a run."""
@@ -305,42 +307,54 @@ def pack(weights: Array, shape: Shape, form: Packing) -> Array:
 
 
 def _constant(e: Emission, w: Operand, dense: Array, shape: Shape, form: Packing) -> te.Tensor:
-    """Constant weights as an argument; 4-bit ones keep two to a byte.
+    """Constant weights as an argument, in as few bits as their values have (see `narrow.py`).
 
-    Opened in registers they are 16 times their values: no shift can lose a nibble's sign that way. Else a stage of
-    their own opens them.
+    Opened in registers they are in the high bits of bytes: no shift can lose a sign that way. Else a stage of their
+    own opens them.
     """
     packed = pack(dense, shape, form)
-    if not w.four_bits or len(form.last) == 1:
+    if len(form.last) == 1:
         return e.argument(packed, "weights")
-    # Which half of this dimension a value is in decides which half of a byte: that of several instructions, or of pairs
-    # of lanes.
-    axis = -2 if not form.nibbles else -1 if form.inner == 1 else -len(form.last)
-    low, high = np.split(packed.astype(np.int64) & 15, 2, axis)
-    half, bytes_ = low.shape[axis], e.argument((low | (high << 4)).astype(np.uint8), "weights")
-    signed = w.dtype == "int8"
-
-    def byte_of(i: Any) -> tirx.Expr:
-        index = list(i)
-        index[axis] = index[axis] % half
-        return bytes_(*index)
-
-    if form.nibbles:
-        return te.compute(packed.shape, lambda *i: nibble_times_16(byte_of(i), i[axis] < half), name="nibbles")
+    if form.width < 8:
+        return _for_registers(e, packed, form)
+    finest = [n for n in wider(width_of(dense)) if form.lanes % fields(n) == 0]
+    if not finest:
+        return e.argument(packed.astype(np.int8) if width_of(dense) < 8 else packed, "weights")
+    # Fields are steps, so that vectors are whole, or lanes.
+    width = finest[0]
+    axis = packed.ndim - 2 - (2 + (form.inner > 1)) * (form.steps(shape.run) % fields(width) == 0)
+    bytes_, count = e.argument(split(packed, axis, width), "weights"), packed.shape[axis]
 
     def element(*i: Any) -> tirx.Expr:
-        byte = byte_of(i)
-        nibble = (byte >> (i[axis] // half * 4).astype("uint8")) & immediate(15, "uint8")
-        return (
-            (nibble ^ immediate(8, "uint8")).astype("int8") - immediate(8, "int8") if signed else nibble.astype("int8")
-        )
+        return opened(lambda byte: bytes_(*i[:axis], byte, *i[axis + 1 :]), i[axis], count, width, w.dtype == "int8")
 
-    return te.compute(packed.shape, element, name="unpacked")
+    return te.compute(packed.shape, element, name="unpacked", attrs={"fields": fields(width), "axis": axis})
 
 
-def nibble_times_16(byte: tirx.Expr, low: tirx.Expr) -> tirx.Expr:
-    """The low or the high nibble of a byte, as the int8 that is 16 times the signed nibble."""
-    return tirx.Select(low, byte << immediate(4, "uint8"), byte & immediate(0xF0, "uint8")).astype("int8")
+def _for_registers(e: Emission, packed: Array, form: Packing) -> te.Tensor:
+    """Weights that every instruction opens: it finds its own in one field of the bytes of one or several vectors."""
+    if form.inner > 1:
+        axis = -len(form.last)
+        bytes_ = e.argument(split(packed, axis, form.width), "weights")
+
+        def in_steps(*i: Any) -> tirx.Expr:
+            at = len(i) + axis
+            return in_high_bits(lambda byte: bytes_(*i[:at], byte, *i[at + 1 :]), i[at], form.inner, form.width)
+
+        return te.compute(packed.shape, in_steps, name="narrow")
+    held = split(packed, -1, form.width)
+    vectors = held.shape[-1] // QUAD
+    if vectors > 1:
+        held = np.ascontiguousarray(np.swapaxes(held.reshape(*held.shape[:-1], vectors, QUAD), -2, -3))
+    bytes_ = e.argument(held, "weights")
+
+    def in_quads(*i: Any) -> tirx.Expr:
+        def byte(at: Any) -> tirx.Expr:
+            return bytes_(*i[:-2], *([at // QUAD] if vectors > 1 else []), i[-2], at % QUAD if vectors > 1 else at)
+
+        return in_high_bits(byte, i[-1], form.depth, form.width)
+
+    return te.compute(packed.shape, in_quads, name="narrow")
 
 
 def _stage(lead: tuple[int, ...], shape: Shape, form: Packing, dtype: str, at: Callable[..., tirx.Expr]) -> te.Tensor:

@@ -133,7 +133,7 @@ class Contract:
         }
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(sums.prim_func(emission))
-        opened = tile.length > 1 and layer.is_four_bits(call.args[1])
+        opened = tile.length > 1 and layer.width(call.args[1]) < 8
         data, weight = products.factors.stored if products.factors else map(ops.dtype_of, call.args)
         weight, data = "int8" if opened else weight, products.registers or (data if in_place else products.stored)
         epilogue = Epilogue(
@@ -152,9 +152,9 @@ def fits_int16(dtype: str) -> bool:
 
 
 def constant_int4(e: Emission, call: relax.Call) -> Operand:
-    """4-bit weights that stay packed."""
+    """The values of packed weights: how they are stored is the kernel's to say (see `narrow.py`)."""
     packed, shape, signed = ops.const_value(call.args[0]), ops.shape_of(call), bool(int(call.attrs["signed"]))
-    return Operand(e, value=arith.unpack_int4(packed, shape, signed), four_bits=True)
+    return Operand(e, value=arith.unpack_int4(packed, shape, signed))
 
 
 def _emit(
@@ -169,7 +169,7 @@ def _emit(
     """Stages: rows (the padded data as stored; none where the data can be read in place), acc (rounded up to whole
     tiles), and the view of it the layer sees."""
     blocks = -(-s.channels // (tile.lanes * tile.vectors))
-    packing = Packing(blocks, tile.vectors, tile.lanes, tile.depth, inner=tile.inner, nibbles=products.bits > 0)
+    packing = Packing(blocks, tile.vectors, tile.lanes, tile.depth, inner=tile.inner, width=8 - products.bits)
     c = contraction(e, call, packing, s if s.width else None, borders.unpadded, borders.origin, products.factors)
     pixels, length = _rounded_up(s, tile)
 
@@ -351,7 +351,7 @@ def schedule_operands(
     lanes: int,
     depth: int,
 ) -> None:
-    """The stages that prepare a contraction's operands: 4-bit weights opened, run-time weights packed, rows copied."""
+    """The stages that prepare a contraction's operands: narrow weights opened, run-time weights packed, rows copied."""
     for producer in producers:
         name = sch.get(producer).name_hint
         if name == "unpacked":
@@ -363,12 +363,16 @@ def schedule_operands(
 
 
 def _schedule_unpacked(sch: s_tir.Schedule, unpacked: s_tir.schedule.SBlockRV, task: s_tir.schedule.LoopRV) -> None:
-    """Open a task's 4-bit weights before it starts."""
-    sch.compute_at(unpacked, task)
-    *_, both, depth = sch.get_loops(unpacked)
-    nibble, half = sch.split(both, [2, None])
-    sch.unroll(nibble)
-    sch.vectorize(sch.fuse(half, depth))
+    """Open a task's weights before it starts, one field of its bytes after another."""
+    fields, axis = (int(sch.get(unpacked).annotations[name]) for name in ("fields", "axis"))
+    rank = len(sch.get(unpacked).iter_vars)
+    sch.compute_at(unpacked, task, preserve_unit_loops=True)
+    loops = list(sch.get_loops(unpacked)[-rank:])
+    field, loops[axis] = sch.split(loops[axis], [fields, None])
+    lanes, depth = loops[-2:]
+    sch.reorder(*loops[axis:-2], field, lanes, depth)
+    sch.unroll(field)
+    sch.vectorize(sch.fuse(lanes, depth))
 
 
 def _schedule_rows(sch: s_tir.Schedule, rows: s_tir.schedule.SBlockRV, shape: Shape, lanes: int, depth: int) -> None:

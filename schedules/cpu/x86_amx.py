@@ -124,7 +124,7 @@ class Amx(Contract):
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(sums.prim_func(emission))
         data, weight = factors.types if factors else map(ops.dtype_of, call.args)
-        weight = "int8" if given.is_four_bits(call.args[1]) else weight
+        weight = "int8" if given.width(call.args[1]) < 8 else weight
         # What is under products has time to wait for memory.
         hidden = not factors and tile.steps_of_a_part(shape) > 0
         epilogue = Epilogue(

@@ -8,12 +8,15 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 from schedules.factors import Factors
 from schedules.layer import Layer
-from schedules.spelling.intrinsics import dot_u8s4, dot_u8s8
+from schedules.narrow import wider
+from schedules.spelling.intrinsics import depth_of, dot_narrow, dot_u8s8
 
 from .contract_tiles import Step
-from .contraction import reach_of
+from .contraction import reach_of, shape_of
 from .cpu_contract import Contract, Products
 from .vector_unit import VectorUnit
+
+WASTE = 1.05  # so many more products are worth fewer bytes
 
 
 class Vnni(Contract):
@@ -37,7 +40,7 @@ class Vnni(Contract):
         x, w = call.args
         if ops.dtype_of(x) not in ("uint8", "int8") or ops.dtype_of(call) != "int32":
             return "data of more than 8 bits, or sums of more than 32."
-        if ops.dtype_of(w) != "int8" and not layer.is_four_bits(w):
+        if ops.dtype_of(w) != "int8" and layer.width(w) == 8:
             return "weights that are not int8."
         known = layer.is_constant(w) and (ops.op_name(call) != "relax.matmul" or len(ops.shape_of(w)) == 2)
         if ops.dtype_of(x) == "int8" and not known:
@@ -45,7 +48,7 @@ class Vnni(Contract):
         return shift_leaves_int32(layer, call)
 
     def products(self, layer: Layer, unit: VectorUnit) -> Products:
-        """Four u8 with four s8, or eight with nibbles opened in registers where 16 times the sums fit."""
+        """Four u8 with four s8, or more with narrow weights opened in registers."""
         call = layer.anchor_call
         assert call is not None
 
@@ -55,16 +58,34 @@ class Vnni(Contract):
         if factors := Factors.of(layer, call):
             factors = factors.turned("uint8", "int8")
             return Products(Step(4), "uint8", dot, factors.added[0], in_place=True, factors=factors)
-        w, offset = call.args[1], 128 if ops.dtype_of(call.args[0]) == "int8" else 0
-        if (
-            layer.is_four_bits(w)
-            and ops.dtype_of(w) == "int8"
-            and 16 * reach_of(layer.constant(w), 255) <= arith.RANGES["int32"][1]
-        ):
-            return Products(
-                Step(8), "uint8", lambda data, weight: dot_u8s4(unit.lanes, data), offset, in_place=True, bits=4
-            )
-        return Products(Step(4), "uint8", dot, offset, in_place=True)
+        offset, width = 128 if ops.dtype_of(call.args[0]) == "int8" else 0, _opened(layer, call, unit)
+        if width == 8:
+            return Products(Step(4), "uint8", dot, offset, in_place=True)
+        return Products(
+            Step(depth_of(width)),
+            "uint8",
+            lambda data, weight: dot_narrow(unit.lanes, data, width),
+            offset,
+            in_place=True,
+            bits=8 - width,
+        )
+
+
+def _opened(layer: Layer, call: relax.Call, unit: VectorUnit) -> int:
+    """The width of weights that registers are opened from, 8 where none are: the sums that are so many times too large
+    fit, and longer steps than those of 4 bits add next to no products with zeros.
+    """
+    if ops.dtype_of(call.args[1]) != "int8" or layer.width(call.args[1]) == 8:
+        return 8
+    reach, run = reach_of(layer.constant(call.args[1]), 255), shape_of(call, unit.lanes).run
+
+    def padded(width: int) -> int:
+        return -(-run // depth_of(width)) * depth_of(width)
+
+    for width in wider(layer.width(call.args[1])):
+        if reach << 8 - width <= arith.RANGES["int32"][1] and padded(width) <= WASTE * padded(4):
+            return width
+    return 8
 
 
 def shift_leaves_int32(layer: Layer, call: relax.Call) -> str | None:

@@ -70,7 +70,7 @@ class VnniDepthwise:
         if why or call is None:
             return why
         x, w = call.args
-        if ops.dtype_of(x) not in ("uint8", "int8") or (ops.dtype_of(w) != "int8" and not layer.is_four_bits(w)):
+        if ops.dtype_of(x) not in ("uint8", "int8") or (ops.dtype_of(w) != "int8" and layer.width(w) == 8):
             return "data or weights of more than 8 bits, or weights that are not int8."
         if ops.shape_of(call)[3] != ops.shape_of(x)[3]:
             return "several outputs per input channel."

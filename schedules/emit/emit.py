@@ -22,7 +22,6 @@ class Operand:
     """A tensor inside a layer: a TE stage, or a constant that becomes an immediate or a placeholder.
 
     A constant whose elements are all equal is an immediate; any other is passed to the kernel as an argument.
-    four_bits: every element of the constant fits in 4 bits, and the package should store it so.
     addend, bits: every element is the one of `tensor` divided by 2^bits, which is exact, plus the addend, a constant
     that is broadcast over the last dimension.  narrow: the same elements in int16, where they fit.  reach: no element
     is larger; 0 where only the type tells.
@@ -33,13 +32,12 @@ class Operand:
         scope: Emission,
         tensor: te.Tensor | None = None,
         value: Array | None = None,
-        four_bits: bool = False,
         addend: Operand | None = None,
         bits: int = 0,
         narrow: te.Tensor | None = None,
         reach: int = 0,
     ) -> None:
-        self.scope, self._tensor, self.value, self.four_bits = scope, tensor, value, four_bits
+        self.scope, self._tensor, self.value = scope, tensor, value
         self.addend, self.bits, self.narrow, self.reach = addend, bits, narrow, reach
         self.uniform = value is not None and value.size > 0 and bool(np.all(value == value.flat[0]))
 

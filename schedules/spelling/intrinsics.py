@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 from math import prod
+from typing import Any
 
 from tvm import tirx
+
+from schedules.narrow import PLANES, fields, in_high_bits
 
 from .pair import Operand, register
 
@@ -114,38 +117,60 @@ def _high_of_pairs(a: tirx.Expr, m: tirx.Expr, b: tirx.Expr, lanes: int) -> tirx
 
 
 @cache
-def dot_u8s4(lanes: int, data: str) -> str:
-    """The name of the tensor intrinsic c[i] += 16 sum_k a'[k] w[i, k], k < 8, two vpdpbusd, exact for every operand.
+def dot_narrow(lanes: int, data: str, width: int) -> str:
+    """The name of the tensor intrinsic c[i] += 2^(8 - width) sum_k a'[k] w[i, k], vpdpbusd for every four k, exact for
+    every operand.
 
-    w holds signed nibbles: k < 4 in the low halves of the bytes [i, k], the others in the high halves of [i, k - 4].
-    data, lanes and a' as for `dot_u8s8`.
+    w holds signed values of `width` bits in planes (see `narrow.py`): the fewest that fill vectors of four bytes in
+    each of `lanes` lanes.  data, lanes and a' as for `dot_u8s8`.
     """
+    depth = depth_of(width)
+    vectors = depth * width // 32
 
-    def nibble(byte: tirx.Expr, low: tirx.Expr) -> tirx.Expr:
-        return tirx.Select(low, byte << tirx.const(4, "uint8"), byte & tirx.const(240, "uint8")).astype("int8")
+    def weight(w: tirx.Buffer, i: Any, k: Any) -> tirx.Expr:
+        def byte(at: Any) -> tirx.Expr:
+            return w[at // 4, i, at % 4] if vectors > 1 else w[i, at]
+
+        return in_high_bits(byte, k, depth, width).astype("int32")
 
     def spelled(a: tirx.Buffer, w: tirx.Buffer, c: tirx.Buffer) -> list[tirx.Expr]:
-        total = _vpdpbusd(_all(c), _four_bytes(a, lanes), _nibbles_times_16(w, lanes, 4), lanes)
-        return [_vpdpbusd(total, _four_bytes(a, lanes, 4), _nibbles_times_16(w, lanes, 0), lanes)]
+        total = _all(c)
+        for k in range(0, depth, 4):
+            total = _vpdpbusd(total, _four_bytes(a, lanes, k), _in_high_bits(w, lanes, k, depth, width), lanes)
+        return [total]
 
     return register(
-        f"hawq.dot_u8s4.{lanes}.{data}",
-        [Operand((8,), data), Operand((lanes, 4), "uint8"), _sums(lanes)],
-        [(lanes, "S"), (8, "R")],
-        lambda a, w, i, k: _unsigned(a[k], data) * nibble(w[i, k % 4], k < 4).astype("int32"),
+        f"hawq.dot_u8s{width}.{lanes}.{data}",
+        [Operand((depth,), data), Operand((*([vectors] if vectors > 1 else []), lanes, 4), "uint8"), _sums(lanes)],
+        [(lanes, "S"), (depth, "R")],
+        lambda a, w, i, k: _unsigned(a[k], data) * weight(w, i, k),
         spelled,
     )
 
 
-def _nibbles_times_16(w: tirx.Buffer, lanes: int, left: int) -> tirx.Expr:
-    """The high halves of bytes shifted left by 4 or not, as int8; the shift is one of 16 bits, the mask drops what
-    crosses bytes.
+def depth_of(width: int) -> int:
+    """The products of a step whose weights, in planes of a width, fill vectors of four bytes a lane."""
+    return 4 * fields(width)
+
+
+def _in_high_bits(w: tirx.Buffer, lanes: int, k: int, depth: int, width: int) -> tirx.Expr:
+    """The weights of four products from the k-th on, in the high bits of bytes; shifts are of 16 bits, the masks drop
+    what crosses bytes.
     """
-    packed = _all(w)
-    if left:
-        wide = tirx.reinterpret(f"uint16x{2 * lanes}", packed) << tirx.Broadcast(tirx.const(left, "uint16"), 2 * lanes)
-        packed = tirx.reinterpret(f"uint8x{4 * lanes}", wide)
-    return tirx.reinterpret(f"int8x{4 * lanes}", packed & tirx.Broadcast(tirx.const(0xF0, "uint8"), 4 * lanes))
+    total, start, above = None, 0, 0
+    for bits in PLANES[width]:
+        size = depth * bits // 8
+        vector, left = (start + k % size) // 4, 8 - bits - k // size * bits - above
+        packed = w.vload([*([vector] if len(w.shape) > 2 else []), 0, 0], f"uint8x{4 * lanes}")
+        if left:
+            wide = tirx.reinterpret(f"uint16x{2 * lanes}", packed)
+            amount = tirx.Broadcast(tirx.const(abs(left), "uint16"), 2 * lanes)
+            packed = tirx.reinterpret(f"uint8x{4 * lanes}", wide << amount if left > 0 else wide >> amount)
+        mask = (256 - 2 ** (8 - bits)) >> above
+        part = packed & tirx.Broadcast(tirx.const(mask, "uint8"), 4 * lanes)
+        total, start, above = part if total is None else total | part, start + size, above + bits
+    assert total is not None
+    return tirx.reinterpret(f"int8x{4 * lanes}", total)
 
 
 @cache

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from tvm import tirx
+
+from schedules.narrow import in_high_bits
 
 from .pair import Operand, register
 
@@ -25,8 +28,8 @@ class Inner:
     `together` pixels.
 
     name: the instruction: smlal, sdot, udot, usdot, smmla, ummla or usmmla.  data: the elements' type.  weight:
-    int8, uint8, or uint8 that holds two nibbles, which are multiplied as 16 times the signed values (`nibbles`): the
-    first half of the instructions finds them in the low halves of the bytes.
+    int8, uint8, or uint8 that holds signed values of `width` bits in one plane (see `narrow.py`), which are multiplied
+    as 2^(8 - width) times what they are: the first instructions find theirs in the lowest bits of the bytes.
     """
 
     name: str
@@ -35,11 +38,11 @@ class Inner:
     depth: int
     inner: int
     together: int = 1
-    nibbles: bool = False
+    width: int = 8
 
     def __post_init__(self) -> None:
-        if self.nibbles and self.inner % 2:
-            raise ValueError(f"nibbles for an odd number of instructions: {self}")
+        if self.inner * self.width % 8:
+            raise ValueError(f"no whole bytes for so many instructions: {self}")
 
     @property
     def length(self) -> int:
@@ -49,7 +52,7 @@ class Inner:
     @property
     def stored(self) -> int:
         """The steps that a vector of weights is stored as."""
-        return self.inner // 2 if self.nibbles else self.inner
+        return self.inner * self.width // 8
 
     @property
     def sums(self) -> int:
@@ -68,16 +71,16 @@ def inner_product(form: Inner) -> str:
         q, p = summed[: len(steps)], summed[len(steps) :]
         pixel, channel = ([], e) if form.together == 1 else ([e // 2 % 2], e // 4 * 2 + e % 2)
         in_data = (*pixel, (q[0] if q else 0) * form.depth + (p[0] if p else 0))
-        in_weights = (*(x % form.stored if form.nibbles else x for x in q), channel, *p)
-        weight = w[in_weights]
-        if form.nibbles:
-            low, high = weight << tirx.const(4, "uint8"), weight & tirx.const(240, "uint8")
-            weight = tirx.Select(q[0] < form.stored, low, high).astype("int8")
+
+        def weight_of(*step: Any) -> tirx.Expr:
+            return w[tuple([*step, channel, *p])]
+
+        weight = in_high_bits(weight_of, q[0], form.inner, form.width) if form.width < 8 else weight_of(*q)
         return a[in_data].astype("int32") * weight.astype("int32")
 
     return register(
         f"hawq.neon.{form.name}.{form.data}.{form.weight}.{form.depth}x{form.inner}"
-        f"{'.nibbles' if form.nibbles else ''}",
+        f"{f'.{form.width}' if form.width < 8 else ''}",
         [
             Operand(data, form.data, "local"),
             Operand((*steps, LANES, *depth), form.weight),
@@ -142,18 +145,19 @@ def _data(f: Inner, a: tirx.Buffer, q: int) -> tirx.Expr:
 def _weights(f: Inner, w: tirx.Buffer, q: int, part: int) -> tirx.Expr:
     """The weights of one instruction."""
     start = [*([q % f.stored] if f.inner > 1 else []), 2 * part, 0]
-    return _opened(f, w.vload(start, f"{f.weight}x16"), 16, q >= f.stored)
+    return _opened(f, w.vload(start, f"{f.weight}x16"), 16, q // f.stored)
 
 
-def _opened(f: Inner, w: tirx.Expr, lanes: int, high: bool) -> tirx.Expr:
-    if not f.nibbles:
+def _opened(f: Inner, w: tirx.Expr, lanes: int, field: int) -> tirx.Expr:
+    """The values of one field in the high bits of bytes."""
+    if f.width == 8:
         return w
-    bits = (
-        w & tirx.Broadcast(tirx.const(0xF0, "uint8"), lanes)
-        if high
-        else w << tirx.Broadcast(tirx.const(4, "uint8"), lanes)
-    )
-    return tirx.reinterpret(f"int8x{lanes}", bits)
+    left = 8 - f.width * (field + 1)
+    if left:
+        w = w << tirx.Broadcast(tirx.const(left, "uint8"), lanes)
+    if field:
+        w = w & tirx.Broadcast(tirx.const(256 - 2 ** (8 - f.width), "uint8"), lanes)
+    return tirx.reinterpret(f"int8x{lanes}", w)
 
 
 def _pairs(f: Inner, total: tirx.Expr, a: tirx.Buffer, w: tirx.Buffer, q: int) -> tirx.Expr:
@@ -166,8 +170,8 @@ def _pairs(f: Inner, total: tirx.Expr, a: tirx.Buffer, w: tirx.Buffer, q: int) -
     both = 2 if f.stored % 2 == 0 else 1
     place, lanes = q % f.stored, LANES * both
     start = [*([place // both * both] if f.inner > 1 else []), 0, 0]
-    opened = _opened(f, w.vload(start, f"{f.weight}x{2 * lanes}"), 2 * lanes, q >= f.stored)
-    wide = "int16" if f.nibbles or f.weight == "int8" else "uint16"
+    opened = _opened(f, w.vload(start, f"{f.weight}x{2 * lanes}"), 2 * lanes, q // f.stored)
+    wide = "int16" if f.width < 8 or f.weight == "int8" else "uint16"
     pairs, byte = tirx.reinterpret(f"{wide}x{lanes}", opened), tirx.Broadcast(tirx.const(8, wide), lanes)
     data = a.vload([0], f"{f.data}x{f.length}")
     for p, bytes_ in enumerate(((pairs << byte) >> byte, pairs >> byte)):

@@ -25,9 +25,10 @@ def forms(family):
     for (_, weight), m in family.multipliers.items():
         for inner in family.inners:
             found.append(Inner(m.name, m.registers, weight, family.depth, inner, family.together))
-            if inner % 2 == 0:
-                found.append(Inner(m.name, m.registers, "uint8", family.depth, inner, family.together, nibbles=True))
-    return list(dict.fromkeys(f for f in found if not f.nibbles or f.name not in ("udot", "ummla")))
+            for width in (4, 2):
+                if inner * width % 8 == 0:
+                    found.append(Inner(m.name, m.registers, "uint8", family.depth, inner, family.together, width))
+    return list(dict.fromkeys(f for f in found if f.width == 8 or f.name not in ("udot", "ummla")))
 
 
 CASES = [
@@ -53,13 +54,12 @@ def around(f: Inner) -> str:
     """
     weights = [*([f.stored] if f.inner > 1 else []), LANES, f.depth]
     channel, pixel = ("e", "0") if f.together == 1 else ("e // 4 * 2 + e % 2", "e // 2 % 2")
-    q, index = ("q", f"q % {f.stored}, " if f.nibbles else "q, ") if f.inner > 1 else ("0", "")
+    q, index = ("q", f"q % {f.stored}, " if f.width < 8 else "q, ") if f.inner > 1 else ("0", "")
     weight = f"W[r, {index}{channel}, p]"
-    if f.nibbles:
-        weight = (
-            f"T.cast(T.Select(q < {f.stored}, T.shift_left({weight}, T.uint8(4)), T.bitwise_and({weight},"
-            ' T.uint8(240))), "int8")'
-        )
+    if f.width < 8:
+        left = f'T.cast({8 - f.width} - q // {f.stored} * {f.width}, "uint8")'
+        mask = 256 - 2 ** (8 - f.width)
+        weight = f'T.cast(T.bitwise_and(T.shift_left({weight}, {left}), T.uint8({mask})), "int8")'
     data = f"a[r, {pixel}, {q} * {f.depth} + p]" if f.together > 1 else f"a[r, {q} * {f.depth} + p]"
     shape = f"{f.together}, {f.length}" if f.together > 1 else f"{f.length}"
     reduced, kinds, sizes = ("q, p", "SSRR", f"{f.inner}, {f.depth}") if f.inner > 1 else ("p", "SSR", f"{f.depth}")
@@ -96,7 +96,8 @@ def main(A: T.Buffer(({ROWS}, {shape}), "{f.data}"),
     ("target", "form"),
     CASES,
     ids=[
-        f"{t.attrs['mcpu']}-{f.name}-{f.data}-{f.weight}-{f.inner}{'-nibbles' if f.nibbles else ''}" for t, f in CASES
+        f"{t.attrs['mcpu']}-{f.name}-{f.data}-{f.weight}-{f.inner}{f'-{f.width}' if f.width < 8 else ''}"
+        for t, f in CASES
     ],
 )
 def test_inner_products_at_the_extremes(target, form):
@@ -110,10 +111,9 @@ def test_inner_products_at_the_extremes(target, form):
     _, _, out = call(sch.mod["main"], target, a if f.together > 1 else a[:, 0], w, start)
 
     values = w.reshape(ROWS, f.stored, LANES, f.depth).astype(np.int64)
-    if f.nibbles:
-        values = (
-            np.concatenate([values << 4 & 0xF0, values & 0xF0], axis=1).astype(np.uint8).view(np.int8).astype(np.int64)
-        )
+    if f.width < 8:
+        own = [values << left & 256 - 2 ** (8 - f.width) for left in range(8 - f.width, -1, -f.width)]
+        values = np.concatenate(own, axis=1).astype(np.uint8).view(np.int8).astype(np.int64)
     sums = np.einsum("rxqp,rqop->rxo", a.reshape(ROWS, f.together, f.inner, f.depth).astype(np.int64), values)
     if f.together > 1:
         sums = sums.reshape(ROWS, 2, 2, 2).transpose(0, 2, 1, 3)

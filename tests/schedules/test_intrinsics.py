@@ -7,12 +7,13 @@ from itertools import product
 import numpy as np
 import pytest
 import tvm
-from tvm import s_tir
+from tvm import s_tir, te
 from tvm.script import tirx as T
 
 from hawq_tvm.core import arith
 from hawq_tvm.targets import target as targets
 from schedules.cpu.vector_unit import VectorUnit
+from schedules.narrow import PLANES, in_high_bits, split
 from schedules.spelling import byte_intrinsics, intrinsics
 
 HOST = targets.host()
@@ -306,43 +307,48 @@ def test_dot_quads_at_the_extremes():
 
 
 @pytest.mark.skipif(not UNIT.quads, reason="this CPU has no VNNI")
+@pytest.mark.parametrize("width", PLANES)
 @pytest.mark.parametrize("data", ["uint8", "int8"])
-def test_dot_u8s4_at_the_extremes(data):
+def test_dot_narrow_at_the_extremes(data, width):
     lanes, rows, offset = UNIT.lanes, 600, 128 if data == "int8" else 0
-    info = np.iinfo(data)
+    info, depth = np.iinfo(data), intrinsics.depth_of(width)
+    vectors = depth * width // 32
+    place = (lambda at: (at // 4, at % 4)) if vectors > 1 else (lambda at: (at,))
 
-    @T.prim_func(s_tir=True)
-    def main(A: T.Buffer((rows, 8), data), W: T.Buffer((rows, lanes, 4), "uint8"), C: T.Buffer((rows, lanes), "int32")):
-        with T.sblock("root"):
-            acc = T.sblock_alloc_buffer((rows, lanes), "int32", scope="local")
-            for r in range(rows):
-                for i in range(lanes):
-                    with T.sblock("load"):
-                        vr, vi = T.axis.remap("SS", [r, i])
-                        acc[vr, vi] = C[vr, vi]
-                for i, k in T.grid(lanes, 8):
-                    with T.sblock("dot"):
-                        vr, vi, vk = T.axis.remap("SSR", [r, i, k])
-                        acc[vr, vi] = acc[vr, vi] + (T.cast(A[vr, vk], "int32") + offset) * T.cast(
-                            T.cast(
-                                T.Select(
-                                    vk < 4,
-                                    T.shift_left(W[vr, vi, vk % 4], T.uint8(4)),
-                                    T.bitwise_and(W[vr, vi, vk % 4], T.uint8(240)),
-                                ),
-                                "int8",
-                            ),
-                            "int32",
-                        )
-                for i in range(lanes):
-                    with T.sblock("store"):
-                        vr, vi = T.axis.remap("SS", [r, i])
-                        C[vr, vi] = acc[vr, vi]
+    def weight(held, r, i, k):
+        def byte(at):
+            first, *rest = place(at)
+            return held[(r, first, i, *rest)] if rest else held[r, i, first]
 
-    a = rng.choice(np.array([info.min, info.min + 1, 0, info.max], data), (rows, 8))
-    w = rng.choice(np.array([-8, -7, -1, 0, 1, 7]), (rows, lanes, 8))
-    packed_weights = ((w[..., :4] & 15) | ((w[..., 4:] & 15) << 4)).astype(np.uint8)
-    out = rng.integers(-(2**30), 2**30, (rows, lanes)).astype(np.int32)
-    expected = out + 16 * np.einsum("rk,rik->ri", a.astype(np.int64) + offset, w)
-    run(tensorized(main, "dot", intrinsics.dot_u8s4(lanes, data), 1), a, packed_weights, out)
-    np.testing.assert_array_equal(out, expected.astype(np.int32), strict=True)
+        return in_high_bits(byte, k, depth, width)
+
+    a, w, c = (
+        te.placeholder(shape, dtype)
+        for shape, dtype in (
+            ((rows, depth), data),
+            ((rows, *([vectors] if vectors > 1 else []), lanes, 4), "uint8"),
+            ((rows, lanes), "int32"),
+        )
+    )
+    k = te.reduce_axis((0, depth), "k")
+    dot = te.compute(
+        (rows, lanes),
+        lambda r, i: te.sum((a[r, k].astype("int32") + offset) * weight(w, r, i, k).astype("int32"), axis=k),
+        name="dot",
+    )
+    out = te.compute((rows, lanes), lambda r, i: dot[r, i] + c[r, i], name="out")
+    sch = s_tir.Schedule(te.create_prim_func([a, w, c, out]))
+    block = sch.get_sblock("dot")
+    sch.set_scope(block, 0, "local")
+    sch.decompose_reduction(block, sch.get_loops(block)[1])
+    sch.tensorize(sch.get_loops(sch.get_sblock("dot_update"))[1], intrinsics.dot_narrow(lanes, data, width))
+    data_values = rng.choice(np.array([info.min, info.min + 1, 0, info.max], data), (rows, depth))
+    values = rng.choice(np.array([-(2 ** (width - 1)), -1, 0, 1, 2 ** (width - 1) - 1]), (rows, lanes, depth))
+    packed_weights = split(values, -1, width)
+    if vectors > 1:
+        packed_weights = np.swapaxes(packed_weights.reshape(rows, lanes, vectors, 4), 1, 2)
+    start = rng.integers(-(2**30), 2**30, (rows, lanes)).astype(np.int32)
+    expected = start + 2 ** (8 - width) * np.einsum("rk,rik->ri", data_values.astype(np.int64) + offset, values)
+    found = np.empty_like(start)
+    run(sch.mod["main"], data_values, np.ascontiguousarray(packed_weights), start, found)
+    np.testing.assert_array_equal(found, expected.astype(np.int32), strict=True)
