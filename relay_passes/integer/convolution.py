@@ -14,7 +14,7 @@ from tvm import relax
 from hawq_tvm.core import ops
 
 from .elementwise import centred, with_one_zero
-from .fixed import narrowed, rows_and_columns, single, summand
+from .fixed import narrowed, rows_and_columns, short, single, summand
 from .scores import probabilities
 from .values import (
     INSERT,
@@ -170,7 +170,9 @@ def conv2d_transpose(ctx: Context, call: relax.Call, x: Value, weight: Value) ->
 
 def matmul(ctx: Context, a: Value, b: Value) -> Value:
     """relax.matmul of two tensors of which at most one is constant; blocked weight scales give one term per block."""
-    a, b = probabilities(ctx, a), probabilities(ctx, b)
+    # Beside a fixed-point value a probability is one, too, and has its bits.
+    narrow = [isinstance(v, Constant) or short(ctx, v, axis, "matmul") for v, axis in ((a, -1), (b, -2))]
+    a, b = (probabilities(ctx, v) if other else v for v, other in zip((a, b), reversed(narrow), strict=True))
     if isinstance(b, Constant) and isinstance(a, Real):
         return _times_constant(ctx, a, b)
     if isinstance(a, Constant) and isinstance(b, Real):

@@ -211,6 +211,11 @@ def rows_and_columns(ctx: Context, a: Value, b: Value, op: str) -> tuple[Term, T
     return x, y, True
 
 
+def short(ctx: Context, value: Value, axis: int, op: str) -> bool:
+    """Whether a tensor has integers of 8 or 16 bits of its own, with one scale along an axis."""
+    return _along(_owned(ctx, value, op), axis) is not None
+
+
 def _along(term: Term | None, axis: int) -> Term | None:
     """A term of 8 or 16 bits whose scale does not vary along an axis, else None."""
     if term is None or term.accumulator or ops.dtype_of(term.data) not in NARROW:

@@ -157,6 +157,24 @@ def test_probabilities_that_nothing_quantizes() -> None:
     assert proof.ok and LENGTH * 130 / 2 / 32767 < distance < LENGTH * 130 / 32767
 
 
+def test_probabilities_beside_what_nothing_quantizes() -> None:
+    """P (V + W): a fixed-point value beside another, of 22 bits and not of 15."""
+    g = Scores()
+    v, w = (
+        g.dq(g.input(n, [2, LENGTH, 4], TYPES["int8"][0]), F(s), 2, "int8") for n, s in (("v", 0.03), ("w", 0.0171))
+    )
+    p = g.node("Softmax", [added(g, LEAST)], axis=-1)
+    model = g.model([float_output(g.qdq(g.node("MatMul", [p, g.node("Add", [v, w])]), F(0.05), 0, "int8"))])
+    package = ht.compile(model)
+    (distance,) = package.prove().distances.values()
+    # Half of 2^-22 beside each of LENGTH values below 2^23, and as much of these: far below what 15 bits would be.
+    assert 0 < distance < LENGTH * 130 / 32767 / 16
+    feed = inputs(package)
+    (got,), (wanted,) = package.run(feed).values(), onnxruntime(model, feed).values()
+    assert np.max(np.abs(got - wanted)) <= 0.051 and np.mean(got != wanted) < 0.01
+    assert package.verify(random=1, seed=0).ok
+
+
 def negated(g: Graph) -> str:
     return g.node("Neg", [g.dq(g.input("x", [3, 5], TYPES["int8"][0]), F(0.05), 3, "int8")])
 
