@@ -18,7 +18,7 @@ from .joined import in_lines, pixels_of
 
 # The share of the least estimate up to which a form is worth a measurement; and that of its own by which images must be
 # better than lines: the model knows neither what they leave out of a border nor what of an epilogue is left out.
-WORTH, BETTER = 1.5, 0.95
+WORTH, BETTER = 2.0, 0.95
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 # to configure and memory to take for its sums, is worth several steps of products. And all weights, where the loop
 # over channels is inside the one over pixels: they are then read again for every block of pixels, while the block's
 # data and results stay in the first cache.
-NEAR_BYTES, CACHED_BYTES = 32 << 10, 1 << 20
+NEAR_BYTES, CACHED_BYTES, SECOND_BYTES = 32 << 10, 1 << 20, 2 << 20
 # Of a tile: to load it from the first cache, the second, and beyond (28 GB/s); to store it.
 NEAR, CACHED, FAR, STORED = 8.5, 21.0, 140.0, 16.5
 REQUANTIZED = 4.0  # the epilogue of 16 results, without a residual
@@ -56,6 +56,8 @@ def cycles(s: Shape, t: AmxTile) -> float:
     # Every half reads them again, and every tap what others have read.
     loads = new * (data + (t.halves - 1) * load(rows + panel // t.halves)) + (every - t.halves * new) * load(rows)
     first, later = (max(products, loads + steps * t.vectors * w) for w in (FAR, weights))
+    if t.fetches:  # weights are in the second cache when they are read
+        first = max(products, steps * t.vectors * FAR, loads + steps * t.vectors * CACHED)
     multiplying = channel_blocks * (first + (pixel_blocks - 1) * later)
     stores = pixel_blocks * channel_blocks * t.halves * groups * t.vectors * STORED
     epilogue = prod(s.lead) * s.pixels * s.channels / LANES * REQUANTIZED

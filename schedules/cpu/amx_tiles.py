@@ -12,12 +12,13 @@ from tvm import relax
 from hawq_tvm.core import ops
 from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
 
-from .amx_model import CACHED_BYTES, cycles
+from .amx_model import CACHED_BYTES, SECOND_BYTES, cycles
 from .contract_tiles import TASKS
 from .contraction import Shape
 
 ROWS = 3  # numbers of rows that are worth a measurement
 INSIDE = ("channels", "pixels")
+AT_ONCE = 4  # groups of pixels of a block that reads weights once: its other tiles take turns
 # What the lines of a block are: those of the output; equal parts of all of its pixels; whole images (images.py).
 FORMS = ("lines", "parts", "images")
 # Steps of products under which the epilogue of the block before is worth hiding: fewer take less time than it does.
@@ -47,7 +48,7 @@ class AmxTile:
     def __post_init__(self) -> None:
         if (self.lines > 1 and self.columns > 1) or self.rows % self.lines or self.rows < 1 or self.pixels < 2:
             raise ValueError(f"not a tile: {self}")
-        if self.halves not in (1, 2) or self.inside not in INSIDE or self.form not in FORMS:
+        if self.halves not in (1, 2, 4) or self.inside not in INSIDE or self.form not in FORMS:
             raise ValueError(f"not a tile: {self}")
         self.tiles()
 
@@ -59,6 +60,12 @@ class AmxTile:
     def channels(self) -> int:
         """The output channels of a block."""
         return LANES * self.vectors
+
+    @property
+    def fetches(self) -> bool:
+        """Whether it reads weights once, in sequence, and asks for them in advance: its data take turns in tiles."""
+        tiles = self.tiles()
+        return tiles.turns < tiles.groups
 
     def overlaps(self, s: Shape) -> bool:
         """Whether a block has so many steps of products that the epilogue of the block before is worth hiding."""
@@ -121,6 +128,8 @@ def tiles_of(
         return AmxTile(*both, max(2, -(-shape.pixels // columns)), vectors, both[0], halves, form=form)
 
     blocks = [tile(b) for b in [(1, 2), (1, 1), *([(2, 1)] if pairs_rows and lines > 1 else [])]]
+    if _reads_weights_once(shape) and not opens_weights:
+        blocks.append(AmxTile(1, AT_ONCE, -(-shape.pixels // AT_ONCE), 1, 1, halves=4, form=form))
     ordered = [(b, ["pixels"] if opens_weights else _orders(shape, b, lines)) for b in blocks]
     return [
         replace(block, rows=rows, inside=inside)
@@ -128,6 +137,13 @@ def tiles_of(
         for inside in orders
         for rows in _rows(shape, block, lines, inside)
     ]
+
+
+def _reads_weights_once(shape: Shape) -> bool:
+    """Whether a block of AT_ONCE groups has all pixels, so that weights which no cache holds are not read again."""
+    few = prod(shape.lead) == 1 and 2 * LANES < shape.pixels <= AT_ONCE * LANES and shape.groups == 1
+    weights = shape.channels * prod(shape.taps) * shape.run
+    return few and shape.channels % (4 * LANES) == 0 and weights > SECOND_BYTES
 
 
 def _orders(shape: Shape, block: AmxTile, lines: int) -> list[str]:

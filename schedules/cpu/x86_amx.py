@@ -23,6 +23,7 @@ from math import gcd, prod
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import ops
@@ -38,7 +39,7 @@ from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
 from . import amx_forms
 from .amx_forms import forms_of
 from .amx_tiles import AmxTile, vectors_of
-from .borders import Borders, Nest, axes_of, lines_with_data, without_borders
+from .borders import Borders, Nest, axes_of, lines_with_data, looped, without_borders
 from .contraction import Packing, Shape, contraction, shape_of
 from .cpu_contract import Contract, constant_int4, schedule_operands
 from .epilogue import Epilogue, at_once
@@ -294,9 +295,9 @@ def _schedule(
     sch.parallel(task)
 
     producers = [*sch.get_producers(data), *sch.get_producers(weights)]
-    for loaded in (data, weights):
+    for loaded, loop in ((data, group if tile.fetches else step), (weights, step)):
         sch.set_scope(loaded, 0, "local")
-        sch.compute_at(loaded, step, preserve_unit_loops=True)
+        sch.compute_at(loaded, loop, preserve_unit_loops=True)
     # A vector of a copy with spaces between pixels must not go from one into the other.
     copied = gcd(shape.run, BYTES) // DEPTH if shape.groups == 1 and shape.run < shape.per_pixel else LANES
     schedule_operands(sch, producers, shape, task, copied, DEPTH)
@@ -307,8 +308,8 @@ def _schedule(
     load = tiles.tile_load_rows(form, shape.step, data_type)
     if in_place:
         load = tiles.tile_load_pixels(form, shape.step // shape.per_pixel, data_type)
-    _load_data(sch, data, tile, load)
-    _load_weights(sch, weights, tile, tiles.tile_load_weights(form, weight_type))
+    _load_data(sch, data, tile, 1 if tile.fetches else tile.columns, load)
+    _load_weights(sch, weights, tile, tiles.tile_load_weights(form, weight_type, far=tile.fetches))
     _store(sch, copy, tile, tiles.tile_store(form))
     init = sch.decompose_reduction(acc, kh)
     *outer, first_group, first_vector, first_pixel, _ = sch.get_loops(init)
@@ -316,9 +317,15 @@ def _schedule(
     _spell(sch, [*line, group, vector], pixel, tiles.tile_dot(form, data_type, weight_type))
 
     sums.finish(sch, blocks, LANES)
+    in_tiles = sch.get(sch.get_sblock("data_o")).writes[0].source
     last_pixel = epilogue.compute_at(blocks, gcd(shape.channels, LANES), spelled_out=not beneath)
-    body = sch.get(task)
-    statements = tirx.SeqStmt([form.begin(), body.body, form.end()])
+    body, own = sch.get(task), sch.get(step).loop_var
+    begun = body.body
+    if tile.fetches:
+        begun = tvm_ffi.structural_map(
+            begun, [(tirx.For, lambda lp: _with(lp, in_tiles) if lp.loop_var.same_as(own) else lp)]
+        )
+    statements = tirx.SeqStmt([form.begin(), begun, form.end()])
     sch.state.replace(sch.get_sref(task), tirx.For(body.loop_var, body.min, body.extent, body.kind, statements))
     nest = Nest(kh, t, vector, height=tile.lines)
     chain = Chain(blocks, (half, kh, t, j), last_pixel, *tile.numbering(shape)) if beneath else None
@@ -334,14 +341,20 @@ def _spell(
     sch.tensorize(loop, intrinsic)
 
 
+def _with(loop: tirx.For, buffer: tirx.Buffer) -> tirx.For:
+    """A loop in which a buffer is mentioned, so that it is one for all loops inside: its offsets are tiles."""
+    mentioned = tirx.Evaluate(tirx.address_of(buffer[tuple(0 for _ in buffer.shape)]))
+    return looped(loop, loop.min, loop.extent, tirx.SeqStmt([mentioned, loop.body]))
+
+
 def _lines(outer: list[s_tir.schedule.LoopRV], tile: AmxTile) -> list[s_tir.schedule.LoopRV]:
     """The loop over a block's lines, the innermost of those around a line; none where there is a single one."""
     return outer[-1:] if tile.lines > 1 else []
 
 
-def _load_data(sch: s_tir.Schedule, data: s_tir.schedule.SBlockRV, tile: AmxTile, intrinsic: str) -> None:
+def _load_data(sch: s_tir.Schedule, data: s_tir.schedule.SBlockRV, tile: AmxTile, groups: int, intrinsic: str) -> None:
     *outer, _block, _kh, _t, _j, w, _ = sch.get_loops(data)
-    group, pixel = sch.split(w, [tile.columns, tile.pixels])
+    group, pixel = sch.split(w, [groups, tile.pixels])
     _spell(sch, [*_lines(outer, tile), group], pixel, intrinsic)
 
 

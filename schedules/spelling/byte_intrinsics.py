@@ -12,7 +12,7 @@ from tvm.tirx import Buffer
 from hawq_tvm.core import arith
 
 from .intrinsics import joined_high_halves, low_halves, odd_lanes
-from .pair import Operand, register
+from .pair import Operand, prefetch, register
 
 
 @cache
@@ -151,7 +151,7 @@ def pair_sum(
 
     def hints(*buffers: Buffer) -> list[tirx.Expr]:
         fetched = zip((buffers[0], buffers[2], buffers[-1]), ahead, (0, 0, 1), strict=bool(ahead))
-        return [_prefetch(buffer[further], writes) for buffer, further, writes in fetched if further]
+        return [prefetch(buffer[further], writes) for buffer, further, writes in fetched if further]
 
     types = (data[0], "int16", data[1], "int32", "int16", "int16", dtype)
     sizes = (size, 2, size, 1, 2, 1, size)
@@ -223,12 +223,6 @@ def _dot_words(c: tirx.Expr, a: tirx.Expr, b: tirx.Expr, lanes: int, dot: bool) 
         return tirx.call_llvm_pure_intrin(f"int32x{lanes}", f"llvm.x86.avx512.vpdpwssd.{32 * lanes}", c, a, b)
     name = "llvm.x86.avx512.pmaddw.d.512" if lanes == 16 else "llvm.x86.avx2.pmadd.wd"
     return c + tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, a, b)
-
-
-def _prefetch(element: tirx.Expr, writes: int) -> tirx.Expr:
-    """The cache line of an element into the first cache, to be read or to be written."""
-    flags = [tirx.const(n, "int32") for n in (writes, 3, 1)]
-    return tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(element), *flags)
 
 
 def _in_order(bytes_: tirx.Expr, lanes: int, vectors: int, dtype: str) -> tirx.Expr:

@@ -85,7 +85,15 @@ def register(
             for i, vector in enumerate(made):
                 T.buffer_store(buffers[-1], vector, [T.ramp(i * lanes, 1, lanes)])
         else:
+            for hint in hints(*buffers):
+                T.evaluate(hint)
             T.evaluate(made)
 
     s_tir.TensorIntrin.register(name, function(meaning), function(spelling), override=True)
     return name
+
+
+def prefetch(element: tirx.Expr, writes: int, second: bool = False) -> tirx.Expr:
+    """The cache line of an element into the first cache, or the second, to be read or to be written."""
+    flags = [tirx.const(n, "int32") for n in (writes, 2 if second else 3, 1)]
+    return tirx.call_llvm_intrin("void", "llvm.prefetch", tirx.address_of(element), *flags)

@@ -12,17 +12,20 @@ from functools import cache
 import tvm
 from tvm import tirx
 
-from .pair import Operand, register
+from .pair import Operand, prefetch, register
 
 BYTES = 64  # of a row of a tile: the depth of one product
 LANES = 16  # int32 of a row, and rows of a tile of weights
+TILES = 8
 PALETTE = 1
+# Of weights that come from beyond the caches: how far before them, in sequence, the second cache is asked for more.
+FETCHED = 8 << 10
 
 
 @dataclass(frozen=True)
 class Tiles:
     """A block of sums: `groups` x `vectors` tiles of `pixels` x 16, numbered first; then the groups' data, then the
-    weights.
+    weights. Where data have fewer tiles than groups they take turns, each loaded right before its products.
 
     emulated: every instruction is spelled as a call of a C function hawq_emulated_*, for tests where there is no AMX.
     """
@@ -33,7 +36,7 @@ class Tiles:
     emulated: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.groups, self.pixels, self.vectors) < 1 or self.pixels > LANES or self.weights + self.vectors > 8:
+        if min(self.groups, self.pixels, self.vectors) < 1 or self.pixels > LANES or self.turns < 1:
             raise ValueError(f"not a block of tiles: {self}")
 
     @property
@@ -42,9 +45,14 @@ class Tiles:
         return self.groups * self.vectors
 
     @property
+    def turns(self) -> int:
+        """The tiles that data have."""
+        return min(self.groups, TILES - self.data - self.vectors)
+
+    @property
     def weights(self) -> int:
         """The number of the first tile of weights."""
-        return self.data + self.groups
+        return self.data + self.turns
 
     @property
     def channels(self) -> int:
@@ -57,7 +65,8 @@ class Tiles:
 
     def data_at(self, offset: tirx.Expr) -> tirx.Expr:
         """The tile that begins at an offset of the data [group, pixel, 64]."""
-        return self.data + offset // (self.pixels * BYTES)
+        group = offset // (self.pixels * BYTES)
+        return self.data + (group if self.turns == self.groups else group % self.groups % self.turns)
 
     def weights_at(self, offset: tirx.Expr) -> tirx.Expr:
         """The tile that begins at an offset of the weights [16, channel, 4]."""
@@ -155,17 +164,25 @@ def tile_load_pixels(tiles: Tiles, stride: int, data: str) -> str:
 
 
 @cache
-def tile_load_weights(tiles: Tiles, weight: str) -> str:
+def tile_load_weights(tiles: Tiles, weight: str, far: bool = False) -> str:
     """The name of the tensor intrinsic d[q, o, p] = w[q, 0, o, p], q < 16, o < 16, p < 4: tileloadd64 from packed
     weights.
+
+    far: they are read once and in sequence, a tile's rows 64 bytes apart.
     """
+
+    def hints(w: tirx.Buffer, _: tirx.Buffer) -> list[tirx.Expr]:
+        lines = range(FETCHED // BYTES, FETCHED // BYTES + LANES) if far else ()
+        return [prefetch(w[line, 0, 0, 0], 0, second=True) for line in lines]
+
     return register(
-        _name(tiles, f"tile_load_weights.{weight}"),
+        _name(tiles, f"tile_load_weights.{weight}{'.far' if far else ''}"),
         [Operand((LANES, 1, LANES, 4), weight, free=2), _weights(weight)],
         [(LANES, "S"), (LANES, "S"), (4, "S")],
         lambda w, q, o, p: w[q, 0, o, p],
         lambda w, d: _load(tiles, tiles.weights_at(d.elem_offset), w, w.strides[0].astype("int64")),
         adds=False,
+        hints=hints,
     )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
+from hawq_tvm.compiler import build
 from hawq_tvm.core import arith, ops
 from hawq_tvm.targets import target as targets
 from schedules import record
@@ -16,7 +17,7 @@ from schedules.layer import Layer
 
 from .one_layer import layer_of, lower, packed, run
 from .test_cpu_contract import Conv, accumulate, convolve, full, rng, with_epilogue, with_packed_epilogue
-from .test_x86_amx import layer, private
+from .test_x86_amx import disassembled, layer, private
 
 AMX = targets.parse("x86-amx")
 SMALL = [
@@ -83,6 +84,49 @@ def test_a_table_behind_bytes(c, steps, amx, monkeypatch):
     (out,) = run(body, x, target=amx, rule="x86.amx")
     codes = arith.requantize([convolve(c, x, w, 0)], [1417339207], 0, 39, qmin=0, qmax=255, **rounded)
     np.testing.assert_array_equal(out, table[codes], strict=True)
+
+
+ONE_BLOCK = [
+    SMALL[0],
+    Conv(1, 7, 7, 128, 128, (1, 1)),
+    Conv(1, 5, 9, 30, 64, (3, 3), pad=(1, 1, 1, 1)),
+    Conv(1, 1, 49, 64, 192, (1, 3), pad=(0, 1, 0, 1)),
+]
+
+
+@pytest.mark.parametrize("c", ONE_BLOCK, ids=str)
+def test_weights_that_no_cache_holds_are_read_once(c, steps, amx, monkeypatch):
+    """Data take turns in three tiles, in both orders of the loops and in every form."""
+    monkeypatch.setattr(amx_tiles, "SECOND_BYTES", 0)
+    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
+    body, residual, expected = with_packed_epilogue(c, x, w, ("uint8", "uint8"))
+    module = packed(body, [(x.shape, "uint8"), (residual.shape, "uint8")])
+    tiles = [t for t in amx_forms.tiles_of(layer_of(module)) if t.fetches]
+    assert tiles and all((t.columns, t.vectors, t.halves) == (4, 1, 4) for t in tiles)
+    for tile in tiles:
+        monkeypatch.setattr(amx_forms, "tiles_of", lambda given, tile=tile: [tile])
+        (out,) = run(body, x, residual, target=amx, rule="x86.amx")
+        np.testing.assert_array_equal(out, expected, strict=True)
+
+
+def test_a_product_with_a_matrix_that_no_cache_holds(amx, monkeypatch):
+    monkeypatch.setattr(amx_tiles, "SECOND_BYTES", 0)
+    x, w = full("int8", 50, 200), full("int8", 200, 64)
+    (out,) = run(lambda e, p: relax.op.matmul(p, relax.const(w), out_dtype="int32"), x, target=amx, rule="x86.amx")
+    np.testing.assert_array_equal(out, x.astype(np.int32) @ w, strict=True)
+
+
+def test_weights_of_2_mb_are_read_once_by_few_pixels(tmp_path):
+    """Five loads for four products, and as many prefetches as a tile has lines."""
+    module = layer(Conv(1, 7, 7, 512, 512, pad=(1, 1, 1, 1)))
+    assert Amx().tiles(layer_of(module), AMX)[0].fetches
+    build.build(lower(module, AMX), AMX).export_library(str(tmp_path / "layer.so"))
+    listing = disassembled(tmp_path / "layer.so")
+    products = listing.count("tdpbusd")
+    assert products % 4 == 0 and listing.count("tileloadd") == products // 4 * 5
+    assert listing.count("prefetcht1") == products // 4 * 16
+    for c in (Conv(2, 7, 7, 512, 512, pad=(1, 1, 1, 1)), Conv(1, 7, 7, 384, 512, pad=(1, 1, 1, 1))):
+        assert not any(t.fetches for t in Amx().tiles(Layer.of(*private(layer(c))), AMX))
 
 
 @pytest.mark.parametrize("fill", [0, 3])
