@@ -26,6 +26,7 @@ from hawq_tvm.compiler import build
 from hawq_tvm.core import arith, ops
 from hawq_tvm.targets import target as targets
 from schedules import rules
+from schedules.cpu.amx_model import product
 from schedules.cpu.generic import Generic
 from schedules.cpu.x86_amx import Amx
 
@@ -38,7 +39,7 @@ AMX = targets.parse("x86-amx")
 @dataclass(frozen=True)
 class Counts:
     """Of one call of a kernel: products of tiles and the rows of data in them, loads and those whose rows cross cache
-    lines, stores and those.
+    lines, stores and those, loads of weights.
     """
 
     products: int
@@ -47,6 +48,7 @@ class Counts:
     crossing: int
     stores: int
     unaligned: int
+    weights: int
 
 
 def emulator(folder: Path) -> ctypes.CDLL:
@@ -60,7 +62,7 @@ def counted(library: ctypes.CDLL, module: tvm.IRModule, arrays: Sequence[np.ndar
     """What the kernel of a PACKED module's one layer executes."""
     with mock.patch.object(rules, "CPU_RULES", (Amx(emulated=True), Generic())):
         vm = relax.VirtualMachine(build.build(lower(module, HOST), HOST), tvm.cpu())
-    taken = (ctypes.c_int64 * 6)()
+    taken = (ctypes.c_int64 * 7)()
     library.hawq_emulated_counts(taken)
     vm["main"](*(tvm.runtime.tensor(a) for a in arrays))
     library.hawq_emulated_counts(taken)
@@ -81,7 +83,7 @@ def vector_instructions(module: tvm.IRModule, packs: int, folder: Path) -> float
         text = formatter.format(instruction)
         if instruction.flow_control != iced.FlowControl.NEXT:
             found, packed, run, own = found + (run if own else 0), packed + own, 0, 0
-        elif "zmm" in text and not text.startswith("vmov"):
+        elif "zmm" in text and not text.startswith(("vmov", "vpbroadcast")):
             run, own = run + 1, own + text.startswith("vpackuswb")
     return found / (4 * packed / packs)
 
@@ -114,7 +116,9 @@ def main() -> None:
     """Print a line of counts for every kind."""
     library = emulator(folder := Path(tempfile.mkdtemp()))
     library.hawq_emulated_failure.restype = ctypes.c_char_p
-    print("tile: products, rows of each, loads for one, crossing lines, stores, thousands of cycles; vectors for 16")
+    print(
+        "products, thousands of their cycles, loads for one, that cross lines, times weights are read, vectors for 16"
+    )
     for name, (one, adds) in KINDS.items():
         c = replace(one, n=int(sys.argv[1]) if len(sys.argv) > 1 else 1)
         x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
@@ -122,11 +126,10 @@ def main() -> None:
         arrays = [x, full("uint8", c.n, *out, c.co)] if adds else [x]
         module = packed(partial(_layer, c, w), [(a.shape, str(a.dtype)) for a in arrays])
         n, vectors = counted(library, module, arrays), vector_instructions(module, len(arrays), folder)
-        each = n.rows / n.products
-        cycles = n.products * max(9.9, 2.6 + 0.93 * each)
+        cycles, tiles = n.products * product(n.rows / n.products), w.size / 1024
         print(
-            f"{name:34} {n.products:8} {each:5.1f} {n.loads / n.products:5.2f} {n.crossing / n.loads:5.2f} "
-            f"{n.stores:7} {cycles / 1e3:8.1f} {vectors:6.2f}"
+            f"{name:34} {n.products:8} {cycles / 1e3:8.1f} {n.loads / n.products:5.2f} {n.crossing / n.loads:5.2f} "
+            f"{n.weights / tiles:5.1f} {vectors:6.2f}"
         )
 
 

@@ -11,6 +11,7 @@ struct State {
     uint8_t rows[8] = {};
     uint16_t bytes[8] = {};
     uint8_t tile[8][16][64] = {};
+    bool fresh[8] = {};
 };
 
 thread_local State state;
@@ -18,8 +19,8 @@ std::atomic<const char *> failure{nullptr};
 std::atomic<int64_t> products{0};
 std::atomic<int> configured{0};
 // Since they were last asked for: products, rows of data in them, loads, those with rows that cross cache lines, stores,
-// those to addresses that are no multiple of 64.
-std::atomic<int64_t> counts[6];
+// those with such rows, loads of weights.
+std::atomic<int64_t> counts[7];
 
 void count(int what, int64_t more = 1) { counts[what].fetch_add(more, std::memory_order_relaxed); }
 
@@ -59,7 +60,8 @@ int dot(int c, int a, int b) {
                 std::memcpy(&state.tile[c][i][4 * o], &sum, 4);
             }
     products++;
-    count(0), count(1, state.rows[c]);
+    count(0), count(1, state.rows[c]), count(6, state.fresh[b]);
+    state.fresh[b] = false;
     return 0;
 }
 
@@ -98,6 +100,7 @@ int hawq_emulated_tilezero(int t) {
 int hawq_emulated_tileloadd64(int t, const uint8_t *from, int64_t stride) {
     if (!usable(t)) return 1;
     count(2), count(3, crosses(t, reinterpret_cast<uintptr_t>(from), stride));
+    state.fresh[t] = true;
     std::memset(state.tile[t], 0, sizeof state.tile[t]);
     for (int i = 0; i < state.rows[t]; i++) std::memcpy(state.tile[t][i], from + i * stride, state.bytes[t]);
     return 0;
@@ -123,7 +126,7 @@ const char *hawq_emulated_failure(int64_t *made) {
 }
 
 void hawq_emulated_counts(int64_t *taken) {
-    for (int i = 0; i < 6; i++) taken[i] = counts[i].exchange(0);
+    for (int i = 0; i < 7; i++) taken[i] = counts[i].exchange(0);
 }
 
 }
