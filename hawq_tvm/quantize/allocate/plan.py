@@ -88,7 +88,8 @@ def problem(
         return with_fixed if latencies is None else with_fixed.with_latencies(latencies)
 
     nothing = np.zeros((len(graph.layers), len(chosen.choices)))
-    solve(finished(table_of(graph, sizes, chosen.choices, nothing, ties=ties, fixed=ends)), limits)
+    if limits:
+        solve(finished(table_of(graph, sizes, chosen.choices, nothing, ties=ties, fixed=ends)), limits)
 
     def judged(found: Sensitivities) -> Verdict:
         return judge(
