@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
 from hawq_tvm.core.collection import uncollected
@@ -18,6 +18,8 @@ from hawq_tvm.core.collection import uncollected
 # error; but its traceback reads the debug information of every library: 0.2 s.  `targets/gpu.py` loads the backends.
 LEFT_OUT = ("torch", "tvm.runtime.disco")
 BACKENDS = "TVM_DEVICE_BACKEND_AUTOLOAD"
+# Read when something of them is first used: its tuner, which nothing here uses, and what schedules GPU kernels.
+LATER = ("tvm.s_tir.meta_schedule", "tvm.s_tir.dlight")
 
 
 class _Shorter(Loader):
@@ -33,15 +35,29 @@ class _Shorter(Loader):
         sys.modules.update(dict.fromkeys(LEFT_OUT))  # type: ignore[arg-type]
         given = os.environ.get(BACKENDS)
         os.environ[BACKENDS] = "0"
+        sys.meta_path.insert(0, later := _Later())
         try:
             with uncollected():
                 self.loader.exec_module(module)
         finally:
+            sys.meta_path.remove(later)
             for name in LEFT_OUT:
                 del sys.modules[name]
             del os.environ[BACKENDS]
             if given is not None:
                 os.environ[BACKENDS] = given
+
+
+class _Later(MetaPathFinder):
+    """Finds what is imported for its name alone."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        spec = PathFinder.find_spec(name, path) if name in LATER else None
+        if spec is not None and spec.loader is not None:
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+        return spec
 
 
 class _Finder(MetaPathFinder):

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
 from .terminal import ERR, OUT, Grid, Terminal
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from hawq_tvm.compiler.inspection import InspectReport
     from hawq_tvm.package.package import Package
     from hawq_tvm.package.together import JointReport
@@ -249,9 +249,8 @@ def tuning(console: Terminal, quiet: bool) -> Iterator[Callable[[TuneStep], None
     elif not console.is_terminal:
         yield lambda step: console.print(f"  {step.number} of {step.of}  {_raced(step)}") if step.outcome else None
     else:
-        columns = (TextColumn("workload"), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
         # Twice a second: whoever draws takes time from what is measured.
-        with Progress(*columns, console=console, refresh_per_second=2, transient=True) as bar:
+        with _bar("workload", console, refresh_per_second=2) as bar:
             task = bar.add_task("importing", total=None)
 
             def tell(step: TuneStep) -> None:
@@ -264,20 +263,20 @@ def tuning(console: Terminal, quiet: bool) -> Iterator[Callable[[TuneStep], None
             yield tell
 
 
+def _bar(of_what: str, console: Terminal, **options: Any) -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn(of_what), MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
+    return Progress(*columns, console=console, transient=True, **options)
+
+
 @contextmanager
 def exporting(console: Terminal, quiet: bool) -> Iterator[Callable[[int, int, str], None] | None]:
     """The progress of an export: a bar in a terminal, else nothing."""
     if quiet or not console.is_terminal:
         yield None
         return
-    with Progress(
-        TextColumn("kernels of workload"),
-        MofNCompleteColumn(),
-        BarColumn(20),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-    ) as bar:
+    with _bar("kernels of workload", console) as bar:
         task = bar.add_task("importing", total=None)
         yield lambda number, of, layer: bar.update(task, total=of, completed=number - 1, description=layer)
 

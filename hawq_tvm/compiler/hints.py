@@ -79,8 +79,9 @@ def _extreme(name: str, value: relax.Expr) -> list[str]:
     data, scale = value.args[0], ops.const_value(value.args[1]).astype(np.float64)
     used = scale
     if ops.is_const(data):
-        full = np.broadcast_to(scale, ops.shape_of(data))
-        used = full[ops.const_value(data) != ops.const_value(value.args[2])]
+        full = scale.reshape((1,) * (len(ops.shape_of(data)) - scale.ndim) + scale.shape)
+        shared = tuple(i for i, size in enumerate(full.shape) if size == 1)
+        used = full[np.any(ops.const_value(data) != ops.const_value(value.args[2]), axis=shared, keepdims=True)]
     if not used.size:
         return []
     low, high, said = float(used.min()), float(used.max()), []

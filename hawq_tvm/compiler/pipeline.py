@@ -37,11 +37,12 @@ from relay_passes.pack_activations import pack_activations
 from relay_passes.pack_int4 import pack_int4
 from relay_passes.remove_dead_code import remove_dead_code
 
-from . import build as build_module
 from .cache import Cache
 
 if TYPE_CHECKING:
     from hawq_tvm.frontend.formats import Frontend
+
+    from .build import Objects
 
 Pass = Callable[[tvm.IRModule], tuple[tvm.IRModule, int]]
 
@@ -82,7 +83,7 @@ class Compiled:
     tir: tvm.IRModule
     executable: relax.VMExecutable
     target: tvm.target.Target
-    objects: build_module.Objects | None = None
+    objects: Objects | None = None
 
 
 @dataclass(frozen=True)
@@ -217,13 +218,13 @@ def compile_packed(
     packed: tvm.IRModule, target: tvm.target.Target, progress: Progress | None = None
 ) -> tuple[tvm.IRModule, relax.VMExecutable]:
     """A PACKED module to TIR and an executable for `target`."""
+    from .build import build_reported
+
     run = _Run(progress)
     run.index = len(PIPELINE)
 
     tir = run.step("lower_to_tir", lambda: to_tir(packed, target))
-    executable, usage = run.step(
-        "build", lambda: (build_module.build_reported(tir, target), len(tir.functions_items()) - 1)
-    )
+    executable, usage = run.step("build", lambda: (build_reported(tir, target), len(tir.functions_items()) - 1))
     if run.level >= 4:
         first = executable.mod.imports[0]
         hosts = [m for m in (first, *first.imports) if m.kind == "llvm"]
@@ -261,10 +262,12 @@ def compile_annotated(
     if cache is None or is_cuda(target) or debug_level() >= 4:
         tir, executable = compile_packed(packed, target, progress)
         return Compiled(annotated, packed, tir, executable, target)
+    from .build import Objects
+
     run = _Run(progress)
     run.index = len(PIPELINE)
     tir = run.step("lower_to_tir", lambda: to_tir(packed, target))
-    objects = run.step("build", lambda: (build_module.Objects(tir, target, cache), len(tir.functions_items()) - 1))
+    objects = run.step("build", lambda: (Objects(tir, target, cache), len(tir.functions_items()) - 1))
     return Compiled(annotated, packed, tir, objects.executable, target, objects)
 
 

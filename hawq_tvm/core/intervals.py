@@ -164,14 +164,14 @@ def _contributions(weights: Array, low: Array, high: Array) -> tuple[Array, Arra
     (groups, inputs), by group and output.
     """
     largest = max(_largest(low), _largest(high))
+    heaviest = 255.0 if weights.dtype.itemsize == 1 else _largest(weights)
     bounds = np.stack([low, high], axis=-1)
-    if 2 * _largest(weights) * largest * weights.shape[-1] >= _EXACT_FLOAT:
+    if 2 * heaviest * largest * weights.shape[-1] >= _EXACT_FLOAT:
         weights, bounds = _object(weights), _object(bounds)
         return _ends(np.maximum(weights, 0) @ bounds, np.minimum(weights, 0) @ bounds)
     uniform = bool(np.all(low == low.flat[0]) and np.all(high == high.flat[0]))
-    if uniform and _largest(weights) * weights.shape[-1] < _EXACT_SINGLE:
-        every = _summed(weights)
-        positive = _summed(np.maximum(weights, 0))
+    if uniform and heaviest * weights.shape[-1] < _EXACT_SINGLE:
+        every, positive = _summed(weights)
         pair = np.array([low.flat[0], high.flat[0]], np.int64)
         return _ends(positive[..., None] * pair, (every - positive)[..., None] * pair)
     bounds = bounds.astype(np.float64)
@@ -187,13 +187,15 @@ def _contributions(weights: Array, low: Array, high: Array) -> tuple[Array, Arra
 
 
 def _summed(weights: Array) -> Array:
-    """The sums along the last axis, which float32 holds exactly."""
-    flat = weights.reshape(-1, weights.shape[-1])
-    sums = np.empty(len(flat), np.int64)
+    """The sums along the last axis, of all and of those above 0, which float32 holds exactly."""
+    flat, one = weights.reshape(-1, weights.shape[-1]), np.ones(weights.shape[-1], np.float32)
+    sums = np.empty((2, len(flat)), np.int64)
     step = max(1, _AT_ONCE // flat.shape[1])
     for start in range(0, len(flat), step):
-        sums[start : start + step] = flat[start : start + step].astype(np.float32).sum(axis=1)
-    return sums.reshape(weights.shape[:-1])
+        part = flat[start : start + step].astype(np.float32)
+        sums[0, start : start + step] = part @ one
+        sums[1, start : start + step] = np.maximum(part, 0, out=part) @ one
+    return sums.reshape(2, *weights.shape[:-1])
 
 
 def _ends(positive: Array, negative: Array) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import product
+from operator import attrgetter
 from typing import Any, overload
 
 import numpy as np
@@ -20,8 +21,8 @@ from .errors import ModelError
 Array = NDArray[Any]
 
 _bit_length = np.frompyfunc(int.bit_length, 1, 1)
-_numerator = np.frompyfunc(lambda x: x.numerator, 1, 1)
-_denominator = np.frompyfunc(lambda x: x.denominator, 1, 1)
+_numerator = np.frompyfunc(attrgetter("numerator"), 1, 1)
+_denominator = np.frompyfunc(attrgetter("denominator"), 1, 1)
 
 
 @dataclass(frozen=True)

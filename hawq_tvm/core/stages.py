@@ -32,7 +32,7 @@ class Stage(enum.IntEnum):
 def bindings(func: relax.Function) -> Iterator[relax.VarBinding]:
     """Every binding of a function, in order of execution."""
     for block in func.body.blocks:
-        yield from block.bindings
+        yield from block.bindings[:]
 
 
 def outputs(func: relax.Function) -> tuple[relax.Expr, set[relax.Var]]:

@@ -28,6 +28,7 @@ from .values import (
     compress,
     integer_constant,
     is_uniform,
+    negative,
     rational,
 )
 from .weights import with_output_scales
@@ -99,15 +100,15 @@ def convolve(
         for i, (values, scale) in enumerate(parts):
             # A scale below zero (a negative BatchNorm gamma) moves into the weights, so that ReLU and pooling stay
             # monotone.
-            if np.any(scale < 0):
-                values = np.where(scale < 0, -values, values)
+            if np.any(below := negative(scale)):
+                values, scale = np.where(below, -values, values), np.abs(scale)
             suffix = "acc" if len(parts) == 1 else f"acc{i}"
             acc = _summed(ctx, data, integer_constant(values), strides, dilation, groups, suffix)
             # Sums first where they are multiplied by one zero point alike.
             sums = zero * values.sum(axis=(1, 2, 3), keepdims=True) if zero.size == 1 else zero * values
             correction = sums.sum(axis=(1, 2, 3)).reshape(1, -1, 1, 1)
-            scale = np.abs(scale).reshape(1, -1, 1, 1)
-            terms.append(Term(acc, compress(correction), compress(scale), accumulator=True))
+            scale = compress(scale.reshape(1, -1, 1, 1))
+            terms.append(Term(acc, compress(correction), scale, accumulator=True))
         return Real(ops.shape_of(acc), _off(ctx, terms, term, lost))
     if not is_uniform(term.scale):
         remedy = "make its weight an initializer, or quantize the activation per tensor"

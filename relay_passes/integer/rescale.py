@@ -154,8 +154,9 @@ def _rescaled(ctx: Context, value: Real, out: Output, suffix: str) -> relax.Expr
 
 
 def _is_identity(ctx: Context, term: Term, constant: Array, out: Output) -> bool:
-    same = np.all(term.scale == out.scale) and np.all(term.zero == out.level) and not np.any(constant)
-    if not same or ops.dtype_of(term.data) != out.qtype.storage:
+    if ops.dtype_of(term.data) != out.qtype.storage or np.any(constant):
+        return False
+    if not np.all(term.zero == out.level) or not np.all(term.scale == out.scale):
         return False
     low, high = ctx.bounds(term.data)
     return bool(np.min(low) >= out.qtype.qmin and np.max(high) <= out.qtype.qmax)
@@ -326,8 +327,9 @@ def _distinct(arrays: Sequence[Array], shape: tuple[int, ...]) -> tuple[list[Arr
     for array in arrays:
         flat = np.asarray(array).ravel().tolist()
         # Pairs of integers are hashed many times faster than Fractions.
-        codes = {pair: i for i, pair in enumerate(dict.fromkeys(v.as_integer_ratio() for v in flat))}
-        found = [codes[v.as_integer_ratio()] for v in flat] if len(codes) > 1 else [0]
+        pairs = [v.as_integer_ratio() for v in flat]
+        codes = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
+        found = [codes[pair] for pair in pairs] if len(codes) > 1 else [0]
         values = np.empty(len(codes), object)
         values[found] = flat[: len(found)]
         if len(codes) > 1:

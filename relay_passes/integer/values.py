@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class NotLowered(ModelError):
 
 _fractions = np.frompyfunc(lambda x: x if type(x) is Fraction else Fraction(x), 1, 1)
 _nearest = np.frompyfunc(round, 1, 1)
+_numerator = np.frompyfunc(attrgetter("numerator"), 1, 1)
 integral = np.frompyfunc(lambda x: x.denominator == 1, 1, 1)
 
 
@@ -51,6 +53,31 @@ def rational(array: Any) -> Array:
     finite.
     """
     return np.asarray(_fractions(array), object)
+
+
+def product(a: Array, b: Array) -> Array:
+    """The exact products of two arrays' numbers, as Fractions.
+
+    Where all numbers are float32's, float64 holds them: that is faster than to multiply Fractions.
+    """
+    singles = [_of_singles(np.asarray(array)) for array in (a, b)]
+    if singles[0] is not None and singles[1] is not None:
+        return rational(singles[0] * singles[1])
+    return np.asarray(rational(a) * rational(b), object)
+
+
+def _of_singles(array: Array) -> Array | None:
+    """The array in float64 where it is known to hold float32's."""
+    if array.dtype == object and array.size == 1 and isinstance(number := array.flat[0], Fraction):
+        below = number.denominator
+        short = number.numerator.bit_length() <= 24 and below & (below - 1) == 0 and below.bit_length() < 127
+        return np.full(array.shape, float(number)) if short else None
+    return array.astype(np.float64) if array.dtype == np.float32 else None
+
+
+def negative(array: Array) -> Array:
+    """Which Fractions are below 0."""
+    return np.asarray(_numerator(array) < 0, bool)
 
 
 def nearest(array: Array) -> Array:
@@ -363,8 +390,9 @@ def compress(array: Array) -> Array:
     array = np.asarray(array)
     for axis in range(array.ndim):
         first = np.take(array, [0], axis)
-        if array.shape[axis] > 1 and np.array_equal(np.broadcast_to(first, array.shape), array):
-            array = first
+        # What changes at once is not compared as a whole: Fractions take long.
+        if array.shape[axis] > 1 and np.array_equal(first, np.take(array, [1], axis)):
+            array = first if np.array_equal(np.broadcast_to(first, array.shape), array) else array
     return array.reshape(()) if array.size == 1 else array
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hawq_tvm.core import arith
 
-from .values import LARGEST, Array, Constant, Context, broadcast_rank, compress, rational
+from .values import LARGEST, Array, Constant, Context, broadcast_rank, compress, product, rational
 
 # The largest scale of an output has as many bits as any multiplier (A3); a digit of a weight is an int8.
 BITS, DIGIT = arith.MANTISSA_BITS, 256
@@ -41,17 +41,16 @@ def with_output_scales(
     steps, places = _runs(inner, axes)
     for part in (steps, outer):
         _check_few(ctx, part.shape, op)
-    steps, scale = rational(steps), rational(outer)
     if not _varies(inner, axes):
         parts = halves(values) if weight.rounded else _digits(values)
-        whole = np.asarray(steps * scale, object)
+        whole = product(steps, outer)
         given = [(part, whole if digit == 1 else np.asarray(digit * whole, object)) for part, digit in parts]
         return given, weight.off
-    multiples, unit, off = _multiples(steps, _used(values, places), axes)
+    multiples, unit, off = _multiples(rational(steps), _used(values, places), axes)
     for axis, place in places.items():
         multiples, off = np.take(multiples, place, axis), np.take(off, place, axis)
     lost = float(np.max(np.sum(np.abs(values) * off, axis=tuple(axes)))) * (1 + 2.0**-40)
-    parts = _digits(values.astype(np.int64) * multiples)
+    parts, scale = _digits(values.astype(np.int64) * multiples), rational(outer)
     made = [(part, np.asarray(digit * unit * scale, object)) for part, digit in parts]
     return made, lost + weight.off * float(np.max(multiples))
 
@@ -71,7 +70,7 @@ def _varies(array: Array, axes: Sequence[int]) -> bool:
 def _product(ctx: Context, a: Array, b: Array, op: str) -> Array:
     """The exact product of broadcasting constants."""
     _check_few(ctx, np.broadcast_shapes(a.shape, b.shape), op)
-    return np.asarray(rational(a) * rational(b), object)
+    return product(a, b)
 
 
 def _check_few(ctx: Context, shape: Sequence[int], op: str) -> None:
