@@ -22,7 +22,7 @@ CHOICES = "W8A8,W4A8,W4A4"
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Add the options of both verbs; verb makes the parser of one."""
     sub = verb(
-        "allocate", "choose 4 or 8 bits for every layer of a float model, by second-order sensitivity under budgets"
+        "allocate", "choose 2 to 8 bits for every layer of a float model, by second-order sensitivity under budgets"
     )
     sub.add_argument("model", nargs="?", help="a float .onnx or .pt2 file")
     add_shape(sub)
@@ -113,7 +113,7 @@ def _add_choices(sub: argparse.ArgumentParser) -> None:
         "--choices",
         default=CHOICES,
         metavar="W8A8,W4A8",
-        help=f"pairs of bits that a layer may have, of 4 and 8, with W8A8 among them (default: {CHOICES})",
+        help=f"pairs of bits that a layer may have, of weights 2, 3, 4, 6, 8, of its input 4, 8 (default: {CHOICES})",
     )
 
 

@@ -97,8 +97,8 @@ def add_recipe_options(sub: argparse.ArgumentParser) -> None:
         default="8",
         metavar="8|4|W4A8|BITS.json",
         help=(
-            "8: weights and activations of 8 bits; 4: of 4; W4A8: weights of 4 and activations of 8; or, layer by"
-            " layer, the file that `allocate` wrote (default: 8)"
+            "8: weights and activations of 8 bits; 4: of 4; W4A8: weights of 4 (or 2, 3, 6) and activations of 8; or,"
+            " layer by layer, the file that `allocate` wrote (default: 8)"
         ),
     )
     sub.add_argument(
@@ -132,7 +132,7 @@ def add_recipe_options(sub: argparse.ArgumentParser) -> None:
         "--weight-range",
         choices=("minmax", "mse"),
         default=None,
-        help="where weights are clipped (default: mse at 4 bits, minmax at 8)",
+        help="where weights are clipped (default: mse below 8 bits, minmax at 8)",
     )
     sub.add_argument(
         "--rounding",
@@ -286,7 +286,7 @@ def show_quantized(found: Quantized) -> None:
     if notes["blocks"]:
         _show_blocks(notes["blocks"])
     elif any(row["weight_bits"] < 8 for row in found.layers):
-        say("weights of 4 bits were rounded to nearest, which loses much accuracy: see --rounding learned")
+        say("weights of few bits were rounded to nearest, which loses much accuracy: see --rounding learned")
     say(f"{notes['parameters']:,} weights in {notes['weight_bytes']:,} bytes")
 
 

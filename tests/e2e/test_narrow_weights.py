@@ -74,3 +74,32 @@ def test_qonnx_weights_of_any_width(bits: int, width: int) -> None:
     model = network([quant], {"w": w, "ws": scale, "zero": np.float32(0), "bits": np.float32(bits)}, (quant.domain,))
     assert inspect(model).compilable
     assert stored(model) == f"1 layers of {f'{width}-bit' if width < 8 else 'int8'} weights"
+
+
+def test_four_bits_with_a_zero_point_by_channel() -> None:
+    """Integers less their zero points have up to 5 bits, which are stored in 6."""
+    rng = np.random.default_rng(6)
+    w = rng.integers(-8, 8, (OUTPUTS, INPUTS, 3, 3)).astype(ml_dtypes.int4)
+    zero = rng.integers(-8, 8, OUTPUTS).astype(ml_dtypes.int4)
+    dequantize = helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["wd"], axis=0)
+    model = network([dequantize], {"w": w, "ws": rng.uniform(0.01, 0.02, OUTPUTS).astype(np.float32), "wz": zero})
+    assert stored(model) == "1 layers of 6-bit weights"
+
+
+@pytest.mark.parametrize(("most", "width"), [(1, "6-bit"), (2, "6-bit"), (3, "int8")])
+def test_groups_of_four_bits_whose_scales_are_powers_of_two_apart(most: int, width: str) -> None:
+    """Shifted into one scale, which is exact: the output is that of one scale by channel and wider integers."""
+    rng, block = np.random.default_rng(most), 4
+    w = rng.integers(-8, 8, (OUTPUTS, INPUTS, 3, 3))
+    own = rng.uniform(0.01, 0.02, OUTPUTS).astype(np.float32)
+    shifts = rng.integers(0, most + 1, (OUTPUTS, -(-INPUTS // block), 3, 3))
+    shifts[0, :2, 0, 0] = 0, most
+    scale = np.ldexp(own.reshape(-1, 1, 1, 1), shifts).astype(np.float32)
+    blocked = helper.make_node("DequantizeLinear", ["w", "ws"], ["wd"], axis=1, block_size=block)
+    grouped = network([blocked], {"w": w.astype(ml_dtypes.int4), "ws": scale})
+    assert stored(grouped) == f"1 layers of {width} weights"
+    wide = np.left_shift(w, np.repeat(shifts, block, 1)[:, :INPUTS]).astype(np.int8)
+    plain = helper.make_node("DequantizeLinear", ["w", "ws"], ["wd"], axis=0)
+    other = network([plain], {"w": wide, "ws": own})
+    x = {"x": rng.normal(0, 5, (1, INPUTS, 7, 9)).astype(np.float32)}
+    np.testing.assert_array_equal(ht.compile(grouped).run(x)["y"], ht.compile(other).run(x)["y"])

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 
 import hawq_tvm as ht
 from hawq_tvm import quantize
@@ -160,7 +161,7 @@ def test_allocate_a_table(place: Path, tmp_path: Path, capsys: pytest.CaptureFix
         (["--budget", "size=0.5", "--fix", "a3=W8A8"], "there is no weighted layer 'a3'"),
         (["--budget", "size=0.5", "--fix", "a1=W9A8"], "bit width out of range"),
         (["--budget", "size=0.5", "--fix", "a1=W2A2"], "is no choice of this table"),
-        (["--budget", "size=0.5", "--choices", "W8A8,W6A8"], "--choices: there are kernels for 4 and 8 bits only"),
+        (["--budget", "size=0.5", "--choices", "W8A8,W5A8"], "--choices: is a bit width out of range"),
         (["--budget", "size=0.5", "--choices", "W8A8,W8A8"], "--choices: names a choice twice"),
         (["--budget", "size=0.5", "--choices", "8"], "--choices: is no choice of bits"),
         (["--budget", "size=0.5", "--choices", "W4A8,W4A4"], "--choices: lacks the choice that the first and last"),
@@ -256,7 +257,22 @@ def test_latencies_are_measured_and_used(place: Path, tmp_path: Path, capsys: py
     assert "lacks the latency of b1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+def test_weights_of_any_width_are_chosen_and_written(place: Path, tmp_path: Path) -> None:
+    bits, written = tmp_path / "bits.json", tmp_path / "q.onnx"
+    choices = "W8A8,W6A8,W4A8,W3A8,W2A8"
+    assert main(arguments(place, "--budget", "size=40%", "--choices", choices, "-o", str(bits))) == 0
+    fields = json.loads(bits.read_text())
+    assert fields["budgets"][0]["reached"] <= fields["budgets"][0]["limit"]
+    asked = {name: entry["weight"] for name, entry in fields["layers"].items()}
+    assert len(set(asked.values()) - {4, 8}) > 0
+    files = [str(place / "net.onnx"), "--calib", str(place / "in.npz"), "-o", str(written)]
+    assert main(["quantize", *files, "--bits", str(bits), "--rounding", "nearest"]) == 0
+    codes = {t.name: numpy_helper.to_array(t).astype(int) for t in onnx.load(written).graph.initializer}
+    for name, width in asked.items():
+        assert np.abs(codes[f"{name}_weight_quantized"]).max() <= 2 ** (width - 1)
+
+
+@pytest.mark.parametrize("choice", (*CHOICES, "W2A8", "W3A4", "W6A8"))
 def test_layers_are_compiled_with_their_own_window(choice: str) -> None:
     graph = load_float(residual_net())
     for name, shape in (("short", (1, 4, 8, 8)), ("fc", (1, 6))):

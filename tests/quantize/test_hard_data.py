@@ -255,7 +255,11 @@ def test_an_operator_without_a_float_form_says_where_to_end_the_model(tmp_path: 
 
 @pytest.mark.parametrize(
     "bits, words",
-    [("W3A3", "--bits: .* 4 or 8 bits.*W3A3"), ("no.json", "--bits no.json: cannot be read.*No such file")],
+    [
+        ("W3A3", "--bits: .* activations of 4 or 8.*W3A3"),
+        ("W5A8", "--bits: .* 2, 3, 4, 6 or 8 bits.*W5A8"),
+        ("no.json", "--bits no.json: cannot be read.*No such file"),
+    ],
 )
 def test_bits_that_cannot_be(bits: str, words: str, tmp_path: Path) -> None:
     g = FloatNet([1, 3, 8, 8])

@@ -13,9 +13,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, numpy_helper
 
 import hawq_tvm as ht
+from hawq_tvm.bench.packaged import weights
 from hawq_tvm.cli import main
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.quantize.network.load import load_float
@@ -108,6 +109,24 @@ def test_four_bits_are_four_bits(place: Path) -> None:
         TensorProto.UINT4,
         TensorProto.UINT8,
     }
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(2, TensorProto.INT4), (3, TensorProto.INT4), (6, TensorProto.INT8)])
+def test_weights_of_any_width(place: Path, bits: int, kind: int) -> None:
+    """The next wider type holds them in the file, the kernels store them as they are."""
+    net = residual_net(batch=1)
+    found = post_training(net, place / "in.npz", Recipe(f"W{bits}A8", effort=5))
+    codes = {t.name: numpy_helper.to_array(t).astype(np.int64) for t in found.model.graph.initializer}
+    for row in found.layers[1:-1]:
+        own = codes[f"{row['layer']}_weight_quantized"]
+        assert types_of(found.model)[f"{row['layer']}_weight_quantized"] == kind and row["weight_bits"] == bits
+        assert -(2 ** (bits - 1)) <= own.min() and own.max() < 2 ** (bits - 1)
+    held = [
+        own.size * row["weight_bits"] for row in found.layers for own in [codes[f"{row['layer']}_weight_quantized"]]
+    ]
+    assert found.notes["weight_bytes"] == sum(-(-n // 8) for n in held)
+    package = compiled_exactly(found.model, images(3, seed=1))
+    assert f"{bits}-bit weights" in weights(package.graph)
 
 
 def test_ends_keep_eight_bits(place: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from hawq_tvm.quantize.network.float_graph import Layer
 from hawq_tvm.quantize.ptq.observers import BINS, STEPS, Grid, Histogram, entropy, grid, minmax, mse, percentile
-from hawq_tvm.quantize.ptq.weights import SHARES, nearest
+from hawq_tvm.quantize.ptq.weights import LOW_SHARES, SHARES, nearest
 
 Array = np.ndarray[Any, Any]
 LAYER = Layer("c", "c", "conv", "x", "y", "w", "", 0)
@@ -129,7 +129,7 @@ def test_grids_hold_zero_and_their_range(bits: int) -> None:
             assert np.abs(made.rounded(values) - values).max() <= made.scale * 1.001
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_weight_scales(bits: int) -> None:
     weight = torch.from_numpy(np.random.default_rng(0).standard_t(3, (6, 5, 3, 3)).astype(np.float32))
     weight[2] = 0
@@ -145,7 +145,8 @@ def test_weight_scales(bits: int) -> None:
         def error(scale: float, row: Array = rows[c]) -> float:
             return float(((np.clip(np.rint(row / scale), -top - 1, top) * scale - row) ** 2).sum())
 
-        best = min(error(float(np.float32(np.abs(rows[c]).max() * f / top))) for f in SHARES)
+        shares = (*SHARES, *(LOW_SHARES if bits < 4 else ()))
+        best = min(error(float(np.float32(np.abs(rows[c]).max() * f / top))) for f in shares)
         assert error(float(searched.scale[c])) == pytest.approx(best, rel=1e-9)  # the same sums in torch's order
     assert searched.error(weight) <= plain.error(weight)
 

@@ -18,7 +18,7 @@ import torch
 from onnx import TensorProto, helper
 
 from hawq_tvm.compiler import pipeline
-from hawq_tvm.core.errors import HawqError, ModelError, UsageError
+from hawq_tvm.core.errors import HawqError, ModelError
 from hawq_tvm.frontend.common.inputs import example
 from hawq_tvm.measure import machine
 from hawq_tvm.measure.measure import checked_threads
@@ -27,7 +27,7 @@ from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 from hawq_tvm.tuning import tuner
 
 from .sensitivity import Progress, Step
-from .table import CHOICES, widths
+from .table import CHOICES, check_kernels, widths
 
 OPSET = 21
 TYPES = {
@@ -182,12 +182,11 @@ def layer_model(layer: Layer, weight: torch.Tensor, shape: Sequence[int], choice
     """A quantized ONNX model of one layer: unsigned activations of the choice's bits before and after, signed
     weights per output channel.
 
-    Raises UsageError for bits that are neither 4 nor 8.
+    Raises UsageError for bits without kernels.
     """
     weight_bits, activation_bits = widths(choice)
-    for bits in (weight_bits, activation_bits):
-        if bits not in (4, 8):
-            raise UsageError("there are kernels for 4 and 8 bits only", where=choice, expected=", ".join(CHOICES))
+    check_kernels((weight_bits, activation_bits), choice)
+    kind = TYPES[4 if weight_bits <= 4 else 8, True]
     rng, top = np.random.default_rng(0), 2 ** (weight_bits - 1) - 1
     dims, axis = list(weight.shape), layer.channel_axis
     if layer.kind == "matmul" and axis == 0:  # stored as (out, in)
@@ -198,9 +197,9 @@ def layer_model(layer: Layer, weight: torch.Tensor, shape: Sequence[int], choice
     products = max(1, int(np.prod(dims)) // channels)
     scale = 1.0 / (products**0.5 * top)
     tensors = [
-        helper.make_tensor("w", TYPES[weight_bits, True], dims, values),
+        helper.make_tensor("w", kind, dims, values),
         helper.make_tensor("ws", TensorProto.FLOAT, [dims[axis]], [scale] * dims[axis]),
-        helper.make_tensor("wz", TYPES[weight_bits, True], [dims[axis]], [0] * dims[axis]),
+        helper.make_tensor("wz", kind, [dims[axis]], [0] * dims[axis]),
         helper.make_tensor("s", TensorProto.FLOAT, [], [0.03]),
         helper.make_tensor("z", unsigned, [], [0]),
         helper.make_tensor("b", TensorProto.FLOAT, [channels], [0.1] * channels),

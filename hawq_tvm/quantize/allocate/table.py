@@ -21,6 +21,8 @@ from hawq_tvm.quantize.network.float_graph import unknown_layer
 # Bits of weights and activations, as a choice is spelled.
 CHOICES = ("W8A8", "W4A8", "W4A4")
 WIDTHS = (2, 8)
+# Of those, what kernels store weights in, and what files have types of activations for.
+WEIGHT_BITS, ACTIVATION_BITS = (2, 3, 4, 6, 8), (4, 8)
 # What the ties of a block's layers begin with.
 BLOCK = "block "
 # Each resource: its unit in files and reports, and the units that a budget may be given in.
@@ -65,12 +67,10 @@ def widths(choice: str, where: str = "") -> tuple[int, int]:
 def checked_choices(texts: Sequence[str]) -> tuple[str, ...]:
     """Choices that files and kernels have types for, the widest first.
 
-    Raises UsageError for another text, a width other than 4 and 8, or a choice that stands twice.
+    Raises UsageError for another text, a width that there are no kernels for, or a choice that stands twice.
     """
     for text in texts:
-        if set(widths(text, "--choices")) - {4, 8}:
-            known = ", ".join(f"W{w}A{a}" for w in (8, 4) for a in (8, 4))
-            raise UsageError("there are kernels for 4 and 8 bits only", where="--choices", expected=known, found=text)
+        check_kernels(widths(text, "--choices"), "--choices")
     if len(set(texts)) < len(texts):
         raise UsageError(
             "names a choice twice", where="--choices", expected="each of them once", found=", ".join(texts)
@@ -83,6 +83,17 @@ def checked_choices(texts: Sequence[str]) -> tuple[str, ...]:
             found=", ".join(texts),
         )
     return tuple(sorted(texts, key=lambda c: (-math.prod(widths(c)), c)))
+
+
+def check_kernels(pair: tuple[int, int], where: str) -> None:
+    """Raise UsageError for bits of weights and of activations that there are no kernels for."""
+    if pair[0] not in WEIGHT_BITS or pair[1] not in ACTIVATION_BITS:
+        raise UsageError(
+            "is a bit width out of range",
+            where=where,
+            expected="weights of 2, 3, 4, 6 or 8 bits and activations of 4 or 8, which there are kernels for",
+            found=f"W{pair[0]}A{pair[1]}",
+        )
 
 
 def checked_width(bits: Any, where: str) -> int:

@@ -56,7 +56,7 @@ class Recipe:
     for that observer.
     keep_ends, keep_depthwise: the first and the last layer, and depthwise convolutions, have 8 bits; ignored where a
     bits.json says what each has.  symmetric: tensors that can be negative have the zero point 0.  search: scales of
-    weights of the least error instead of the largest magnitude (None: at 4 bits).
+    weights of the least error instead of the largest magnitude (None: below 8 bits).
     equalize: "off", "relu" or "relu6" (see `equalize.py`); None: "relu" where something is learned.  smooth: channels
     of what matrix products read, see `smooth.py`; "divide": only where no multiplication is added.
     rounding: "learned" (what has fewer than 8 bits is reconstructed block by block, see `reconstruct.py`, and biases
@@ -178,7 +178,7 @@ def post_training(
     state: an .npz file that holds the blocks which are done; an interrupted run is continued by the next, to the same
     result.
     Raises ModelError, InputError and UsageError as `load_float`, `open_data` and `read_bits` do, UsageError for widths
-    other than 4 and 8 and for the state of another run, and ModelError naming every operator that has no integer form,
+    without kernels and for the state of another run, and ModelError naming every operator that has no integer form,
     before calibration.
     """
     return draft(

@@ -13,8 +13,9 @@ from hawq_tvm.quantize.network.float_graph import Layer
 from .observers import LEAST
 
 Tensor = torch.Tensor
-# Largest magnitudes that are tried as the end of the range, as shares of the channel's own.
+# Largest magnitudes that are tried as the end of the range, as shares of the channel's own, and more below 4 bits.
 SHARES = tuple(i / 100 for i in range(100, 39, -2))
+LOW_SHARES = tuple(i / 100 for i in range(38, 19, -2))
 
 
 @dataclass
@@ -59,7 +60,7 @@ def scales(weight: Tensor, layer: Layer, bits: int, search: bool, least: Tensor)
     if not search:
         return (largest / top).float()
     best, smallest = largest / top, torch.full_like(largest, float("inf"))
-    for share in SHARES:
+    for share in (*SHARES, *(LOW_SHARES if bits < 4 else ())):
         tried = torch.maximum(largest * share / top, least.double()).float().double()
         error = ((rows / tried[:, None]).round().clamp(-top - 1, top) * tried[:, None] - rows).square().sum(1)
         better = error < smallest

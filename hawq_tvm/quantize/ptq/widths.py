@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hawq_tvm.core.errors import UsageError
-from hawq_tvm.quantize.allocate.table import read_bits, widths
+from hawq_tvm.quantize.allocate.table import check_kernels, read_bits, widths
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 
 if TYPE_CHECKING:
     from .quantizer import Recipe
 
-SUPPORTED = (4, 8)
-
 
 def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
     """The bits of weights and of the input, by layer.
 
-    Raises UsageError for what is no width that files can hold, InputError and UsageError as `read_bits` does.
+    Raises UsageError for bits without kernels, InputError and UsageError as `read_bits` does.
     """
     names = [layer.name for layer in graph.layers]
     text = str(recipe.bits)
@@ -38,7 +36,7 @@ def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
     else:
         found = read_bits(text, names)
     for name, pair in found.items():
-        _check_widths(pair, f"{text}: {name}")
+        check_kernels(pair, f"{text}: {name}")
     return found
 
 
@@ -62,15 +60,5 @@ def _depthwise(graph: FloatGraph, layer: Layer) -> bool:
 
 def _pair(text: str) -> tuple[int, int]:
     pair = (int(text), int(text)) if text.isdecimal() else widths(text, "--bits")
-    _check_widths(pair, "--bits")
+    check_kernels(pair, "--bits")
     return pair
-
-
-def _check_widths(pair: tuple[int, int], where: str) -> None:
-    if any(b not in SUPPORTED for b in pair):
-        raise UsageError(
-            "is a bit width out of range",
-            where=where,
-            expected="4 or 8 bits, for which ONNX and the kernels have types",
-            found=f"W{pair[0]}A{pair[1]}",
-        )
