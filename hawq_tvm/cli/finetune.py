@@ -143,7 +143,7 @@ def _show_training(notes: Mapping[str, Any]) -> None:
     for row in notes["epochs_run"]:
         trained, top1 = row["train_loss"], row["top1"]
         kept = " (kept)" if row["epoch"] == notes["kept_epoch"] else ""
-        shares = ["" if top1 is None else f"{top1:.2%}", f"{row['agreement']:.2%}"]
+        shares = ["" if share is None else f"{share:.2%}" for share in (top1, row["agreement"])]
         grid.add_row(
             f"{row['epoch']}{kept}",
             "" if trained is None else f"{trained:.4g}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,11 @@ def tables(fraction: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     return _powers(size, fraction // 2), _powers(size, fraction)
 
 
+@cache
 def _powers(size: int, bits: int) -> NDArray[np.int32]:
-    return powers(size, bits, 30).astype(np.int32)
+    made = powers(size, bits, 30).astype(np.int32)
+    made.setflags(write=False)  # one for all that ask
+    return made
 
 
 def powers(size: int, bits: int, scale: int) -> Int:

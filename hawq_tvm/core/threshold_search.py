@@ -224,13 +224,13 @@ class Table:
             doubtful &= edge | ~self.same[box[row]]
         row, at, near = row[doubtful], at[doubtful], near[doubtful]
         # Sure are all those inside but the doubtful ones.
-        np.add.at(inside, box, (real < high[:, None]).sum(axis=1) - (real < low[:, None]).sum(axis=1))
-        np.subtract.at(inside, box[row[(near >= low[row]) & (near < high[row])]], 1)
+        _add_at(inside, box, (real < high[:, None]).sum(axis=1) - (real < low[:, None]).sum(axis=1))
+        inside -= np.bincount(box[row[(near >= low[row]) & (near < high[row])]], minlength=inside.size)
         if row.size:
             other = self.steps.boundary[at] * slopes[1][row] - rests[1][row]
             counted, wrong = self._decide(box[row], at, offsets[row], near, other)
-            np.add.at(inside, box[row], counted)
-            np.add.at(differing, box[row], wrong)
+            _add_at(inside, box[row], counted)
+            _add_at(differing, box[row], wrong)
 
     def _decide(self, box: Array, at: Array, offsets: Array, real: Array, dyadic: Array) -> tuple[Array, Array]:
         """Whether thresholds are inside, and whether they differ: by float64 where it is sure of both, else by
@@ -254,6 +254,11 @@ class Table:
     def _exact(self, lines: Lines, at: Array, values: Array) -> Array:
         rest = lines.constant + (values * lines.factors[:, 1:]).sum(axis=1)
         return self.steps.exact(at, lines.factors[:, 0], rest, lines.denominator)
+
+
+def _add_at(counts: Array, at: Array, values: Array) -> None:
+    """Add counts below 2^53 to those of their searches; np.add.at takes ten times as long."""
+    counts += np.bincount(at, values, counts.size).astype(np.int64)
 
 
 def _divided(lines: Lines) -> Array:

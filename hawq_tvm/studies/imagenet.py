@@ -44,7 +44,6 @@ from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.progress import measuring
 from hawq_tvm.quantize.ptq.quantizer import METHOD, Recipe, post_training
-from hawq_tvm.quantize.qat.deployed import MOVES
 
 Array = np.ndarray[Any, Any]
 PIXELS = Preprocess((127.0,), (128.0,), 256)
@@ -59,6 +58,19 @@ OURS: dict[str, Recipe] = {
 }
 FLOAT, ONNX_RUNTIME, NNCF = "float", "ONNX Runtime INT8", "NNCF INT8"
 NETWORKS = (FLOAT, ONNX_RUNTIME, NNCF, *OURS)
+# What stands between a dequantize and the layer that reads it, and moves integers only.
+MOVES = (
+    "Flatten",
+    "Identity",
+    "MaxPool",
+    "GlobalMaxPool",
+    "Pad",
+    "Reshape",
+    "Slice",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
 
 
 @dataclass

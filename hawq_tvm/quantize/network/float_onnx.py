@@ -16,13 +16,13 @@ from hawq_tvm.frontend.onnx.importer import supported, unsupported_operator
 from hawq_tvm.frontend.onnx.inputs import graph_declared, with_shapes
 from hawq_tvm.frontend.onnx.reader import Source, opset_of, read_model
 
-from . import float_movement
+from . import float_movement, float_rows
 from .float_graph import FloatGraph, Input, Layer, Node, folded, named_once
 from .float_operators import OPERATORS, Attributes, as_tensor, padding_of, per_axis
 from .float_reference import by_reference
 
-# Importing it registers its operators.
-MOVEMENT = float_movement
+# Importing them registers their operators.
+OTHERS = float_movement, float_rows
 Tensor = torch.Tensor
 REPLACED = "replace it by supported operators"
 QUANTIZED = ("Quantize", "Dequantize", "QLinear", "Integer", "QGemm", "Quant", "BipolarQuant", "Trunc", "QAttention")

@@ -318,46 +318,6 @@ def _binary(a: Attributes) -> Callable[..., Any]:
     return named[kind]
 
 
-@operator("Softmax", "LogSoftmax")
-def _softmax(a: Attributes) -> Callable[..., Any]:
-    function = torch.softmax if a.node.op_type == "Softmax" else torch.log_softmax
-    axis = a.get("axis", -1 if a.opset >= 13 else 1)
-
-    def flat(x: Tensor) -> Tensor:  # before opset 13 all axes from `axis` on are one
-        return function(x.flatten(axis % x.ndim), -1).reshape(x.shape)
-
-    def along(x: Tensor) -> Tensor:
-        return function(x, axis)
-
-    return along if a.opset >= 13 else flat
-
-
-# -- normalisation by statistics of the tensor itself
-
-
-@operator("LayerNormalization")
-def _layer_norm(a: Attributes) -> Callable[..., Any]:
-    if len([o for o in a.node.output if o]) > 1:
-        raise a.fail("gives its statistics", expected="one output")
-
-    def compute(x: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
-        shape = x.shape[a.get("axis", -1) % x.ndim :]
-        y = F.layer_norm(x, shape, None, None, a.get("epsilon", 1e-5)) * scale
-        return y if bias is None else y + bias
-
-    return compute
-
-
-@operator("InstanceNormalization")
-def _instance_norm(a: Attributes) -> Callable[..., Any]:
-    return lambda x, scale, bias: F.instance_norm(x, weight=scale, bias=bias, eps=a.get("epsilon", 1e-5))
-
-
-@operator("GroupNormalization")
-def _group_norm(a: Attributes) -> Callable[..., Any]:
-    def compute(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        repeats = x.shape[1] // len(scale)  # before opset 21 they are one number per group
-        scale, bias = scale.repeat_interleave(repeats), bias.repeat_interleave(repeats)
-        return F.group_norm(x, a.get("num_groups"), scale, bias, a.get("epsilon", 1e-5))
-
-    return compute
+@operator("Einsum")
+def _einsum(a: Attributes) -> Callable[..., Any]:
+    return lambda *v: torch.einsum(a.get("equation"), *v)

@@ -58,7 +58,7 @@ class Recipe:
     bits.json says what each has.  symmetric: tensors that can be negative have the zero point 0.  search: scales of
     weights of the least error instead of the largest magnitude (None: below 8 bits).
     equalize: "off", "relu" or "relu6" (see `equalize.py`); None: "relu" where something is learned.  smooth: channels
-    of what matrix products read, see `smooth.py`; "divide": only where no multiplication is added.
+    of what matrix products read, see `smooth.py`.
     rounding: "learned" (what has fewer than 8 bits is reconstructed block by block, see `reconstruct.py`, and biases
     are corrected) or "nearest"; None: learned, but nearest where fine-tuning follows.  effort: of what is learned, a
     key of EFFORTS, or iterations a block.  correct_bias: also where nothing is learned.  Both use at most `images`
@@ -78,7 +78,7 @@ class Recipe:
     images: int | None = None
     batch: int = 8
     seed: int = 0
-    smooth: bool | str = True
+    smooth: bool = True
     keep_depthwise: bool = True
 
     def __post_init__(self) -> None:
@@ -88,8 +88,6 @@ class Recipe:
             raise UsageError("is no percentile", where=str(self.percentile), expected="more than 50, at most 100")
         if self.equalize not in (None, "off", "relu", "relu6"):
             raise UsageError("is no way to equalise", where=self.equalize, expected="off, relu or relu6")
-        if self.smooth not in (True, False, "divide"):
-            raise UsageError("is no way to smooth", where=str(self.smooth), expected="True, False or divide")
         if self.rounding not in (None, "learned", "nearest"):
             raise UsageError("is no rounding", where=self.rounding, expected="learned or nearest")
         if isinstance(self.effort, str) and self.effort not in EFFORTS:
@@ -239,8 +237,7 @@ def draft(
     smoothed: list[dict[str, Any]] = []
     if chosen.smooth:
         batches, own = data.batches(size, fixed), from_onnx(prepared)
-        adds = chosen.smooth != "divide"
-        smoothed = smooth(prepared, own, roles(), batches, data.count, bits, grid_of, chosen.search, tell, adds)
+        smoothed = smooth(prepared, own, roles(), batches, data.count, bits, grid_of, chosen.search, tell)
     if smoothed:
         graph, even = from_onnx(prepared), {row["read"] for row in smoothed}
         roles.cache_clear()

@@ -103,12 +103,8 @@ def places(
     roles: Roles,
     shapes: Mapping[str, Sequence[int]],
     others: Mapping[str, Tensor],
-    adds: bool = True,
 ) -> list[Place]:
-    """Where smoothing can be done; shapes, others: of computed float tensors, and all others, in one run.
-
-    adds: whether a multiplication may be.
-    """
+    """Where smoothing can be done; shapes, others: of computed float tensors, and all others, in one run."""
     makers = {name: node for node in graph.nodes for name in node.outputs if name}
     reading: dict[str, list[str]] = defaultdict(list)
     for node in graph.nodes:
@@ -127,7 +123,7 @@ def places(
         only = name not in graph.outputs and set(reading[name]) == {layer.node for layer in layers}
         parts = channels.before(name) if only else None
         behind = roles.normalizes(maker) or (roles.function(maker) and not roles.sums(maker))
-        if parts is not None or (adds and behind):
+        if parts is not None or behind:
             found.append(Place(name, tuple(layers), parts))
     return found
 
@@ -146,15 +142,13 @@ def smooth(
     make: MakeGrid,
     search: bool | None,
     tell: Progress,
-    adds: bool = True,
 ) -> list[dict[str, Any]]:
     """Smooth a prepared model in place; a JSON-ready row for every tensor that was.
 
     batches: the calibration data, count inputs in all.  bits: of weights and of the input, by layer.  make: grids of
     activations.  search: of weights' scales, None: where they have less than 8 bits.
-    adds: whether a multiplication may be added where nothing before can be divided.
     """
-    where, halves = _seen(graph, roles, batches, count, tell, adds)
+    where, halves = _seen(graph, roles, batches, count, tell)
     rows = []
     for number, place in enumerate(where):
         row = _smoothed(model, graph, place, halves[place.tensor], bits, make, search)
@@ -164,7 +158,7 @@ def smooth(
 
 
 def _seen(
-    graph: FloatGraph, roles: Roles, batches: Iterable[Batch], count: int, tell: Progress, adds: bool
+    graph: FloatGraph, roles: Roles, batches: Iterable[Batch], count: int, tell: Progress
 ) -> tuple[list[Place], dict[str, tuple[Half, Half]]]:
     """Places, and what both halves of the data show of each, odd batches and even ones; one batch is both."""
     where: list[Place] | None = None
@@ -187,7 +181,7 @@ def _seen(
         for batch in batches:
             if where is None:
                 graph.run(batch.inputs, record)
-                where = places(graph, roles, shapes, others, adds)
+                where = places(graph, roles, shapes, others)
                 halves = {place.tensor: (Half(), Half()) for place in where}
             graph.run(batch.inputs, record)
             number, done = number + 1, done + batch.size

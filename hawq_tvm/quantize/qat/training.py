@@ -24,7 +24,6 @@ from hawq_tvm.quantize.network.float_graph import FloatGraph
 from hawq_tvm.quantize.network.float_onnx import Shapes
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.network.prepare import prepare
-from hawq_tvm.quantize.network.roles import roles_of
 from hawq_tvm.quantize.ptq.quantizer import Draft, Quantized, Recipe, as_onnx, draft
 
 from .deployed import Deployed, check_operators
@@ -33,6 +32,8 @@ from .straight import Tensor
 Array = np.ndarray[Any, Any]
 # Scales move by this share of the rate: one scale moves every integer of its tensor.
 SCALES, SCALE_RATE = ("step:", "grid:"), 0.1
+# Of the squares of an answer's numbers, where these are all zero.
+LEAST = 1e-12
 
 
 class TrainingMismatch(HawqError):
@@ -49,8 +50,9 @@ class Training:
     logarithms for scales, falling to 0 along half a cosine.  batch: images at a time where the model leaves that
     open.  alpha: the share of the cross-entropy with the labels, the rest being the distance to the float network's
     answers; 0 without labels.  temperature: of that distance (Hinton et al., "Distilling the Knowledge in a Neural
-    Network", 2015).  held_out: the share of images that no epoch sees, and the best epoch is chosen by, unless there
-    is a set for that.  checked: images on which the compiled package is compared with what was trained, 0 for none.
+    Network", 2015); where answers are no scores of classes, the distance is their squared error, as a share.
+    held_out: the share of images that no epoch sees, and the best epoch is chosen by, unless there is a set for that.
+    checked: images on which the compiled package is compared with what was trained, 0 for none.
     device: "cpu", "cuda" or "auto".  One seed gives one result on one CPU.
     """
 
@@ -81,11 +83,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Images:
-    """Inputs by name and labels, held in memory as tensors; teacher: the float network's scores."""
+    """Inputs by name and labels, held in memory as tensors; teacher: the float network's answers, a row for each;
+    classes: whether these are scores of classes, and not other numbers.
+    """
 
     inputs: dict[str, Tensor]
     labels: Tensor | None
     teacher: Tensor
+    classes: bool
 
     @property
     def count(self) -> int:
@@ -98,6 +103,7 @@ class Images:
             {n: v[at] for n, v in self.inputs.items()},
             None if self.labels is None else self.labels[at],
             self.teacher[at],
+            self.classes,
         )
 
     def batches(self, order: Tensor, size: int, fixed: bool) -> Iterator[Images]:
@@ -110,17 +116,18 @@ class Images:
 @dataclass(frozen=True)
 class Score:
     """On images that were held out: the mean loss, the share with the right first answer (None without labels), and
-    with the float network's.
+    with the float network's (None where answers are no classes).
     """
 
     loss: float
     top1: float | None
-    agreement: float
+    agreement: float | None
 
     @property
     def rank(self) -> tuple[float, float]:
         """Greater is better."""
-        return (self.agreement if self.top1 is None else self.top1, -self.loss)
+        share = self.agreement if self.top1 is None else self.top1
+        return (share or 0.0, -self.loss)
 
 
 def finetune(
@@ -144,19 +151,16 @@ def finetune(
     is written after every epoch; an interrupted run is continued by the next. `notes["finetune"]` of the result has
     the losses and scores of every epoch; the first row is the network before training, which is kept if none is
     better.
-    Raises ModelError for an operator whose integers cannot be computed while training, UsageError when it diverges,
-    TrainingMismatch if the package computed something else, and InputError, ModelError and UsageError as
-    `post_training` does.
+    Raises ModelError for an operator without a derivative, UsageError when training diverges, TrainingMismatch if the
+    package computed something else, and InputError, ModelError and UsageError as `post_training` does.
     """
     chosen, settings, tell = recipe or Recipe(), training or Training(), progress or (lambda step: None)
-    # A factor behind a function is computed in fixed point, near its real value; weights and scales learn what it does.
-    smooth = "divide" if chosen.smooth is True else chosen.smooth
-    chosen = replace(chosen, rounding=chosen.rounding or "nearest", smooth=smooth)
+    chosen = replace(chosen, rounding=chosen.rounding or "nearest")
     if state is not None:
         check_output(Path(state))
     device = _device(settings.device)
-    prepared, given = prepare(as_onnx(model, shapes), shapes)
-    check_operators(given, roles_of(prepared))
+    _, given = prepare(as_onnx(model, shapes), shapes)
+    check_operators(given)
     opened = open_data(data, given.inputs, preprocess)
     others = open_data(validation, given.inputs, preprocess) if validation is not None else None
     calibrating = calibration if calibration is not None else data
@@ -181,15 +185,17 @@ def _device(name: str) -> torch.device:
 def _held(data: Calibration, graph: FloatGraph, settings: Training, device: torch.device, tell: Progress) -> Images:
     """All images, and what the float network says of each.
 
-    Raises ModelError when it is no classifier, InputError for labels that it does not have.
+    Raises InputError for labels that it does not have.
     """
     size, parts, labels, scores, done = graph.batch or settings.batch, [], [], [], 0
+    shape: tuple[int, ...] = ()
     constants = {n: v.to(device) for n, v in graph.parameters.items() if v.is_floating_point()}
     for batch in data.batches(size, graph.batch is not None):
         inputs = {n: torch.as_tensor(v, device=device) for n, v in batch.inputs.items()}
         with torch.no_grad():
             found = graph.run(inputs, parameters=constants)[graph.outputs[0]]
-        scores.append(_scores(found))
+        scores.append(_rows(found))
+        shape = tuple(found.shape)
         parts.append(inputs)
         labels += [torch.as_tensor(batch.labels, device=device)] if batch.labels is not None else []
         done += batch.size
@@ -198,7 +204,15 @@ def _held(data: Calibration, graph: FloatGraph, settings: Training, device: torc
         {n: torch.cat([p[n] for p in parts]) for n in parts[0]},
         torch.cat(labels) if labels else None,
         torch.cat(scores),
+        math.prod(shape[2:]) == 1,
     )
+    if made.labels is not None and not made.classes:
+        raise InputError(
+            "holds labels, and the model gives no scores of classes",
+            where=data.where,
+            expected="data without labels",
+            found=f"answers of {'x'.join(map(str, shape[1:]))} numbers",
+        )
     classes = made.teacher.shape[1]
     if made.labels is not None and int(made.labels.max()) >= classes:
         raise InputError(
@@ -210,7 +224,7 @@ def _held(data: Calibration, graph: FloatGraph, settings: Training, device: torc
     return made
 
 
-def _scores(output: Tensor) -> Tensor:
+def _rows(output: Tensor) -> Tensor:
     return output.reshape(len(output), -1)
 
 
@@ -301,7 +315,7 @@ class _Run:
             gone = (epoch * steps + i) / (steps * self.settings.epochs)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.rate * group["share"] * 0.5 * (1 + math.cos(math.pi * gone))
-            loss = self._loss(_scores(self.net(batch.inputs)), batch)
+            loss = self._loss(_rows(self.net(batch.inputs)), batch)
             if not bool(torch.isfinite(loss)):
                 raise UsageError(
                     "made the loss infinite or NaN",
@@ -321,6 +335,8 @@ class _Run:
         return self.train.count // self.size if self.fixed else -(-self.train.count // self.size)
 
     def _loss(self, scores: Tensor, batch: Images) -> Tensor:
+        if not batch.classes:
+            return ((scores - batch.teacher).square().sum(1) / batch.teacher.square().sum(1).clamp(min=LEAST)).mean()
         heat = self.settings.temperature
         apart = (
             F.kl_div(
@@ -339,13 +355,17 @@ class _Run:
         total, right, same, count = 0.0, 0, 0, 0
         with torch.no_grad():
             for batch in self.validation.batches(torch.arange(self.validation.count), self.size, self.fixed):
-                scores = _scores(self.net(batch.inputs))
+                scores = _rows(self.net(batch.inputs))
                 total += float(self._loss(scores, batch)) * batch.count
                 same += int((scores.argmax(1) == batch.teacher.argmax(1)).sum())
                 right += int((scores.argmax(1) == batch.labels).sum()) if batch.labels is not None else 0
                 count += batch.count
                 self.tell(Step("validation", count, self.validation.count))
-        return Score(total / count, right / count if self.validation.labels is not None else None, same / count)
+        return Score(
+            total / count,
+            right / count if self.validation.labels is not None else None,
+            same / count if self.validation.classes else None,
+        )
 
     def _note(self, epoch: int, loss: float | None, seconds: float) -> None:
         """Measure, remember, and keep what is best so far."""
