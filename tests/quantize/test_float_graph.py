@@ -97,6 +97,29 @@ def test_operators_equal_onnx(op: str, attrs: dict[str, Any], constants: tuple[A
 
 
 @pytest.mark.parametrize(
+    ("op", "attrs", "others"),
+    [
+        ("Einsum", {"equation": "ncij,nckj->nki"}, [(2, 4, 5, 7)]),
+        ("RMSNormalization", {"axis": 2, "epsilon": 0.1}, [(9, 7)]),
+        ("Attention", {"scale": 0.3}, [(2, 2, 5, 7), (2, 2, 5, 3), (9, 5)]),
+        ("Attention", {"is_causal": 1}, [(2, 4, 9, 7), (2, 4, 9, 3)]),
+        ("Attention", {}, [(2, 4, 5, 7), (2, 4, 5, 3), "mask"]),
+    ],
+)
+def test_operators_of_several_tensors_equal_onnx(op: str, attrs: dict[str, Any], others: list[Any]) -> None:
+    g = FloatNet([2, 4, 9, 7], seed=2, opset=23)
+    mask = np.eye(9, 5, dtype=bool) | (g.rng.random((9, 5)) < 0.5)
+    mask[:, 0] |= ~mask.any(1)
+    given = [g.constant(mask, bool) if shape == "mask" else g.random(*shape) for shape in others]
+    model = g.model(g.node(op, "x", *given, **attrs))
+    x = g.rng.standard_normal((2, 4, 9, 7)).astype(np.float32)
+    expected = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    np.testing.assert_allclose(run(model, x), expected, rtol=1e-5, atol=1e-5)  # float32 sums in another order
+    real = load_float(model)
+    real.run({"x": torch.from_numpy(x).requires_grad_()})[real.outputs[0]].sum().backward()
+
+
+@pytest.mark.parametrize(
     "attrs",
     [
         {},

@@ -144,19 +144,26 @@ class Words(nn.Module):
         return self.last(torch.tanh((scores.softmax(-1) @ self.value(x))[:, 0]))
 
 
-def test_words_under_a_mask(tmp_path: Path) -> None:
-    """Whole numbers are no data: neither ids nor masks have a scale."""
-    torch.manual_seed(0)
-    rng, net = np.random.default_rng(0), Words().eval()
+def words_file(net: Words) -> tuple[bytes, dict[str, np.ndarray]]:
+    """Its ONNX file, for one sentence, and sixteen sentences."""
+    rng = np.random.default_rng(0)
     lengths = rng.integers(2, 9, 16)
     arrays = {"ids": rng.integers(0, 30, (16, 8)), "mask": (np.arange(8) < lengths[:, None]).astype(np.int64)}
-    np.savez(tmp_path / "in.npz", **arrays)
     stream = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter announces its own deprecation
         given = tuple(torch.from_numpy(v[:1]) for v in arrays.values())
         torch.onnx.export(net, given, stream, opset_version=17, dynamo=False, input_names=list(arrays))
-    found = post_training(stream.getvalue(), tmp_path / "in.npz").model
+    return stream.getvalue(), arrays
+
+
+def test_words_under_a_mask(tmp_path: Path) -> None:
+    """Whole numbers are no data: neither ids nor masks have a scale."""
+    torch.manual_seed(0)
+    net = Words().eval()
+    file, arrays = words_file(net)
+    np.savez(tmp_path / "in.npz", **arrays)
+    found = post_training(file, tmp_path / "in.npz").model
     package = ht.compile(found)
     package.verify(random=1, seed=0).raise_if_mismatch()
     # The table has 8 bits, in the file and in the library, and what is chosen from it is added as it is.

@@ -1,0 +1,134 @@
+"""Fine-tuning of transformers: attention, normalizations, masks, embeddings, outputs that are no scores of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hawq_tvm as ht
+from hawq_tvm.core.errors import InputError
+from hawq_tvm.quantize import Recipe, Training, finetune
+from hawq_tvm.quantize.ptq.quantizer import draft
+from hawq_tvm.quantize.qat.deployed import Deployed
+
+from .detectors import exported
+from .networks import FloatNet, images
+from .test_transformers import Block, Vision, Words, masked, words_file
+
+OPEN = {"dynamic_axes": {"x": {0: "n"}}}
+SETTINGS = Training(epochs=3, rate=0.05, batch=8, held_out=0.25, checked=2, device="cpu")
+
+
+class Pieces(nn.Module):
+    """A vector for every piece of a picture."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.block = nn.Conv2d(3, 16, 8, 8), Block()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.block(self.patches(x).flatten(2).transpose(1, 2))
+        return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("tuned")
+    np.savez(place / "in.npz", x=images(24, 32))
+    np.savez(place / "small.npz", x=images(8, 6))
+    return place
+
+
+@pytest.mark.parametrize("bits", ["W8A8", "W4A8"])
+def test_block_is_taught_by_the_float_network(bits: str, data: Path, tmp_path: Path) -> None:
+    """The loss falls, the package equals what was trained, an interrupted run ends in the same bytes."""
+    torch.manual_seed(0)
+    net, recipe = exported(Vision().eval(), **OPEN), Recipe(bits, keep_ends=bits == "W8A8")
+
+    def run(name: str, progress: Any = None) -> Any:
+        return finetune(net, data / "in.npz", recipe, SETTINGS, state=tmp_path / name, progress=progress)
+
+    def stop(step: Any) -> None:
+        if step.phase == "epoch 3 of 3":
+            raise KeyboardInterrupt
+
+    found = run("one.npz")
+    rows = found.notes["finetune"]["epochs_run"]
+    assert rows[-1]["train_loss"] < rows[1]["train_loss"] and rows[-1]["loss"] < rows[0]["loss"]
+    assert found.notes["finetune"]["package_equal_on"] == 2
+    with pytest.raises(KeyboardInterrupt):
+        run("two.npz", stop)
+    assert run("two.npz").model.SerializeToString() == found.model.SerializeToString()
+
+
+def attention() -> onnx.ModelProto:
+    """ONNX's operator, half as many keys as queries' heads, each query before what comes later."""
+    g = FloatNet([1, 3, 6, 6], seed=5, opset=23)
+    q, k, v = (
+        g.node(
+            "Slice",
+            g.conv("x", n, 3, 1, f"c{i}"),
+            g.constant([0], np.int64),
+            g.constant([n], np.int64),
+            g.constant([1], np.int64),
+        )
+        for i, n in enumerate((4, 2, 2))
+    )
+    y = g.node("Attention", q, k, v, g.constant(g.rng.random((6, 6)) < 0.7, bool), is_causal=1)
+    return g.model(g.node("Mul", g.node("RMSNormalization", y, g.random(6)), g.constant(1.5)))
+
+
+NETS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "attention": attention,
+    **{f"masked, {kind}": lambda kind=kind: masked(kind) for kind in ("added", "infinite", "where")},  # type: ignore[misc]
+}
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_package_computes_what_is_trained(net: str, data: Path) -> None:
+    check(NETS[net](), data / "small.npz", Recipe(8, rounding="nearest"), {"x": 2 * images(1, 6, seed=3)})
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_words_under_a_mask(bits: int, tmp_path: Path) -> None:
+    """Whole numbers go in: ids, of which embeddings are chosen, and a mask."""
+    torch.manual_seed(0)
+    net, arrays = words_file(Words().eval())
+    np.savez(tmp_path / "in.npz", **arrays)
+    recipe = Recipe(bits, rounding="nearest", keep_ends=False)
+    check(net, tmp_path / "in.npz", recipe, {k: v[3:4] for k, v in arrays.items()})
+
+
+def check(net: Any, data: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
+    """After every weight, bias and scale has moved, outputs are equal, and gradients are numbers."""
+    trained = Deployed(draft(net, data, recipe))
+    with torch.no_grad():
+        torch.manual_seed(1)
+        for name, value in trained.parameters.items():
+            value += (0.1 if name.startswith(("step:", "grid:")) else 0.7) * torch.randn(value.shape)
+    (theirs,) = ht.compile(trained.drafted().written().model).run(inputs).values()
+    ours = trained(inputs)
+    assert np.array_equal(ours.detach().numpy(), theirs) and np.unique(theirs).size > 4
+    ours.square().sum().backward()  # type: ignore[no-untyped-call]
+    weights = [p.grad for n, p in trained.parameters.items() if n.startswith("weight:")]
+    assert all(g is not None and bool(g.isfinite().all()) and bool(g.any()) for g in weights)
+
+
+def test_answers_that_are_no_classes(data: Path, tmp_path: Path) -> None:
+    """Their squared error is learned; labels are refused."""
+    torch.manual_seed(0)
+    net = exported(Pieces().eval(), **OPEN)
+    found = finetune(net, data / "in.npz", Recipe("W4A8", keep_ends=False), SETTINGS).notes["finetune"]
+    rows = found["epochs_run"]
+    assert rows[-1]["loss"] < rows[0]["loss"] < 1 and rows[0]["agreement"] is rows[0]["top1"] is None
+    assert found["kept_epoch"] == min(rows, key=lambda r: r["loss"])["epoch"]
+    np.savez(tmp_path / "in.npz", x=images(24, 32), labels=np.zeros(24, np.int64))
+    with pytest.raises(InputError, match=r"holds labels, and the model gives no scores of classes.*16x16 numbers"):
+        finetune(net, tmp_path / "in.npz", training=SETTINGS)
