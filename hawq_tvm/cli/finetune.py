@@ -52,7 +52,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
         type=int,
         default=64,
         metavar="N",
-        help="images at a time where the model leaves that open (default: 64)",
+        help="images of a step; a model that fixes fewer at a time takes them in turns (default: 64)",
     )
     sub.add_argument(
         "--alpha",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,9 @@ from hawq_tvm.quantize.qat.deployed import Deployed
 
 from .detectors import exported
 from .networks import FloatNet, images
-from .test_transformers import Block, Vision, Words, masked, words_file
+from .test_transformers import Block, Words, masked, words_file
 
-OPEN = {"dynamic_axes": {"x": {0: "n"}}}
-SETTINGS = Training(epochs=3, rate=0.05, batch=8, held_out=0.25, checked=2, device="cpu")
+SETTINGS = Training(epochs=3, rate=0.02, batch=4, held_out=0.25, checked=2, device="cpu")
 
 
 class Pieces(nn.Module):
@@ -41,31 +41,38 @@ class Pieces(nn.Module):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("tuned")
-    np.savez(place / "in.npz", x=images(24, 32))
+    np.savez(place / "in.npz", x=images(16, 32))
+    np.savez(place / "strong.npz", x=8 * images(16, 32))
     np.savez(place / "small.npz", x=images(8, 6))
     return place
 
 
-@pytest.mark.parametrize("bits", ["W8A8", "W4A8"])
-def test_block_is_taught_by_the_float_network(bits: str, data: Path, tmp_path: Path) -> None:
-    """The loss falls, the package equals what was trained, an interrupted run ends in the same bytes."""
+@pytest.mark.parametrize(("bits", "rate"), [("W8A8", 0.3), ("W4A8", 0.02)])
+def test_block_is_taught_by_the_float_network(bits: str, rate: float, data: Path, tmp_path: Path) -> None:
+    """From one picture at a time and coarse scales: the loss falls, the package equals what was trained, an interrupted
+    run ends in the same bytes.
+    """
     torch.manual_seed(0)
-    net, recipe = exported(Vision().eval(), **OPEN), Recipe(bits, keep_ends=bits == "W8A8")
+    net, recipe = exported(Pieces().eval()), Recipe(bits, keep_ends=False)
+    settings = replace(SETTINGS, rate=rate)
 
     def run(name: str, progress: Any = None) -> Any:
-        return finetune(net, data / "in.npz", recipe, SETTINGS, state=tmp_path / name, progress=progress)
+        how = {"calibration": data / "strong.npz", "state": tmp_path / name, "progress": progress}
+        return finetune(net, data / "in.npz", recipe, settings, **how)
 
     def stop(step: Any) -> None:
         if step.phase == "epoch 3 of 3":
             raise KeyboardInterrupt
 
-    found = run("one.npz")
-    rows = found.notes["finetune"]["epochs_run"]
-    assert rows[-1]["train_loss"] < rows[1]["train_loss"] and rows[-1]["loss"] < rows[0]["loss"]
-    assert found.notes["finetune"]["package_equal_on"] == 2
-    with pytest.raises(KeyboardInterrupt):
-        run("two.npz", stop)
-    assert run("two.npz").model.SerializeToString() == found.model.SerializeToString()
+    made = run("one.npz")
+    found = made.notes["finetune"]
+    rows = found["epochs_run"]
+    assert rows[-1]["train_loss"] < 0.95 * rows[1]["train_loss"] and rows[0]["agreement"] is rows[0]["top1"] is None
+    assert found["kept_epoch"] == min(rows, key=lambda r: r["loss"])["epoch"] and found["package_equal_on"] == 2
+    if bits == "W4A8":
+        with pytest.raises(KeyboardInterrupt):
+            run("two.npz", stop)
+        assert run("two.npz").model.SerializeToString() == made.model.SerializeToString()
 
 
 def attention() -> onnx.ModelProto:
@@ -121,14 +128,8 @@ def check(net: Any, data: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
     assert all(g is not None and bool(g.isfinite().all()) and bool(g.any()) for g in weights)
 
 
-def test_answers_that_are_no_classes(data: Path, tmp_path: Path) -> None:
-    """Their squared error is learned; labels are refused."""
+def test_answers_that_are_no_classes_have_no_labels(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    net = exported(Pieces().eval(), **OPEN)
-    found = finetune(net, data / "in.npz", Recipe("W4A8", keep_ends=False), SETTINGS).notes["finetune"]
-    rows = found["epochs_run"]
-    assert rows[-1]["loss"] < rows[0]["loss"] < 1 and rows[0]["agreement"] is rows[0]["top1"] is None
-    assert found["kept_epoch"] == min(rows, key=lambda r: r["loss"])["epoch"]
-    np.savez(tmp_path / "in.npz", x=images(24, 32), labels=np.zeros(24, np.int64))
+    np.savez(tmp_path / "in.npz", x=images(4, 32), labels=np.zeros(4, np.int64))
     with pytest.raises(InputError, match=r"holds labels, and the model gives no scores of classes.*16x16 numbers"):
-        finetune(net, tmp_path / "in.npz", training=SETTINGS)
+        finetune(exported(Pieces().eval()), tmp_path / "in.npz", training=SETTINGS)

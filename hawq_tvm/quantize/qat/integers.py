@@ -130,6 +130,20 @@ def _requantize(
     return (found + int(call.attrs["zero_point"])).clamp(int(call.attrs["qmin"]), int(call.attrs["qmax"]))
 
 
+def _divide(call: relax.Call, a: Tensor, b: Tensor, multiplier: Tensor, divisor: Tensor) -> Tensor:
+    """(A32)"""
+    n, d = a.long() * multiplier.long(), b.long() * divisor.long()
+    n, d = torch.where(d < 0, -n, n), d.abs()
+    by, rounding = d.clamp(min=1), str(call.attrs["rounding"])
+    whole = n // by
+    rest = 2 * (n - whole * by)
+    up = {"floor": rest < 0, "half_up": rest >= by, "half_even": (rest > by) | ((rest == by) & (whole % 2 == 1))}
+    low, high, undefined = (int(call.attrs[k]) for k in ("qmin", "qmax", "undefined"))
+    found = (whole + up[rounding] + int(call.attrs["zero_point"])).clamp(low, high)
+    beyond = torch.full_like(n, undefined).masked_fill(n > 0, high).masked_fill(n < 0, low)
+    return torch.where(d == 0, beyond, found)
+
+
 # -- section 5
 # ----------------------------------------------------------------------------------------------------------------
 
@@ -280,6 +294,7 @@ _OPERATORS: dict[str, Callable[..., Any]] = {
     "hawq.requantize": _requantize,
     "hawq.lookup": _lookup,
     "hawq.interpolate": _interpolate,
+    "hawq.divide": _divide,
     "hawq.sum_pool2d": _sum_pool2d,
     "hawq.dilate2d": _dilate2d,
     "hawq.softmax": lambda call, x, table: softmax(call.attrs, exponents_of_table(call.attrs, x, table), shifted),

@@ -47,10 +47,10 @@ class Training:
     """How to train.
 
     epochs: passes over the images.  rate: Adam's, in steps of the integer grid for weights and biases and in natural
-    logarithms for scales, falling to 0 along half a cosine.  batch: images at a time where the model leaves that
-    open.  alpha: the share of the cross-entropy with the labels, the rest being the distance to the float network's
-    answers; 0 without labels.  temperature: of that distance (Hinton et al., "Distilling the Knowledge in a Neural
-    Network", 2015); where answers are no scores of classes, the distance is their squared error, as a share.
+    logarithms for scales, falling to 0 along half a cosine.  batch: images of a step; a model that fixes fewer at a
+    time takes them in turns.  alpha: the share of the cross-entropy with the labels, the rest being the distance to
+    the float network's answers; 0 without labels.  temperature: of that distance (Hinton et al., "Distilling the
+    Knowledge in a Neural Network", 2015); of answers that are no scores of classes it is the squared error, as a share.
     held_out: the share of images that no epoch sees, and the best epoch is chosen by, unless there is a set for that.
     checked: images on which the compiled package is compared with what was trained, 0 for none.
     device: "cpu", "cuda" or "auto".  One seed gives one result on one CPU.
@@ -309,12 +309,11 @@ class _Run:
         order = torch.randperm(
             self.train.count, generator=torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch + 1)
         )
-        steps = self._steps()
         total, done, start = 0.0, 0, time.monotonic()
+        count = self.train.count // self.size if self.fixed else -(-self.train.count // self.size)
+        turns = max(1, self.settings.batch // self.size)  # a model that fixes a small batch takes several in turn
         for i, batch in enumerate(self.train.batches(order, self.size, self.fixed)):
-            gone = (epoch * steps + i) / (steps * self.settings.epochs)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.settings.rate * group["share"] * 0.5 * (1 + math.cos(math.pi * gone))
+            together = min(turns, count - i // turns * turns)
             loss = self._loss(_rows(self.net(batch.inputs)), batch)
             if not bool(torch.isfinite(loss)):
                 raise UsageError(
@@ -322,17 +321,20 @@ class _Run:
                     where=f"rate {self.settings.rate:g}",
                     remedy="train at a lower rate",
                 )
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            (loss / together).backward()
+            if i % turns == together - 1:
+                self._step((epoch + i / count) / self.settings.epochs)
             total += float(loss.detach()) * batch.count
             done += batch.count
             left = (time.monotonic() - start) / done * (self.train.count - done)
             self.tell(Step(f"epoch {epoch + 1} of {self.settings.epochs}", done, self.train.count, None, left))
         return total / done
 
-    def _steps(self) -> int:
-        return self.train.count // self.size if self.fixed else -(-self.train.count // self.size)
+    def _step(self, gone: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.rate * group["share"] * 0.5 * (1 + math.cos(math.pi * gone))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def _loss(self, scores: Tensor, batch: Images) -> Tensor:
         if not batch.classes:
@@ -437,23 +439,25 @@ class _Run:
         """
         from hawq_tvm.package.package import compile as compile_package
 
-        count = self.size if self.fixed else min(self.settings.checked, self.validation.count)
-        batch = self.validation.chosen(torch.arange(count))
-        inputs = {n: v.cpu().numpy() for n, v in batch.inputs.items()}
+        least = self.size if self.fixed else 1
+        count = max(least, min(self.settings.checked, self.validation.count) // least * least)
+        size = self.size if self.fixed else count
         self.tell(Step("compiling and comparing", 0, 1))
-        package = compile_package(found.model, shapes={n: v.shape for n, v in inputs.items()})
-        (theirs,) = package.run(inputs).values()
-        with torch.no_grad():
-            ours = self.net(batch.inputs).cpu().numpy()
+        batches = list(self.validation.chosen(torch.arange(count)).batches(torch.arange(count), size, self.fixed))
+        package = compile_package(found.model, shapes={n: v.shape for n, v in batches[0].inputs.items()})
+        for batch in batches:
+            (theirs,) = package.run({n: v.cpu().numpy() for n, v in batch.inputs.items()}).values()
+            with torch.no_grad():
+                ours = self.net(batch.inputs).cpu().numpy()
+            if theirs.shape != ours.shape or not np.array_equal(theirs, ours):
+                raise TrainingMismatch(
+                    "the compiled package does not compute what was trained",
+                    where=self.net.graph.name,
+                    expected="equal outputs",
+                    found=f"{int((theirs != ours).sum())} of {ours.size} differ"
+                    if theirs.shape == ours.shape
+                    else f"shapes {theirs.shape} and {ours.shape}",
+                    remedy="report this network: it is a bug of hawq_tvm",
+                )
         self.tell(Step("compiling and comparing", 1, 1))
-        if theirs.shape != ours.shape or not np.array_equal(theirs, ours):
-            raise TrainingMismatch(
-                "the compiled package does not compute what was trained",
-                where=self.net.graph.name,
-                expected="equal outputs",
-                found=f"{int((theirs != ours).sum())} of {ours.size} differ"
-                if theirs.shape == ours.shape
-                else f"shapes {theirs.shape} and {ours.shape}",
-                remedy="report this network: it is a bug of hawq_tvm",
-            )
         return count
