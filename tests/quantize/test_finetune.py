@@ -448,6 +448,10 @@ def test_operators_without_derivatives(place: Path) -> None:
     y = g.node("ArgMax", g.node("Flatten", g.conv("x", 4, 3, 3, "first")), axis=1, name="answer")
     with pytest.raises(ModelError, match=r"answer: ArgMax has no derivative.*quantize after training"):
         finetune(g.model(y), place / "none.npz")
+    net = residual_net()
+    net.graph.output.append(onnx.helper.make_empty_tensor_value_info(net.graph.node[3].output[0]))
+    with pytest.raises(ModelError, match=r"has several outputs.*extract_model"):
+        finetune(net, place / "none.npz")
 
 
 def test_bad_requests(place: Path, tmp_path: Path) -> None:

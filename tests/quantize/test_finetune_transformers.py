@@ -92,8 +92,17 @@ def attention() -> onnx.ModelProto:
     return g.model(g.node("Mul", g.node("RMSNormalization", y, g.random(6)), g.constant(1.5)))
 
 
+def joined() -> onnx.ModelProto:
+    """An output that joins large boxes and small scores, which keep their scales."""
+    g = FloatNet([1, 3, 6, 6], seed=6)
+    y = g.node("Relu", g.conv("x", 4, 3, 3, "stem"))
+    boxes = g.node("Mul", g.conv(y, 4, 4, 1, "boxes"), g.constant(100.0))
+    return g.model(g.node("Concat", boxes, g.node("Sigmoid", g.conv(y, 2, 4, 1, "scores")), axis=1))
+
+
 NETS: dict[str, Callable[[], onnx.ModelProto]] = {
     "attention": attention,
+    "joined": joined,
     **{f"masked, {kind}": lambda kind=kind: masked(kind) for kind in ("added", "infinite", "where")},  # type: ignore[misc]
 }
 

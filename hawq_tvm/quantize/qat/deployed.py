@@ -35,10 +35,10 @@ Key = tuple[str, int]
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def check_operators(graph: FloatGraph) -> None:
-    """Whether something can be learned through every node.
+def check_trainable(graph: FloatGraph) -> None:
+    """Whether something can be learned through every node, of one output.
 
-    Raises ModelError naming the first that nothing can be learned through.
+    Raises ModelError naming the first node that has no derivative, or the outputs where there are several.
     """
     for node in graph.nodes:
         if node.op in CHOICES or not node.derivable:
@@ -48,6 +48,14 @@ def check_operators(graph: FloatGraph) -> None:
                 expected="operators with derivatives",
                 remedy="quantize after training (`hawq-tvm quantize`), or end the network before this node",
             )
+    if len(graph.outputs) != 1:
+        raise ModelError(
+            "has several outputs",
+            where=graph.name,
+            expected="one output",
+            found=", ".join(graph.outputs),
+            remedy="keep the one that shall be learned (onnx.utils.extract_model)",
+        )
 
 
 class Deployed:
@@ -59,15 +67,7 @@ class Deployed:
     """
 
     def __init__(self, draft: Draft, device: str | torch.device = "cpu") -> None:
-        check_operators(draft.graph)
-        if len(draft.graph.outputs) != 1:
-            raise ModelError(
-                "has several outputs",
-                where=draft.graph.name,
-                expected="one output",
-                found=", ".join(draft.graph.outputs),
-                remedy="keep the one that shall be learned (onnx.utils.extract_model)",
-            )
+        check_trainable(draft.graph)
         self.draft, self.graph, self.device = draft, draft.graph, torch.device(device)
         self._layers = {layer.node: layer for layer in self.graph.layers}
         self._constants = {

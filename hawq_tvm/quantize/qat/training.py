@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,15 @@ import torch.nn.functional as F
 from hawq_tvm.core.errors import HawqError, InputError, UsageError
 from hawq_tvm.core.files import check_output, load_npz, save_npz
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
-from hawq_tvm.quantize.network.data import Calibration, open_data
-from hawq_tvm.quantize.network.float_graph import FloatGraph
+from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.float_onnx import Shapes
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.network.prepare import prepare
 from hawq_tvm.quantize.ptq.quantizer import Draft, Quantized, Recipe, as_onnx, draft
 
-from .deployed import Deployed, check_operators
+from .deployed import Deployed, check_trainable
 from .straight import Tensor
+from .taught import Images, held, rows
 
 Array = np.ndarray[Any, Any]
 # Scales move by this share of the rate: one scale moves every integer of its tensor.
@@ -82,38 +81,6 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Images:
-    """Inputs by name and labels, held in memory as tensors; teacher: the float network's answers, a row for each;
-    classes: whether these are scores of classes, and not other numbers.
-    """
-
-    inputs: dict[str, Tensor]
-    labels: Tensor | None
-    teacher: Tensor
-    classes: bool
-
-    @property
-    def count(self) -> int:
-        """How many."""
-        return len(self.teacher)
-
-    def chosen(self, at: Tensor) -> Images:
-        """Some of them."""
-        return Images(
-            {n: v[at] for n, v in self.inputs.items()},
-            None if self.labels is None else self.labels[at],
-            self.teacher[at],
-            self.classes,
-        )
-
-    def batches(self, order: Tensor, size: int, fixed: bool) -> Iterator[Images]:
-        """In the order given; fixed: the model takes no smaller batch, so that the rest is left out."""
-        for at in order.split(size):
-            if len(at) == size or not fixed:
-                yield self.chosen(at)
-
-
-@dataclass(frozen=True)
 class Score:
     """On images that were held out: the mean loss, the share with the right first answer (None without labels), and
     with the float network's (None where answers are no classes).
@@ -160,13 +127,13 @@ def finetune(
         check_output(Path(state))
     device = _device(settings.device)
     _, given = prepare(as_onnx(model, shapes), shapes)
-    check_operators(given)
+    check_trainable(given)
     opened = open_data(data, given.inputs, preprocess)
     others = open_data(validation, given.inputs, preprocess) if validation is not None else None
     calibrating = calibration if calibration is not None else data
     started = draft(model, calibrating, chosen, shapes=shapes, preprocess=preprocess, progress=tell)
-    images = _held(opened, started.given, settings, device, tell)
-    kept = _held(others, started.given, settings, device, tell) if others is not None else None
+    images = held(opened, started.given, settings.batch, device, tell)
+    kept = held(others, started.given, settings.batch, device, tell) if others is not None else None
     return _Run(
         started, images, kept, settings, device, Path(state) if state is not None else None, opened.fingerprint, tell
     ).run()
@@ -180,52 +147,6 @@ def _device(name: str) -> torch.device:
             "is not there", where="cuda", expected="a GPU that PyTorch can use", remedy="take --device cpu"
         )
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def _held(data: Calibration, graph: FloatGraph, settings: Training, device: torch.device, tell: Progress) -> Images:
-    """All images, and what the float network says of each.
-
-    Raises InputError for labels that it does not have.
-    """
-    size, parts, labels, scores, done = graph.batch or settings.batch, [], [], [], 0
-    shape: tuple[int, ...] = ()
-    constants = {n: v.to(device) for n, v in graph.parameters.items() if v.is_floating_point()}
-    for batch in data.batches(size, graph.batch is not None):
-        inputs = {n: torch.as_tensor(v, device=device) for n, v in batch.inputs.items()}
-        with torch.no_grad():
-            found = graph.run(inputs, parameters=constants)[graph.outputs[0]]
-        scores.append(_rows(found))
-        shape = tuple(found.shape)
-        parts.append(inputs)
-        labels += [torch.as_tensor(batch.labels, device=device)] if batch.labels is not None else []
-        done += batch.size
-        tell(Step("answers of the float network", done, data.count))
-    made = Images(
-        {n: torch.cat([p[n] for p in parts]) for n in parts[0]},
-        torch.cat(labels) if labels else None,
-        torch.cat(scores),
-        math.prod(shape[2:]) == 1,
-    )
-    if made.labels is not None and not made.classes:
-        raise InputError(
-            "holds labels, and the model gives no scores of classes",
-            where=data.where,
-            expected="data without labels",
-            found=f"answers of {'x'.join(map(str, shape[1:]))} numbers",
-        )
-    classes = made.teacher.shape[1]
-    if made.labels is not None and int(made.labels.max()) >= classes:
-        raise InputError(
-            "holds a class that the model does not have",
-            where=data.where,
-            expected=f"0 to {classes - 1}",
-            found=str(int(made.labels.max())),
-        )
-    return made
-
-
-def _rows(output: Tensor) -> Tensor:
-    return output.reshape(len(output), -1)
 
 
 class _Run:
@@ -314,7 +235,7 @@ class _Run:
         turns = max(1, self.settings.batch // self.size)  # a model that fixes a small batch takes several in turn
         for i, batch in enumerate(self.train.batches(order, self.size, self.fixed)):
             together = min(turns, count - i // turns * turns)
-            loss = self._loss(_rows(self.net(batch.inputs)), batch)
+            loss = self._loss(rows(self.net(batch.inputs)), batch)
             if not bool(torch.isfinite(loss)):
                 raise UsageError(
                     "made the loss infinite or NaN",
@@ -357,7 +278,7 @@ class _Run:
         total, right, same, count = 0.0, 0, 0, 0
         with torch.no_grad():
             for batch in self.validation.batches(torch.arange(self.validation.count), self.size, self.fixed):
-                scores = _rows(self.net(batch.inputs))
+                scores = rows(self.net(batch.inputs))
                 total += float(self._loss(scores, batch)) * batch.count
                 same += int((scores.argmax(1) == batch.teacher.argmax(1)).sum())
                 right += int((scores.argmax(1) == batch.labels).sum()) if batch.labels is not None else 0

@@ -1,0 +1,94 @@
+"""What a network is taught with: images in memory, and what the float network says of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from hawq_tvm.core.errors import InputError
+from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
+from hawq_tvm.quantize.network.data import Calibration
+from hawq_tvm.quantize.network.float_graph import FloatGraph
+
+from .straight import Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """Inputs by name and labels, held in memory as tensors; teacher: the float network's answers, a row for each;
+    classes: whether these are scores of classes, and not other numbers.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor | None
+    teacher: Tensor
+    classes: bool
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return len(self.teacher)
+
+    def chosen(self, at: Tensor) -> Images:
+        """Some of them."""
+        return Images(
+            {n: v[at] for n, v in self.inputs.items()},
+            None if self.labels is None else self.labels[at],
+            self.teacher[at],
+            self.classes,
+        )
+
+    def batches(self, order: Tensor, size: int, fixed: bool) -> Iterator[Images]:
+        """In the order given; fixed: the model takes no smaller batch, so that the rest is left out."""
+        for at in order.split(size):
+            if len(at) == size or not fixed:
+                yield self.chosen(at)
+
+
+def held(data: Calibration, graph: FloatGraph, size: int, device: torch.device, tell: Progress) -> Images:
+    """All images, and what the float network says of each; size: images at a time where the model leaves that open.
+
+    Raises InputError for labels that it does not have.
+    """
+    parts, labels, scores, done = list[dict[str, Tensor]](), list[Tensor](), list[Tensor](), 0
+    shape: tuple[int, ...] = ()
+    constants = {n: v.to(device) for n, v in graph.parameters.items() if v.is_floating_point()}
+    for batch in data.batches(graph.batch or size, graph.batch is not None):
+        inputs = {n: torch.as_tensor(v, device=device) for n, v in batch.inputs.items()}
+        with torch.no_grad():
+            found = graph.run(inputs, parameters=constants)[graph.outputs[0]]
+        scores.append(rows(found))
+        shape = tuple(found.shape)
+        parts.append(inputs)
+        labels += [torch.as_tensor(batch.labels, device=device)] if batch.labels is not None else []
+        done += batch.size
+        tell(Step("answers of the float network", done, data.count))
+    made = Images(
+        {n: torch.cat([p[n] for p in parts]) for n in parts[0]},
+        torch.cat(labels) if labels else None,
+        torch.cat(scores),
+        math.prod(shape[2:]) == 1,
+    )
+    if made.labels is not None and not made.classes:
+        raise InputError(
+            "holds labels, and the model gives no scores of classes",
+            where=data.where,
+            expected="data without labels",
+            found=f"answers of {'x'.join(map(str, shape[1:]))} numbers",
+        )
+    classes = made.teacher.shape[1]
+    if made.labels is not None and int(made.labels.max()) >= classes:
+        raise InputError(
+            "holds a class that the model does not have",
+            where=data.where,
+            expected=f"0 to {classes - 1}",
+            found=str(int(made.labels.max())),
+        )
+    return made
+
+
+def rows(output: Tensor) -> Tensor:
+    return output.reshape(len(output), -1)
