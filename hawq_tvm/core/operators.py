@@ -1,8 +1,8 @@
 """One row per integer operator: what the stages, intervals, layout, fusion and schedules need to know of it.
 
-Its arithmetic stands in three other places, each once: the reference (`verify/reference.py`), the emitter
-(`schedules/emit/`), and `ops.py` for the type of its result and its constructor. Adding an operator means a row
-here, a function there, an emitter.
+Its arithmetic stands in other places, each once: the reference (`verify/reference.py`), the emitter
+(`schedules/emit/`), torch for fine-tuning (`quantize/qat/integers.py`), and `ops.py` for the type of its result and
+its constructor. Adding an operator means a row here, a function there, an emitter.
 """
 
 from __future__ import annotations

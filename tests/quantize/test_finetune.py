@@ -19,11 +19,13 @@ from hawq_tvm.cli import main
 from hawq_tvm.core import arith
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.core.layer_norm import Norm, normalized
+from hawq_tvm.core.operators import OPERATORS
 from hawq_tvm.quantize import Recipe, Training, finetune
 from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.ptq.quantizer import draft
 from hawq_tvm.quantize.qat import rows
 from hawq_tvm.quantize.qat.deployed import Deployed
+from hawq_tvm.quantize.qat.integers import OPERATORS as TRAINED
 from hawq_tvm.quantize.qat.integers import exactly, shifted
 from hawq_tvm.quantize.qat.straight import nearest, on_grid
 
@@ -489,3 +491,10 @@ def test_bad_requests(place: Path, tmp_path: Path) -> None:
     (tmp_path / "bits.json").write_text(json.dumps({"layers": {"stern": {"weight": 8, "activation": 8}}}))
     with pytest.raises(UsageError, match="stern"):
         finetune(net, data, Recipe(tmp_path / "bits.json"))
+
+
+def test_every_integer_operator_is_known() -> None:
+    """But those that nothing that `quantize` writes becomes: I-BERT's, run-time scales, packed bits."""
+    unknown = {n.removeprefix("hawq.") for n in OPERATORS if n not in TRAINED}
+    packed = {"pack_int4", "unpack_int4"}
+    assert {n for n in unknown if not n.startswith("i_")} == {"dynamic_quantize", *packed}

@@ -72,9 +72,9 @@ def _value(expr: relax.Expr, values: Mapping[relax.Var, Any], where: str, device
     if not isinstance(expr, relax.Call):
         return expr
     name = ops.op_name(expr)
-    if name not in _OPERATORS:
+    if name not in OPERATORS:
         raise ModelError(f"is made by {name}, which is not trained", where=where, remedy="quantize after training")
-    result = _OPERATORS[name](expr, *(_value(a, values, where, device) for a in expr.args))
+    result = OPERATORS[name](expr, *(_value(a, values, where, device) for a in expr.args))
     return result if isinstance(result, tuple) else result.to(STORED[str(expr.ty.dtype)])
 
 
@@ -288,7 +288,7 @@ def _plain(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return lambda call, *operands: function(*operands)
 
 
-_OPERATORS: dict[str, Callable[..., Any]] = {
+OPERATORS: dict[str, Callable[..., Any]] = {
     "hawq.quantize": _quantize,
     "hawq.dequantize": _dequantize,
     "hawq.requantize": _requantize,
