@@ -121,10 +121,10 @@ def test_masks_take_no_part_in_calibration(kind: str, tmp_path: Path) -> None:
         assert cosine(real, package.run({"x": one[None]})[name]) > 0.998
 
 
-def test_bits_by_the_hessian(data: Path) -> None:
+def test_bits_by_traces(data: Path) -> None:
     """Derivatives go through attention, normalizations and GELU."""
     torch.manual_seed(0)
-    problem = quantize.problem(exported(Vision().eval()), data, quantize.Settings(probes=2))
+    problem = quantize.problem(exported(Vision().eval()), data, quantize.Settings(("trace",), probes=2))
     chosen = problem.allocate(["bops=0.6"]).assignment
     assert len(chosen) == 8 and {"W8A8", "W4A8"} <= {*chosen.values()} <= {"W8A8", "W4A8", "W4A4"}
 
