@@ -17,7 +17,8 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from tvm import relax
 
-from . import reference_float, reference_ibert, reference_rows
+from . import reference_float, reference_ibert, reference_rounding, reference_rows
+from .reference_rounding import goes_up
 
 Array = NDArray[Any]
 OnLayer = Callable[[str, Any], None]
@@ -150,29 +151,12 @@ def _multiply(call: relax.Call, a: Array, b: Array) -> Array:
 # -- section 1: the border -----------------------------------------------------------------------------
 
 
-def _goes_up(rounding: str, rest: Array, above: Array, tie: Array, positive: Array, odd: Array) -> Array:
-    """Whether a number is rounded to the integer above its floor: rest, above and tie compare its fraction with 0
-    and 1/2.
-    """
-    rules = {
-        "floor": rest & False,
-        "ceil": rest,
-        "toward_zero": rest & ~positive,
-        "away": rest & positive,
-        "half_up": above | tie,
-        "half_even": above | (tie & odd),
-        "half_away": above | (tie & positive),
-        "half_toward_zero": above | (tie & ~positive),
-    }
-    return rules[rounding]
-
-
 def _round_float(v: Array, rounding: str) -> Array:
     if rounding == "half_even":
         return np.rint(v)
     floor = np.floor(v)
     part = v - floor
-    return floor + _goes_up(rounding, part > 0, part > 0.5, part == 0.5, v > 0, floor % 2 != 0)
+    return floor + goes_up(rounding, part > 0, part > 0.5, part == 0.5, v > 0, floor % 2 != 0)
 
 
 def _quantize(call: relax.Call, x: Array, scale: Array, zero: Array) -> Array:
@@ -192,6 +176,8 @@ def _quantize(call: relax.Call, x: Array, scale: Array, zero: Array) -> Array:
             steps, z = steps + z.astype(kind), np.zeros_like(z)
         steps = _round_float(steps, str(attrs["rounding"]))
     low, high = int(attrs["qmin"]) - z, int(attrs["qmax"]) - z
+    # Of 0 / 0 (A32).
+    steps = np.where(np.isnan(steps), np.clip(-z, low, high) if half == "reciprocal" else low, steps)
     q = np.maximum(np.minimum(steps, high.astype(kind)), low.astype(kind)).astype(np.int64) + z
     return q.astype(str(attrs["out_dtype"]))
 
@@ -232,7 +218,7 @@ def _divide_by_power(v: Array, s: Array, rounding: str) -> Array:
     remainder = v - (quotient << s)
     half = np.where(s > 0, np.int64(1) << np.maximum(s - 1, 0), 0)
     above, tie = (remainder > half) & (s > 0), (remainder == half) & (s > 0)
-    return quotient + _goes_up(rounding, remainder > 0, above, tie, v > 0, quotient % 2 != 0)
+    return quotient + goes_up(rounding, remainder > 0, above, tie, v > 0, quotient % 2 != 0)
 
 
 def _gemmlowp(x: Array, m: Array, s: Array) -> Array:
@@ -377,18 +363,6 @@ def _in_32_bits(x: Array) -> Array:
     return x
 
 
-def _divide(call: relax.Call, a: Array, b: Array, multiplier: Array, divisor: Array) -> Array:
-    """(A32), in Python's integers: the quotient's floor, and twice its rest beside the divisor."""
-    n, d = (np.asarray(v).astype(object) * np.asarray(c).astype(object) for v, c in ((a, multiplier), (b, divisor)))
-    n, d = np.broadcast_arrays(np.where(d < 0, -n, n), abs(d))
-    low, high = int(call.attrs["qmin"]), int(call.attrs["qmax"])
-    whole, rest = n // np.maximum(d, 1), n % np.maximum(d, 1)
-    up = _goes_up(str(call.attrs["rounding"]), rest > 0, 2 * rest > d, 2 * rest == d, n > 0, whole % 2 != 0)
-    result = np.minimum(np.maximum(whole + up + int(call.attrs["zero_point"]), low), high)
-    beyond = np.where(n > 0, high, np.where(n < 0, low, int(call.attrs["undefined"])))
-    return np.where(d == 0, beyond, result).astype(np.int64)
-
-
 def _pad(call: relax.Call, x: Array, *_: Any) -> Array:
     width = [int(v) for v in call.attrs.pad_width]
     pairs = list(zip(width[0::2], width[1::2], strict=True))
@@ -443,7 +417,7 @@ _INTEGER: dict[str, Callable[..., Any]] = {
     "hawq.requantize": _requantize,
     "hawq.lookup": _lookup,
     "hawq.interpolate": _interpolate,
-    "hawq.divide": _divide,
+    "hawq.divide": reference_rounding.divide,
     "hawq.sum_pool2d": _sum_pool2d,
     "hawq.dilate2d": _dilate2d,
     "hawq.softmax": reference_rows.softmax,

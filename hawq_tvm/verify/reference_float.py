@@ -225,6 +225,12 @@ def _simple(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda call, *args: function(*args)
 
 
+def _divided(a: Array, b: Array) -> Array:
+    """Infinite where b is 0, and no number for 0 / 0, as floats have it."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.divide(a, b))
+
+
 def _sigmoid(x: Array) -> Array:
     return 1.0 / (1.0 + np.exp(-x))
 
@@ -247,7 +253,7 @@ _FLOAT: dict[str, Callable[..., Any]] = {
     "relax.add": _simple(np.add),
     "relax.subtract": _simple(np.subtract),
     "relax.multiply": _simple(np.multiply),
-    "relax.divide": _simple(np.divide),
+    "relax.divide": _simple(_divided),
     "relax.power": _simple(np.power),
     "relax.maximum": _simple(np.maximum),
     "relax.minimum": _simple(np.minimum),

@@ -259,6 +259,23 @@ def test_what_0_over_0_is(form: str, undefined: int) -> None:
         assert int(torch.ops.quantized_decomposed.quantize_per_tensor(nothing, 0.1, 9, -128, 127, torch.int8)) == 0
 
 
+@pytest.mark.parametrize("form", ["divide", "reciprocal"])
+@pytest.mark.parametrize("rounding", ["half_even", "floor", "half_away"])
+def test_the_lowering_is_the_real_formula(form: str, rounding: str) -> None:
+    """Every pair of bytes and a factor of each row, zeros among them, beside the float network in float64."""
+    kinds, feed = {"a": ((256, 1), "uint8"), "b": ((1, 256), "uint8")}, every_pair("uint8")
+
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = bb.emit(relax.op.divide(dq(bb, p[0], 0.0197, 130), dq(bb, p[1], 0.0313, 128)))
+        factor = relax.const(np.where(np.arange(256) % 2, -0.731, 1.37).astype(np.float32).reshape(256, 1))
+        y = bb.emit(relax.op.nn.relu(bb.emit(relax.op.multiply(y, factor))))
+        return q(bb, y, 0.0243, 90, form=form, rounding=rounding)
+
+    before = module(build, kinds)
+    (wanted,), (got,) = evaluate(before, feed).values(), evaluate(lower_to_integer(before)[0], feed).values()
+    np.testing.assert_array_equal(got, wanted)
+
+
 @pytest.mark.parametrize(
     ("numbers", "match"),
     [
