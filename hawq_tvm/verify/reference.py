@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from tvm import relax
 
 from . import reference_float, reference_ibert, reference_rounding, reference_rows
-from .reference_rounding import goes_up
 
 Array = NDArray[Any]
 OnLayer = Callable[[str, Any], None]
@@ -156,7 +155,7 @@ def _round_float(v: Array, rounding: str) -> Array:
         return np.rint(v)
     floor = np.floor(v)
     part = v - floor
-    return floor + goes_up(rounding, part > 0, part > 0.5, part == 0.5, v > 0, floor % 2 != 0)
+    return floor + reference_rounding.goes_up(rounding, part > 0, part > 0.5, part == 0.5, v > 0, floor % 2 != 0)
 
 
 def _quantize(call: relax.Call, x: Array, scale: Array, zero: Array) -> Array:
@@ -218,7 +217,7 @@ def _divide_by_power(v: Array, s: Array, rounding: str) -> Array:
     remainder = v - (quotient << s)
     half = np.where(s > 0, np.int64(1) << np.maximum(s - 1, 0), 0)
     above, tie = (remainder > half) & (s > 0), (remainder == half) & (s > 0)
-    return quotient + goes_up(rounding, remainder > 0, above, tie, v > 0, quotient % 2 != 0)
+    return quotient + reference_rounding.goes_up(rounding, remainder > 0, above, tie, v > 0, quotient % 2 != 0)
 
 
 def _gemmlowp(x: Array, m: Array, s: Array) -> Array:

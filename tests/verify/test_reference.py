@@ -13,7 +13,7 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.arith import QType
 from hawq_tvm.core.interpolation import Steps
-from hawq_tvm.verify import reference, reference_float, reference_rows
+from hawq_tvm.verify import reference, reference_float, reference_rounding, reference_rows
 from hawq_tvm.verify.reference import ReferenceOverflow, evaluate
 from relay_passes.fuse_epilogues import fuse_epilogues
 
@@ -403,7 +403,7 @@ def test_layers_are_seen_in_order_functions_are_entered_and_values_can_be_given(
 
 
 def test_the_reference_shares_no_code_with_what_it_checks() -> None:
-    for module in (reference, reference_float, reference_rows):
+    for module in (reference, reference_float, reference_rounding, reference_rows):
         tree = ast.parse(Path(module.__file__).read_text())
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         imported |= {"." * n.level + (n.module or "") for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
