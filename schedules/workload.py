@@ -22,7 +22,7 @@ VALUES = frozenset(
 )
 # The fields of a CPU's tiles that are searched; the others say how a rule multiplies, which may depend on the weights'
 # values.
-SEARCHED = frozenset({"lines", "columns", "pixels", "vectors", "rows", "halves", "inside", "form"})
+SEARCHED = frozenset({"lines", "columns", "pixels", "vectors", "rows", "halves", "inside", "form", "stores"})
 
 
 def structure(layer: Layer) -> str:

@@ -11,6 +11,7 @@ from schedules.spelling.tile_intrinsics import LANES
 from . import amx_tiles
 from .amx_model import cycles
 from .amx_tiles import AmxTile, vectors_of
+from .borders import axes_of
 from .contract_tiles import TASKS
 from .contraction import Shape, shape_of
 from .images import Images
@@ -57,7 +58,8 @@ def tiles_of(layer: Layer) -> list[AmxTile]:
     found = []
     for form in forms_of(layer):
         pairs = ops.op_name(call) == "relax.nn.conv2d" and form.images is None
-        tiles = amx_tiles.tiles_of(form.shape, vectors, pairs, opens, form.name)
+        late = form.images is not None or axes_of(layer, call)[0] is None
+        tiles = amx_tiles.tiles_of(form.shape, vectors, pairs, opens, form.name, late)
         found.append((min(cycles(form.shape, t) for t in tiles) / (BETTER if form.images else 1), tiles))
     found.sort(key=lambda f: f[0])  # of equal ones, lines first
     return [t for estimate, tiles in found for t in tiles if estimate <= WORTH * found[0][0]]

@@ -21,6 +21,9 @@ INSIDE = ("channels", "pixels")
 AT_ONCE = 4  # groups of pixels of a block that reads weights once: its other tiles take turns
 # What the lines of a block are: those of the output; equal parts of all of its pixels; whole images (images.py).
 FORMS = ("lines", "parts", "images")
+# When the tiles of a half are stored: after its last step, or, where the next block's products hide the epilogue, each
+# right before the next sums begin in it (late_stores.py).
+STORES = ("after", "before")
 # Steps of products under which the epilogue of the block before is worth hiding: fewer take less time than it does.
 FEWEST_STEPS = 8
 # Tasks that are enough then: a task should have several blocks, as nothing hides the epilogue of its last.
@@ -33,7 +36,7 @@ class AmxTile:
 
     rows: output rows per task.  halves: blocks that share an epilogue.  inside: what a task's inner loop goes over,
     "channels", all of them for each block of pixels, or "pixels" of the channels that belong to the task.
-    form: one of FORMS, what a line is.
+    form: one of FORMS, what a line is.  stores: when a tile of finished sums is stored, one of STORES.
     """
 
     lines: int
@@ -44,11 +47,14 @@ class AmxTile:
     halves: int = 1
     inside: str = "pixels"
     form: str = "lines"
+    stores: str = "after"
 
     def __post_init__(self) -> None:
         if (self.lines > 1 and self.columns > 1) or self.rows % self.lines or self.rows < 1 or self.pixels < 2:
             raise ValueError(f"not a tile: {self}")
         if self.halves not in (1, 2, 4) or self.inside not in INSIDE or self.form not in FORMS:
+            raise ValueError(f"not a tile: {self}")
+        if self.stores not in STORES:
             raise ValueError(f"not a tile: {self}")
         self.tiles()
 
@@ -100,9 +106,10 @@ class AmxTile:
 
     def __str__(self) -> str:
         channels = f"{self.halves} x {self.vectors}" if self.halves > 1 else str(self.vectors)
+        late = ", stored late" if self.stores == "before" else ""
         return (
             f"{self.lines}x{self.columns} groups of {self.pixels} pixels x {channels} tiles of 16, "
-            f"{self.rows} {self.form}, {self.inside} inside"
+            f"{self.rows} {self.form}, {self.inside} inside{late}"
         )
 
 
@@ -112,12 +119,19 @@ def vectors_of(call: relax.Call) -> int:
 
 
 def tiles_of(
-    shape: Shape, vectors: int, pairs_rows: bool, opens_weights: bool = False, form: str = "lines"
+    shape: Shape,
+    vectors: int,
+    pairs_rows: bool,
+    opens_weights: bool = False,
+    form: str = "lines",
+    late: bool = True,
 ) -> list[AmxTile]:
     """The blocks for a shape, with several numbers of rows, the least estimated time first.
 
     pairs_rows: its output rows share their weights.  opens_weights: a task first opens the weights of its channels,
     which are narrow, so that it should have few of them.  form: what its rows are.
+    late: every block has a first step, as lines above the data that are left out are not, so that sums may be stored
+    there.
     """
     lines = shape.lead[-1] if shape.lead else 1
     halves = 2 if shape.channels % (2 * LANES * vectors) == 0 else 1
@@ -131,12 +145,15 @@ def tiles_of(
     if _reads_weights_once(shape) and not opens_weights:
         blocks.append(AmxTile(1, AT_ONCE, -(-shape.pixels // AT_ONCE), 1, 1, halves=4, form=form))
     ordered = [(b, ["pixels"] if opens_weights else _orders(shape, b, lines)) for b in blocks]
-    return [
+    tiles = [
         replace(block, rows=rows, inside=inside)
         for block, orders in sorted(ordered, key=lambda b: cycles(shape, replace(b[0], inside=b[1][0])))
         for inside in orders
         for rows in _rows(shape, block, lines, inside)
     ]
+    found = [replace(t, stores="before") if late and t.steps_of_a_part(shape) else t for t in tiles]
+    # Which order of stores is faster is measured for the best block alone.
+    return found if found[0] == tiles[0] else [found[0], tiles[0], *found[1:]]
 
 
 def _reads_weights_once(shape: Shape) -> bool:

@@ -234,7 +234,6 @@ def _only(body: tirx.Stmt, var: tirx.Var, first: int, last: int) -> tirx.Stmt:
     """A copy of a body in which the loop of `var` runs over first ..< last; its variables and views are its own, as
     TVM wants of a function.
     """
-    own: dict[tirx.Var, tirx.Var] = {}
 
     def shorter(loop: tirx.For) -> tirx.For:
         return (
@@ -243,18 +242,37 @@ def _only(body: tirx.Stmt, var: tirx.Var, first: int, last: int) -> tirx.Stmt:
             else loop
         )
 
+    return copied(tvm_ffi.structural_map(body, [(tirx.For, shorter)]))
+
+
+def copied(body: tirx.Stmt) -> tirx.Stmt:
+    """A copy of a statement whose variables and views are its own, as TVM wants of a function."""
+    own: dict[tirx.Var, tirx.Var] = {}
+
+    def fresh(v: tirx.Var) -> tirx.Var:
+        own[v] = tirx.Var(v.name, v.ty)
+        return own[v]
+
     def renamed(v: tirx.Var, defines: int) -> tirx.Var:
         if defines and isinstance(v.ty, tvm.ir.PrimType):
-            own[v] = tirx.Var(v.name, v.ty)
-        elif defines:
+            return own[v] if v in own else fresh(v)
+        if defines:
+            # A view's strides and offset are defined with it.
+            strides = [fresh(n) if isinstance(n, tirx.Var) else n for n in v.strides]
+            offset = fresh(v.elem_offset) if isinstance(v.elem_offset, tirx.Var) else v.elem_offset
             own[v] = tirx.decl_buffer(
-                v.shape, v.dtype, v.name, scope=v.scope(), offset_factor=v.offset_factor, layout=None
+                v.shape,
+                v.dtype,
+                v.name,
+                strides=strides or None,
+                elem_offset=offset,
+                scope=v.scope(),
+                offset_factor=v.offset_factor,
+                layout=None,
             )
         return own.get(v, v)
 
-    return tvm_ffi.structural_map(
-        tvm_ffi.structural_map(body, [(tirx.For, shorter)]), [], with_def_region_kind=[(tirx.Var, renamed)]
-    )
+    return tvm_ffi.structural_map(body, [], with_def_region_kind=[(tirx.Var, renamed)])
 
 
 def looped(loop: tirx.For, first: tirx.Expr, extent: tirx.Expr, body: tirx.Stmt) -> tirx.For:

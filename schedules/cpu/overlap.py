@@ -26,6 +26,7 @@ from tvm import s_tir, tirx
 from schedules.emit.emit import immediate
 
 from .borders import looped
+from .late_stores import stored_late
 from .loops import nodes
 
 Index = Sequence[Any]
@@ -47,6 +48,7 @@ class Chain:
     pixels: int
     channels: int
     number: Callable[[Index], tirx.Expr]
+    late: bool = False
 
 
 def overlapped(
@@ -60,6 +62,10 @@ def overlapped(
     block, *steps = (sch.get(loop) for loop in (chain.blocks, *chain.steps))
     (found,) = (n for n in nodes(tirx.For, func) if n.loop_var.same_as(block.loop_var))
     products, epilogue = found.body.seq
+    left = None
+    if chain.late:
+        assert have_data is None, "a block without a first step"
+        products, left = stored_late(products, found)
     first, last, count = block.loop_var > 0, block.loop_var < block.extent, prod(int(s.extent) for s in steps)
 
     def but_last(statement: tirx.Stmt) -> tirx.Stmt:
@@ -81,6 +87,8 @@ def overlapped(
             inner, own = steps[at + 1].loop_var, loop.body
             statements = own.seq if isinstance(own, tirx.SeqStmt) else [own]
             parts = [s if _holds(s, inner) else but_last(s) for s in statements]
+        if at == 0 and left is not None:
+            parts = [tirx.IfThenElse(block.loop_var.equal(block.extent) & loop.loop_var.equal(0), left, None), *parts]
         return looped(loop, loop.min, loop.extent, tirx.SeqStmt(parts) if len(parts) > 1 else parts[0])
 
     products = tvm_ffi.structural_map(products, [(tirx.For, rewritten)])

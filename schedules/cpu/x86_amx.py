@@ -328,7 +328,11 @@ def _schedule(
     statements = tirx.SeqStmt([form.begin(), begun, form.end()])
     sch.state.replace(sch.get_sref(task), tirx.For(body.loop_var, body.min, body.extent, body.kind, statements))
     nest = Nest(kh, t, vector, height=tile.lines)
-    chain = Chain(blocks, (half, kh, t, j), last_pixel, *tile.numbering(shape)) if beneath else None
+    chain = (
+        Chain(blocks, (half, kh, t, j), last_pixel, *tile.numbering(shape), late=tile.stores == "before")
+        if beneath
+        else None
+    )
     return nest, last_pixel, chain
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,11 @@ from hawq_tvm.compiler import build
 from hawq_tvm.core import ops
 from hawq_tvm.targets import target as targets
 from schedules.cpu import amx_forms, amx_tiles
-from schedules.cpu.amx_tiles import INSIDE
+from schedules.cpu.amx_tiles import INSIDE, STORES
 from schedules.cpu.x86_amx import Amx
 from schedules.layer import Layer
 
-from .one_layer import lower, packed, run
+from .one_layer import layer_of, lower, packed, run
 from .test_borders import CASES as BORDERED
 from .test_cpu_contract import CONVS, Conv, full, with_epilogue, with_packed_epilogue
 from .test_x86_amx import AWKWARD, disassembled, layer, private
@@ -80,6 +81,46 @@ def test_an_epilogue_is_cut_into_parts_between_steps(c, parts):
     (form,) = (f for f in amx_forms.forms_of(given) if f.name == tile.form)
     assert tile.steps_of_a_part(form.shape) == parts
     assert ("for part in" in lower(module, AMX)["fused"].script()) is (parts > 0)
+
+
+@pytest.mark.parametrize("stores", STORES)
+@pytest.mark.parametrize(
+    "c",
+    [
+        Conv(1, 8, 14, 128, 128, (1, 1)),
+        Conv(3, 7, 8, 64, 64, (3, 3), pad=(0, 1, 0, 1)),
+        Conv(1, 9, 31, 100, 48, (1, 1)),
+        Conv(2, 12, 13, 64, 80, (2, 2), (2, 2)),
+        Conv(1, 6, 16, 192, 16, (1, 1)),
+    ],
+    ids=str,
+)
+def test_sums_are_stored_after_a_block_or_before_the_next(c, stores, amx, monkeypatch):
+    """Of one tile or several, in every form, order and number of rows."""
+    monkeypatch.setattr(amx_tiles, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(amx_forms, "TASKS", 0)
+    x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
+    body, residual, expected = with_packed_epilogue(c, x, w, ("uint8", "uint8"))
+    module = packed(body, [(x.shape, "uint8"), (residual.shape, "uint8")])
+    found = [t for t in Amx().tiles(layer_of(module), amx) if t.stores == "before"]
+    for tile in found[:: 4 if stores == "before" else 12]:
+        chosen = replace(tile, stores=stores)
+        monkeypatch.setattr(amx_forms, "tiles_of", lambda given, chosen=chosen: [chosen])
+        (out,) = run(body, x, residual, target=amx, rule="x86.amx")
+        np.testing.assert_array_equal(out, expected, strict=True)
+    assert found
+
+
+def test_a_tile_is_stored_right_before_its_next_sums(tmp_path):
+    """Which a record may change; not where a block's first lines may lie above the data."""
+    module = layer(Conv(1, 14, 14, 1024, 256, (1, 1)))
+    best, second = Amx().tiles(layer_of(module), AMX)[:2]
+    assert best.stores == "before" and second == replace(best, stores="after")
+    build.build(lower(module, AMX), AMX).export_library(str(tmp_path / "layer.so"))
+    order = [n for n in disassembled(tmp_path / "layer.so") if n in ("tilestored", "tilezero", "tdpbusd")]
+    assert " ".join(["tilestored tilezero tdpbusd"] * 3) in " ".join(order)
+    bordered = Amx().tiles(layer_of(layer(Conv(1, 14, 14, 256, 256, pad=(1, 1, 1, 1)))), AMX)
+    assert {t.stores for t in bordered if t.form == "lines"} == {"after"}
 
 
 def test_a_residual_is_fetched_ahead_unless_products_hide_the_epilogue():
