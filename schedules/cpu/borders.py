@@ -188,11 +188,11 @@ def without_borders(
     looked at.
     """
     lines, taps, pixels = (sch.get(loop) for loop in (nest.lines, nest.taps, nest.pixels))
-    places, have_data = _iterators(pixels), lines_with_data(sch, shape, borders, nest)
+    places, have_data = iterators(pixels), lines_with_data(sch, shape, borders, nest)
 
     def leave_out(loop: tirx.For) -> tirx.For:
         if borders.ranges and loop.loop_var.same_as(taps.loop_var):
-            base = _at_start(places[len(shape.lead)], pixels) * nest.together
+            base = at_start(places[len(shape.lead)], pixels) * nest.together
 
             def body(first: int, last: int) -> tirx.Stmt:
                 return _only(loop.body, pixels.loop_var, first // nest.together, -(-last // nest.together))
@@ -211,18 +211,18 @@ def lines_with_data(sch: s_tir.Schedule, shape: Shape, borders: Borders, nest: N
     if borders.lines is None:
         return None
     lines = sch.get(nest.lines)
-    output = _at_start(_iterators(sch.get(nest.pixels))[len(shape.lead) - 1], lines.body)
+    output = at_start(iterators(sch.get(nest.pixels))[len(shape.lead) - 1], lines.body)
     first, last = (borders.lines.data(output + i, lines.loop_var) for i in (0, nest.height - 1))
     return (last >= 0) & (first < borders.lines.size)
 
 
-def _iterators(loop: tirx.For) -> list[tirx.Expr]:
+def iterators(loop: tirx.For) -> list[tirx.Expr]:
     """What the iterators of the one block inside a loop are."""
     (realize,) = nodes(s_tir.SBlockRealize, loop)
     return list(realize.iter_values)
 
 
-def _at_start(expr: tirx.Expr, body: tirx.Stmt) -> tirx.Expr:
+def at_start(expr: tirx.Expr, body: tirx.Stmt) -> tirx.Expr:
     """An expression where all loops of a body begin."""
     inside = [loop.loop_var for loop in nodes(tirx.For, body)]
     return tvm_ffi.structural_map(

@@ -31,6 +31,7 @@ from schedules.layer import Layer
 from schedules.rule import Kernel
 from schedules.spelling.intrinsics import multiply_add
 
+from .ahead import Place, fetched_ahead
 from .borders import Borders, Nest, without_borders
 from .contract_tiles import ContractTile, LoadedTile, Step, choose_tile, form_of, tiles_of
 from .contraction import Packing, Shape, contraction, not_a_contraction, without_offset
@@ -139,8 +140,13 @@ class Contract:
         epilogue = Epilogue(
             sch, shape.channels, tile.lanes, tile.vectors, packs, bool(unit.neon), unit.quads, permutes=here.permutes
         )
-        nest = _schedule(sch, shape, tile, products.intrinsic(data, weight), epilogue, borders, sums)
-        func = epilogue.finished(without_borders(sch, sch.mod["main"], shape, borders, nest))
+        nest, block = _schedule(sch, shape, tile, products.intrinsic(data, weight), epilogue, borders, sums)
+        func = without_borders(sch, sch.mod["main"], shape, borders, nest)
+        if unit.quads and products.in_place:
+            shares = -(-shape.channels // (tile.lanes * tile.vectors))
+            place = Place(block, nest.pixels, len(shape.lead), tile.rows, tile.pixels, tile.vectors, shares)
+            func = fetched_ahead(sch, func, layer, place)
+        func = epilogue.finished(func)
         func = sums.before(func, emission, tile.lanes)
         return Kernel(func, tuple(a for _, a in emission.arguments), tile)
 
@@ -271,7 +277,8 @@ def _schedule(
     epilogue: Epilogue,
     borders: Borders,
     sums: Sums,
-) -> Nest:
+) -> tuple[Nest, s_tir.schedule.LoopRV]:
+    """The loops of the products, and the one around a block with its epilogue."""
     loaded = isinstance(tile, LoadedTile)
     inline_all(sch, keep=("acc", "rows", "packed", "unpacked", "data", *sums.kept, *epilogue.kept))
     acc = sch.get_sblock("acc")
@@ -325,7 +332,7 @@ def _schedule(
     # Vectors of sums may be shorter than one of bytes, but a block's channels are whole vectors of the epilogue.
     whole = gcd(tile.lanes * tile.vectors, EPILOGUE) if loaded else tile.lanes
     epilogue.compute_at(w_outer, gcd(shape.channels, whole))
-    return Nest(kh, taps[-1], w_inner, tile.together)
+    return Nest(kh, taps[-1], w_inner, tile.together), w_outer
 
 
 def _schedule_data(

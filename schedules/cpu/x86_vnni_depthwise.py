@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax, s_tir, te, tirx
+from tvm.s_tir.schedule import LoopRV
 
 from hawq_tvm.core import ops
 from hawq_tvm.core.attributes import Conv2d
@@ -26,6 +27,7 @@ from schedules.layer import Layer
 from schedules.rule import Kernel
 from schedules.spelling.intrinsics import dot_quads
 
+from .ahead import Place, fetched_ahead
 from .contraction import without_offset
 from .cpu_depthwise import Depthwise, blocks_of_pixels
 from .epilogue import Epilogue
@@ -86,8 +88,10 @@ class VnniDepthwise:
         tile = tile or self.tiles(layer, target)[0]
         emission = Emission(layer, {"relax.nn.conv2d": lambda e, c: _emit(e, c, tile)})
         sch = s_tir.Schedule(emission.prim_func())
-        _schedule(sch, tile, channels)
-        return Kernel(sch.mod["main"], tuple(a for _, a in emission.arguments), tile)
+        block, products = _schedule(sch, tile, channels)
+        place = Place(block, products, 2, 1, tile.pixels, 1, -(-channels // tile.lanes))
+        func = fetched_ahead(sch, sch.mod["main"], layer, place)
+        return Kernel(func, tuple(a for _, a in emission.arguments), tile)
 
 
 def _emit(e: Emission, call: relax.Call, tile: QuadsTile) -> Operand:
@@ -138,7 +142,8 @@ def _weights(w: np.ndarray[Any, Any], words: int, vectors: int, lanes: int) -> n
     return np.ascontiguousarray(np.moveaxis(full.reshape(words, 4, kw, vectors, lanes), 1, -1))
 
 
-def _schedule(sch: s_tir.Schedule, tile: QuadsTile, channels: int) -> None:
+def _schedule(sch: s_tir.Schedule, tile: QuadsTile, channels: int) -> tuple[LoopRV, LoopRV]:
+    """The loop around a block with its epilogue, and that around its products."""
     epilogue = Epilogue(sch, channels, tile.lanes)
     inline_all(sch, keep=("acc", "quads", *epilogue.kept))
     acc, quads = sch.get_sblock("acc"), sch.get_sblock("quads")
@@ -162,3 +167,4 @@ def _schedule(sch: s_tir.Schedule, tile: QuadsTile, channels: int) -> None:
         sch.unroll(loop)
     sch.tensorize(lane, dot_quads(tile.lanes))
     epilogue.compute_at(v, gcd(channels, tile.lanes))
+    return v, g
