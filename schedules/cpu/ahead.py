@@ -26,7 +26,9 @@ from schedules.spelling.pair import prefetch
 
 from .borders import at_start, iterators, looped
 
-LARGE = 512 * 1024  # bytes: beside its result and weights a tensor of fewer stays in a second cache of 1 MB
+# Bytes: beside its result and weights a tensor of fewer stays in a second cache of 1 MB.
+LARGE = 512 * 1024
+# Bytes of a cache line: shorter pixels are read nearly in sequence, which a processor sees for itself.
 LINE = 64
 
 
@@ -34,9 +36,9 @@ LINE = 64
 class Place:
     """Where in a schedule a block of sums is: the loop around its sums and epilogue, one around its products alone.
 
-    lead: the outputs' dimensions before the pixels, images and lines or, with all lines in one row, images.  lines,
-    blocks: how many of those, or of blocks of pixels in a row, a task has.  pixels, vectors: of a block.  shares: the
-    blocks of channels.
+    lead: the outputs' dimensions before the pixels: image and line, or the image alone where all its lines are one row.
+    lines: of a task, or the blocks of pixels of one where lines are joined.  pixels, vectors: of a block.  shares: the
+    blocks of channels, which read the same data.
     """
 
     loop: s_tir.schedule.LoopRV
@@ -58,10 +60,10 @@ def fetched_ahead(sch: s_tir.Schedule, func: tirx.PrimFunc, layer: Layer, place:
     loop = sch.get(place.loop)
     own = [at_start(p, loop.body) for p in iterators(sch.get(place.products))]
     *lead, pixel, vector = own[: place.lead + 2]
-    joined = place.lead == 1
-    start = [lead[0], immediate(0, "int32") if joined else lead[1] + place.lines, pixel]
-    if joined:
-        start[2] = pixel + place.lines * place.pixels
+    if place.lead == 1:
+        start = [*lead, immediate(0, "int32"), pixel + place.lines * place.pixels]
+    else:
+        start = [lead[0], lead[1] + place.lines, pixel]
     fetches = _fetches(layer, data, before, func, start, place.pixels, place.shares, vector // place.vectors)
 
     def with_fetches(found: tirx.For) -> tirx.For:
@@ -94,7 +96,7 @@ def _fetches(
     share: tirx.Expr,
 ) -> tirx.Stmt | None:
     """A loop that fetches one of `shares` parts of what `pixels` outputs from `start` (image, line, pixel) on read and
-    those of the line above do not; None where that is less than a cache line.
+    those of the line above do not; None where that is less than a cache line for each.
     """
     call = layer.anchor_call
     assert call is not None
@@ -105,8 +107,8 @@ def _fetches(
     # Pixels of data beside each other are one piece, unless steps leave some out.
     pieces, size = (1, pixels * along * channels) if kw >= along else (pixels, kw * channels)
     lines = -(-size // LINE)
-    count = min(down, kh) * pieces * lines // shares
-    if not count:
+    wanted = min(down, kh) * pieces * lines
+    if wanted < shares:
         return None
     image, line, pixel = start
     var = tirx.Var("ahead", "int32")
@@ -121,4 +123,4 @@ def _fetches(
         index.insert(0, at % extent)
         at = at // extent
     fetch = tirx.Evaluate(prefetch(buffer[tuple([at, *index])], 0, second=True))
-    return tirx.For(var, immediate(0, "int32"), immediate(count, "int32"), tirx.ForKind.SERIAL, fetch)
+    return tirx.For(var, immediate(0, "int32"), immediate(-(-wanted // shares), "int32"), tirx.ForKind.SERIAL, fetch)
