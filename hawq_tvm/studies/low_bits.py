@@ -2,12 +2,15 @@
 same bits: one table with intervals of paired differences.
 
     python -m hawq_tvm.studies.low_bits
+    python -m hawq_tvm.studies.low_bits --pictures PICTURES
     python -m hawq_tvm.studies.low_bits --model float.onnx --calib calibration.npz --data labelled.npz
 
-Without --model a depthwise network is trained on Fashion-MNIST (Debian's dataset-fashion-mnist): it is calibrated on
-512 training pictures and answers the 10,000 test pictures. All networks answer in ONNX Runtime. NNCF quantizes
-convolutions to 8 bits only, and is left out where it is not installed. A row that was measured stays: the same command
-continues. Needs the extras `quantize` and `bench`.
+Without options a depthwise network is trained on Fashion-MNIST (Debian's dataset-fashion-mnist): it is calibrated on
+512 training pictures and answers the 10,000 test pictures. With --pictures it is EfficientNet-Lite0 with its trained
+weights on labelled pictures of yours: 128 calibrate, evenly spaced, and it answers the others. All networks answer in
+ONNX Runtime. NNCF quantizes convolutions to 8 bits only, and is left out where it is not installed. A row that was
+measured stays: the same command continues. Needs the extras `quantize` and `bench`, for --pictures `demo`, which has
+the weights.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -30,19 +34,24 @@ from torch import Tensor, nn
 
 from hawq_tvm.cli.terminal import ERR
 from hawq_tvm.core import signals
-from hawq_tvm.core.errors import HawqError, UsageError
-from hawq_tvm.core.files import check_folder, write_bytes, write_text
+from hawq_tvm.core.errors import HawqError, InputError, UsageError
+from hawq_tvm.core.files import check_folder, save_npz, write_bytes, write_text
 from hawq_tvm.core.json_files import read_json
 from hawq_tvm.quantize.allocate.plan import bits_file, problem
-from hawq_tvm.quantize.judge.evaluation import evaluate
-from hawq_tvm.quantize.network.data import LABELS
+from hawq_tvm.quantize.judge.evaluation import evaluate, labelled_files
+from hawq_tvm.quantize.network.data import LABELS, Calibration
+from hawq_tvm.quantize.network.load import load_float
+from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.progress import measuring
 from hawq_tvm.quantize.ptq.quantizer import METHOD, Recipe, post_training
 
 from .fashion import FOLDER, prepare
 
 BUDGET = "bops=50%"
-PICTURES = 128  # that calibrate other tools
+PICTURES = 128  # that calibrate other tools, and EfficientNet-Lite0
+PIXELS = Preprocess((127.0,), (128.0,), 256)  # as EfficientNet-Lite0 reads them
+# What an interrupted network of ours is continued from.
+STATES = (".measured.npz", ".state.npz")
 OURS: dict[str, Recipe] = {
     "W8A8": Recipe("W8A8"),
     "W4A8, nearest": Recipe("W4A8", rounding="nearest"),
@@ -95,17 +104,17 @@ def quantized(model: Path, calibration: Path, folder: Path, name: str) -> Path:
     """A network of the table, written into the folder."""
     file = file_of(name, folder)
     if name in OURS:
-        recipe = OURS[name]
+        recipe, states = OURS[name], [file.with_suffix(suffix) for suffix in STATES]
         with measuring(ERR, False) as progress:
             if recipe.bits == BUDGET:
-                found = problem(model, calibration, budgets=[BUDGET], progress=progress)
+                found = problem(model, calibration, budgets=[BUDGET], state=states[0], progress=progress)
                 bits = file.with_suffix(".bits.json")
                 write_text(bits, json.dumps(bits_file(found.allocate([BUDGET]), found.provenance), indent=1) + "\n")
                 recipe = replace(recipe, bits=bits)
-            state = file.with_suffix(".state.npz")
-            made = post_training(model, calibration, recipe, state=state, progress=progress).model
-        state.unlink(missing_ok=True)
+            made = post_training(model, calibration, recipe, state=states[1], progress=progress).model
         write_bytes(file, made.SerializeToString())
+        for state in states:
+            state.unlink(missing_ok=True)
         return file
     with np.load(calibration) as arrays:
         ((given, values),) = ((n, arrays[n]) for n in arrays.files if n != LABELS)
@@ -126,7 +135,7 @@ def quantized(model: Path, calibration: Path, folder: Path, name: str) -> Path:
 
 def row(model: Path, calibration: Path, data: Path, folder: Path, name: str) -> dict[str, Any]:
     """What a network answers, as `evaluate --against` counts it, and the CPU time that it took to make."""
-    begun, resumed = time.process_time(), file_of(name, folder).with_suffix(".state.npz").exists()
+    begun, resumed = time.process_time(), any(file_of(name, folder).with_suffix(s).exists() for s in STATES)
     file = model if name == FLOAT else quantized(model, calibration, folder, name)
     seconds = None if resumed else round(time.process_time() - begun)
     return {"network": name, "cpu_seconds": seconds, **evaluate(file, data, against=model).to_dict()}
@@ -181,9 +190,39 @@ def _fashion(folder: Path, say: Callable[[str], None]) -> dict[str, str]:
     return {key: str(folder / name) for key, name in FILES.items()}
 
 
+def efficientnet(pictures: Path, folder: Path) -> dict[str, str]:
+    """EfficientNet-Lite0 and labelled pictures, as `evaluate` takes them, as the files of `FILES`.
+
+    Raises InputError when they are not labelled, or leave none to answer.
+    """
+    model, calibration, data = (folder / name for name in FILES.values())
+    known = labelled_files(pictures)
+    if known is None:
+        expected = "a folder per class, a folder with labels.txt, or a list of 'FILE CLASS' lines"
+        raise InputError("holds no labelled pictures", where=str(pictures), expected=expected)
+    files = sorted(known)
+    if len(files) <= PICTURES:
+        expected, found = f"more than the {PICTURES} that calibrate", str(len(files))
+        raise InputError("leaves no pictures to answer", where=str(pictures), expected=expected, found=found)
+    if not model.exists():
+        from .demo import export_network
+
+        with TemporaryDirectory() as place:
+            export_network(Path(place) / model.name)
+            write_bytes(model, (Path(place) / model.name).read_bytes())
+    chosen = [files[i * len(files) // PICTURES] for i in range(PICTURES)]
+    for path, part in ((calibration, chosen), (data, sorted(set(files) - set(chosen)))):
+        images = Calibration(part, load_float(model).inputs, PIXELS, known, str(pictures))
+        (batch,) = images.batches(len(part))
+        save_npz(path, {**batch.inputs, LABELS: np.asarray(batch.labels)})
+    return {key: str(folder / name) for key, name in FILES.items()}
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m hawq_tvm.studies.low_bits", description=__doc__.splitlines()[0])
+    pictures = "labelled pictures for EfficientNet-Lite0: a folder per class, one with labels.txt, or a list"
+    parser.add_argument("--pictures", type=Path, help=pictures)
     parser.add_argument("--model", help="a float ONNX file with one input and labelled data of one's own")
     parser.add_argument("--calib", help="an .npz file with the input's pictures, to calibrate on")
     parser.add_argument("--data", help="an .npz file with other pictures, and labels")
@@ -199,9 +238,13 @@ def main() -> int:
         setup = {"model": args.model, "calib": args.calib, "data": args.data}
         if any(setup.values()) and not all(setup.values()):
             raise UsageError("go together", where="--model, --calib and --data", remedy="give all three, or none")
+        if args.model and args.pictures:
+            raise UsageError("has a network of its own", where="--pictures", remedy="leave out --model")
         check_folder(args.folder)
         args.folder.mkdir(exist_ok=True)
-        if args.model is None:
+        if args.pictures:
+            setup = efficientnet(args.pictures, args.folder)
+        elif args.model is None:
             setup = _fashion(args.folder, ERR.print)
         print(markdown(rows(names, setup, args.folder)))
     except HawqError as e:

@@ -112,19 +112,20 @@ class Reconstruction:
         with torch.no_grad():
             for held in self.real:
                 through(block, self.graph, held, record=seen)
-            before = _apart(self._found(block, self.rounded, self.grids), wanted)
-            self._correct(block, {name: torch.stack(each).mean(0) for name, each in means.items()})
+            before = self._error(block, self.rounded, self.grids, wanted)
+            real = {name: torch.stack(each).mean(0) for name, each in means.items()}
+            self.rounded = self._corrected(block, real, self.rounded, self.grids)
         sizes = {name: math.sqrt(sum(each) / len(each)) for name, each in squares.items()}
         learner = Learner(block, self.graph, self.rounded, self.grids, sizes)
         iterations = self.plan.iterations if learner.learns else 0
         if iterations:
-            self._learn(number, block, wanted, learner, elements)
+            self._learn(number, block, wanted, real, learner, elements)
         for layer in block.layers:
             ours, weight = self.rounded[layer.name], self.graph.parameters[layer.weight]
             step = self.grids.read(layer).scale
             self.rounded[layer.name] = with_room(ours, weight, step, added_bias(self.graph, layer))
         with torch.no_grad():
-            after = _apart(self._found(block, self.rounded, self.grids), wanted)
+            after = self._error(block, self.rounded, self.grids, wanted)
         return {
             "block": number + 1,
             "layers": [layer.name for layer in block.layers],
@@ -134,8 +135,20 @@ class Reconstruction:
             "seconds": round(time.perf_counter() - begun, 1),
         }
 
-    def _learn(self, number: int, block: Block, wanted: Sequence[Tensors], learner: Learner, elements: int) -> None:
-        """Take what is learned where it is better than what there is."""
+    def _learn(
+        self,
+        number: int,
+        block: Block,
+        wanted: Sequence[Tensors],
+        means: Tensors,
+        learner: Learner,
+        elements: int,
+    ) -> None:
+        """Take what is learned where it is better than what there is.
+
+        Where an iteration sees few images, biases end where the last of them pulled, and roundings that are decided at
+        the end move the means once more: biases are corrected again where that is better.
+        """
         cases = [
             Case({n: r[n] for n in block.inputs}, {n: q[n] for n in block.inputs}, w)
             for r, q, w in zip(self.real, self.integer, wanted, strict=True)
@@ -147,10 +160,12 @@ class Reconstruction:
         made, grids = learner.decided()
         rounded = {**self.rounded, **made}
         with torch.no_grad():
-            was = _apart(self._found(block, self.rounded, self.grids), wanted)
-            now = _apart(self._found(block, rounded, grids), wanted)
-        if now < was:
-            self.rounded, self.grids = rounded, grids
+            tried = (
+                (self.rounded, self.grids),
+                (rounded, grids),
+                (self._corrected(block, means, rounded, grids), grids),
+            )
+            self.rounded, self.grids = min(tried, key=lambda one: self._error(block, one[0], one[1], wanted))
 
     def _stacks(self, block: Block, wanted: Sequence[Tensors]) -> bool:
         """Whether a block computes two batches as one: the first dimension may be fixed, or be something else."""
@@ -170,11 +185,17 @@ class Reconstruction:
         """What a quantized block gives."""
         return [through(block, self.graph, held, *_numbers(block, rounded), grids) for held in self.integer]
 
-    def _correct(self, block: Block, means: Tensors) -> None:
-        """Add to every bias the mean difference of the float and the quantized layer's results, layer by layer (Nagel
-        et al., "Data-Free Quantization", 2019).
+    def _error(self, block: Block, rounded: Mapping[str, Rounded], grids: Grids, wanted: Sequence[Tensors]) -> float:
+        """The squared distance of its outputs as a share of the wanted ones' squares."""
+        return _apart(self._found(block, rounded, grids), wanted)
+
+    def _corrected(
+        self, block: Block, means: Tensors, rounded: Mapping[str, Rounded], grids: Grids
+    ) -> dict[str, Rounded]:
+        """Every bias with the mean difference of the float and the quantized layer's results added, layer by layer
+        (Nagel et al., "Data-Free Quantization", 2019).
         """
-        kinds = {node.name: node.op for node in block.nodes}
+        kinds, made = {node.name: node.op for node in block.nodes}, dict(rounded)
         for layer in (layer for layer in block.layers if kinds[layer.node] in BIASED):
             found: list[Tensor] = []
 
@@ -183,10 +204,11 @@ class Reconstruction:
                     found.append(_channel_mean(value, layer))
 
             for held in self.integer:
-                through(block, self.graph, held, *_numbers(block, self.rounded), self.grids, record=seen)
-            ours = self.rounded[layer.name]
+                through(block, self.graph, held, *_numbers(block, made), grids, record=seen)
+            ours = made[layer.name]
             shift = (means[layer.name] - torch.stack(found).mean(0)).float()
-            self.rounded[layer.name] = replace(ours, bias=shift if ours.bias is None else ours.bias + shift)
+            made[layer.name] = replace(ours, bias=shift if ours.bias is None else ours.bias + shift)
+        return made
 
 
 def _numbers(block: Block, rounded: Mapping[str, Rounded]) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
