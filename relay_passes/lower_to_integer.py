@@ -421,7 +421,7 @@ class _Lowering:
             raise self.ctx.fail("cast", "it rounds a tensor that is not quantized", INSERT)
         if isinstance(x, relax.Expr) and dtype.startswith("float"):
             data = self.ctx.emit(relax.op.astype(x, "int8"), "bit") if ops.dtype_of(x) == "bool" else x
-            return Real(ops.shape_of(x), (Term(data, np.zeros((), np.int64), np.ones(())),))
+            return Real(ops.shape_of(x), (Term(data, np.zeros((), np.int64), np.ones(()), signed=True),))
         if isinstance(x, Moved) and "float" in dtype:
             return replace(x, moves=(*x.moves, call))
         if isinstance(x, Real) and "float" in dtype:

@@ -30,6 +30,7 @@ from .values import (
     is_uniform,
     negative,
     rational,
+    summed,
 )
 from .weights import with_output_scales
 
@@ -96,7 +97,7 @@ def convolve(
         factor, zero = (_by_weight(a, groups, outputs) for a in (term.scale, term.zero))
         parts, lost = with_output_scales(ctx, weight, factor, (1, 2, 3), op)
         data = pad2d(ctx, term.data, pads, int(term.zero.flat[0]))
-        terms = []
+        terms, signed = [], term.signed and not weight.rounded
         for i, (values, scale) in enumerate(parts):
             # A scale below zero (a negative BatchNorm gamma) moves into the weights, so that ReLU and pooling stay
             # monotone.
@@ -108,7 +109,7 @@ def convolve(
             sums = zero * values.sum(axis=(1, 2, 3), keepdims=True) if zero.size == 1 else zero * values
             correction = sums.sum(axis=(1, 2, 3)).reshape(1, -1, 1, 1)
             scale = compress(scale.reshape(1, -1, 1, 1))
-            terms.append(Term(acc, compress(correction), scale, accumulator=True))
+            terms.append(Term(acc, compress(correction), scale, accumulator=True, signed=signed))
         return Real(ops.shape_of(acc), _off(ctx, terms, term, lost))
     if not is_uniform(term.scale):
         remedy = "make its weight an initializer, or quantize the activation per tensor"
@@ -234,7 +235,9 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Real:
         numbers = [_row_sums(zero, values, start, end), row_scale * broadcast_rank(scale, max(len(b.shape), 2))]
         if len(a.shape) == 1:
             numbers = [n.reshape(n.shape[:-2] + n.shape[-1:]) for n in numbers]
-        terms.append(Term(acc, compress(numbers[0]), compress(numbers[1]), accumulator=True))
+        signed = x.signed and not b.rounded
+        made = Term(acc, compress(numbers[0]), compress(numbers[1]), accumulator=True, signed=signed)
+        terms.append(summed(made))
     return Real(ops.shape_of(terms[0].data), _off(ctx, terms, x, lost))
 
 

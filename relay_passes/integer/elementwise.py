@@ -34,6 +34,7 @@ from .values import (
     compress,
     is_uniform,
     rational,
+    summed,
     whole,
     widened,
 )
@@ -86,7 +87,7 @@ def add(ctx: Context, a: Value, b: Value, sign: int = 1, op: str = "add") -> Val
         return Constant(np.broadcast_to(constant, shape))
     if np.broadcast_shapes(*(ops.shape_of(t.data) for t in terms)) != shape:  # the larger ones cancelled
         terms = (whole(ctx, terms[0], shape), *terms[1:])
-    return Real(shape, terms, constant)
+    return Real(shape, tuple(map(summed, terms)), constant)
 
 
 def _collected(terms: Sequence[Term]) -> tuple[Term, ...]:
@@ -98,7 +99,8 @@ def _collected(terms: Sequence[Term]) -> tuple[Term, ...]:
         same = kept.setdefault(term.data, [])
         for i, other in enumerate(same):
             if np.array_equal(term.zero, other.zero):
-                same[i] = replace(other, scale=np.asarray(other.scale + term.scale, object))
+                scale, signed = np.asarray(other.scale + term.scale, object), other.signed and term.signed
+                same[i] = replace(other, scale=scale, signed=signed)
                 break
         else:
             same.append(term)
@@ -112,8 +114,8 @@ def _add_constant(ctx: Context, left: Real, b: Constant, sign: int, op: str) -> 
         zero = term.zero - sign * b.values
         # Padding fills with the data's zero elsewhere: an accumulator's zero is only ever its negated bias.
         if np.max(np.abs(zero), initial=0) <= arith.RANGES["int32"][1]:
-            return Real(left.shape, (replace(term, zero=zero.astype(np.int64)),))
-    return Real(left.shape, left.terms, left.constant + sign * exact(ctx, b, op, infinite=True))
+            return Real(left.shape, (summed(replace(term, zero=zero.astype(np.int64))),))
+    return Real(left.shape, tuple(map(summed, left.terms)), left.constant + sign * exact(ctx, b, op, infinite=True))
 
 
 def _on_grid(term: Term, bias: Constant) -> bool:
@@ -143,8 +145,16 @@ def multiply(ctx: Context, a: Value, b: Value, op: str = "multiply") -> Value:
     x, y, approximate = factors(ctx, a, b, op)
     left, right = centred(ctx, x, "int32", "a"), centred(ctx, y, "int32", "b")
     product = ctx.accumulate(lambda d: relax.op.multiply(_cast(left, d), _cast(right, d)), "product")
-    made = Real(_shape(a, b), (Term(product, np.zeros((), np.int64), x.scale * y.scale, accumulator=True),))
+    # 0 times what is below 0 is -0.
+    signed = not approximate and _never_below(ctx, x, left) and _never_below(ctx, y, right)
+    scale = x.scale * y.scale
+    made = Real(_shape(a, b), (Term(product, np.zeros((), np.int64), scale, accumulator=True, signed=signed),))
     return narrowed(ctx, made, op) if approximate else made
+
+
+def _never_below(ctx: Context, term: Term, data: relax.Expr) -> bool:
+    """Whether a tensor is never below 0, nor -0; data: its integers, whose zero point is taken away."""
+    return summed(term).signed and bool(np.min(ctx.bounds(data)[0]) >= 0)
 
 
 def _scaled(ctx: Context, a: Constant, factor: Array, op: str) -> Constant:
@@ -194,9 +204,9 @@ def _quotient(ctx: Context, a: Value, b: Value) -> Quotient:
     own = [exact_integers(ctx, v, "divide") for v in (a, b)]
     x, y = (t or fixed(ctx, v, "divide") for t, v in zip(own, (a, b), strict=True))
     low, high = (int(f(e)) for f, e in zip((np.min, np.max), ctx.bounds(y.data), strict=True))
-    zeros = (int(np.min(y.zero)), int(np.max(y.zero)))
-    if None in own and low - zeros[1] <= 1 and high - zeros[0] >= -1:
-        raise ctx.fail("divide", "it divides by a tensor that may be 0, and nothing quantizes its operands", INSERT)
+    least, most, near = low - int(np.max(y.zero)), high - int(np.min(y.zero)), int(own[1] is None)
+    if least <= near and most >= -near:
+        _check_zeros(ctx, own, y)
     if not np.all(y.scale):
         raise ctx.fail("divide", "it divides by a tensor whose scale is zero", "correct the scale")
     nothing = np.zeros((), np.int64)
@@ -204,6 +214,19 @@ def _quotient(ctx: Context, a: Value, b: Value) -> Quotient:
         replace(t, data=centred(ctx, t, "int32", name), zero=nothing) for t, name in ((x, "a"), (y, "b"))
     )
     return Quotient(_shape(a, b), dividend, divisor)
+
+
+def _check_zeros(ctx: Context, own: Sequence[Term | None], divisor: Term) -> None:
+    """Raises NotLowered where what is divided by 0 is not known exactly, or the sign of that 0 is not."""
+    reason = ""
+    if own[1] is None:
+        reason = "it divides by a tensor that may be 0, and no quantize gives it integers of its own"
+    elif own[0] is None:
+        reason = "it divides a tensor to which no quantize gives integers of its own by one that may be 0"
+    elif not divisor.signed:
+        reason = "it divides by a tensor that may be 0, and its integers do not tell whether that is 0 or -0"
+    if reason:
+        raise ctx.fail("divide", reason, INSERT)
 
 
 def _counted(ctx: Context, a: Constant) -> Real:
@@ -237,7 +260,8 @@ def rising(ctx: Context, term: Term) -> Term:
     data = centred(ctx, term, "int16" if ops.dtype_of(term.data) in ("int8", "uint8") else "int32", "x")
     signs = ops.const(np.where(np.asarray(term.scale < 0, bool), -1, 1), ops.dtype_of(data))
     data = ctx.emit(relax.op.multiply(data, signs), "turned")
-    return replace(term, data=data, zero=np.zeros((), np.int64), scale=np.abs(term.scale), half=None)
+    scale, nothing = np.abs(term.scale), np.zeros((), np.int64)
+    return replace(term, data=data, zero=nothing, scale=scale, half=None, signed=False)
 
 
 def with_one_zero(ctx: Context, term: Term) -> Term:

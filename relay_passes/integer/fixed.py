@@ -275,12 +275,15 @@ def _fixed_weight(weight: Constant, axes: Sequence[int], bits: int) -> Constant:
 
 
 def exact_integers(ctx: Context, value: Value, op: str) -> Term | None:
-    """The one integer term that stands for `value`, of whose constant (A11) loses nothing; None where there is none."""
+    """The one integer term that stands for `value`, of whose constant (A11) loses nothing, nor (A10a) of its weights;
+    None where there is none.
+    """
     if isinstance(value, Real) and len(value.terms) == 1 and np.any(value.constant):
         scale = value.terms[0].scale
         if not np.all(scale) or not np.all(integral(np.asarray(value.constant / scale, object))):
             return None
-    return _owned(ctx, value, op)
+    term = _owned(ctx, value, op)
+    return None if term is None or term.off else term
 
 
 def _owned(ctx: Context, value: Value, op: str) -> Term | None:

@@ -39,7 +39,7 @@ def take(ctx: Context, call: relax.Call, v: Sequence[Any]) -> Value:
         scale = _scale_of_rows(x, axis, len(out))
         if scale is not None:
             data = ctx.emit(rows(integer_constant(x.values)), "rows")
-            return Real(out, (Term(data, np.zeros((), np.int64), scale),))
+            return Real(out, (Term(data, np.zeros((), np.int64), scale, signed=True),))
         return Joined(out, (x,), lambda parts: rows(parts[0]), moved=True)
     if isinstance(x, Joined):
         return replace(x, shape=out, join=lambda parts: rows(ctx.emit(x.join(parts), "joined")), moved=True, axis=None)

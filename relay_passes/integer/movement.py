@@ -28,6 +28,7 @@ from .values import (
     broadcast_rank,
     compress,
     is_uniform,
+    summed,
     whole,
     with_integer_bias,
 )
@@ -155,7 +156,7 @@ def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
     data = ctx.emit(relax.op.nn.pad(data, width, "constant", level), "pad")
     scale = broadcast_rank(term.scale, len(x.shape))
     beside = [(a, b) if n > 1 else (0, 0) for a, b, n in zip(width[0::2], width[1::2], scale.shape, strict=True)]
-    return Real(ops.shape_of(data), (replace(term, data=data, scale=np.pad(scale, beside, mode="edge")),))
+    return Real(ops.shape_of(data), (summed(replace(term, data=data, scale=np.pad(scale, beside, mode="edge"))),))
 
 
 def _level(x: Real, value: float) -> int | None:
@@ -212,6 +213,7 @@ def _common_term(parts: list[Value]) -> Term | None:
             or ops.dtype_of(term.data) != ops.dtype_of(first.data)
         ):
             return None
+        first = replace(first, signed=first.signed and term.signed)
     return first
 
 

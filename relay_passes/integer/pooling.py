@@ -27,6 +27,7 @@ from .values import (
     Value,
     compress,
     is_uniform,
+    summed,
 )
 
 SPATIAL = (2, 3)
@@ -140,7 +141,8 @@ def avg_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
     data = pad2d(ctx, term.data, pads, zero)
     acc = ctx.accumulate(lambda d: ops.sum_pool2d(data, kernel, strides, dilation, out_dtype=d), "acc")
     total = np.asarray(zero * kernel[0] * kernel[1], np.int64)
-    return rest.of(Term(acc, total, compress(np.asarray(term.scale / counts.astype(object), object)), accumulator=True))
+    scale = compress(np.asarray(term.scale / counts.astype(object), object))
+    return rest.of(Term(acc, total, scale, accumulator=True, signed=summed(term).signed))
 
 
 def _is_clipped(value: Value) -> bool:
@@ -183,7 +185,8 @@ def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value
     fits = max(abs(int(np.min(low))), abs(int(np.max(high)))) * count < 2**31
     acc = ctx.emit(make("int32" if fits else "int64"), "acc")
     scale = np.asarray(scale / count, object) if mean else scale
-    return rest.of(Term(acc, np.asarray(zero * count, np.int64), scale, accumulator=True), 1 if mean else count)
+    zero = np.asarray(zero * count, np.int64)
+    return rest.of(Term(acc, zero, scale, accumulator=True, signed=summed(term).signed), 1 if mean else count)
 
 
 def reduce_extremum(ctx: Context, call: relax.Call, x: Value, op: str) -> Value:

@@ -98,6 +98,7 @@ class Term:
     accumulator: the data is the 32 or 64-bit sum of a convolution, product or pool, so an integer bias belongs to it.
     half: of the positive (1) or negative part (-1) of a tensor, that tensor's mark and which part; elsewhere it is 0.
     off: how far data - zero can be at most, in its own units, from what the model's own numbers make (A10a).
+    signed: whether a 0 of the model's float tensor has the scale's sign, by which something divided by it is infinite.
     """
 
     data: relax.Expr
@@ -106,6 +107,7 @@ class Term:
     accumulator: bool = False
     half: tuple[object, int] | None = None
     off: Fraction = Fraction(0)
+    signed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", rational(self.scale))
@@ -419,6 +421,11 @@ def widened(ctx: Context, value: Value, shape: tuple[int, ...]) -> Value:
     return Joined(shape, (value,), lambda parts: relax.op.broadcast_to(parts[0], shape), moved=True)
 
 
+def summed(term: Term) -> Term:
+    """A term of a float sum, in which a 0 is positive where any addend's is."""
+    return replace(term, signed=term.signed and not np.any(negative(term.scale)))
+
+
 def with_integer_bias(value: Real) -> Real:
     """(A11): the constant added to an accumulator rounded to its grid, for operators that read the integers; others
     unchanged.
@@ -451,7 +458,7 @@ def _add(data: relax.Expr, bias: Array, dtype: str) -> relax.Expr:
 
 def from_dequantize(data: relax.Expr, scale: Array, zero: Array, shape: tuple[int, ...]) -> Real:
     """The Real of a dequantized integer tensor."""
-    return Real(shape, (Term(data, compress(zero).astype(np.int64), compress(scale)),))
+    return Real(shape, (Term(data, compress(zero).astype(np.int64), compress(scale), signed=True),))
 
 
 def integer_constant(values: Array) -> relax.Expr:

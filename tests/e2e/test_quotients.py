@@ -213,7 +213,88 @@ def test_what_may_divide_by_zero_must_be_quantized() -> None:
         return g.qdq(g.node("Div", [x, g.node("Add", [g.node("Sigmoid", [x]), y])]), 0.05, 120)
 
     refused(unquantized, "its input is a quotient that nothing quantizes, of a tensor that may be 0")
-    refused(sums, "divides by a tensor that may be 0, and nothing quantizes its operands")
+    refused(sums, "divides by a tensor that may be 0, and no quantize gives it integers of its own")
+
+
+def number(g: Graph, value: float) -> str:
+    return g.constant(np.float32(value), TensorProto.FLOAT, [])
+
+
+def divided(divisor: Any, dividend: Any = lambda g, a: a) -> onnx.ModelProto:
+    """Every byte divided by what is made of every byte, whose zero point is 7; by 64 and 7 steps a 0 can be made."""
+    g = Graph(opset=17)
+    a = g.dq(g.input("a", [256, 1, 1, 1], TYPES["uint8"][0]), np.float32(0.02), 128)
+    b = g.dq(g.input("b", [1, 1, 16, 16], TYPES["uint8"][0]), np.float32(1 / 64), 7)
+    y = g.q(g.node("Div", [dividend(g, a), divisor(g, b)]), np.float32(0.03), 100)
+    return g.model([(y, TYPES["uint8"][0])])
+
+
+def bytewise(g: Graph, b: str, weight: int, bias: int) -> str:
+    """A convolution of one number, and a bias on its grid."""
+    w = g.dq(g.constant(np.array([[[[weight]]]]), TensorProto.INT8), np.float32(1), 0, "int8")
+    return g.conv(b, w, g.dq(g.constant(np.array([bias]), TensorProto.INT32), np.float32(1 / 64), 0, "int32"))
+
+
+def turned(g: Graph, b: str) -> str:
+    return g.node("Transpose", [b], perm=[0, 1, 3, 2])
+
+
+ZEROS = {
+    "as it is": lambda g, b: b,
+    "negated": lambda g, b: g.node("Neg", [b]),
+    "a factor below 0": lambda g, b: g.node("Mul", [b, number(g, -0.5)]),
+    "negated, rectified, negated": lambda g, b: g.node("Neg", [g.node("Relu", [b])]),
+    "a sum of products": lambda g, b: bytewise(g, b, 1, -64),
+    "of products below 0": lambda g, b: bytewise(g, g.node("Neg", [b]), 1, 64),
+    "negated behind it": lambda g, b: g.node("Neg", [bytewise(g, b, -1, 64)]),
+    "added to itself": lambda g, b: g.node("Sub", [g.node("Mul", [b, number(g, 3)]), b]),
+    "a sum of elements": lambda g, b: g.node("ReduceSum", [b, g.constant([3], TensorProto.INT64)]),
+    "two that are never below 0": lambda g, b: g.node("Mul", [g.node("Relu", [b]), turned(g, g.node("Relu", [b]))]),
+}
+
+
+@pytest.mark.parametrize("name", ZEROS)
+def test_the_sign_of_a_zero_is_that_of_the_floats(name: str) -> None:
+    model = divided(ZEROS[name])
+    feed = {"a": np.arange(256, dtype=np.uint8).reshape(256, 1, 1, 1)}
+    feed["b"] = np.arange(256, dtype=np.uint8).reshape(1, 1, 16, 16)
+    (got,), (theirs,) = ht.compile(model).run(feed).values(), simulated(model, feed).values()
+    assert (got != theirs).mean() < 1e-4 and np.abs(got.astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "divisor",
+    [
+        lambda g, b: g.node("Sub", [number(g, 1), bytewise(g, b, 1, 0)]),
+        lambda g, b: g.node("Sub", [number(g, 0), b]),
+        lambda g, b: g.node("Add", [g.node("Neg", [b]), number(g, 0)]),
+        lambda g, b: g.node("Sub", [b, g.node("Mul", [b, number(g, 3)])]),
+        lambda g, b: g.node("Neg", [g.node("Sub", [number(g, 0), b])]),
+        lambda g, b: g.node("Mul", [b, turned(g, b)]),
+        lambda g, b: g.node("MaxPool", [g.node("Neg", [b])], kernel_shape=[1, 1]),
+        lambda g, b: g.node("ReduceSum", [g.node("Neg", [b]), g.constant([3], TensorProto.INT64)]),
+    ],
+    ids=["c - x", "0 - x", "-x + 0", "x - 3x", "-(0 - x)", "a product", "a maximum", "a sum"],
+)
+def test_a_zero_of_unknown_sign_must_be_quantized(divisor: Any) -> None:
+    error = agreed(divided(divisor))
+    assert error is not None and "its integers do not tell whether that is 0 or -0" in str(error), error
+    assert agreed(divided(lambda g, b: g.qdq(divisor(g, b), np.float32(0.0171), 128))) is None
+
+
+def test_a_dividend_that_nothing_quantizes() -> None:
+    """It may be divided by what is never 0, be that as near as a step."""
+
+    def twice(g: Graph, a: str) -> str:
+        return g.node("Add", [a, g.node("Sigmoid", [a])])
+
+    def clipped(g: Graph, b: str) -> str:
+        return g.node("Clip", [b, number(g, 1 / 64), number(g, 3)])
+
+    assert agreed(divided(clipped, twice)) is None
+    for dividend in (twice, lambda g, a: bytewise(g, a, 1, -(2**31))):
+        error = agreed(divided(lambda g, b: b, dividend))
+        assert error is not None and "no quantize gives integers of its own by one that may be 0" in str(error), error
 
 
 def test_layer_norms_whose_every_step_is_quantized() -> None:
