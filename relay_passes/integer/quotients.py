@@ -10,10 +10,12 @@ from tvm import relax
 from hawq_tvm.core.division import Division, divide
 
 from .rescale import Output, clipped
-from .values import INFINITY, LARGEST, Context, Quotient, Term, compress
+from .values import INFINITY, LARGEST, Context, Joined, Quotient, Term, Value, compress, is_uniform
 
 # Roundings that an integer may be added before or after.
 SHIFTED = ("half_up", "floor", "ceil")
+# What else may be done with a quotient that may be no number.
+DEFINED = "quantize the quotient itself, with one scale, or keep the divisor from 0 by a clip"
 
 
 def quotient(ctx: Context, value: Quotient, out: Output) -> relax.Expr:
@@ -25,6 +27,8 @@ def quotient(ctx: Context, value: Quotient, out: Output) -> relax.Expr:
             "its quantize adds a zero point before it rounds, or rounds twice",
             "quantize its result with rounding to nearest, ties to even",
         )
+    if undefined_in(ctx, value) and not all(map(is_uniform, out.bounds(value.low, value.high))):
+        raise ctx.fail("hawq.quantize", "it has several scales behind a clip of what may be 0 / 0", DEFINED)
     # ONNX Runtime makes the least integer of what is no number, PyTorch 0.
     undefined = min(max(0, out.qtype.qmin), out.qtype.qmax) if out.form == "reciprocal" else out.qtype.qmin
     a, b = value.dividend, value.divisor
@@ -59,6 +63,21 @@ def quotient(ctx: Context, value: Quotient, out: Output) -> relax.Expr:
         return ctx.emit(call, suffix)
 
     return clipped(ctx, value, out, made)
+
+
+def undefined_in(ctx: Context, value: Value) -> bool:
+    """Whether a quotient, or one of the tensors joined, may be 0 / 0."""
+    if isinstance(value, Joined):
+        return any(undefined_in(ctx, part) for part in value.parts)
+    if not isinstance(value, Quotient):
+        return False
+    a, b = value.dividend, value.divisor
+    return _reaches_0(ctx, b) and (_reaches_0(ctx, a) or not np.all(a.scale))
+
+
+def _reaches_0(ctx: Context, term: Term) -> bool:
+    low, high = ctx.bounds(term.data)
+    return bool(np.any((low <= 0) & (high >= 0)))
 
 
 def quotient_interval(ctx: Context, value: Quotient) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from hawq_tvm.core import arith, ops
 from .curves import own_integers, tabulated, values_of
 from .functions import Clip
 from .interpolation import fixed_curve
-from .quotients import quotient
+from .quotients import DEFINED, quotient, undefined_in
 from .rescale import Output, requantized, softmax
 from .values import INSERT, Constant, Context, Curve, Joined, Quotient, Real, Softmax, Term, Value, is_uniform, widened
 
@@ -103,6 +103,8 @@ def _fixed_point(ctx: Context, value: Softmax | Curve, out: Output) -> Real:
 def _at_levels(ctx: Context, value: Value, out: Output) -> relax.Expr:
     """Integers whose zero points differ between channels: the sum rounded around 0 first, which is what (A2) says."""
     assert out.levels is not None
+    if out.form == "reciprocal" and undefined_in(ctx, value):
+        raise ctx.fail("hawq.quantize", "it has several zero points for what may be 0 / 0", DEFINED)
     low, high = out.qtype.qmin - int(out.levels.max()), out.qtype.qmax - int(out.levels.min())
     kind = next(d for d in ("int16", "int32") if arith.RANGES[d][0] <= low and high <= arith.RANGES[d][1])
     layer, storage = ctx.layer, out.qtype.storage
@@ -116,6 +118,10 @@ def _at_levels(ctx: Context, value: Value, out: Output) -> relax.Expr:
 
 def _joined(ctx: Context, value: Joined, out: Output) -> relax.Expr:
     """Every part at the scale of the whole, or of its own channels, then all joined."""
+    if not value.picks and undefined_in(ctx, value):
+        raise ctx.fail(
+            "hawq.quantize", "it quantizes a maximum or minimum of what may be 0 / 0, which is no number", DEFINED
+        )
     layer, parts, begin = ctx.layer, [], 0
     for i, part in enumerate(value.parts):
         ctx.layer, own = f"{layer}.{i}", out

@@ -282,6 +282,63 @@ def test_a_zero_of_unknown_sign_must_be_quantized(divisor: Any) -> None:
     assert agreed(divided(lambda g, b: g.qdq(divisor(g, b), np.float32(0.0171), 128))) is None
 
 
+EXTREMA = {
+    "a pooling": lambda g, y, b: g.node("MaxPool", [y], kernel_shape=[1, 1]),
+    "a reduction": lambda g, y, b: g.node("ReduceMax", [y], axes=[3]),
+    "of two tensors": lambda g, y, b: g.node("Min", [b, y]),
+    "moved": lambda g, y, b: turned(g, g.node("Max", [turned(g, y), turned(g, b)])),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMA)
+@pytest.mark.parametrize("zero", [None, 1 / 64])
+def test_extrema_of_quotients(name: str, zero: float | None) -> None:
+    """They are integers' where no quotient is 0 / 0, whose maximum is no number."""
+    g = Graph(opset=17)
+    a, b = (g.dq(g.input(n, [1, 1, 16, 16], TYPES["uint8"][0]), np.float32(1 / 64), 7) for n in "ab")
+    below = b if zero is None else g.node("Clip", [b, number(g, zero)])
+    y = g.q(EXTREMA[name](g, g.node("Div", [a, below]), b), np.float32(0.0297), 100)
+    model, rng = g.model([(y, TYPES["uint8"][0])]), np.random.default_rng(3)
+    if zero is None:
+        error = agreed(model)
+        assert error is not None and "a maximum or minimum of what may be 0 / 0" in str(error), error
+        return
+    feed = {n: rng.integers(0, 256, (1, 1, 16, 16)).astype(np.uint8) for n in "ab"}
+    (got,), (theirs,) = ht.compile(model).run(feed).values(), simulated(model, feed).values()
+    assert np.abs(got.astype(int) - theirs).max() <= 1 and (got != theirs).sum() <= 1
+
+
+@pytest.mark.parametrize(("clip", "defined"), [(False, False), (True, False), (True, True)])
+def test_a_scale_of_each_channel(clip: bool, defined: bool) -> None:
+    """A clip is at other integers in every channel then, between which 0 / 0 is not."""
+    g = Graph(opset=17)
+    a = g.dq(g.input("a", [256, 1, 2], TYPES["uint8"][0]), SA, 128)
+    b = g.dq(g.input("b", [1, 256, 1], TYPES["uint8"][0]), np.float32(1 / 64), 7)
+    y = g.node("Div", [a, g.node("Clip", [b, number(g, 1 / 64)]) if defined else b])
+    y = clipped(g, y) if clip else y
+    scales, zeros = (g.constant(np.array(v, k), t) for v, k, t in (([0.03, 0.05], "f4", 1), ([100, 100], "u1", 2)))
+    model = g.model([(g.node("QuantizeLinear", [y, scales, zeros], axis=2), TYPES["uint8"][0])])
+    if clip and not defined:
+        error = agreed(model)
+        assert error is not None and "several scales behind a clip of what may be 0 / 0" in str(error), error
+        return
+    x = np.arange(256, dtype=np.uint8)
+    feed = {"a": np.stack([x, x], 1).reshape(256, 1, 2), "b": x.reshape(1, 256, 1)}
+    (got,), (theirs,) = ht.compile(model).run(feed).values(), simulated(model, feed).values()
+    assert (got != theirs).mean() < 1e-4 and np.abs(got.astype(int) - theirs).max() <= 1
+
+
+def test_a_zero_point_of_each_channel() -> None:
+    """PyTorch's quantize makes 0 of 0 / 0, and not each channel's zero point."""
+
+    def build(bb: relax.BlockBuilder, p: list[relax.Expr]) -> Any:
+        y = bb.emit(relax.op.divide(*(dq(bb, v, 0.05, 3, S8) for v in p)))
+        return q(bb, y, 0.1, np.array([1, 2, 3]), S8, form="reciprocal")
+
+    with pytest.raises(ModelError, match="several zero points for what may be 0 / 0"):
+        lower_to_integer(module(build, {"a": ((3,), "int8"), "b": ((3,), "int8")}))
+
+
 def test_a_dividend_that_nothing_quantizes() -> None:
     """It may be divided by what is never 0, be that as near as a step."""
 
