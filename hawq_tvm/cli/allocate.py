@@ -16,7 +16,7 @@ from .picture_options import add_picture_options, read_preprocess
 from .show import interrupted
 from .terminal import ERR
 
-CHOICES = "W8A8,W4A8,W4A4"
+CHOICES, METRIC = "W8A8,W4A8,W4A4", "hessian"
 
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -55,9 +55,9 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
     sub.add_argument(
         "--metric",
-        default="hessian",
+        default=METRIC,
         help="hessian, trace, fisher or output; with commas: the first is minimized, the others are shown (default:"
-        " hessian)",
+        f" {METRIC})",
     )
     sub.add_argument(
         "--probes",
@@ -92,7 +92,10 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub.add_argument("--target", default="host", help="for a latency budget: as for compile (default: host)")
     sub.add_argument("--threads", type=int, default=None, metavar="N", help="for measuring latency; default: all cores")
     sub.add_argument(
-        "--pareto", metavar="FRONT.json", help="write the whole front of sensitivity against every resource"
+        "--pareto",
+        metavar="FRONT.json",
+        help="write the front of sensitivity against every resource: all of it, or, where pairs of layers count, the"
+        " best for 65 budgets",
     )
     sub.add_argument("--plot", metavar="FRONT.svg", help="draw the fronts, .svg or .png")
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
@@ -221,6 +224,10 @@ def _check(args: argparse.Namespace) -> None:
         ("--shape", bool(args.shape)),
         ("--choices", args.choices != CHOICES),
         ("--per-block", args.per_block),
+        ("--no-ties", args.no_ties),
+        ("--calib", bool(args.calib)),
+        ("--state", bool(args.state)),
+        ("--metric", args.metric != METRIC),
     ):
         if given and not args.model:
             raise UsageError("is for a model", where=option, remedy="leave it out")

@@ -125,7 +125,8 @@ def test_all_layers_rounded_cost_the_distance(tmp_path: Path) -> None:
         plain = graph.run({"x": x})[graph.outputs[0]].double().log_softmax(1)
         moved = graph.run({"x": x}, parameters=weights)[graph.outputs[0]].double().log_softmax(1)
     assert whole == pytest.approx(float((plain.exp() * (plain - moved)).sum(1).mean()), rel=0.3)
-    assert sum(table.shares(dict.fromkeys([r.name for r in table.rows], "W4A8")).values()) == whole
+    shares = table.shares(dict.fromkeys([r.name for r in table.rows], "W4A8"))
+    assert sum(shares.values()) == pytest.approx(whole, rel=1e-12)  # a plain sum, of float numbers that fsum adds up
 
 
 def test_only_what_follows_is_computed_again(tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_what_is_no_classifier_is_measured_by_its_output(tmp_path: Path, monkeyp
     data = open_data(tmp_path / "in.npz", graph.inputs)
     found = measure(graph, data, Settings(("hessian", "output"), tolerance=9))
     # Half of the squared change of the output by its mean square, summed over the numbers of an image.
-    assert np.allclose(found.values("hessian"), found.values("output") * 5 * 16 / 2, rtol=0.02)
+    assert np.allclose(found.values("hessian"), found.values("output") * 5 * 16 / 2, rtol=1e-3)  # float32's products
     # Long outputs are added up with random signs: the same but for chance.
     monkeypatch.setattr(shifts, "LONGEST", 32)
     folded = measure(graph, data, Settings(tolerance=9))
@@ -238,7 +239,7 @@ def assignments(table: Table) -> list[dict[str, str]]:
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(paired(), st.integers(0, 10), st.sampled_from(["size", "bops"]))
 def test_pairs_against_brute_force(table: Table, tenth: int, resource: str) -> None:
     budget = Budget(resource, "fraction", Fraction(tenth, 10), "")
@@ -254,7 +255,7 @@ def test_pairs_against_brute_force(table: Table, tenth: int, resource: str) -> N
     assert other.assignment in met and least <= other.sensitivity <= table.sensitivity(near)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(paired())
 def test_front_with_pairs(table: Table) -> None:
     found = front(table, "size")

@@ -16,6 +16,7 @@ import numpy as np
 
 from hawq_tvm.core.errors import HawqError, UsageError
 from hawq_tvm.core.need import need
+from hawq_tvm.core.printed import printed_elsewhere
 
 from .quadratic import Choices, proved, searched
 from .table import Budget, Row, Table, readable
@@ -213,13 +214,14 @@ def _solve(
     cuts: list[np.ndarray[Any, Any]] = []
     for rounds in range(1, CUTS + 1):
         constraints = fixed + ([LinearConstraint(np.array(cuts), -np.inf, len(groups) - 1)] if cuts else [])
-        result = milp(
-            objective,
-            integrality=np.ones(starts[-1]),
-            bounds=Bounds(0, upper),
-            constraints=constraints,
-            options={"mip_rel_gap": 0},
-        )
+        with printed_elsewhere():
+            result = milp(
+                objective,
+                integrality=np.ones(starts[-1]),
+                bounds=Bounds(0, upper),
+                constraints=constraints,
+                options={"mip_rel_gap": 0},
+            )
         if result.status == 2:
             return None, rounds
         if result.status != 0:

@@ -109,12 +109,15 @@ class _Measurement:
         self.fixed, self.size = fixed is not None, fixed or settings.batch or fitting
         whole, rest = divmod(data.count, self.size)
         self.sizes = [self.size] * whole + ([rest] if rest and not self.fixed else [])
+        # Layers are rounded on smaller batches where there are few images: one says nothing of others.
+        own = max(1, min(self.size, data.count // (2 * FEWEST)))
+        self.rounded_size = self.size if self.fixed or settings.batch else own
         self.arrays: dict[str, Array] = {}
         self.key = self._key()
 
     def _key(self) -> str:
         s, digest = self.settings, hashlib.sha256()
-        told = (3, s.seed, self.size, s.choices, self.data.fingerprint, [one.name for one in self.graph.layers])
+        told = (4, s.seed, self.size, self.rounded_size, s.choices, self.data.fingerprint, self.graph.told())
         digest.update(repr(told).encode())
         for name, value in sorted(self.graph.parameters.items()):
             if isinstance(value, torch.Tensor):
@@ -185,11 +188,15 @@ class _Measurement:
             if name in read:
                 seen[name].add(value.numpy())
 
+        powers: Array = np.zeros(len(self.graph.outputs))
         with torch.no_grad():
             for record, phase in ((see, "ranges"), (fill, "histograms")):
                 seen = {name: Histogram(*ends) for name, ends in ranges.items()}
                 for done, batch in enumerate(self._batches(), 1):
-                    self.graph.run(batch.inputs, record)
+                    outputs = self.graph.run(batch.inputs, record)
+                    if phase == "ranges":
+                        means = [float(outputs[n].double().square().mean()) for n in self.graph.outputs]
+                        powers = powers + np.array(means) * batch.size
                     self.progress(Step(phase, done, len(self.sizes)))
         fitted_once = {
             (name, bits): fitted(seen[name], bits, seen[name].low >= 0) for name in read for _, bits in choices
@@ -205,6 +212,7 @@ class _Measurement:
                 ]
             ),
             "activation_square": np.array(squares) / sum(self.sizes),
+            "output_units": np.sqrt(powers / sum(self.sizes)),
         }
         self._save()
 
@@ -249,18 +257,21 @@ class _Measurement:
         or all images were seen; where the output itself is asked for, on all of them.
         """
         count, of = self.data.count, sum(self.sizes)
-        size = self.size if self.fixed or self.settings.batch else max(1, min(self.size, count // (2 * FEWEST)))
+        size = self.rounded_size
         choices = [widths(c) for c in self.settings.choices]
         weights = [dict(zip([w for w, _ in choices], row, strict=True)) for row in self._rounded_weights()]
         grids = [
             {a: Grid(float(g[0]), *map(int, g[1:])) for (_, a), g in zip(choices, row, strict=True)}
             for row in self.arrays["grids"]
         ]
-        shifts = Shifts(self.graph, self.loss, choices, weights, grids)
-        wanted, done = FEWEST, int(self.arrays.get("pair_batches", 0))
+        shifts = Shifts(self.graph, self.loss, choices, weights, grids, self.arrays["output_units"])
+        # Told by sizes alone: a run that is continued, or made again, stops where the first one did.
+        wanted, done = max(FEWEST, -(-min(LEAST_IMAGES, count) // size)), int(self.arrays.get("pair_batches", 0))
         while wanted < done:
             wanted *= 2
         start, seen, saved = time.monotonic(), done * size, time.monotonic()
+        worst: float | None = None
+        settled: bool | None = None
         try:
             for number, batch in enumerate(self.data.batches(size, self.fixed), 1):
                 if number > done:
@@ -272,17 +283,17 @@ class _Measurement:
                     continue
                 result.arrays = result.arrays | self.arrays
                 left = (time.monotonic() - start) / max(1, result.seen - seen) * (of - result.seen)
-                result.worst = float(result.relative_errors("hessian").max())
-                self.progress(Step("Hessian", result.seen, of, result.worst if number > 1 else None, left))
-                enough = number >= wanted and result.seen >= min(LEAST_IMAGES, count)
-                if enough and "output" not in self.settings.metrics:
-                    result.converged = self._settled(result)
-                    if result.converged:
-                        return
-                    wanted = 2 * number
+                worst = float(result.relative_errors("hessian").max())
+                self.progress(Step("Hessian", result.seen, of, worst if number > 1 else None, left))
+                settled = None
+                if number == wanted and "output" not in self.settings.metrics:
+                    settled, wanted = self._settled(result), 2 * wanted
+                    if settled:
+                        break
         finally:
             self._save()
-        result.converged = self._settled(result)
+        if self.settings.metrics[0] == "hessian":
+            result.worst, result.converged = worst, self._settled(result) if settled is None else settled
 
     def _add(self, number: int, found: dict[str, Any]) -> None:
         """Add what a batch gave to its part: the first PARTS batches have one each, and those after them take turns."""
@@ -320,8 +331,9 @@ class _Measurement:
                 break
             self._sample(result, wanted, int(more))
             wanted = self._unsettled(result)
-        result.converged = not len(wanted)
-        result.worst = float(result.relative_errors("trace").max())
+        if self.settings.metrics[0] == "trace":
+            result.converged = not len(wanted)
+            result.worst = float(result.relative_errors("trace").max())
 
     def _unsettled(self, result: Sensitivities) -> Array:
         """The numbers of the layers that have to be sampled further."""

@@ -91,12 +91,14 @@ def front(table: Table, resource: str) -> Front:
 
 
 def _swept(table: Table, resource: str) -> Front:
-    """The assignments for BUDGETS budgets, none of them as good as a cheaper one."""
+    """The assignments for BUDGETS budgets, none of them as good as a cheaper one; the last is searched for from many
+    beginnings, and proved where that is possible.
+    """
     near = allocate(table, [Budget(resource, "fraction", Fraction(0), "")]).assignment
     found = []
     for i in range(BUDGETS + 1):
         budget = Budget(resource, "fraction", Fraction(i, BUDGETS), "")
-        near = allocate(table, [budget], near=near).assignment
+        near = allocate(table, [budget], near=near if i < BUDGETS else None).assignment
         found.append((table.total(resource, near), table.sensitivity(near), near))
     found.sort(key=lambda one: one[:2])
     kept = [one for i, one in enumerate(found) if all(one[1] < before[1] for before in found[:i])]

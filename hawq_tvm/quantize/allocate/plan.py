@@ -94,7 +94,10 @@ def problem(
     def judged(found: Sensitivities) -> Verdict:
         return judge(
             found,
-            lambda drawn: finished(found.table(metric, ties=ties, fixed=ends, drawn=drawn)),
+            # Without the other metrics beside it: some may not be measured yet.
+            lambda drawn: finished(
+                found.table(metric, ties=ties, fixed=ends, drawn=drawn or (found.values(metric), found.pairs(metric)))
+            ),
             limits,
             chosen.seed,
         )

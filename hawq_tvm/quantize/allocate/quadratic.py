@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from hawq_tvm.core.printed import printed_elsewhere
+
 Array = np.ndarray[Any, Any]
 # Costs are added in float64, and an exchange within this share of a limit is checked in rational numbers.
 NEAR = 1e-9
-# What a proof leaves open, as a share of the sum.
-SAME = 1e-6
+# What a proof leaves open, as a share of the sum, or of LEAST of what all choices cost alone where the sum is less: it
+# may be 0.
+SAME, LEAST = 1e-6, 1e-3
 
 
 @dataclass(frozen=True)
@@ -132,19 +135,21 @@ def proved(choices: Choices, taken: Array, nodes: int) -> tuple[Array, bool]:
     low[row:], high[row:] = -np.inf, [1 + NEAR if limit else NEAR for limit in choices.limits]
     costs = np.concatenate(objective)
     found = choices.value(taken)
-    scale = 1e3 / (abs(found) or 1.0)
+    floor = LEAST * float(np.abs(np.diag(choices.pairs)).sum())
+    scale = 1e3 / (max(abs(found), floor) or 1.0)
     matrix = coo_array((np.concatenate(entries), (np.concatenate(rows), np.concatenate(columns))), (len(low), top))
-    result = milp(
-        costs * scale,
-        integrality=np.concatenate([np.ones(number), np.zeros(top - number)]),
-        bounds=Bounds(0, 1),
-        constraints=LinearConstraint(matrix.tocsr(), low, high),
-        options={"node_limit": nodes},
-    )
+    with printed_elsewhere():
+        result = milp(
+            costs * scale,
+            integrality=np.concatenate([np.ones(number), np.zeros(top - number)]),
+            bounds=Bounds(0, 1),
+            constraints=LinearConstraint(matrix.tocsr(), low, high),
+            options={"node_limit": nodes, "mip_rel_gap": 0},
+        )
     if result.x is not None:
         other = np.array([a + int(np.argmax(result.x[a:b])) for a, b in pairwise(starts)])
         if choices.met(other):
             taken = min(taken, exchanged(choices, other), key=choices.value)
     least = result.mip_dual_bound
     value = choices.value(taken)
-    return taken, least is not None and value - float(least) / scale <= SAME * abs(value)
+    return taken, least is not None and value - float(least) / scale <= SAME * max(abs(value), floor)

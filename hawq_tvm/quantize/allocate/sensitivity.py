@@ -90,8 +90,8 @@ class Sensitivities:
     output_square, pair_images [part]: of `shifts.py`, by parts of the batches; pair_batches: how many.  *_trace: the
     trace of the Hessian of the mean loss.  *_error: its standard error, as far as it comes from the signs; *_spread:
     the same from the images.  *_fisher: mean squared norm of the gradient.
-    counts: the probes of every layer.  converged: whether images or probes sufficed.  worst: the largest standard error
-    left, relative.  verdict: whether the bits that they were measured for stand.
+    counts: the probes of every layer.  Of the first metric, converged: whether images or probes sufficed; worst: the
+    largest standard error left, relative; verdict: whether the bits that they were measured for stand.
     """
 
     graph: FloatGraph
@@ -249,7 +249,7 @@ class Sensitivities:
                 "probed_images": min(int(self.counts.max()) // PAIR, self.images // self.batch) * self.batch,
                 "negative_traces": int((self.arrays["weight_trace"] < 0).sum()),
             }
-        if {"hessian", "trace"} & set(s.metrics):
+        if s.metrics[0] in ("hessian", "trace"):
             fields |= measured | ({"decision": self.verdict.to_dict()} if self.verdict else {})
         if isinstance(self.worst, float) and not math.isfinite(self.worst):
             fields["worst_error"] = None

@@ -11,17 +11,20 @@ the scores move when layer l alone is rounded. HAWQ-V2 has e_l^T H e_l at its me
 Tr(H) / n ||e_l||^2, and leaves out what pairs cost: errors that push the scores the same way cost more together.
 
 Outputs that are no classes stand at the Kullback-Leibler distance of normal distributions whose variance is the
-output's mean square: F is 1 over that.
+output's mean square over all data: F is 1 over that. Of several outputs all count then; where the first is a
+classifier's, it counts alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from hawq_tvm.core.errors import ModelError
 from hawq_tvm.quantize.network.data import Batch
 from hawq_tvm.quantize.network.float_graph import FloatGraph
 from hawq_tvm.quantize.ptq.observers import Grid
@@ -39,6 +42,7 @@ class Shifts:
     """The shifts of a network's answers by the rounding of each layer in each choice.
 
     weights: rounded, by layer and bits.  grids: of inputs, by layer and bits.  choices: bits of weights and of inputs.
+    units: the roots of the outputs' mean squares, one for each output.
     """
 
     def __init__(
@@ -48,21 +52,26 @@ class Shifts:
         choices: Sequence[tuple[int, int]],
         weights: Sequence[dict[int, Tensor]],
         grids: Sequence[dict[int, Grid]],
+        units: Sequence[float] | Array,
     ) -> None:
         self.graph, self.loss, self.choices, self.weights, self.grids = graph, loss, choices, weights, grids
         self.nodes = {node.name: node for node in graph.nodes}
+        self.units = dict(zip(graph.outputs, map(float, units), strict=True))
 
     def of(self, batch: Batch) -> tuple[Array, Array, float]:
         """Half the sums over a batch of (J e_l)^T F (J e_m) [layer and choice, layer and choice]; the squares of the
         output's changes [layer and choice], and of the output.
 
-        Raises InputError for a label that a classifier does not have.
+        What is infinite in the output itself is left out of its squares.
+        Raises InputError for a label that a classifier does not have, ModelError for outputs that are 0 throughout, or
+        that a rounded layer makes infinite or not a number.
         """
         values: dict[str, Any] = {}
         with torch.no_grad():
             outputs = self.graph.run(batch.inputs, lambda name, value: values.__setitem__(name, value))
-            metric = _metric(self.loss, outputs, batch)
+            metric = _metric(self.loss, outputs, batch, self.units)
             rows, squares, given = [], [], outputs[self.graph.outputs[0]].double()
+            kept = ~given.isinf()
             for layer, weights, grids in zip(self.graph.layers, self.weights, self.grids, strict=True):
                 node = self.nodes[layer.node]
                 x = values[layer.input]
@@ -71,12 +80,23 @@ class Shifts:
                     operands = [new.get(n, values.get(n, self.graph.parameters.get(n))) for n in node.inputs]
                     found = self.graph.rerun(values, node.name, operands)
                     rows.append(metric(found).flatten().float())
-                    squares.append(float((found[self.graph.outputs[0]].double() - given).square().sum()))
+                    squares.append(float((found[self.graph.outputs[0]].double() - given)[kept].square().sum()))
             made = torch.stack(rows)
-            return (made @ made.T).double().numpy() / 2, np.array(squares), float(given.square().sum())
+            pairs = (made @ made.T).double().numpy() / 2
+            bad = np.flatnonzero(~np.isfinite(np.diagonal(pairs) + squares))
+            if len(bad):
+                raise ModelError(
+                    "makes the network's output infinite, or not a number, when it is rounded",
+                    where=self.graph.layers[bad[0] // len(self.choices)].name,
+                    expected="an output that moves by finite numbers",
+                    remedy="end the model before what makes numbers infinite",
+                )
+            return pairs, np.array(squares), float(given[kept].square().sum())
 
 
-def _metric(loss: Loss, outputs: Mapping[str, Tensor], batch: Batch) -> Callable[[Mapping[str, Tensor]], Tensor]:
+def _metric(
+    loss: Loss, outputs: Mapping[str, Tensor], batch: Batch, units: Mapping[str, float]
+) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """What turns other outputs of a batch into vectors (images, numbers) whose products are (J e_l)^T F (J e_m)."""
     size = batch.size
     scores = loss.classes(outputs, size)
@@ -88,12 +108,21 @@ def _metric(loss: Loss, outputs: Mapping[str, Tensor], batch: Batch) -> Callable
         def moved(found: Mapping[str, Tensor]) -> Tensor:
             other = loss.classes(found, size)
             assert other is not None
-            d = loss.logarithms(other).double() - logs
+            # A class that is ruled out (a score of -inf) has no part in the distance.
+            d = torch.where(p == 0, 0, loss.logarithms(other).double() - logs)
             return p.sqrt() * (d - (p * d).sum(1, keepdim=True))
 
         return moved
     names = [n for n in loss.graph.outputs if outputs[n].is_floating_point()]
-    units = {n: outputs[n].double().square().mean().sqrt().clamp_min(1e-30) for n in names}
+    for name in names:
+        if not 0 < units[name] < math.inf:
+            raise ModelError(
+                "is an output that rounding errors cannot be measured by",
+                where=name,
+                expected="finite numbers that are not all 0 on the calibration data",
+                found=f"a root of the mean square of {units[name]:g}",
+                remedy="give data that it answers, or leave the output out of the model",
+            )
 
     def changed(found: Mapping[str, Tensor]) -> Tensor:
         parts = [((found[n].double() - outputs[n]) / units[n]).reshape(size, -1) for n in names]

@@ -30,7 +30,7 @@ class Sizes:
 def sizes_of(graph: FloatGraph, data: Calibration) -> Sizes:
     """The sizes of a network's layers on data of that shape, from one image.
 
-    Raises ModelError when it has no layers.
+    Raises ModelError when it has no layers, or no output in floating point.
     """
     import torch
 
@@ -43,7 +43,15 @@ def sizes_of(graph: FloatGraph, data: Calibration) -> Sizes:
             counts[name] = value.numel() // len(value)
 
     with torch.no_grad():
-        graph.run(next(data.batches(graph.batch or 1, graph.batch is not None)).inputs, note)
+        outputs = graph.run(next(data.batches(graph.batch or 1, graph.batch is not None)).inputs, note)
+    if not any(value.is_floating_point() for value in outputs.values()):
+        raise ModelError(
+            "has no output that rounding errors move a little",
+            where=graph.name,
+            expected="an output in floating point",
+            found=", ".join(f"{n}: {str(v.dtype).removeprefix('torch.')}" for n, v in outputs.items()),
+            remedy="end the model before the ArgMax or the like that makes integers",
+        )
     return Sizes(
         np.array([graph.parameters[one.weight].numel() for one in graph.layers]),
         np.array([counts[one.input] for one in graph.layers]),

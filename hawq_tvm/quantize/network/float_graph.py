@@ -37,8 +37,8 @@ class Node:
     """One operation: compute takes the values of `inputs` (None for one left out, whose name is "") and returns one
     value per output.
 
-    name: the node's own, or its first output's.  attributes: an ONNX node's, by name.  derivable: whether gradients
-    go through compute.
+    name: the node's own, or its first output's.  attributes: an ONNX node's, by name; of an exported program's "call",
+    with what it calls its operation.  derivable: whether gradients go through compute.
     """
 
     name: str
@@ -130,6 +130,14 @@ class FloatGraph:
                 found[name] = max(found.get(name, (-size, size - 1)), (-size, size - 1))
         return found
 
+    def told(self) -> str:
+        """What is computed, as text, but for the values of parameters: the same for the same network."""
+        nodes = [
+            (node.name, node.op, node.inputs, node.outputs, sorted((k, _told(v)) for k, v in node.attributes.items()))
+            for node in self.nodes
+        ]
+        return repr((self.inputs, self.outputs, self.layers, nodes))
+
     def run(
         self,
         inputs: Mapping[str, Any],
@@ -217,6 +225,10 @@ class FloatGraph:
         """The batch size that the model fixes (the first dimension of its first input), None when it leaves it open."""
         shape = self.inputs[0].shape
         return shape[0] if shape else None
+
+
+def _told(value: Any) -> str:
+    return repr(value.tolist() if hasattr(value, "tolist") else value)
 
 
 def computed(node: Node, operands: Sequence[Any]) -> Any:

@@ -96,10 +96,11 @@ def _node(node: torch.fx.Node, names: dict[str, str]) -> tuple[Node, tuple[Any, 
     arguments = torch.fx.node.map_arg((node.args, node.kwargs), place)
     called = convolution if str(target) in NAMED_CONVS and not node.kwargs else target
     compute: Callable[..., Any] = target if target is operator.getitem else _call(called, node.args, node.kwargs)
+    told, names_of = {"call": f"{node.args} {node.kwargs}"}, (tuple(operands), (node.name,))
     if target is operator.getitem:
         index = node.args[1]
-        return Node(node.name, "getitem", tuple(operands), (node.name,), lambda value: value[index]), arguments[0]
-    return Node(node.name, str(target), tuple(operands), (node.name,), compute), arguments[0]
+        return Node(node.name, "getitem", *names_of, lambda value: value[index], told), arguments[0]
+    return Node(node.name, str(target), *names_of, compute, told), arguments[0]
 
 
 def _call(target: Any, args: Any, kwargs: Any) -> Callable[..., Any]:
