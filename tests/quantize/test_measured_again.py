@@ -165,15 +165,14 @@ def test_what_libraries_print_is_no_output(capfd: pytest.CaptureFixture[str]) ->
     assert (out, err) == ("ours\nours again\n", "theirs\n")
 
 
-def test_a_least_of_0_is_proved() -> None:
-    """Errors that cancel out."""
-    errors = np.array([1.0, 7.0, -3.0, 5.0, 2.0, 11.0, -13.0, -17.0])[:, None] * [1.0, 0.3]
+@pytest.mark.parametrize("seed", [2, 3, 5])
+def test_a_least_of_0_is_proved(seed: int) -> None:
+    """Errors that cancel out but for what float64 leaves of them."""
+    errors = np.random.default_rng(seed).normal(size=(8, 3))
+    errors[7] = -(errors[0] + errors[3] + errors[4])
     choices = Choices(np.arange(0, 10, 2), errors @ errors.T, [(Fraction(1),)] * 8, [Fraction(4)])
-    every = [np.arange(0, 8, 2) + p for p in itertools.product((0, 1), repeat=4)]
-    assert min(map(choices.value, every)) == pytest.approx(0, abs=1e-12)
-    for start in every:
-        taken, sure = proved(choices, start, 1000)
-        assert sure and choices.value(taken) == pytest.approx(0, abs=1e-9)
+    taken, sure = proved(choices, np.arange(0, 8, 2), 1000)
+    assert sure and choices.value(taken) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
