@@ -75,11 +75,20 @@ class Layer:
         return ops.is_const(self.definition(expr)) or self.is_four_bits(expr)
 
     def constant(self, expr: relax.Expr) -> np.ndarray[Any, Any]:
-        """The values of a constant expression, 4-bit ones opened."""
+        """The values of a constant expression; 4-bit ones opened, once, so that they are read-only."""
         value = self.definition(expr)
         if not self.is_four_bits(expr):
             return ops.const_value(value)
-        return arith.unpack_int4(ops.const_value(value.args[0]), ops.shape_of(value), bool(int(value.attrs["signed"])))
+        if value not in self._opened:
+            signed = bool(int(value.attrs["signed"]))
+            values = arith.unpack_int4(ops.const_value(value.args[0]), ops.shape_of(value), signed)
+            values.flags.writeable = False
+            self._opened[value] = values
+        return self._opened[value]
+
+    @cached_property
+    def _opened(self) -> dict[relax.Expr, np.ndarray[Any, Any]]:
+        return {}
 
     def width(self, expr: relax.Expr) -> int:
         """The bits that a constant's values need, of those that kernels store; 8 where it is none."""

@@ -17,6 +17,8 @@ Array = np.ndarray[Any, Any]
 # By the bits of a value, those of its planes.
 PLANES: dict[int, tuple[int, ...]] = {2: (2,), 3: (2, 1), 4: (4,), 6: (4, 2)}
 SMALLEST = 64  # values; fewer are not worth opening
+# Pixels; opening values that lie in several planes for fewer takes longer than it saves.
+FEWEST_PIXELS = 9
 
 
 def width_of(values: Array) -> int:
@@ -32,6 +34,11 @@ def width_of(values: Array) -> int:
 def wider(width: int) -> list[int]:
     """A width and those above it that there are planes for."""
     return [w for w in PLANES if w >= width]
+
+
+def opened_at_once(width: int, pixels: int) -> list[int]:
+    """The widths that weights may have in memory where they are opened once for so many pixels, none for 8 bits."""
+    return [w for w in wider(width) if pixels >= FEWEST_PIXELS or len(PLANES[w]) == 1]
 
 
 def fields(width: int) -> int:

@@ -246,9 +246,12 @@ def pack_int4(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 def unpack_int4(packed: NDArray[np.uint8], shape: tuple[int, ...], signed: bool) -> NDArray[Any]:
     """(A20) inverted: an array of `shape`, int8 in -8..7 when signed, else uint8 in 0..15."""
-    nibbles = np.stack([packed & 15, packed >> 4], axis=-1).ravel()[: int(np.prod(shape))].astype(np.int64)
-    values = ((nibbles ^ 8) - 8).astype(np.int8) if signed else nibbles.astype(np.uint8)
-    return values.reshape(shape)
+    codes = np.arange(256, dtype=np.uint8)
+    pairs = np.stack([codes & 15, codes >> 4], axis=-1)
+    pairs = (pairs ^ 8).view(np.int8) - np.int8(8) if signed else pairs
+    # By bytes, both values of one at once: large weights are opened several times in a compile.
+    values = np.take(pairs.view(np.uint16).ravel(), packed.ravel()).view(pairs.dtype)
+    return values[: int(np.prod(shape))].reshape(shape)
 
 
 def softmax_table(scale: Fraction, levels: int) -> NDArray[np.int32]:

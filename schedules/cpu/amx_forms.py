@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from hawq_tvm.core import ops
+from hawq_tvm.core.errors import ScheduleError
 from schedules.layer import Layer
+from schedules.narrow import opened_at_once
 from schedules.spelling.tile_intrinsics import LANES
 
 from . import amx_tiles
@@ -50,11 +53,30 @@ def forms_of(layer: Layer) -> list[Form]:
     return found
 
 
+def form_of(layer: Layer, tile: AmxTile) -> Form:
+    """The form that a tile is for.
+
+    Raises ScheduleError when the layer has no such form.
+    """
+    forms = forms_of(layer)
+    for form in forms:
+        if form.name == tile.form:
+            return form
+    raise ScheduleError(
+        "its tile does not fit it",
+        where=layer.name,
+        expected=f"a tile of {' or '.join(f.name for f in forms)}",
+        found=str(tile),
+        remedy="compile the model again with this version",
+    )
+
+
 def tiles_of(layer: Layer) -> list[AmxTile]:
     """Blocks of tiles and lines per task, the best by the cost model first."""
     call = layer.anchor_call
     assert call is not None
-    vectors, opens = vectors_of(call), layer.width(call.args[1]) < 8
+    vectors, width = vectors_of(call), layer.width(call.args[1])
+    opens = bool(opened_at_once(width, prod(ops.shape_of(call)[:-1])))
     found = []
     for form in forms_of(layer):
         pairs = ops.op_name(call) == "relax.nn.conv2d" and form.images is None

@@ -77,6 +77,10 @@ class ContractTile:
         """The elements of a pixel's data that a step multiplies."""
         return self.depth * self.inner
 
+    def pixels_of_task(self, s: Shape) -> int:
+        """The pixels that a task has of each of its channels."""
+        return min(s.pixels, self.rows * self.pixels) if s.width else self.rows * s.pixels
+
     def __post_init__(self) -> None:
         if self.depth not in (1, 2, 4, 8, 16, 32) or min(self.pixels, self.vectors, self.lanes, self.rows) < 1:
             raise ValueError(f"not a tile: {self}")

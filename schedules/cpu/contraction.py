@@ -21,7 +21,7 @@ from hawq_tvm.core.attributes import Conv2d
 from schedules.emit.emit import Array, Emission, Operand, immediate
 from schedules.factors import Factors
 from schedules.layer import Layer
-from schedules.narrow import fields, in_high_bits, opened, split, wider, width_of
+from schedules.narrow import fields, in_high_bits, opened, opened_at_once, split
 
 Index = Sequence[Any]
 QUAD = 4  # the bytes of a lane that an instruction multiplies
@@ -89,6 +89,8 @@ class Packing:
     blocks: of `vectors` vectors of `lanes` channels.  A step is r / (depth inner); depth and inner are left out
     where they are 1.
     whole: the number of steps is a multiple of it.  width: the bits of weights that are opened in registers, else 8.
+    values: the bits that constant weights need (`Layer.width`), which are int8 if fewer than 8.  pixels: those of a
+    task, which the weights that it opens are for.
     """
 
     blocks: int
@@ -98,6 +100,8 @@ class Packing:
     whole: int = 1
     inner: int = 1
     width: int = 8
+    values: int = 8
+    pixels: int = 0
 
     def steps(self, run: int) -> int:
         """The number of steps of a run."""
@@ -307,7 +311,7 @@ def pack(weights: Array, shape: Shape, form: Packing) -> Array:
 
 
 def _constant(e: Emission, w: Operand, dense: Array, shape: Shape, form: Packing) -> te.Tensor:
-    """Constant weights as an argument, in as few bits as their values have (see `narrow.py`).
+    """Constant weights as an argument, in as few bits as their values have and as is worth it (see `narrow.py`).
 
     Opened in registers they are in the high bits of bytes: no shift can lose a sign that way. Else a stage of their
     own opens them.
@@ -317,9 +321,9 @@ def _constant(e: Emission, w: Operand, dense: Array, shape: Shape, form: Packing
         return e.argument(packed, "weights")
     if form.width < 8:
         return _for_registers(e, packed, form)
-    finest = [n for n in wider(width_of(dense)) if form.lanes % fields(n) == 0]
+    finest = [n for n in opened_at_once(form.values, form.pixels) if form.lanes % fields(n) == 0]
     if not finest:
-        return e.argument(packed.astype(np.int8) if width_of(dense) < 8 else packed, "weights")
+        return e.argument(packed.astype(np.int8) if form.values < 8 else packed, "weights")
     # Fields are steps, so that vectors are whole, or lanes.
     width = finest[0]
     axis = packed.ndim - 2 - (2 + (form.inner > 1)) * (form.steps(shape.run) % fields(width) == 0)

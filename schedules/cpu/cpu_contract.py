@@ -126,17 +126,20 @@ class Contract:
         here = VectorUnit.of(target)
         packs = here.packs
         spelled = tile.lanes if at_once(shape.channels, tile.lanes, tile.vectors, packs) else 0
+        width = layer.width(call.args[1])
         overrides: dict[str, Emitter] = {
-            ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders, sums),
+            ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders, sums, width),
             "hawq.unpack_int4": constant_int4,
             "hawq.requantize": lambda e, c: requantize(e, c, spelled),
             "hawq.lookup": lambda e, c: lookup(e, c, here.permutes if spelled else ""),
         }
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(sums.prim_func(emission))
-        opened = tile.length > 1 and layer.width(call.args[1]) < 8
         data, weight = products.factors.stored if products.factors else map(ops.dtype_of, call.args)
-        weight, data = "int8" if opened else weight, products.registers or (data if in_place else products.stored)
+        weight, data = (
+            "int8" if tile.length > 1 and width < 8 else weight,
+            products.registers or (data if in_place else products.stored),
+        )
         epilogue = Epilogue(
             sch, shape.channels, tile.lanes, tile.vectors, packs, bool(unit.neon), unit.quads, permutes=here.permutes
         )
@@ -159,8 +162,7 @@ def fits_int16(dtype: str) -> bool:
 
 def constant_int4(e: Emission, call: relax.Call) -> Operand:
     """The values of packed weights: how they are stored is the kernel's to say (see `narrow.py`)."""
-    packed, shape, signed = ops.const_value(call.args[0]), ops.shape_of(call), bool(int(call.attrs["signed"]))
-    return Operand(e, value=arith.unpack_int4(packed, shape, signed))
+    return Operand(e, value=e.layer.constant(call))
 
 
 def _emit(
@@ -171,11 +173,21 @@ def _emit(
     products: Products,
     borders: Borders,
     sums: Sums,
+    width: int,
 ) -> Operand:
     """Stages: rows (the padded data as stored; none where the data can be read in place), acc (rounded up to whole
     tiles), and the view of it the layer sees."""
     blocks = -(-s.channels // (tile.lanes * tile.vectors))
-    packing = Packing(blocks, tile.vectors, tile.lanes, tile.depth, inner=tile.inner, width=8 - products.bits)
+    packing = Packing(
+        blocks,
+        tile.vectors,
+        tile.lanes,
+        tile.depth,
+        inner=tile.inner,
+        width=8 - products.bits,
+        values=width,
+        pixels=tile.pixels_of_task(s),
+    )
     c = contraction(e, call, packing, s if s.width else None, borders.unpadded, borders.origin, products.factors)
     pixels, length = _rounded_up(s, tile)
 

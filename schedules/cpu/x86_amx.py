@@ -37,7 +37,6 @@ from schedules.spelling import tile_intrinsics as tiles
 from schedules.spelling.tile_intrinsics import BYTES, LANES, Tiles
 
 from . import amx_forms
-from .amx_forms import forms_of
 from .amx_tiles import AmxTile, vectors_of
 from .borders import Borders, Nest, axes_of, lines_with_data, looped, without_borders
 from .contraction import Packing, Shape, contraction, shape_of
@@ -101,11 +100,11 @@ class Amx(Contract):
     def build(self, layer: Layer, target: tvm.target.Target, tile: AmxTile | None = None) -> Kernel:  # type: ignore[override]
         """See the loops at the top of this file."""
         tile = tile or amx_forms.tiles_of(layer)[0]
-        form, given = next(f for f in forms_of(layer) if f.name == tile.form), layer
+        form, given = amx_forms.form_of(layer, tile), layer
         layer, images, anchor = form.layer, form.images, ops.op_name(form.layer.anchor_call)
         call = layer.anchor_call
         assert call is not None
-        shape, factors = shape_of(call, tile.channels), Factors.of(layer, call)
+        shape, factors, width = shape_of(call, tile.channels), Factors.of(layer, call), layer.width(call.args[1])
         in_place = layer.is_parameter(factors.left.data if factors else call.args[0])
         if images is not None:
             shape = images.shape(call, _rounded_up(form.shape, tile)[0])
@@ -117,7 +116,7 @@ class Amx(Contract):
         vectors, whole = tile.halves * tile.vectors, _is_whole(shape, tile)
         spelled = LANES if at_once(shape.channels, LANES, vectors, unit.packs, whole) else 0
         overrides: dict[str, Emitter] = {
-            anchor: lambda e, _: _emit(e, call, shape, tile, in_place, sums, own if images else None),
+            anchor: lambda e, _: _emit(e, call, shape, tile, in_place, sums, width, own if images else None),
             "hawq.unpack_int4": constant_int4,
             "hawq.requantize": lambda e, c: requantize(e, c, spelled),
             "hawq.lookup": lambda e, c: lookup(e, c, unit.permutes if spelled else ""),
@@ -125,7 +124,7 @@ class Amx(Contract):
         emission = Emission(layer, overrides)
         sch = s_tir.Schedule(sums.prim_func(emission))
         data, weight = factors.types if factors else map(ops.dtype_of, call.args)
-        weight = "int8" if given.width(call.args[1]) < 8 else weight
+        weight = "int8" if width < 8 else weight
         # What is under products has time to wait for memory.
         hidden = not factors and tile.steps_of_a_part(shape) > 0
         epilogue = Epilogue(
@@ -191,12 +190,20 @@ def _fits_in_place(s: Shape, tile: AmxTile) -> bool:
 
 
 def _emit(
-    e: Emission, call: relax.Call, s: Shape, tile: AmxTile, in_place: bool, sums: Sums, joined: Shape | None
+    e: Emission,
+    call: relax.Call,
+    s: Shape,
+    tile: AmxTile,
+    in_place: bool,
+    sums: Sums,
+    width: int,
+    joined: Shape | None,
 ) -> Operand:
     """Stages: rows (the padded data; none in place), data and weights (one tile per step and group or vector), acc
     (rounded up to whole blocks), and the view of it the layer sees."""
     blocks, factors = -(-s.channels // (tile.halves * tile.channels)) * tile.halves, sums.factors
-    c = contraction(e, call, Packing(blocks, 1, tile.channels, DEPTH, BYTES // DEPTH), joined, factors=factors)
+    packing = Packing(blocks, 1, tile.channels, DEPTH, whole=BYTES // DEPTH, values=width, pixels=tile.rows * s.pixels)
+    c = contraction(e, call, packing, joined, factors=factors)
     x, per_pixel = e.operand(factors.left.data if factors else call.args[0]), c.shape.per_pixel
     pixels, length = _rounded_up(s, tile)
     lead = (*s.lead[:-1], -(-s.lead[-1] // tile.lines) * tile.lines) if s.lead else ()

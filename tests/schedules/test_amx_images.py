@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from tvm import relax
 
 from hawq_tvm.compiler import build
 from hawq_tvm.core import arith, ops
+from hawq_tvm.core.errors import ScheduleError
 from hawq_tvm.targets import target as targets
 from schedules import record
 from schedules.cpu import amx_forms, amx_tiles
@@ -31,6 +34,26 @@ SMALL = [
     Conv(2, 7, 7, 64, 48, (3, 3)),
     Conv(1, 3, 3, 64, 33, (2, 2), pad=(3, 3, 3, 3)),
 ]
+
+
+def test_a_form_that_a_layer_no_longer_has(monkeypatch, capsys):
+    """A record of it is ignored with a warning; a graph that carries its tile, and the rule, refuse in a sentence."""
+    monkeypatch.setattr(amx_forms, "TASKS", 0)
+    module = layer(SMALL[0])
+    (name, func), made, rule = private(module), layer_of(module), Amx(emulated=True)
+    tiles = amx_forms.tiles_of(made)
+    tile = next(t for t in tiles if t.form == "images")
+    found = record.Record(rule.name, record.fields_of(tile), 1.0, 1.0, made.name, 1, 1, "a CPU", 0.0, {}, "")
+    assert record.find({"key": found}, ["key"], rule, made, AMX, set()) is found
+    carried = Layer.of(name, func.with_attr(record.ATTRIBUTE, json.dumps({"rule": rule.name, "tile": found.tile})))
+    assert record.recorded_tile(rule, carried, AMX) == tile
+    monkeypatch.setattr(amx_forms.Images, "of", lambda layer: None)
+    assert record.find({"key": found}, ["key"], rule, made, AMX, set()) is None
+    assert "the record 'key' is ignored" in capsys.readouterr().err
+    with pytest.raises(ScheduleError, match="recorded tile does not fit"):
+        record.recorded_tile(rule, carried, AMX)
+    with pytest.raises(ScheduleError, match=r"tile does not fit.*a tile of lines"):
+        rule.build(made, AMX, tile)
 
 
 @pytest.fixture(params=[1, 2**20], ids=["beneath", "after"])

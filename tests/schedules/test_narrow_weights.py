@@ -12,12 +12,13 @@ from tvm import relax
 from hawq_tvm.core import arith, ops
 from hawq_tvm.targets import target as targets
 from schedules import narrow, rules
+from schedules.cpu import amx_forms
 from schedules.cpu.cpu_contract import Contract, VectorUnit
 from schedules.cpu.generic import Generic
 from schedules.cpu.x86_vnni import Vnni
 
 from ..arm.on_arm import TARGETS, check, kernel_of, needs_emulator
-from .one_layer import packed, run
+from .one_layer import layer_of, packed, run
 from .test_cpu_contract import CONVS, DOT, HOST, JOINED, Conv, accumulate, convolve, full
 
 rng = np.random.default_rng(33)
@@ -48,8 +49,9 @@ def body_of(c: Conv, w: np.ndarray, fill: int = 0):
 def stored(c: Conv, w: np.ndarray, data: str, target: tvm.target.Target) -> float:
     """Bits a weight in what a kernel is given."""
     kernel, _ = kernel_of(packed(body_of(c, w), [((c.n, c.h, c.w, c.ci), data)]), target)
-    assert kernel.arguments[0].dtype == np.uint8
-    return 8 * kernel.arguments[0].nbytes / w.size
+    bits = 8 * kernel.arguments[0].nbytes / w.size
+    assert kernel.arguments[0].dtype == (np.int8 if bits == 8 else np.uint8)
+    return bits
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -110,6 +112,36 @@ def test_steps_that_would_be_mostly_zeros_open_wider_weights() -> None:
     assert stored(short, weights(short, 2), "uint8", targets.parse("x86-avx2")) == 2
 
 
+FEW = Conv(1, 1, narrow.FEWEST_PIXELS - 1, 64, 48, (1, 1))
+
+
+@pytest.mark.parametrize(("width", "bits"), [(2, 2), (3, 4), (4, 4), (6, 8)])
+@pytest.mark.parametrize("signed", [True, False])
+def test_weights_for_few_pixels_are_not_opened_from_several_planes(width: int, bits: int, signed: bool) -> None:
+    w = weights(FEW, width, signed)
+    assert stored(FEW, w, "uint8", targets.parse("x86-avx2")) == bits
+    assert stored(replace(FEW, w=FEW.w + 1), w, "uint8", targets.parse("x86-avx2")) == width
+    assert stored(FEW, w, "uint8", targets.parse("x86-vnni")) == (width if signed else bits)  # or in registers
+
+
+@pytest.mark.parametrize(("width", "signed"), [(3, True), (3, False), (6, False), (6, True)])
+def test_few_pixels(width: int, signed: bool, monkeypatch) -> None:
+    monkeypatch.setattr(rules, "CPU_RULES", (Contract(VectorUnit(8, 16, True)), Generic()))
+    for c in (FEW, replace(FEW, h=3, w=5, k=(3, 3))):
+        x, w = full("int8", c.n, c.h, c.w, c.ci), weights(c, width, signed)
+        (out,) = run(body_of(c, w), x, rule="cpu.contract")
+        np.testing.assert_array_equal(out, convolve(c, x, w, 0).astype(np.int32), strict=True)
+
+
+def test_packed_constants_are_opened_once(monkeypatch) -> None:
+    opened, unpack = [], arith.unpack_int4
+    monkeypatch.setattr(arith, "unpack_int4", lambda *a: opened.append(a) or unpack(*a))
+    for target in ("x86-vnni", "x86-avx2"):
+        opened.clear()
+        kernel_of(packed(body_of(EVEN, weights(EVEN, 4)), [((1, 7, 9, 64), "uint8")]), targets.parse(target))
+        assert len(opened) == 1
+
+
 @pytest.mark.skipif(DOT != "x86.vnni", reason="this CPU has no VNNI")
 @pytest.mark.parametrize("width", OTHERS)
 def test_vectors_of_256_bits(width: int, monkeypatch) -> None:
@@ -126,6 +158,19 @@ def test_tiles(width: int, amx) -> None:
     for c, dtype in ((CONVS[5], "uint8"), (Conv(3, 7, 31, 17, 65, (3, 3), pad=(1, 1, 1, 1)), "int8")):
         x, w = full(dtype, c.n, c.h, c.w, c.ci), weights(c, width)
         (out,) = run(body_of(c, w), x, target=amx, rule="x86.amx")
+        np.testing.assert_array_equal(out, convolve(c, x, w, 0).astype(np.int32), strict=True)
+
+
+@pytest.mark.parametrize("width", [3, 6])
+@pytest.mark.parametrize("signed", [True, False])
+def test_tiles_of_few_pixels_and_of_parts(width: int, signed: bool, amx) -> None:
+    """Tiles are those for weights that are opened where they are."""
+    for c, form, opens in ((replace(FEW, w=4), "lines", width < 6), (Conv(2, 7, 7, 64, 64, (1, 1)), "parts", True)):
+        x, w = full("uint8", c.n, c.h, c.w, c.ci), weights(c, width, signed)
+        body = body_of(c, w)
+        tiles = amx_forms.tiles_of(layer_of(packed(body, [(x.shape, "uint8")])))
+        assert tiles[0].form == form and all(t.inside == "pixels" for t in tiles) is opens
+        (out,) = run(body, x, target=amx, rule="x86.amx")
         np.testing.assert_array_equal(out, convolve(c, x, w, 0).astype(np.int32), strict=True)
 
 
