@@ -25,11 +25,13 @@ class Division:
     """The integers of (A32): m for the dividend and d > 0 for the divisor, m / d near the ratio of the scales.
 
     off: how far the quotient can be from the real one before it is rounded, in steps; 0 where no result can be another.
+    apart: how far m / d is from the ratio, as a part of m / d itself at most.
     """
 
     multiplier: int
     divisor: int
     off: Fraction
+    apart: Fraction
 
     @staticmethod
     def of(ratio: Fraction, most: tuple[int, int], furthest: int) -> Division:
@@ -39,7 +41,7 @@ class Division:
         Raises OverflowError where 61 bits hold no m / d within 2^-20 of the ratio.
         """
         if not ratio:
-            return Division(0, 1, Fraction(0))
+            return Division(0, 1, Fraction(0), Fraction(0))
         top, bottom = (((1 << BITS) - 1) // max(m, 1) for m in most)
         if not top or not bottom:
             raise OverflowError("integers too large to be divided in 64 bits")
@@ -51,8 +53,9 @@ class Division:
         if off > COARSEST * size or near.numerator > top or near.denominator > bottom:
             raise OverflowError("scales too far apart")
         sign = 1 if ratio > 0 else -1
-        exact = not off or _settles(size, most, furthest, off)
-        return Division(sign * near.numerator, near.denominator, Fraction(0) if exact else (furthest + 1) * off / size)
+        exact, apart = not off or _settles(size, most, furthest, off), off / (size - off)
+        lost = Fraction(0) if exact else (furthest + 1) * apart
+        return Division(sign * near.numerator, near.denominator, lost, apart)
 
 
 def _nearest(ratio: Fraction, top: int, bottom: int) -> Fraction:
@@ -91,13 +94,15 @@ def divide(
     rounding: str,
     undefined: int,
     bound: float | None = None,
+    apart: float = 0.0,
 ) -> relax.Call:
     """(A32) clamp(round(a m / (b d)) + zero_point) to `qtype` for integers a and b, whose zero points are taken away.
 
     multiplier, divisor: int64 constants m and d > 0 that broadcast.  undefined: what 0 / 0 is.  bound: how far the
     quotient can be from the real one before its rounding, in steps, where it is not the real one's or a fixed point.
+    apart: how far the ratio m / d is at most from the real one, as a part of itself.
     """
-    known = {} if bound is None else {"bound": bound}
+    known = {"apart": apart} | ({} if bound is None else {"bound": bound})
     attrs = tvm.ir.make_node(
         "ir.DictAttrs",
         qmin=qtype.qmin,

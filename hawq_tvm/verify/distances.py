@@ -264,16 +264,16 @@ def _softmax(call: relax.Call, off: float) -> float:
 def _divided(call: relax.Call, sides: list[_Near]) -> float:
     """(A32d): what its ratio is off by, and what its operands are, beside the divisor's least magnitude."""
     a, b = sides[:2]
-    off = float(call.attrs.get("bound", 0.0))
     if not a.distance and not b.distance:
-        return off
+        return float(call.attrs.get("bound", 0.0))
     low, high = b.interval.scalar
     least = max(low, -high, 0) - b.distance
     m, d = (ops.const_value(c).astype(np.float64) for c in call.args[2:])
     zero = int(call.attrs["zero_point"])
     furthest = max(abs(int(call.attrs[n]) - zero) for n in ("qmin", "qmax")) + 1
     moved = float(np.max(np.abs(m) / d)) * a.distance + furthest * b.distance
-    return off + moved / least if least > 0 else math.inf
+    apart = float(call.attrs["apart"])
+    return moved / least * (1 + apart) + furthest * apart if least > 0 else math.inf
 
 
 def _rescaled(call: relax.Call, near: tuple[_Near, ...]) -> float:

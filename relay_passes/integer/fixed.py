@@ -38,7 +38,7 @@ from .values import (
     with_integer_bias,
 )
 from .weights import BITS as SCALE_BITS
-from .weights import halves
+from .weights import halves, most_summed
 
 BITS = FIXED_BITS
 # How much wider the bounds of a sum are than the sums: the root of the number of its products; and how many bits of a
@@ -270,7 +270,7 @@ def _fixed_weight(weight: Constant, axes: Sequence[int], bits: int) -> Constant:
     exact = np.ldexp(real, shift)
     values, rounded = np.rint(exact), bits == WEIGHT_BITS
     lost = np.abs(exact - values) + (0 if weight.values.dtype.kind == "f" else np.abs(exact) * 2.0**-53)
-    off = 0.0 if rounded else float(np.max(lost.sum(axis=tuple(axes)))) * (1 + 2.0**-40)
+    off = 0.0 if rounded else most_summed(lost, axes)
     return Constant(values.astype(np.int64), scales, rounded, off)
 
 

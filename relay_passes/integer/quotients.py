@@ -32,6 +32,7 @@ def quotient(ctx: Context, value: Quotient, out: Output) -> relax.Expr:
     # ONNX Runtime makes the least integer of what is no number, PyTorch 0.
     undefined = min(max(0, out.qtype.qmin), out.qtype.qmax) if out.form == "reciprocal" else out.qtype.qmin
     a, b = value.dividend, value.divisor
+    assert not a.off and not b.off, "only exact integers and fixed-point values are divided"
     ratios = compress(np.asarray(a.scale / (b.scale * out.scale), object))
     if ratios.size > LARGEST:
         raise ctx.fail("divide", f"its scales take {ratios.size} different values", "use scales per channel")
@@ -47,7 +48,7 @@ def quotient(ctx: Context, value: Quotient, out: Output) -> relax.Expr:
         np.array([getattr(found[r], name) for r in ratios.flat], np.int64).reshape(ratios.shape)
         for name in ("multiplier", "divisor")
     ]
-    off = float(max(d.off for d in found.values())) * (1 + 2.0**-50)
+    off, apart = (float(max(getattr(d, n) for d in found.values())) * (1 + 2.0**-50) for n in ("off", "apart"))
 
     def made(narrow: Output, suffix: str) -> relax.Expr:
         call = divide(
@@ -59,6 +60,7 @@ def quotient(ctx: Context, value: Quotient, out: Output) -> relax.Expr:
             rounding=narrow.rounding,
             undefined=undefined,
             bound=off if off or out.fixed else None,
+            apart=apart,
         )
         return ctx.emit(call, suffix)
 

@@ -49,10 +49,18 @@ def with_output_scales(
     multiples, unit, off = _multiples(rational(steps), _used(values, places), axes)
     for axis, place in places.items():
         multiples, off = np.take(multiples, place, axis), np.take(off, place, axis)
-    lost = float(np.max(np.sum(np.abs(values) * off, axis=tuple(axes)))) * (1 + 2.0**-40)
+    lost = most_summed(np.abs(values) * off, axes)
     parts, scale = _digits(values.astype(np.int64) * multiples), rational(outer)
     made = [(part, np.asarray(digit * unit * scale, object)) for part, digit in parts]
-    return made, lost + weight.off * float(np.max(multiples))
+    return made, (lost + weight.off * float(np.max(multiples))) * (1 + 2.0**-50)
+
+
+def most_summed(parts: Array, axes: Sequence[int]) -> float:
+    """At least the largest sum, along axes, of numbers that are not below 0, each a product rounded once."""
+    sums = np.sum(parts, axis=tuple(axes))
+    # Every addition of float64 loses 2^-53 of what it has at most.
+    slack: float = (parts.size // sums.size + 4) * 2.0**-52
+    return float(np.max(sums)) * (1 + slack)
 
 
 def halves(values: Array) -> list[tuple[Array, int]]:

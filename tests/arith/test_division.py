@@ -44,13 +44,14 @@ def test_what_64_bits_do_not_hold_is_near_and_bounded() -> None:
     near = Fraction(made.multiplier, made.divisor)
     assert 0 < abs(near - ratio) < ratio / 2**28
     # The furthest result that is not clamped is off by the same part of it.
-    assert made.off == 129 * abs(near - ratio) / ratio
+    lost = abs(near - ratio)
+    assert made.off == 129 * made.apart and made.apart == lost / (ratio - lost)
     assert max(2**31 * made.multiplier, 2**31 * made.divisor) < 2**61
     assert Division.of(ratio, (2**15, 2**16), 128).off == 0
 
 
 def test_a_dividend_of_zeros() -> None:
-    assert Division.of(Fraction(0), (255, 255), 255) == Division(0, 1, Fraction(0))
+    assert Division.of(Fraction(0), (255, 255), 255) == Division(0, 1, Fraction(0), Fraction(0))
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,13 @@ def test_a_dividend_of_zeros() -> None:
 def test_what_has_no_integers(ratio: Fraction, most: tuple[int, int], match: str) -> None:
     with pytest.raises(OverflowError, match=match):
         Division.of(ratio, most, 255)
+
+
+def test_what_a_ratio_is_apart_holds_for_numbers_that_are_no_integers() -> None:
+    """(A32e) says nothing of those, so that fixed-point operands have it of every ratio that is not exact."""
+    ratio = RATIOS["two factors"]
+    made = Division.of(ratio, (255, 255), 255)
+    near = Fraction(made.multiplier, made.divisor)
+    assert made.off == 0 < made.apart < Fraction(1, 2**40)
+    assert abs(near - ratio) <= made.apart * near
+    assert Division.of(Fraction(1, 2), (255, 255), 255).apart == 0

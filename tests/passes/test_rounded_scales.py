@@ -15,6 +15,7 @@ from hawq_tvm.core import ops, stages
 from hawq_tvm.frontend.onnx import import_onnx
 from hawq_tvm.verify.certificate import _requantizes
 from hawq_tvm.verify.distances import both
+from relay_passes.integer.weights import most_summed
 
 from ..models import TYPES, Graph
 
@@ -119,3 +120,21 @@ def test_a_float_weight_beside_bytes() -> None:
     scaled = np.ldexp(w.astype(np.float64), 30 - top)
     lost = (np.abs(scaled - np.rint(scaled)).sum(0) * 2.0 ** (top - 30.0)).max() * 132 * float(SX) / float(STEP)
     assert 0 < lost < distance < lost + 2e-5
+
+
+def test_what_is_divided_has_the_distance_of_digits() -> None:
+    def end(g: Graph, y: str) -> tuple[str, int]:
+        b = g.dq(g.input("b", [3, 1], TYPES["uint8"][0]), F(1), 0)
+        clipped = g.node("Clip", [b, *(g.constant(F(v), FLOAT, []) for v in (1, 3))])
+        return quantized(g, g.node("Div", [y, clipped]))
+
+    model, lost = product(FAR, end)
+    (distance,) = found(model)[0].values()
+    assert 0 < float(lost) < distance < float(lost) + 0.02
+
+
+def test_a_sum_of_float64_is_never_below_the_exact_one() -> None:
+    """However many numbers: added one after another, as along an axis that is not the last, they lose most."""
+    parts = np.full((20000, 2), 0.1)
+    exact = 20000 * Fraction(0.1)
+    assert exact <= Fraction(most_summed(parts, (0,))) < exact * (1 + Fraction(1, 10**11))

@@ -50,16 +50,18 @@ def test_rules() -> None:
 def test_quotients() -> None:
     """(A32d), where results lie up to 10 from their zero point, divisors 32 or more from 0, and both are off by 3/4."""
 
-    def made(emit: Any, x: relax.Expr, least: int = 32) -> relax.Expr:
+    def made(emit: Any, x: relax.Expr, least: int = 32, apart: float = 0.0) -> relax.Expr:
         b = emit(relax.op.clip(near(emit, x), least, 100))
         numbers = {"qtype": QType(-10, 4, "int8"), "zero_point": 0, "rounding": "half_even", "undefined": -10}
-        return emit(divide(near(emit, x), b, 3, 2, **numbers), "last")
+        return emit(divide(near(emit, x), b, 3, 2, apart=apart, **numbers), "last")
 
     def found(body: Any) -> float:
         return distances(graph(body, ((4, 6), "int8"))).get("last", 0.0)
 
     assert found(made) == (1.5 * 0.75 + 11 * 0.75) / (32 - 0.75)
     assert found(lambda emit, x: made(emit, x, least=0)) == math.inf
+    apart = found(lambda emit, x: made(emit, x, apart=0.25))
+    assert apart == 1.25 * ((1.5 * 0.75 + 11 * 0.75) / (32 - 0.75)) + 11 * 0.25
 
 
 def test_a_decision_has_no_distance() -> None:
