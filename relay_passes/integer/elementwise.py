@@ -284,6 +284,8 @@ def clip(ctx: Context, a: Value, low: Fraction | float, high: Fraction | float) 
         parts = tuple(clip(ctx, p, low, high) for p in a.parts)
         return replace(a, parts=parts)
     real = real_of(ctx, a, "clip")
+    if any(v == 0 and np.signbit(float(v)) for v in (low, high)):  # clipped at -0
+        real = replace(real, terms=tuple(replace(t, signed=False) for t in real.terms))
     new_low, new_high = (bound(min(max(v, low), high)) for v in (real.low, real.high))
     return replace(real, low=new_low, high=new_high)
 

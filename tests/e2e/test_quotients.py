@@ -273,8 +273,10 @@ def test_the_sign_of_a_zero_is_that_of_the_floats(name: str) -> None:
         lambda g, b: g.node("Mul", [b, turned(g, b)]),
         lambda g, b: g.node("MaxPool", [g.node("Neg", [b])], kernel_shape=[1, 1]),
         lambda g, b: g.node("ReduceSum", [g.node("Neg", [b]), g.constant([3], TensorProto.INT64)]),
+        lambda g, b: g.node("Min", [b, number(g, -0.0)]),
+        lambda g, b: g.node("Clip", [b, number(g, -1), number(g, -0.0)]),
     ],
-    ids=["c - x", "0 - x", "-x + 0", "x - 3x", "-(0 - x)", "a product", "a maximum", "a sum"],
+    ids=["c - x", "0 - x", "-x + 0", "x - 3x", "-(0 - x)", "a product", "a maximum", "a sum", "-0", "a clip at -0"],
 )
 def test_a_zero_of_unknown_sign_must_be_quantized(divisor: Any) -> None:
     error = agreed(divided(divisor))
