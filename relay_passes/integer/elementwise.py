@@ -221,7 +221,8 @@ def _check_zeros(ctx: Context, own: Sequence[Term | None], divisor: Term) -> Non
     reason = ""
     if own[1] is None:
         reason = "it divides by a tensor that may be 0, and no quantize gives it integers of its own"
-    elif own[0] is None:
+    elif own[0] is None or not (own[0].signed or own[0].accumulator or ops.dtype_of(own[0].data) != "int32"):
+        # Fixed-point values: 0 may stand for what is none.
         reason = "it divides a tensor to which no quantize gives integers of its own by one that may be 0"
     elif not divisor.signed:
         reason = "it divides by a tensor that may be 0, and its integers do not tell whether that is 0 or -0"
@@ -232,7 +233,8 @@ def _check_zeros(ctx: Context, own: Sequence[Term | None], divisor: Term) -> Non
 def _counted(ctx: Context, a: Constant) -> Real:
     """A constant as a tensor of ones, each times its number."""
     values = exact(ctx, a, "divide")
-    return Real(values.shape, (Term(ops.const(np.ones(values.shape), "int32"), np.zeros((), np.int64), values),))
+    ones = ops.const(np.ones(values.shape), "int32")
+    return Real(values.shape, (Term(ones, np.zeros((), np.int64), values, signed=True),))
 
 
 def _cast(x: relax.Expr, dtype: str) -> relax.Expr:

@@ -213,6 +213,11 @@ def test_what_may_divide_by_zero_must_be_quantized() -> None:
         return g.qdq(g.node("Div", [x, g.node("Add", [g.node("Sigmoid", [x]), y])]), 0.05, 120)
 
     refused(unquantized, "its input is a quotient that nothing quantizes, of a tensor that may be 0")
+
+    def raw(g: Graph, x: str, b: str) -> str:
+        return g.qdq(g.node("Div", ["x", g.qdq(b, 0.01)]), 0.05, 120)
+
+    refused(raw, "no quantize gives integers of its own by one that may be 0")
     refused(sums, "divides by a tensor that may be 0, and no quantize gives it integers of its own")
 
 
