@@ -183,7 +183,8 @@ def matmul(ctx: Context, a: Value, b: Value) -> Value:
     left, right = _without_zero(ctx, x, "a"), _without_zero(ctx, y, "b")
     acc = ctx.accumulate(lambda d: relax.op.matmul(left, right, out_dtype=d), "acc")
     scale = _row_scale(ctx, x, len(a.shape)) * _column_scale(ctx, y, len(b.shape))
-    made = Real(ops.shape_of(acc), (Term(acc, np.zeros((), np.int64), compress(scale), accumulator=True),))
+    term = Term(acc, np.zeros((), np.int64), compress(scale), accumulator=True, near=approximate)
+    made = Real(ops.shape_of(acc), (term,))
     return narrowed(ctx, made, "matmul") if approximate else made
 
 

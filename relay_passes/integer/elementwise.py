@@ -148,7 +148,9 @@ def multiply(ctx: Context, a: Value, b: Value, op: str = "multiply") -> Value:
     # 0 times what is below 0 is -0.
     signed = not approximate and _never_below(ctx, x, left) and _never_below(ctx, y, right)
     scale = x.scale * y.scale
-    made = Real(_shape(a, b), (Term(product, np.zeros((), np.int64), scale, accumulator=True, signed=signed),))
+    made = Real(
+        _shape(a, b), (Term(product, np.zeros((), np.int64), scale, accumulator=True, signed=signed, near=approximate),)
+    )
     return narrowed(ctx, made, op) if approximate else made
 
 
@@ -221,7 +223,11 @@ def _check_zeros(ctx: Context, own: Sequence[Term | None], divisor: Term) -> Non
     reason = ""
     if own[1] is None:
         reason = "it divides by a tensor that may be 0, and no quantize gives it integers of its own"
-    elif own[0] is None or not (own[0].signed or own[0].accumulator or ops.dtype_of(own[0].data) != "int32"):
+    elif (
+        own[0] is None
+        or own[0].near
+        or not (own[0].signed or own[0].accumulator or ops.dtype_of(own[0].data) != "int32")
+    ):
         # Fixed-point values: 0 may stand for what is none.
         reason = "it divides a tensor to which no quantize gives integers of its own by one that may be 0"
     elif not divisor.signed:

@@ -217,6 +217,11 @@ def test_what_may_divide_by_zero_must_be_quantized() -> None:
     def raw(g: Graph, x: str, b: str) -> str:
         return g.qdq(g.node("Div", ["x", g.qdq(b, 0.01)]), 0.05, 120)
 
+    def product(g: Graph, x: str, b: str) -> str:
+        both = g.node("Mul", [g.node("Add", [x, g.node("Sigmoid", [turned(g, x)])]), turned(g, x)])
+        return g.qdq(g.node("Div", [both, g.qdq(b, 0.01)]), 0.05, 120)
+
+    refused(product, "no quantize gives integers of its own by one that may be 0")
     refused(raw, "no quantize gives integers of its own by one that may be 0")
     refused(sums, "divides by a tensor that may be 0, and no quantize gives it integers of its own")
 
