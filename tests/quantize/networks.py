@@ -88,6 +88,14 @@ def residual_net(batch: Any = "n", size: int = 8, classes: int = 5) -> onnx.Mode
     return g.model(g.node("Gemm", f, g.random(classes, 6), g.random(classes, scale=0.1), name="fc", transB=1))
 
 
+def one_number(flat: bool) -> onnx.ModelProto:
+    """A network that says one number of every image, (n) or (n, 1): no class to be compared with others."""
+    g = FloatNet(["n", 3, 8, 8])
+    y = g.node("Relu", g.conv(g.node("Relu", g.conv("x", 4, 3, 3, "one")), 5, 4, 3, "two"))
+    y = g.node("Gemm", g.node("Flatten", g.node("GlobalAveragePool", y)), g.random(5, 1), g.random(1), name="fc")
+    return g.model(g.node("Squeeze", y, g.constant([1], np.int64)) if flat else y)
+
+
 class TorchNet(torch.nn.Module):
     """The same kind of network as a torch module: stem, block, classifier."""
 

@@ -23,13 +23,13 @@ from hawq_tvm.core.operators import OPERATORS
 from hawq_tvm.quantize import Recipe, Training, finetune
 from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.ptq.quantizer import draft
-from hawq_tvm.quantize.qat import rows
+from hawq_tvm.quantize.qat import rows, training
 from hawq_tvm.quantize.qat.deployed import Deployed
 from hawq_tvm.quantize.qat.integers import OPERATORS as TRAINED
 from hawq_tvm.quantize.qat.integers import exactly, shifted
 from hawq_tvm.quantize.qat.straight import nearest, on_grid
 
-from .networks import FloatNet, TorchNet, images, residual_net
+from .networks import FloatNet, TorchNet, images, one_number, residual_net
 
 NAMES = ["stem", "a1", "a2", "short", "b1", "b2", "fc"]
 BATCH = 6
@@ -391,6 +391,75 @@ def test_interrupted_run_continues(place: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(True, tmp_path / "one.npz")
     assert run(False, tmp_path / "one.npz") == run(False, tmp_path / "two.npz")
+
+
+def test_a_state_is_of_one_validation_set(place: Path, tmp_path: Path) -> None:
+    """As many other images choose another epoch."""
+    for seed in (1, 2):
+        np.savez(tmp_path / f"{seed}.npz", x=images(8, seed=seed))
+
+    def run(seed: int) -> Any:
+        how = {"validation": tmp_path / f"{seed}.npz", "state": tmp_path / "state.npz"}
+        return finetune(one_number(False), place / "in.npz", Recipe(8), Training(1, checked=0, device="cpu"), **how)
+
+    assert run(1).notes["finetune"]["validation_images"] == 8
+    with pytest.raises(UsageError, match="another model, other data or other settings"):
+        run(2)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_one_number_is_no_class(flat: bool, tmp_path: Path) -> None:
+    """It is learned by its squared error, from coarse scales: of one class every answer would be right."""
+    np.savez(tmp_path / "in.npz", x=images(20))
+    np.savez(tmp_path / "strong.npz", x=30 * images(8))
+    np.savez(tmp_path / "labels.npz", x=images(20), labels=np.zeros(20, np.int64))
+    settings = Training(epochs=3, rate=0.3, batch=4, held_out=0.2, checked=4, device="cpu")
+
+    def run(data: str) -> Any:
+        return finetune(
+            one_number(flat), tmp_path / data, Recipe(8), settings, calibration=tmp_path / "strong.npz"
+        ).notes["finetune"]
+
+    found = run("in.npz")
+    rows = found["epochs_run"]
+    assert all(r["agreement"] is r["top1"] is None and r["loss"] > 0 for r in rows) and found["package_equal_on"] == 4
+    assert found["kept_epoch"] == min(rows, key=lambda r: r["loss"])["epoch"]
+    assert rows[3]["train_loss"] < 0.6 * rows[1]["train_loss"]  # about a fifth
+    with pytest.raises(InputError, match=r"holds labels.*answers of one number.*leave the labels out"):
+        run("labels.npz")
+
+
+@pytest.mark.parametrize("broken", ["gradient", "validation"])
+def test_training_that_diverges_ends_in_a_sentence(
+    broken: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second epoch, at its first step or where it is scored: nothing of it is written."""
+    state, real = tmp_path / "state.npz", training._Run._loss
+    settings, written = Training(epochs=2, checked=0, device="cpu"), list[bytes]()
+
+    def loss(self: Any, scores: torch.Tensor, batch: Any) -> torch.Tensor:
+        right = real(self, scores, batch)
+        if len(self.history) < 2 or torch.is_grad_enabled() == (broken == "validation"):
+            return right
+        written.append(state.read_bytes())
+        # The square root of 0 is a number, its slope is none.
+        return right + (0 * right).sqrt() if broken == "gradient" else right * torch.nan
+
+    monkeypatch.setattr(training._Run, "_loss", loss)
+    where = {"gradient": "epoch 2, step 1", "validation": "after epoch 2"}[broken]
+    with pytest.raises(UsageError, match=rf"{where}: training diverged.*lower rate than 0\.02 \(--rate\)"):
+        finetune(residual_net(), place / "in.npz", Recipe(8), settings, state=state)
+    assert written == [state.read_bytes()]
+
+
+def test_float_answers_that_are_no_numbers(place: Path, tmp_path: Path) -> None:
+    """On images that calibration did not see."""
+    g = FloatNet(["n", 3, 8, 8])
+    y = g.node("Relu", g.node("Conv", "x", g.random(4, 3, 3, 3), name="bare"))
+    net = g.model(g.node("Log", g.node("Flatten", g.node("GlobalMaxPool", y))))
+    np.savez(tmp_path / "zero.npz", x=0 * images(2))
+    with pytest.raises(InputError, match=r"zero\.npz, images 0 to 1: .*infinite or NaN.*leave such images out"):
+        finetune(net, tmp_path / "zero.npz", Recipe(8), SETTINGS, calibration=place / "bare.npz")
 
 
 def test_factors_of_smoothing_are_trained_with(place: Path) -> None:

@@ -16,7 +16,7 @@ from hawq_tvm.quantize.allocate.sizes import end_layers, read_together
 from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.load import load_float
 
-from .networks import FloatNet, TorchNet, images, residual_net
+from .networks import FloatNet, TorchNet, images, one_number, residual_net
 
 
 def saved(folder: Path, name: str = "in.npz", **arrays: Any) -> Path:
@@ -185,6 +185,18 @@ def test_programs_and_probabilities(tmp_path: Path) -> None:
         for n in nets
     ]
     np.testing.assert_allclose(*traces, rtol=1e-4)  # two ways to the same loss in float32
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_one_number_is_no_class(flat: bool, tmp_path: Path) -> None:
+    """It counts by its squared change: of one class no answer would ever be wrong, and all bits would cost nothing."""
+    graph = load_float(one_number(flat))
+    data = open_data(saved(tmp_path, x=images(16)), graph.inputs)
+    found = measure(graph, data, Settings(("hessian", "output"), tolerance=9))
+    assert (found.values("hessian") > 0).all()
+    assert np.allclose(found.values("hessian"), found.values("output") / 2, rtol=0.5)  # of parts, each by its square
+    with pytest.raises(ModelError, match=r"no classifier's output; expected \d+ images x classes, two or more"):
+        measure(graph, data, Settings(TRACE))
 
 
 def test_refusals(tmp_path: Path) -> None:

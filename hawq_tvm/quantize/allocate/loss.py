@@ -22,6 +22,15 @@ PROBABILITIES = {
 }
 
 
+def class_scores(output: torch.Tensor, size: int) -> torch.Tensor | None:
+    """What an output of a batch of that size says of each class, (images, classes): numbers in a second dimension, two
+    or more, of one alone would have every answer right. None where it holds no such scores.
+    """
+    if output.ndim < 2 or len(output) != size or not output.is_floating_point():
+        return None
+    return output.flatten(1) if output.shape[1] > 1 and output[0].numel() == output.shape[1] else None
+
+
 class Loss:
     """The cross-entropy of a network's first output with the data's labels, or with its own answers without them."""
 
@@ -33,9 +42,7 @@ class Loss:
 
     def classes(self, outputs: Mapping[str, torch.Tensor], size: int) -> torch.Tensor | None:
         """The scores of a classifier, (images, classes); None where the outputs of a batch of that size are none."""
-        output = outputs[self.graph.outputs[0]]
-        flat = output.flatten(1) if output.ndim == 4 and output.shape[2:] == (1, 1) else output
-        return flat if flat.ndim == 2 and len(flat) == size and flat.is_floating_point() else None
+        return class_scores(outputs[self.graph.outputs[0]], size)
 
     def logarithms(self, scores: torch.Tensor) -> torch.Tensor:
         """The logarithms of the classes' probabilities."""
@@ -54,7 +61,7 @@ class Loss:
             raise ModelError(
                 "is no classifier's output",
                 where=self.graph.outputs[0],
-                expected=f"{batch.size} images x classes",
+                expected=f"{batch.size} images x classes, two or more",
                 found="x".join(map(str, outputs[self.graph.outputs[0]].shape)),
             )
         return flat

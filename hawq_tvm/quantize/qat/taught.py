@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from hawq_tvm.core.errors import InputError
+from hawq_tvm.quantize.allocate.loss import class_scores
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 from hawq_tvm.quantize.network.data import Calibration
 from hawq_tvm.quantize.network.float_graph import FloatGraph
@@ -51,17 +52,24 @@ class Images:
 def held(data: Calibration, graph: FloatGraph, size: int, device: torch.device, tell: Progress) -> Images:
     """All images, and what the float network says of each; size: images at a time where the model leaves that open.
 
-    Raises InputError for labels that it does not have.
+    Raises InputError for labels that it does not have, and where it says something that is no finite number.
     """
     parts, labels, scores, done = list[dict[str, Tensor]](), list[Tensor](), list[Tensor](), 0
-    shape: tuple[int, ...] = ()
+    shape, classes = tuple[int, ...](), True
     constants = {n: v.to(device) for n, v in graph.parameters.items() if v.is_floating_point()}
     for batch in data.batches(graph.batch or size, graph.batch is not None):
         inputs = {n: torch.as_tensor(v, device=device) for n, v in batch.inputs.items()}
         with torch.no_grad():
             found = graph.run(inputs, parameters=constants)[graph.outputs[0]]
         scores.append(rows(found))
-        shape = tuple(found.shape)
+        if not bool(found.isfinite().all()):
+            raise InputError(
+                "an answer of the float network is infinite or NaN",
+                where=f"{data.where}, images {done} to {done + batch.size - 1}",
+                expected="answers that can be learned",
+                remedy="leave such images out, or mend the network",
+            )
+        shape, classes = tuple(found.shape[1:]), classes and class_scores(found, batch.size) is not None
         parts.append(inputs)
         labels += [torch.as_tensor(batch.labels, device=device)] if batch.labels is not None else []
         done += batch.size
@@ -70,21 +78,24 @@ def held(data: Calibration, graph: FloatGraph, size: int, device: torch.device, 
         {n: torch.cat([p[n] for p in parts]) for n in parts[0]},
         torch.cat(labels) if labels else None,
         torch.cat(scores),
-        math.prod(shape[2:]) == 1,
+        classes,
     )
     if made.labels is not None and not made.classes:
         raise InputError(
             "holds labels, and the model gives no scores of classes",
             where=data.where,
             expected="data without labels",
-            found=f"answers of {'x'.join(map(str, shape[1:]))} numbers",
+            found=f"answers of {'x'.join(map(str, shape))} numbers"
+            if math.prod(shape) > 1
+            else "answers of one number",
+            remedy="leave the labels out",
         )
-    classes = made.teacher.shape[1]
-    if made.labels is not None and int(made.labels.max()) >= classes:
+    count = made.teacher.shape[1]
+    if made.labels is not None and int(made.labels.max()) >= count:
         raise InputError(
             "holds a class that the model does not have",
             where=data.where,
-            expected=f"0 to {classes - 1}",
+            expected=f"0 to {count - 1}",
             found=str(int(made.labels.max())),
         )
     return made

@@ -31,8 +31,8 @@ from .taught import Images, held, rows
 Array = np.ndarray[Any, Any]
 # Scales move by this share of the rate: one scale moves every integer of its tensor.
 SCALES, SCALE_RATE = ("step:", "grid:"), 0.1
-# Of the squares of an answer's numbers, where these are all zero.
-LEAST = 1e-12
+# The root of the mean square of answers that are all zero.
+LEAST = 1e-6
 
 
 class TrainingMismatch(HawqError):
@@ -49,7 +49,8 @@ class Training:
     logarithms for scales, falling to 0 along half a cosine.  batch: images of a step; a model that fixes fewer at a
     time takes them in turns.  alpha: the share of the cross-entropy with the labels, the rest being the distance to
     the float network's answers; 0 without labels.  temperature: of that distance (Hinton et al., "Distilling the
-    Knowledge in a Neural Network", 2015); of answers that are no scores of classes it is the squared error, as a share.
+    Knowledge in a Neural Network", 2015); of answers that are no scores of classes it is the squared error, as a share
+    of their mean square.
     held_out: the share of images that no epoch sees, and the best epoch is chosen by, unless there is a set for that.
     checked: images on which the compiled package is compared with what was trained, 0 for none.
     device: "cpu", "cuda" or "auto".  One seed gives one result on one CPU.
@@ -134,9 +135,8 @@ def finetune(
     started = draft(model, calibrating, chosen, shapes=shapes, preprocess=preprocess, progress=tell)
     images = held(opened, started.given, settings.batch, device, tell)
     kept = held(others, started.given, settings.batch, device, tell) if others is not None else None
-    return _Run(
-        started, images, kept, settings, device, Path(state) if state is not None else None, opened.fingerprint, tell
-    ).run()
+    told = opened.fingerprint + (others.fingerprint if others is not None else "")
+    return _Run(started, images, kept, settings, device, Path(state) if state is not None else None, told, tell).run()
 
 
 def _device(name: str) -> torch.device:
@@ -173,14 +173,15 @@ class _Run:
                     expected=str(self.size if self.fixed else 1),
                     found=str(part.count),
                 )
+        # One for all images: an answer of a single number may be near 0, and its error counts no more for that.
+        self.unit = float(self.train.teacher.double().square().mean().sqrt().clamp(min=LEAST))
         self.optimizer = torch.optim.Adam(
             [{"params": own, "share": share} for own, share in self._groups()], settings.rate
         )
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
         digest = hashlib.sha256(
-            started.written().model.SerializeToString()
-            + f"{fingerprint} {asdict(settings)} {self.validation.count}".encode()
+            started.written().model.SerializeToString() + f"{fingerprint} {asdict(settings)}".encode()
         )
         self.key = digest.hexdigest()
 
@@ -236,15 +237,12 @@ class _Run:
         for i, batch in enumerate(self.train.batches(order, self.size, self.fixed)):
             together = min(turns, count - i // turns * turns)
             loss = self._loss(rows(self.net(batch.inputs)), batch)
-            if not bool(torch.isfinite(loss)):
-                raise UsageError(
-                    "made the loss infinite or NaN",
-                    where=f"rate {self.settings.rate:g}",
-                    remedy="train at a lower rate",
-                )
+            where = f"epoch {epoch + 1}, step {i // turns + 1}"
+            self._check(where, loss)
             (loss / together).backward()
             if i % turns == together - 1:
                 self._step((epoch + i / count) / self.settings.epochs)
+                self._check(where, *self.net.parameters.values())
             total += float(loss.detach()) * batch.count
             done += batch.count
             left = (time.monotonic() - start) / done * (self.train.count - done)
@@ -257,9 +255,18 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def _check(self, where: str, *numbers: Tensor) -> None:
+        """Raise UsageError when the loss or a parameter is no finite number any more."""
+        if not all(bool(one.isfinite().all()) for one in numbers):
+            raise UsageError(
+                "training diverged: the loss or what is learned is infinite or NaN",
+                where=where,
+                remedy=f"train at a lower rate than {self.settings.rate:g} (--rate)",
+            )
+
     def _loss(self, scores: Tensor, batch: Images) -> Tensor:
         if not batch.classes:
-            return ((scores - batch.teacher).square().sum(1) / batch.teacher.square().sum(1).clamp(min=LEAST)).mean()
+            return ((scores - batch.teacher) / self.unit).square().mean()
         heat = self.settings.temperature
         apart = (
             F.kl_div(
@@ -274,12 +281,14 @@ class _Run:
             return apart
         return self.settings.alpha * F.cross_entropy(scores, batch.labels) + (1 - self.settings.alpha) * apart
 
-    def _measure(self) -> Score:
+    def _measure(self, epoch: int) -> Score:
         total, right, same, count = 0.0, 0, 0, 0
         with torch.no_grad():
             for batch in self.validation.batches(torch.arange(self.validation.count), self.size, self.fixed):
                 scores = rows(self.net(batch.inputs))
-                total += float(self._loss(scores, batch)) * batch.count
+                loss = self._loss(scores, batch)
+                self._check(f"after epoch {epoch}", loss)
+                total += float(loss) * batch.count
                 same += int((scores.argmax(1) == batch.teacher.argmax(1)).sum())
                 right += int((scores.argmax(1) == batch.labels).sum()) if batch.labels is not None else 0
                 count += batch.count
@@ -292,7 +301,7 @@ class _Run:
 
     def _note(self, epoch: int, loss: float | None, seconds: float) -> None:
         """Measure, remember, and keep what is best so far."""
-        score = self._measure()
+        score = self._measure(epoch)
         better = not self.history or score.rank > max(self._rank(row) for row in self.history)
         self.history.append({"epoch": epoch, "train_loss": loss, **asdict(score), "seconds": round(seconds, 1)})
         if better:
