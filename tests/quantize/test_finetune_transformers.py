@@ -38,26 +38,23 @@ class Pieces(nn.Module):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("tuned")
-    np.savez(place / "in.npz", x=images(16, 32))
-    np.savez(place / "few.npz", x=images(5, 32))
+    np.savez(place / "in.npz", x=images(12, 32))
+    np.savez(place / "few.npz", x=images(4, 32))
     np.savez(place / "strong.npz", x=8 * images(16, 32))
     np.savez(place / "small.npz", x=images(8, 6))
     return place
 
 
-@pytest.mark.parametrize("bits", ["W8A8", "W4A8"])
-def test_block_is_taught_by_the_float_network(bits: str, data: Path) -> None:
+def test_block_is_taught_by_the_float_network(data: Path) -> None:
     """From one picture at a time and coarse scales: the loss falls, the package equals what was trained."""
     torch.manual_seed(0)
-    settings = Training(epochs=3, rate=0.3 if bits == "W8A8" else 0.02, batch=4, held_out=0.25, checked=2, device="cpu")
-    recipe = Recipe(bits, keep_ends=False)
-    found = finetune(
-        exported(Pieces().eval()), data / "in.npz", recipe, settings, calibration=data / "strong.npz"
-    ).notes["finetune"]
+    net, settings = exported(Pieces().eval()), Training(2, rate=0.6, batch=2, held_out=0.34, checked=2, device="cpu")
+    recipe, how = Recipe(8, keep_ends=False), {"calibration": data / "strong.npz"}
+    found = finetune(net, data / "in.npz", recipe, settings, **how).notes["finetune"]
     rows = found["epochs_run"]
-    print([r["train_loss"] for r in rows], [r["loss"] for r in rows], [r["seconds"] for r in rows])
-    assert rows[-1]["train_loss"] < 0.95 * rows[1]["train_loss"] and rows[0]["agreement"] is rows[0]["top1"] is None
-    assert found["kept_epoch"] == min(rows, key=lambda r: r["loss"])["epoch"] and found["package_equal_on"] == 2
+    assert rows[0]["agreement"] is rows[0]["top1"] is None and found["package_equal_on"] == 2
+    assert min(r["loss"] for r in rows) < 0.9 * rows[0]["loss"]  # about 0.7
+    assert found["kept_epoch"] == min(rows, key=lambda r: r["loss"])["epoch"]
 
 
 def test_an_interrupted_run_ends_in_the_same_bytes(data: Path, tmp_path: Path) -> None:

@@ -143,9 +143,16 @@ class Draft:
         """The grid of what a layer reads."""
         return self.narrow.get(layer.name) or self.grids[layer.input]
 
+    def model(self) -> onnx.ModelProto:
+        """The quantized model, which nothing has checked."""
+        return write(self.prepared, self.graph, self.points, self.grids, self.narrow, self.rounded)
+
     def written(self) -> Quantized:
-        """The quantized model."""
-        model = write(self.prepared, self.graph, self.points, self.grids, self.narrow, self.rounded)
+        """The quantized model and what is told of it.
+
+        Raises ModelError naming every operator that `compile` refuses.
+        """
+        model = self.model()
         onnx.checker.check_model(model)
         check_compiles(model, self.graph.name)
         rows = [_row(self.graph, one, self.rounded[one.name], self.read(one), self.recipe) for one in self.graph.layers]

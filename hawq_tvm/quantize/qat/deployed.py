@@ -19,7 +19,6 @@ from hawq_tvm.compiler import pipeline
 from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer, Node, computed
 from hawq_tvm.quantize.ptq.observers import Grid
-from hawq_tvm.quantize.ptq.qdq import write
 from hawq_tvm.quantize.ptq.quantizer import Draft
 from hawq_tvm.quantize.ptq.weights import Rounded, along
 from relay_passes.join_tables import join_tables
@@ -169,9 +168,7 @@ class Deployed:
         if version != self._version:
             self._version, self._lowered = version, {}
         if shapes not in self._lowered:
-            now = self.drafted()
-            model = write(now.prepared, now.graph, now.points, now.grids, now.narrow, now.rounded)
-            annotated = pipeline.import_annotated(model, shapes=dict(shapes))
+            annotated = pipeline.import_annotated(self.drafted().model(), shapes=dict(shapes))
             # What comes behind writes the same integers in fewer steps.
             self._lowered[shapes] = pipeline.until(annotated, join_tables, form=False)
         return self._lowered[shapes]

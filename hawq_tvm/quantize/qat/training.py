@@ -180,9 +180,7 @@ class _Run:
         )
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, Tensor] = {}
-        digest = hashlib.sha256(
-            started.written().model.SerializeToString() + f"{fingerprint} {asdict(settings)}".encode()
-        )
+        digest = hashlib.sha256(started.model().SerializeToString() + f"{fingerprint} {asdict(settings)}".encode())
         self.key = digest.hexdigest()
 
     def _groups(self) -> list[tuple[list[Tensor], float]]:
