@@ -122,6 +122,7 @@ def _add_choices(sub: argparse.ArgumentParser) -> None:
 
 def _allocate(args: argparse.Namespace) -> int:
     from hawq_tvm.quantize.allocate.plan import (
+        Latencies,
         Problem,
         bits_file,
         fronts_file,
@@ -158,17 +159,20 @@ def _allocate(args: argparse.Namespace) -> int:
                 graph = load_float(args.model, shapes)
                 for name in fixed:
                     graph.layer(name)
-                if latencies is None and any(b.resource == "latency" for b in budgets):
+
+                def timed() -> Latencies:
                     from hawq_tvm.quantize.allocate.latency import measure_latencies
 
                     report = measure_latencies(
                         graph, args.target, threads=args.threads, choices=settings.choices, progress=progress
                     )
-                    latencies = report.latencies
                     if times:
                         write_text(Path(times), json.dumps(report.to_dict(), indent=1) + "\n")
                         ERR.print(f"wrote {times}, for --latency")
                         args.latency = times
+                    return report.latencies
+
+                lacking = latencies is None and any(b.resource == "latency" for b in budgets)
                 found = problem(
                     graph,
                     args.calib,
@@ -177,7 +181,7 @@ def _allocate(args: argparse.Namespace) -> int:
                     tie="blocks" if args.per_block else not args.no_ties,
                     fix_ends=not args.free_ends,
                     fixed=fixed,
-                    latencies=latencies,
+                    latencies=timed if lacking else latencies,
                     budgets=budgets,
                     state=state,
                     progress=progress,

@@ -19,6 +19,7 @@ import torch
 from hawq_tvm.cli import main
 from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.core.printed import printed_elsewhere
+from hawq_tvm.quantize.allocate.allocation import InfeasibleError
 from hawq_tvm.quantize.allocate.measurement import measure
 from hawq_tvm.quantize.allocate.plan import problem
 from hawq_tvm.quantize.allocate.quadratic import Choices, proved
@@ -153,6 +154,22 @@ def test_a_network_that_ends_in_integers(tmp_path: Path, capsys: pytest.CaptureF
     told = capsys.readouterr().err
     assert "has no output that rounding errors move a little; expected an output in floating point" in told
     assert not list(tmp_path.glob("bits*"))
+
+
+def test_kernels_are_timed_when_other_budgets_can_be_met(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def timed() -> dict[str, dict[str, float]]:
+        asked.append("timed")
+        return {name: {"W8A8": 2.0, "W4A8": 1.5, "W4A4": 1.0} for name in ("one", "two")}
+
+    def bits(*budgets: str) -> Any:
+        return problem(net(), data(tmp_path, 8), budgets=budgets, latencies=timed, fix_ends=False).allocate(budgets)
+
+    with pytest.raises(InfeasibleError, match="--budget size=10%: no assignment meets this budget"):
+        bits("latency=0.5", "size=10%")
+    assert not asked
+    assert bits("latency=0.5", "size=60%").totals["latency"] <= 3 and asked == ["timed"]
 
 
 def test_what_libraries_print_is_no_output(capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from .sensitivity import Progress, Sensitivities, Settings
 from .sizes import blocked, end_layers, read_together, sizes_of, table_of
 from .stability import Verdict, judge
 from .table import RESOURCES, Budget, Table, parse_table
+
+Latencies = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def problem(
     tie: bool | str = True,
     fix_ends: bool = True,
     fixed: Mapping[str, str] | None = None,
-    latencies: Mapping[str, Mapping[str, float]] | None = None,
+    latencies: Latencies | Callable[[], Latencies] | None = None,
     budgets: Sequence[str | Budget] = (),
     state: str | Path | None = None,
     progress: Progress | None = None,
@@ -65,9 +67,10 @@ def problem(
     The first of settings.metrics is what is minimized, the others stand beside it in reports.  tie: layers that read
     one tensor get one choice; "blocks": those of a block (`ptq/blocks.py`) do.  fix_ends: the first and the last layer
     keep the widest.  fixed: choices by layer.
-    latencies: microseconds by layer and choice.  budgets: what bits will be chosen for, refused before anything is
-    measured where no bits meet them; where the Hessian or its trace is minimized, it is measured until that choice
-    stands (see `stability.py`), else until every standard error is small.
+    latencies: microseconds by layer and choice, or what measures them, called when all other budgets can be met.
+    budgets: what bits will be chosen for, refused before anything is measured where no bits meet them; where the
+    Hessian or its trace is minimized, it is measured until that choice stands (see `stability.py`), else until every
+    standard error is small.
     state: a file to continue an interrupted measurement from.
     Raises ModelError, InputError and UsageError as `load_float`, `open_data`, `measure`, `Table` and `allocate` do.
     """
@@ -85,11 +88,20 @@ def problem(
 
     def finished(table: Table) -> Table:
         with_fixed = table.with_fixed(fixed or {})
-        return with_fixed if latencies is None else with_fixed.with_latencies(latencies)
+        return with_fixed if times is None else with_fixed.with_latencies(times)
 
-    nothing = np.zeros((len(graph.layers), len(chosen.choices)))
-    if limits:
-        solve(finished(table_of(graph, sizes, chosen.choices, nothing, ties=ties, fixed=ends)), limits)
+    def met(limits: Sequence[Budget]) -> None:
+        nothing = np.zeros((len(graph.layers), len(chosen.choices)))
+        if limits:
+            solve(finished(table_of(graph, sizes, chosen.choices, nothing, ties=ties, fixed=ends)), limits)
+
+    times: Latencies | None = None
+    if callable(latencies):
+        met([one for one in limits if one.resource != "latency"])
+        times = latencies()
+    else:
+        times = latencies
+    met(limits)
 
     def judged(found: Sensitivities) -> Verdict:
         return judge(
