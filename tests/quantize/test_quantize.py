@@ -356,7 +356,7 @@ def test_refusals(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
     code, text = given({"a11": {"weight": 4, "activation": 4}})
     assert code == 2 and "no weighted layer 'a11'" in text and "did you mean 'a1'" in text
-    for width in (3, 16, 0, "4"):
+    for width in (5, 16, 0, "4"):
         code, text = given({"a1": {"weight": width, "activation": 8}})
         assert code == 2 and "out of range" in text and "a1" in text
     assert refused("--bits", "5")[0] == refused("--bits", "W4A32")[0] == 2

@@ -138,7 +138,8 @@ def test_biases_are_corrected_behind_learned_roundings(place: Path, monkeypatch:
     plain, ours = (
         post_training(net, place / "in.npz", Recipe("W4A8", effort=effort)) for effort in (1, 150)
     )  # one iteration rounds to nearest
-    assert noise(net, ours) < 0.9 * noise(net, plain)  # 9 would be worse than nothing learned
+    before, after = (one.notes["blocks"][2]["error_after"] for one in (plain, ours))
+    assert after < 0.7 * before  # 0.38 to 0.44 by seed; 9 off it would not be taken, and stay 1
 
 
 def test_what_is_dropped_is_a_share() -> None:
