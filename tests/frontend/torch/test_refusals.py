@@ -93,7 +93,7 @@ def test_arguments_without_integer_meaning(function: Any, words: str) -> None:
 
 def test_what_cannot_be_integer() -> None:
     error = refused(program_of(lambda x: x / (torch.exp(x.mean((2, 3), keepdim=True)) + x)), "cannot be integer")
-    assert error.where.startswith("stage.0") and "supported operators" in error.remedy
+    assert error.where.startswith("stage.0") and "quantize this tensor too" in error.remedy
 
 
 def test_a_float_program() -> None:
