@@ -99,7 +99,7 @@ def test_steps_of_four_bits_are_learned(place: Path) -> None:
     net = residual_net(batch=1)
     plain, learned = (
         post_training(net, place / "in.npz", recipe)
-        for recipe in (Recipe(4, rounding="nearest", equalize="relu"), Recipe(4, effort=200))
+        for recipe in (Recipe(4, rounding="nearest", equalize="relu"), Recipe(4, effort=400))
     )
     pairs = [
         (a["activation_bits"], a["activation_scale"] / b["activation_scale"])
@@ -107,7 +107,7 @@ def test_steps_of_four_bits_are_learned(place: Path) -> None:
     ]
     assert any(bits == 4 and ratio != 1 for bits, ratio in pairs)
     assert all(bits == 4 or ratio == 1 for bits, ratio in pairs) and all(0.5 <= ratio <= 2 for _, ratio in pairs)
-    assert noise(net, learned) < 0.9 * noise(net, plain)  # 0.61 to 0.78 by seed, and sums differ by threads and CPU
+    assert noise(net, learned) < 0.8 * noise(net, plain)  # 0.60 to 0.68 by seed, and sums differ by threads and CPU
     compiled_exactly(learned.model, images(2, seed=5))
 
 
