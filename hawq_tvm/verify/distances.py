@@ -17,7 +17,7 @@ import tvm
 from tvm import relax
 
 from hawq_tvm.core import arith, division, ibert, ibert_ops, ops, softmax_wide, stages
-from hawq_tvm.core.errors import StageError
+from hawq_tvm.core.errors import ModelError, StageError
 from hawq_tvm.core.intervals import Interval, constant
 from hawq_tvm.core.layer_norm import norm_of
 from hawq_tvm.core.operators import Kind, interval_of, kind_of
@@ -169,7 +169,17 @@ class _Walk:
         return distance + 1.0 if wide else self._note(layer, distance)
 
     def _note(self, layer: str, distance: float) -> float:
-        """Where a quantize ends what was near: the next layer reads integers as the model has them."""
+        """Where a quantize ends what was near: the next layer reads integers as the model has them.
+
+        Raises ModelError where nothing bounds the distance.
+        """
+        if not math.isfinite(distance):
+            raise ModelError(
+                "has no bound on its distance from the real formula",
+                where=layer,
+                found="a divisor that may be 0 where its real value is not",
+                remedy="quantize what it divides by (a quantize/dequantize pair before this node)",
+            )
         self.found[layer] = max(self.found.get(layer, 0.0), distance)
         return 0.0
 

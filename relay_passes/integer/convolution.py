@@ -109,7 +109,8 @@ def convolve(
             sums = zero * values.sum(axis=(1, 2, 3), keepdims=True) if zero.size == 1 else zero * values
             correction = sums.sum(axis=(1, 2, 3)).reshape(1, -1, 1, 1)
             scale = compress(scale.reshape(1, -1, 1, 1))
-            terms.append(Term(acc, compress(correction), scale, accumulator=True, signed=signed))
+            made = Term(acc, compress(correction), scale, accumulator=True, signed=signed, near=term.near)
+            terms.append(made)
         return Real(ops.shape_of(acc), _off(ctx, terms, term, lost))
     if not is_uniform(term.scale):
         remedy = "make its weight an initializer, or quantize the activation per tensor"
@@ -120,7 +121,8 @@ def convolve(
     data = pad2d(ctx, centred(ctx, term, "int16", "x"), pads, 0)
     acc = _summed(ctx, data, centred(ctx, kernel, "int16", "w"), strides, dilation, groups, "acc")
     scale = np.reshape(kernel.scale, (1, -1, 1, 1)) * term.scale if np.ndim(kernel.scale) else kernel.scale * term.scale
-    return Real(ops.shape_of(acc), (Term(acc, np.zeros((), np.int64), compress(scale), accumulator=True),))
+    near = term.near or kernel.near
+    return Real(ops.shape_of(acc), (Term(acc, np.zeros((), np.int64), compress(scale), accumulator=True, near=near),))
 
 
 def _summed(
@@ -183,7 +185,7 @@ def matmul(ctx: Context, a: Value, b: Value) -> Value:
     left, right = _without_zero(ctx, x, "a"), _without_zero(ctx, y, "b")
     acc = ctx.accumulate(lambda d: relax.op.matmul(left, right, out_dtype=d), "acc")
     scale = _row_scale(ctx, x, len(a.shape)) * _column_scale(ctx, y, len(b.shape))
-    term = Term(acc, np.zeros((), np.int64), compress(scale), accumulator=True, near=approximate)
+    term = Term(acc, np.zeros((), np.int64), compress(scale), accumulator=True, near=approximate or x.near or y.near)
     made = Real(ops.shape_of(acc), (term,))
     return narrowed(ctx, made, "matmul") if approximate else made
 
@@ -237,7 +239,9 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Real:
         if len(a.shape) == 1:
             numbers = [n.reshape(n.shape[:-2] + n.shape[-1:]) for n in numbers]
         signed = x.signed and not b.rounded
-        made = Term(acc, compress(numbers[0]), compress(numbers[1]), accumulator=True, signed=signed)
+        made = Term(
+            acc, compress(numbers[0]), compress(numbers[1]), accumulator=True, signed=signed, near=x.near
+        )
         terms.append(summed(made))
     return Real(ops.shape_of(terms[0].data), _off(ctx, terms, x, lost))
 
@@ -312,4 +316,5 @@ def _constant_times(ctx: Context, a: Constant, b: Real) -> Value:
         raise ctx.fail("matmul", "its right side has one zero point per column", "use one zero point for the tensor")
     zero = values.sum(axis=-1, keepdims=True) * int(np.asarray(y.zero).flat[0])
     scale_out = left_scale * _column_scale(ctx, y, len(b.shape))
-    return Real(ops.shape_of(acc), (Term(acc, compress(zero), compress(scale_out), accumulator=True),))
+    term = Term(acc, compress(zero), compress(scale_out), accumulator=True, near=y.near)
+    return Real(ops.shape_of(acc), (term,))

@@ -100,7 +100,7 @@ def _collected(terms: Sequence[Term]) -> tuple[Term, ...]:
         for i, other in enumerate(same):
             if np.array_equal(term.zero, other.zero):
                 scale, signed = np.asarray(other.scale + term.scale, object), other.signed and term.signed
-                same[i] = replace(other, scale=scale, signed=signed)
+                same[i] = replace(other, scale=scale, signed=signed, near=other.near or term.near)
                 break
         else:
             same.append(term)
@@ -147,9 +147,9 @@ def multiply(ctx: Context, a: Value, b: Value, op: str = "multiply") -> Value:
     product = ctx.accumulate(lambda d: relax.op.multiply(_cast(left, d), _cast(right, d)), "product")
     # 0 times what is below 0 is -0.
     signed = not approximate and _never_below(ctx, x, left) and _never_below(ctx, y, right)
-    scale = x.scale * y.scale
+    scale, near = x.scale * y.scale, approximate or x.near or y.near
     made = Real(
-        _shape(a, b), (Term(product, np.zeros((), np.int64), scale, accumulator=True, signed=signed, near=approximate),)
+        _shape(a, b), (Term(product, np.zeros((), np.int64), scale, accumulator=True, signed=signed, near=near),)
     )
     return narrowed(ctx, made, op) if approximate else made
 
@@ -206,7 +206,7 @@ def _quotient(ctx: Context, a: Value, b: Value) -> Quotient:
     own = [exact_integers(ctx, v, "divide") for v in (a, b)]
     x, y = (t or fixed(ctx, v, "divide") for t, v in zip(own, (a, b), strict=True))
     low, high = (int(f(e)) for f, e in zip((np.min, np.max), ctx.bounds(y.data), strict=True))
-    least, most, near = low - int(np.max(y.zero)), high - int(np.min(y.zero)), int(own[1] is None)
+    least, most, near = low - int(np.max(y.zero)), high - int(np.min(y.zero)), int(own[1] is None or own[1].near)
     if least <= near and most >= -near:
         _check_zeros(ctx, own, y)
     if not np.all(y.scale):
@@ -221,7 +221,7 @@ def _quotient(ctx: Context, a: Value, b: Value) -> Quotient:
 def _check_zeros(ctx: Context, own: Sequence[Term | None], divisor: Term) -> None:
     """Raises NotLowered where what is divided by 0 is not known exactly, or the sign of that 0 is not."""
     reason = ""
-    if own[1] is None:
+    if own[1] is None or own[1].near:
         reason = "it divides by a tensor that may be 0, and no quantize gives it integers of its own"
     elif (
         own[0] is None
@@ -332,8 +332,8 @@ def leaky_relu(ctx: Context, a: Value, slope: Array, op: str) -> Value:
     slope = broadcast_rank(slope, len(a.shape)) if np.ndim(slope) else slope
     mark = object()
     halves = (
-        Term(positive, nothing, term.scale, half=(mark, 1)),
-        Term(negative, nothing, term.scale * slope, half=(mark, -1)),
+        Term(positive, nothing, term.scale, half=(mark, 1), near=term.near),
+        Term(negative, nothing, term.scale * slope, half=(mark, -1), near=term.near),
     )
     return Real(a.shape, halves)
 

@@ -86,7 +86,7 @@ def fixed(ctx: Context, value: Value, op: str = "quantize", bits: int = BITS) ->
         ctx.layer = f"{layer}.fixed"
         ctx.realized[key] = realize(ctx, value, out)
         ctx.layer = layer
-    return Term(ctx.realized[key], np.zeros((), np.int64), out.scale)
+    return Term(ctx.realized[key], np.zeros((), np.int64), out.scale, near=True)
 
 
 def _grows(ctx: Context, value: Value) -> bool:

@@ -77,7 +77,7 @@ def as_integers(ctx: Context, value: Moved, reach: float) -> Real:
         low, high = nearest(rational(value.ends) / out.scale)
         qtype = arith.QType(int(low), int(high), qtype.storage)
     data = ctx.emit(ops.quantize(value.base, float(out.scale.flat[0]), 0, qtype=qtype), "input")
-    return Real(ops.shape_of(value.base), (Term(data, np.zeros((), np.int64), out.scale),))
+    return Real(ops.shape_of(value.base), (Term(data, np.zeros((), np.int64), out.scale, near=True),))
 
 
 def narrowed(call: relax.Call, source: relax.Expr, low: float, high: float) -> relax.Call | None:

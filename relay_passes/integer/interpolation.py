@@ -50,7 +50,7 @@ def fixed_curve(ctx: Context, curve: Curve, out: Output) -> Real | None:
         ops.interpolate(ctx.emit(call, "grid"), made.table, made.steps, bound=made.bound, slope=made.slope, **counts),
         "" if out.fixed else "fixed",
     )
-    return Real(curve.shape, (Term(data, np.zeros((), np.int64), np.asarray(scale, object)),))
+    return Real(curve.shape, (Term(data, np.zeros((), np.int64), np.asarray(scale, object), near=True),))
 
 
 def _saturated(out: Output) -> tuple[Fraction, Fraction]:

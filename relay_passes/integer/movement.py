@@ -213,7 +213,7 @@ def _common_term(parts: list[Value]) -> Term | None:
             or ops.dtype_of(term.data) != ops.dtype_of(first.data)
         ):
             return None
-        first = replace(first, signed=first.signed and term.signed)
+        first = replace(first, signed=first.signed and term.signed, near=first.near or term.near)
     return first
 
 

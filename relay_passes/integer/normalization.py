@@ -107,7 +107,7 @@ def _normalized(ctx: Context, call: relax.Call, term: Term, axes: Sequence[int] 
         found = f"rows of {count} integers in {low}..{high}"
         raise ctx.fail(_op(call), f"it has {e} ({found})", "quantize its input to 16 bits") from None
     data = ctx.emit(ops.layer_norm(term.data, axes, norm), "normalized")
-    return Term(data, np.zeros((), np.int64), np.asarray(Fraction(1, 1 << norm.fraction), object))
+    return Term(data, np.zeros((), np.int64), np.asarray(Fraction(1, 1 << norm.fraction), object), near=True)
 
 
 def _scaled(term: Term, gamma: Array | None, beta: Array | None) -> Real:

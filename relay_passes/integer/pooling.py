@@ -142,7 +142,7 @@ def avg_pool2d(ctx: Context, call: relax.Call, x: Value) -> Value:
     acc = ctx.accumulate(lambda d: ops.sum_pool2d(data, kernel, strides, dilation, out_dtype=d), "acc")
     total = np.asarray(zero * kernel[0] * kernel[1], np.int64)
     scale = compress(np.asarray(term.scale / counts.astype(object), object))
-    return rest.of(Term(acc, total, scale, accumulator=True, signed=summed(term).signed))
+    return rest.of(Term(acc, total, scale, accumulator=True, signed=summed(term).signed, near=term.near))
 
 
 def _is_clipped(value: Value) -> bool:
@@ -186,7 +186,7 @@ def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value
     acc = ctx.emit(make("int32" if fits else "int64"), "acc")
     scale = np.asarray(scale / count, object) if mean else scale
     zero = np.asarray(zero * count, np.int64)
-    return rest.of(Term(acc, zero, scale, accumulator=True, signed=summed(term).signed), 1 if mean else count)
+    return rest.of(Term(acc, zero, scale, accumulator=True, signed=summed(term).signed, near=term.near), 1 if mean else count)
 
 
 def reduce_extremum(ctx: Context, call: relax.Call, x: Value, op: str) -> Value:

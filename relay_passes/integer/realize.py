@@ -97,7 +97,7 @@ def _fixed_point(ctx: Context, value: Softmax | Curve, out: Output) -> Real:
     layer, ctx.layer = ctx.layer, f"{ctx.layer}.fixed"
     data = realize(ctx, value, one)
     ctx.layer = layer
-    return Real(value.shape, (Term(data, np.zeros((), np.int64), one.scale),))
+    return Real(value.shape, (Term(data, np.zeros((), np.int64), one.scale, near=True),))
 
 
 def _at_levels(ctx: Context, value: Value, out: Output) -> relax.Expr:

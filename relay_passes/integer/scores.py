@@ -77,7 +77,7 @@ def probabilities(ctx: Context, value: Value) -> Value:
     layer, ctx.layer = ctx.layer, f"{ctx.layer}.probabilities"
     data = realize(ctx, value, Output(scale, 0, arith.QType(0, PROBABLE, "int16"), "half_even", "divide", fixed=True))
     ctx.layer = layer
-    return Real(value.shape, (Term(data, np.zeros((), np.int64), scale),))
+    return Real(value.shape, (Term(data, np.zeros((), np.int64), scale, near=True),))
 
 
 def own(value: Real) -> Term | None:

@@ -99,7 +99,7 @@ class Term:
     half: of the positive (1) or negative part (-1) of a tensor, that tensor's mark and which part; elsewhere it is 0.
     off: how far data - zero can be at most, in its own units, from what the model's own numbers make (A10a).
     signed: whether a 0 of the model's float tensor has the scale's sign, by which something divided by it is infinite.
-    near: whether it is a product of fixed-point values, whose 0 may stand for what is none.
+    near: whether its integers are fixed-point values or made of such, whose 0 may stand for what is none.
     """
 
     data: relax.Expr

@@ -222,8 +222,26 @@ def test_what_may_divide_by_zero_must_be_quantized() -> None:
         return g.qdq(g.node("Div", [both, g.qdq(b, 0.01)]), 0.05, 120)
 
     refused(product, "no quantize gives integers of its own by one that may be 0")
+    def summed(kind: str) -> Any:
+        def made(g: Graph, x: str, b: str) -> str:
+            both = g.node("Mul", [g.node("Add", [x, g.node("Sigmoid", [turned(g, x)])]), turned(g, x)])
+            parts = {
+                "product": lambda: g.node("ReduceSum", [both, ints(g, 1)]),
+                "pool": lambda: g.node("AveragePool", [both], kernel_shape=[3, 3], pads=[1] * 4, strides=[1, 1]),
+                "input": lambda: g.node("ReduceSum", ["x", ints(g, 1)]),
+            }
+            return g.qdq(g.node("Div", [parts[kind](), g.qdq(b, 0.01)]), 0.05, 120)
+
+        return made
+
+    for kind in ("product", "pool", "input"):
+        refused(summed(kind), "no quantize gives integers of its own by one that may be 0")
     refused(raw, "no quantize gives integers of its own by one that may be 0")
     refused(sums, "divides by a tensor that may be 0, and no quantize gives it integers of its own")
+
+
+def ints(g: Graph, *values: int) -> str:
+    return g.constant(np.array(values), TensorProto.INT64)
 
 
 def number(g: Graph, value: float) -> str:
