@@ -278,6 +278,10 @@ def show_quantized(found: Quantized) -> None:
         )
     for name, parts in notes["joined"].items():
         say(f"{name} is an output joined of {len(parts)} tensors: each keeps a scale of its own")
+    if notes["float_tail"]:
+        from hawq_tvm.core.cut import of_fields
+
+        say(f"CUT     behind {of_fields(notes['float_tail']).text()}; stays float: compile with --allow-float-tail")
     if notes["equalized"]:
         replaced = f"; {len(notes['relu6_replaced'])} ReLU6 became ReLU" if notes["relu6_replaced"] else ""
         say(f"equalised the outputs of {len(notes['equalized'])} layers{replaced}")

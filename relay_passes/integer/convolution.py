@@ -239,9 +239,7 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Real:
         if len(a.shape) == 1:
             numbers = [n.reshape(n.shape[:-2] + n.shape[-1:]) for n in numbers]
         signed = x.signed and not b.rounded
-        made = Term(
-            acc, compress(numbers[0]), compress(numbers[1]), accumulator=True, signed=signed, near=x.near
-        )
+        made = Term(acc, compress(numbers[0]), compress(numbers[1]), accumulator=True, signed=signed, near=x.near)
         terms.append(summed(made))
     return Real(ops.shape_of(terms[0].data), _off(ctx, terms, x, lost))
 

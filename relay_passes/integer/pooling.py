@@ -186,7 +186,9 @@ def reduce_sum(ctx: Context, call: relax.Call, x: Value, *, mean: bool) -> Value
     acc = ctx.emit(make("int32" if fits else "int64"), "acc")
     scale = np.asarray(scale / count, object) if mean else scale
     zero = np.asarray(zero * count, np.int64)
-    return rest.of(Term(acc, zero, scale, accumulator=True, signed=summed(term).signed, near=term.near), 1 if mean else count)
+    return rest.of(
+        Term(acc, zero, scale, accumulator=True, signed=summed(term).signed, near=term.near), 1 if mean else count
+    )
 
 
 def reduce_extremum(ctx: Context, call: relax.Call, x: Value, op: str) -> Value:

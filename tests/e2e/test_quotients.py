@@ -222,6 +222,7 @@ def test_what_may_divide_by_zero_must_be_quantized() -> None:
         return g.qdq(g.node("Div", [both, g.qdq(b, 0.01)]), 0.05, 120)
 
     refused(product, "no quantize gives integers of its own by one that may be 0")
+
     def summed(kind: str) -> Any:
         def made(g: Graph, x: str, b: str) -> str:
             both = g.node("Mul", [g.node("Add", [x, g.node("Sigmoid", [turned(g, x)])]), turned(g, x)])

@@ -3,7 +3,8 @@
 1. An operator is in the float end when no product of quantized tensors can be reached from it. Tools quantize around
    movement, too: what only that stands behind an operator does not keep it from being cut off.
 2. Where one of these cannot be imported, it and all that reads it is cut off; what comes of constants alone is copied.
-3. The tensors at the cut become outputs of the rest, constants excepted, which the end keeps.
+3. Where fewer tensors separate an end that begins earlier among float operators, it begins there.
+4. The tensors at the cut become outputs of the rest, constants excepted, which the end keeps.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from hawq_tvm.frontend.common.text import last_line
 from .graph import in_order, node_name, reads
 from .importer import Importer, quantizing
 from .infer import NUMBERS
+from .narrow import earlier
 from .node import MICROSOFT
 from .reader import Source, opset_of, read_model
 from .values import Array
@@ -37,13 +39,13 @@ def import_before_cut(source: Source, shapes: Mapping[str, Sequence[int]] | None
     Raises ModelError as `import_onnx` does where another operator cannot be imported, and where ONNX refuses the end.
     """
     model = read_model(source)
-    end: _End | None = None
+    end: End | None = None
     while True:
         importer = Importer(end.head() if end else model, shapes)
         try:
             module = importer.complete()
         except ModelError as error:
-            found = end or _End(model)
+            found = end or End(model)
             if not found.grows(error):
                 raise
             end = found
@@ -54,26 +56,32 @@ def import_before_cut(source: Source, shapes: Mapping[str, Sequence[int]] | None
             return cut.attached(module, end.cut(), end.model(module))
 
 
-class _End:
+class End:
     """The float end of a model.
 
-    at: the nodes at the cut, by their position.
+    weighted: for a float model, where a product of quantized tensors is one with weights.
+    at: the nodes that cannot be imported, by their position.  before: those that went with them, see `earlier`.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        self.source, self.graph = model, model.graph
+    def __init__(self, model: onnx.ModelProto, weighted: bool = False) -> None:
+        self.source, self.graph, self.weighted = model, model.graph, weighted
         self.at: set[int] = set()
+        self.before: set[int] = set()
         self.constants: dict[str, Array] = {}
         try:
             self.nodes = list(in_order(model.graph))
         except ModelError:
             self.nodes = []
         self.reads = [reads(n) for n in self.nodes]
+        self.constant = self._of_constants()
         self.allowed = self._outside()
+        self.floats = self._floats()
 
     def _outside(self) -> set[int]:
         """The nodes that are no product of quantized tensors, and from which none can be reached."""
         dequantized = {name for n in self.nodes if n.op_type == "DequantizeLinear" for name in n.output}
+        if self.weighted:
+            dequantized = self.constant
         products: set[str] = set()  # tensors from which a convolution or matrix product can be reached
         inside: set[str] = set()  # those from which one of quantized tensors can
         found = set()
@@ -87,6 +95,18 @@ class _End:
                 inside |= self.reads[i]
             else:
                 found.add(i)
+        return set() if self.weighted and not inside else found
+
+    def _floats(self) -> set[int]:
+        """Of these the ones that are no products, nor behind them to be quantized: they may be in the end as well."""
+        found, behind = set[int](), set[str]()
+        for i in reversed(range(len(self.nodes))):
+            node = self.nodes[i]
+            kept = node.op_type in (*PRODUCTS, "DequantizeLinear") or quantizing(node)
+            if kept or i not in self.allowed or not behind.isdisjoint(node.output):
+                behind |= self.reads[i]
+            else:
+                found.add(i)
         return found
 
     def grows(self, error: ModelError) -> bool:
@@ -97,6 +117,9 @@ class _End:
         if not found <= self.allowed or found <= self.at:
             return False
         self.at |= found
+        self.before = set()
+        cut_off = set(self._cut_off())
+        self.before = earlier(self.nodes, self.reads, self.floats, cut_off, self.constant, len(self.tensors()))
         return all(self._is_known(i) for i in self._cut_off()) and bool(self.tensors())
 
     def _node_of(self, error: ModelError) -> int:
@@ -121,7 +144,7 @@ class _End:
         made: set[str] = set()
         found = []
         for i, node in enumerate(self.nodes):
-            if i in self.at or made & self.reads[i]:
+            if i in self.at | self.before or made & self.reads[i]:
                 found.append(i)
                 made.update(filter(None, node.output))
         return found
@@ -136,11 +159,11 @@ class _End:
 
     def _kept(self) -> list[int]:
         """The nodes of the end: those cut off, and before them what they need that comes of constants alone."""
-        constant, kept = self._of_constants(), set(self._cut_off())
+        kept = set(self._cut_off())
         needed = {name for i in kept for name in self.reads[i]}
         for i in reversed(range(len(self.nodes))):
             made = set(filter(None, self.nodes[i].output))
-            if i not in kept and made & needed and made <= constant:
+            if i not in kept and made & needed and made <= self.constant:
                 kept.add(i)
                 needed |= self.reads[i]
         return sorted(kept)
@@ -176,6 +199,12 @@ class _End:
         self.constants.update(found)
         return bool(found)
 
+    def parts(self) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+        """The end's nodes in order, and the initializers that they read."""
+        kept = self._kept()
+        needed = {name for i in kept for name in self.reads[i]}
+        return [self.nodes[i] for i in kept], [t for t in self.graph.initializer if t.name in needed]
+
     def cut(self) -> cut.Cut:
         """What the rest says of its end."""
         behind = [i for i in self._cut_off() if i not in self.at]
@@ -187,17 +216,15 @@ class _End:
 
         Raises ModelError naming the first operator that was cut off when ONNX refuses it.
         """
-        kept = self._kept()
-        needed = {name for i in kept for name in self.reads[i]}
-        made = {name for i in kept for name in self.nodes[i].output}
+        nodes, initializers = self.parts()
+        made = {name for n in nodes for name in n.output}
         types = _types(module)
         graph = helper.make_graph(
-            [_with_defaults(self.nodes[i], opset_of(self.source) or 0) for i in kept],
+            [_with_defaults(n, opset_of(self.source) or 0) for n in nodes],
             "tail",
             [helper.make_tensor_value_info(n, NUMBERS[types[n][0]], types[n][1]) for n in self._inputs()],
             [_without_shape(o) for o in self.graph.output if o.name in made],
-            [t for t in self.graph.initializer if t.name in needed]
-            + [numpy_helper.from_array(a, n) for n, a in self.constants.items()],
+            initializers + [numpy_helper.from_array(a, n) for n, a in self.constants.items()],
         )
         end = helper.make_model(graph, ir_version=self.source.ir_version, opset_imports=self.source.opset_import)
         try:

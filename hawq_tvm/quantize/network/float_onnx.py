@@ -12,6 +12,7 @@ from onnx import helper, numpy_helper
 
 from hawq_tvm.core.errors import ModelError, first_of
 from hawq_tvm.frontend.common.inputs import bound_inputs, example
+from hawq_tvm.frontend.onnx.cut import End
 from hawq_tvm.frontend.onnx.importer import supported, unsupported_operator
 from hawq_tvm.frontend.onnx.inputs import graph_declared, with_shapes
 from hawq_tvm.frontend.onnx.reader import Source, opset_of, read_model
@@ -25,6 +26,7 @@ from .float_reference import by_reference
 OTHERS = float_movement, float_rows
 Tensor = torch.Tensor
 REPLACED = "replace it by supported operators"
+NAMED = 5  # of the outputs to end a model with
 QUANTIZED = ("Quantize", "Dequantize", "QLinear", "Integer", "QGemm", "Quant", "BipolarQuant", "Trunc", "QAttention")
 
 
@@ -66,8 +68,8 @@ def from_onnx(source: Source, shapes: Shapes | None = None) -> FloatGraph:
     quantized = [a for a in given if _quantizes(a.node)]
     unknown = [a for a in quantized[:1] or given if _refused(a) is not None]
     if unknown:
-        remedy = _without(unknown, given, set(parameters), [o.name for o in graph.output])
-        raise first_of([error for a in unknown if (error := _refused(a, remedy)) is not None])
+        remedy = _without(model, [e for a in unknown if (e := _refused(a))]) if not quantized else ""
+        raise first_of([e for a in unknown if (e := _refused(a, remedy))])
     for attributes in given:
         proto = attributes.node
         if not proto.output:
@@ -86,33 +88,28 @@ def from_onnx(source: Source, shapes: Shapes | None = None) -> FloatGraph:
     return FloatGraph(name, inputs, tuple(o.name for o in graph.output), kept, named_once(layers, name), parameters)
 
 
-def _without(unknown: Sequence[Attributes], given: Sequence[Attributes], constant: set[str], outputs: list[str]) -> str:
+def _without(model: onnx.ModelProto, unknown: Sequence[ModelError]) -> str:
     """What to do about unknown nodes: end the model before them, where weights are before them and none behind."""
-    weighted, before = ("Conv", "ConvTranspose", "MatMul", "Gemm"), False
-    behind: set[str] = set()
-    read: dict[str, None] = {}
-    for a in given:
-        inputs = [n for n in a.node.input if n]
-        if not inputs or constant.issuperset(inputs):
-            constant = constant | set(a.node.output)
-        elif a in unknown or not behind.isdisjoint(inputs):
-            if a.node.op_type in weighted:
-                return REPLACED
-            behind |= set(a.node.output)
-            read.update(dict.fromkeys(n for n in inputs if n not in behind | constant))
-        else:
-            before = before or a.node.op_type in weighted
-    if not before:
+    end = End(model, weighted=True)
+    if not end.grows(first_of(unknown)):
         return REPLACED
-    read.update(dict.fromkeys(n for n in outputs if n not in behind))
+    outputs = [*end.tensors(), *(o.name for o in end.head().graph.output if o.name not in end.tensors())]
+    more = f", ... ({len(outputs)} in all)" if len(outputs) > NAMED else ""
     return (
-        f"end the model before it, with the outputs {', '.join(read)} (onnx.utils.extract_model), quantize that, and"
-        " compute the rest elsewhere"
+        f"end the model before it, with the outputs {', '.join(outputs[:NAMED])}{more} (onnx.utils.extract_model), and"
+        " compute the rest elsewhere; `hawq-tvm quantize` leaves it in float"
     )
 
 
 def _refused(attributes: Attributes, remedy: str = "") -> ModelError | None:
     """Why a node cannot be in a float network, None for one that can; remedy: for an unknown standard operator."""
+    error = _reason(attributes, remedy)
+    if error is not None:
+        error.op = attributes.node.op_type
+    return error
+
+
+def _reason(attributes: Attributes, remedy: str) -> ModelError | None:
     node = attributes.node
     if _quantizes(node):
         return attributes.fail(
@@ -124,6 +121,11 @@ def _refused(attributes: Attributes, remedy: str = "") -> ModelError | None:
     if known:
         return None
     return unsupported_operator(attributes.name, attributes.domain, node.op_type, attributes.opset, remedy)
+
+
+def quantized_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that no float network has."""
+    return [n for n in model.graph.node if _quantizes(n)]
 
 
 def _quantizes(node: onnx.NodeProto) -> bool:

@@ -35,7 +35,7 @@ def prepare(source: Source, shapes: Shapes | None = None) -> tuple[onnx.ModelPro
     model.CopyFrom(given)
     for node in model.graph.node:
         node.name = node.name or node.output[0]
-    model = _converted(model)
+    model = converted(model)
     _drop_constants(model, from_onnx(model))
     _skip_identities(model.graph)
     _fold_scalars(model.graph)
@@ -51,7 +51,11 @@ def prepare(source: Source, shapes: Shapes | None = None) -> tuple[onnx.ModelPro
     return model, graph
 
 
-def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
+def converted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model in opset 21 whose outputs have types and shapes.
+
+    Raises ModelError when onnx cannot convert it, or does not know them.
+    """
     opset = opset_of(model) or OPSET
     if opset < OPSET:
         try:

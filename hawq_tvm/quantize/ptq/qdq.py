@@ -4,7 +4,7 @@ true 4-bit types; weights of 2 and 3 bits are in those, because ONNX Runtime 1.3
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 import ml_dtypes
@@ -39,11 +39,12 @@ def write(
     grids: Mapping[str, Grid],
     narrow: Mapping[str, Grid],
     rounded: Mapping[str, Rounded],
+    taken: Set[str] = frozenset(),
 ) -> onnx.ModelProto:
     """The quantized model of a prepared one; grids: by tensor; narrow: of layers that read fewer bits; rounded: by
-    layer.
+    layer; taken: names for no tensor of it.
     """
-    return _Writer(model, graph, points, grids, narrow, rounded).run()
+    return _Writer(model, graph, points, grids, narrow, rounded, taken).run()
 
 
 def kind_of(grid: Grid) -> Any:
@@ -60,6 +61,7 @@ class _Writer:
         grids: Mapping[str, Grid],
         narrow: Mapping[str, Grid],
         rounded: Mapping[str, Rounded],
+        taken: Set[str],
     ) -> None:
         self.model = onnx.ModelProto()
         self.model.CopyFrom(model)
@@ -67,7 +69,7 @@ class _Writer:
         self.graph, self.points, self.grids, self.narrow, self.rounded = graph, points, grids, narrow, rounded
         self.layers: dict[str, Layer] = {layer.node: layer for layer in graph.layers}
         self.makers = {name: node for node in graph.nodes for name in node.outputs}
-        self.taken = names_of(model.graph)
+        self.taken = names_of(model.graph) | taken
         self.nodes: list[onnx.NodeProto] = []
         self.renamed: dict[str, str] = {}
         self.narrowed: dict[tuple[str, Grid], str] = {}  # one for all layers that read a tensor alike

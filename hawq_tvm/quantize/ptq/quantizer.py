@@ -26,6 +26,7 @@ from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.network.prepare import prepare
 from hawq_tvm.quantize.network.roles import Roles, roles_of
+from hawq_tvm.quantize.network.tail import Tail, without_tail
 
 from .effort import EFFORTS
 from .equalize import equalize
@@ -126,7 +127,7 @@ class Draft:
 
     given: the float graph as the user knows it.  prepared, graph: the model to write into, BatchNormalization folded
     and channels equalised, and its graph.  grids: of quantized tensors.  narrow: of layers that read fewer bits.
-    rounded: weights by layer.
+    rounded: weights by layer.  tail: what stays float behind all that.
     """
 
     recipe: Recipe
@@ -138,14 +139,16 @@ class Draft:
     narrow: Mapping[str, Grid]
     rounded: Mapping[str, Rounded]
     notes: Mapping[str, Any]
+    tail: Tail | None = None
 
     def read(self, layer: Layer) -> Grid:
         """The grid of what a layer reads."""
         return self.narrow.get(layer.name) or self.grids[layer.input]
 
     def model(self) -> onnx.ModelProto:
-        """The quantized model, which nothing has checked."""
-        return write(self.prepared, self.graph, self.points, self.grids, self.narrow, self.rounded)
+        """The quantized model without what stays float, which nothing has checked."""
+        taken = self.tail.names if self.tail else frozenset[str]()
+        return write(self.prepared, self.graph, self.points, self.grids, self.narrow, self.rounded, taken)
 
     def written(self) -> Quantized:
         """The quantized model and what is told of it.
@@ -155,10 +158,14 @@ class Draft:
         model = self.model()
         onnx.checker.check_model(model)
         check_compiles(model, self.graph.name)
+        if self.tail:
+            model = self.tail.joined(model)
+            check_compiles(model, self.graph.name, tail=True)
         rows = [_row(self.graph, one, self.rounded[one.name], self.read(one), self.recipe) for one in self.graph.layers]
         held = self.rounded.values()
         notes = {
             **self.notes,
+            "float_tail": self.tail.cut().fields() if self.tail else None,
             "weight_bytes": sum(-(-r.codes.numel() * r.bits // 8) for r in held),
             "parameters": sum(r.codes.numel() for r in held),
         }
@@ -205,8 +212,25 @@ def draft(
 
     Raises the same errors.
     """
-    chosen, tell = recipe or Recipe(), progress or (lambda step: None)
-    prepared, given = prepare(as_onnx(model, shapes), shapes)
+
+    def made(rest: Any, tail: Tail | None) -> Draft:
+        return _draft(rest, tail, calibration, recipe or Recipe(), shapes, preprocess, state, progress)
+
+    return without_tail(as_onnx(model, shapes), shapes, made)
+
+
+def _draft(
+    model: Any,
+    tail: Tail | None,
+    calibration: str | Path,
+    chosen: Recipe,
+    shapes: Shapes | None,
+    preprocess: Preprocess | None,
+    state: str | Path | None,
+    progress: Progress | None,
+) -> Draft:
+    tell = progress or (lambda step: None)
+    prepared, given = prepare(model, shapes)
     if not given.layers:
         raise ModelError("has no layers with weights", where=given.name, expected="convolutions or matrix products")
     check_constants(given)
@@ -235,7 +259,7 @@ def draft(
     def calibrated(one: Recipe, batches: Callable[[], Iterator[Batch]], said: Progress) -> Draft:
         ranges, points, seen = _observed(graph, roles, batches, data.count, bits, one, said)
         decided = _decided(graph, points, Units(graph, roles(), ranges), seen, bits, one, even, said)
-        return Draft(one, given, prepared, graph, points, *decided, {})
+        return Draft(one, given, prepared, graph, points, *decided, {}, tail)
 
     size = graph.batch or chosen.batch
     fixed, trial = graph.batch is not None, replace(chosen, observer="minmax", search=False)
@@ -270,7 +294,7 @@ def draft(
         "relu6_replaced": clips,
         "blocks": rows,
     }
-    return Draft(chosen, given, prepared, graph, points, grids, narrow, rounded, notes)
+    return Draft(chosen, given, prepared, graph, points, grids, narrow, rounded, notes, tail)
 
 
 def as_onnx(model: Any, shapes: Shapes | None = None) -> Any:

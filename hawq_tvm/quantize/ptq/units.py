@@ -118,11 +118,14 @@ def check_ranges(seen: Mapping[str, Histogram]) -> None:
             )
 
 
-def check_compiles(model: onnx.ModelProto, name: str) -> None:
-    """Raise ModelError naming every operator of a quantized model that `compile` refuses."""
+def check_compiles(model: onnx.ModelProto, name: str, tail: bool = False) -> None:
+    """Raise ModelError naming every operator of a quantized model that `compile` refuses.
+
+    tail: with --allow-float-tail.
+    """
     inputs = {i.name: tuple(d.dim_value or 1 for d in i.type.tensor_type.shape.dim) for i in model.graph.input}
     try:
-        pipeline.to_packed(pipeline.import_annotated(model, shapes=inputs))
+        pipeline.to_packed(pipeline.import_annotated(model, shapes=inputs, allow_float_tail=tail))
     except ModelError as e:
         found = ", ".join(dict.fromkeys(f"{p['layer']}: {p['reason']}" for p in e.problems()))
         raise ModelError(
