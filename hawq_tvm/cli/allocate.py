@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes, write_text
+from hawq_tvm.core.need import need
 
 from .input_options import add_shape, parse_shapes
 from .options import Command
@@ -247,10 +248,12 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.budget and not args.output and not args.json:
         raise UsageError("does not say where to write the bits", where="allocate", expected="-o BITS.json, or --json")
-    if args.plot and Path(args.plot).suffix.lower() not in (".svg", ".png"):
-        raise UsageError(
-            "a picture is PNG or SVG", where=f"--plot {args.plot}", expected="a name that ends in .png or .svg"
-        )
+    if args.plot:
+        if Path(args.plot).suffix.lower() not in (".svg", ".png"):
+            raise UsageError(
+                "a picture is PNG or SVG", where=f"--plot {args.plot}", expected="a name that ends in .png or .svg"
+            )
+        need("matplotlib")
 
 
 def _fixed(texts: list[str]) -> dict[str, str]:

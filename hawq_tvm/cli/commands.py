@@ -94,7 +94,7 @@ def _progress(args: argparse.Namespace) -> Callable[[str, Any], None] | None:
     def tell(step: str, report: Any) -> None:
         if report is not None:
             rewrites = f"{report.rewrites:>5} rewrites" if report.rewrites else " " * 14
-            ERR.print(f"  {step:<18} {rewrites} {report.seconds:8.2f} s")
+            ERR.print(f"  {step:<19} {rewrites} {report.seconds:8.2f} s")
 
     return tell
 

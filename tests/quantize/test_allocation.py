@@ -153,6 +153,7 @@ def test_several_budgets_hold_at_once() -> None:
 def test_budgets_are_read() -> None:
     assert (
         Budget.parse("size=6.5MB").value == 52_000_000
+        and Budget.parse("size=6500kB") == Budget("size", "absolute", Fraction(52_000_000), "size=6500kB")
         and Budget.parse("bops=72 G").value == 72 * 10**9
         and Budget.parse("latency=2.5ms").value == 2500
     )
@@ -163,6 +164,7 @@ def test_budgets_are_read() -> None:
     for text in ("speed=1", "size", "size=-1", "size=x", "bops=3MB", "size=2", "latency=1e3", "size=nan"):
         with pytest.raises(UsageError, match=r"--budget "):
             Budget.parse(text)
+    assert [readable("size", 8 * n) for n in (432, 500_000, 2304)] == ["432 B", "500 KB", "2.304 KB"]
     for resource, amount in (("size", 123_456_789), ("bops", 7 * 10**10), ("latency", 12.25), ("latency", 0.001)):
         again = Budget.parse(f"{resource}={readable(resource, amount, up=True)}").value
         assert amount <= again <= Fraction(amount) * Fraction(1001, 1000) + Fraction(8, 1000)
@@ -177,8 +179,8 @@ def test_infeasible_budgets_are_explained() -> None:
     with pytest.raises(
         InfeasibleError,
         match=(
-            r"size=90%: no assignment meets this budget; .*at most 900.000 B; found 950.000 B at least, by ends W8A8"
-            r" \(fixed\) 95%, small W4A8 5%; remedy: raise it to 950.000 B"
+            r"size=90%: no assignment meets this budget; .*at most 900 B; found 950 B at least, by ends W8A8"
+            r" \(fixed\) 95%, small W4A8 5%; remedy: raise it to 950 B"
         ),
     ):
         allocate(problem, [Budget.parse("size=90%")])
@@ -187,7 +189,7 @@ def test_infeasible_budgets_are_explained() -> None:
     with pytest.raises(
         InfeasibleError,
         match=(
-            r"latency=6us: no assignment meets this budget together with size=96%; .*found 10.000 us at least under"
+            r"latency=6us: no assignment meets this budget together with size=96%; .*found 10 us at least under"
             r" size=96%, by small W4A8 90%"
         ),
     ):

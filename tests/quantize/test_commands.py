@@ -183,6 +183,15 @@ def test_refusals(
     assert message in err and "Traceback" not in err and list(tmp_path.iterdir()) == []
 
 
+def test_a_picture_needs_matplotlib_before_anything_is_measured(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    state = tmp_path / "kept.npz"
+    assert main(arguments(place, "--plot", str(tmp_path / "f.svg"), "--state", str(state))) == 2
+    assert "this needs matplotlib" in capsys.readouterr().err and not state.exists()
+
+
 def test_wrong_commands(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, bits, budget = str(place / "net.onnx"), str(tmp_path / "bits.json"), ["--budget", "size=0.5"]
     for command, code, message in [

@@ -31,6 +31,7 @@ RESOURCES: dict[str, tuple[str, dict[str, Fraction]]] = {
         "bits",
         {
             "B": Fraction(8),
+            "kB": Fraction(8_000),
             "KB": Fraction(8_000),
             "MB": Fraction(8_000_000),
             "KiB": Fraction(8 * 2**10),
@@ -398,7 +399,8 @@ def readable(resource: str, amount: Fraction | float, up: bool = False) -> str:
         ((f, u) for f, u in zip(reversed(factors), reversed(units), strict=True) if amount >= f), (factors[0], units[0])
     )
     thousandths = Fraction(amount) / factor * 1000
-    return f"{(math.ceil(thousandths) if up else round(thousandths)) / 1000:.3f} {unit}"
+    digits = f"{(math.ceil(thousandths) if up else round(thousandths)) / 1000:.3f}"
+    return f"{digits.rstrip('0').rstrip('.')} {unit}"
 
 
 # -- the file of bits
