@@ -123,11 +123,13 @@ def show_profile(report: ProfileReport, out: Terminal) -> None:
         file=out.file, width=max(out.width, out.measure(table, options=out.options.update(width=WIDE)).maximum)
     )
     wide.print(table)
-    for name, ms, count in report.parts():
+    parts = report.parts()
+    longest = max(len(name) for name, _, _ in parts)
+    for name, ms, count in parts:
         kernels = f"  {count} kernel{'s' * (count != 1)}" if count else ""
-        out.print(f"{name:<16} {ms:9.4f} ms {ms / report.latency_ms:6.1%}{kernels}")
+        out.print(f"{name:<{longest}} {ms:9.4f} ms {ms / report.latency_ms:6.1%}{kernels}")
     out.print(
-        f"{'total':<16} {report.latency_ms:9.4f} ms         {report.gop:.4g} GOP, {report.tops:.3g} TOPS; "
+        f"{'total':<{longest}} {report.latency_ms:9.4f} ms         {report.gop:.4g} GOP, {report.tops:.3g} TOPS; "
         f"the instrument's {report.instrument_us:.2f} us per kernel are not in these times"
     )
 
