@@ -139,23 +139,23 @@ def add_recipe_options(sub: argparse.ArgumentParser) -> None:
         choices=("learned", "nearest"),
         default=None,
         help=(
-            "of what has fewer than 8 bits: learned block by block, with biases and steps, or nearest (default:"
-            " learned; for finetune nearest)"
+            "of what has fewer than 8 bits: learned from the data, block by block, with scales and biases, or nearest"
+            " (default: learned; for finetune nearest)"
         ),
     )
     sub.add_argument(
         "--effort",
-        default="good",
+        default="fast",
         metavar="fast|good|best|N",
         help=(
-            f"iterations of learning a block: {', '.join(f'{name} {n}' for name, n in EFFORTS.items())}, or N (default:"
-            " good)"
+            "iterations of learning a block behind the fit of its layers, taken where images apart agree:"
+            f" {', '.join(f'{name} {n}' for name, n in EFFORTS.items())}, or N (default: fast)"
         ),
     )
     sub.add_argument(
         "--bias-correction",
         action="store_true",
-        help="correct biases for the mean error of every layer's output where nothing is learned, too",
+        help="correct scales and biases for the deviation and mean of layers' outputs where nothing is learned, too",
     )
     sub.add_argument(
         "--equalize",
@@ -305,7 +305,7 @@ def _show_blocks(rows: Sequence[Mapping[str, Any]]) -> None:
     OUT.print(grid)
     learned = [row["iterations"] for row in rows if row["iterations"]]
     how = f"{len(learned)} of {len(rows)} blocks were learned, {max(learned)} iterations each" if learned else ""
-    say(f"{how or 'biases were corrected'}, in {sum(row['seconds'] for row in rows):.0f} s")
+    say(f"{how or 'scales and biases were corrected'}, in {sum(row['seconds'] for row in rows):.0f} s")
 
 
 def _show_smoothed(rows: Sequence[Mapping[str, Any]]) -> None:

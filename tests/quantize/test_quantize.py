@@ -372,7 +372,7 @@ def test_refusals(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         code, text = refused(calib=str(tmp_path / "bad.npz"))
         assert code == 2 and word in text
     assert (
-        refused("--effort", "0")[0]
+        refused("--effort", "0.5")[0]
         == refused("--effort", "much")[0]
         == refused("--percentile", "20", "--observer", "percentile")[0]
         == 2

@@ -83,23 +83,28 @@ def test_what_has_no_derivative_begins_a_block(place: Path) -> None:
 # ------------------------------------------------------------------------------------------------------
 
 
-def test_learned_rounding_is_the_default_and_helps(place: Path) -> None:
+def test_fitted_layers_are_the_default_and_help(place: Path) -> None:
     net = residual_net(batch=1)
     plain = post_training(net, place / "in.npz", Recipe("W4A8", rounding="nearest"))
-    learned = post_training(net, place / "in.npz", Recipe("W4A8", effort=150))
-    assert not plain.notes["blocks"] and len(learned.notes["blocks"]) == 4
-    for row in learned.notes["blocks"]:
-        assert row["error_after"] < row["error_before"] or not row["iterations"]
-    assert [row["iterations"] for row in learned.notes["blocks"]] == [0, 150, 150, 0]  # the ends have 8 bits
-    assert noise(net, learned) < 0.6 * noise(net, plain)
-    compiled_exactly(learned.model, images(2, seed=5))
+    ours = post_training(net, place / "in.npz", Recipe("W4A8"))
+    assert not plain.notes["blocks"] and len(ours.notes["blocks"]) == 4
+    for row in ours.notes["blocks"]:
+        assert row["error_after"] < row["error_before"] and row["iterations"] == 0
+    assert noise(net, ours) < 0.5 * noise(net, plain)
+    compiled_exactly(ours.model, images(2, seed=5))
 
 
-def test_steps_of_four_bits_are_learned(place: Path) -> None:
+def test_only_blocks_of_few_bits_are_learned(place: Path) -> None:
+    blocks = post_training(residual_net(batch=1), place / "in.npz", Recipe("W4A8", effort=20)).notes["blocks"]
+    assert [row["iterations"] for row in blocks] == [0, 20, 20, 0]  # the ends have 8 bits
+
+
+def test_steps_of_four_bits_are_learned(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruct, "JUDGING", 1)  # what is learned is judged by what it was learned on
     net = residual_net(batch=1)
     plain, learned = (
         post_training(net, place / "in.npz", recipe)
-        for recipe in (Recipe(4, rounding="nearest", equalize="relu"), Recipe(4, effort=400))
+        for recipe in (Recipe(4, rounding="nearest", equalize="relu"), Recipe(4, effort=100))
     )
     pairs = [
         (a["activation_bits"], a["activation_scale"] / b["activation_scale"])
@@ -107,39 +112,49 @@ def test_steps_of_four_bits_are_learned(place: Path) -> None:
     ]
     assert any(bits == 4 and ratio != 1 for bits, ratio in pairs)
     assert all(bits == 4 or ratio == 1 for bits, ratio in pairs) and all(0.5 <= ratio <= 2 for _, ratio in pairs)
-    assert noise(net, learned) < 0.8 * noise(net, plain)  # 0.60 to 0.68 by seed, and sums differ by threads and CPU
+    assert noise(net, learned) < 0.8 * noise(net, plain)  # 0.69 to 0.76 by seed
     compiled_exactly(learned.model, images(2, seed=5))
 
 
-def test_scales_of_channels_are_learned(place: Path) -> None:
-    net = residual_net(batch=1)
-    plain, learned = (
-        post_training(net, place / "in.npz", recipe).layers
-        for recipe in (Recipe("W4A8", rounding="nearest", equalize="relu"), Recipe("W4A8", effort=100))
-    )
-    pairs = [
-        (a["weight_bits"], x / y)
-        for a, b in zip(learned, plain, strict=True)
-        for x, y in zip(a["weight_scale"], b["weight_scale"], strict=True)
-    ]
-    assert any(bits == 4 and ratio != 1 for bits, ratio in pairs)
-    assert all(bits == 4 or ratio == 1 for bits, ratio in pairs) and all(0.5 <= ratio <= 2 for _, ratio in pairs)
+def test_what_is_learned_is_judged_by_other_images(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits the images that it was learned on, and fits others worse, is not taken."""
+    taught, real = list[int](), learned.Learner.run
+
+    def run(self: learned.Learner, cases: Any, *rest: Any) -> None:
+        taught.append(sum(case.size for case in cases))
+        real(self, cases, *rest)
+
+    def worse(self: learned.Learner) -> Any:
+        return {n: replace(one, codes=-one.codes) for n, one in self.rounded.items()}, self.grids
+
+    monkeypatch.setattr(learned.Learner, "run", run)
+    fitted = post_training(residual_net(), place / "in.npz", Recipe("W4A8", batch=2)).notes["blocks"]
+    monkeypatch.setattr(learned.Learner, "decided", worse)
+    ours = post_training(residual_net(), place / "in.npz", Recipe("W4A8", batch=2, effort=1)).notes["blocks"]
+    assert taught == [14, 14]
+    assert [row["error_after"] for row in ours] == [row["error_after"] for row in fitted]
 
 
-def test_biases_are_corrected_behind_learned_roundings(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = learned.Learner.decided
+def test_results_keep_their_mean_and_deviation() -> None:
+    layer, generator = from_onnx(residual_net()).layers[0], torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(4, 3, 3, 3, generator=generator), torch.randn(4, generator=generator)
+    ours = nearest(weight, bias, layer, 4, True, 1e-3)
+    sums, real = (torch.randn(4, 1000, generator=generator).double() for _ in range(2))
+    real = 1.3 * real + torch.arange(4.0)[:, None]
 
-    def off(self: learned.Learner) -> Any:
-        made, grids = real(self)
-        return {n: replace(one, bias=one.bias + 9) for n, one in made.items() if one.bias is not None}, grids
+    def results(one: Any) -> torch.Tensor:
+        return sums * one.scale[:, None] + one.bias[:, None]
 
-    monkeypatch.setattr(learned.Learner, "decided", off)
-    net = residual_net(batch=1)
-    plain, ours = (
-        post_training(net, place / "in.npz", Recipe("W4A8", effort=effort)) for effort in (1, 150)
-    )  # one iteration rounds to nearest
-    before, after = (one.notes["blocks"][2]["error_after"] for one in (plain, ours))
-    assert after < 0.7 * before  # 0.38 to 0.44 by seed; 9 off it would not be taken, and stay 1
+    def moments(values: torch.Tensor) -> torch.Tensor:
+        return torch.stack([values.mean(1), values.square().mean(1)])
+
+    made = reconstruct._moved(ours, moments(real), moments(results(ours)))
+    gain = made.scale / ours.scale
+    assert bool((gain <= 2).all()) and bool((gain >= 0.5).all()) and torch.equal(made.codes, ours.codes)
+    within = ((gain > 0.5) & (gain < 2)).nonzero().flatten()
+    found, wanted = moments(results(made)), moments(real)
+    assert torch.allclose(found[0], wanted[0], 0, 1e-5)  # float32 holds scales and biases
+    assert torch.allclose(found[1][within], wanted[1][within], 1e-5)
 
 
 def test_what_is_dropped_is_a_share() -> None:
@@ -204,7 +219,8 @@ def written(place: Path, state: Path | None = None, **options: Any) -> bytes:
     return bytes(post_training(residual_net(), place / "in.npz", recipe, state=state).model.SerializeToString())
 
 
-def test_one_seed_one_result(place: Path) -> None:
+def test_one_seed_one_result(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruct, "JUDGING", 1)  # what is learned is taken
     assert written(place) == written(place) != written(place, seed=1)
 
 

@@ -1,4 +1,4 @@
-"""How long the blocks of a network are learned."""
+"""How long the blocks of a network are learned behind the fit of their layers."""
 
 # Iterations a block.
-EFFORTS = {"fast": 60, "good": 250, "best": 2000}
+EFFORTS = {"fast": 0, "good": 250, "best": 2000}

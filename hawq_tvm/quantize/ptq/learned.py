@@ -62,11 +62,18 @@ class Case:
 class Learner:
     """What is learned of one block.
 
-    sizes: the root mean square of every layer's result in the float network, by layer.
+    sizes: the root mean square of every layer's result in the float network, by layer.  free: where weights begin, in
+    units of their scale, by layer; where the real ones are, for a layer that is not there.
     """
 
     def __init__(
-        self, block: Block, graph: FloatGraph, rounded: Mapping[str, Rounded], grids: Grids, sizes: Mapping[str, float]
+        self,
+        block: Block,
+        graph: FloatGraph,
+        rounded: Mapping[str, Rounded],
+        grids: Grids,
+        sizes: Mapping[str, float],
+        free: Values,
     ) -> None:
         self.block, self.graph, self.grids, self.sizes = block, graph, grids, sizes
         self.rounded = {layer.name: rounded[layer.name] for layer in block.layers}
@@ -76,7 +83,7 @@ class Learner:
         self.floors, self.logits = dict[str, Tensor](), dict[str, Tensor]()
         for name, ours in self.rounded.items():
             if ours.bits < FEW:
-                ratio = graph.parameters[ours.layer.weight] / self.scales[name]
+                ratio = free[name] if name in free else graph.parameters[ours.layer.weight] / self.scales[name]
                 self.floors[name] = ratio.floor()
                 part = (ratio - self.floors[name]).clamp(0.01, 0.99)
                 self.logits[name] = torch.log((part + 0.1) / (1.1 - part)).requires_grad_()

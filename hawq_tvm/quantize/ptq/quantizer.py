@@ -44,7 +44,7 @@ from .weights import Rounded, nearest
 from .widths import kept_depthwise, layer_bits
 
 # Which results one recipe gives: another number with every change of them, so that no run continues another's.
-METHOD = 3
+METHOD = 4
 # Unless a recipe says it, what is learned sees so many numbers of the network's inputs, on so few and so many images.
 NUMBERS, FEWEST, MOST = 2**24, 128, 1024
 
@@ -60,10 +60,11 @@ class Recipe:
     weights of the least error instead of the largest magnitude (None: below 8 bits).
     equalize: "off", "relu" or "relu6" (see `equalize.py`); None: "relu" where something is learned.  smooth: channels
     of what matrix products read, see `smooth.py`.
-    rounding: "learned" (what has fewer than 8 bits is reconstructed block by block, see `reconstruct.py`, and biases
-    are corrected) or "nearest"; None: learned, but nearest where fine-tuning follows.  effort: of what is learned, a
-    key of EFFORTS, or iterations a block.  correct_bias: also where nothing is learned.  Both use at most `images`
-    images (None: more of small ones, see `_some`).  batch: images at a time.
+    rounding: "learned" (what has fewer than 8 bits is fitted and reconstructed block by block, see `reconstruct.py`,
+    and scales and biases are corrected) or "nearest"; None: learned, but nearest where fine-tuning follows.
+    effort: behind the fit, a key of EFFORTS, or iterations a block.  correct_bias: scales and biases, also where
+    nothing is learned.  Both use at most `images` images (None: more of small ones, see `_some`).  batch: images at a
+    time.
     """
 
     bits: int | str | Path = 8
@@ -75,7 +76,7 @@ class Recipe:
     equalize: str | None = None
     correct_bias: bool = False
     rounding: str | None = None
-    effort: str | int = "good"
+    effort: str | int = "fast"
     images: int | None = None
     batch: int = 8
     seed: int = 0
@@ -95,7 +96,7 @@ class Recipe:
             expected = f"{', '.join(EFFORTS)}, or iterations a block"
             raise UsageError("is no effort", where=self.effort, expected=expected)
         for name, value, least in (
-            ("effort", self.iterations, 1),
+            ("effort", self.iterations, 0),
             ("images", self.images, 1),
             ("batch", self.batch, 1),
         ):
@@ -277,7 +278,7 @@ def _draft(
     points, grids, narrow, rounded = started.points, started.grids, started.narrow, started.rounded
     rows: list[dict[str, Any]] = []
     if learns or chosen.correct_bias:
-        plan = Plan(chosen.iterations if learns else 0, chosen.seed)
+        plan = Plan(learns, chosen.iterations if learns else 0, chosen.seed)
         held = grids_of(graph, points, grids, narrow)
         made = Reconstruction(graph, _some(data, graph, chosen), held, rounded, plan, tell)
         made.run(kept)

@@ -1,5 +1,5 @@
-"""The float and the quantized network side by side, block by block: what a block has of few bits is learned, and
-biases are corrected, where the quantized one has got to.
+"""The float and the quantized network side by side, block by block: what a block has of few bits is fitted and
+learned, and scales and biases are corrected, where the quantized one has got to.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 
 from .blocks import Block, blocks_of
+from .fitted import fit
 from .kept import Kept
-from .learned import Case, Learner
+from .learned import FEW, Case, Learner
+from .reads import matrices, rows
 from .simulated import Grids, through
 from .units import added_bias
 from .weights import Rounded, with_room
@@ -29,12 +31,17 @@ Tensors = Mapping[str, Tensor]
 # An iteration looks at so many elements of layers' results, but at no more than so many images.
 ELEMENTS, TOGETHER = 2**21, 32
 BIASED = ("Conv", "ConvTranspose", "Gemm")
+# A scale is corrected by no more than this factor.
+APART = 2.0
+# Every so many batches one judges what the others taught.
+JUDGING = 8
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to reconstruct: iterations a block (0: biases are corrected, and nothing is learned), and the seed."""
+    """How to reconstruct: whether weights of few bits are fitted, iterations a block behind that, and the seed."""
 
+    fits: bool
     iterations: int
     seed: int
 
@@ -100,26 +107,35 @@ class Reconstruction:
     def _block(self, number: int, block: Block, wanted: Sequence[Tensors]) -> dict[str, Any]:
         """Reconstruct a block; its row."""
         begun = time.perf_counter()
-        squares, means = defaultdict[str, list[float]](list), defaultdict[str, list[Tensor]](list)
-        elements = 0
+        moments, elements = defaultdict[str, list[Tensor]](list), 0
+        real, free = defaultdict[str, list[Tensor]](list), dict[str, Tensor]()
+        fitted = [layer for layer in block.layers if self._fits(layer)]
 
         def seen(layer: Layer, value: Tensor) -> None:
             nonlocal elements
             elements += value.numel()
-            squares[layer.name].append(float(value.square().mean()))
-            means[layer.name].append(_channel_mean(value, layer))
+            moments[layer.name].append(_moments(value, layer))
+
+        def read(layer: Layer, value: Tensor) -> None:
+            if layer in fitted:
+                real[layer.name].append(self._rows(layer, value))
 
         with torch.no_grad():
             for held in self.real:
-                through(block, self.graph, held, record=seen)
+                through(block, self.graph, held, record=seen, reads=read)
             before = self._error(block, self.rounded, self.grids, wanted)
-            real = {name: torch.stack(each).mean(0) for name, each in means.items()}
-            self.rounded = self._corrected(block, real, self.rounded, self.grids)
-        sizes = {name: math.sqrt(sum(each) / len(each)) for name, each in squares.items()}
-        learner = Learner(block, self.graph, self.rounded, self.grids, sizes)
+            results = {name: torch.stack(each).mean(0) for name, each in moments.items()}
+            for layer in block.layers:
+                if layer in fitted:
+                    own = self._read(block, layer)
+                    weight, other = self.graph.parameters[layer.weight], torch.cat(real.pop(layer.name), 1)
+                    self.rounded[layer.name], free[layer.name] = fit(self.rounded[layer.name], weight, own, other)
+                self.rounded = self._corrected(block, [layer], results, self.rounded, self.grids)
+        sizes = {name: math.sqrt(float(each[1].mean())) for name, each in results.items()}
+        learner = Learner(block, self.graph, self.rounded, self.grids, sizes, free)
         iterations = self.plan.iterations if learner.learns else 0
         if iterations:
-            self._learn(number, block, wanted, real, learner, elements)
+            self._learn(number, block, wanted, results, learner, elements)
         for layer in block.layers:
             ours, weight = self.rounded[layer.name], self.graph.parameters[layer.weight]
             step = self.grids.read(layer).scale
@@ -135,37 +151,65 @@ class Reconstruction:
             "seconds": round(time.perf_counter() - begun, 1),
         }
 
+    def _fits(self, layer: Layer) -> bool:
+        few = self.plan.fits and self.rounded[layer.name].bits < FEW
+        return few and matrices(self.graph.parameters[layer.weight], layer) is not None
+
+    def _rows(self, layer: Layer, value: Tensor) -> Tensor:
+        images = sum(len(next(iter(held.values()))) for held in self.real)
+        return rows(value, self.graph.parameters[layer.weight], layer, images)
+
+    def _read(self, block: Block, layer: Layer) -> Tensor:
+        """Rows of what a layer of the quantized network reads."""
+        found: list[Tensor] = []
+
+        def read(one: Layer, value: Tensor) -> None:
+            if one is layer:
+                found.append(self._rows(layer, value))
+
+        for held in self.integer:
+            through(block, self.graph, held, *_numbers(block, self.rounded), self.grids, reads=read)
+        return torch.cat(found, 1)
+
     def _learn(
         self,
         number: int,
         block: Block,
         wanted: Sequence[Tensors],
-        means: Tensors,
+        results: Tensors,
         learner: Learner,
         elements: int,
     ) -> None:
-        """Take what is learned where it is better than what there is.
+        """Take what is learned where it is better, on batches that did not teach it, than what there is.
 
         Where an iteration sees few images, biases end where the last of them pulled, and roundings that are decided at
-        the end move the means once more: biases are corrected again where that is better.
+        the end move the results once more: scales and biases are corrected again where that is better.
         """
         cases = [
             Case({n: r[n] for n in block.inputs}, {n: q[n] for n in block.inputs}, w)
             for r, q, w in zip(self.real, self.integer, wanted, strict=True)
         ]
+        every = min(JUDGING, len(cases))
+        judges = cases[every - 1 :: every]
+        taught = [case for i, case in enumerate(cases, 1) if i % every] or cases
         stacks = self._stacks(block, wanted)
-        count = sum(case.size for case in cases) if stacks else len(cases)
-        together = min(max(ELEMENTS * count // max(elements, 1), 1), TOGETHER, count)
-        learner.run(cases, together, stacks, self.plan.iterations, self.plan.seed * 1_000_003 + number)
+        count = sum(case.size for case in taught) if stacks else len(taught)
+        together = min(max(ELEMENTS * count * len(cases) // (max(elements, 1) * len(taught)), 1), TOGETHER, count)
+        learner.run(taught, together, stacks, self.plan.iterations, self.plan.seed * 1_000_003 + number)
         made, grids = learner.decided()
-        rounded = {**self.rounded, **made}
+        learned = {**self.rounded, **made}
+
+        def error(one: tuple[Mapping[str, Rounded], Grids]) -> float:
+            found = [through(block, self.graph, c.integer, *_numbers(block, one[0]), one[1]) for c in judges]
+            return _apart(found, [c.wanted for c in judges])
+
         with torch.no_grad():
             tried = (
                 (self.rounded, self.grids),
-                (rounded, grids),
-                (self._corrected(block, means, rounded, grids), grids),
+                (learned, grids),
+                (self._corrected(block, block.layers, results, learned, grids), grids),
             )
-            self.rounded, self.grids = min(tried, key=lambda one: self._error(block, one[0], one[1], wanted))
+            self.rounded, self.grids = min(tried, key=error)
 
     def _stacks(self, block: Block, wanted: Sequence[Tensors]) -> bool:
         """Whether a block computes two batches as one: the first dimension may be fixed, or be something else."""
@@ -190,25 +234,40 @@ class Reconstruction:
         return _apart(self._found(block, rounded, grids), wanted)
 
     def _corrected(
-        self, block: Block, means: Tensors, rounded: Mapping[str, Rounded], grids: Grids
+        self,
+        block: Block,
+        layers: Sequence[Layer],
+        results: Tensors,
+        rounded: Mapping[str, Rounded],
+        grids: Grids,
     ) -> dict[str, Rounded]:
-        """Every bias with the mean difference of the float and the quantized layer's results added, layer by layer
-        (Nagel et al., "Data-Free Quantization", 2019).
+        """Every scale and bias such that results have the float network's mean and deviation in every channel, layer by
+        layer (the means: Nagel et al., "Data-Free Quantization", 2019; the deviations: without them what is rounded
+        away is missing in every result, and a deep network fades).
         """
         kinds, made = {node.name: node.op for node in block.nodes}, dict(rounded)
-        for layer in (layer for layer in block.layers if kinds[layer.node] in BIASED):
+        for layer in (layer for layer in layers if kinds[layer.node] in BIASED):
             found: list[Tensor] = []
 
             def seen(one: Layer, value: Tensor, layer: Layer = layer, found: list[Tensor] = found) -> None:
                 if one is layer:
-                    found.append(_channel_mean(value, layer))
+                    found.append(_moments(value, layer))
 
             for held in self.integer:
                 through(block, self.graph, held, *_numbers(block, made), grids, record=seen)
-            ours = made[layer.name]
-            shift = (means[layer.name] - torch.stack(found).mean(0)).float()
-            made[layer.name] = replace(ours, bias=shift if ours.bias is None else ours.bias + shift)
+            made[layer.name] = _moved(made[layer.name], results[layer.name], torch.stack(found).mean(0))
         return made
+
+
+def _moved(ours: Rounded, wanted: Tensor, found: Tensor) -> Rounded:
+    """With the scales and biases that take the found moments of every output channel to the wanted ones."""
+    own, real = (v[1] - v[0].square() for v in (found, wanted))
+    own, real = (v.reshape(ours.layer.repeats, -1).sum(0) for v in (own, real))
+    gain = torch.where((own > 0) & (real > 0), (real / own).sqrt().clamp(1 / APART, APART), torch.ones_like(own))
+    scale = (ours.scale * gain).float()
+    gain = (scale.double() / ours.scale.double()).repeat(ours.layer.repeats)
+    bias = torch.zeros_like(gain) if ours.bias is None else ours.bias.double()
+    return replace(ours, scale=scale, bias=(wanted[0] - gain * (found[0] - bias)).float())
 
 
 def _numbers(block: Block, rounded: Mapping[str, Rounded]) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
@@ -224,6 +283,7 @@ def _apart(found: Sequence[Tensors], wanted: Sequence[Tensors]) -> float:
     return noise / max(power, 1e-30)
 
 
-def _channel_mean(value: Tensor, layer: Layer) -> Tensor:
-    """The mean of a layer's result in every output channel, float64."""
-    return value.movedim(-1 if layer.kind == "matmul" else 1, 0).flatten(1).double().mean(1)
+def _moments(value: Tensor, layer: Layer) -> Tensor:
+    """The mean of a layer's result and of its square in every output channel, float64 (2, channels)."""
+    channels = value.movedim(-1 if layer.kind == "matmul" else 1, 0).flatten(1).double()
+    return torch.stack([channels.mean(1), channels.square().mean(1)])

@@ -72,22 +72,27 @@ def through(
     grids: Grids | None = None,
     on: OnGrid | None = None,
     record: Callable[[Layer, Tensor], None] | None = None,
+    reads: Callable[[Layer, Tensor], None] | None = None,
 ) -> dict[str, Any]:
     """The outputs of a block.
 
     inputs: at least its own, already on their grids.  weights, biases: by layer instead of the network's.  grids: none
     for the float network.  on: puts a tensor on a grid (default: the nearest numbers).  record: called with every
-    layer's result.
+    layer's result.  reads: called with what every layer reads.
     """
     layers, values = {layer.node: layer for layer in block.layers}, dict(inputs)
     put = on or (grids.on if grids else None)
     for node in block.nodes:
         operands = [graph.parameters.get(n, values.get(n)) if n else None for n in node.inputs]
         layer = layers.get(node.name)
-        if layer is not None and weights is not None and biases is not None:
-            x, bias = values[layer.input], biases[layer.name]
+        if layer is not None:
+            x = values[layer.input]
             if grids and put and layer.name in grids.reads:
                 x = put(x, grids.reads[layer.name])
+            if reads is not None:
+                reads(layer, x)
+        if layer is not None and weights is not None and biases is not None:
+            bias = biases[layer.name]
             operands = [x, weights[layer.name], *([bias] if bias is not None else [])]
         found = computed(node, operands)
         results = found if isinstance(found, tuple) else (found,)
