@@ -156,7 +156,7 @@ class Reconstruction:
         return few and matrices(self.graph.parameters[layer.weight], layer) is not None
 
     def _rows(self, layer: Layer, value: Tensor) -> Tensor:
-        images = sum(len(next(iter(held.values()))) for held in self.real)
+        images = sum(max((len(v) for v in held.values() if v.ndim), default=1) for held in self.real)
         return rows(value, self.graph.parameters[layer.weight], layer, images)
 
     def _read(self, block: Block, layer: Layer) -> Tensor:
