@@ -18,6 +18,9 @@ from .show import interrupted
 from .terminal import ERR
 
 CHOICES, METRIC = "W8A8,W4A8,W4A4", "hessian"
+# What a table says itself, or has no use for.
+FOR_MODELS = ("shape", "calib", "choices", "free_ends", "no_ties", "per_block", "metric", "probes", "tolerance", "batch")
+FOR_MODELS += ("seed", "state", "mean", "std", "resize", "resample", "preprocess", "target", "threads")
 
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -100,6 +103,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--plot", metavar="FRONT.svg", help="draw the fronts, .svg or .png")
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
+    sub.set_defaults(default=sub.get_default)
     sub = verb("latency", "measure every layer's kernel in every choice of bits, for allocate --latency")
     sub.add_argument("model", help="a float .onnx or .pt2 file")
     sub.add_argument("-o", "--output", required=True, metavar="TABLE.json")
@@ -225,17 +229,9 @@ def _check(args: argparse.Namespace) -> None:
             expected="allocate MODEL --calib DATA, or allocate --table TABLE.json",
             found="both" if args.model else "neither",
         )
-    for option, given in (
-        ("--shape", bool(args.shape)),
-        ("--choices", args.choices != CHOICES),
-        ("--per-block", args.per_block),
-        ("--no-ties", args.no_ties),
-        ("--calib", bool(args.calib)),
-        ("--state", bool(args.state)),
-        ("--metric", args.metric != METRIC),
-    ):
-        if given and not args.model:
-            raise UsageError("is for a model", where=option, remedy="leave it out")
+    given = [name for name in FOR_MODELS if args.table and getattr(args, name) != args.default(name)]
+    if given:
+        raise UsageError("is for a model", where=f"--{given[0].replace('_', '-')}", remedy="leave it out")
     if args.per_block and args.no_ties:
         raise UsageError("do not go together", where="--per-block and --no-ties", remedy="leave one of them out")
     if args.model and not args.calib:

@@ -9,8 +9,8 @@ Without options a depthwise network is trained on Fashion-MNIST (Debian's datase
 512 training pictures and answers the 10,000 test pictures. With --pictures it is EfficientNet-Lite0 with its trained
 weights on labelled pictures of yours: 128 calibrate, evenly spaced, and it answers the others. All networks answer in
 ONNX Runtime. NNCF quantizes convolutions to 8 bits only, and is left out where it is not installed. A row that was
-measured stays: the same command continues. Needs the extras `quantize` and `bench`, for --pictures `demo`, which has
-the weights.
+measured stays, unless `quantize` has learned another method since: the same command continues. Needs the extras
+`quantize` and `bench`, for --pictures `demo`, which has the weights.
 """
 
 from __future__ import annotations
@@ -142,28 +142,28 @@ def row(model: Path, calibration: Path, data: Path, folder: Path, name: str) -> 
 
 
 def rows(names: Sequence[str], setup: Mapping[str, str], folder: Path) -> list[dict[str, Any]]:
-    """A row for every network, measured where none is kept.
+    """A row for every network, measured where none is kept that was made the same way.
 
-    Raises UsageError when what is kept was measured with another setup.
+    Raises UsageError when what is kept was measured with another model or data.
     """
     path, kept = folder / "rows.json", dict[str, dict[str, Any]]()
     model, calibration, data = files = [Path(setup[n]) for n in FILES]
-    told: dict[str, Any] = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
-    told |= {"method": METHOD, "recipes": {name: repr(recipe) for name, recipe in OURS.items()}}
+    told = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
     if path.exists():
         fields = read_json(path, "the rows of this command")
         if not isinstance(fields, dict) or fields.get("setup") != told:
             remedy = "remove it, or name another folder with --folder"
-            raise UsageError("was measured with another model, data or method", where=str(path), remedy=remedy)
+            raise UsageError("was measured with another model or other data", where=str(path), remedy=remedy)
         kept = {row["network"]: row for row in fields["rows"]}
     for name in names:
-        if name in kept:
+        made = f"method {METHOD}, {OURS[name]}" if name in OURS else ""
+        if name in kept and kept[name].get("made") == made:
             continue
         if name == NNCF and find_spec("nncf") is None:
             ERR.print("NNCF is not installed, and left out")
             continue
         ERR.print(name)
-        kept[name] = row(model, calibration, data, folder, name)
+        kept[name] = {"made": made, **row(model, calibration, data, folder, name)}
         write_text(path, json.dumps({"setup": told, "rows": list(kept.values())}, indent=1) + "\n")
     return [kept[name] for name in names if name in kept]
 

@@ -47,8 +47,13 @@ def test_a_table_counts_what_evaluate_counts_and_is_continued(
     monkeypatch.setattr(low_bits, "row", lambda *_: pytest.fail("measured again"))
     assert rows(names, setup, tmp_path) == found
     assert len(markdown(found).splitlines()) == 2 + len(names)
+    # Another method makes our rows anew, and no one else's.
+    again = list[str]()
+    monkeypatch.setattr(low_bits, "METHOD", -1)
+    monkeypatch.setattr(low_bits, "row", lambda *given: again.append(given[-1]) or found[names.index(given[-1])])
+    assert len(rows(names, setup, tmp_path)) == len(names) and again == [*OURS]
     np.savez(setup["data"], x=images(20, seed=2), labels=np.arange(20) % OUTPUTS)
-    with pytest.raises(UsageError, match="another model, data or method"):
+    with pytest.raises(UsageError, match="another model or other data"):
         rows([FLOAT], setup, tmp_path)
 
 

@@ -193,7 +193,12 @@ def test_a_least_of_0_is_proved(seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [["--metric", "trace"], ["--calib", "in.npz"], ["--state", "s.npz"], ["--no-ties"], ["--per-block"]]
+    "option",
+    [
+        *(["--metric", "trace"], ["--calib", "in.npz"], ["--state", "s.npz"], ["--no-ties"], ["--per-block"]),
+        *(["--probes", "16"], ["--batch", "8"], ["--seed", "1"], ["--free-ends"], ["--tolerance", "0.2"]),
+        *(["--mean", "127"], ["--preprocess", "p.json"], ["--target", "x86-avx2"], ["--threads", "1"]),
+    ],
 )
 def test_options_of_a_model_beside_a_table(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["allocate", "--table", "t.json", "--budget", "size=0.5", "--json", *option]) == 2
