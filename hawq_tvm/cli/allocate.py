@@ -19,8 +19,10 @@ from .terminal import ERR
 
 CHOICES, METRIC = "W8A8,W4A8,W4A4", "hessian"
 # What a table says itself, or has no use for.
-FOR_MODELS = ("shape", "calib", "choices", "free_ends", "no_ties", "per_block", "metric", "probes", "tolerance", "batch")
-FOR_MODELS += ("seed", "state", "mean", "std", "resize", "resample", "preprocess", "target", "threads")
+FOR_MODELS = (
+    *("shape", "calib", "choices", "free_ends", "no_ties", "per_block", "metric", "probes", "tolerance", "batch"),
+    *("seed", "state", "mean", "std", "resize", "resample", "preprocess", "target", "threads"),
+)
 
 
 def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -126,6 +128,7 @@ def _add_choices(sub: argparse.ArgumentParser) -> None:
 
 
 def _allocate(args: argparse.Namespace) -> int:
+    from hawq_tvm.quantize.allocate.budgets import Budget
     from hawq_tvm.quantize.allocate.plan import (
         Latencies,
         Problem,
@@ -136,7 +139,6 @@ def _allocate(args: argparse.Namespace) -> int:
         problem_of_table,
         read_latencies,
     )
-    from hawq_tvm.quantize.allocate.table import Budget
     from hawq_tvm.quantize.network.load import load_float
     from hawq_tvm.quantize.progress import measuring
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from hawq_tvm.quantize.allocate.table import BLOCK, readable
+from hawq_tvm.quantize.allocate.budgets import readable
+from hawq_tvm.quantize.allocate.table import BLOCK
 
 from .show import say
 from .terminal import OUT, Grid

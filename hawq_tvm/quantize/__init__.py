@@ -40,11 +40,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from hawq_tvm.quantize.allocate.budgets import Budget
     from hawq_tvm.quantize.allocate.latency import measure_latencies
     from hawq_tvm.quantize.allocate.measurement import measure
     from hawq_tvm.quantize.allocate.plan import problem, problem_of_table
     from hawq_tvm.quantize.allocate.sensitivity import Settings
-    from hawq_tvm.quantize.allocate.table import Budget
     from hawq_tvm.quantize.judge.evaluation import evaluate
     from hawq_tvm.quantize.judge.fake_comparison import compare_fake
     from hawq_tvm.quantize.network.data import open_data

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from hawq_tvm.core.errors import InputError, UsageError
 from hawq_tvm.quantize.allocate.allocation import InfeasibleError, allocate
+from hawq_tvm.quantize.allocate.budgets import RESOURCES, Budget, readable
 from hawq_tvm.quantize.allocate.pareto import draw, front
-from hawq_tvm.quantize.allocate.table import CHOICES, RESOURCES, Budget, Row, Table, parse_table, read_bits, readable
+from hawq_tvm.quantize.allocate.table import CHOICES, Row, Table, parse_table, read_bits
 
 from .published import RESNET18, RESNET18_IN_4_BITS, RESNET50, RESNET50_IN_4_BITS, table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -50,7 +51,12 @@ def test_a_table_counts_what_evaluate_counts_and_is_continued(
     # Another method makes our rows anew, and no one else's.
     again = list[str]()
     monkeypatch.setattr(low_bits, "METHOD", -1)
-    monkeypatch.setattr(low_bits, "row", lambda *given: again.append(given[-1]) or found[names.index(given[-1])])
+
+    def remade(*given: Any) -> dict[str, Any]:
+        again.append(given[-1])
+        return found[names.index(again[-1])]
+
+    monkeypatch.setattr(low_bits, "row", remade)
     assert len(rows(names, setup, tmp_path)) == len(names) and again == [*OURS]
     np.savez(setup["data"], x=images(20, seed=2), labels=np.arange(20) % OUTPUTS)
     with pytest.raises(UsageError, match="another model or other data"):

@@ -21,12 +21,13 @@ from hawq_tvm.cli import main
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.quantize.allocate import allocation, measurement, shifts
 from hawq_tvm.quantize.allocate.allocation import InfeasibleError, allocate
+from hawq_tvm.quantize.allocate.budgets import Budget
 from hawq_tvm.quantize.allocate.measurement import measure
 from hawq_tvm.quantize.allocate.pareto import front
 from hawq_tvm.quantize.allocate.plan import problem
 from hawq_tvm.quantize.allocate.quadratic import Choices, proved
 from hawq_tvm.quantize.allocate.sensitivity import Settings, Step
-from hawq_tvm.quantize.allocate.table import Budget, Row, Table
+from hawq_tvm.quantize.allocate.table import Row, Table
 from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.load import load_float
 

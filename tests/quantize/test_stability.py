@@ -13,12 +13,13 @@ import onnx
 import pytest
 
 from hawq_tvm.cli import main
+from hawq_tvm.quantize.allocate.budgets import Budget
 from hawq_tvm.quantize.allocate.measurement import SAMPLES, measure
 from hawq_tvm.quantize.allocate.plan import problem
 from hawq_tvm.quantize.allocate.sensitivity import Sensitivities, Settings
 from hawq_tvm.quantize.allocate.sizes import Sizes
 from hawq_tvm.quantize.allocate.stability import DRAWS, Verdict, judge
-from hawq_tvm.quantize.allocate.table import Budget, Row, Table
+from hawq_tvm.quantize.allocate.table import Row, Table
 from hawq_tvm.quantize.allocate.traces import added, estimated, spread
 from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.load import load_float

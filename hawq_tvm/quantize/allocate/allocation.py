@@ -18,8 +18,9 @@ from hawq_tvm.core.errors import HawqError, UsageError
 from hawq_tvm.core.need import need
 from hawq_tvm.core.printed import printed_elsewhere
 
+from .budgets import Budget, readable
 from .quadratic import Choices, proved, searched
-from .table import Budget, Row, Table, readable
+from .table import Row, Table
 
 # The objective is scaled to this span: HiGHS stops at an absolute gap of 1e-6, so the sum is the least one to 1e-9 of
 # the span.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from hawq_tvm.quantize.network.float_graph import FloatGraph
 from hawq_tvm.quantize.ptq.observers import Grid, Histogram, fitted
 from hawq_tvm.quantize.ptq.weights import nearest
 
+from .gradients import Gradients
 from .loss import Loss
 from .sensitivity import SIDES, Judge, Progress, Sensitivities, Settings, Step
 from .shifts import Shifts
@@ -47,10 +48,6 @@ SAMPLES = 16
 # Images at a time, where the model leaves that open: as many as have that many elements in what layers read, at least
 # and at most.
 ELEMENTS, BATCHES = 2**22, (4, 32)
-
-
-def _dot(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float((one * other).sum(dtype=torch.float64))
 
 
 def measure(
@@ -93,13 +90,8 @@ class _Measurement:
             raise UsageError(
                 "the model fixes its batch", where="--batch", expected=str(fixed), found=str(settings.batch)
             )
-        nodes = {n.name: n.inputs for n in graph.nodes}
-        self.edges = {one.node: i for i, one in enumerate(graph.layers)}
-        # The numbers of the operands that are a layer's input and its weight.
-        self.operands = {
-            one.node: (nodes[one.node].index(one.input), nodes[one.node].index(one.weight)) for one in graph.layers
-        }
         self.loss = Loss(graph, data)
+        self.gradients = Gradients(graph, self.loss)
         if not fixed and settings.batch and settings.batch > data.count:
             raise UsageError(
                 "is more images than there are", where=f"--batch {settings.batch}", expected=f"at most {data.count}"
@@ -226,29 +218,6 @@ class _Measurement:
             }
             yield [by_bits[widths(c)[0]] for c in self.settings.choices]
 
-    def _variables(
-        self, batch: Batch, chosen: Sequence[int] | Array
-    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """The losses of a batch, and the weights and inputs of the chosen layers as what they can be differentiated by.
-
-        A tensor that two layers read counts for each on its own.
-        """
-        ours = [self.graph.layers[i] for i in chosen]
-        weights = [self.graph.parameters[one.weight].detach().clone().requires_grad_() for one in ours]
-        activations: list[Any] = [None] * len(weights)
-        places = {one.node: i for i, one in enumerate(ours)}
-
-        def feed(node: str, operand: int, value: Any) -> Any:
-            i = places.get(node)
-            if i is None or operand not in self.operands[node]:
-                return None
-            if operand == self.operands[node][1]:
-                return weights[i]
-            activations[i] = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
-            return activations[i]
-
-        return self.loss.of(batch, feed=feed), weights, activations
-
     # -- the Hessian
     # ------------------------------------------------------------------------------------------------------
 
@@ -355,7 +324,7 @@ class _Measurement:
                 now = wanted[(counts[wanted] <= number) & (number < until)]
                 lacking = now[np.isnan(self.arrays["weight_samples"][number, now])]
                 if len(lacking):
-                    values = self._probe(number, batch, lacking)
+                    values = self.gradients.probed(batch, lacking, number, self.settings.seed)
                     for side, ours in zip(SIDES, values, strict=True):
                         self.arrays[f"{side}_samples"][number : number + PAIR, lacking] = ours
                     self._save()
@@ -374,26 +343,6 @@ class _Measurement:
             result.arrays[f"{side}_trace"], result.arrays[f"{side}_error"] = estimated(samples, result.counts)
             result.arrays[f"{side}_spread"] = spread(samples, result.counts, self.data.count // self.size or 1)
 
-    def _probe(self, number: int, batch: Batch, chosen: Array) -> tuple[Array, Array]:
-        """v^T H v of the chosen layers' weights, and of their inputs, for one batch and the PAIR of random signs from
-        that number on [sign, layer].  A layer's signs are its own, whichever others are chosen.
-        """
-        losses, weights, activations = self._variables(batch, chosen)
-        # Activations stand once per image: the mean loss's Hessian by them holds each image's, divided by the number of
-        # images.
-        variables = [*weights, *activations]
-        gradients = torch.autograd.grad(losses.mean(), variables, create_graph=True)
-        values = np.zeros((PAIR, len(SIDES), len(chosen)))
-        for k in range(PAIR):
-            for i, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
-                side, place = divmod(i, len(chosen))
-                told = f"{self.settings.seed} {number + k} {side} {chosen[place]}".encode()
-                random = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(told).digest()[:7], "big"))
-                sign = torch.randint(0, 2, variable.shape, generator=random, dtype=variable.dtype).mul_(2).sub_(1)
-                (product,) = torch.autograd.grad(gradient, variable, sign, retain_graph=True, materialize_grads=True)
-                values[k, side, place] = _dot(sign, product)
-        return values[:, 0], values[:, 1]
-
     # -- for comparison
     # ---------------------------------------------------------------------------------------------------
 
@@ -402,11 +351,7 @@ class _Measurement:
         totals: Array = np.zeros((2, len(self.graph.layers)))
         size = self.size if self.fixed else 1
         for done, batch in enumerate(self.data.batches(size, self.fixed), 1):
-            losses, weights, activations = self._variables(batch, range(len(self.graph.layers)))
-            for i in range(batch.size):
-                gradients = torch.autograd.grad(losses[i], [*weights, *activations], retain_graph=i + 1 < batch.size)
-                squares = [float(g.square().sum(dtype=torch.float64)) for g in gradients]
-                totals = totals + np.reshape(squares, (2, -1))
+            totals = totals + self.gradients.squares(batch)
             self.progress(Step("Fisher", done, -(-self.data.count // size)))
         self.arrays["weight_fisher"], self.arrays["activation_fisher"] = totals / sum(self.sizes)
         self._save()

@@ -19,7 +19,8 @@ from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.need import need
 
 from .allocation import allocate
-from .table import RESOURCES, Budget, Table
+from .budgets import RESOURCES, Budget
+from .table import Table
 
 # A front of more points is not computed: memory grows with points times layers.
 MOST_POINTS = 5_000_000

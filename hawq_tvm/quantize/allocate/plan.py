@@ -18,11 +18,12 @@ from hawq_tvm.quantize.network.pictures import Preprocess
 
 from .allocation import Allocation
 from .allocation import allocate as solve
+from .budgets import RESOURCES, Budget
 from .pareto import Front, draw, front
 from .sensitivity import Progress, Sensitivities, Settings
 from .sizes import blocked, end_layers, read_together, sizes_of, table_of
 from .stability import Verdict, judge
-from .table import RESOURCES, Budget, Table, parse_table
+from .table import Table, parse_table
 
 Latencies = Mapping[str, Mapping[str, float]]
 

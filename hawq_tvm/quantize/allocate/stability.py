@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from .allocation import allocate
+from .budgets import Budget
 from .sensitivity import Sensitivities
-from .table import Budget, Table
+from .table import Table
 
 Array = np.ndarray[Any, Any]
 # Drawn sets of sensitivities, and the share of the sum of sensitivities by which other bits must be better in one to
