@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from hawq_tvm.quantize.qat.training import Training, finetune
 
 _HOMES = {
-    "Budget": "allocate.table",
+    "Budget": "allocate.budgets",
     "Settings": "allocate.sensitivity",
     "load_float": "network.load",
     "measure": "allocate.measurement",

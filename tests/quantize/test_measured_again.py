@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 
+from hawq_tvm import quantize
 from hawq_tvm.cli import main
 from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.core.printed import printed_elsewhere
@@ -203,3 +204,8 @@ def test_a_least_of_0_is_proved(seed: int) -> None:
 def test_options_of_a_model_beside_a_table(option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["allocate", "--table", "t.json", "--budget", "size=0.5", "--json", *option]) == 2
     assert f"{option[0]}: is for a model" in capsys.readouterr().err
+
+
+def test_every_public_name_is_where_it_is_said() -> None:
+    assert sorted(quantize._HOMES) == sorted(quantize.__all__)
+    assert all(getattr(quantize, name) is not None for name in quantize.__all__)
