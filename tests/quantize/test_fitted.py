@@ -74,7 +74,9 @@ def test_rows_are_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     assert held.tolist() == [[[[0.0], [2.0], [5.0], [7.0]], [[10.0], [12.0], [15.0], [17.0]]]]
 
 
-def test_a_transposed_convolution_has_no_rows() -> None:
+def test_what_is_not_fitted_has_no_rows() -> None:
+    assert matrices(torch.ones(reads.WIDEST, 1), matmul()) is not None
+    assert matrices(torch.ones(reads.WIDEST + 1, 1), matmul()) is None
     assert matrices(torch.ones(2, 3, 2, 2), Layer("d", "d", "deconv", "x", "y", "w", "", 1)) is None
 
 

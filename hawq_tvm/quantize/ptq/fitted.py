@@ -78,7 +78,7 @@ def fit(ours: Rounded, weight: Tensor, read: Tensor, real: Tensor) -> tuple[Roun
     """The layer with fitted codes and scales, and where each weight would be if the others stayed, in steps of the
     scale and within half of one.
 
-    weight: of the float network.  read, real: as for `Covariance`.  Transposed convolutions have no rows.
+    weight: of the float network.  read, real: as for `Covariance`.  The layer has `matrices`.
     """
     given = matrices(weight, ours.layer)
     assert given is not None

@@ -9,17 +9,19 @@ from hawq_tvm.quantize.network.float_operators import padded
 
 Tensor = torch.Tensor
 # So many rows are enough, so many numbers in all, and so many multiplications for their covariance.
-ROWS, NUMBERS, PRODUCTS = 2**16, 2**25, 2**38
+ROWS, NUMBERS, PRODUCTS = 2**17, 2**26, 2**38
+# The covariance of more would take gigabytes.
+WIDEST = 4608
 
 
 def matrices(weight: Tensor, layer: Layer) -> Tensor | None:
     """The weight as (groups, outputs of a group, what each multiplies), float64; None for a transposed convolution, of
-    which no result reads all weights of its channel.
+    which no result reads all weights of its channel, and where an output multiplies more than WIDEST.
     """
-    if layer.kind == "deconv":
+    rows = weight.movedim(layer.channel_axis, 0).flatten(1)
+    if layer.kind == "deconv" or rows.shape[1] > WIDEST:
         return None
-    rows = weight.movedim(layer.channel_axis, 0).flatten(1).double()
-    return rows.reshape(layer.group, -1, rows.shape[1])
+    return rows.double().reshape(layer.group, -1, rows.shape[1])
 
 
 def unfolded(matrix: Tensor, like: Tensor, layer: Layer) -> Tensor:

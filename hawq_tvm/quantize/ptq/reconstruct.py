@@ -20,7 +20,7 @@ from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 from .blocks import Block, blocks_of
 from .fitted import fit
 from .kept import Kept
-from .learned import FEW, Case, Learner
+from .learned import Case, Learner
 from .reads import matrices, rows
 from .simulated import Grids, through
 from .units import added_bias
@@ -39,7 +39,7 @@ JUDGING = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """How to reconstruct: whether weights of few bits are fitted, iterations a block behind that, and the seed."""
+    """How to reconstruct: whether weights are fitted, iterations a block behind that, and the seed."""
 
     fits: bool
     iterations: int
@@ -152,8 +152,7 @@ class Reconstruction:
         }
 
     def _fits(self, layer: Layer) -> bool:
-        few = self.plan.fits and self.rounded[layer.name].bits < FEW
-        return few and matrices(self.graph.parameters[layer.weight], layer) is not None
+        return self.plan.fits and matrices(self.graph.parameters[layer.weight], layer) is not None
 
     def _rows(self, layer: Layer, value: Tensor) -> Tensor:
         images = sum(max((len(v) for v in held.values() if v.ndim), default=1) for held in self.real)
