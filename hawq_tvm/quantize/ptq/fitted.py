@@ -46,7 +46,7 @@ class Covariance:
             own[image % 2] += one / counts[image % 2]
             off[image % 2] += (y - x).mT @ x / x.shape[1] / counts[image % 2]
             squares += one.square() / images
-        self.halves = [(c, d) for c, d in zip(own.double(), off.double(), strict=True)][: min(images, 2)]
+        self.halves = list(zip(own.double(), off.double(), strict=True))[:images]
         shares = [count / images for count in counts]
         self.own, self.off = (sum(s * m for s, m in zip(shares, held.double(), strict=True)) for held in (own, off))
         self.drawn = self._drawn(squares.double(), images)

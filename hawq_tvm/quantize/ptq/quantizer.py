@@ -60,8 +60,9 @@ class Recipe:
     weights of the least error instead of the largest magnitude (None: below 8 bits).
     equalize: "off", "relu" or "relu6" (see `equalize.py`); None: "relu" where something is learned.  smooth: channels
     of what matrix products read, see `smooth.py`.
-    rounding: "learned" (what has fewer than 8 bits is fitted and reconstructed block by block, see `reconstruct.py`,
-    and scales and biases are corrected) or "nearest"; None: learned, but nearest where fine-tuning follows.
+    rounding: "learned" (where anything has fewer than 8 bits all layers are fitted, blocks of few bits are learned
+    behind that, and scales and biases are corrected, see `reconstruct.py`) or "nearest"; None: learned, but nearest
+    where fine-tuning follows.
     effort: behind the fit, a key of EFFORTS, or iterations a block.  correct_bias: scales and biases, also where
     nothing is learned.  Both use at most `images` images (None: more of small ones, see `_some`).  batch: images at a
     time.

@@ -1,4 +1,4 @@
-"""The float and the quantized network side by side, block by block: what a block has of few bits is fitted and
+"""The float and the quantized network side by side, block by block: layers are fitted, what a block has of few bits is
 learned, and scales and biases are corrected, where the quantized one has got to.
 """
 
