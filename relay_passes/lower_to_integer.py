@@ -354,9 +354,11 @@ class _Lowering:
         scale, zero = ops.const_value(call.args[1]), ops.const_value(call.args[2])
         if ops.is_const(data):
             q = ops.const_value(data)
+            if q.itemsize == 1 and not np.any(zero):
+                return Constant(q, scale)
             # 32 bits hold bytes less their zero point, with room for what follows.
             wide = q.astype(np.int32 if q.itemsize == 1 and np.all(np.abs(zero) < 1 << 8) else np.int64)
-            return Constant(wide - zero.astype(wide.dtype) if np.any(zero) else wide, scale)
+            return Constant(wide - zero.astype(wide.dtype), scale)
         return from_dequantize(data, scale, zero, ops.shape_of(data))
 
     def quantize(self, call: relax.Call, values: list[Any]) -> Any:

@@ -39,8 +39,12 @@ def is_const(expr: relax.Expr) -> bool:
 
 
 def const_value(expr: relax.Expr) -> np.ndarray[Any, Any]:
-    """The array of a Relax constant."""
-    value: np.ndarray[Any, Any] = expr.value.numpy()
+    """The array of a Relax constant, to be read only."""
+    try:
+        value: np.ndarray[Any, Any] = np.from_dlpack(expr.value)  # without a copy
+    except RuntimeError:  # of a type that NumPy has not
+        value = expr.value.numpy()
+    value.flags.writeable = False
     return value
 
 
@@ -241,8 +245,14 @@ def _call(name: str, args: list[relax.Expr], **attrs: Any) -> relax.Call:
 
 def const(value: Any, dtype: str) -> relax.Expr:
     """A Relax constant of the given dtype."""
-    # Of an array `relax.const` would make a copy before its own.
-    return relax.const(tvm.runtime.tensor(np.asarray(value, dtype, order="C")), dtype)
+    # Of an array `relax.const` would make a copy before its own, and TVM's own copy takes long to begin.
+    array = np.asarray(value, dtype)
+    made = tvm.runtime.empty(array.shape, array.dtype)
+    try:
+        np.from_dlpack(made)[...] = array
+    except RuntimeError:  # of a type that NumPy has not
+        made.copyfrom(array)
+    return relax.const(made, dtype)
 
 
 def quantize(

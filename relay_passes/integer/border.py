@@ -14,21 +14,9 @@ from tvm import relax
 
 from hawq_tvm.core import ops
 
+from .exact import integral, nearest
 from .fixed import fixed, single
-from .values import (
-    ALONE,
-    INFINITY,
-    Array,
-    Context,
-    Joined,
-    Real,
-    Term,
-    Value,
-    integral,
-    nearest,
-    with_bias,
-    with_integer_bias,
-)
+from .values import ALONE, INFINITY, Array, Context, Joined, Real, Term, Value, with_bias, with_integer_bias
 
 # Integers below 2^53 are float64 numbers as they are.
 EXACT_BITS = 53

@@ -14,6 +14,7 @@ from tvm import relax
 from hawq_tvm.core import ops
 
 from .elementwise import centred, with_one_zero
+from .exact import negative, rational
 from .fixed import narrowed, rows_and_columns, short, single, summand
 from .scores import probabilities
 from .values import (
@@ -28,8 +29,6 @@ from .values import (
     compress,
     integer_constant,
     is_uniform,
-    negative,
-    rational,
     summed,
 )
 from .weights import with_output_scales
@@ -219,7 +218,7 @@ def _times_constant(ctx: Context, a: Real, b: Constant) -> Real:
     x, b = summand(ctx, a, "matmul", b, (max(len(b.shape) - 2, 0),))
     if len(b.shape) == 1:
         scale = np.reshape(b.scale, (-1, 1)) if b.scale is not None and np.ndim(b.scale) else b.scale
-        return _column(ctx, _times_constant(ctx, a, replace(b, values=b.values.reshape(-1, 1), scale=scale)))
+        return _column(ctx, _times_constant(ctx, a, replace(b, stored=b.stored.reshape(-1, 1), scale=scale)))
     row_scale, factor = _row_scales(ctx, x, len(a.shape), len(b.shape))
     zero = broadcast_rank(x.zero, max(len(a.shape), 2))
     parts, lost = with_output_scales(ctx, b, factor, (len(b.shape) - 2,), "matmul")

@@ -17,9 +17,10 @@ from hawq_tvm.core.rescales import Rescales
 from hawq_tvm.core.threshold_search import round_exactly
 from hawq_tvm.core.thresholds import Proof
 
+from .exact import rational
 from .functions import Bounds, Clip, Function
 from .rescale import Output, approximated
-from .values import INFINITY, Array, Context, Curve, Real, Term, is_uniform, rational, with_bias
+from .values import INFINITY, Array, Context, Curve, Real, Term, is_uniform, with_bias
 
 NARROW = ("int8", "uint8", "int16", "uint16")
 GRID = arith.QType.of("int16")

@@ -13,6 +13,7 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 
+from .exact import rational
 from .fixed import exact_integers, factors, fixed, narrowed, real_of, settled, single
 from .functions import Clip
 from .values import (
@@ -33,7 +34,6 @@ from .values import (
     broadcast_rank,
     compress,
     is_uniform,
-    rational,
     summed,
     whole,
     widened,
@@ -64,7 +64,7 @@ def exact(ctx: Context, constant: Constant, op: str, *, infinite: bool = False) 
 
 
 def _check_size(ctx: Context, constant: Constant, op: str) -> None:
-    size = constant.values.size
+    size = constant.stored.size
     if size > LARGEST:
         raise ctx.fail(
             op, f"it computes with a constant of {size} numbers", "use scales and constants per tensor or per channel"
@@ -163,7 +163,7 @@ def _scaled(ctx: Context, a: Constant, factor: Array, op: str) -> Constant:
     """A constant times Fractions: one of integers keeps them, and so stays a quantized weight."""
     if a.scale is None or np.broadcast_shapes(a.shape, factor.shape) != a.shape:
         return Constant(np.asarray(exact(ctx, a, op) * factor, object))
-    return Constant(a.values, np.asarray(rational(compress(a.scale)) * factor, object))
+    return Constant(a.stored, np.asarray(rational(compress(a.scale)) * factor, object))
 
 
 def scale_by(ctx: Context, a: Value, factor: Array, op: str) -> Value:

@@ -17,6 +17,7 @@ from hawq_tvm.core import arith, ops
 from relay_passes.integer.rescale import Output
 
 from .curves import NARROW, own_integers, reach, values_of
+from .exact import integral, nearest
 from .quotients import quotient_interval
 from .realize import FIXED_BITS, realize
 from .values import (
@@ -33,8 +34,6 @@ from .values import (
     Softmax,
     Term,
     Value,
-    integral,
-    nearest,
     with_integer_bias,
 )
 from .weights import BITS as SCALE_BITS

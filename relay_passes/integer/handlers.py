@@ -11,8 +11,9 @@ from tvm import relax
 from hawq_tvm.core import ops
 
 from . import convolution, elementwise, gather, movement, normalization, pooling
+from .exact import rational
 from .functions import ELEMENTWISE
-from .values import INSERT, Constant, Context, Real, Value, is_uniform, rational
+from .values import INSERT, Constant, Context, Real, Value, is_uniform
 
 BOTH_SIDES = "quantize its input and its result (quantize/dequantize pairs before and after this node)"
 

@@ -11,9 +11,10 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops, stages
 
+from .exact import nearest, rational
 from .movement import MOVES
 from .rescale import Output
-from .values import Array, Context, Moved, Real, Term, is_uniform, nearest, rational
+from .values import Array, Context, Moved, Real, Term, is_uniform
 
 # Of them 24 within that range, as float32 has; with more, the multipliers beside it keep few bits (A4).
 BITS = 28

@@ -15,6 +15,7 @@ from hawq_tvm.core import arith, ibert, ibert_ops, ops, softmax_wide, thresholds
 from hawq_tvm.core.rescales import Lines, Rescales, dyadic_rescales
 from hawq_tvm.core.threshold_search import round_exactly
 
+from .exact import rational
 from .put_right import dyadic_call, put_right
 from .values import (
     LARGEST,
@@ -27,7 +28,6 @@ from .values import (
     broadcast_rank,
     compress,
     is_uniform,
-    rational,
     whole,
     with_bias,
 )

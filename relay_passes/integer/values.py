@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,8 @@ from hawq_tvm.core import arith, ops, stages
 from hawq_tvm.core.errors import ModelError, StageError
 from hawq_tvm.core.intervals import Interval, constant
 from hawq_tvm.core.operators import interval_of, partial_sums
+
+from .exact import nearest, negative, rational
 
 Array = NDArray[Any]
 INFINITY = float("inf")
@@ -40,49 +41,6 @@ class NotLowered(ModelError):
     def about(self, node: str) -> NotLowered:
         """The same, as it is told of a node of the user's model."""
         return NotLowered(node, self.op, f"cannot be integer: {self.message}", self.remedy)
-
-
-_fractions = np.frompyfunc(lambda x: x if type(x) is Fraction else Fraction(x), 1, 1)
-_nearest = np.frompyfunc(round, 1, 1)
-_numerator = np.frompyfunc(attrgetter("numerator"), 1, 1)
-integral = np.frompyfunc(lambda x: x.denominator == 1, 1, 1)
-
-
-def rational(array: Any) -> Array:
-    """The numbers of an array as Fractions, exactly.  Raises ValueError or OverflowError for a number that is not
-    finite.
-    """
-    return np.asarray(_fractions(array), object)
-
-
-def product(a: Array, b: Array) -> Array:
-    """The exact products of two arrays' numbers, as Fractions.
-
-    Where all numbers are float32's, float64 holds them: that is faster than to multiply Fractions.
-    """
-    singles = [_of_singles(np.asarray(array)) for array in (a, b)]
-    if singles[0] is not None and singles[1] is not None:
-        return rational(singles[0] * singles[1])
-    return np.asarray(rational(a) * rational(b), object)
-
-
-def _of_singles(array: Array) -> Array | None:
-    """The array in float64 where it is known to hold float32's."""
-    if array.dtype == object and array.size == 1 and isinstance(number := array.flat[0], Fraction):
-        below = number.denominator
-        short = number.numerator.bit_length() <= 24 and below & (below - 1) == 0 and below.bit_length() < 127
-        return np.full(array.shape, float(number)) if short else None
-    return array.astype(np.float64) if array.dtype == np.float32 else None
-
-
-def negative(array: Array) -> Array:
-    """Which Fractions are below 0."""
-    return np.asarray(_numerator(array) < 0, bool)
-
-
-def nearest(array: Array) -> Array:
-    """Fractions rounded to the nearest integers, ties to even, as Python's integers."""
-    return np.asarray(_nearest(array), object)
 
 
 def bound(value: Fraction | float) -> Fraction | float:
@@ -158,10 +116,17 @@ class Constant:
     do, the most that the roundings of one sum's add up to, in units.
     """
 
-    values: Array
+    stored: Array
     scale: Array | None = None
     rounded: bool = False
     off: float = 0.0
+
+    @property
+    def values(self) -> Array:
+        """What is stored, bytes in 32 bits: room for what follows, and made anew for each reader, for all weights at
+        once take long to be given memory.
+        """
+        return self.stored.astype(np.int32) if self.stored.dtype in (np.int8, np.uint8) else self.stored
 
     @property
     def real(self) -> Array:
@@ -179,12 +144,12 @@ class Constant:
         return np.asarray(self.values.astype(np.float64) * scale.astype(np.float64))
 
     def _beyond(self, most: int) -> bool:
-        return self.values.size > 0 and bool(np.max(self.values) >= most or np.min(self.values) <= -most)
+        return self.stored.size > 0 and bool(np.max(self.stored) >= most or np.min(self.stored) <= -most)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape."""
-        return tuple(self.values.shape)
+        return tuple(self.stored.shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ import numpy as np
 
 from hawq_tvm.core import arith
 
-from .values import LARGEST, Array, Constant, Context, broadcast_rank, compress, product, rational
+from .exact import product, rational
+from .values import LARGEST, Array, Constant, Context, broadcast_rank, compress
 
 # The largest scale of an output has as many bits as any multiplier (A3); a digit of a weight is an int8.
 BITS, DIGIT = arith.MANTISSA_BITS, 256

@@ -1,4 +1,4 @@
-"""Products of scales (values.product), which are made in float64 where that holds them, against fractions."""
+"""Products of scales (exact.product), which are made in float64 where that holds them, against fractions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from relay_passes.integer.values import negative, product, rational
+from relay_passes.integer.exact import negative, product, rational
 
 ENDS = np.array([np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal, -1.1, 0, 1 - 2.0**-24], np.float32)
 OTHERS = [
