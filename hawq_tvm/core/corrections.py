@@ -23,6 +23,8 @@ Offsets = Callable[[int], tuple[Array, Array]]
 
 # How far a correction may move a multiplier from the one nearest to its ratio.
 NEIGHBOURS = (0, 1, -1, 2, -2, 3, -3)
+# So many steps of a row tell first whether there is any hope.
+SOME = 512
 # Offsets that no step asks for, or forbids.
 _LEAST, _MOST = -(2**62), 2**62
 
@@ -40,10 +42,15 @@ def corrections(r: Rescales, rows: Array, rounding: str, steps: tuple[int, int])
             alike[along].append(row)
     found: list[Array] = [np.zeros(0, np.int64)]
     parts = [r.rows(found[0])]
-    some = max(1, AT_ONCE // max(1, steps[1] - steps[0] + 1))
+    levels = steps[1] - steps[0] + 1
+    # Some of the steps are often enough to see that there is none, or which are left.
+    stride = max(1, levels // SOME)
     for along, members in alike.items():
-        for start in range(0, len(members), some):
-            chosen = np.array(members[start : start + some])
+        left = np.array(members)
+        if stride > 1:
+            chunks = _in_chunks(left, levels // stride + 1)
+            left = np.concatenate([c[_hopeful(r.rows(c), along, rounding, steps, stride)] for c in chunks])
+        for chosen in _in_chunks(left, levels):
             right, part = _put_right(r.rows(chosen), along, rounding, steps)
             found.append(chosen[right])
             parts.append(part)
@@ -69,34 +76,50 @@ def _along(r: Rescales, boxes: Sequence[tuple[Array, Array]], row: int) -> tuple
     return tuple(along) if max(along) >= 0 else ()
 
 
+def _in_chunks(rows: Array, levels: int) -> list[Array]:
+    """Rows of so many steps each, as many at once as a cache holds."""
+    some = max(1, AT_ONCE // max(1, levels))
+    return [rows[start : start + some] for start in range(0, len(rows), some)]
+
+
+def _moving(r: Rescales, along: Sequence[int]) -> list[tuple[int, Array, Array]]:
+    """The operand and the bounds of each box that moves."""
+    return [(operand, *box) for operand, box in zip(along, r.boxes(), strict=True) if operand >= 0]
+
+
+def _neighbours(boxes: int) -> list[tuple[int, ...]]:
+    """The places in NEIGHBOURS for each box, the nearest together first."""
+    return sorted(product(range(len(NEIGHBOURS)), repeat=boxes), key=sum)
+
+
+def _hopeful(r: Rescales, along: Sequence[int], rounding: str, steps: tuple[int, int], stride: int) -> Array:
+    """Which rows have an offset that puts each stride-th threshold right, with any of the multipliers."""
+    boxes = _moving(r, along)
+    some = _all_offsets(r, boxes, rounding, steps, stride)
+    hopeful: Array = np.any([np.less_equal(*_common(some, n)) for n in _neighbours(len(boxes))], axis=0)
+    return hopeful
+
+
 def _put_right(r: Rescales, along: Sequence[int], rounding: str, steps: tuple[int, int]) -> tuple[Array, Rescales]:
     """Which rows can be put right, and their rescales: with the first multipliers for which there is an offset."""
-    boxes = [(operand, *box) for operand, box in zip(along, r.boxes(), strict=True) if operand >= 0]
-    left: Array = np.arange(len(r))
-    # Some of the steps are often enough to see that there is none, or which are left.
-    stride = max(1, (steps[1] - steps[0]) // 512)
-    neighbours = sorted(product(range(len(NEIGHBOURS)), repeat=len(boxes)), key=sum)
-    if stride > 1:
-        some = _all_offsets(r, boxes, rounding, steps, stride)
-        left = left[np.any([np.less_equal(*_common(some, n)) for n in neighbours], axis=0)]
+    boxes = _moving(r, along)
     multipliers, offset = r.dyadic.factors.copy(), r.dyadic.constant.copy()
     right = np.zeros(len(r), bool)
-    of = r.rows(left)
-    every = _all_offsets(of, [(o, low[left], high[left]) for o, low, high in boxes], rounding, steps, 1)
+    every = _all_offsets(r, boxes, rounding, steps, 1)
     operands = [operand for operand, *_ in boxes]
-    reach = np.maximum(np.abs(of.lows), np.abs(of.highs))
-    for changes in neighbours if left.size else ():
+    reach = np.maximum(np.abs(r.lows), np.abs(r.highs))
+    for changes in _neighbours(len(boxes)):
         least, most = _common(every, changes)
-        moved = of.dyadic.factors.copy()
+        moved = r.dyadic.factors.copy()
         for change, operand in zip(changes, operands, strict=True):
-            moved[:, operand] += np.where(of.real.factors[:, operand] > 0, 1, -1).astype(object) * NEIGHBOURS[change]
-        nearest = np.minimum(np.maximum(of.dyadic.constant, least.astype(object)), most.astype(object))
-        worst = (reach * np.abs(moved)).sum(axis=1) + np.abs(nearest) + arith.rounding_room(of.shift, rounding)
+            moved[:, operand] += np.where(r.real.factors[:, operand] > 0, 1, -1).astype(object) * NEIGHBOURS[change]
+        nearest = np.minimum(np.maximum(r.dyadic.constant, least.astype(object)), most.astype(object))
+        worst = (reach * np.abs(moved)).sum(axis=1) + np.abs(nearest) + arith.rounding_room(r.shift, rounding)
         fits = (worst < arith.INT64_LIMIT) & np.all(np.abs(moved) < 2**arith.MANTISSA_BITS, axis=1)
-        chosen = (least <= most) & fits.astype(bool) & ~right[left]
-        multipliers[left[chosen]], offset[left[chosen]] = moved[chosen], nearest[chosen]
-        right[left[chosen]] = True
-        if right[left].all():
+        chosen = (least <= most) & fits.astype(bool) & ~right
+        multipliers[chosen], offset[chosen] = moved[chosen], nearest[chosen]
+        right[chosen] = True
+        if right.all():
             break
     return right, r.changed(multipliers, offset).rows(right)
 
@@ -104,15 +127,7 @@ def _put_right(r: Rescales, along: Sequence[int], rounding: str, steps: tuple[in
 def _all_offsets(
     r: Rescales, boxes: Sequence[tuple[int, Array, Array]], rounding: str, steps: tuple[int, int], stride: int
 ) -> list[Offsets]:
-    return [
-        cache(_offsets(searches_of(r, low, high), r.shift, rounding, steps, stride)) if len(r) else _none
-        for _, low, high in boxes
-    ]
-
-
-def _none(neighbour: int) -> tuple[Array, Array]:
-    del neighbour
-    return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    return [cache(_offsets(searches_of(r, low, high), r.shift, rounding, steps, stride)) for _, low, high in boxes]
 
 
 def _common(offsets: Sequence[Offsets], neighbours: Sequence[int]) -> tuple[Array, Array]:

@@ -36,18 +36,18 @@ AT_ONCE = 1 << 16
 def round_exactly(value: Fraction, rounding: str) -> int:
     """An exact rational rounded to an integer by the named rule of section 3 ("double" has none)."""
     k = value.__floor__() + 1
-    boundary = Fraction(_twice_boundary(k, rounding), 2)
-    return k if value > boundary or (value == boundary and _inclusive(k, rounding)) else k - 1
+    boundary = Fraction(twice_boundary(k, rounding), 2)
+    return k if value > boundary or (value == boundary and inclusive(k, rounding)) else k - 1
 
 
-def _twice_boundary(k: Any, rounding: str) -> Any:
+def twice_boundary(k: Any, rounding: str) -> Any:
     """Twice the number at which the result steps from k - 1 to k: k - 1/2, or k or k - 1 when the rounding is
     directed.
     """
-    return 2 * k - 1 if rounding not in arith.DIRECTED else 2 * k - 2 + 2 * _inclusive(k, rounding)
+    return 2 * k - 1 if rounding not in arith.DIRECTED else 2 * k - 2 + 2 * inclusive(k, rounding)
 
 
-def _inclusive(k: Any, rounding: str) -> Any:
+def inclusive(k: Any, rounding: str) -> Any:
     """Whether the boundary of k itself rounds to k; of one k or an array."""
     if rounding == "half_even":
         return k % 2 == 0
@@ -61,8 +61,8 @@ class Steps:
 
     def __init__(self, steps: tuple[int, int], rounding: str, stride: int = 1) -> None:
         self.k = np.arange(steps[0], steps[1] + 1, stride)
-        self.twice = np.asarray(_twice_boundary(self.k, rounding), np.int64)
-        self.inclusive = np.asarray(_inclusive(self.k, rounding), bool)
+        self.twice = np.asarray(twice_boundary(self.k, rounding), np.int64)
+        self.inclusive = np.asarray(inclusive(self.k, rounding), bool)
         self.boundary = self.twice / 2
 
     def exact(self, at: Array, first: Array, rest: Array, denominator: Array) -> Array:
@@ -96,6 +96,11 @@ class Searches:
     def __len__(self) -> int:
         """How many rows there are."""
         return len(self.owner)
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other operands are left."""
+        return not self.count.shape[1]
 
     @property
     def combinations(self) -> Array:

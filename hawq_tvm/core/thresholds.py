@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from . import arith
+from . import arith, threshold_sums
 from .corrections import corrections
 from .rescales import Rescale as Rescale
 from .rescales import Rescales
@@ -137,7 +137,10 @@ def _proofs(rescales: Rescales, rounding: str, steps: tuple[int, int]) -> _Proof
     if int(searches.combinations.sum()) * levels > MAX_ENUMERATED:
         return None
     if len(searches) and levels > 0:
-        found = Table(searches, Steps(steps, rounding)).compare()
+        if searches.alone and levels >= threshold_sums.MANY:
+            found: tuple[Array, Array] | None = threshold_sums.counted(searches, rounding, steps)
+        else:
+            found = Table(searches, Steps(steps, rounding)).compare()
         if found is None:
             return None
         np.add.at(thresholds, searches.owner, found[0])
