@@ -156,7 +156,10 @@ def pad(ctx: Context, call: relax.Call, x: Value) -> Value:
     data = ctx.emit(relax.op.nn.pad(data, width, "constant", level), "pad")
     scale = broadcast_rank(term.scale, len(x.shape))
     beside = [(a, b) if n > 1 else (0, 0) for a, b, n in zip(width[0::2], width[1::2], scale.shape, strict=True)]
-    return Real(ops.shape_of(data), (summed(replace(term, data=data, scale=np.pad(scale, beside, mode="edge"))),))
+    # An integer 0 does not tell that the border's is -0.
+    signed = term.signed and not (value == 0 and np.signbit(value))
+    padded = replace(term, data=data, scale=np.pad(scale, beside, mode="edge"), signed=signed)
+    return Real(ops.shape_of(data), (summed(padded),))
 
 
 def _level(x: Real, value: float) -> int | None:

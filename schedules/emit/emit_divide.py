@@ -28,7 +28,9 @@ def _divide(e: Emission, call: relax.Call) -> te.Tensor:
         magnitude = _rounded(tirx.Max(n, zero - n), tirx.Max(tirx.Max(d, zero - d), _i64(1)), sign, rounding)
         result = tirx.Min(tirx.Max(((magnitude ^ sign) - sign) + zero_point, low), high)
         beyond = tirx.Select(n > zero, high, tirx.Select(n < zero, low, undefined))
-        return tirx.Select(d.equal(zero), beyond, result).astype(dtype)
+        # Picked by a mask: of a Select the simplifier knows that d is not 0 beside it, and takes the guard away.
+        nothing = zero - d.equal(zero).astype("int64")
+        return (result ^ ((result ^ beyond) & nothing)).astype(dtype)
 
     return te.compute(out_shape(call), element, name=division.NAME[5:])
 

@@ -166,6 +166,20 @@ def test_sums_divided_by_bytes() -> None:
     assert not certificate["distances"] and (steps > 0).sum() <= 1
 
 
+@pytest.mark.parametrize("zero", [0, 128])
+def test_bytes_that_may_be_0_and_never_below(zero: int) -> None:
+    """A division by 0 stops a process: the kernel keeps every divisor from it, whatever bounds the compiler knows."""
+    g = Graph(opset=17)
+    a, b = (g.qdq(g.input(n, [2, 3, 16], 1), np.float32(0.02), z, "uint8") for n, z in (("a", zero), ("b", 0)))
+    model = g.model([float_output(g.qdq(g.node("Div", [a, b]), np.float32(0.01), 3))])
+    rng = np.random.default_rng(0)
+    feed = {n: rng.uniform(-2, 4, (2, 3, 16)).astype(np.float32) for n in "ab"}
+    feed["a"][0, 0, :4], feed["b"][0, 0, 2:6] = 0, 0
+    package = ht.compile(model)
+    np.testing.assert_array_equal(*(next(iter(r.values())) for r in (package.run(feed), simulated(model, feed))))
+    assert package.verify(random=1, seed=0).ok
+
+
 def test_integers_too_wide_for_the_ratio() -> None:
     """32 bits of both take those that the ratio would have: how far it is off is stated."""
     g = Graph(opset=17)
@@ -241,6 +255,18 @@ def test_what_may_divide_by_zero_must_be_quantized() -> None:
     refused(sums, "divides by a tensor that may be 0, and no quantize gives it integers of its own")
 
 
+def test_quotients_that_are_functions_must_be_clipped() -> None:
+    """A tensor over itself is a function of one tensor, as 1 / b is, and neither has a value at every byte."""
+    refused(
+        lambda g, x, b: g.qdq(g.node("Div", [x, x]), 0.01), "its function is not a number for some quantized inputs"
+    )
+
+    def inverse(g: Graph, x: str, b: str) -> str:
+        return g.qdq(g.node("Mul", [x, g.node("Reciprocal", [g.qdq(b, 0.01)])]), 0.05, 120)
+
+    refused(inverse, "its input is a function that is not bounded where its own input can be")
+
+
 def ints(g: Graph, *values: int) -> str:
     return g.constant(np.array(values), TensorProto.INT64)
 
@@ -268,6 +294,12 @@ def turned(g: Graph, b: str) -> str:
     return g.node("Transpose", [b], perm=[0, 1, 3, 2])
 
 
+def bordered(g: Graph, b: str, value: float) -> str:
+    return g.node(
+        "Pad", [g.node("Slice", [b, ints(g, 1), ints(g, 16), ints(g, 2)]), ints(g, *[0] * 6, 1, 0), number(g, value)]
+    )
+
+
 ZEROS = {
     "as it is": lambda g, b: b,
     "negated": lambda g, b: g.node("Neg", [b]),
@@ -278,6 +310,7 @@ ZEROS = {
     "negated behind it": lambda g, b: g.node("Neg", [bytewise(g, b, -1, 64)]),
     "added to itself": lambda g, b: g.node("Sub", [g.node("Mul", [b, number(g, 3)]), b]),
     "a sum of elements": lambda g, b: g.node("ReduceSum", [b, g.constant([3], TensorProto.INT64)]),
+    "a border of 0": lambda g, b: bordered(g, b, 0.0),
     "two that are never below 0": lambda g, b: g.node("Mul", [g.node("Relu", [b]), turned(g, g.node("Relu", [b]))]),
 }
 
@@ -304,8 +337,21 @@ def test_the_sign_of_a_zero_is_that_of_the_floats(name: str) -> None:
         lambda g, b: g.node("ReduceSum", [g.node("Neg", [b]), g.constant([3], TensorProto.INT64)]),
         lambda g, b: g.node("Min", [b, number(g, -0.0)]),
         lambda g, b: g.node("Clip", [b, number(g, -1), number(g, -0.0)]),
+        lambda g, b: bordered(g, b, -0.0),
     ],
-    ids=["c - x", "0 - x", "-x + 0", "x - 3x", "-(0 - x)", "a product", "a maximum", "a sum", "-0", "a clip at -0"],
+    ids=[
+        "c - x",
+        "0 - x",
+        "-x + 0",
+        "x - 3x",
+        "-(0 - x)",
+        "a product",
+        "a maximum",
+        "a sum",
+        "-0",
+        "a clip at -0",
+        "-0s",
+    ],
 )
 def test_a_zero_of_unknown_sign_must_be_quantized(divisor: Any) -> None:
     error = agreed(divided(divisor))
