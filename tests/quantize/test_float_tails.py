@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import TensorProto, helper
 
 import hawq_tvm as ht
 from hawq_tvm.cli import main
 from hawq_tvm.core.errors import ModelError
 from hawq_tvm.quantize.network.float_onnx import from_onnx
+from hawq_tvm.quantize.network.program_onnx import onnx_of_program
+from hawq_tvm.quantize.ptq.quantizer import post_training
 
 from .networks import FloatNet, images
 
@@ -103,6 +107,94 @@ def test_the_end_stays_float(name: str, tmp_path: Path, capsys: pytest.CaptureFi
     for (key, value), other in zip(found.items(), wanted, strict=True):
         assert value.shape == other.shape and key in told["outputs"]
         np.testing.assert_allclose(value, other, atol=0.05)  # ONNX Runtime rounds the layers before in float
+
+
+def best(g: FloatNet) -> list[str]:
+    """Scores of which all but the three best are 0: a classifier whose end is TopK."""
+    scores = g.node("ReduceMean", body(g, 6), ints(g, 2, 3), keepdims=0)
+    top, at = g.several("TopK", 2, scores, ints(g, 3))
+    return [g.node("ScatterElements", g.constant(np.zeros((1, 6))), at, top, axis=1)]
+
+
+def test_a_classifier_with_a_float_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`evaluate` counts the same of the file and of its package, and neither is one where its end gives no scores."""
+
+    def evaluated(name: str, code: int = 0) -> dict[str, Any]:
+        assert main(["evaluate", str(tmp_path / name), "--data", str(tmp_path / "d.npz"), "--json"]) == code
+        return json.loads(capsys.readouterr().out)
+
+    x = images(16)
+    onnx.save(network(best), tmp_path / "f.onnx")
+    wanted = onnxruntime.InferenceSession(tmp_path / "f.onnx")
+    classes = np.concatenate([wanted.run(None, {"x": x[i : i + 1]})[0].argmax(1) for i in range(16)])
+    np.savez(tmp_path / "d.npz", x=x, labels=classes)
+    calib = ["--calib", str(tmp_path / "d.npz"), "-o", str(tmp_path / "q.onnx")]
+    assert main(["quantize", str(tmp_path / "f.onnx"), *calib, "--quiet"]) == 0
+    package = ht.compile(str(tmp_path / "q.onnx"), allow_float_tail=True)
+    package.save(tmp_path / "q.hawq")
+    package.verify(random=1, seed=0).raise_if_mismatch()
+    capsys.readouterr()
+    float_file, file, ours = (evaluated(name) for name in ("f.onnx", "q.onnx", "q.hawq"))
+    assert float_file["top1"] == 1.0 and ours["top1"] >= 0.9
+    assert {**file, "model": ""} == {**ours, "model": ""}
+
+    onnx.save(network(poses), tmp_path / "f.onnx")
+    assert main(["quantize", str(tmp_path / "f.onnx"), *calib, "--quiet"]) == 0
+    ht.compile(str(tmp_path / "q.onnx"), allow_float_tail=True).save(tmp_path / "q.hawq")
+    capsys.readouterr()
+    told = [evaluated(name, 3) for name in ("f.onnx", "q.onnx", "q.hawq")]
+    assert all(one["message"] == "is no classifier" and "onnx.utils.extract_model" in one["remedy"] for one in told)
+    assert len({one["found"] for one in told}) == 1, told
+
+
+class Best(torch.nn.Module):
+    """Two layers and what `end` makes of their result."""
+
+    def __init__(self, end: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.last, self.end = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 6, 1), end
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.end(self.last(torch.relu(self.first(x))))
+
+
+def exported(end: Callable[[torch.Tensor], Any]) -> torch.export.ExportedProgram:
+    torch.manual_seed(0)
+    return torch.export.export(Best(end).eval(), (torch.from_numpy(images(1)),))
+
+
+def test_the_end_of_a_program_stays_float(tmp_path: Path) -> None:
+    """A .pt2 file is quantized as the ONNX file of the same network is."""
+    program, x = exported(lambda y: tuple(torch.topk(y.flatten(2).sigmoid(), 5, dim=2))), images(4)
+    torch.export.save(program, tmp_path / "f.pt2")
+    np.savez(tmp_path / "in.npz", x=x)
+    found = post_training(tmp_path / "f.pt2", tmp_path / "in.npz")
+    assert len(found.notes["float_tail"]["tensors"]) == 1 and [row["layer"] for row in found.layers] == [
+        "first",
+        "last",
+    ]
+    package = ht.compile(found.model, allow_float_tail=True)
+    package.verify(random=1, seed=0).raise_if_mismatch()
+    best, at = package.run({"x": x[:1]}).values()
+    wanted, places = program.module()(torch.from_numpy(x[:1]))
+    np.testing.assert_allclose(best, wanted.detach(), atol=0.02)
+    assert at.shape == places.shape and at.dtype == np.int64
+
+
+def test_writes_that_an_export_loses_are_refused() -> None:
+    """PyTorch's exporter makes a table of zeros of this, without a word."""
+
+    def table(y: torch.Tensor) -> torch.Tensor:
+        made = torch.zeros(6, 1)
+        for k in range(6):
+            made[k, 0] = y[0, k].max()
+        return made
+
+    with pytest.raises(
+        ModelError, match=r"copy_: writes into part of a tensor, which PyTorch's exporter to ONNX loses"
+    ):
+        onnx_of_program(exported(table))
+    onnx_of_program(exported(lambda y: y.flatten(1).relu_()))  # nothing reads what it was
 
 
 def test_what_takes_no_end_names_the_fewest_tensors(tmp_path: Path) -> None:

@@ -105,8 +105,10 @@ def _dtype(text: str) -> str:
 
 
 def _classes_of(outputs: dict[str, Array], where: str) -> Array:
+    remedy = "end the model at its scores (onnx.utils.extract_model), and give what is made of that"
     if len(outputs) != 1:
-        raise ModelError("is no classifier", where=where, expected="one output of scores", found=", ".join(outputs))
+        found = ", ".join(outputs)
+        raise ModelError("is no classifier", where=where, expected="one output of scores", found=found, remedy=remedy)
     ((name, value),) = outputs.items()
     scores = value.reshape(len(value), -1) if value.ndim > 1 else value.reshape(1, -1)
     if scores.shape[1] < 2 or value.ndim < 2:
@@ -115,6 +117,7 @@ def _classes_of(outputs: dict[str, Array], where: str) -> Array:
             where=where,
             expected="scores of at least two classes",
             found=f"{name}: {'x'.join(map(str, value.shape))}",
+            remedy=remedy,
         )
     return scores
 

@@ -17,6 +17,7 @@ from hawq_tvm.frontend.torch.reader import load_exported
 from .float_graph import FloatGraph
 from .float_onnx import from_onnx
 from .float_program import from_program
+from .tail import without_tail
 
 
 def onnx_of_program(source: Any, shapes: Mapping[str, Sequence[int]] | None = None) -> onnx.ModelProto:
@@ -34,6 +35,7 @@ def onnx_of_program(source: Any, shapes: Mapping[str, Sequence[int]] | None = No
             where=graph.name,
             remedy="export it again with torch.export.export(module, example_inputs)",
         )
+    _check_writes(program, graph.name)
     positional, keywords = program.example_inputs
     arguments, named = _examples(graph, positional, keywords, shapes or {})
     stream, module = io.BytesIO(), program.module()
@@ -62,13 +64,14 @@ def onnx_of_program(source: Any, shapes: Mapping[str, Sequence[int]] | None = No
             remedy="export the model to ONNX yourself",
         ) from e
     model = onnx.load_from_string(stream.getvalue())
-    found = from_onnx(model).layers
+    found = without_tail(model, None, lambda rest, tail: from_onnx(rest).layers)  # a float end has none
     if [one.kind for one in found] != [one.kind for one in graph.layers]:
         raise ModelError(
             "has other layers after its export to ONNX",
             where=graph.name,
             expected=f"{len(graph.layers)} layers",
             found=f"{len(found)} layers",
+            remedy="export the model to ONNX yourself",
         )
     wanted = {one.name: own.name for one, own in zip(found, graph.layers, strict=True)}
     taken = set(wanted.values())
@@ -76,6 +79,33 @@ def onnx_of_program(source: Any, shapes: Mapping[str, Sequence[int]] | None = No
         name = node.name or node.output[0]
         node.name = wanted.get(name) or (f"{name}_node" if name in taken else name)
     return model
+
+
+def _check_writes(program: torch.export.ExportedProgram, where: str) -> None:
+    """Raise ModelError for a write into part of a tensor that is read later: the exporter loses it, in silence."""
+    order = {node: i for i, node in enumerate(program.graph.nodes)}
+    for node in program.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op != "call_function" or schema is None or not schema.is_mutable:
+            continue
+        place: Any = node.args[0] if node.args else None
+        while _views(place):
+            place = place.args[0]
+            if any(order[user] > order[node] for user in place.users):
+                raise ModelError(
+                    "writes into part of a tensor, which PyTorch's exporter to ONNX loses",
+                    where=f"{where}: {node.name}",
+                    found=str(node.target),
+                    remedy="export the module to ONNX yourself (torch.onnx.export), and give that file",
+                )
+
+
+def _views(node: Any) -> bool:
+    """Whether a node is an operator whose result is part of its first operand, in the same memory."""
+    schema = getattr(getattr(node, "target", None), "_schema", None)
+    if schema is None or schema.is_mutable or not node.args:
+        return False
+    return isinstance(node.args[0], torch.fx.Node) and any(one.alias_info is not None for one in schema.returns)
 
 
 def _examples(
