@@ -11,7 +11,7 @@ from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes, write_text
 from hawq_tvm.core.need import need
 
-from .input_options import add_shape, parse_shapes
+from .input_options import add_classes, add_shape, parse_shapes
 from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .show import interrupted
@@ -21,7 +21,7 @@ CHOICES, METRIC = "W8A8,W4A8,W4A4", "hessian"
 # What a table says itself, or has no use for.
 FOR_MODELS = (
     *("shape", "calib", "choices", "free_ends", "no_ties", "per_block", "metric", "probes", "tolerance", "batch"),
-    *("seed", "state", "mean", "std", "resize", "resample", "preprocess", "target", "threads"),
+    *("seed", "state", "classes", "mean", "std", "resize", "resample", "preprocess", "target", "threads"),
 )
 
 
@@ -88,6 +88,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
         help="images at a time where the model leaves that open (default: 4 to 32, by their size)",
     )
     sub.add_argument("--seed", type=int, default=0)
+    add_classes(sub)
     sub.add_argument(
         "--state", metavar="STATE.npz", help="keep what is measured, and continue from it (default: beside BITS.json)"
     )
@@ -162,7 +163,7 @@ def _allocate(args: argparse.Namespace) -> int:
                 from hawq_tvm.quantize.allocate.sensitivity import Settings
 
                 metrics, choices = tuple(args.metric.split(",")), tuple(args.choices.split(","))
-                settings = Settings(metrics, args.probes, args.tolerance, args.seed, args.batch, choices)
+                settings = Settings(metrics, args.probes, args.tolerance, args.seed, args.batch, choices, args.classes)
                 graph = load_float(args.model, shapes)
                 for name in fixed:
                     graph.layer(name)

@@ -9,12 +9,13 @@ from typing import Any
 
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output
+from hawq_tvm.quantize.network.answers import Answers
 
-from .input_options import add_shape, parse_shapes
+from .input_options import add_classes, add_shape, parse_shapes
 from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .quantize import add_recipe_options, read_recipe, written
-from .show import say
+from .show import hint, say
 from .terminal import ERR, OUT, Grid
 
 
@@ -92,6 +93,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     )
     sub.add_argument("--seed", type=int, default=0)
     add_shape(sub)
+    add_classes(sub)
     add_recipe_options(sub)
     add_picture_options(sub)
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
@@ -112,6 +114,7 @@ def _finetune(args: argparse.Namespace) -> int:
         args.checked,
         args.seed,
         args.device,
+        args.classes,
     )
     if args.validation is not None and args.validation == args.data:
         raise UsageError(
@@ -156,6 +159,7 @@ def _show_training(notes: Mapping[str, Any]) -> None:
         f"trained on {notes['images']} images ({notes['device']}), epoch chosen on {notes['validation_images']} others;"
         " epoch 0 is the network before training"
     )
+    hint(Answers(notes["answers"] == "classes", notes["answers_by"]))
     if notes["package_equal_on"]:
         say(f"the compiled package equals what was trained on {notes['package_equal_on']} images, element by element")
 

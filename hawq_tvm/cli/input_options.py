@@ -1,4 +1,4 @@
-"""The options that say of a model's inputs what the model leaves open: shapes, and ranges of float inputs."""
+"""The options that say what a model leaves open: shapes, ranges of float inputs, and whether it gives classes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,25 @@ def add_range(sub: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME=LOW:HIGH",
         help="a float input lies between LOW and HIGH, and saturates there; repeatable",
+    )
+
+
+def add_classes(sub: argparse.ArgumentParser) -> None:
+    """Add the two options that say what the first output holds: `classes` is True, False, or None without them."""
+    both = sub.add_mutually_exclusive_group()
+    both.add_argument(
+        "--classes",
+        action="store_true",
+        default=None,
+        help="the output holds scores of classes (default: where there are labels, or it is a softmax or a last layer's"
+        " sums, two or more for an image)",
+    )
+    both.add_argument(
+        "--no-classes",
+        dest="classes",
+        action="store_false",
+        default=None,
+        help="it holds other numbers, such as an embedding, whose squared change counts",
     )
 
 

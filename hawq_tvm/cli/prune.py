@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from hawq_tvm.core.files import check_output, write_bytes
 
-from .input_options import add_shape, parse_shapes
+from .input_options import add_classes, add_shape, parse_shapes
 from .options import Command
 from .picture_options import add_picture_options, read_preprocess
-from .show import say
+from .show import hint, say
 from .terminal import ERR, OUT, Grid
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Add the verb's options; verb makes its parser."""
     sub = verb(
         "prune",
-        "take channels away from a float classifier, those whose loss by second order is least for what they cost, and"
+        "take channels away from a float network, those whose loss by second order is least for what they cost, and"
         " fit the rest",
     )
     sub.epilog, sub.formatter_class = EXAMPLES, argparse.RawDescriptionHelpFormatter
@@ -83,6 +83,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
         help="batches for which they then learn the full network's answers (default: 300)",
     )
     sub.add_argument("--seed", type=int, default=0)
+    add_classes(sub)
     add_picture_options(sub)
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
 
@@ -101,6 +102,7 @@ def _prune(args: argparse.Namespace) -> int:
         args.images,
         args.steps,
         args.seed,
+        args.classes,
     )
     shapes = parse_shapes(args.shape)
     check_output(Path(args.output))
@@ -129,7 +131,12 @@ def _show(found: Pruned) -> None:
     for resource, (before, after) in found.resources.items():
         say(f"{resource}: {after:,.0f} of {before:,.0f} ({after / before:.1%})")
     if found.distance:
-        say(f"distance to the full network's answers: {found.distance[0]:.2g} nats, trained {found.distance[1]:.2g}")
+        before, after = found.distance
+        if found.answers.classes:
+            say(f"distance to the full network's answers: {before:.2g} nats, trained {after:.2g}")
+        else:
+            say(f"squared change of the outputs, as a share of their squares: {before:.2g}, trained {after:.2g}")
+    hint(found.answers)
 
 
 COMMANDS: dict[str, Command] = {"prune": _prune}

@@ -12,10 +12,10 @@ from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes
 from hawq_tvm.quantize.ptq.effort import EFFORTS
 
-from .input_options import add_shape, parse_shapes
+from .input_options import add_classes, add_shape, parse_shapes
 from .options import Command
 from .picture_options import add_picture_options, read_preprocess
-from .show import interrupted, say
+from .show import hint, interrupted, say
 from .terminal import ERR, OUT, Grid
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
     sub = verb(
         "evaluate",
-        "classify labelled images with a package or an ONNX model: top-1, top-5, and agreement with another model",
+        "classify labelled images with a package or an ONNX model: top-1, top-5, and agreement with another model; of"
+        " answers that are no classes, how far they are from another model's",
     )
     sub.add_argument("model", help="a package's folder or an ONNX file")
     sub.add_argument(
@@ -86,6 +87,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
     sub.add_argument("--limit", type=int, default=None, metavar="N", help="N images, evenly spaced over the list")
     add_shape(sub)
     sub.add_argument("--against", metavar="MODEL", help="another package or ONNX model: count the answers that differ")
+    add_classes(sub)
     add_picture_options(sub)
     sub.add_argument("--json", action="store_true", help="print JSON on standard output")
 
@@ -332,6 +334,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             labels=args.labels,
             limit=args.limit,
             against=args.against,
+            classes=args.classes,
             progress=progress,
         )
     print(json.dumps(found.to_dict(), indent=1)) if args.json else _show_evaluation(found)
@@ -351,6 +354,11 @@ def _show_evaluation(found: Evaluation) -> None:
         say(text)
     if found.paired is not None:
         say(_judged(found.paired))
+    if found.against is not None and found.flips is None:
+        change = "no share: an output is 0 throughout" if found.change is None else f"{found.change:.4g}"
+        say(f"squared change of the outputs, as a share of {found.against.name}'s squares: {change}")
+    if found.answers is not None:
+        hint(found.answers)
 
 
 def _judged(found: Paired) -> str:

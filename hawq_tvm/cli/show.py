@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hawq_tvm.compiler.inspection import InspectReport
     from hawq_tvm.package.package import Package
     from hawq_tvm.package.together import JointReport
+    from hawq_tvm.quantize.network.answers import Answers
     from hawq_tvm.tuning.gpu.export import ExportReport
     from hawq_tvm.tuning.tuner import TuneReport, TuneStep
     from hawq_tvm.verify.certificate import Certificate
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 def say(text: str) -> None:
     """Print a line as it is."""
     OUT.print(text)
+
+
+def hint(answers: Answers) -> None:
+    """Say what was taken for granted of a network's answers, if anything was."""
+    if answers.hint:
+        say(answers.hint)
 
 
 def interrupted(kept: Path | None) -> int:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from hawq_tvm.quantize.allocate.budgets import readable
 from hawq_tvm.quantize.allocate.table import BLOCK
+from hawq_tvm.quantize.network.answers import Answers
 
-from .show import say
+from .show import hint, say
 from .terminal import OUT, Grid
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _root(rows: Sequence[Row], key: str) -> float | None:
 
 def show_provenance(facts: Mapping[str, Any]) -> None:
     """How sensitivities were measured."""
+    hint(Answers(facts["answers"] == "classes", facts["answers_by"]))
     text = f"measured by {facts['metric']} on {facts['images']} images, {facts['loss']}, seed {facts['seed']}"
     if "rounded_images" in facts:
         text += f"; every layer rounded alone on {facts['rounded_images']} of them"

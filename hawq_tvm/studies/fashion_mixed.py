@@ -31,7 +31,7 @@ from hawq_tvm.core.files import check_folder
 from hawq_tvm.quantize.allocate.plan import problem
 from hawq_tvm.quantize.allocate.sensitivity import Settings
 from hawq_tvm.quantize.allocate.table import Table, widths
-from hawq_tvm.quantize.judge.runners import open_runner
+from hawq_tvm.quantize.judge.runners import open_runner, scores_of
 from hawq_tvm.quantize.network.data import LABELS
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
 
@@ -80,7 +80,7 @@ def _scores(model: Path, data: Path) -> Array:
         inputs = {name: arrays[name] for name in arrays.files if name != LABELS}
     count = len(next(iter(inputs.values())))
     parts = [
-        runner.scores({name: value[i : i + PICTURES] for name, value in inputs.items()})
+        scores_of(runner.run({name: value[i : i + PICTURES] for name, value in inputs.items()}), str(model))
         for i in range(0, count, PICTURES)
     ]
     return np.concatenate(parts).astype(np.float64)

@@ -143,7 +143,9 @@ def test_a_classifier_with_a_float_end(tmp_path: Path, capsys: pytest.CaptureFix
     ht.compile(str(tmp_path / "q.onnx"), allow_float_tail=True).save(tmp_path / "q.hawq")
     capsys.readouterr()
     told = [evaluated(name, 3) for name in ("f.onnx", "q.onnx", "q.hawq")]
-    assert all(one["message"] == "is no classifier" and "onnx.utils.extract_model" in one["remedy"] for one in told)
+    assert all(
+        one["message"] == "is no classifier's output" and "onnx.utils.extract_model" in one["remedy"] for one in told
+    )
     assert len({one["found"] for one in told}) == 1, told
 
 

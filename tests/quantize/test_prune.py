@@ -16,6 +16,7 @@ from onnx import helper
 import hawq_tvm as ht
 from hawq_tvm.cli.commands import main
 from hawq_tvm.core.errors import ModelError, UsageError
+from hawq_tvm.quantize.allocate.loss import Loss
 from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.float_onnx import from_onnx
 from hawq_tvm.quantize.network.prepare import constants, prepare
@@ -164,7 +165,7 @@ def test_costs_are_traces_of_the_exact_hessian(tmp_path: Path) -> None:
     np.savez(tmp_path / "in.npz", x=x, labels=labels)
     data = open_data(tmp_path / "in.npz", graph.inputs)
     channels = find_channels(graph, {"x": x})
-    diagonal = diagonals(graph, data, 2000, 4, 0, lambda step: None)
+    diagonal = diagonals(Loss(graph, data), 2000, 4, 0, lambda step: None)
     weight = graph.parameters[graph.layers[0].weight]
 
     def loss(w: torch.Tensor) -> torch.Tensor:
@@ -267,7 +268,9 @@ def test_what_cannot_be_pruned(tmp_path: Path) -> None:
     g = FloatNet(["n", 3, 8, 8])
     model = g.model(g.conv(g.node("Relu", g.conv("x", 4, 3, 1, "a")), 2, 4, 1, "b"))
     with pytest.raises(ModelError, match="is no classifier's output"):
-        prune(model, tmp_path / "in.npz", Pruning(("macs=60%",), multiple=1, batch=8))
+        prune(model, tmp_path / "in.npz", Pruning(("macs=60%",), multiple=1, batch=8, classes=True))
+    found = prune(model, tmp_path / "in.npz", Pruning(("macs=60%",), multiple=1, batch=8))
+    assert found.distance is not None and found.distance[1] < found.distance[0] and found.answers.kind == "numbers"
     with pytest.raises(UsageError, match="nothing says how small"):
         Pruning(())
     with pytest.raises(UsageError, match="is no way to rank channels"):

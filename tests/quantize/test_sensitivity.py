@@ -195,8 +195,9 @@ def test_one_number_is_no_class(flat: bool, tmp_path: Path) -> None:
     found = measure(graph, data, Settings(("hessian", "output"), tolerance=9))
     assert (found.values("hessian") > 0).all()
     assert np.allclose(found.values("hessian"), found.values("output") / 2, rtol=0.5)  # of parts, each by its square
+    assert (measure(graph, data, Settings(TRACE, tolerance=9)).values("trace") > 0).all()
     with pytest.raises(ModelError, match=r"no classifier's output; expected \d+ images x classes, two or more"):
-        measure(graph, data, Settings(TRACE))
+        measure(graph, data, Settings(TRACE, classes=True))
 
 
 def test_refusals(tmp_path: Path) -> None:
@@ -212,5 +213,5 @@ def test_refusals(tmp_path: Path) -> None:
             Settings(**bad)
     g = FloatNet(["n", 3, 8, 8])
     dense = load_float(g.model(g.conv("x", 4, 3, 3, "c")))
-    with pytest.raises(ModelError, match="no classifier's output"):
-        measure(dense, open_data(saved(tmp_path, x=images(2)), dense.inputs), Settings(TRACE))
+    with pytest.raises(UsageError, match="needs answers that are classes"):
+        measure(dense, open_data(saved(tmp_path, x=images(2)), dense.inputs), Settings(("fisher",)))

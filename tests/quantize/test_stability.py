@@ -21,6 +21,7 @@ from hawq_tvm.quantize.allocate.sizes import Sizes
 from hawq_tvm.quantize.allocate.stability import DRAWS, Verdict, judge
 from hawq_tvm.quantize.allocate.table import Row, Table
 from hawq_tvm.quantize.allocate.traces import added, estimated, spread
+from hawq_tvm.quantize.network.answers import Answers
 from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.load import load_float
 
@@ -53,7 +54,9 @@ def measured(errors: Any) -> tuple[Sensitivities, Any]:
     arrays |= {"activation_spread": nothing, "weight_square": np.array([[0.0, 1.0]] * 7)}
     arrays |= {"activation_square": np.zeros((7, 2))}
     settings = Settings(("trace",), choices=("W8A8", "W4A4"))
-    found = Sensitivities(graph, settings, sizes, "", 8, 4, counts=np.full(7, 4), arrays=arrays)
+    found = Sensitivities(
+        graph, settings, sizes, "", Answers(True, "labels"), 8, 4, counts=np.full(7, 4), arrays=arrays
+    )
 
     def table_of(drawn: Any) -> Table:
         values = found.values("trace") if drawn is None else drawn[0]

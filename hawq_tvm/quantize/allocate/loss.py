@@ -1,7 +1,10 @@
-"""What a float classifier's answers cost: the loss whose second derivatives tell what a change of weights does."""
+"""What a change of a float network's answers costs: the loss whose second derivatives tell what a change of weights
+does.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,72 +12,98 @@ import torch
 import torch.nn.functional as F
 
 from hawq_tvm.core.errors import InputError, ModelError
+from hawq_tvm.quantize.network.answers import answers_of, end_of, no_classifier
 from hawq_tvm.quantize.network.data import Batch, Calibration
 from hawq_tvm.quantize.network.float_graph import FloatGraph
 
-PROBABILITIES = {
-    "Softmax": "log",
-    "LogSoftmax": "none",
-    "aten.softmax.int": "log",
-    "aten._softmax.default": "log",
-    "aten.log_softmax.int": "none",
-    "aten._log_softmax.default": "none",
-}
-
-
-def class_scores(output: torch.Tensor, size: int) -> torch.Tensor | None:
-    """What an output of a batch of that size says of each class, (images, classes): numbers in a second dimension, two
-    or more, of one alone would have every answer right. None where it holds no such scores.
-    """
-    if output.ndim < 2 or len(output) != size or not output.is_floating_point():
-        return None
-    return output.flatten(1) if output.shape[1] > 1 and output[0].numel() == output.shape[1] else None
+DISTANCE = "Kullback-Leibler distance to the float network's answers"
+CHANGE = "squared change of the outputs, by their mean squares"
 
 
 class Loss:
-    """The cross-entropy of a network's first output with the data's labels, or with its own answers without them."""
+    """Of a classifier, the cross-entropy of its first output with the data's labels, or with its own answers without
+    them; of other outputs half of their squared change, by their mean squares.
 
-    def __init__(self, graph: FloatGraph, data: Calibration) -> None:
+    asked: whether the first output is a classifier's, None for what it looks like (`answers.py`).  units: the roots of
+    the outputs' mean squares, by name; to be set before changes are computed.
+    Raises ModelError where a classifier is asked for that it cannot be.
+    """
+
+    def __init__(self, graph: FloatGraph, data: Calibration, asked: bool | None = None) -> None:
         self.graph, self.data = graph, data
-        self.text = "cross-entropy with labels" if data.has_labels else "cross-entropy with the model's own argmax"
-        producer = next((n for n in graph.nodes if graph.outputs[0] in n.outputs), None)
-        self._scores = PROBABILITIES.get(producer.op, "softmax") if producer else "softmax"
+        self.units: Mapping[str, float] = {}
+        first, name = next(data.batches(graph.batch or 1, graph.batch is not None)), graph.outputs[0]
+        with torch.no_grad():
+            output = graph.run(first.inputs)[name]
+        self.answers = answers_of(
+            name,
+            output.shape,
+            first.size,
+            end_of(graph.nodes, graph.parameters, name),
+            floating=output.is_floating_point(),
+            labelled=data.has_labels,
+            asked=asked,
+        )
 
-    def classes(self, outputs: Mapping[str, torch.Tensor], size: int) -> torch.Tensor | None:
-        """The scores of a classifier, (images, classes); None where the outputs of a batch of that size are none."""
-        return class_scores(outputs[self.graph.outputs[0]], size)
+    @property
+    def text(self) -> str:
+        """What derivatives are those of."""
+        if not self.answers.classes:
+            return CHANGE
+        return "cross-entropy with labels" if self.data.has_labels else "cross-entropy with the model's own argmax"
 
-    def logarithms(self, scores: torch.Tensor) -> torch.Tensor:
-        """The logarithms of the classes' probabilities."""
-        if self._scores == "log":
-            return scores.clamp_min(1e-30).log()
-        return scores if self._scores == "none" else F.log_softmax(scores, 1)
+    def weigh(self, squares: Mapping[str, float]) -> None:
+        """Set the units by the outputs' mean squares on all data.
+
+        Raises ModelError for outputs that are 0 throughout, or infinite, where they count.
+        """
+        self.units = {name: math.sqrt(square) for name, square in squares.items()}
+        for name, unit in self.units.items():
+            if not self.answers.classes and not 0 < unit < math.inf:
+                raise ModelError(
+                    "is an output that rounding errors cannot be measured by",
+                    where=name,
+                    expected="finite numbers that are not all 0 on the calibration data",
+                    found=f"a root of the mean square of {unit:g}",
+                    remedy="give data that it answers, or leave the output out of the model",
+                )
+
+    def changed(
+        self, found: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], size: int
+    ) -> torch.Tensor:
+        """How far the outputs of a batch of that size are from others, in units (images, numbers), float64."""
+        parts = [
+            ((found[n].double() - outputs[n].double()) / self.units[n]).reshape(size, -1)
+            for n in self.graph.outputs
+            if outputs[n].is_floating_point()
+        ]
+        return torch.cat(parts, 1)
 
     def scores(self, batch: Batch, **options: Any) -> torch.Tensor:
         """The scores of a batch, (images, classes); options: of `FloatGraph.run`.
 
         Raises ModelError when the network is no classifier.
         """
-        outputs = self.graph.run(batch.inputs, **options)
-        flat = self.classes(outputs, batch.size)
-        if flat is None:
-            raise ModelError(
-                "is no classifier's output",
-                where=self.graph.outputs[0],
-                expected=f"{batch.size} images x classes, two or more",
-                found="x".join(map(str, outputs[self.graph.outputs[0]].shape)),
-            )
-        return flat
+        output = self.graph.run(batch.inputs, **options)[self.graph.outputs[0]]
+        if not self.answers.classes:
+            raise no_classifier(self.graph.outputs[0], output.shape, batch.size)
+        return output.flatten(1)
 
     def of(self, batch: Batch, **options: Any) -> torch.Tensor:
         """The loss of every image of a batch; options: of `FloatGraph.run`.
 
-        Raises ModelError when the network is no classifier, InputError for a label that it does not have.
+        Of outputs that are no classes it is 0, and so is its slope.
+
+        Raises InputError for a label that the network does not have.
         """
+        if not self.answers.classes:
+            outputs = self.graph.run(batch.inputs, **options)
+            still = {name: value.detach() for name, value in outputs.items()}
+            return self.changed(outputs, still, batch.size).square().sum(1) / 2
         scores = self.scores(batch, **options)
         self.check(batch, scores)
         target = torch.from_numpy(batch.labels) if batch.labels is not None else scores.detach().argmax(1)
-        return F.nll_loss(self.logarithms(scores), target, reduction="none")
+        return F.nll_loss(self.answers.logarithms(scores), target, reduction="none")
 
     def check(self, batch: Batch, scores: torch.Tensor) -> None:
         """Raise InputError for a label that the model has no class for."""

@@ -31,7 +31,7 @@ from hawq_tvm.quantize.ptq.observers import Grid, Histogram, fitted
 from hawq_tvm.quantize.ptq.weights import nearest
 
 from .gradients import Gradients
-from .loss import Loss
+from .loss import DISTANCE, Loss
 from .sensitivity import SIDES, Judge, Progress, Sensitivities, Settings, Step
 from .shifts import Shifts
 from .sizes import Sizes, sizes_of
@@ -64,8 +64,8 @@ def measure(
     state: an .npz file that holds what has been measured; an interrupted run is continued by the next, to the same
     result.  judge: says which layers' errors a choice of bits hangs on; without one, all errors have to be below
     settings.tolerance.  sizes: of the layers, where they are known.
-    Raises ModelError when traces or gradients are asked for and the network is no classifier, InputError for labels
-    that it does not have, UsageError when state is of another run.
+    Raises ModelError when gradients are asked for and the network is no classifier, InputError for labels that it does
+    not have, UsageError when state is of another run.
     """
     return _Measurement(graph, data, settings, state, progress or (lambda step: None), judge, sizes).run()
 
@@ -90,7 +90,14 @@ class _Measurement:
             raise UsageError(
                 "the model fixes its batch", where="--batch", expected=str(fixed), found=str(settings.batch)
             )
-        self.loss = Loss(graph, data)
+        self.loss = Loss(graph, data, settings.classes)
+        if "fisher" in settings.metrics and not self.loss.answers.classes:
+            raise UsageError(
+                "needs answers that are classes: the squared change of others has no slope to measure by",
+                where="--metric fisher",
+                found=f"{graph.outputs[0]}, taken for numbers",
+                remedy="take --metric hessian, or say --classes if they are scores",
+            )
         self.gradients = Gradients(graph, self.loss)
         if not fixed and settings.batch and settings.batch > data.count:
             raise UsageError(
@@ -109,7 +116,16 @@ class _Measurement:
 
     def _key(self) -> str:
         s, digest = self.settings, hashlib.sha256()
-        told = (4, s.seed, self.size, self.rounded_size, s.choices, self.data.fingerprint, self.graph.told())
+        told = (
+            5,
+            self.loss.answers,
+            s.seed,
+            self.size,
+            self.rounded_size,
+            s.choices,
+            self.data.fingerprint,
+            self.graph.told(),
+        )
         digest.update(repr(told).encode())
         for name, value in sorted(self.graph.parameters.items()):
             if isinstance(value, torch.Tensor):
@@ -123,8 +139,17 @@ class _Measurement:
         if "grids" not in self.arrays:
             self._rounding()
         result = Sensitivities(
-            self.graph, self.settings, self.layer_sizes, self._told(), images, self.size, arrays=dict(self.arrays)
+            self.graph,
+            self.settings,
+            self.layer_sizes,
+            self._told(),
+            self.loss.answers,
+            images,
+            self.size,
+            arrays=dict(self.arrays),
         )
+        squares = np.square(self.arrays["output_units"])
+        self.loss.weigh(dict(zip(self.graph.outputs, map(float, squares), strict=True)))
         metrics = set(self.settings.metrics)
         if "trace" in metrics:
             self._hutchinson(result)
@@ -138,9 +163,11 @@ class _Measurement:
         return result
 
     def _told(self) -> str:
-        """The loss of what is minimized."""
-        distance = "Kullback-Leibler distance to the float network's answers"
-        return distance if self.settings.metrics[0] == "hessian" else self.loss.text
+        """What is minimized, or the loss whose derivatives tell it."""
+        first, classes = self.settings.metrics[0], self.loss.answers.classes
+        if first == "output":
+            return f"squared change of {self.graph.outputs[0]}, as a share of its squares"
+        return DISTANCE if first == "hessian" and classes else self.loss.text
 
     def _load(self) -> None:
         if self.state is None:
@@ -233,7 +260,7 @@ class _Measurement:
             {a: Grid(float(g[0]), *map(int, g[1:])) for (_, a), g in zip(choices, row, strict=True)}
             for row in self.arrays["grids"]
         ]
-        shifts = Shifts(self.graph, self.loss, choices, weights, grids, self.arrays["output_units"])
+        shifts = Shifts(self.graph, self.loss, choices, weights, grids)
         # Told by sizes alone: a run that is continued, or made again, stops where the first one did.
         wanted, done = max(FEWEST, -(-min(LEAST_IMAGES, count) // size)), int(self.arrays.get("pair_batches", 0))
         while wanted < done:

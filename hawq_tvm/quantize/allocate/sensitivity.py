@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hawq_tvm.core.errors import UsageError
+from hawq_tvm.quantize.network.answers import Answers
 from hawq_tvm.quantize.network.float_graph import FloatGraph
 
 from .sizes import Sizes, table_of
@@ -36,7 +37,8 @@ class Settings:
     A probe is a batch of images with random signs for a layer; each batch gets two.  probes: the effort, as if all
     layers had so many: every layer gets some, the rest goes where it is needed.  tolerance: of every standard error (a
     part of 1), where no budgets say what the errors have to be good for.  batch: images at a time,
-    None for the model's own batch, or 4 to 32 where it leaves that open, by the size of what layers read.
+    None for the model's own batch, or 4 to 32 where it leaves that open, by the size of what layers read.  classes:
+    whether the first output holds scores of classes, None for what it looks like (`answers.py`).
     """
 
     metrics: tuple[str, ...] = ("hessian",)
@@ -45,6 +47,7 @@ class Settings:
     seed: int = 0
     batch: int | None = None
     choices: tuple[str, ...] = CHOICES
+    classes: bool | None = None
 
     def __post_init__(self) -> None:
         unknown = [m for m in self.metrics if m not in METRICS]
@@ -98,6 +101,7 @@ class Sensitivities:
     settings: Settings
     sizes: Sizes
     loss: str
+    answers: Answers
     images: int
     batch: int
     counts: Array = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -234,6 +238,8 @@ class Sensitivities:
         fields: dict[str, Any] = {
             "metrics": list(s.metrics),
             "loss": self.loss,
+            "answers": self.answers.kind,
+            "answers_by": self.answers.by,
             "images": self.images,
             "batch": self.batch,
             "seed": s.seed,

@@ -17,7 +17,6 @@ classifier's, it counts alone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +41,6 @@ class Shifts:
     """The shifts of a network's answers by the rounding of each layer in each choice.
 
     weights: rounded, by layer and bits.  grids: of inputs, by layer and bits.  choices: bits of weights and of inputs.
-    units: the roots of the outputs' mean squares, one for each output.
     """
 
     def __init__(
@@ -52,24 +50,22 @@ class Shifts:
         choices: Sequence[tuple[int, int]],
         weights: Sequence[dict[int, Tensor]],
         grids: Sequence[dict[int, Grid]],
-        units: Sequence[float] | Array,
     ) -> None:
         self.graph, self.loss, self.choices, self.weights, self.grids = graph, loss, choices, weights, grids
         self.nodes = {node.name: node for node in graph.nodes}
-        self.units = dict(zip(graph.outputs, map(float, units), strict=True))
 
     def of(self, batch: Batch) -> tuple[Array, Array, float]:
         """Half the sums over a batch of (J e_l)^T F (J e_m) [layer and choice, layer and choice]; the squares of the
         output's changes [layer and choice], and of the output.
 
         What is infinite in the output itself is left out of its squares.
-        Raises InputError for a label that a classifier does not have, ModelError for outputs that are 0 throughout, or
-        that a rounded layer makes infinite or not a number.
+        Raises InputError for a label that a classifier does not have, ModelError for outputs that a rounded layer makes
+        infinite or not a number.
         """
         values: dict[str, Any] = {}
         with torch.no_grad():
             outputs = self.graph.run(batch.inputs, lambda name, value: values.__setitem__(name, value))
-            metric = _metric(self.loss, outputs, batch, self.units)
+            metric = _metric(self.loss, outputs, batch)
             rows, squares, given = [], [], outputs[self.graph.outputs[0]].double()
             kept = ~given.isinf()
             for layer, weights, grids in zip(self.graph.layers, self.weights, self.grids, strict=True):
@@ -94,41 +90,22 @@ class Shifts:
             return pairs, np.array(squares), float(given[kept].square().sum())
 
 
-def _metric(
-    loss: Loss, outputs: Mapping[str, Tensor], batch: Batch, units: Mapping[str, float]
-) -> Callable[[Mapping[str, Tensor]], Tensor]:
+def _metric(loss: Loss, outputs: Mapping[str, Tensor], batch: Batch) -> Callable[[Mapping[str, Tensor]], Tensor]:
     """What turns other outputs of a batch into vectors (images, numbers) whose products are (J e_l)^T F (J e_m)."""
-    size = batch.size
-    scores = loss.classes(outputs, size)
-    if scores is not None:
+    size, name, answers = batch.size, loss.graph.outputs[0], loss.answers
+    if answers.classes:
+        scores = outputs[name].flatten(1)
         loss.check(batch, scores)
-        logs = loss.logarithms(scores).double()
+        logs = answers.logarithms(scores).double()
         p = logs.exp()
 
         def moved(found: Mapping[str, Tensor]) -> Tensor:
-            other = loss.classes(found, size)
-            assert other is not None
             # A class that is ruled out (a score of -inf) has no part in the distance.
-            d = torch.where(p == 0, 0, loss.logarithms(other).double() - logs)
+            d = torch.where(p == 0, 0, answers.logarithms(found[name].flatten(1)).double() - logs)
             return p.sqrt() * (d - (p * d).sum(1, keepdim=True))
 
         return moved
-    names = [n for n in loss.graph.outputs if outputs[n].is_floating_point()]
-    for name in names:
-        if not 0 < units[name] < math.inf:
-            raise ModelError(
-                "is an output that rounding errors cannot be measured by",
-                where=name,
-                expected="finite numbers that are not all 0 on the calibration data",
-                found=f"a root of the mean square of {units[name]:g}",
-                remedy="give data that it answers, or leave the output out of the model",
-            )
-
-    def changed(found: Mapping[str, Tensor]) -> Tensor:
-        parts = [((found[n].double() - outputs[n]) / units[n]).reshape(size, -1) for n in names]
-        return _folded(torch.cat(parts, 1))
-
-    return changed
+    return lambda found: _folded(loss.changed(found, outputs, size))
 
 
 def _folded(vectors: Tensor) -> Tensor:

@@ -1,9 +1,11 @@
-"""How well a model classifies labelled images: top-1, top-5, and where it decides otherwise than another model."""
+"""How well a model classifies labelled images: top-1, top-5, and where it decides otherwise than another model; of a
+model whose answers are no classes, how far they are from another's.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ import numpy as np
 from hawq_tvm.core.errors import InputError, UsageError
 from hawq_tvm.core.need import need
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
+from hawq_tvm.quantize.network.answers import Answers, End, answers_of, no_classifier
 from hawq_tvm.quantize.network.data import CLASSES, LABELS, Batch, Calibration, class_number, open_data, read_labels
 from hawq_tvm.quantize.network.float_graph import Input
 from hawq_tvm.quantize.network.pictures import SUFFIXES, Preprocess
 
+from .changes import Changes
 from .paired import CONFIDENCE, Paired, paired
-from .runners import Runner, Shapes, open_runner
+from .runners import Runner, Shapes, open_runner, scores_of
 
 Array = np.ndarray[Any, Any]
 TOP = 5
@@ -135,16 +139,19 @@ class Score:
 class Evaluation:
     """One model's answers, and beside another's.
 
-    flips: images whose first class is another one than the other model's; lost: of those the other model had right,
-    gained: this one has.
+    answers: whether these are classes.  flips: images whose first class is another one than the other model's, None
+    where they are not; lost: of those the other model had right, gained: this one has.  change: where they are not, the
+    squared change of the other's outputs, as a share of their squares, the mean of all outputs.
     """
 
     images: int
     score: Score
+    answers: Answers | None = None
     against: Score | None = None
     flips: int | None = None
     lost: int | None = None
     gained: int | None = None
+    change: float | None = None
 
     @property
     def paired(self) -> Paired | None:
@@ -154,11 +161,14 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields; shares are of all images."""
         found: dict[str, Any] = {"images": self.images, **self._scores(self.score)}
-        if self.against is not None and self.flips is not None:
+        if self.answers is not None:
+            found |= {"answers": self.answers.kind, "answers_by": self.answers.by}
+        if self.against is not None:
             found["against"] = {
                 **self._scores(self.against),
+                "squared_change": self.change,
                 "flips": self.flips,
-                "agreement": (self.images - self.flips) / self.images,
+                "agreement": None if self.flips is None else (self.images - self.flips) / self.images,
                 "lost": self.lost,
                 "gained": self.gained,
                 **self._difference(),
@@ -194,11 +204,14 @@ def evaluate(
     labels: str | Path | None = None,
     limit: int | None = None,
     against: str | Path | None = None,
+    classes: bool | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a package or an ONNX model; against: another one that is asked about the same images.
 
     shapes: full shapes of the model's inputs by name, which fix what it leaves open.
+    classes: whether the first output holds scores of classes, None for what it looks like (`network/answers.py`);
+    labels of other numbers are not looked at.
     Without labels there must be an `against`, and only their agreement is counted.
     Raises InputError for data that do not fit, UsageError when there is nothing to count.
     """
@@ -210,37 +223,74 @@ def evaluate(
         need("scipy.stats")
         _check_same(runner, other)
     images = open_images(data, runner.inputs, preprocess, labels, limit)
-    if not images.has_labels and other is None:
+    counted = images.has_labels and classes is not False
+    if not counted and other is None:
         raise InputError(
-            "holds no labels",
+            "holds no labels" if not images.has_labels else "has answers that are no classes to count",
             where=str(data),
             expected=f"{KIND}; labels as labels.txt, --labels, folders, or the array {LABELS!r}",
             remedy="or compare with another model by --against",
         )
     tell, count = progress or (lambda step: None), min(images.count, limit or images.count)
-    found = Evaluation(0, Score(runner.name), Score(other.name) if other else None)
-    if images.has_labels:
-        found.score.top1 = found.score.top5 = 0
-    if other is not None:
-        found.flips = 0
-        if images.has_labels and found.against:
-            found.against.top1 = found.against.top5 = found.lost = found.gained = 0
+    found = Evaluation(0, Score(runner.name), None, Score(other.name) if other else None)
+    changes = Changes()
     for batch in _cut_at(images.batches(batch_size(runner)), count):
-        ours = ranked(runner, batch)
-        _count(found, found.score, ours, batch.labels)
-        if other is not None and found.against is not None and found.flips is not None:
-            theirs = ranked(other, batch)
-            _count(found, found.against, theirs, batch.labels)
-            found.flips += int((ours[:, 0] != theirs[:, 0]).sum())
-            if batch.labels is not None and found.lost is not None and found.gained is not None:
-                right, was = ours[:, 0] == batch.labels, theirs[:, 0] == batch.labels
-                found.lost, found.gained = (
-                    found.lost + int((was & ~right).sum()),
-                    found.gained + int((right & ~was).sum()),
-                )
+        ours = answered(runner, batch)
+        theirs = answered(other, batch) if other is not None else None
+        if found.answers is None:
+            found.answers = _answers_of([one for one in (runner, other) if one], ours, batch, classes)
+            _begin(found, counted)
+        if found.answers.classes:
+            _classified(found, ours, theirs, batch.labels if counted else None)
+        elif theirs is not None:
+            changes.add(ours, theirs, runner.name, str(against))
         found.images += batch.size
         tell(Step("evaluating images", found.images, count))
+    found.change = changes.mean()
     return found
+
+
+def _answers_of(runners: Sequence[Runner], outputs: Mapping[str, Array], batch: Batch, asked: bool | None) -> Answers:
+    """What the models' first outputs hold; where one is a softmax of the other's, scores of classes.
+
+    Raises ModelError for labels of a model whose one output is not scores of them.
+    """
+    ends = [one.end for one in runners if one.end is not None]
+    sure = [end for end in ends if end is not End.SUMS]
+    end = min(sure or ends or [End.OTHER], key=list(End).index)
+    name, value = next(iter(outputs.items()))
+    labelled = batch.labels is not None
+    answers = answers_of(name, value.shape, batch.size, end, labelled=labelled, asked=asked)
+    if labelled and asked is None and (answers.by == "shape" or len(outputs) > 1):
+        raise no_classifier(", ".join(outputs), value.shape, batch.size)
+    return answers
+
+
+def _begin(found: Evaluation, counted: bool) -> None:
+    """Nothing is counted yet, which is something else than nothing to count."""
+    if found.against is not None and found.answers is not None and found.answers.classes:
+        found.flips = 0
+    if counted:
+        found.score.top1 = found.score.top5 = 0
+    if counted and found.against is not None:
+        found.against.top1 = found.against.top5 = found.lost = found.gained = 0
+
+
+def _classified(
+    found: Evaluation, ours: Mapping[str, Array], theirs: Mapping[str, Array] | None, labels: Array | None
+) -> None:
+    """Count the first answers of a batch."""
+    mine = ranked(ours, found.score.name)
+    _count(found, found.score, mine, labels)
+    if theirs is None or found.against is None or found.flips is None:
+        return
+    other = ranked(theirs, found.against.name)
+    _count(found, found.against, other, labels)
+    found.flips += int((mine[:, 0] != other[:, 0]).sum())
+    if labels is not None and found.lost is not None and found.gained is not None:
+        right, was = mine[:, 0] == labels, other[:, 0] == labels
+        found.lost += int((was & ~right).sum())
+        found.gained += int((right & ~was).sum())
 
 
 def _check_same(one: Runner, other: Runner) -> None:
@@ -282,24 +332,26 @@ def batch_size(runner: Runner) -> int:
     return runner.inputs[0].shape[0] or OPEN_BATCH
 
 
-def ranked(runner: Runner, batch: Batch) -> Array:
-    """The classes of every image, best first [image, class]; a smaller batch than the model takes is filled up with
-    its last image.
-    """
+def answered(runner: Runner, batch: Batch) -> dict[str, Array]:
+    """The outputs for every image by name; a smaller batch than the model takes is filled up with its last image."""
     size = runner.inputs[0].shape[0] or batch.size
-    parts = []
+    parts: list[dict[str, Array]] = []
     for start in range(0, batch.size, size):
         given = {one.name: v[start : start + size] for one, v in zip(runner.inputs, batch.inputs.values(), strict=True)}
         held = len(next(iter(given.values())))
         filled = {
             n: np.concatenate([v, np.repeat(v[-1:], size - held, 0)]) if held < size else v for n, v in given.items()
         }
-        parts.append(np.argsort(-_real(runner.scores(filled)), axis=1, kind="stable")[:held])
-    return np.concatenate(parts)
+        parts.append({n: v[:held] if v.shape[:1] == (size,) else v for n, v in runner.run(filled).items()})
+    return {name: np.concatenate([np.atleast_1d(part[name]) for part in parts]) for name in parts[0]}
 
 
-def _real(scores: Array) -> Array:
-    return scores.astype(np.float64)
+def ranked(outputs: Mapping[str, Array], where: str) -> Array:
+    """The classes of every image, best first [image, class].
+
+    Raises ModelError where the first output holds none.
+    """
+    return np.argsort(-scores_of(outputs, where).astype(np.float64), axis=1, kind="stable")
 
 
 def _count(found: Evaluation, score: Score, ranked: Array, labels: Array | None) -> None:

@@ -1,4 +1,4 @@
-"""What classifies: a package, or an ONNX model in ONNX Runtime."""
+"""What answers: a package, or an ONNX model in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -11,23 +11,31 @@ import numpy as np
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.frontend.common.inputs import Declared, bound_inputs
 from hawq_tvm.package.tail import errors_of_onnxruntime
+from hawq_tvm.quantize.network.answers import End, no_classifier
 from hawq_tvm.quantize.network.float_graph import Input, sizes_of
+
+from .ends import end_of_integers, end_of_onnx
 
 Array = np.ndarray[Any, Any]
 Shapes = Mapping[str, Sequence[int]]
 
 
 class Runner(Protocol):
-    """A model that classifies.
+    """A model that answers.
 
-    name: as the user gave it.  inputs: as `Input`, None in the first dimension where the batch is open.
+    name: as the user gave it.  inputs: as `Input`, None in the first dimension where the batch is open.  end: what its
+    first output is computed by.
     """
 
     name: str
     inputs: tuple[Input, ...]
 
-    def scores(self, inputs: dict[str, Array]) -> Array:
-        """The scores (images, classes) of a whole batch."""
+    @property
+    def end(self) -> End | None:
+        """What its first output is computed by; None where nothing tells it."""
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """The outputs of a whole batch by name, in order."""
 
 
 class PackageRunner:
@@ -39,8 +47,14 @@ class PackageRunner:
         self.name, self._package = str(path), load(path)
         self.inputs = _bound([(one.name, one.dtype, one.shape) for one in self._package.inputs], shapes)
 
-    def scores(self, inputs: dict[str, Array]) -> Array:
-        return _classes_of(self._package.run(inputs), self.name)
+    @property
+    def end(self) -> End | None:
+        """What computes the first output; None where that was cut off or stripped."""
+        package = self._package
+        return None if package.is_stripped or package.tail is not None else end_of_integers(package.graph)
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        return self._package.run(inputs)
 
 
 class OnnxRunner:
@@ -58,7 +72,7 @@ class OnnxRunner:
             ) from e
         from hawq_tvm.frontend.onnx.reader import read_model
 
-        read_model(path)
+        self._graph = read_model(path).graph
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         try:
@@ -70,7 +84,12 @@ class OnnxRunner:
         self.name = str(path)
         self.inputs = _bound([(one.name, _dtype(one.type), one.shape) for one in self._session.get_inputs()], shapes)
 
-    def scores(self, inputs: dict[str, Array]) -> Array:
+    @property
+    def end(self) -> End | None:
+        """What computes the first output."""
+        return end_of_onnx(self._graph)
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
         names = [one.name for one in self._session.get_outputs()]
         try:
             values = self._session.run(None, inputs)
@@ -82,7 +101,7 @@ class OnnxRunner:
                 expected=str(e).strip().splitlines()[-1],
                 found=given,
             ) from e
-        return _classes_of(dict(zip(names, values, strict=True)), self.name)
+        return dict(zip(names, values, strict=True))
 
 
 def _bound(inputs: Sequence[tuple[str, str, Sequence[Any]]], shapes: Shapes) -> tuple[Input, ...]:
@@ -104,22 +123,15 @@ def _dtype(text: str) -> str:
     return {"float": "float32", "double": "float64"}.get(name, name)
 
 
-def _classes_of(outputs: dict[str, Array], where: str) -> Array:
-    remedy = "end the model at its scores (onnx.utils.extract_model), and give what is made of that"
-    if len(outputs) != 1:
-        found = ", ".join(outputs)
-        raise ModelError("is no classifier", where=where, expected="one output of scores", found=found, remedy=remedy)
-    ((name, value),) = outputs.items()
-    scores = value.reshape(len(value), -1) if value.ndim > 1 else value.reshape(1, -1)
-    if scores.shape[1] < 2 or value.ndim < 2:
-        raise ModelError(
-            "is no classifier",
-            where=where,
-            expected="scores of at least two classes",
-            found=f"{name}: {'x'.join(map(str, value.shape))}",
-            remedy=remedy,
-        )
-    return scores
+def scores_of(outputs: Mapping[str, Array], where: str) -> Array:
+    """The scores (images, classes) of a classifier's first output.
+
+    Raises ModelError where it holds none.
+    """
+    name, value = next(iter(outputs.items()))
+    if value.ndim < 2 or value.size < 2 * len(value):
+        raise no_classifier(f"{where}: {name}", value.shape, len(value) if value.ndim else 1)
+    return value.reshape(len(value), -1)
 
 
 def open_runner(path: str | Path, shapes: Shapes | None = None) -> Runner:

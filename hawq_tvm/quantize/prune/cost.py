@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from hawq_tvm.quantize.allocate.loss import Loss
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
-from hawq_tvm.quantize.network.data import Calibration
 from hawq_tvm.quantize.network.float_graph import FloatGraph
 
 from .channels import Channels
@@ -25,19 +24,15 @@ from .channels import Channels
 Array = NDArray[np.float64]
 
 
-def diagonals(
-    graph: FloatGraph, data: Calibration, probes: int, batch: int, seed: int, progress: Progress
-) -> dict[str, torch.Tensor]:
+def diagonals(loss: Loss, probes: int, batch: int, seed: int, progress: Progress) -> dict[str, torch.Tensor]:
     """An estimate of the Hessian's diagonal by every layer's weights, the mean of `probes` sets of random signs: one
     for each batch of `batch` images, in order and again from the first.
-
-    Raises ModelError when the network is no classifier.
     """
-    loss, random = Loss(graph, data), torch.Generator().manual_seed(seed)
+    graph, random = loss.graph, torch.Generator().manual_seed(seed)
     sums: dict[str, torch.Tensor] = {}
     done = 0
     while done < probes:
-        for one in data.batches(batch, True):
+        for one in loss.data.batches(batch, True):
             weights = {w: graph.parameters[w].detach().clone().requires_grad_() for w in _weights(graph)}
             gradients = torch.autograd.grad(
                 loss.of(one, parameters=weights).mean(), [*weights.values()], create_graph=True, materialize_grads=True

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.frontend.onnx.inputs import with_shapes
+from hawq_tvm.quantize.allocate.loss import Loss
 from hawq_tvm.quantize.allocate.sensitivity import Progress
+from hawq_tvm.quantize.network.answers import Answers
 from hawq_tvm.quantize.network.data import Calibration, open_data
 from hawq_tvm.quantize.network.float_graph import FloatGraph
 from hawq_tvm.quantize.network.float_onnx import Shapes, from_onnx
@@ -43,7 +45,8 @@ class Pruning:
     stay.  keep: layers whose output channels all stay.  by: what channels are ranked by, "hessian", or, to compare
     with, "norm" (of their weights) or "chance".  probes, batch: of the Hessian's trace, sets of random signs and images
     for each.  images: that weights are fitted on, and then trained for `steps` batches; 0 images leave
-    them as they were.
+    them as they were.  classes: whether the first output holds scores of classes, None for what it looks like
+    (`network/answers.py`).
     """
 
     budgets: tuple[str, ...]
@@ -55,6 +58,7 @@ class Pruning:
     images: int = 512
     steps: int = 300
     seed: int = 0
+    classes: bool | None = None
 
     def __post_init__(self) -> None:
         if not self.budgets:
@@ -78,7 +82,8 @@ class Pruned:
     """The smaller float model.
 
     layers: JSON-ready rows of weights' shapes before and after, and of the errors of what they make, before and after
-    they were fitted.  resources: before and after.  distance: of the answers, in nats, before and after training.
+    they were fitted.  resources: before and after.  distance: of the answers, before and after training: in nats, or,
+    where they are no classes, their squared change as a share of their squares.
     """
 
     model: onnx.ModelProto
@@ -86,6 +91,7 @@ class Pruned:
     resources: dict[str, tuple[float, float]]
     images: int
     distance: tuple[float, float] | None
+    answers: Answers
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
@@ -94,6 +100,8 @@ class Pruned:
             "resources": self.resources,
             "images": self.images,
             "distance": self.distance,
+            "answers": self.answers.kind,
+            "answers_by": self.answers.by,
         }
 
 
@@ -106,7 +114,7 @@ def prune(
     preprocess: Preprocess | None = None,
     progress: Progress | None = None,
 ) -> Pruned:
-    """Take channels away from a float classifier: ONNX (path, bytes or ModelProto), a .pt2 file or an ExportedProgram.
+    """Take channels away from a float network: ONNX (path, bytes or ModelProto), a .pt2 file or an ExportedProgram.
 
     What comes back is float ONNX with BatchNormalization folded, for `post_training`, `allocate` and `finetune`.
     Raises ModelError, InputError and UsageError as `load_float` and `open_data` do, and UsageError with the least that
@@ -122,7 +130,9 @@ def prune(
     channels = find_channels(graph, example, pruning.keep)
     batch, macs = graph.batch or min(pruning.batch, data.count), macs_of(graph, example)
     choose(graph, channels, np.zeros(channels.count), macs, budgets, pruning.multiple)  # refuses before time is spent
-    costs = _costs(graph, data, channels, pruning, batch, tell)
+    loss = Loss(graph, data, pruning.classes)
+    loss.weigh(_squares(graph, data, batch))
+    costs = _costs(loss, channels, pruning, batch, tell)
     stays, resources = choose(graph, channels, costs, macs, budgets, pruning.multiple)
     smaller = without_channels(prepared, channels, stays)
     cut = from_onnx(smaller)
@@ -133,7 +143,7 @@ def prune(
     if some:
         errors = Refit(smaller, graph, cut, channels, stays, some, pruning.seed).run(tell)
     if some and pruning.steps:
-        distance = distil(smaller, graph, cut, some, steps=pruning.steps, seed=pruning.seed, progress=tell)
+        distance = distil(smaller, loss, cut, some, steps=pruning.steps, seed=pruning.seed, progress=tell)
     onnx.checker.check_model(smaller)
     rows = [
         {
@@ -144,18 +154,28 @@ def prune(
         }
         for layer in graph.layers
     ]
-    return Pruned(smaller, rows, resources, sum(len(next(iter(b.values()))) for b in some), distance)
+    images = sum(len(next(iter(b.values()))) for b in some)
+    return Pruned(smaller, rows, resources, images, distance, loss.answers)
 
 
-def _costs(
-    graph: FloatGraph, data: Calibration, channels: Channels, pruning: Pruning, batch: int, progress: Progress
-) -> NDArray[np.float64]:
+def _squares(graph: FloatGraph, data: Calibration, batch: int) -> dict[str, float]:
+    """The mean square of every output, over all data."""
+    sums, counts = dict.fromkeys(graph.outputs, 0.0), dict.fromkeys(graph.outputs, 0)
+    with torch.no_grad():
+        for one in data.batches(batch, graph.batch is not None):
+            for name, value in graph.run(one.inputs).items():
+                sums[name] += float(value.double().square().sum())
+                counts[name] += value.numel()
+    return {name: total / max(counts[name], 1) for name, total in sums.items()}
+
+
+def _costs(loss: Loss, channels: Channels, pruning: Pruning, batch: int, progress: Progress) -> NDArray[np.float64]:
     """What every group of channels costs, as it is ranked."""
     if pruning.by == "chance":
         return np.random.default_rng(pruning.seed).random(channels.count)
     hessian = pruning.by == "hessian"
-    diagonal = diagonals(graph, data, pruning.probes, batch, pruning.seed, progress) if hessian else None
-    return group_costs(graph, channels, diagonal)
+    diagonal = diagonals(loss, pruning.probes, batch, pruning.seed, progress) if hessian else None
+    return group_costs(loss.graph, channels, diagonal)
 
 
 def _some(data: Calibration, batch: int, fixed: bool, images: int) -> list[Mapping[str, Any]]:

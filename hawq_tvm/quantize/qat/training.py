@@ -26,7 +26,7 @@ from hawq_tvm.quantize.ptq.quantizer import Draft, Quantized, Recipe, as_onnx, d
 
 from .deployed import Deployed, check_trainable
 from .straight import Tensor
-from .taught import Images, held, rows
+from .taught import Images, held, rows, scored
 
 Array = np.ndarray[Any, Any]
 # Scales move by this share of the rate: one scale moves every integer of its tensor.
@@ -52,7 +52,8 @@ class Training:
     Knowledge in a Neural Network", 2015); of answers that are no scores of classes it is the squared error, as a share
     of their mean square.
     held_out: the share of images that no epoch sees, and the best epoch is chosen by, unless there is a set for that.
-    checked: images on which the compiled package is compared with what was trained, 0 for none.
+    checked: images on which the compiled package is compared with what was trained, 0 for none.  classes: whether
+    answers are scores of classes, None for what they look like (`network/answers.py`).
     device: "cpu", "cuda" or "auto".  One seed gives one result on one CPU.
     """
 
@@ -65,6 +66,7 @@ class Training:
     checked: int = 16
     seed: int = 0
     device: str = "auto"
+    classes: bool | None = None
 
     def __post_init__(self) -> None:
         for name, good, expected in (
@@ -133,8 +135,10 @@ def finetune(
     others = open_data(validation, given.inputs, preprocess) if validation is not None else None
     calibrating = calibration if calibration is not None else data
     started = draft(model, calibrating, chosen, shapes=shapes, preprocess=preprocess, progress=tell)
-    images = held(opened, started.given, settings.batch, device, tell)
-    kept = held(others, started.given, settings.batch, device, tell) if others is not None else None
+    images = held(opened, started.given, settings.batch, device, tell, settings.classes)
+    # One set has labels, perhaps, and the other has not: what answers are is told by the first.
+    asked = settings.classes if images.answers.by == "shape" else images.classes
+    kept = held(others, started.given, settings.batch, device, tell, asked) if others is not None else None
     told = opened.fingerprint + (others.fingerprint if others is not None else "")
     return _Run(started, images, kept, settings, device, Path(state) if state is not None else None, told, tell).run()
 
@@ -215,6 +219,8 @@ class _Run:
             "images": self.train.count,
             "validation_images": self.validation.count,
             "labels": self.train.labels is not None,
+            "answers": self.train.answers.kind,
+            "answers_by": self.train.answers.by,
             "epochs_run": self.history,
             "kept_epoch": self.history[chosen]["epoch"],
             "package_equal_on": checked,
@@ -234,7 +240,7 @@ class _Run:
         turns = max(1, self.settings.batch // self.size)  # a model that fixes a small batch takes several in turn
         for i, batch in enumerate(self.train.batches(order, self.size, self.fixed)):
             together = min(turns, count - i // turns * turns)
-            loss = self._loss(rows(self.net(batch.inputs)), batch)
+            loss = self._loss(self._answers(batch), batch)
             where = f"epoch {epoch + 1}, step {i // turns + 1}"
             self._check(where, loss)
             (loss / together).backward()
@@ -262,6 +268,10 @@ class _Run:
                 remedy=f"train at a lower rate than {self.settings.rate:g} (--rate)",
             )
 
+    def _answers(self, batch: Images) -> Tensor:
+        """What the network says of a batch, as what the float one says is held."""
+        return scored(rows(self.net(batch.inputs)), batch.answers)
+
     def _loss(self, scores: Tensor, batch: Images) -> Tensor:
         if not batch.classes:
             return ((scores - batch.teacher) / self.unit).square().mean()
@@ -283,7 +293,7 @@ class _Run:
         total, right, same, count = 0.0, 0, 0, 0
         with torch.no_grad():
             for batch in self.validation.batches(torch.arange(self.validation.count), self.size, self.fixed):
-                scores = rows(self.net(batch.inputs))
+                scores = self._answers(batch)
                 loss = self._loss(scores, batch)
                 self._check(f"after epoch {epoch}", loss)
                 total += float(loss) * batch.count
