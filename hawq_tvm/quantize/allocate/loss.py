@@ -34,7 +34,8 @@ class Loss:
         self.units: Mapping[str, float] = {}
         first, name = next(data.batches(graph.batch or 1, graph.batch is not None)), graph.outputs[0]
         with torch.no_grad():
-            output = graph.run(first.inputs)[name]
+            outputs = graph.run(first.inputs)
+        self.counted, output = [n for n in graph.outputs if outputs[n].is_floating_point()], outputs[name]
         self.answers = answers_of(
             name,
             output.shape,
@@ -53,13 +54,13 @@ class Loss:
         return "cross-entropy with labels" if self.data.has_labels else "cross-entropy with the model's own argmax"
 
     def weigh(self, squares: Mapping[str, float]) -> None:
-        """Set the units by the outputs' mean squares on all data.
+        """Set the units by the outputs' mean squares on all data, where they count.
 
-        Raises ModelError for outputs that are 0 throughout, or infinite, where they count.
+        Raises ModelError for outputs that are 0 throughout, or infinite.
         """
-        self.units = {name: math.sqrt(square) for name, square in squares.items()}
+        self.units = {} if self.answers.classes else {name: math.sqrt(squares[name]) for name in self.counted}
         for name, unit in self.units.items():
-            if not self.answers.classes and not 0 < unit < math.inf:
+            if not 0 < unit < math.inf:
                 raise ModelError(
                     "is an output that rounding errors cannot be measured by",
                     where=name,
@@ -72,11 +73,7 @@ class Loss:
         self, found: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], size: int
     ) -> torch.Tensor:
         """How far the outputs of a batch of that size are from others, in units (images, numbers), float64."""
-        parts = [
-            ((found[n].double() - outputs[n].double()) / self.units[n]).reshape(size, -1)
-            for n in self.graph.outputs
-            if outputs[n].is_floating_point()
-        ]
+        parts = [((found[n].double() - outputs[n].double()) / unit).reshape(size, -1) for n, unit in self.units.items()]
         return torch.cat(parts, 1)
 
     def scores(self, batch: Batch, **options: Any) -> torch.Tensor:

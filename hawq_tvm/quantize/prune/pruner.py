@@ -131,7 +131,8 @@ def prune(
     batch, macs = graph.batch or min(pruning.batch, data.count), macs_of(graph, example)
     choose(graph, channels, np.zeros(channels.count), macs, budgets, pruning.multiple)  # refuses before time is spent
     loss = Loss(graph, data, pruning.classes)
-    loss.weigh(_squares(graph, data, batch))
+    if not loss.answers.classes:
+        loss.weigh(_squares(graph, data, batch))
     costs = _costs(loss, channels, pruning, batch, tell)
     stays, resources = choose(graph, channels, costs, macs, budgets, pruning.multiple)
     smaller = without_channels(prepared, channels, stays)
