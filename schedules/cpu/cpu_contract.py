@@ -23,6 +23,7 @@ from tvm import relax, s_tir, te, tirx
 
 from hawq_tvm.core import arith, ops
 from hawq_tvm.core.attributes import Conv2d
+from schedules.emit.begun import begun
 from schedules.emit.emit import Emission, Emitter, Operand, immediate
 from schedules.emit.emit_requantize import requantize
 from schedules.emit.tables import lookup
@@ -125,23 +126,34 @@ class Contract:
         products, sums = replace(products, in_place=in_place), Sums(products.factors)
         here = VectorUnit.of(target)
         packs = here.packs
-        spelled = tile.lanes if at_once(shape.channels, tile.lanes, tile.vectors, packs) else 0
+        whole = shape.pixels % tile.pixels == 0
+        spelled = tile.lanes if at_once(shape.channels, tile.lanes, tile.vectors, packs, whole) else 0
         width = layer.width(call.args[1])
         overrides: dict[str, Emitter] = {
             ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders, sums, width),
             "hawq.unpack_int4": constant_int4,
-            "hawq.requantize": lambda e, c: requantize(e, c, spelled),
+            "hawq.requantize": lambda e, c: requantize(e, c, spelled, begins=not sums.factors),
             "hawq.lookup": lambda e, c: lookup(e, c, here.permutes if spelled else ""),
         }
         emission = Emission(layer, overrides)
-        sch = s_tir.Schedule(sums.prim_func(emission))
+        first = len(shape.lead) + 1
+        unscheduled = begun(sums.prim_func(emission), lambda v: v[first] * tile.lanes + v[first + 1])
+        sch = s_tir.Schedule(unscheduled)
         data, weight = products.factors.stored if products.factors else map(ops.dtype_of, call.args)
         weight, data = (
             "int8" if tile.length > 1 and width < 8 else weight,
             products.registers or (data if in_place else products.stored),
         )
         epilogue = Epilogue(
-            sch, shape.channels, tile.lanes, tile.vectors, packs, bool(unit.neon), unit.quads, permutes=here.permutes
+            sch,
+            shape.channels,
+            tile.lanes,
+            tile.vectors,
+            packs,
+            bool(unit.neon),
+            unit.quads,
+            whole,
+            permutes=here.permutes,
         )
         nest, block = _schedule(sch, shape, tile, products.intrinsic(data, weight), epilogue, borders, sums)
         func = without_borders(sch, sch.mod["main"], shape, borders, nest)

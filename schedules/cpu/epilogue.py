@@ -47,7 +47,7 @@ class Epilogue:
     vectors: of a block.  neon: Arm's instructions.  packs: the lanes of registers that the CPU narrows with
     `narrow`, at most.  dot: it has vpdpwssd.  whole: blocks are whole in every direction.
     stored: sums lie in memory, not in registers.  permutes: what the CPU looks up in registers (VectorUnit).
-    ahead: the pixels by which a residual is fetched before it is read.
+    ahead: the pixels by which a residual is fetched before it is read.  woven: sums are in the order of `Order`.
     """
 
     def __init__(
@@ -63,14 +63,16 @@ class Epilogue:
         stored: bool = False,
         permutes: str = "",
         ahead: int = 0,
+        woven: bool = False,
     ) -> None:
         self._sch, self._lanes, self._neon, self._dot, self._stored, self._ahead = sch, lanes, neon, dot, stored, ahead
+        self._woven = woven
         (out,) = sch.get_output_blocks(sch.get_sblock("root"))
         self._out = _name(sch, out)
         self._together = at_once(channels, lanes, vectors, packs, whole)
         # A loop of one step around an instruction is more than `reverse_compute_at` follows; without a condition, which
         # `tensorize` does not take, the instruction can be spelled afterwards.
-        self._late = self._together * lanes == channels
+        self._late = woven or self._together * lanes == channels
         names = [_name(sch, b) for b in sch.get_child_blocks(sch.get_sblock("root"))]
         self._stages = frozenset(names)
         self._high = "high" if "high" in names and (lanes >= 8 or neon) and _spelled(channels, lanes) else ""
@@ -153,8 +155,10 @@ class Epilogue:
         if not name.startswith("scaled_bytes"):
             return narrow(*form, dtype)
         sums, *_, shifts = own.reads
-        stored = self._stored and not str(sums.source.name).startswith(WIDE)
-        return requantize(*form, dtype, str(shifts.source.dtype) == "int16", stored)
+        wide = str(sums.source.name).startswith(WIDE)
+        short = str(shifts.source.dtype) == "int16"
+        begun = str(own.reads[2].source.dtype) != "int64"
+        return requantize(*form, dtype, short, self._stored and not wide, self._woven and not wide, begun)
 
     def _tensorized(self, block: s_tir.schedule.SBlockRV, size: int, intrinsic: str) -> str:
         name = _name(self._sch, block)

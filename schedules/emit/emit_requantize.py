@@ -10,9 +10,10 @@ import numpy as np
 from tvm import relax, te, tirx
 
 from hawq_tvm.core import arith, ops
-from schedules.spelling.byte_intrinsics import apart, pair_sum_of, shift_form
+from schedules.spelling.byte_intrinsics import Order, pair_sum_of, shift_form
 from schedules.spelling.lookup_intrinsics import WIDE
 
+from .begun import BEGIN, begun_at, reach_of_sums
 from .emit import Array, Emission, Operand, clamp, emitter, immediate, out_shape
 
 SHIFT = "hawq.shift"  # of the stage "pair_sum": what its last shift is
@@ -65,11 +66,12 @@ def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
     return requantize(e, call)
 
 
-def requantize(e: Emission, call: relax.Call, packs: int = 0) -> te.Tensor:
+def requantize(e: Emission, call: relax.Call, packs: int = 0, woven: int = 0, begins: bool = False) -> te.Tensor:
     """(A9) in the cheapest of the forms that are exact for it.
 
     packs: the lanes of vectors for which there is a stage "scaled_bytes" where (A9c) applies, "pair_sum" where (A9d)
-    does, for schedules that spell them; 0 for none.
+    does, for schedules that spell them; 0 for none.  woven: the vectors of a group of sums (`Order`).  begins: sums may
+    begin at constants (`schedules/cpu/begin.py`), where (A9e) applies.
     """
     attrs = call.attrs
     shift, shifts = e.operand(call.args[3]), ops.const_value(call.args[3])
@@ -86,7 +88,8 @@ def requantize(e: Emission, call: relax.Call, packs: int = 0) -> te.Tensor:
     if rounding == "half_up" and terms.folded:
         if packs:
             given = (e, shape, terms, shifts, (low, high), str(attrs["out_dtype"]))
-            stage = _pair_sum(*given) if len(terms.data) > 1 else _scaled_bytes(*given, packs)
+            own = (Order(packs, woven), begins, int(attrs["zero_point"]))
+            stage = _pair_sum(*given) if len(terms.data) > 1 else _scaled_bytes(*given, *own)
             if stage is not None:
                 return stage
         rounded = _sums_of_halves(e, shape, terms, shifts) or (_high_half(e, shape, terms, shifts) if narrow else None)
@@ -203,10 +206,18 @@ def _sums_of_halves(e: Emission, shape: tuple[int, ...], terms: Terms, shifts: A
 
 
 def _scaled_bytes(
-    e: Emission, shape: tuple[int, ...], terms: Terms, shifts: Array, bounds: tuple[int, int], out: str, lanes: int
+    e: Emission,
+    shape: tuple[int, ...],
+    terms: Terms,
+    shifts: Array,
+    bounds: tuple[int, int],
+    out: str,
+    order: Order,
+    begins: bool,
+    zero_point: int,
 ) -> te.Tensor | None:
     """(A9c) of an anchor's sums or a wide table's entries, (A9a) where shifts are beyond it; None where their constants
-    fit neither.
+    fit neither.  begins: (A9e) of sums that begin at its constants, if there are such.
     """
     if len(terms.data) != 1 or terms.zero_point or out not in arith.PACKED_SHIFTS or bounds != arith.RANGES[out]:
         return None
@@ -219,19 +230,38 @@ def _scaled_bytes(
         return None
     if constants[2].min() < 0 or constants[2].max() >= 32:
         return None
-    shift, at = shift_form(lanes, constants[2].max() <= arith.PACKED_SHIFTS[out] - 32)
-    channels, forms = np.arange(shape[-1]), (("int64", apart), ("int64", apart), (shift, at))
-    placed = []
-    for c, (dtype, place) in zip(constants, forms, strict=True):
+    if x.tensor.op.name == WIDE:
+        order, begins = Order(order.lanes), False  # a table's entries follow each other
+    short = bool(constants[2].max() <= arith.PACKED_SHIFTS[out] - 32)
+    channels = np.arange(shape[-1])
+    apart, at = order.apart(channels), order.shift(channels, short)
+    narrow = shift_form(order.lanes, short)[0]
+    begin = None
+    if begins and (reach := reach_of_sums(e)) is not None:
+        m, b, t = (np.broadcast_to(c.ravel(), shape[-1:]) for c in constants)
+        begin = begun_at(m, b, t, zero_point, bounds, short)
+        if begin and (reach << bits) + int(np.abs(begin[0]).max()) > arith.RANGES["int32"][1]:
+            begin = None
+
+    def placed(values: Array, dtype: str, place: Array, name: str = "") -> te.Tensor:
         array = np.empty(shape[-1:], dtype)
-        array[place(channels, lanes)] = c.ravel()
-        placed.append(e.argument(array))
-    m, b, t = placed
+        array[place] = values.ravel()
+        return e.argument(array, name)
+
+    multiplier = placed(constants[0], "int64", apart)
+    offset = placed(begin[1], narrow, at) if begin else placed(constants[1], "int64", apart)
+    further = placed(constants[2], narrow, at)
+    start = placed(begin[0], "int32", order.flat(channels), BEGIN) if begin else None
 
     def element(*i: Any) -> tirx.Expr:
-        total = x.at(i).astype("int64") * m(apart(i[-1], lanes)) + b(apart(i[-1], lanes))
-        number = (total >> immediate(32, "int64")).astype("int32") >> t(at(i[-1], lanes)).astype("int32")
-        return clamp(number, *bounds, "int32").astype(out)
+        at, sums, half = order.shift(i[-1], short), x.at(i), immediate(32, "int64")
+        factor = multiplier(order.apart(i[-1]))
+        if start is None:
+            number = ((sums.astype("int64") * factor + offset(order.apart(i[-1]))) >> half).astype("int32")
+        else:
+            number = (((sums + start(order.flat(i[-1]))).astype("int64") * factor) >> half).astype("int32")
+            number = number + offset(at).astype("int32")
+        return clamp(number >> further(at).astype("int32"), *bounds, "int32").astype(out)
 
     return te.compute(shape, element, name="scaled_bytes")
 

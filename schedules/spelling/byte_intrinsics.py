@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -48,6 +49,48 @@ def as_packed(i: Any, lanes: int) -> Any:
     return i // (2 * lanes) * (2 * lanes) + i % lanes // 4 * 8 + i % (2 * lanes) // lanes * 4 + i % 4
 
 
+@dataclass(frozen=True)
+class Order:
+    """Where channels are in vectors of sums, and their constants for `requantize`.
+
+    woven: the vectors of a group of channels of which each has four of every few, in turns (`beside`); 0 where
+    channels follow each other.
+    """
+
+    lanes: int
+    woven: int = 0
+
+    def in_register(self, i: Any) -> tuple[Any, Any]:
+        """The vector of a group and its lane, of woven sums."""
+        part = 4 * self.woven
+        return i % part // 4, i % (self.lanes * self.woven) // part * 4 + i % 4
+
+    def apart(self, i: Any) -> Any:
+        """The place of a multiplier."""
+        lanes, size, part = self.lanes, self.lanes * self.woven, 4 * self.woven
+        if not size:
+            return apart(i, lanes)
+        within = i % 2 * (lanes // 2) + i % size // part * 2 + i % 4 // 2
+        return i // size * size + i % part // 4 * lanes + within
+
+    def flat(self, i: Any) -> Any:
+        """The place of a sum."""
+        if not self.woven:
+            return i
+        v, lane = self.in_register(i)
+        return i // (self.lanes * self.woven) * (self.lanes * self.woven) + v * self.lanes + lane
+
+    def shift(self, i: Any, short: bool) -> Any:
+        """The place of a shift."""
+        lanes, size = self.lanes, self.lanes * self.woven
+        form, at = shift_form(lanes, short)
+        if not size:
+            return at(i, lanes)
+        if form == "int16":
+            return i if self.woven == 2 else i // size * size + i % 16 // 8 * 2 * lanes + i % size // 16 * 8 + i % 8
+        return self.flat(i)
+
+
 def shift_form(lanes: int, short: bool) -> tuple[str, Any]:
     """The type of the shifts of `requantize`, and where a channel's is.
 
@@ -57,23 +100,37 @@ def shift_form(lanes: int, short: bool) -> tuple[str, Any]:
 
 
 @cache
-def requantize(lanes: int, vectors: int, dtype: str, short: bool, stored: bool = False) -> str:
+def requantize(
+    lanes: int, vectors: int, dtype: str, short: bool, stored: bool = False, woven: bool = False, begun: bool = False
+) -> str:
     """The name of the tensor intrinsic (A9c), or (A9a) and a clamp, i < lanes vectors:
 
         c[i] = clamp(((x[i] m[apart(i)] + b[apart(i)]) >> 32) >> t[at(i)])
+
+    or, begun, that of (A9e), where h lies as t does and is of its type:
+
+        c[i] = clamp((((x[i] m[apart(i)]) >> 32) + h[at(i)]) >> t[at(i)])
 
     x is int32, m and b are int64, m within 32 bits, t and `at` are of `shift_form`, c is of `dtype`, to whose range
     numbers are clamped: constants lie as the instructions take them.
     lanes, vectors: as for `narrow`.  short: 0 <= t <= 7 for "uint8", 8 for "int8", so that what packssdw saturates lies
     beyond the clamp after the shift, too; else t <= 31.  stored: x is in memory, so that odd lanes are loaded for
-    themselves, but for those of the last vector, beyond which nothing may be read.
+    themselves, but for those of the last vector, beyond which nothing may be read.  woven: x[i] is x[v, lane] of
+    `in_register`, and constants are where they are needed for it; x is then in two dimensions.
     """
     size, (low, high) = lanes * vectors, arith.RANGES[dtype]
-    shift, at = shift_form(lanes, short)
+    form, order = shift_form(lanes, short)[0], Order(lanes, vectors if woven else 0)
 
     def value(x: Buffer, m: Buffer, b: Buffer, t: Buffer, i: tirx.Var) -> tirx.Expr:
-        total = x[i].astype("int64") * m[apart(i, lanes)] + b[apart(i, lanes)]
-        number = (total >> tirx.const(32, "int64")).astype("int32") >> t[at(i, lanes)].astype("int32")
+        sums = x[order.in_register(i)] if woven else x[i]
+        place = order.shift(i, short)
+        total = sums.astype("int64") * m[order.apart(i)]
+        if not begun:
+            total = total + b[order.apart(i)]
+        number = (total >> tirx.const(32, "int64")).astype("int32")
+        if begun:
+            number = number + b[place].astype("int32")
+        number = number >> t[place].astype("int32")
         return tirx.min(tirx.max(number, low), high).astype(dtype)
 
     def spelled(x: Buffer, m: Buffer, b: Buffer, t: Buffer, c: Buffer) -> list[tirx.Expr]:
@@ -82,24 +139,37 @@ def requantize(lanes: int, vectors: int, dtype: str, short: bool, stored: bool =
 
         def number(k: int) -> tirx.Expr:
             first, half = k * lanes, lanes // 2
-            sums, separate = loaded(x, first, lanes), stored and k < vectors - 1
+            sums = x.vload([k, 0], f"int32x{lanes}") if woven else loaded(x, first, lanes)
+            separate = stored and k < vectors - 1
             odd = low_halves(loaded(x, first + 1, lanes), lanes) if separate else odd_lanes(sums, lanes)
             even, odd = (
-                data * low_halves(loaded(m, at, half), lanes) + loaded(b, at, half)
+                data * low_halves(loaded(m, at, half), lanes)
                 for data, at in ((low_halves(sums, lanes), first), (odd, first + half))
             )
+            if not begun:
+                even, odd = even + loaded(b, first, half), odd + loaded(b, first + half, half)
             return joined_high_halves(even, odd, lanes)
 
         numbers = [number(k) for k in range(vectors)]
-        if shift == "int16":
-            words = [w >> loaded(t, 32 * k, 32) for k, w in enumerate(_words(numbers, lanes))]
+        if form == "int16":
+            words = _words(numbers, lanes)
+            if begun:
+                words = [_added(w, loaded(b, 32 * k, 32)) for k, w in enumerate(words)]
+            words = [w >> loaded(t, 32 * k, 32) for k, w in enumerate(words)]
         else:
+            if begun:
+                numbers = [n + loaded(b, lanes * k, lanes) for k, n in enumerate(numbers)]
             words = _words([n >> loaded(t, lanes * k, lanes) for k, n in enumerate(numbers)], lanes)
-        return [_in_order(_bytes(words, lanes, dtype), lanes, vectors, dtype)]
+        bytes_ = _bytes(words, lanes, dtype)
+        return [_once(bytes_, lanes, vectors, dtype) if woven else _in_order(bytes_, lanes, vectors, dtype)]
 
     return register(
-        f"hawq.requantize.{lanes}x{vectors}.{dtype}.{shift}{'.stored' if stored else ''}",
-        [Operand((size,), t) for t in ("int32", "int64", "int64", shift, dtype)],
+        f"hawq.requantize.{lanes}x{vectors}.{dtype}.{form}{'.stored' if stored else ''}{'.woven' if woven else ''}"
+        f"{'.begun' if begun else ''}",
+        [
+            Operand((vectors, lanes) if woven else (size,), "int32"),
+            *(Operand((size,), t) for t in ("int64", form if begun else "int64", form, dtype)),
+        ],
         [(size, "S")],
         value,
         spelled,
@@ -143,11 +213,8 @@ def pair_sum(
 
         words = _words([one(pair) for pair in _pairs(unsigned(a), unsigned(r), lanes, vectors)], lanes)
         zero_point = tirx.Broadcast(z[0], 2 * lanes)
-        moved = [tirx.call_llvm_pure_intrin(f"int16x{2 * lanes}", "llvm.sadd.sat", w, zero_point) for w in words]
-        bytes_ = _bytes(moved, lanes, dtype)
-        if vectors == 2:  # the vector holds every eight bytes twice
-            bytes_ = _chosen([tirx.reinterpret(f"int64x{lanes // 2}", bytes_)], range(0, lanes // 2, 2))
-        return [tirx.reinterpret(f"{dtype}x{size}", bytes_)]
+        moved = [_added(w, zero_point) for w in words]
+        return [_once(_bytes(moved, lanes, dtype), lanes, vectors, dtype)]
 
     def hints(*buffers: Buffer) -> list[tirx.Expr]:
         fetched = zip((buffers[0], buffers[2], buffers[-1]), ahead, (0, 0, 1), strict=bool(ahead))
@@ -175,16 +242,18 @@ def pair_sum_of(a: tirx.Expr, r: tirx.Expr, constants: Sequence[Any], shift: int
     return tirx.min(tirx.max((total >> shift) + z[0].astype("int32"), low), high)
 
 
+def beside(x: tirx.Expr, y: tirx.Expr, step: int, first: int) -> tirx.Expr:
+    """The elements from `first` to step / 2 further of every `step` elements of two vectors, in turns: what punpckl and
+    punpckh do.
+    """
+    lanes = int(x.ty.dtype.lanes)
+    places = [part + first + k for part in range(0, lanes, step) for k in range(step // 2)]
+    return _chosen([x, y], [place + lanes * side for place in places for side in (0, 1)])
+
+
 def _pairs(a: tirx.Expr, r: tirx.Expr, lanes: int, vectors: int) -> list[tirx.Expr]:
     """Vectors of a[i] and r[i] side by side in 16 bits each, in the order that packssdw undoes."""
-    size, parts = lanes * vectors, lanes // 4
-
-    def beside(x: tirx.Expr, y: tirx.Expr, step: int, first: int) -> tirx.Expr:
-        """The elements from `first` to step / 2 further of every `step` elements of two vectors, in turns."""
-        places = [part * step + first + k for part in range(parts) for k in range(step // 2)]
-        n = parts * step
-        return _chosen([x, y], [place + n * side for place in places for side in (0, 1)])
-
+    size = lanes * vectors
     if vectors == 2:
         first, second = (x.astype(f"int16x{size}") for x in (a, r))
         return [beside(first, second, 8, k) for k in (0, 4)]
@@ -207,6 +276,11 @@ def _words(numbers: list[tirx.Expr], lanes: int) -> list[tirx.Expr]:
     return [_pack("packssdw", numbers[k], numbers[k + 1], lanes, 16) for k in range(0, len(numbers), 2)]
 
 
+def _added(words: tirx.Expr, others: tirx.Expr) -> tirx.Expr:
+    """paddsw."""
+    return tirx.call_llvm_pure_intrin(str(words.ty.dtype), "llvm.sadd.sat", words, others)
+
+
 def _bytes(words: list[tirx.Expr], lanes: int, dtype: str) -> tirx.Expr:
     """packuswb or packsswb of two vectors, or of one twice."""
     return _pack("packuswb" if dtype == "uint8" else "packsswb", words[0], words[-1], lanes, 8)
@@ -223,6 +297,13 @@ def _dot_words(c: tirx.Expr, a: tirx.Expr, b: tirx.Expr, lanes: int, dot: bool) 
         return tirx.call_llvm_pure_intrin(f"int32x{lanes}", f"llvm.x86.avx512.vpdpwssd.{32 * lanes}", c, a, b)
     name = "llvm.x86.avx512.pmaddw.d.512" if lanes == 16 else "llvm.x86.avx2.pmadd.wd"
     return c + tirx.call_llvm_pure_intrin(f"int32x{lanes}", name, a, b)
+
+
+def _once(bytes_: tirx.Expr, lanes: int, vectors: int, dtype: str) -> tirx.Expr:
+    """What `_bytes` made of vectors in the order of `beside`: those of two vectors hold every eight bytes twice."""
+    if vectors == 2:
+        bytes_ = _chosen([tirx.reinterpret(f"int64x{lanes // 2}", bytes_)], range(0, lanes // 2, 2))
+    return tirx.reinterpret(f"{dtype}x{lanes * vectors}", bytes_)
 
 
 def _in_order(bytes_: tirx.Expr, lanes: int, vectors: int, dtype: str) -> tirx.Expr:

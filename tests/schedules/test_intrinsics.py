@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import tvm
-from tvm import s_tir, te
+from tvm import s_tir, te, tirx
 from tvm.script import tirx as T
 
 from hawq_tvm.core import arith
@@ -211,6 +211,54 @@ def test_requantize_at_the_extremes(short, stored, lanes, vectors, dtype):
     )
     total = x.astype(object) * m.astype(object) + b.astype(object)
     np.testing.assert_array_equal(out, np.clip(total >> shifts, low, high).astype(dtype), strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("vectors", [2, 4])
+@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("woven", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+def test_requantize_of_woven_sums_and_of_sums_that_began(begun, woven, lanes, vectors, dtype):
+    """(A9c) and (A9e) at random sums and the ends of 32 bits, channels one after another and woven."""
+    if lanes > UNIT.packs:
+        pytest.skip(f"this CPU has no registers of {lanes} int32 to pack")
+    size, rows, (low, high) = lanes * vectors, 64, arith.RANGES[dtype]
+    order = byte_intrinsics.Order(lanes, vectors if woven else 0)
+    t = 1 + np.arange(size) % (arith.PACKED_SHIFTS[dtype] - 32)
+    m = rng.choice(np.array([1, 2**31 - 1, 2**30, 1234567891, 2**27 + 1]), size)
+    h = (1 << t - 1) + (rng.integers(0, 256, size) << t if dtype == "uint8" else 0)
+    b = (h << 32) + rng.integers(-(2**31), 2**31, size)
+    x = rng.integers(-(2**31), 2**31, (rows, size)) >> rng.integers(0, 24, (rows, size))
+    x[0], x[1] = -(2**31), 2**31 - 1
+    kind = byte_intrinsics.shift_form(lanes, True)[0]
+    data = te.placeholder((rows, vectors, lanes) if woven else (rows, size), "int32", "x")
+    constants = [
+        te.placeholder((size,), d, n) for d, n in (("int64", "m"), (kind if begun else "int64", "b"), (kind, "t"))
+    ]
+
+    def element(r, i):
+        ms, bs, ts = constants
+        product = (data(r, *order.in_register(i)) if woven else data(r, i)).astype("int64") * ms(order.apart(i))
+        number = ((product if begun else product + bs(order.apart(i))) >> tirx.const(32, "int64")).astype("int32")
+        number = number + bs(order.shift(i, True)).astype("int32") if begun else number
+        return tirx.min(tirx.max(number >> ts(order.shift(i, True)).astype("int32"), low), high).astype(dtype)
+
+    main = te.create_prim_func([data, *constants, te.compute((rows, size), element, name="requantize")])
+    name = byte_intrinsics.requantize(lanes, vectors, dtype, True, woven=woven, begun=begun)
+    channels, out = np.arange(size), np.zeros((rows, size), dtype)
+
+    def placed(values, dtype, place):
+        array = np.empty(size, dtype)
+        array[place] = values
+        return array
+
+    sums = np.stack([placed(row, "int32", order.flat(channels)) for row in x]).reshape([int(d) for d in data.shape])
+    apart, shift = order.apart(channels), order.shift(channels, True)
+    offsets = placed(h, kind, shift) if begun else placed(b, "int64", apart)
+    run(tensorized(main, "requantize", name, 1), sums, placed(m, "int64", apart), offsets, placed(t, kind, shift), out)
+    total = x.astype(object) * m.astype(object)
+    number = (total >> 32) + h.astype(object) if begun else (total + b.astype(object)) >> 32
+    np.testing.assert_array_equal(out, np.clip(number >> t.astype(object), low, high).astype(dtype), strict=True)
 
 
 BIG = 2**31 - 2**15 - 1  # the largest multiplier whose high half has 16 bits
