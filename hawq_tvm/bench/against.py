@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hawq_tvm.core import files
 from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.measure import limits, machine, pinning
 from hawq_tvm.measure.measure import BenchReport
@@ -370,6 +371,7 @@ def check_model(model: Path, package: Package) -> None:
     from google.protobuf.message import DecodeError
 
     where = str(model)
+    files.check_model(model)
     if "cut" in package.manifest:
         tensors = ", ".join(package.manifest["cut"]["tensors"])
         raise ModelError(
@@ -378,8 +380,6 @@ def check_model(model: Path, package: Package) -> None:
             expected=f"a model that ends at {tensors}",
             remedy="onnx.utils.extract_model cuts one there; compile and time that",
         )
-    if not model.is_file():
-        raise ModelError("does not exist", where=where, remedy="check --model")
     try:
         graph = onnx.load(where, load_external_data=False).graph
     except DecodeError as e:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hawq_tvm.core import signals
 from hawq_tvm.core.collection import uncollected
 from hawq_tvm.core.errors import HawqError, RemoteError, UsageError
+from hawq_tvm.core.files import check_data, check_model
 from hawq_tvm.core.trust import trusting
 
 from . import allocate as allocate_commands
@@ -48,6 +49,7 @@ def _main(argv: Sequence[str] | None) -> int:
         with trusting(getattr(args, "trust", False)), warnings.catch_warnings():
             if not debug and not sys.warnoptions:
                 warnings.simplefilter("ignore")  # libraries announce changes of their own, to whoever calls them
+            _check_files(args)
             return int(args.command(args))
     except HawqError as e:
         if debug:
@@ -65,6 +67,15 @@ def _main(argv: Sequence[str] | None) -> int:
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         message = f"internal error ({type(e).__name__}): {first}; set HAWQ_TVM_DEBUG=1 for the traceback and report it"
         return _fail(args, message, {"error": "InternalError", "message": message}, 3)
+
+
+def _check_files(args: argparse.Namespace) -> None:
+    """Raise ModelError or InputError for a model or data that are not there, before libraries take seconds to load."""
+    if getattr(args, "model", None) is not None:
+        check_model(args.model)
+    for path in (getattr(args, name, None) for name in ("calib", "data", "validation")):
+        if path is not None:
+            check_data(path)
 
 
 def _fail(args: argparse.Namespace, message: str, fields: dict[str, Any], code: int) -> int:
@@ -184,6 +195,7 @@ def _tune(args: argparse.Namespace) -> int:
 
     options.check_tune(args)
     servers = options.servers(args)
+    options.warn_of_threads(args)
     if args.export:
         return _tune_export(args)
     if args.times:
@@ -251,8 +263,9 @@ def _run(args: argparse.Namespace) -> int:
     from hawq_tvm.core.files import check_output, load_npz, save_npz
     from hawq_tvm.package.package import load
 
-    path, servers = Path(args.output), options.servers(args)
-    check_output(path)
+    path, servers = Path(args.output) if args.output else None, options.servers(args)
+    if path is not None:
+        check_output(path)
     package, given = load(args.package, emulator=args.emulator, here=servers is None), load_npz(args.inputs)
     if servers is None:
         outputs = package.run(given, tail=not args.no_tail)
@@ -260,23 +273,24 @@ def _run(args: argparse.Namespace) -> int:
         from hawq_tvm.remote.packaged import run as run_there
 
         outputs = run_there(package, given, servers, tail=not args.no_tail)
-    save_npz(path, outputs)
+    if path is not None:
+        save_npz(path, outputs)
     saturated = arrays.saturated(given, package.inputs)
     if args.json:
         _print_json(
             {
-                "output": str(path),
+                "output": None if path is None else str(path),
                 "saturated": saturated,
-                "arrays": {k: {"dtype": str(v.dtype), "shape": list(v.shape)} for k, v in outputs.items()},
+                "arrays": {k: arrays.summary(v) for k, v in outputs.items()},
             }
         )
     else:
         for name, value in outputs.items():
-            say(f"{name}: {value.dtype} {'x'.join(str(d) for d in value.shape)}")
+            say(f"{name}: {show.array_text(arrays.summary(value))}")
         for spec in package.inputs:
             if saturated.get(spec.name):
                 say(f"{spec.name}: {saturated[spec.name]} values saturate, beyond {spec.declared}")
-        say(f"wrote {path}")
+        say(f"wrote {path}" if path else "nothing written: -o OUT.npz keeps the outputs")
     return 0
 
 
@@ -346,6 +360,7 @@ def _bench(args: argparse.Namespace) -> int:
             where="--against",
             remedy="leave out --rpc, or --against",
         )
+    options.warn_of_threads(args)
     names = [] if args.against is None else peers.parse(args.against)
     peers.check_needs(names, Path(args.model) if args.model else None)
     package = load(args.package, here=servers is None)
@@ -388,6 +403,7 @@ def _profile(args: argparse.Namespace) -> int:
         check_output(Path(path))
     package = load(args.package)
     given = load_npz(args.inputs) if args.inputs else None
+    options.warn_of_threads(args)
     with _working(args, "measuring every kernel"):
         count = checked_threads(0, args.duration, 1, args.threads)
         limit = None if package.on_gpu else limits.measure().tops(count)

@@ -11,6 +11,7 @@ from hawq_tvm.core.version import __version__
 
 from .input_options import add_range, add_shape
 from .parser import Parser
+from .terminal import ERR
 
 if TYPE_CHECKING:
     from hawq_tvm.remote.tracker import Servers
@@ -257,7 +258,9 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     sub = verb("run", "run a package once on inputs from an .npz file")
     sub.add_argument("package")
     sub.add_argument("--inputs", required=True, metavar="IN.npz")
-    sub.add_argument("-o", "--output", required=True, metavar="OUT.npz")
+    sub.add_argument(
+        "-o", "--output", metavar="OUT.npz", help="keep the outputs (default: only say what they are like)"
+    )
     sub.add_argument(
         "--no-tail",
         action="store_true",
@@ -339,6 +342,14 @@ def parser(commands: Mapping[str, Command], *groups: AddVerbs) -> argparse.Argum
     for add in groups:
         add(verb)
     return made
+
+
+def warn_of_threads(args: argparse.Namespace) -> None:
+    """Say that more threads than processors were asked for, on this machine."""
+    from hawq_tvm.measure.machine import available_cores
+
+    if args.threads is not None and args.threads > available_cores() and getattr(args, "rpc", None) is None:
+        ERR.print(f"warning: {args.threads} threads share {available_cores()} processors: the times say little")
 
 
 def check_tune(args: argparse.Namespace) -> None:

@@ -27,6 +27,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
         sub.add_argument("-o", "--output", required=True, metavar="OUT", help=what)
 
     subs = [package("info", "print what a package holds, whatever machine it is for")]
+    subs[0].add_argument("--rules", action="store_true", help="say of kernels why earlier rules did not make them")
     subs += [package("pack", "write a package as a single file")]
     output(subs[-1], "the file, by habit NAME.hawq; `unzip` makes the folder again")
     subs += [
@@ -92,7 +93,7 @@ def _info(args: argparse.Namespace) -> int:
     from .show import show_info
 
     fields = info(Path(args.package))
-    print(json.dumps(fields, indent=2)) if args.json else show_info(fields)
+    print(json.dumps(fields, indent=2)) if args.json else show_info(fields, args.rules)
     return 0
 
 

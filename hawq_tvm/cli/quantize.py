@@ -294,6 +294,21 @@ def show_quantized(found: Quantized) -> None:
     elif any(row["weight_bits"] < 8 for row in found.layers):
         say("weights of few bits were rounded to nearest, which loses much accuracy: see --rounding learned")
     say(f"{notes['parameters']:,} weights in {notes['weight_bytes']:,} bytes")
+    for shape in _open_inputs(found):
+        say(f"OPEN    compile with --shape {shape}, or another size: the model leaves it open")
+
+
+def _open_inputs(found: Quantized) -> list[str]:
+    """A shape to compile with, NAME=1x3x224x224, for every input that leaves a dimension open."""
+    from hawq_tvm.frontend.common.inputs import example
+
+    stored = {t.name for t in found.model.graph.initializer}
+    dims = {
+        one.name: [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in kind.shape.dim]
+        for one in found.model.graph.input
+        if one.name not in stored and (kind := one.type.tensor_type).HasField("shape")
+    }
+    return [f"{name}={example(sizes)}" for name, sizes in dims.items() if any(isinstance(d, str) for d in sizes)]
 
 
 def _show_blocks(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -48,6 +48,16 @@ def shape_text(entry: Mapping[str, Any]) -> str:
     return f"{entry['name']}: {entry.get('type', '?')} {'x'.join(str(d) for d in entry['shape']) or 'scalar'}"
 
 
+def array_text(fields: Mapping[str, Any]) -> str:
+    """An array's summary in a few words."""
+    text = f"{fields['dtype']} {'x'.join(map(str, fields['shape'])) or 'scalar'}"
+    if fields["mean"] is None:
+        return text
+    return (
+        f"{text}, {fields['min']:.6g} to {fields['max']:.6g}, mean {fields['mean']:.6g}, largest at {fields['largest']}"
+    )
+
+
 def show_float_tail(names: Sequence[str]) -> None:
     """Name what computes in float because the user allowed it, if anything does."""
     if names:
@@ -125,8 +135,8 @@ def show_proof(c: Mapping[str, Any]) -> None:
     margin = c["least_margin"]
     if margin:
         say(
-            f"        least spare accumulator: {margin['spare_bits']} bits in {margin['layer']} ({margin['kind']},"
-            f" {margin['dtype']})"
+            f"        no accumulator can overflow: at least {margin['spare_bits']} bits to spare, in {margin['layer']}"
+            f" ({margin['kind']}, {margin['dtype']})"
         )
     say(f"        {c['differing']} of {c['thresholds']} requantize thresholds differ from the exact real formula")
     if c.get("functions"):
@@ -197,8 +207,8 @@ def show_joint(report: JointReport) -> None:
         say(line)
 
 
-def show_info(fields: Mapping[str, Any]) -> None:
-    """What a package holds: the fields of `package_commands.info`."""
+def show_info(fields: Mapping[str, Any], rules: bool = False) -> None:
+    """What a package holds: the fields of `package_commands.info`; rules: and why kernels were not made by others."""
     from hawq_tvm.targets import target as targets
 
     target, producer = fields["target"], fields["producer"]
@@ -242,6 +252,8 @@ def show_info(fields: Mapping[str, Any]) -> None:
     for row in fields["report"]:
         table.add_row(*(str(row.get(k, "")) for k in ("layer", "rule", "tile", "tile_from")))
     OUT.print(table)
+    if not rules:
+        return
     for (rule, why), count in Counter(
         (row["rule"], row["refused"]) for row in fields["report"] if row.get("refused")
     ).most_common():

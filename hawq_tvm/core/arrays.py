@@ -81,6 +81,18 @@ def saturated(inputs: Mapping[str, Array], specs: Sequence[TensorSpec]) -> dict[
     return {name: count for name, count in counts.items() if count}
 
 
+def summary(array: Array) -> dict[str, Any]:
+    """What an array is like, JSON-ready: its type, shape, least, largest and mean value, and the place of the first
+    largest, counted along all dimensions but a first of 1; None of these where there is no finite value.
+    """
+    fields: dict[str, Any] = {"dtype": str(array.dtype), "shape": list(array.shape)}
+    values = array.astype(np.float64)
+    if not (values.size and np.isfinite(values).all()):
+        return {**fields, "min": None, "max": None, "mean": None, "largest": None}
+    ends = {"min": float(values.min()), "max": float(values.max()), "mean": float(values.mean())}
+    return {**fields, **ends, "largest": int(values.argmax())}
+
+
 def check_range(name: str, array: Array, limits: tuple[int, int], what: str = "that the model takes") -> None:
     """Raise InputError where an input's integers leave their range, both ends of which are in it."""
     low, high = limits

@@ -14,11 +14,24 @@ from typing import IO, Any
 
 import numpy as np
 
-from .errors import InputError, OutputError
+from .errors import InputError, ModelError, OutputError
 
+DATA, SYNTHETIC = "an .npz file, or a folder of .npy, .npz or image files", "synthetic"
 KIND = "an .npz file (numpy.savez) with an array for every input"
 # What numpy and zipfile raise for files that are damaged, encrypted, of absurd size, or no arrays at all.
 UNREADABLE = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error)
+
+
+def check_model(path: str | os.PathLike[str]) -> None:
+    """Raise ModelError where there is nothing at a model's path."""
+    if not os.path.exists(path):
+        raise ModelError("no such file", where=os.fspath(path), remedy="check the path of the model")
+
+
+def check_data(path: str | os.PathLike[str]) -> None:
+    """Raise InputError where there is nothing at the path of calibration data, which may be SYNTHETIC instead."""
+    if os.fspath(path) != SYNTHETIC and not os.path.exists(path):
+        raise InputError("does not exist", where=os.fspath(path), expected=DATA, remedy="check the path")
 
 
 def load_npz(path: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,20 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 if TYPE_CHECKING:
     from .allocate.sensitivity import Step
 
+PAUSE = 30.0
+
 
 @contextmanager
 def measuring(console: Console, quiet: bool) -> Iterator[Callable[[Step], None] | None]:
-    """The progress of a measurement: a bar in a terminal, else a line at every tenth of a phase, or nothing."""
+    """The progress of a measurement: a bar in a terminal, else a line where a phase ends or has taken long, or
+    nothing.
+    """
     if quiet:
         yield None
     elif not console.is_terminal:
-        yield (
-            lambda step: (
-                console.print(f"  {_told(step)}")
-                if step.done * 10 // step.of != (step.done - 1) * 10 // step.of
-                else None
-            )
-        )
+        yield _lines(console.print)
     else:
         columns = (
             TextColumn("{task.fields[phase]}"),
@@ -39,6 +38,20 @@ def measuring(console: Console, quiet: bool) -> Iterator[Callable[[Step], None] 
             yield lambda step: bar.update(
                 task, total=step.of, completed=step.done, phase=step.phase, description=_detail(step)
             )
+
+
+def _lines(print_line: Callable[[str], None]) -> Callable[[Step], None]:
+    """Prints a line where a phase ends, and in one that lasts every PAUSE seconds."""
+    last = time.monotonic()
+
+    def tell(step: Step) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if step.done >= step.of or now - last >= PAUSE:
+            last = now
+            print_line(f"  {_told(step)}")
+
+    return tell
 
 
 def _told(step: Step) -> str:

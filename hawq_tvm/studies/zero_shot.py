@@ -21,13 +21,13 @@ from hawq_tvm.cli.picture_options import add_picture_options, read_preprocess
 from hawq_tvm.cli.terminal import OUT, Grid
 from hawq_tvm.core import signals
 from hawq_tvm.core.errors import HawqError, UsageError
-from hawq_tvm.core.files import save_npz
+from hawq_tvm.core.files import SYNTHETIC, save_npz
 from hawq_tvm.quantize.judge.evaluation import Evaluation, evaluate
 from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
-from hawq_tvm.quantize.ptq.synthetic import IMAGES, SYNTHETIC
+from hawq_tvm.quantize.ptq.synthetic import IMAGES
 
 
 def noise(model: Path, calibration: Path, preprocess: Preprocess | None, place: Path) -> Path:

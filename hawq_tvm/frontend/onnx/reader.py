@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from hawq_tvm.core.errors import ModelError
+from hawq_tvm.core.files import check_model
 from hawq_tvm.frontend.common.text import last_line
 
 Source = str | os.PathLike[str] | bytes | onnx.ModelProto
@@ -65,12 +66,11 @@ def opset_of(model: onnx.ModelProto, domain: str = "") -> int | None:
 
 
 def _read(path: Path) -> bytes:
+    check_model(path)
     try:
-        if os.path.exists(path) and not (path.is_file() or path.is_dir()):
+        if not (path.is_file() or path.is_dir()):
             raise ModelError("is not a regular file", where=str(path), expected="an ONNX file")
         return path.read_bytes()
-    except FileNotFoundError:
-        raise ModelError("no such file", where=str(path), remedy="check the path of the model") from None
     except IsADirectoryError:
         models = sorted(p.name for p in path.glob("*.onnx"))
         remedy = f"pass a file, such as {path / models[0]}" if models else "pass the .onnx file itself"

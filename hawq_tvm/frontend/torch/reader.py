@@ -17,6 +17,7 @@ import numpy as np
 
 from hawq_tvm.core.contract import Promise
 from hawq_tvm.core.errors import ModelError
+from hawq_tvm.core.files import check_model
 from hawq_tvm.core.trust import REMEDY, trusted
 from hawq_tvm.frontend.common.inputs import Declared
 from hawq_tvm.frontend.common.text import last_line, stranger
@@ -78,11 +79,13 @@ def load_exported(source: str | os.PathLike[str] | bytes) -> Any:
     Raises ModelError when it cannot be read so, is no such file, or when PyTorch is not installed.
     """
     where = "model" if isinstance(source, bytes) else os.fspath(source)
+    if not isinstance(source, bytes):
+        check_model(source)
+        if not os.path.isfile(source):
+            raise ModelError("is no file", where=where, expected="a .pt2 file")
     _need_torch(where)
     import torch
 
-    if not isinstance(source, bytes) and not os.path.isfile(source):
-        raise ModelError("no such file", where=where, remedy="check the path of the model")
     whole: Any = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
     file = whole if trusted() else archive.checked(source, where)
     try:

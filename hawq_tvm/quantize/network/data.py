@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
-from hawq_tvm.core.files import UNREADABLE, load_npz
+from hawq_tvm.core.files import DATA, UNREADABLE, check_data, load_npz
 
 from .float_graph import Input
 from .pictures import SUFFIXES, Preprocess, read_picture
@@ -24,7 +24,6 @@ Array = NDArray[Any]
 LABELS = "labels"
 # Class numbers are less than this.
 CLASSES = 10**9
-KIND = "an .npz file, or a folder of .npy, .npz or image files"
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Calibration:
                     expected="labels for all images, or for none",
                 )
         if not self.count:
-            raise InputError("holds no images", where=where, expected=KIND)
+            raise InputError("holds no images", where=where, expected=DATA)
         self.has_labels, self.fingerprint = bool(labelled), digest.hexdigest()
 
     def batches(self, size: int, fixed: bool = False) -> Iterator[Batch]:
@@ -136,6 +135,7 @@ class Calibration:
                 where=where,
                 expected=f"{', '.join(names)}, and labels if there are any",
                 found=", ".join(sorted(arrays)) or "none",
+                remedy=f"write it with numpy.savez(PATH, {', '.join(f'{name}=...' for name in names)})",
             )
         sizes = set()
         for one in self.inputs:
@@ -205,16 +205,15 @@ def open_data(path: str | Path, inputs: Sequence[Input], preprocess: Preprocess 
     place = Path(path)
     if place.is_file() and place.suffix == ".npz":
         return Calibration([place], inputs, preprocess, None, str(place))
+    check_data(place)
     if not place.is_dir():
-        raise InputError(
-            "is no calibration data" if place.exists() else "does not exist", where=str(place), expected=KIND
-        )
+        raise InputError("is no calibration data", where=str(place), expected=DATA)
     files = sorted(
         p for p in place.iterdir() if p.suffix.lower() in (".npy", ".npz", *SUFFIXES) and not p.name.startswith(".")
     )
     if not files:
         raise InputError(
-            "holds no data", where=str(place), expected=KIND, found=f"{len(list(place.iterdir()))} other files"
+            "holds no data", where=str(place), expected=DATA, found=f"{len(list(place.iterdir()))} other files"
         )
     if len(inputs) > 1 and any(f.suffix == ".npy" for f in files):
         raise InputError(

@@ -17,6 +17,7 @@ import onnx
 import torch
 
 from hawq_tvm.core.errors import ModelError, UsageError
+from hawq_tvm.core.files import SYNTHETIC
 from hawq_tvm.frontend.onnx.inputs import with_shapes
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 from hawq_tvm.quantize.network.data import Batch, Calibration, open_data
@@ -37,7 +38,7 @@ from .qdq import kind_of, write
 from .reconstruct import Plan, Reconstruction
 from .simulated import grids_of
 from .smooth import smooth
-from .synthetic import SYNTHETIC, distilled
+from .synthetic import distilled
 from .tables import round_tables
 from .units import Units, added_bias, check_compiles, check_constants, check_finite, check_ranges
 from .weights import Rounded, nearest

@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 
 from hawq_tvm.core.errors import InputError
+from hawq_tvm.core.files import SYNTHETIC
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 from hawq_tvm.quantize.network.data import Array, Batch, Calibration
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Input
@@ -25,7 +26,6 @@ from hawq_tvm.quantize.network.pictures import Preprocess, limits
 
 Tensor = torch.Tensor
 # What `calibration` is for data that are made here.
-SYNTHETIC = "synthetic"
 IMAGES, BATCH, ITERATIONS, RATE = 64, 8, 100, 0.1
 SMALL = 1e-6
 # The deviation of waves before a logistic function makes pixels of them.
