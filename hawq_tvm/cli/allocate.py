@@ -11,7 +11,7 @@ from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes, write_text
 from hawq_tvm.core.need import need
 
-from .input_options import add_classes, add_shape, parse_shapes
+from .input_options import add_classes, add_shape, check_files, parse_shapes
 from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .show import interrupted
@@ -129,6 +129,8 @@ def _add_choices(sub: argparse.ArgumentParser) -> None:
 
 
 def _allocate(args: argparse.Namespace) -> int:
+    _check(args)
+    check_files(args)
     from hawq_tvm.quantize.allocate.budgets import Budget
     from hawq_tvm.quantize.allocate.plan import (
         Latencies,
@@ -145,7 +147,6 @@ def _allocate(args: argparse.Namespace) -> int:
 
     from .show_quantize import show_allocation, show_fronts
 
-    _check(args)
     shapes = parse_shapes(args.shape)
     budgets, fixed = [Budget.parse(b) for b in args.budget], _fixed(args.fix)
     # Kernels are measured once: another run takes what this one measured by --latency.
@@ -269,6 +270,7 @@ def _fixed(texts: list[str]) -> dict[str, str]:
 
 
 def _latency(args: argparse.Namespace) -> int:
+    check_files(args)
     from hawq_tvm.quantize.allocate.latency import measure_latencies
     from hawq_tvm.quantize.allocate.table import checked_choices
     from hawq_tvm.quantize.network.load import load_float

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from hawq_tvm.core import signals
 from hawq_tvm.core.collection import uncollected
 from hawq_tvm.core.errors import HawqError, RemoteError, UsageError
-from hawq_tvm.core.files import check_data, check_model
 from hawq_tvm.core.trust import trusting
 
 from . import allocate as allocate_commands
@@ -49,7 +48,6 @@ def _main(argv: Sequence[str] | None) -> int:
         with trusting(getattr(args, "trust", False)), warnings.catch_warnings():
             if not debug and not sys.warnoptions:
                 warnings.simplefilter("ignore")  # libraries announce changes of their own, to whoever calls them
-            _check_files(args)
             return int(args.command(args))
     except HawqError as e:
         if debug:
@@ -67,15 +65,6 @@ def _main(argv: Sequence[str] | None) -> int:
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         message = f"internal error ({type(e).__name__}): {first}; set HAWQ_TVM_DEBUG=1 for the traceback and report it"
         return _fail(args, message, {"error": "InternalError", "message": message}, 3)
-
-
-def _check_files(args: argparse.Namespace) -> None:
-    """Raise ModelError or InputError for a model or data that are not there, before libraries take seconds to load."""
-    if getattr(args, "model", None) is not None:
-        check_model(args.model)
-    for path in (getattr(args, name, None) for name in ("calib", "data", "validation")):
-        if path is not None:
-            check_data(path)
 
 
 def _fail(args: argparse.Namespace, message: str, fields: dict[str, Any], code: int) -> int:

@@ -11,7 +11,7 @@ from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output
 from hawq_tvm.quantize.network.answers import Answers
 
-from .input_options import add_classes, add_shape, parse_shapes
+from .input_options import add_classes, add_shape, check_files, parse_shapes
 from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .quantize import add_recipe_options, read_recipe, written
@@ -100,6 +100,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 
 def _finetune(args: argparse.Namespace) -> int:
+    check_files(args)
     from hawq_tvm.quantize.progress import measuring
     from hawq_tvm.quantize.qat.training import Training, finetune
 

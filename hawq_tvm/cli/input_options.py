@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from hawq_tvm.core.errors import UsageError
+from hawq_tvm.core.files import check_data, check_model
 
 
 def add_shape(sub: argparse.ArgumentParser) -> None:
@@ -44,6 +45,15 @@ def add_classes(sub: argparse.ArgumentParser) -> None:
         default=None,
         help="it holds other numbers, such as an embedding, whose squared change counts",
     )
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Raise ModelError or InputError for a model or data that are not there, before libraries take seconds to load."""
+    if args.model is not None:
+        check_model(args.model)
+    for path in (getattr(args, name, None) for name in ("calib", "data", "validation")):
+        if path is not None:
+            check_data(path)
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

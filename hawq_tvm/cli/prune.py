@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from hawq_tvm.core.files import check_output, write_bytes
 
-from .input_options import add_classes, add_shape, parse_shapes
+from .input_options import add_classes, add_shape, check_files, parse_shapes
 from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .show import hint, say
@@ -89,6 +89,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 
 def _prune(args: argparse.Namespace) -> int:
+    check_files(args)
     from hawq_tvm.quantize.progress import measuring
     from hawq_tvm.quantize.prune.pruner import Pruning, prune
 

@@ -12,7 +12,7 @@ from hawq_tvm.core.errors import UsageError
 from hawq_tvm.core.files import check_output, write_bytes
 from hawq_tvm.quantize.ptq.effort import EFFORTS
 
-from .input_options import add_classes, add_shape, parse_shapes
+from .input_options import add_classes, add_shape, check_files, parse_shapes
 from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .show import hint, interrupted, say
@@ -211,6 +211,7 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
 
 
 def _quantize(args: argparse.Namespace) -> int:
+    check_files(args)
     from hawq_tvm.quantize.progress import measuring
     from hawq_tvm.quantize.ptq.quantizer import post_training
 
@@ -337,6 +338,7 @@ def _show_smoothed(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    check_files(args)
     from hawq_tvm.quantize.judge.evaluation import evaluate
     from hawq_tvm.quantize.progress import measuring
 

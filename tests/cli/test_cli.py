@@ -43,7 +43,7 @@ def test_inspect(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["compilable"] is True
 
 
-def test_inspect_lists_the_operators(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_lists_the_operators(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "--operators", "--json"]) == 0
     known = json.loads(capsys.readouterr().out)
     assert (
@@ -53,7 +53,7 @@ def test_inspect_lists_the_operators(model: Path, capsys: pytest.CaptureFixture[
     )
     assert main(["inspect", "--operators"]) == 0
     assert "QLinearConcat" in capsys.readouterr().out
-    assert main(["inspect"]) == main(["inspect", str(model), "--operators"]) == 2
+    assert main(["inspect"]) == main(["inspect", "m.onnx", "--operators"]) == 2
 
 
 def test_inspect_names_what_stays_float(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,7 +163,8 @@ def test_depthwise_layers_keep_eight_bits(tmp_path: Path, capsys: pytest.Capture
     )
     path.write_text(json.dumps({"layers": layers}))
     assert bits("--bits", str(path)) == ["W4A8"] * 4
-    refused = ["quantize", "n.onnx", "--calib", "i", "-o", "q.onnx", "--bits", str(path), "--no-keep-depthwise"]
+    files = [str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "in.npz"), "-o", "q.onnx"]
+    refused = ["quantize", *files, "--bits", str(path), "--no-keep-depthwise"]
     assert main(refused) == 2 and "--no-keep-depthwise: is for one width for all layers" in capsys.readouterr().err
 
 
