@@ -72,7 +72,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
         "classify labelled images with a package or an ONNX model: top-1, top-5, and agreement with another model; of"
         " answers that are no classes, how far they are from another model's",
     )
-    sub.add_argument("model", help="a package's folder or an ONNX file")
+    sub.add_argument("model", help="a package or an ONNX file")
     sub.add_argument(
         "--data",
         required=True,

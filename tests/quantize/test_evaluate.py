@@ -109,6 +109,13 @@ def test_agreement(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"of {COUNT} first answers differ" in capsys.readouterr().out
 
 
+def test_a_package_may_be_a_single_file(place: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "one.hawq"
+    assert main(["pack", str(place / "q.hawq"), "-o", str(packed)]) == 0
+    found = evaluate(packed, place / "pictures", preprocess=PIXELS, against=place / "q.hawq", limit=8)
+    assert found.images == 8 and found.flips == 0
+
+
 def test_preprocessing(place: Path, tmp_path: Path) -> None:
     """A file of preprocessing says what the options say; every option changes what the model sees."""
     folder = tmp_path / "large"

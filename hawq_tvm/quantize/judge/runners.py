@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,7 +40,7 @@ class Runner(Protocol):
 
 
 class PackageRunner:
-    """A package (a folder that `hawq-tvm compile` wrote)."""
+    """A package that `hawq-tvm compile` wrote, or `pack`."""
 
     def __init__(self, path: Path, shapes: Shapes) -> None:
         from hawq_tvm.package.package import load
@@ -135,7 +136,7 @@ def scores_of(outputs: Mapping[str, Array], where: str) -> Array:
 
 
 def open_runner(path: str | Path, shapes: Shapes | None = None) -> Runner:
-    """A package's folder, or an ONNX file; shapes: full shapes of inputs by name, which fix what it leaves open.
+    """A package, a folder or a single file, or an ONNX file; shapes: full shapes of inputs by name, which fix what it leaves open.
 
     Raises PackageError, ModelError or UsageError when it is neither, or cannot be run.
     """
@@ -147,4 +148,5 @@ def open_runner(path: str | Path, shapes: Shapes | None = None) -> Runner:
             expected="an ONNX model or a package",
             remedy="compile it, and evaluate the package",
         )
-    return PackageRunner(place, shapes or {}) if place.is_dir() else OnnxRunner(place, shapes or {})
+    packed = place.is_dir() or zipfile.is_zipfile(place)
+    return PackageRunner(place, shapes or {}) if packed else OnnxRunner(place, shapes or {})
