@@ -20,7 +20,7 @@ from hawq_tvm.core.thresholds import Proof
 from .exact import rational
 from .functions import Bounds, Clip, Function
 from .rescale import Output, approximated
-from .values import INFINITY, Array, Context, Curve, Real, Term, is_uniform, with_bias
+from .values import INFINITY, INSERT, Array, Context, Curve, Real, Term, is_uniform, with_bias
 
 NARROW = ("int8", "uint8", "int16", "uint16")
 GRID = arith.QType.of("int16")
@@ -58,6 +58,20 @@ def own_integers(leaf: Real) -> Term | None:
     (term,) = leaf.terms
     narrow = ops.dtype_of(term.data) in NARROW and ops.shape_of(term.data) == tuple(leaf.shape)
     return term if narrow and is_uniform(term.scale) and is_uniform(term.zero) else None
+
+
+def check_pole(ctx: Context, curve: Curve) -> None:
+    """Raise NotLowered where a function is another at -0 than at 0, as 1 / x is, and its integers do not tell which
+    of the two a 0 of the float tensor is.
+    """
+    at = curve.function(np.array([0.0, -0.0]))
+    if at[0] == at[1] or np.isnan(at).all() or np.any(curve.leaf.constant):
+        return
+    term = own_integers(curve.leaf)
+    low, high = reach(ctx, curve.leaf)
+    if low <= 0 <= high and not (term is not None and term.signed):
+        reason = "it divides by a tensor that may be 0, and its integers do not tell whether that is 0 or -0"
+        raise ctx.fail("divide", reason, INSERT)
 
 
 def _leaf(ctx: Context, curve: Curve, term: Term) -> tuple[Array, Array, Function]:

@@ -9,7 +9,7 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 
-from .curves import own_integers, tabulated, values_of
+from .curves import check_pole, own_integers, tabulated, values_of
 from .functions import Clip
 from .interpolation import fixed_curve
 from .quotients import DEFINED, quotient, undefined_in
@@ -54,6 +54,7 @@ def _curve(ctx: Context, value: Curve, out: Output) -> relax.Expr:
     """The integers of a curve; those that another reader asked for already are not computed again."""
     key = (value, tuple(out.scale.flat), out.scale.shape, out.level, out.qtype, out.rounding, out.form)
     if key not in ctx.realized:
+        check_pole(ctx, value)
         smooth = fixed_curve(ctx, value, out) if own_integers(value.leaf) is None else None
         if smooth is None and is_uniform(out.scale):
             ctx.realized[key] = tabulated(ctx, value, out)

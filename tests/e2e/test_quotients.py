@@ -267,6 +267,38 @@ def test_quotients_that_are_functions_must_be_clipped() -> None:
     refused(inverse, "its input is a function that is not bounded where its own input can be")
 
 
+INVERSES = {
+    "by channels, some below 0": lambda g, b: g.node(
+        "Mul", [b, g.constant(np.array([0.5, -1.3], np.float32).reshape(1, 2, 1, 1), TensorProto.FLOAT)]
+    ),
+    "a sum": lambda g, b: g.node("Add", [b, turned(g, b)]),
+    "a border of -0": lambda g, b: bordered(g, b, -0.0),
+}
+
+
+def inverted(of: Any) -> onnx.ModelProto:
+    g = Graph(opset=17)
+    b = g.dq(g.input("b", [1, 2, 16, 16], TYPES["uint8"][0]), np.float32(1 / 64), 7)
+    return g.model([(g.q(g.node("Reciprocal", [of(g, b)]), np.float32(0.03), 100), TYPES["uint8"][0])])
+
+
+@pytest.mark.parametrize("name", INVERSES)
+def test_an_inverse_of_a_zero_of_unknown_sign_must_be_quantized(name: str) -> None:
+    """1 / x is a function of one tensor, a table; what may be 0 or -0 is refused as divisors are."""
+    error = agreed(inverted(INVERSES[name]))
+    assert error is not None and "its integers do not tell whether that is 0 or -0" in str(error), error
+    assert agreed(inverted(lambda g, b: g.qdq(INVERSES[name](g, b), np.float32(0.0171), 128))) is None
+
+
+@pytest.mark.parametrize("of", [lambda g, b: b, lambda g, b: g.node("Neg", [b]), lambda g, b: bordered(g, b, 0.0)])
+def test_an_inverse_has_the_sign_of_its_zero(of: Any) -> None:
+    model = inverted(of)
+    feed = {"b": np.arange(512).astype(np.uint8).reshape(1, 2, 16, 16)}
+    np.testing.assert_array_equal(
+        *(next(iter(r.values())) for r in (ht.compile(model).run(feed), simulated(model, feed)))
+    )
+
+
 def ints(g: Graph, *values: int) -> str:
     return g.constant(np.array(values), TensorProto.INT64)
 
