@@ -136,7 +136,8 @@ def scores_of(outputs: Mapping[str, Array], where: str) -> Array:
 
 
 def open_runner(path: str | Path, shapes: Shapes | None = None) -> Runner:
-    """A package, a folder or a single file, or an ONNX file; shapes: full shapes of inputs by name, which fix what it leaves open.
+    """A package (a folder or a single file), or an ONNX file; shapes: full shapes of inputs by name, which fix what it
+    leaves open.
 
     Raises PackageError, ModelError or UsageError when it is neither, or cannot be run.
     """
