@@ -20,8 +20,8 @@ TASKS = 8
 # reason.
 JOIN = 0.98
 # What an epilogue takes longer for a vector of sums, in units of half a product, where vectors do not become bytes by
-# twos or fours (see `Epilogue`).
-APART = 8
+# twos or fours, and where only those of two pixels do (see `Epilogue`).
+APART, IN_ROWS = 8, 2
 # Blocks of SHORT are preferred while the weights of one fit in half of a first cache: the processor then works on an
 # epilogue while the next block's products wait for it.
 SHORT, SHORT_BYTES = (2, 4), 16 * 1024
@@ -160,7 +160,8 @@ def _blocks(shape: Shape, unit: VectorUnit, step: Step) -> list[tuple[float, int
             else:
                 work = blocks * (max(2 * pixels * vectors, 8) + pixels + 1.5 * vectors)
                 if unit.quads and vectors % 2:
-                    work += blocks * pixels * vectors * APART / steps
+                    rows = unit.packs == 16 and pixels % 2 == 0 and shape.pixels % pixels == 0
+                    work += blocks * pixels * vectors * (IN_ROWS if rows else APART) / steps
             found.append((work, pixels, vectors))
     least = min(work for work, *_ in found)
 

@@ -36,7 +36,7 @@ from .ahead import Place, fetched_ahead
 from .borders import Borders, Nest, without_borders
 from .contract_tiles import ContractTile, LoadedTile, Step, choose_tile, form_of, tiles_of
 from .contraction import Packing, Shape, contraction, not_a_contraction, without_offset
-from .epilogue import Epilogue, at_once
+from .epilogue import Epilogue, at_once, in_rows, is_in_rows
 from .loops import inline_all, parallel_outer, vectorize_plain
 from .sums import Sums
 from .vector_unit import VectorUnit
@@ -127,15 +127,21 @@ class Contract:
         here = VectorUnit.of(target)
         packs = here.packs
         whole = shape.pixels % tile.pixels == 0
-        spelled = tile.lanes if at_once(shape.channels, tile.lanes, tile.vectors, packs, whole) else 0
         width = layer.width(call.args[1])
-        overrides: dict[str, Emitter] = {
-            ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders, sums, width),
-            "hawq.unpack_int4": constant_int4,
-            "hawq.requantize": lambda e, c: requantize(e, c, spelled, begins=not sums.factors),
-            "hawq.lookup": lambda e, c: lookup(e, c, here.permutes if spelled else ""),
-        }
-        emission = Emission(layer, overrides)
+
+        def emitted(packs: int, rows: bool = False) -> Emission:
+            overrides: dict[str, Emitter] = {
+                ops.op_name(call): lambda e, c: _emit(e, c, shape, tile, products, borders, sums, width),
+                "hawq.unpack_int4": constant_int4,
+                "hawq.requantize": lambda e, c: requantize(e, c, packs, begins=not sums.factors, rows=rows),
+                "hawq.lookup": lambda e, c: lookup(e, c, here.permutes if packs else ""),
+            }
+            return Emission(layer, overrides)
+
+        form = (shape.channels, tile.lanes, tile.vectors, packs, whole)
+        emission = emitted(tile.lanes, rows=True) if in_rows(tile.pixels, *form) and not sums.factors else None
+        if emission is None or not is_in_rows(emission):
+            emission = emitted(tile.lanes if at_once(*form) else 0)
         first = len(shape.lead) + 1
         unscheduled = begun(sums.prim_func(emission), lambda v: v[first] * tile.lanes + v[first + 1])
         sch = s_tir.Schedule(unscheduled)

@@ -15,7 +15,8 @@ or, behind either, with AVX-512,
       wide_lookup = what a table of 16 or 32 bits has for a byte             as many, for a requantize of its own
       out = what a table of 8 bits has for a byte                            as many
 
-Without either a vector is clamped at a time. Channels come first, so that LLVM keeps their constants in registers.
+Where blocks have an odd number of vectors, those of two pixels are scaled_bytes together, if nothing follows. Without
+either a vector is clamped at a time. Channels come first, so that LLVM keeps their constants in registers.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from typing import Any
 
 from tvm import s_tir, tirx
 
+from schedules.emit.emit import Emission
 from schedules.emit.emit_requantize import SHIFT
-from schedules.spelling.byte_intrinsics import narrow, pair_sum, requantize
+from schedules.spelling.byte_intrinsics import narrow, pair_sum, requantize, requantize_rows
 from schedules.spelling.intrinsics import multiply_high
 from schedules.spelling.lookup_intrinsics import WIDE, looked_up, wide_looked_up
 
@@ -88,6 +90,8 @@ class Epilogue:
                     self._unclamped += before
                     self._bytes.append(name)
             self._bytes.sort(key=names.index)
+        # Nothing else makes this stage where vectors are odd.
+        self._rows = not self._together and self._out == "scaled_bytes"
         self._permutes = permutes
         if permutes and self._looks_up():
             self._tables.append(self._out)
@@ -176,6 +180,8 @@ class Epilogue:
         for name in (*before, self._out):
             sch.reverse_compute_at(sch.get_sblock(name), loop, preserve_unit_loops=True)
         *_, pixel, channel = sch.get_loops(out)
+        if self._rows:
+            return self._in_rows(pixel, channel)
         vectors, group, lane = 1, channel, None
         if not self._bytes:
             group, lane = sch.split(channel, [None, lanes])
@@ -209,6 +215,18 @@ class Epilogue:
             sch.tensorize(sch.get_loops(block)[-1], self._narrowing(name, block))
         return pixel
 
+    def _in_rows(self, pixel: s_tir.schedule.LoopRV, channel: s_tir.schedule.LoopRV) -> s_tir.schedule.LoopRV:
+        """Make bytes of one vector of two pixels at a time."""
+        sch = self._sch
+        group, lane = sch.split(channel, [None, self._lanes])
+        pair, row = sch.split(pixel, [None, 2])
+        sch.reorder(group, pair, row, lane)
+        if 2 * extent(sch, pair) * extent(sch, group) <= UNROLLED:
+            sch.unroll(group)
+            sch.unroll(pair)
+        sch.tensorize(row, requantize_rows(self._lanes, self._dtype(self._out)))
+        return pair
+
     def finished(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
         """The kernel of the finished schedule, with vectors of what tables have."""
         size = self._together * self._lanes
@@ -236,6 +254,16 @@ def at_once(channels: int, lanes: int, vectors: int, packs: int, whole: bool = F
         return _spelled(channels, size) or (whole and channels == size)
 
     return next((n for n in TOGETHER if vectors % n == 0 and fits(n * lanes)), 0)
+
+
+def in_rows(pixels: int, channels: int, lanes: int, vectors: int, packs: int, whole: bool) -> bool:
+    """Whether vectors of two pixels may become bytes together, in blocks of an odd number of vectors."""
+    return lanes == packs == 16 and whole and vectors % 2 == 1 and pixels % 2 == 0 and channels % lanes == 0
+
+
+def is_in_rows(emission: Emission) -> bool:
+    """Whether a layer's results are bytes of sums, and nothing else, so that they may."""
+    return [t.op.name for t in emission.results] == ["scaled_bytes"]
 
 
 def _name(sch: s_tir.Schedule, block: s_tir.schedule.SBlockRV) -> str:

@@ -4,7 +4,8 @@
     quads[v] = rows 0 and 1, and rows 2 and 3, in turns by bytes; both, in turns by pairs of bytes
 
 Of every 16 (or 8) channels of a group a vector gets four, which is the order that packssdw and packuswb undo when sums
-become bytes: neither costs a permutation. Lines may serve two lines of results, whose weights are zeros elsewhere.
+become bytes: neither costs a permutation. A group of one vector is made of quarters, and its channels follow each
+other. Lines may serve several lines of results, whose weights are zeros elsewhere.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Woven:
             if pad.before[0] or pad.after[0] or pad.before[3] or pad.after[3]:
                 return None
             (_, top, left, _), value, data = pad.before, pad.value, layer.definition(data.args[0])
-        if not layer.is_parameter(data) or ops.shape_of(data)[3] % (vectors * lanes):
+        size = vectors * lanes
+        if not layer.is_parameter(data) or ops.shape_of(data)[3] % size or size % 16:
             return None
         a, (kh, *_), (_, oh, *_) = Conv2d.of(call), ops.shape_of(call.args[1]), ops.shape_of(call)
         fit = [n for n in range(2, QUAD + 1) if (n - 1) * a.strides[0] + kh <= QUAD and oh % n == 0]
@@ -121,8 +123,10 @@ class Woven:
                 value = value ^ tirx.Broadcast(tirx.const(flipped, "uint8"), size)
             rows.append(tirx.Var(f"row{k}", f"uint8x{size}"))
             body.append(tirx.Bind(rows[-1], tirx.if_then_else(tirx.all(*where), value, border) if where else value))
-        for v, vector in enumerate(_woven(rows, self.vectors, self.lanes)):
-            body.append(tirx.BufferStore(quads, vector, [*axes, v, tirx.Ramp(0, 1, self.lanes)]))
+        made = _woven(rows, self.vectors)
+        for k, vector in enumerate(made):
+            v, lane = divmod(k * size // len(made), self.lanes)
+            body.append(tirx.BufferStore(quads, vector, [*axes, v, tirx.Ramp(lane, 1, size // len(made))]))
         iterators = [
             tirx.IterVar(tvm.ir.Range(0, int(extent)), var, tirx.IterVar.DataPar)
             for extent, var in zip(quads.shape[:5], axes, strict=True)
@@ -130,9 +134,9 @@ class Woven:
         written = [tvm.ir.Range.from_min_extent(var, 1) for var in axes]
         written += [tvm.ir.Range(0, self.vectors), tvm.ir.Range(0, self.lanes)]
         reads = [] if x is None else [tirx.BufferRegion(x, [tvm.ir.Range(0, int(d)) for d in x.shape])]
-        made = s_tir.SBlock(iterators, reads, [tirx.BufferRegion(quads, written)], "quads", tirx.SeqStmt(body))
+        block = s_tir.SBlock(iterators, reads, [tirx.BufferRegion(quads, written)], "quads", tirx.SeqStmt(body))
         own = tirx.Var("column", "int32")
-        realize = s_tir.SBlockRealize([at[0], at[1], immediate(word, "int32"), own, at[3]], True, made)
+        realize = s_tir.SBlockRealize([at[0], at[1], immediate(word, "int32"), own, at[3]], True, block)
         return tirx.For(own, immediate(first, "int32"), immediate(last - first, "int32"), tirx.ForKind.SERIAL, realize)
 
     def _line(self, y: Any, k: int, tasks: int) -> tuple[tirx.Expr, list[tirx.Expr]]:
@@ -145,17 +149,18 @@ class Woven:
         return line, where
 
 
-def _woven(rows: Sequence[tirx.Expr], vectors: int, lanes: int) -> list[tirx.Expr]:
+def _woven(rows: Sequence[tirx.Expr], vectors: int) -> list[tirx.Expr]:
     """Vectors of four bytes in each lane, of one to four rows; weights are zeros where a row is missing."""
-    size = vectors * lanes
+    size = int(rows[0].ty.dtype.lanes)
     r0, r1, r2, r3 = [*rows, *[rows[-1]] * (QUAD - len(rows))]
-    if vectors == 4:
+    if vectors == 2:
+        wide = [row.astype(f"uint16x{size}") for row in (r0, r1, r2, r3)]
+        byte = tirx.Broadcast(tirx.const(8, "uint16"), size)
+        words = [[wide[0] | (wide[1] << byte), wide[2] | (wide[3] << byte)]]
+    else:
         words = [
             [tirx.reinterpret(f"int16x{size // 2}", beside(a, b, 16, first)) for a, b in ((r0, r1), (r2, r3))]
             for first in (0, 8)
         ]
-    else:
-        wide = [row.astype(f"uint16x{size}") for row in (r0, r1, r2, r3)]
-        byte = tirx.Broadcast(tirx.const(8, "uint16"), size)
-        words = [[wide[0] | (wide[1] << byte), wide[2] | (wide[3] << byte)]]
-    return [tirx.reinterpret(f"int32x{lanes}", beside(a, b, 8, first)) for a, b in words for first in (0, 4)]
+    quads = [beside(a, b, 8, first) for a, b in words for first in (0, 4)]
+    return [tirx.reinterpret(f"int32x{size // len(quads)}", q) for q in quads]

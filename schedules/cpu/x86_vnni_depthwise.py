@@ -24,7 +24,7 @@ from tvm import relax, s_tir, te, tirx
 from hawq_tvm.core import ops
 from hawq_tvm.core.attributes import Conv2d
 from schedules.emit.begun import begun
-from schedules.emit.emit import Emission, Operand, immediate
+from schedules.emit.emit import Emission, Emitter, Operand, immediate
 from schedules.emit.emit_requantize import requantize
 from schedules.layer import Layer
 from schedules.rule import Kernel
@@ -33,7 +33,7 @@ from schedules.spelling.intrinsics import dot_quads
 from .ahead import Place, fetched_ahead
 from .contraction import without_offset
 from .cpu_depthwise import Depthwise, blocks_of_pixels
-from .epilogue import Epilogue, at_once
+from .epilogue import Epilogue, at_once, in_rows, is_in_rows
 from .loops import inline_all
 from .quads import Woven
 from .vector_unit import VectorUnit
@@ -93,7 +93,7 @@ class VnniDepthwise:
         unit, pixels = VectorUnit.of(target), ops.shape_of(layer.anchor_call)[2]
         for vectors in (4, 2):
             tiles = tiles_of(pixels, unit, vectors)
-            if tiles and _Form.of(layer, tiles[0], unit).woven:
+            if tiles and _Form.of(layer, tiles[0], unit).tile == tiles[0]:
                 return tiles
         return tiles_of(pixels, unit)
 
@@ -102,6 +102,7 @@ class VnniDepthwise:
         unit = VectorUnit.of(target)
         tile = tile or self.tiles(layer, target)[0]
         form = _Form.of(layer, tile, unit)
+        tile = form.tile
         size = tile.vectors * tile.lanes
         unscheduled = begun(form.emission.prim_func(), lambda v: v[3] * size + v[4] * tile.lanes + v[5])
         sch = s_tir.Schedule(unscheduled)
@@ -122,17 +123,26 @@ class _Form:
         """With woven quads where the tile has several vectors and the layer can be written so."""
         call = layer.anchor_call
         assert call is not None
-        (*_, channels), vectors, woven = ops.shape_of(call), tile.vectors, None
-        if vectors > 1 and at_once(channels, tile.lanes, vectors, unit.packs, whole=True) == vectors:
+        (*_, pixels, channels), vectors, woven = ops.shape_of(call), tile.vectors, None
+        if vectors == 1 or at_once(channels, tile.lanes, vectors, unit.packs, whole=True) == vectors:
             woven = Woven.of(layer, call, vectors, tile.lanes)
-        emission = Emission(
-            layer,
-            {
+
+        def emitted(packs: int, rows: bool = False) -> Emission:
+            overrides: dict[str, Emitter] = {
                 "relax.nn.conv2d": lambda e, c: _emit(e, c, tile, woven),
-                "hawq.requantize": lambda e, c: requantize(e, c, tile.lanes if woven else 0, vectors, begins=True),
-            },
-        )
-        if woven and not _becomes_bytes(emission.results):
+                "hawq.requantize": lambda e, c: requantize(
+                    e, c, packs, vectors if vectors > 1 else 0, begins=packs > 0, rows=rows
+                ),
+            }
+            return Emission(layer, overrides)
+
+        whole = pixels % tile.pixels == 0
+        if vectors == 1 and in_rows(tile.pixels, channels, tile.lanes, vectors, unit.packs, whole):
+            emission = emitted(tile.lanes, rows=True)
+            if is_in_rows(emission):
+                return _Form(emission, tile, woven)
+        emission = emitted(tile.lanes if vectors > 1 and woven else 0)
+        if vectors > 1 and not (woven and _becomes_bytes(emission.results)):
             return _Form.of(layer, QuadsTile(tile.pixels, tile.lanes), unit)
         return _Form(emission, tile, woven)
 
@@ -216,10 +226,9 @@ def _schedule(sch: s_tir.Schedule, layer: Layer, form: _Form, unit: VectorUnit) 
     tile, woven = form.tile, form.woven
     _, _, ow, channels = ops.shape_of(layer.anchor_call)
     whole = ow % tile.pixels == 0
-    packs = unit.packs if woven else 0
-    epilogue = Epilogue(
-        sch, channels, tile.lanes, tile.vectors, packs, dot=unit.quads, whole=whole, woven=woven is not None
-    )
+    several = tile.vectors > 1
+    packs = unit.packs if several else 0
+    epilogue = Epilogue(sch, channels, tile.lanes, tile.vectors, packs, dot=unit.quads, whole=whole, woven=several)
     inline_all(sch, keep=("acc", "quads", *epilogue.kept))
     acc, quads = sch.get_sblock("acc"), sch.get_sblock("quads")
     n, y, w, group, v, lane, g, t, k = sch.get_loops(acc)
@@ -231,7 +240,7 @@ def _schedule(sch: s_tir.Schedule, layer: Layer, form: _Form, unit: VectorUnit) 
     if not woven:
         sch.vectorize(sch.get_loops(quads)[-1])
     copy = sch.cache_write(acc, 0, "local")
-    if not woven:
+    if not several:
         sch.transform_layout(copy, ("write", 0), lambda *i: (*i[:3], i[3] * tile.lanes + i[5]))
     epilogue.spell()
     sch.reverse_compute_at(copy, w_outer, preserve_unit_loops=True)

@@ -66,12 +66,15 @@ def _requantize(e: Emission, call: relax.Call) -> te.Tensor:
     return requantize(e, call)
 
 
-def requantize(e: Emission, call: relax.Call, packs: int = 0, woven: int = 0, begins: bool = False) -> te.Tensor:
+def requantize(
+    e: Emission, call: relax.Call, packs: int = 0, woven: int = 0, begins: bool = False, rows: bool = False
+) -> te.Tensor:
     """(A9) in the cheapest of the forms that are exact for it.
 
     packs: the lanes of vectors for which there is a stage "scaled_bytes" where (A9c) applies, "pair_sum" where (A9d)
     does, for schedules that spell them; 0 for none.  woven: the vectors of a group of sums (`Order`).  begins: sums may
-    begin at constants (`schedules/cpu/begin.py`), where (A9e) applies.
+    begin at constants (`begun.py`), where (A9e) applies.  rows: vectors of two pixels become bytes together, and that
+    alone.
     """
     attrs = call.attrs
     shift, shifts = e.operand(call.args[3]), ops.const_value(call.args[3])
@@ -88,8 +91,9 @@ def requantize(e: Emission, call: relax.Call, packs: int = 0, woven: int = 0, be
     if rounding == "half_up" and terms.folded:
         if packs:
             given = (e, shape, terms, shifts, (low, high), str(attrs["out_dtype"]))
-            own = (Order(packs, woven), begins, int(attrs["zero_point"]))
-            stage = _pair_sum(*given) if len(terms.data) > 1 else _scaled_bytes(*given, *own)
+            own = (Order(packs, woven, rows), begins, int(attrs["zero_point"]))
+            several = None if rows or len(terms.data) == 1 else _pair_sum(*given)
+            stage = _scaled_bytes(*given, *own) if len(terms.data) == 1 else several
             if stage is not None:
                 return stage
         rounded = _sums_of_halves(e, shape, terms, shifts) or (_high_half(e, shape, terms, shifts) if narrow else None)
@@ -231,6 +235,8 @@ def _scaled_bytes(
     if constants[2].min() < 0 or constants[2].max() >= 32:
         return None
     if x.tensor.op.name == WIDE:
+        if order.rows:
+            return None
         order, begins = Order(order.lanes), False  # a table's entries follow each other
     short = bool(constants[2].max() <= arith.PACKED_SHIFTS[out] - 32)
     channels = np.arange(shape[-1])
@@ -243,9 +249,14 @@ def _scaled_bytes(
         if begin and (reach << bits) + int(np.abs(begin[0]).max()) > arith.RANGES["int32"][1]:
             begin = None
 
+    if order.rows and (begin is None or not short):
+        return None
+
     def placed(values: Array, dtype: str, place: Array, name: str = "") -> te.Tensor:
-        array = np.empty(shape[-1:], dtype)
-        array[place] = values.ravel()
+        twice = order.rows and place is at
+        array = np.empty(shape[-1] * (1 + twice), dtype)
+        for other in (0, 4)[: 1 + twice]:
+            array[place ^ other] = values.ravel()
         return e.argument(array, name)
 
     multiplier = placed(constants[0], "int64", apart)

@@ -54,11 +54,13 @@ class Order:
     """Where channels are in vectors of sums, and their constants for `requantize`.
 
     woven: the vectors of a group of channels of which each has four of every few, in turns (`beside`); 0 where
-    channels follow each other.
+    channels follow each other.  rows: vectors of two pixels become bytes together, so that shifts are held twice,
+    at places of which one is 4 from the other.
     """
 
     lanes: int
     woven: int = 0
+    rows: bool = False
 
     def in_register(self, i: Any) -> tuple[Any, Any]:
         """The vector of a group and its lane, of woven sums."""
@@ -84,6 +86,8 @@ class Order:
         """The place of a shift."""
         lanes, size = self.lanes, self.lanes * self.woven
         form, at = shift_form(lanes, short)
+        if self.rows:
+            return i // lanes * (2 * lanes) + i % lanes // 4 * 8 + i % 8  # one of two, and all of a vector are read
         if not size:
             return at(i, lanes)
         if form == "int16":
@@ -171,6 +175,49 @@ def requantize(
             *(Operand((size,), t) for t in ("int64", form if begun else "int64", form, dtype)),
         ],
         [(size, "S")],
+        value,
+        spelled,
+        adds=False,
+    )
+
+
+@cache
+def requantize_rows(lanes: int, dtype: str) -> str:
+    """The name of the tensor intrinsic (A9e) of one vector of two pixels, i < lanes:
+
+        c[r, i] = clamp((((x[r, i] m[apart(i)]) >> 32) + h[at(i)]) >> t[at(i)])
+
+    x is int32, m is int64, h and t are int16 and are held twice, once for each pixel.  lanes: 16.
+    """
+    (low, high), order = arith.RANGES[dtype], Order(lanes, rows=True)
+
+    def value(x: Buffer, m: Buffer, h: Buffer, t: Buffer, r: tirx.Var, i: tirx.Var) -> tirx.Expr:
+        place = order.shift(i, True)
+        product = x[r, i].astype("int64") * m[order.apart(i)]
+        number = (product >> tirx.const(32, "int64")).astype("int32") + h[place].astype("int32")
+        return tirx.min(tirx.max(number >> t[place].astype("int32"), low), high).astype(dtype)
+
+    def spelled(x: Buffer, m: Buffer, h: Buffer, t: Buffer, c: Buffer) -> list[tirx.Expr]:
+        half = lanes // 2
+        even, odd = (low_halves(m.vload([k], f"int64x{half}"), lanes) for k in (0, half))
+        rows = [x.vload([r, 0], f"int32x{lanes}") for r in range(2)]
+        numbers = [
+            joined_high_halves(low_halves(row, lanes) * even, odd_lanes(row, lanes) * odd, lanes) for row in rows
+        ]
+        (words,) = _words(numbers, lanes)
+        words = _added(words, h.vload([0], f"int16x{2 * lanes}")) >> t.vload([0], f"int16x{2 * lanes}")
+        quads = tirx.reinterpret(f"int32x{lanes}", _bytes([words], lanes, dtype))
+        return [
+            tirx.reinterpret(f"{dtype}x{lanes}", _chosen([quads], [4 * part + r for part in range(lanes // 4)]))
+            for r in range(2)
+        ]
+
+    sums, result = (Operand((2, lanes), d, free=1) for d in ("int32", dtype))
+    constants = [Operand((n,), d) for n, d in ((lanes, "int64"), (2 * lanes, "int16"), (2 * lanes, "int16"))]
+    return register(
+        f"hawq.requantize_rows.{lanes}.{dtype}",
+        [sums, *constants, result],
+        [(2, "S"), (lanes, "S")],
         value,
         spelled,
         adds=False,

@@ -48,7 +48,8 @@ def register(
     length and "S" (an index of the result) or "R" (summed over).  value: what is added at the operands, then the
     variables of the "S" loops, then of the "R" loops.  adds: False stores the value instead.
     spelled: gives for the operands the call that does all this, or a list of vectors, which are stored one after
-    another; None repeats the meaning, for another machine than the one that it is spelled for.
+    another, or each as a row of a result of two dimensions; None repeats the meaning, for another machine than the one
+    that it is spelled for.
     hints: for the operands, calls without an effect on results that go before.
     """
 
@@ -81,9 +82,11 @@ def register(
         elif isinstance(made, list):
             for hint in hints(*buffers):
                 T.evaluate(hint)
-            lanes = operands[-1].shape[0] // len(made)
+            *rows, size = operands[-1].shape
+            lanes = size if rows else size // len(made)
             for i, vector in enumerate(made):
-                T.buffer_store(buffers[-1], vector, [T.ramp(i * lanes, 1, lanes)])
+                at = [i, T.ramp(0, 1, lanes)] if rows else [T.ramp(i * lanes, 1, lanes)]
+                T.buffer_store(buffers[-1], vector, at)
         else:
             for hint in hints(*buffers):
                 T.evaluate(hint)

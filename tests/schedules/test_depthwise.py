@@ -12,7 +12,7 @@ from schedules.cpu import x86_vnni_depthwise
 from schedules.cpu.vector_unit import VectorUnit
 from schedules.cpu.x86_vnni_depthwise import QuadsTile, VnniDepthwise
 
-from .one_layer import layer_of, packed, run
+from .one_layer import layer_of, lower, packed, run
 from .test_cpu_contract import HOST, Conv, accumulate, convolve, full
 
 R = relax.op
@@ -34,6 +34,9 @@ CASES = [
     (Conv(1, 8, 8, 64, 64, (1, 3), groups=64, pad=(0, 1, 0, 1)), 4, 4),
     (Conv(1, 8, 4, 64, 64, dilation=(2, 2), groups=64, pad=(2, 2, 2, 2)), 1, 4),
     (Conv(1, 2, 4, 64, 64, groups=64, pad=(3, 2, 3, 4)), 2, 4),
+    (Conv(1, 6, 10, 48, 48, groups=48, pad=(1, 1, 1, 1)), 2, 1),
+    (Conv(2, 9, 7, 144, 144, stride=(2, 2), groups=144, pad=(1, 1, 1, 1)), 1, 1),
+    (Conv(1, 7, 5, 16, 16, (5, 5), groups=16, pad=(2, 2, 2, 2)), 1, 1),
 ]
 
 
@@ -79,7 +82,7 @@ def test_woven_quads_compute_the_same(c, lines, vectors, dtype):
 
 @needs_vnni
 @pytest.mark.parametrize(("kind", "zero_point", "top"), [("int8", 5, 40), ("uint8", 255, 39), ("uint8", 9, 45)])
-@pytest.mark.parametrize("c", [CASES[0][0], CASES[3][0]], ids=["64", "32"])
+@pytest.mark.parametrize("c", [CASES[0][0], CASES[3][0], CASES[11][0]], ids=["64", "32", "48"])
 def test_every_requantize_behind_woven_quads(c, kind, zero_point, top):
     body, x, expected = requantized(c, "uint8", kind, zero_point, top)
     (out,) = run(body, x, target=VNNI, rule="x86.vnni_depthwise")
@@ -97,8 +100,8 @@ def test_narrow_vectors_compute_the_same(c, monkeypatch):
 
 
 @needs_vnni
-def test_every_tile_computes_the_same(monkeypatch):
-    c = CASES[3][0]
+@pytest.mark.parametrize("c", [CASES[3][0], CASES[11][0]], ids=["32", "48"])
+def test_every_tile_computes_the_same(c, monkeypatch):
     body, x, expected = requantized(c, "uint8", "uint8", 0, 39)
     for tile in VnniDepthwise().tiles(layer_of(packed(body, [(x.shape, "uint8")])), VNNI):
         monkeypatch.setattr(VnniDepthwise, "tiles", lambda *_, tile=tile: [tile])
@@ -108,7 +111,7 @@ def test_every_tile_computes_the_same(monkeypatch):
 
 @needs_vnni
 def test_sums_that_do_not_become_bytes_keep_their_order():
-    """Channels that fill no group, sums as results, rounding to even: one vector at a time."""
+    """Sums as results: one vector at a time."""
     c = CASES[0][0]
     x, w = full("uint8", c.n, c.h, c.w, c.ci), full("int8", *c.k, 1, c.co)
 
@@ -119,6 +122,46 @@ def test_sums_that_do_not_become_bytes_keep_their_order():
     assert {t.vectors for t in VnniDepthwise().tiles(layer, VNNI)} == {1}
     (out,) = run(body, x, target=VNNI, rule="x86.vnni_depthwise")
     np.testing.assert_array_equal(out, convolve(c, x, w, 0).astype(np.int32), strict=True)
+
+
+@needs_vnni
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize(("kind", "zero_point"), [("uint8", 0), ("uint8", 200), ("int8", 0), ("int8", -3)])
+@pytest.mark.parametrize(
+    "c",
+    [
+        Conv(1, 4, 12, 24, 144, (1, 1)),
+        Conv(2, 3, 6, 8, 16, (3, 3), pad=(1, 1, 1, 1)),
+        Conv(1, 5, 14, 32, 48, (1, 1)),
+        Conv(1, 10, 10, 16, 16, (1, 1)),
+        Conv(1, 5, 7, 16, 48, (1, 1)),
+    ],
+    ids=str,
+)
+def test_bytes_of_two_pixels_where_vectors_are_odd(c, kind, zero_point, dtype):
+    x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
+    bias = rng.integers(-(2**16), 2**16, (1, 1, 1, c.co)).astype(np.int32)
+    m, shift = rng.integers(2**28, 2**31, (1, 1, 1, c.co)), rng.integers(36, 40, (1, 1, 1, c.co))
+    q = arith.QType.of(kind)
+
+    def body(emit, p):
+        a = emit(R.add(accumulate(emit, c, p, relax.const(w), 3, "int32"), relax.const(bias)))
+        return ops.requantize([a], [m], 0, shift, qtype=q, zero_point=zero_point, rounding="half_up")
+
+    expected = arith.requantize(
+        [convolve(c, x, w, 3) + bias],
+        [m],
+        0,
+        shift,
+        rounding="half_up",
+        zero_point=zero_point,
+        qmin=q.qmin,
+        qmax=q.qmax,
+    ).astype(kind)
+    (out,) = run(body, x, target=VNNI, rule="x86.vnni")
+    np.testing.assert_array_equal(out, expected, strict=True)
+    text = lower(packed(body, [(x.shape, dtype)]), VNNI).script()
+    assert "llvm.sadd.sat" in text or c.w % 2 or zero_point < 0
 
 
 @pytest.mark.parametrize("bad", [(0, 16, 4), (2, 16, 3), (2, 0, 1)])

@@ -261,6 +261,41 @@ def test_requantize_of_woven_sums_and_of_sums_that_began(begun, woven, lanes, ve
     np.testing.assert_array_equal(out, np.clip(number >> t.astype(object), low, high).astype(dtype), strict=True)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+def test_requantize_rows_of_two_pixels(dtype):
+    """(A9e) of vectors of two pixels, which are not one after another in memory."""
+    if UNIT.packs < 16:
+        pytest.skip("this CPU has no registers of 16 int32 to pack")
+    lanes, rows, wide, (low, high) = 16, 64, 48, arith.RANGES[dtype]
+    order = byte_intrinsics.Order(lanes, rows=True)
+    t = 1 + np.arange(lanes) % (arith.PACKED_SHIFTS[dtype] - 32)
+    m = rng.choice(np.array([1, 2**31 - 1, 2**30, 1234567891, 2**27 + 1]), lanes)
+    h = (1 << t - 1) + (rng.integers(0, 256, lanes) << t if dtype == "uint8" else 0)
+    x = (rng.integers(-(2**31), 2**31, (rows, 2, wide)) >> rng.integers(0, 24, (rows, 2, wide))).astype(np.int32)
+    x[0], x[1] = -(2**31), 2**31 - 1
+    data = te.placeholder((rows, 2, wide), "int32", "x")
+    ms, hs, ts = (
+        te.placeholder((n,), d, name) for n, d, name in ((16, "int64", "m"), (32, "int16", "h"), (32, "int16", "t"))
+    )
+
+    def element(r, p, i):
+        number = ((data(r, p, i).astype("int64") * ms(order.apart(i))) >> tirx.const(32, "int64")).astype("int32")
+        number = number + hs(order.shift(i, True)).astype("int32")
+        return tirx.min(tirx.max(number >> ts(order.shift(i, True)).astype("int32"), low), high).astype(dtype)
+
+    main = te.create_prim_func([data, ms, hs, ts, te.compute((rows, 2, lanes), element, name="requantize")])
+    channels, out = np.arange(lanes), np.zeros((rows, 2, lanes), dtype)
+    apart, shift = order.apart(channels), order.shift(channels, True)
+    factors, added, shifts = np.empty(16, np.int64), np.empty(32, np.int16), np.empty(32, np.int16)
+    factors[apart] = m
+    for other in (0, 4):
+        added[shift ^ other], shifts[shift ^ other] = h, t
+    name = byte_intrinsics.requantize_rows(lanes, dtype)
+    run(tensorized(main, "requantize", name, 1), x, factors, added, shifts, out)
+    total = ((x[..., :lanes].astype(object) * m.astype(object)) >> 32) + h.astype(object)
+    np.testing.assert_array_equal(out, np.clip(total >> t.astype(object), low, high).astype(dtype), strict=True)
+
+
 BIG = 2**31 - 2**15 - 1  # the largest multiplier whose high half has 16 bits
 SUMS = {
     1: [((2**16, 2**15), 2**16), ((2**23 + 77, 5 - 2**22), 1 << 24)],  # the first has ties
