@@ -160,7 +160,7 @@ def _blocks(shape: Shape, unit: VectorUnit, step: Step) -> list[tuple[float, int
             else:
                 work = blocks * (max(2 * pixels * vectors, 8) + pixels + 1.5 * vectors)
                 if unit.quads and vectors % 2:
-                    rows = unit.packs == 16 and pixels % 2 == 0 and shape.pixels % pixels == 0
+                    rows = wanted % 2 and unit.packs == 16 and pixels % 2 == 0 and shape.pixels % pixels == 0
                     work += blocks * pixels * vectors * (IN_ROWS if rows else APART) / steps
             found.append((work, pixels, vectors))
     least = min(work for work, *_ in found)

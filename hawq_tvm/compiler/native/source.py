@@ -24,7 +24,7 @@ def text(plan: Plan, blob: bytes, version: str, architecture: str, features: Seq
     shapes = sorted({t.shape for t in plan.tensors})
     names = {s: f"shape_{i}" for i, s in enumerate(shapes)}
     arguments = [n for c in plan.calls for n in c.arguments]
-    kernels = sorted({c.name for c in plan.calls})
+    kernels, places = sorted({c.name for c in plan.calls}), _places(blob)
     lines = [
         '#include "plan.h"',
         "",
@@ -40,7 +40,7 @@ def text(plan: Plan, blob: bytes, version: str, architecture: str, features: Seq
         f"static const char *const features[] = {{{''.join(f'{quoted(f)}, ' for f in features)}NULL}};",
         "",
         "static const hawq_plan_tensor tensors[] = {",
-        *(f"    {_tensor(t, names[t.shape], blob)}," for t in plan.tensors),
+        *(f"    {_tensor(t, names[t.shape], blob, places)}," for t in plan.tensors),
         "};",
         "",
         "static const hawq_plan_call calls[] = {",
@@ -75,16 +75,26 @@ def _calls(plan: Plan) -> Iterable[str]:
         yield "    {0},"
 
 
-def _tensor(t: Tensor, shape: str, blob: bytes) -> str:
+def _tensor(t: Tensor, shape: str, blob: bytes, places: Sequence[int]) -> str:
     kind = tvm_ffi.dtype(t.dtype)
-    offset = constant_offset(t, blob) if t.storage == CONSTANT else t.offset
+    offset = _constant_offset(t, blob, places) if t.storage == CONSTANT else t.offset
     return (
         f"{{{offset}, {t.bytes}, {shape}, {quoted(t.dtype)}, {t.storage}, {len(t.shape)}, {{{int(kind.type_code)},"
         f" {kind.bits}, {kind.lanes}}}}}"
     )
 
 
-def constant_offset(t: Tensor, blob: bytes) -> int:
+def _places(blob: bytes) -> list[int]:
+    """Where constants may begin: one search for all, since a blob is as large as all weights."""
+    start, places = struct.pack("<QQ", _MAGIC, 0), list[int]()
+    at = blob.find(start)
+    while at >= 0:
+        places.append(at)
+        at = blob.find(start, at + 1)
+    return places
+
+
+def _constant_offset(t: Tensor, blob: bytes, places: Sequence[int]) -> int:
     """Where in the blob the bytes of a constant begin."""
     assert t.value is not None
     kind = tvm_ffi.dtype(t.dtype)
@@ -103,12 +113,10 @@ def constant_offset(t: Tensor, blob: bytes) -> int:
         t.bytes,
     )
     data = t.value.tobytes()
-    at = blob.find(header)
-    while at >= 0:
+    for at in places:
         begin = at + len(header)
-        if blob.startswith(data, begin):
+        if blob.startswith(header, at) and blob.startswith(data, begin):
             return begin
-        at = blob.find(header, at + 1)
     raise PackageError(
         "a constant is not where TVM keeps constants",
         expected=f"{t.dtype}{list(t.shape)}",
