@@ -38,17 +38,22 @@ def begun_at(
     low, high = bounds
     if m.min() <= 0 or t.min() < 1 or t.max() > LONGEST or np.abs(b).max() >= 1 << 61:
         return None
-    ends = np.arange(low + 1, high + 1, dtype=np.int64)[:, None] << 32 + t
-    thresholds = -((b - ends) // m)  # the least x for each number
     first = (np.int64(1) << t - 1) + (np.int64(zero_point) << t)
     k, h = _nearest(m, b, first), first
+    if not np.all(_fits(h, t, bounds, short)):
+        return None
+    numbers = np.arange(low + 1, high + 1, dtype=np.int64)[:, None]
 
     def same(channel: Any, k: Array, h: Array) -> Array:
-        new = -((k * m[channel] + (h << 32) - ends[:, channel]) // m[channel])
-        alike: Array = np.all(new == thresholds[:, channel], axis=0) & _fits(h, t[channel], bounds, short)
-        return alike
+        """Whether every number has the same least sum."""
+        own, ends = m[channel], numbers << 32 + t[channel]
+        alike: Array = np.all((b[channel] - ends) // own == (k * own + (h << 32) - ends) // own, axis=0)
+        return alike & _fits(h, t[channel], bounds, short)
 
-    for channel in np.flatnonzero(~same(slice(None), k, h)):
+    # Where the constants are the bias and what h is of, nothing is left that could differ.
+    for channel in np.flatnonzero(b - (h << 32) != k * m):
+        if same([channel], k[[channel]], h[[channel]])[0]:
+            continue
         near = first[channel] + np.arange(-FURTHER, FURTHER + 1)
         added = _nearest(m[channel], b[channel], near)
         best = np.argsort(np.abs(b[channel] - (near << 32) - added * m[channel]), kind="stable")[:TRIED]
