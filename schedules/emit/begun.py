@@ -56,7 +56,9 @@ def begun_at(
             continue
         near = first[channel] + np.arange(-FURTHER, FURTHER + 1)
         added = _nearest(m[channel], b[channel], near)
-        best = np.argsort(np.abs(b[channel] - (near << 32) - added * m[channel]), kind="stable")[:TRIED]
+        rest = np.abs(b[channel] - (near << 32) - added * m[channel])
+        best = np.argpartition(rest, TRIED)[:TRIED]
+        best = best[np.lexsort((best, rest[best]))]
         found = next((i for i in best if same([channel], added[i : i + 1], near[i : i + 1])[0]), None)
         if found is None:
             return None
