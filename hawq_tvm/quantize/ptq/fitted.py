@@ -34,10 +34,13 @@ APART = 2.0
 class Covariance:
     """Of what a layer reads, by group: of each half of the images, and how far images differ in it."""
 
-    def __init__(self, read: Tensor, real: Tensor) -> None:
-        """read, real: rows of the quantized and the float network, (groups, images, positions, weights)."""
+    def __init__(self, read: Tensor, real: Tensor, centred: bool = True) -> None:
+        """read, real: rows of the quantized and the float network, (groups, images, positions, weights).
+
+        centred: what results lose of their mean costs nothing, as a bias makes it good.
+        """
         groups, images, _, width = read.shape
-        mean, other = (v.double().mean((1, 2), keepdim=True).float() for v in (read, real))
+        mean, other = (v.double().mean((1, 2), keepdim=True).float() * centred for v in (read, real))
         own, off = torch.zeros(2, groups, width, width), torch.zeros(2, groups, width, width)
         squares, counts = torch.zeros(groups, width, width), [len(range(half, images, 2)) for half in (0, 1)]
         for image in range(images):
@@ -74,15 +77,15 @@ class Covariance:
         return weight + _solved(weight, self.own, self.off, RIDGES[best]) if losses[best] < 0 else weight
 
 
-def fit(ours: Rounded, weight: Tensor, read: Tensor, real: Tensor) -> tuple[Rounded, Tensor]:
+def fit(ours: Rounded, weight: Tensor, read: Tensor, real: Tensor, centred: bool = True) -> tuple[Rounded, Tensor]:
     """The layer with fitted codes and scales, and where each weight would be if the others stayed, in steps of the
     scale and within half of one.
 
-    weight: of the float network.  read, real: as for `Covariance`.  The layer has `matrices`.
+    weight: of the float network.  read, real, centred: as for `Covariance`.  The layer has `matrices`.
     """
     given = matrices(weight, ours.layer)
     assert given is not None
-    known = Covariance(read, real)
+    known = Covariance(read, real, centred)
     wanted, top = known.compensated(given), 2 ** (ours.bits - 1) - 1
     start = ours.scale.double().reshape(wanted.shape[:2])
     tries = max(LEAST_TRIES, WORK // (wanted.numel() * wanted.shape[2]))

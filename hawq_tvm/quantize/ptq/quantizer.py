@@ -45,7 +45,7 @@ from .weights import Rounded, nearest
 from .widths import kept_depthwise, layer_bits
 
 # Which results one recipe gives: another number with every change of them, so that no run continues another's.
-METHOD = 4
+METHOD = 5
 # Unless a recipe says it, what is learned sees so many numbers of the network's inputs, on so few and so many images.
 NUMBERS, FEWEST, MOST = 2**24, 128, 1024
 

@@ -129,7 +129,8 @@ class Reconstruction:
                 if layer in fitted:
                     own = self._read(block, layer)
                     weight, other = self.graph.parameters[layer.weight], torch.cat(real.pop(layer.name), 1)
-                    self.rounded[layer.name], free[layer.name] = fit(self.rounded[layer.name], weight, own, other)
+                    ours, centred = self.rounded[layer.name], layer in _biased(block, [layer])
+                    self.rounded[layer.name], free[layer.name] = fit(ours, weight, own, other, centred)
                 self.rounded = self._corrected(block, [layer], results, self.rounded, self.grids)
         sizes = {name: math.sqrt(float(each[1].mean())) for name, each in results.items()}
         learner = Learner(block, self.graph, self.rounded, self.grids, sizes, free)
@@ -244,8 +245,8 @@ class Reconstruction:
         layer (the means: Nagel et al., "Data-Free Quantization", 2019; the deviations: without them what is rounded
         away is missing in every result, and a deep network fades).
         """
-        kinds, made = {node.name: node.op for node in block.nodes}, dict(rounded)
-        for layer in (layer for layer in layers if kinds[layer.node] in BIASED):
+        made = dict(rounded)
+        for layer in _biased(block, layers):
             found: list[Tensor] = []
 
             def seen(one: Layer, value: Tensor, layer: Layer = layer, found: list[Tensor] = found) -> None:
@@ -256,6 +257,12 @@ class Reconstruction:
                 through(block, self.graph, held, *_numbers(block, made), grids, record=seen)
             made[layer.name] = _moved(made[layer.name], results[layer.name], torch.stack(found).mean(0))
         return made
+
+
+def _biased(block: Block, layers: Sequence[Layer]) -> list[Layer]:
+    """Those whose operators add a bias, which makes good what results lose of their mean."""
+    kinds = {node.name: node.op for node in block.nodes}
+    return [layer for layer in layers if kinds[layer.node] in BIASED]
 
 
 def _moved(ours: Rounded, wanted: Tensor, found: Tensor) -> Rounded:
