@@ -40,11 +40,11 @@ class Covariance:
         centred: what results lose of their mean costs nothing, as a bias makes it good.
         """
         groups, images, _, width = read.shape
-        mean, other = (v.double().mean((1, 2), keepdim=True).float() * centred for v in (read, real))
+        mean, other = (_mean(v) * centred for v in (read, real))
         own, off = torch.zeros(2, groups, width, width), torch.zeros(2, groups, width, width)
         squares, counts = torch.zeros(groups, width, width), [len(range(half, images, 2)) for half in (0, 1)]
         for image in range(images):
-            x, y = read[:, image] - mean[:, 0], real[:, image] - other[:, 0]
+            x, y = read[:, image] - mean, real[:, image] - other
             one = x.mT @ x / x.shape[1]
             own[image % 2] += one / counts[image % 2]
             off[image % 2] += (y - x).mT @ x / x.shape[1] / counts[image % 2]
@@ -140,6 +140,14 @@ def _solved(weight: Tensor, own: Tensor, off: Tensor, ridge: float) -> Tensor:
     diagonal = own.diagonal(dim1=-2, dim2=-1)
     firm = own + torch.diag_embed(ridge * diagonal + 1e-6 * _scale(diagonal)[:, None])
     return torch.linalg.solve(firm, (weight @ off).mT).mT
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """Of rows (groups, images, positions, weights) in every weight's place, (groups, 1, weights), image by image: in
+    float64 all of them would take twice what they do.
+    """
+    each = [rows[:, i].double().mean(1, keepdim=True) for i in range(rows.shape[1])]
+    return torch.stack(each).mean(0).float()
 
 
 def _scale(variances: Tensor) -> Tensor:

@@ -108,27 +108,22 @@ class Reconstruction:
         """Reconstruct a block; its row."""
         begun = time.perf_counter()
         moments, elements = defaultdict[str, list[Tensor]](list), 0
-        real, free = defaultdict[str, list[Tensor]](list), dict[str, Tensor]()
-        fitted = [layer for layer in block.layers if self._fits(layer)]
+        free = dict[str, Tensor]()
 
         def seen(layer: Layer, value: Tensor) -> None:
             nonlocal elements
             elements += value.numel()
             moments[layer.name].append(_moments(value, layer))
 
-        def read(layer: Layer, value: Tensor) -> None:
-            if layer in fitted:
-                real[layer.name].append(self._rows(layer, value))
-
         with torch.no_grad():
             for held in self.real:
-                through(block, self.graph, held, record=seen, reads=read)
+                through(block, self.graph, held, record=seen)
             before = self._error(block, self.rounded, self.grids, wanted)
             results = {name: torch.stack(each).mean(0) for name, each in moments.items()}
             for layer in block.layers:
-                if layer in fitted:
-                    own = self._read(block, layer)
-                    weight, other = self.graph.parameters[layer.weight], torch.cat(real.pop(layer.name), 1)
+                if self._fits(layer):
+                    weight, own = self.graph.parameters[layer.weight], self._read(block, layer, deployed=True)
+                    other = self._read(block, layer, deployed=False)
                     ours, centred = self.rounded[layer.name], layer in _biased(block, [layer])
                     self.rounded[layer.name], free[layer.name] = fit(ours, weight, own, other, centred)
                 self.rounded = self._corrected(block, [layer], results, self.rounded, self.grids)
@@ -155,21 +150,23 @@ class Reconstruction:
     def _fits(self, layer: Layer) -> bool:
         return self.plan.fits and matrices(self.graph.parameters[layer.weight], layer) is not None
 
-    def _rows(self, layer: Layer, value: Tensor) -> Tensor:
-        images = sum(max((len(v) for v in held.values() if v.ndim), default=1) for held in self.real)
-        return rows(value, self.graph.parameters[layer.weight], layer, images)
-
-    def _read(self, block: Block, layer: Layer) -> Tensor:
-        """Rows of what a layer of the quantized network reads."""
-        found: list[Tensor] = []
-
-        def read(one: Layer, value: Tensor) -> None:
-            if one is layer:
-                found.append(self._rows(layer, value))
-
-        for held in self.integer:
-            through(block, self.graph, held, *_numbers(block, self.rounded), self.grids, reads=read)
-        return torch.cat(found, 1)
+    def _read(self, block: Block, layer: Layer, deployed: bool) -> Tensor:
+        """Rows of what a layer reads, in the quantized network or in the float one: of one layer at a time, and put
+        where they stay, as they are most of what is held.
+        """
+        weight, batches = self.graph.parameters[layer.weight], self.integer if deployed else self.real
+        images = sum(map(_size, batches))
+        weights, biases = _numbers(block, self.rounded) if deployed else (None, None)
+        grids = self.grids if deployed else None
+        found, done = torch.empty(0), 0
+        for held in batches:
+            (value,) = through(block, self.graph, held, weights, biases, grids, until=layer).values()
+            made = rows(value, weight, layer, images)
+            if not done:  # the first batch is the largest
+                found = made.new_empty(made.shape[0], -(-made.shape[1] * images // _size(held)), *made.shape[2:])
+            found[:, done : done + made.shape[1]] = made
+            done += made.shape[1]
+        return found[:, :done]
 
     def _learn(
         self,
@@ -257,6 +254,11 @@ class Reconstruction:
                 through(block, self.graph, held, *_numbers(block, made), grids, record=seen)
             made[layer.name] = _moved(made[layer.name], results[layer.name], torch.stack(found).mean(0))
         return made
+
+
+def _size(held: Tensors) -> int:
+    """The images of a batch."""
+    return max((len(value) for value in held.values() if value.ndim), default=1)
 
 
 def _biased(block: Block, layers: Sequence[Layer]) -> list[Layer]:

@@ -72,13 +72,13 @@ def through(
     grids: Grids | None = None,
     on: OnGrid | None = None,
     record: Callable[[Layer, Tensor], None] | None = None,
-    reads: Callable[[Layer, Tensor], None] | None = None,
+    until: Layer | None = None,
 ) -> dict[str, Any]:
     """The outputs of a block.
 
     inputs: at least its own, already on their grids.  weights, biases: by layer instead of the network's.  grids: none
     for the float network.  on: puts a tensor on a grid (default: the nearest numbers).  record: called with every
-    layer's result.  reads: called with what every layer reads.
+    layer's result.  until: a layer in front of which to stop; what it reads is returned instead.
     """
     layers, values = {layer.node: layer for layer in block.layers}, dict(inputs)
     put = on or (grids.on if grids else None)
@@ -89,8 +89,8 @@ def through(
             x = values[layer.input]
             if grids and put and layer.name in grids.reads:
                 x = put(x, grids.reads[layer.name])
-            if reads is not None:
-                reads(layer, x)
+            if layer is until:
+                return {layer.input: x}
         if layer is not None and weights is not None and biases is not None:
             bias = biases[layer.name]
             operands = [x, weights[layer.name], *([bias] if bias is not None else [])]
