@@ -124,10 +124,11 @@ def add_recipe_options(sub: argparse.ArgumentParser) -> None:
         "--no-keep-first-last", dest="keep", action="store_false", default=None, help="they have the bits of all others"
     )
     sub.add_argument(
-        "--no-keep-depthwise",
-        dest="narrow_depthwise",
+        "--no-keep-thin",
+        dest="narrow_thin",
         action="store_true",
-        help="depthwise convolutions have the bits of all others (default: 8, but for a BITS.json)",
+        help="depthwise convolutions, and layers of at most 32 products that have under 0.1 %% of the weights, have "
+        "the bits of all others (default: 8, but for a BITS.json)",
     )
     sub.add_argument("--symmetric", action="store_true", help="zero point 0 for tensors with both signs, too")
     sub.add_argument(
@@ -206,7 +207,7 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
         batch=args.batch,
         seed=args.seed,
         smooth=args.smooth == "yes",
-        keep_depthwise=not args.narrow_depthwise,
+        keep_thin=not args.narrow_thin,
     )
 
 
@@ -249,7 +250,7 @@ def _keeps(args: argparse.Namespace) -> bool:
 
     Raises UsageError for an option beside a file that says for every layer how many it has.
     """
-    given = ["--keep-first-last"] * (args.keep is not None) + ["--no-keep-depthwise"] * args.narrow_depthwise
+    given = ["--keep-first-last"] * (args.keep is not None) + ["--no-keep-thin"] * args.narrow_thin
     if given and Path(args.bits).suffix == ".json":
         raise UsageError(
             "is for one width for all layers",
@@ -275,10 +276,9 @@ def show_quantized(found: Quantized) -> None:
     OUT.print(grid)
     notes = found.notes
     say(f"{notes['observer']} on {notes['images']} images; errors are squared, as shares of the float values' squares")
-    if notes["depthwise"]:
-        say(
-            f"{len(notes['depthwise'])} depthwise layers keep 8 bits: `allocate` or --no-keep-depthwise give them fewer"
-        )
+    if notes["thin"]:
+        count = len(notes["thin"])
+        say(f"{count} depthwise or small layers keep 8 bits: `allocate` or --no-keep-thin give them fewer")
     for name, parts in notes["joined"].items():
         say(f"{name} is an output joined of {len(parts)} tensors: each keeps a scale of its own")
     if notes["float_tail"]:

@@ -137,35 +137,41 @@ def test_ends_keep_eight_bits(place: Path) -> None:
     assert rows["stem"] == rows["fc"] == (8, 8) and {rows[n] for n in NAMES[1:-1]} == {(4, 4)}
 
 
-def test_depthwise_layers_keep_eight_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of two convolutions with groups the one whose channels read one channel each; a file and an option say else."""
+def test_thin_layers_keep_eight_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two convolutions with groups the one whose channels read one channel each, and of three that sum few products
+    the one that has few of all weights; a file and an option say else.
+    """
     g = FloatNet(["n", 3, 8, 8])
     y = g.node("Relu", g.conv("x", 4, 3, 3, "stem"))
     y = g.node("Relu", g.conv(y, 8, 4, 3, "depth", group=4))
     y = g.node("Relu", g.conv(y, 4, 8, 1, "grouped", group=2))
-    onnx.save(g.model(g.conv(y, 2, 4, 1, "last")), str(tmp_path / "net.onnx"))
+    y = g.node("Relu", g.conv(y, 4, 4, 1, "small"))
+    y = g.node("Relu", g.conv(y, 32, 4, 3, "many"))
+    y = g.node("Relu", g.conv(y, 512, 32, 1, "few"))
+    onnx.save(g.model(g.conv(y, 2, 512, 1, "last")), str(tmp_path / "net.onnx"))
     np.savez(tmp_path / "in.npz", x=images(4))
+    names = ["stem", "depth", "grouped", "small", "many", "few", "last"]
 
-    def bits(*options: str) -> list[str]:
+    def bits(*options: str) -> dict[str, str]:
         files = [str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "in.npz"), "-o", str(tmp_path / "q.onnx")]
         assert main(["quantize", *files, "--rounding", "nearest", "--json", *options]) == 0
         said = json.loads(capsys.readouterr().out)
-        assert said["depthwise"] == (["depth"] if options in (("--bits", "W4A8"), ("--bits", "4")) else [])
-        return [f"W{row['weight_bits']}A{row['activation_bits']}" for row in said["layers"]]
+        thin = ["depth", "grouped", "small"] if options in (("--bits", "W4A8"), ("--bits", "4")) else []
+        assert said["thin"] == thin and [row["layer"] for row in said["layers"]] == names
+        return {row["layer"]: f"W{row['weight_bits']}A{row['activation_bits']}" for row in said["layers"]}
 
-    assert bits("--bits", "W4A8") == ["W8A8", "W8A8", "W4A8", "W8A8"]
-    assert bits("--bits", "4") == ["W8A8", "W8A8", "W4A4", "W8A8"]
-    assert bits("--bits", "W4A8", "--no-keep-depthwise") == ["W8A8", "W4A8", "W4A8", "W8A8"]
-    assert bits("--bits", "8") == ["W8A8"] * 4
-    path, layers = (
-        tmp_path / "bits.json",
-        {n: {"weight": 4, "activation": 8} for n in ("stem", "depth", "grouped", "last")},
-    )
+    kept = dict.fromkeys(["stem", "depth", "grouped", "small", "last"], "W8A8")
+    assert bits("--bits", "W4A8") == kept | dict.fromkeys(["many", "few"], "W4A8")
+    assert bits("--bits", "4") == kept | dict.fromkeys(["many", "few"], "W4A4")
+    ends = dict.fromkeys(["stem", "last"], "W8A8")
+    assert bits("--bits", "W4A8", "--no-keep-thin") == dict.fromkeys(names, "W4A8") | ends
+    assert bits("--bits", "8") == dict.fromkeys(names, "W8A8")
+    path, layers = tmp_path / "bits.json", {n: {"weight": 4, "activation": 8} for n in names}
     path.write_text(json.dumps({"layers": layers}))
-    assert bits("--bits", str(path)) == ["W4A8"] * 4
+    assert bits("--bits", str(path)) == dict.fromkeys(names, "W4A8")
     files = [str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "in.npz"), "-o", "q.onnx"]
-    refused = ["quantize", *files, "--bits", str(path), "--no-keep-depthwise"]
-    assert main(refused) == 2 and "--no-keep-depthwise: is for one width for all layers" in capsys.readouterr().err
+    refused = ["quantize", *files, "--bits", str(path), "--no-keep-thin"]
+    assert main(refused) == 2 and "--no-keep-thin: is for one width for all layers" in capsys.readouterr().err
 
 
 def test_bits_of_a_file(place: Path, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from .synthetic import distilled
 from .tables import round_tables
 from .units import Units, added_bias, check_compiles, check_constants, check_finite, check_ranges
 from .weights import Rounded, nearest
-from .widths import kept_depthwise, layer_bits
+from .widths import kept_thin, layer_bits
 
 # Which results one recipe gives: another number with every change of them, so that no run continues another's.
 METHOD = 5
@@ -56,7 +56,7 @@ class Recipe:
 
     bits: 8, 4, a choice such as "W4A8", or the path of a bits.json.  observer: of activations' ranges.  percentile:
     for that observer.
-    keep_ends, keep_depthwise: the first and the last layer, and depthwise convolutions, have 8 bits; ignored where a
+    keep_ends, keep_thin: the first and the last layer, and thin ones (`kept_thin`), have 8 bits; ignored where a
     bits.json says what each has.  symmetric: tensors that can be negative have the zero point 0.  search: scales of
     weights of the least error instead of the largest magnitude (None: below 8 bits).
     equalize: "off", "relu" or "relu6" (see `equalize.py`); None: "relu" where something is learned.  smooth: channels
@@ -83,7 +83,7 @@ class Recipe:
     batch: int = 8
     seed: int = 0
     smooth: bool = True
-    keep_depthwise: bool = True
+    keep_thin: bool = True
 
     def __post_init__(self) -> None:
         if self.observer not in OBSERVERS:
@@ -290,7 +290,7 @@ def _draft(
         "images": data.count,
         "observer": chosen.observer,
         "tensors": len(points.source),
-        "depthwise": kept_depthwise(given, chosen),
+        "thin": kept_thin(given, chosen),
         "joined": {name: [part for part, _ in parts] for name, parts in points.joined.items()},
         "equalized": scaled,
         "smoothed": smoothed,

@@ -12,6 +12,9 @@ from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 if TYPE_CHECKING:
     from .quantizer import Recipe
 
+# A layer whose outputs sum at most so many products, and which has less than such a share of all weights, is thin.
+FEW_PRODUCTS, SMALL_SHARE = 32, 0.001
+
 
 def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
     """The bits of weights and of the input, by layer.
@@ -30,7 +33,7 @@ def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
         )
     if uniform:
         pair = _pair(text)
-        found = dict.fromkeys(names, pair) | dict.fromkeys(kept_depthwise(graph, recipe), (8, 8))
+        found = dict.fromkeys(names, pair) | dict.fromkeys(kept_thin(graph, recipe), (8, 8))
         if recipe.keep_ends:
             found[names[0]] = found[names[-1]] = (8, 8)
     else:
@@ -40,22 +43,26 @@ def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
     return found
 
 
-def kept_depthwise(graph: FloatGraph, recipe: Recipe) -> list[str]:
-    """The depthwise layers that keep 8 bits though all others have fewer.
+def kept_thin(graph: FloatGraph, recipe: Recipe) -> list[str]:
+    """The thin layers, which keep 8 bits though all others have fewer: depthwise convolutions, and small ones.
 
-    A channel of them sums few products, whose errors do not even out, and they are a small part of a network's bytes
-    and bit operations.
+    Their outputs sum few products, whose errors do not even out, and they are a small part of a network's bytes.
     """
-    if not recipe.keep_depthwise or Path(str(recipe.bits)).exists() or _pair(str(recipe.bits)) == (8, 8):
+    if not recipe.keep_thin or Path(str(recipe.bits)).exists() or _pair(str(recipe.bits)) == (8, 8):
         return []
-    return [layer.name for layer in graph.layers if _depthwise(graph, layer)]
+    every = sum(graph.parameters[layer.weight].numel() for layer in graph.layers)
+    return [layer.name for layer in graph.layers if _thin(graph, layer, every)]
 
 
-def _depthwise(graph: FloatGraph, layer: Layer) -> bool:
-    """Whether every output channel of a convolution reads one channel."""
-    shape = graph.parameters[layer.weight].shape
-    reads = 1 if layer.kind == "matmul" else shape[0] // layer.group if layer.kind == "deconv" else shape[1]
-    return layer.group > 1 and reads == 1
+def _thin(graph: FloatGraph, layer: Layer, every: int) -> bool:
+    """Whether every output channel reads one channel, or few numbers in a layer that has few of all the weights."""
+    weight = graph.parameters[layer.weight]
+    reads = (
+        1 if layer.kind == "matmul" else weight.shape[0] // layer.group if layer.kind == "deconv" else weight.shape[1]
+    )
+    products = weight.numel() // weight.shape[layer.channel_axis]
+    small = products <= FEW_PRODUCTS and weight.numel() < SMALL_SHARE * every
+    return small or (layer.group > 1 and reads == 1)
 
 
 def _pair(text: str) -> tuple[int, int]:
