@@ -2,7 +2,8 @@
 
 * What a layer reads is off by what was rounded before it. The weights w' = w + w D (C + r diag C)^-1 make good what
   they can, C the covariance of what is read, D that of what it is off by with it (Li et al., "GPTAQ", 2025); r is the
-  one with which what half of the images tells serves the other half best, and w stays where none serves it.
+  one with which what half of the images tells serves the other half best, less what rounding larger weights costs, and
+  w stays where none serves it.
 * A covariance of few images is drawn to its diagonal (Ledoit and Wolf, "A well-conditioned estimator", 2004), images
   being the samples: neighbours in an image are alike.
 * Rounding goes by channels of falling variance, and what it errs by is passed on to those that follow (Frantar et al.,
@@ -53,6 +54,9 @@ class Covariance:
         shares = [count / images for count in counts]
         self.own, self.off = (sum(s * m for s, m in zip(shares, held.double(), strict=True)) for held in (own, off))
         self.drawn = self._drawn(squares.double(), images)
+        self.order = torch.argsort(self.drawn.diagonal(dim1=-2, dim2=-1).sum(0), descending=True)
+        inverse = torch.linalg.inv(self.drawn[:, self.order][..., self.order])
+        self.factor = torch.linalg.cholesky(inverse, upper=True)
 
     def _drawn(self, squares: Tensor, images: int) -> Tensor:
         """The covariance, drawn to its diagonal by what images tell of its noise; positive definite."""
@@ -64,17 +68,24 @@ class Covariance:
         kept = (1 - share.clamp(0, 1))[:, None, None]
         return kept * apart + torch.diag_embed(diagonal + DAMPING * _scale(diagonal)[:, None])
 
-    def compensated(self, weight: Tensor) -> Tensor:
+    def compensated(self, weight: Tensor, top: int) -> Tensor:
         """Weights (groups, outputs, weights) that make good what the layer reads wrong, where images agree on them."""
         if len(self.halves) < 2:
             return weight
-        losses = [0.0] * len(RIDGES)
+        losses = [-2 * self._rounding(weight, top)] * len(RIDGES)
         for (own, off), (other, wrong) in (self.halves, self.halves[::-1]):
             for i, ridge in enumerate(RIDGES):
                 more = _solved(weight, own, off, ridge)
                 losses[i] += float(((more @ other) * more).sum() - 2 * (more * (weight @ wrong)).sum())
+                losses[i] += self._rounding(weight + more, top)
         best = min(range(len(RIDGES)), key=losses.__getitem__)
         return weight + _solved(weight, self.own, self.off, RIDGES[best]) if losses[best] < 0 else weight
+
+    def _rounding(self, weight: Tensor, top: int) -> float:
+        """What rounding errs by, each weight by a twelfth of a squared step and what it passes on not counted."""
+        steps = weight.abs().amax(2) / top
+        passed = self.factor.diagonal(dim1=-2, dim2=-1).square().reciprocal().sum(1)
+        return float((steps.square().sum(1) * passed).sum() / 12)
 
 
 def fit(ours: Rounded, weight: Tensor, read: Tensor, real: Tensor, centred: bool = True) -> tuple[Rounded, Tensor]:
@@ -86,12 +97,14 @@ def fit(ours: Rounded, weight: Tensor, read: Tensor, real: Tensor, centred: bool
     given = matrices(weight, ours.layer)
     assert given is not None
     known = Covariance(read, real, centred)
-    wanted, top = known.compensated(given), 2 ** (ours.bits - 1) - 1
-    start = ours.scale.double().reshape(wanted.shape[:2])
+    top = 2 ** (ours.bits - 1) - 1
+    wanted = known.compensated(given, top)
+    most, grown = given.abs().amax(2), wanted.abs().amax(2)
+    start = ours.scale.double().reshape(most.shape) * torch.where((most > 0) & (grown > 0), grown / most, 1)
     tries = max(LEAST_TRIES, WORK // (wanted.numel() * wanted.shape[2]))
     best: tuple[Tensor, ...] = ()
     for share in SHARES[:tries]:
-        found = _descended(wanted, known.drawn, (start * share).float().double(), top)
+        found = _descended(wanted, known, (start * share).float().double(), top)
         nearer = found[-1] < best[-1] if best else torch.ones_like(found[-1], dtype=torch.bool)
         best = tuple(_chosen(nearer, *pair) for pair in zip(found, best or found, strict=True))
     codes, scale, free, _ = best
@@ -99,15 +112,15 @@ def fit(ours: Rounded, weight: Tensor, read: Tensor, real: Tensor, centred: bool
     return made, unfolded(free.clamp(codes - 0.49, codes + 0.49), weight, ours.layer).float()
 
 
-def _descended(wanted: Tensor, h: Tensor, scale: Tensor, top: int) -> tuple[Tensor, ...]:
+def _descended(wanted: Tensor, known: Covariance, scale: Tensor, top: int) -> tuple[Tensor, ...]:
     """Codes, scales, where codes would be if others stayed, and errors e'He of every row, from one start of scales."""
-    order = torch.argsort(h.diagonal(dim1=-2, dim2=-1).sum(0), descending=True)
-    codes = _passed_on(wanted, h, scale, top, order)
+    h, order = known.drawn, known.order.tolist()
+    codes = _passed_on(wanted, known, scale, top)
     first, variances = scale, h.diagonal(dim1=-2, dim2=-1)[:, None]
     for _ in range(SWEEPS):
         error = wanted - codes * scale[..., None]
         pull, moved = error @ h, False
-        for j in order.tolist():
+        for j in order:
             free = (wanted[..., j] - error[..., j] + pull[..., j] / variances[..., j]) / scale
             code = free.round().clamp(-top - 1, top)
             change = (codes[..., j] - code) * scale
@@ -125,11 +138,10 @@ def _descended(wanted: Tensor, h: Tensor, scale: Tensor, top: int) -> tuple[Tens
     return codes, scale, (wanted - error + pull / variances) / scale[..., None], (error * pull).sum(-1)
 
 
-def _passed_on(wanted: Tensor, h: Tensor, scale: Tensor, top: int, order: Tensor) -> Tensor:
-    """Codes, rounded in this order, with the error of each passed on to those that follow."""
-    factor = torch.linalg.cholesky(torch.linalg.inv(h[:, order][..., order]), upper=True)
-    left, codes = wanted[..., order], torch.empty_like(wanted)
-    for i, j in enumerate(order.tolist()):
+def _passed_on(wanted: Tensor, known: Covariance, scale: Tensor, top: int) -> Tensor:
+    """Codes, rounded in order, with the error of each passed on to those that follow."""
+    factor, left, codes = known.factor, wanted[..., known.order], torch.empty_like(wanted)
+    for i, j in enumerate(known.order.tolist()):
         codes[..., j] = (left[..., i] / scale).round().clamp(-top - 1, top)
         error = (left[..., i] - codes[..., j] * scale) / factor[:, i, i, None]
         left[..., i:] -= error[..., None] * factor[:, i, None, i:]
