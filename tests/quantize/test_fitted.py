@@ -149,6 +149,16 @@ def test_what_is_read_wrong_is_made_good() -> None:
     assert float((known.compensated(given, 127)[0] - exact).norm() / (exact - given[0]).norm()) < 0.05
 
 
+def test_compensation_pays_for_larger_weights() -> None:
+    """A channel that has lost 95 % of its signal is made good by weights of 8 bits, and not by 4, whose other weights
+    would be rounded away.
+    """
+    real = draws(1, 16, 64, 8)
+    known, weight = Covariance(real * torch.tensor([1.0] * 7 + [0.05]), real), torch.ones(1, 4, 8, dtype=torch.float64)
+    assert float(known.compensated(weight, 127)[..., 7].min()) > 15
+    assert float(known.compensated(weight, 7)[..., 7].max()) < 5
+
+
 def test_noise_is_not_made_good() -> None:
     """Where few images tell nothing, weights stay."""
     real, w = draws(1, 4, 2, 64, seed=1), draws(64, 5, seed=2)
