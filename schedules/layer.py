@@ -133,3 +133,11 @@ class Layer:
 
 def _flat(args: Sequence[relax.Expr]) -> list[relax.Expr]:
     return [f for a in args for f in (_flat(a.fields) if isinstance(a, relax.Tuple) else [a])]
+
+
+def reach_of(weights: np.ndarray[Any, Any], largest: int) -> int:
+    """The largest magnitude of a partial sum of data of at most `largest` times the weights of one output (the last
+    axis).
+    """
+    columns = weights.reshape(-1, weights.shape[-1]).astype(np.int64)
+    return largest * int(np.abs(columns).sum(0).max(initial=0))

@@ -382,7 +382,7 @@ def check_model(model: Path, package: Package) -> None:
         )
     try:
         graph = onnx.load(where, load_external_data=False).graph
-    except DecodeError as e:
+    except (DecodeError, OSError) as e:
         raise ModelError(
             "cannot be read", where=where, expected="an ONNX model", found=str(e) or type(e).__name__
         ) from e

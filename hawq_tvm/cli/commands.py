@@ -349,11 +349,12 @@ def _bench(args: argparse.Namespace) -> int:
             where="--against",
             remedy="leave out --rpc, or --against",
         )
-    options.warn_of_threads(args)
     names = [] if args.against is None else peers.parse(args.against)
     peers.check_needs(names, Path(args.model) if args.model else None)
     package = load(args.package, here=servers is None)
     given = load_npz(args.inputs) if args.inputs else None
+    if not names:  # a comparison refuses them
+        options.warn_of_threads(args)
     settings = {
         "warmup_ms": args.warmup_ms,
         "duration": args.duration,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from hawq_tvm.core.errors import UsageError
-from hawq_tvm.core.files import check_data, check_model
+from hawq_tvm.core.files import SYNTHETIC, check_data, check_model
 
 
 def add_shape(sub: argparse.ArgumentParser) -> None:
@@ -51,8 +51,9 @@ def check_files(args: argparse.Namespace) -> None:
     """Raise ModelError or InputError for a model or data that are not there, before libraries take seconds to load."""
     if args.model is not None:
         check_model(args.model)
-    for path in (getattr(args, name, None) for name in ("calib", "data", "validation")):
-        if path is not None:
+    for name in ("calib", "data", "validation"):
+        path = getattr(args, name, None)
+        if path is not None and (name, path) != ("calib", SYNTHETIC):
             check_data(path)
 
 

@@ -29,8 +29,8 @@ def check_model(path: str | os.PathLike[str]) -> None:
 
 
 def check_data(path: str | os.PathLike[str]) -> None:
-    """Raise InputError where there is nothing at the path of calibration data, which may be SYNTHETIC instead."""
-    if os.fspath(path) != SYNTHETIC and not os.path.exists(path):
+    """Raise InputError where there is nothing at the path of data."""
+    if not os.path.exists(path):
         raise InputError("does not exist", where=os.fspath(path), expected=DATA, remedy="check the path")
 
 

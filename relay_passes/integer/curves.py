@@ -65,7 +65,7 @@ def check_pole(ctx: Context, curve: Curve) -> None:
     of the two a 0 of the float tensor is.
     """
     at = curve.function(np.array([0.0, -0.0]))
-    if at[0] == at[1] or np.isnan(at).all() or np.any(curve.leaf.constant):
+    if at[0] == at[1] or np.isnan(at).all() or np.all(curve.leaf.constant != 0):
         return
     term = own_integers(curve.leaf)
     low, high = reach(ctx, curve.leaf)

@@ -14,12 +14,12 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 from schedules.factors import Factors
-from schedules.layer import Layer
+from schedules.layer import Layer, reach_of
 from schedules.narrow import PLANES, wider
 from schedules.spelling.neon_intrinsics import LANES, Inner, inner_product
 
 from .contract_tiles import Step
-from .contraction import reach_of, shape_of
+from .contraction import shape_of
 from .cpu_contract import Contract, Products
 from .vector_unit import VectorUnit
 

@@ -276,14 +276,6 @@ def without_offset(e: Emission, call: relax.Call, view: te.Tensor, offset: int, 
     return Operand(e, view, addend=Operand(e, value=(-offset * sums).astype(np.int32)), bits=bits)
 
 
-def reach_of(weights: Array, largest: int) -> int:
-    """The largest magnitude of a partial sum of data of at most `largest` times the weights of one output (the last
-    axis).
-    """
-    columns = weights.reshape(-1, weights.shape[-1]).astype(np.int64)
-    return largest * int(np.abs(columns).sum(0).max(initial=0))
-
-
 def pack(weights: Array, shape: Shape, form: Packing) -> Array:
     """[.., kh, t, r, O] weights (HWIO when grouped) as `form` says."""
     lanes, depth = form.lanes, form.depth

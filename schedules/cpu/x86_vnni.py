@@ -7,12 +7,12 @@ from tvm import relax
 
 from hawq_tvm.core import arith, ops
 from schedules.factors import Factors
-from schedules.layer import Layer
+from schedules.layer import Layer, reach_of
 from schedules.narrow import wider
 from schedules.spelling.intrinsics import depth_of, dot_narrow, dot_u8s8
 
 from .contract_tiles import Step
-from .contraction import reach_of, shape_of
+from .contraction import shape_of
 from .cpu_contract import Contract, Products
 from .vector_unit import VectorUnit
 

@@ -18,6 +18,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 from hawq_tvm.core import arith, ops
+from schedules.layer import reach_of
 
 from .emit import Array, Emission
 
@@ -88,8 +89,7 @@ def reach_of_sums(e: Emission) -> int | None:
     call = e.layer.anchor_call
     if call is None or not e.layer.is_constant(call.args[1]) or ops.dtype_of(call.args[0]) not in ("uint8", "int8"):
         return None
-    weights = e.layer.constant(call.args[1])
-    return 255 * int(np.abs(weights.reshape(-1, weights.shape[-1]).astype(np.int64)).sum(0).max(initial=0))
+    return reach_of(e.layer.constant(call.args[1]), 255)
 
 
 def begun(func: tirx.PrimFunc, place: Callable[[Sequence[tirx.Var]], Any]) -> tirx.PrimFunc:

@@ -267,12 +267,17 @@ def test_quotients_that_are_functions_must_be_clipped() -> None:
     refused(inverse, "its input is a function that is not bounded where its own input can be")
 
 
+def channels(g: Graph, *values: float) -> str:
+    return g.constant(np.array(values, np.float32).reshape(1, -1, 1, 1), TensorProto.FLOAT)
+
+
 INVERSES = {
-    "by channels, some below 0": lambda g, b: g.node(
-        "Mul", [b, g.constant(np.array([0.5, -1.3], np.float32).reshape(1, 2, 1, 1), TensorProto.FLOAT)]
-    ),
+    "by channels, some below 0": lambda g, b: g.node("Mul", [b, channels(g, 0.5, -1.3)]),
     "a sum": lambda g, b: g.node("Add", [b, turned(g, b)]),
     "a border of -0": lambda g, b: bordered(g, b, -0.0),
+    "a constant of one channel alone": lambda g, b: g.node(
+        "Sub", [g.node("Mul", [b, channels(g, -0.5, -1.3)]), channels(g, 0.0, 1.0)]
+    ),
 }
 
 

@@ -178,6 +178,11 @@ def test_scores_that_cannot_be_are_refused(place: Path, capsys: pytest.CaptureFi
         ["evaluate", model, "--data", str(place / "in.npz"), "--against", model],
     ):
         assert main([*words, *data]) == 3 and "is no classifier's output" in capsys.readouterr().err, words[0]
+    g = FloatNet(["n", 3, 8, 8])
+    y = g.conv(g.node("Relu", g.conv("x", 4, 3, 3, "a")), 2, 4, 3, "b")
+    ends = save(place / "ends.onnx", g.model(g.node("ArgMax", y, axis=1)))
+    words = ["prune", ends, "--calib", str(place / "in.npz"), "--budget", "macs=90%", "--multiple", "1", "-o", out]
+    assert main([*words, "--quiet"]) == 3 and "that rounding errors move a little" in capsys.readouterr().err
     assert not (place / "never").exists()
     with pytest.raises(SystemExit):
         main(["evaluate", model, "--data", str(place / "in.npz"), *data, "--no-classes"])

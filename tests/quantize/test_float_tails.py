@@ -197,6 +197,19 @@ def test_writes_that_an_export_loses_are_refused() -> None:
     ):
         onnx_of_program(exported(table))
     onnx_of_program(exported(lambda y: y.flatten(1).relu_()))  # nothing reads what it was
+    onnx_of_program(exported(lambda y: y.add_(5.0).flatten(1) * 2))
+
+    def seen_by_another(whole: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+        def tail(y: torch.Tensor) -> torch.Tensor:
+            other = y.view(1, -1)
+            (y if whole else y[:, 0]).add_(5.0)
+            return other * 2
+
+        return tail
+
+    for whole in (True, False):
+        with pytest.raises(ModelError, match=r"add_: writes into part of a tensor"):
+            onnx_of_program(exported(seen_by_another(whole)))
 
 
 def test_what_takes_no_end_names_the_fewest_tensors(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from hawq_tvm.cli import main
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.ptq.quantizer import Quantized, Recipe, post_training
+from hawq_tvm.quantize.ptq.widths import kept_thin, layer_bits
 
 from .networks import FloatNet, TorchNet, images, residual_net
 
@@ -172,6 +173,14 @@ def test_thin_layers_keep_eight_bits(tmp_path: Path, capsys: pytest.CaptureFixtu
     files = [str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "in.npz"), "-o", "q.onnx"]
     refused = ["quantize", *files, "--bits", str(path), "--no-keep-thin"]
     assert main(refused) == 2 and "--no-keep-thin: is for one width for all layers" in capsys.readouterr().err
+
+
+def test_ends_have_an_option_of_their_own(tmp_path: Path) -> None:
+    g = FloatNet(["n", 3, 8, 8])
+    y = g.node("Relu", g.conv(g.node("Relu", g.conv("x", 3, 3, 3, "first", group=3)), 4, 3, 3, "middle"))
+    graph = load_float(g.model(g.conv(y, 4, 4, 3, "last", group=4)))
+    assert kept_thin(graph, Recipe("W4A8")) == []
+    assert layer_bits(graph, Recipe("W4A8", keep_ends=False)) == dict.fromkeys(["first", "middle", "last"], (4, 8))
 
 
 def test_bits_of_a_file(place: Path, tmp_path: Path) -> None:

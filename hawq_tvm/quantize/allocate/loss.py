@@ -16,6 +16,8 @@ from hawq_tvm.quantize.network.answers import answers_of, end_of, no_classifier
 from hawq_tvm.quantize.network.data import Batch, Calibration
 from hawq_tvm.quantize.network.float_graph import FloatGraph
 
+from .sizes import check_outputs
+
 DISTANCE = "Kullback-Leibler distance to the float network's answers"
 CHANGE = "squared change of the outputs, by their mean squares"
 
@@ -26,7 +28,7 @@ class Loss:
 
     asked: whether the first output is a classifier's, None for what it looks like (`answers.py`).  units: the roots of
     the outputs' mean squares, by name; to be set before changes are computed.
-    Raises ModelError where a classifier is asked for that it cannot be.
+    Raises ModelError where a classifier is asked for that it cannot be, and for outputs that are all integers.
     """
 
     def __init__(self, graph: FloatGraph, data: Calibration, asked: bool | None = None) -> None:
@@ -35,6 +37,7 @@ class Loss:
         first, name = next(data.batches(graph.batch or 1, graph.batch is not None)), graph.outputs[0]
         with torch.no_grad():
             outputs = graph.run(first.inputs)
+        check_outputs(graph, outputs)
         self.counted, output = [n for n in graph.outputs if outputs[n].is_floating_point()], outputs[name]
         self.answers = answers_of(
             name,

@@ -44,14 +44,7 @@ def sizes_of(graph: FloatGraph, data: Calibration) -> Sizes:
 
     with torch.no_grad():
         outputs = graph.run(next(data.batches(graph.batch or 1, graph.batch is not None)).inputs, note)
-    if not any(value.is_floating_point() for value in outputs.values()):
-        raise ModelError(
-            "has no output that rounding errors move a little",
-            where=graph.name,
-            expected="an output in floating point",
-            found=", ".join(f"{n}: {str(v.dtype).removeprefix('torch.')}" for n, v in outputs.items()),
-            remedy="end the model before the ArgMax or the like that makes integers",
-        )
+    check_outputs(graph, outputs)
     return Sizes(
         np.array([graph.parameters[one.weight].numel() for one in graph.layers]),
         np.array([counts[one.input] for one in graph.layers]),
@@ -123,3 +116,15 @@ def end_layers(graph: FloatGraph) -> set[str]:
         if reached:
             after |= {n: after.get(n, False) or weighted or node.name in layers for n in node.inputs}
     return first | last
+
+
+def check_outputs(graph: FloatGraph, outputs: Mapping[str, Any]) -> None:
+    """Raise ModelError where no output is in floating point, by which rounding errors could be measured."""
+    if not any(value.is_floating_point() for value in outputs.values()):
+        raise ModelError(
+            "has no output that rounding errors move a little",
+            where=graph.name,
+            expected="an output in floating point",
+            found=", ".join(f"{n}: {str(v.dtype).removeprefix('torch.')}" for n, v in outputs.items()),
+            remedy="end the model before the ArgMax or the like that makes integers",
+        )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hawq_tvm.core.errors import InputError, UsageError
+from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.core.need import need
 from hawq_tvm.quantize.allocate.sensitivity import Progress, Step
 from hawq_tvm.quantize.network.answers import Answers, End, answers_of, no_classifier
@@ -261,8 +261,16 @@ def _answers_of(runners: Sequence[Runner], outputs: Mapping[str, Array], batch: 
     name, value = next(iter(outputs.items()))
     labelled = batch.labels is not None
     answers = answers_of(name, value.shape, batch.size, end, labelled=labelled, asked=asked)
-    if labelled and asked is None and (answers.by == "shape" or len(outputs) > 1):
-        raise no_classifier(", ".join(outputs), value.shape, batch.size)
+    if labelled and asked is None and len(outputs) > 1:
+        raise ModelError(
+            "is no classifier's output",
+            where=", ".join(outputs),
+            expected="one output of scores beside labels",
+            found=f"{len(outputs)} outputs",
+            remedy="--classes takes the first for scores; onnx.utils.extract_model ends a model at them",
+        )
+    if labelled and asked is None and answers.by == "shape":
+        raise no_classifier(name, value.shape, batch.size)
     return answers
 
 

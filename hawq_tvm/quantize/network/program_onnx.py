@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import types
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,22 +83,31 @@ def onnx_of_program(source: Any, shapes: Mapping[str, Sequence[int]] | None = No
 
 
 def _check_writes(program: torch.export.ExportedProgram, where: str) -> None:
-    """Raise ModelError for a write into part of a tensor that is read later: the exporter loses it, in silence."""
+    """Raise ModelError for a write into memory that another name reads later: the exporter loses it, in silence."""
     order = {node: i for i, node in enumerate(program.graph.nodes)}
+    names = defaultdict[torch.fx.Node, list[torch.fx.Node]](list)  # of a tensor, by the one that others are views of
+    for node in program.graph.nodes:
+        names[_viewed(node)].append(node)
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None)
-        if node.op != "call_function" or schema is None or not schema.is_mutable:
-            continue
         place: Any = node.args[0] if node.args else None
-        while _views(place):
-            place = place.args[0]
-            if any(order[user] > order[node] for user in place.users):
-                raise ModelError(
-                    "writes into part of a tensor, which PyTorch's exporter to ONNX loses",
-                    where=f"{where}: {node.name}",
-                    found=str(node.target),
-                    remedy="export the module to ONNX yourself (torch.onnx.export), and give that file",
-                )
+        if schema is None or not schema.is_mutable or not isinstance(place, torch.fx.Node):
+            continue
+        others = [one for one in names[_viewed(place)] if one is not place and order[one] < order[node]]
+        if any(order[user] > order[node] for one in others for user in one.users):
+            raise ModelError(
+                "writes into part of a tensor, which PyTorch's exporter to ONNX loses",
+                where=f"{where}: {node.name}",
+                found=str(node.target),
+                remedy="compute another tensor in the module instead of writing into this one, and export that",
+            )
+
+
+def _viewed(node: Any) -> Any:
+    """The node whose memory a node's result lies in."""
+    while _views(node):
+        node = node.args[0]
+    return node
 
 
 def _views(node: Any) -> bool:

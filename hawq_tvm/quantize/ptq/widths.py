@@ -46,12 +46,13 @@ def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
 def kept_thin(graph: FloatGraph, recipe: Recipe) -> list[str]:
     """The thin layers, which keep 8 bits though all others have fewer: depthwise convolutions, and small ones.
 
-    Their outputs sum few products, whose errors do not even out, and they are a small part of a network's bytes.
+    Their outputs sum few products, whose errors do not even out, and they are a small part of a network's bytes. The
+    first and the last layer have an option of their own.
     """
     if not recipe.keep_thin or Path(str(recipe.bits)).exists() or _pair(str(recipe.bits)) == (8, 8):
         return []
     every = sum(graph.parameters[layer.weight].numel() for layer in graph.layers)
-    return [layer.name for layer in graph.layers if _thin(graph, layer, every)]
+    return [layer.name for layer in graph.layers[1:-1] if _thin(graph, layer, every)]
 
 
 def _thin(graph: FloatGraph, layer: Layer, every: int) -> bool:
@@ -60,8 +61,7 @@ def _thin(graph: FloatGraph, layer: Layer, every: int) -> bool:
     reads = (
         1 if layer.kind == "matmul" else weight.shape[0] // layer.group if layer.kind == "deconv" else weight.shape[1]
     )
-    products = weight.numel() // weight.shape[layer.channel_axis]
-    small = products <= FEW_PRODUCTS and weight.numel() < SMALL_SHARE * every
+    small = graph.products(layer, 1) <= FEW_PRODUCTS and weight.numel() < SMALL_SHARE * every
     return small or (layer.group > 1 and reads == 1)
 
 
