@@ -40,11 +40,11 @@ CASES = [
 ]
 
 
-def requantized(c: Conv, dtype: str, kind: str, zero_point: int, top: int):
-    """A layer, its data, its result; shifts are at most `top`."""
-    x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, 1, c.co)
+def requantized(c: Conv, dtype: str, kind: str, zero_point: int, top: int, shifts: int = 5):
+    """A layer, its data, its result; of so many shifts the largest is `top`."""
+    x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci // c.groups, c.co)
     bias = rng.integers(-(2**16), 2**16, (1, 1, 1, c.co)).astype(np.int32)
-    m, shift = rng.integers(2**28, 2**31, (1, 1, 1, c.co)), rng.integers(top - 4, top + 1, (1, 1, 1, c.co))
+    m, shift = rng.integers(2**28, 2**31, (1, 1, 1, c.co)), rng.integers(top - shifts + 1, top + 1, (1, 1, 1, c.co))
     q = arith.QType.of(kind)
     fill = 3
 
@@ -139,25 +139,7 @@ def test_sums_that_do_not_become_bytes_keep_their_order():
     ids=str,
 )
 def test_bytes_of_two_pixels_where_vectors_are_odd(c, kind, zero_point, dtype):
-    x, w = full(dtype, c.n, c.h, c.w, c.ci), full("int8", *c.k, c.ci, c.co)
-    bias = rng.integers(-(2**16), 2**16, (1, 1, 1, c.co)).astype(np.int32)
-    m, shift = rng.integers(2**28, 2**31, (1, 1, 1, c.co)), rng.integers(36, 40, (1, 1, 1, c.co))
-    q = arith.QType.of(kind)
-
-    def body(emit, p):
-        a = emit(R.add(accumulate(emit, c, p, relax.const(w), 3, "int32"), relax.const(bias)))
-        return ops.requantize([a], [m], 0, shift, qtype=q, zero_point=zero_point, rounding="half_up")
-
-    expected = arith.requantize(
-        [convolve(c, x, w, 3) + bias],
-        [m],
-        0,
-        shift,
-        rounding="half_up",
-        zero_point=zero_point,
-        qmin=q.qmin,
-        qmax=q.qmax,
-    ).astype(kind)
+    body, x, expected = requantized(c, dtype, kind, zero_point, 39, shifts=4)
     (out,) = run(body, x, target=VNNI, rule="x86.vnni")
     np.testing.assert_array_equal(out, expected, strict=True)
     text = lower(packed(body, [(x.shape, dtype)]), VNNI).script()
