@@ -195,8 +195,8 @@ def _allocate(args: argparse.Namespace) -> int:
                     state=state,
                     progress=progress,
                 )
-    except KeyboardInterrupt:
-        return interrupted(Path(state) if state else None)
+    except KeyboardInterrupt as told:
+        raise interrupted(Path(state) if state else None) from told
     provenance = {
         **found.provenance,
         **({"model": args.model} if args.model else {}),

@@ -35,12 +35,8 @@ if TYPE_CHECKING:
     from hawq_tvm.package.package import Package
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(argv: Sequence[str] | None) -> int:
     """Run one command; returns its exit code."""
-    return signals.cleanly(lambda: _main(argv))
-
-
-def _main(argv: Sequence[str] | None) -> int:
     args = options.parser(COMMANDS, *(g.add_verbs for g in GROUPS)).parse_args(argv)
     debug = os.environ.get("HAWQ_TVM_DEBUG", "0") != "0"
     imports.tvm_without_torch()
@@ -50,17 +46,14 @@ def _main(argv: Sequence[str] | None) -> int:
                 warnings.simplefilter("ignore")  # libraries announce changes of their own, to whoever calls them
             return int(args.command(args))
     except HawqError as e:
-        if debug:
+        if debug or signals.told():
             raise
         return _fail(args, str(e), e.to_dict(), e.exit_code)
-    except KeyboardInterrupt:
-        ERR.print("interrupted")
-        return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as e:  # the last resort: a user never sees a traceback unasked
-        if debug:
+        if debug or signals.told():
             raise
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         message = f"internal error ({type(e).__name__}): {first}; set HAWQ_TVM_DEBUG=1 for the traceback and report it"
@@ -205,8 +198,8 @@ def _tune(args: argparse.Namespace) -> int:
                 progress=progress,
                 servers=servers,
             )
-    except KeyboardInterrupt:
-        return show.interrupted(records)
+    except KeyboardInterrupt as told:
+        raise show.interrupted(records) from told
     _print_json(report.to_dict()) if args.json else show.show_tuned(report)
     return RemoteError.exit_code if report.failed else 0
 

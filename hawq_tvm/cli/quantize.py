@@ -225,8 +225,8 @@ def _quantize(args: argparse.Namespace) -> int:
             found = post_training(
                 args.model, args.calib, recipe, shapes=shapes, preprocess=pixels, state=state, progress=progress
             )
-    except KeyboardInterrupt:
-        return interrupted(state)
+    except KeyboardInterrupt as told:
+        raise interrupted(state) from told
     code = written(args, found)
     state.unlink(missing_ok=True)
     return code

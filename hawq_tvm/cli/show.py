@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .terminal import ERR, OUT, Grid, Terminal
+from hawq_tvm.core.printable import printable
+
+from .terminal import OUT, Grid, Terminal
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -34,13 +36,12 @@ def hint(answers: Answers) -> None:
         say(answers.hint)
 
 
-def interrupted(kept: Path | None) -> int:
-    """Say what an interrupted measurement leaves, if it leaves anything; returns the exit code."""
+def interrupted(kept: Path | None) -> KeyboardInterrupt:
+    """What an interrupted measurement says: what it leaves, if it leaves anything."""
     if kept is not None and kept.exists():
-        ERR.print(f"interrupted; what was measured before is in {kept}, and the same command continues")
-    else:
-        ERR.print("interrupted before a result was kept; no file was written")
-    return 130
+        where = printable(str(kept))
+        return KeyboardInterrupt(f"interrupted; what was measured before is in {where}, and the same command continues")
+    return KeyboardInterrupt("interrupted before a result was kept; no file was written")
 
 
 def shape_text(entry: Mapping[str, Any]) -> str:

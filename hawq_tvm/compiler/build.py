@@ -5,6 +5,8 @@ for GPUs.
 from __future__ import annotations
 
 import tempfile
+import weakref
+from concurrent.futures import Future
 from operator import itemgetter
 from pathlib import Path
 
@@ -141,33 +143,40 @@ class Objects:
         builder, parts = _parts(module, target)
         empty = _compiled({"nothing": _nothing()}, target)
         self.executable = relax.VMExecutable(vm_build._ffi_api.VMLink(builder, target, empty, [], {}))
-        self._target, self._cache = target, cache
+        self._cache = cache
         sources = ["\n".join(tvm.ir.save_json(f) for f in part.values()) for part in parts]
         # The longest first, so that no thread is left alone with one at the end.
         order = sorted(range(len(parts)), key=lambda i: -len(sources[i]))
-        futures = started(lambda i: self._object(parts[i], sources[i]), order)
+        futures = started(lambda i: _object(parts[i], sources[i], target, cache), order)
         self._futures = [futures[order.index(i)] for i in range(len(parts))]
-
-    def _object(self, part: Part, source: str) -> bytes:
-        key = self._cache.key(source, self._target)
-        found = self._cache.get(key)
-        if found is None:
-            with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
-                path = Path(folder) / "kernels.o"
-                _compiled(part, self._target).write_to_file(str(path), "o")
-                found = path.read_bytes()
-            self._cache.put(key, found)
-        return found
+        # Nor do threads go on when nobody waits any more: a proof failed meanwhile, or somebody interrupted it.
+        self._cancel = weakref.finalize(self, _cancel, self._futures)
 
     def wait(self) -> list[bytes]:
         """The files, in the order of the kernels' names."""
         try:
             found = [f.result() for f in self._futures]
         finally:
-            for future in self._futures:
-                future.cancel()
+            self._cancel()
         self._cache.prune()
         return found
+
+
+def _object(part: Part, source: str, target: tvm.target.Target, cache: Cache) -> bytes:
+    key = cache.key(source, target)
+    found = cache.get(key)
+    if found is None:
+        with tempfile.TemporaryDirectory(prefix="hawq_tvm_") as folder:
+            path = Path(folder) / "kernels.o"
+            _compiled(part, target).write_to_file(str(path), "o")
+            found = path.read_bytes()
+        cache.put(key, found)
+    return found
+
+
+def _cancel(futures: list[Future[bytes]]) -> None:
+    for future in futures:
+        future.cancel()
 
 
 def _nothing() -> tirx.PrimFunc:

@@ -6,11 +6,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import stat
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +14,6 @@ import pytest
 
 from deploy import package as files
 from hawq_tvm.core import files as plain
-from hawq_tvm.core import signals
 from hawq_tvm.core.errors import OutputError
 
 WRITERS, READERS, TIMES = 4, 2, 50
@@ -121,64 +116,3 @@ def test_long_names_and_failures_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         plain._write(tmp_path / "out", lambda stream: (_ for _ in ()).throw(KeyboardInterrupt))
     assert not list(tmp_path.iterdir())
-
-
-PROGRAM = """
-import sys, tempfile, time
-from hawq_tvm.core import signals
-def work():
-    with tempfile.TemporaryDirectory() as folder:
-        print(folder, flush=True)
-        time.sleep(60)
-    return 0
-sys.exit(signals.cleanly(work))
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_program_that_is_told_to_end_cleans_up(number: signal.Signals, tmp_path: Path) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # nohup ignores SIGHUP
-    )
-    assert process.stdout is not None and Path(process.stdout.readline().strip()).is_dir()
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (128 + number, "") and not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_the_command_line_removes_its_folders(tiny: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    words = [sys.executable, "-m", "hawq_tvm.cli", "bench", str(tiny), "--against", "c", "--duration", "60"]
-    # A shell's background jobs ignore SIGINT.
-    process = subprocess.Popen(
-        words,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    for _ in range(1200):
-        if len(list(tmp_path.glob("hawq_tvm_*"))) >= 2:  # the library that is loaded, and its copy for C
-            break
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == code and "Traceback" not in errors and not list(tmp_path.iterdir()), errors
-
-
-def test_signals_are_as_before_afterwards() -> None:
-    before = [signal.getsignal(n) for n in signals.ENDING]
-    assert signals.cleanly(lambda: 5) == 5 and [signal.getsignal(n) for n in signals.ENDING] == before
-
-    def told() -> int:
-        signal.raise_signal(signal.SIGTERM)
-        return 0
-
-    assert signals.cleanly(told) == 143 and [signal.getsignal(n) for n in signals.ENDING] == before

@@ -14,7 +14,7 @@ import torch
 from onnx import helper
 
 import hawq_tvm as ht
-from hawq_tvm.cli.commands import main
+from hawq_tvm.cli import main
 from hawq_tvm.core.errors import ModelError, UsageError
 from hawq_tvm.quantize.allocate.loss import Loss
 from hawq_tvm.quantize.network.data import open_data

@@ -229,7 +229,7 @@ def test_what_libraries_announce_is_for_those_who_debug(tmp_path: Path) -> None:
     code = (
         "import sys, warnings\nfrom hawq_tvm.cli import commands as cli\n"
         "def warn(args):\n    warnings.warn('of a library', FutureWarning)\n    return 0\n"
-        "cli.COMMANDS['inspect'] = warn\nsys.exit(cli.main(['inspect', 'x']))"
+        "cli.COMMANDS['inspect'] = warn\nsys.exit(cli.run(['inspect', 'x']))"
     )
     for options, debug, shown in (((), "0", False), ((), "1", True), (("-W", "default"), "0", True)):
         done = subprocess.run(
