@@ -131,6 +131,7 @@ def _add_choices(sub: argparse.ArgumentParser) -> None:
 def _allocate(args: argparse.Namespace) -> int:
     _check(args)
     check_files(args)
+    pixels = read_preprocess(args)
     from hawq_tvm.quantize.allocate.budgets import Budget
     from hawq_tvm.quantize.allocate.plan import (
         Latencies,
@@ -151,8 +152,8 @@ def _allocate(args: argparse.Namespace) -> int:
     budgets, fixed = [Budget.parse(b) for b in args.budget], _fixed(args.fix)
     # Kernels are measured once: another run takes what this one measured by --latency.
     times = f"{Path(args.output).with_suffix('')}.latency.json" if args.output else None
-    for path in filter(None, (args.output, args.pareto, args.plot, times)):
-        check_output(Path(path))
+    if times:
+        check_output(Path(times))
     latencies = read_latencies(args.latency) if args.latency else None
     state = args.state or (f"{Path(args.output).with_suffix('')}.state.npz" if args.output else None)
     try:
@@ -186,7 +187,7 @@ def _allocate(args: argparse.Namespace) -> int:
                     graph,
                     args.calib,
                     settings,
-                    preprocess=read_preprocess(args),
+                    preprocess=pixels,
                     tie="blocks" if args.per_block else not args.no_ties,
                     fix_ends=not args.free_ends,
                     fixed=fixed,
@@ -271,15 +272,16 @@ def _fixed(texts: list[str]) -> dict[str, str]:
 
 def _latency(args: argparse.Namespace) -> int:
     check_files(args)
-    from hawq_tvm.quantize.allocate.latency import measure_latencies
+    shapes = parse_shapes(args.shape)
     from hawq_tvm.quantize.allocate.table import checked_choices
+
+    choices = checked_choices(args.choices.split(","))
+    from hawq_tvm.quantize.allocate.latency import measure_latencies
     from hawq_tvm.quantize.network.load import load_float
     from hawq_tvm.quantize.progress import measuring
 
     from .show_quantize import show_latencies
 
-    shapes, choices = parse_shapes(args.shape), checked_choices(args.choices.split(","))
-    check_output(Path(args.output))
     with measuring(ERR, args.quiet or args.json) as progress:
         graph = load_float(args.model, shapes)
         report = measure_latencies(graph, args.target, threads=args.threads, choices=choices, progress=progress)

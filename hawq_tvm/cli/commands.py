@@ -374,6 +374,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 def _profile(args: argparse.Namespace) -> int:
     from hawq_tvm.core.files import check_output, load_npz, write_text
+    from hawq_tvm.frontend.onnx.reader import read_model
     from hawq_tvm.measure import limits
     from hawq_tvm.measure.measure import checked_threads
     from hawq_tvm.package.package import load
@@ -384,6 +385,7 @@ def _profile(args: argparse.Namespace) -> int:
         raise UsageError("--model is for --overlay", remedy="add --overlay FILE")
     for path in filter(None, (args.svg, args.overlay)):
         check_output(Path(path))
+    model = read_model(args.model) if args.model else None
     package = load(args.package)
     given = load_npz(args.inputs) if args.inputs else None
     options.warn_of_threads(args)
@@ -394,7 +396,7 @@ def _profile(args: argparse.Namespace) -> int:
     if args.svg:
         write_text(Path(args.svg), report.svg())
     if args.overlay:
-        write_text(Path(args.overlay), json.dumps(report.overlay(args.model), indent=2) + "\n")
+        write_text(Path(args.overlay), json.dumps(report.overlay(model), indent=2) + "\n")
     if args.json:
         _print_json(report.to_dict())
         return 0

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hawq_tvm.core.errors import UsageError
-from hawq_tvm.core.files import check_output, write_bytes
+from hawq_tvm.core.files import check_model, write_bytes
 
+from .input_options import check_files
 from .options import Command
 from .picture_options import add_picture_options, read_preprocess
 from .show import say
@@ -69,11 +70,13 @@ def _compare_fake(args: argparse.Namespace) -> int:
             expected="MODEL PACKAGE, or MODEL PACKAGE MODEL PACKAGE",
             found=" ".join(args.pairs),
         )
-    figure = Path(args.output)
+    for path in args.pairs:
+        check_model(path)
+    check_files(args)
+    figure, pixels = Path(args.output), read_preprocess(args)
     from hawq_tvm.quantize.judge.fake_figure import check_figure, draw
 
     check_figure(figure)
-    check_output(figure)
     from hawq_tvm.quantize.judge.fake_comparison import compare_fake
     from hawq_tvm.quantize.progress import measuring
 
@@ -84,7 +87,7 @@ def _compare_fake(args: argparse.Namespace) -> int:
                 package,
                 args.data,
                 real=args.real,
-                preprocess=read_preprocess(args),
+                preprocess=pixels,
                 limit=args.limit,
                 progress=progress,
             )

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from hawq_tvm.core.errors import UsageError
-from hawq_tvm.core.files import check_output
 from hawq_tvm.quantize.network.answers import Answers
 
 from .input_options import add_classes, add_shape, check_files, parse_shapes
@@ -101,10 +99,17 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 def _finetune(args: argparse.Namespace) -> int:
     check_files(args)
+    recipe, shapes, pixels = read_recipe(args), parse_shapes(args.shape), read_preprocess(args)
+    if args.validation is not None and args.validation == args.data:
+        raise UsageError(
+            "are the images to train on",
+            where=f"--validation {args.validation}",
+            expected="other images",
+            remedy="leave it out: a part of --data is then held out",
+        )
     from hawq_tvm.quantize.progress import measuring
     from hawq_tvm.quantize.qat.training import Training, finetune
 
-    recipe = read_recipe(args)
     training = Training(
         args.epochs,
         args.rate,
@@ -117,15 +122,6 @@ def _finetune(args: argparse.Namespace) -> int:
         args.device,
         args.classes,
     )
-    if args.validation is not None and args.validation == args.data:
-        raise UsageError(
-            "are the images to train on",
-            where=f"--validation {args.validation}",
-            expected="other images",
-            remedy="leave it out: a part of --data is then held out",
-        )
-    shapes = parse_shapes(args.shape)
-    check_output(Path(args.output))
     with measuring(ERR, args.quiet or args.json) as progress:
         found = finetune(
             args.model,
@@ -135,7 +131,7 @@ def _finetune(args: argparse.Namespace) -> int:
             calibration=args.calib,
             validation=args.validation,
             shapes=shapes,
-            preprocess=read_preprocess(args),
+            preprocess=pixels,
             state=args.state,
             progress=progress,
         )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from hawq_tvm.core.errors import UsageError
-from hawq_tvm.core.files import SYNTHETIC, check_data, check_model
+from hawq_tvm.core.files import SYNTHETIC, check_data, check_model, check_output
 
 
 def add_shape(sub: argparse.ArgumentParser) -> None:
@@ -48,13 +49,21 @@ def add_classes(sub: argparse.ArgumentParser) -> None:
 
 
 def check_files(args: argparse.Namespace) -> None:
-    """Raise ModelError or InputError for a model or data that are not there, before libraries take seconds to load."""
-    if args.model is not None:
-        check_model(args.model)
+    """Refuse models and data that are not there, and results that cannot be written, before libraries take seconds to
+    load.
+
+    Raises ModelError, InputError or OutputError.
+    """
+    for name in ("model", "real", "against"):
+        if getattr(args, name, None) is not None:
+            check_model(getattr(args, name))
     for name in ("calib", "data", "validation"):
         path = getattr(args, name, None)
         if path is not None and (name, path) != ("calib", SYNTHETIC):
             check_data(path)
+    for name in ("output", "state", "pareto", "plot"):
+        if getattr(args, name, None):
+            check_output(Path(getattr(args, name)))
 
 
 def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hawq_tvm.core.files import check_output, write_bytes
+from hawq_tvm.core.files import write_bytes
 
 from .input_options import add_classes, add_shape, check_files, parse_shapes
 from .options import Command
@@ -90,6 +90,7 @@ def add_verbs(verb: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 def _prune(args: argparse.Namespace) -> int:
     check_files(args)
+    shapes, pixels = parse_shapes(args.shape), read_preprocess(args)
     from hawq_tvm.quantize.progress import measuring
     from hawq_tvm.quantize.prune.pruner import Pruning, prune
 
@@ -105,12 +106,8 @@ def _prune(args: argparse.Namespace) -> int:
         args.seed,
         args.classes,
     )
-    shapes = parse_shapes(args.shape)
-    check_output(Path(args.output))
     with measuring(ERR, args.quiet or args.json) as progress:
-        found = prune(
-            args.model, args.calib, pruning, shapes=shapes, preprocess=read_preprocess(args), progress=progress
-        )
+        found = prune(args.model, args.calib, pruning, shapes=shapes, preprocess=pixels, progress=progress)
     data = found.model.SerializeToString()
     write_bytes(Path(args.output), data)
     if args.json:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hawq_tvm.core.errors import UsageError
-from hawq_tvm.core.files import check_output, write_bytes
+from hawq_tvm.core.files import write_bytes
 from hawq_tvm.quantize.ptq.effort import EFFORTS
 
 from .input_options import add_classes, add_shape, check_files, parse_shapes
@@ -21,7 +21,8 @@ from .terminal import ERR, OUT, Grid
 if TYPE_CHECKING:
     from hawq_tvm.quantize.judge.evaluation import Evaluation
     from hawq_tvm.quantize.judge.paired import Paired
-    from hawq_tvm.quantize.ptq.quantizer import Quantized, Recipe
+    from hawq_tvm.quantize.ptq.quantizer import Quantized
+    from hawq_tvm.quantize.ptq.recipe import Recipe
 
 EXAMPLES = """examples:
   hawq-tvm quantize float.onnx --calib in.npz -o w8a8.onnx
@@ -190,7 +191,7 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
 
     Raises UsageError for those that contradict each other.
     """
-    from hawq_tvm.quantize.ptq.quantizer import Recipe
+    from hawq_tvm.quantize.ptq.recipe import Recipe
 
     return Recipe(
         args.bits,
@@ -213,13 +214,11 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
 
 def _quantize(args: argparse.Namespace) -> int:
     check_files(args)
+    recipe, shapes, pixels = read_recipe(args), parse_shapes(args.shape), read_preprocess(args)
+    state = Path(args.state or f"{Path(args.output).with_suffix('')}.state.npz")
     from hawq_tvm.quantize.progress import measuring
     from hawq_tvm.quantize.ptq.quantizer import post_training
 
-    recipe, shapes = read_recipe(args), parse_shapes(args.shape)
-    check_output(Path(args.output))
-    state = Path(args.state or f"{Path(args.output).with_suffix('')}.state.npz")
-    pixels = read_preprocess(args)
     try:
         with measuring(ERR, args.quiet or args.json) as progress:
             found = post_training(
@@ -339,6 +338,7 @@ def _show_smoothed(rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _evaluate(args: argparse.Namespace) -> int:
     check_files(args)
+    shapes, pixels = parse_shapes(args.shape), read_preprocess(args)
     from hawq_tvm.quantize.judge.evaluation import evaluate
     from hawq_tvm.quantize.progress import measuring
 
@@ -346,8 +346,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         found = evaluate(
             args.model,
             args.data,
-            shapes=parse_shapes(args.shape),
-            preprocess=read_preprocess(args),
+            shapes=shapes,
+            preprocess=pixels,
             labels=args.labels,
             limit=args.limit,
             against=args.against,

@@ -19,21 +19,51 @@ from ..models import residual_net
 from ..quantize.networks import FloatNet, images
 from ..quantize.networks import residual_net as float_net
 
-BUDGET = ["--budget", "size=0.5", "-o", "x.json"]
-MISSING = [
-    ["quantize", "none.onnx", "--calib", "in.npz", "-o", "x.onnx"],
-    ["quantize", "none.pt2", "--calib", "in.npz", "-o", "x.onnx"],
-    ["quantize", "float.onnx", "--calib", "none.npz", "-o", "x.onnx"],
-    ["evaluate", "none.onnx", "--data", "in.npz"],
-    ["evaluate", "float.onnx", "--data", "none"],
-    ["allocate", "none.onnx", "--calib", "in.npz", *BUDGET],
-    ["allocate", "float.onnx", "--calib", "none.npz", *BUDGET],
-    ["latency", "none.onnx", "-o", "x.json"],
-    ["prune", "none.onnx", "--calib", "in.npz", "--budget", "macs=60%", "-o", "x.onnx"],
-    ["prune", "float.onnx", "--calib", "none.npz", "--budget", "macs=60%", "-o", "x.onnx"],
-    ["finetune", "none.onnx", "--data", "in.npz", "-o", "x.onnx"],
-    ["finetune", "float.onnx", "--data", "none.npz", "-o", "x.onnx"],
-    ["finetune", "float.onnx", "--data", "in.npz", "--validation", "none.npz", "-o", "x.onnx"],
+QUANTIZE = ["quantize", "float.onnx", "--calib", "in.npz", "-o"]
+EVALUATE = ["evaluate", "float.onnx", "--data", "in.npz"]
+ALLOCATE = ["allocate", "float.onnx", "--calib", "in.npz", "--budget", "size=0.5", "-o"]
+PRUNE = ["prune", "float.onnx", "--calib", "in.npz", "--budget", "macs=60%", "-o"]
+FINETUNE = ["finetune", "float.onnx", "--data", "in.npz", "-o"]
+FAKE = ["compare-fake", "float.onnx", "in.npz", "--data", "in.npz", "-o"]
+NO_MODEL, NO_DATA, NO_FOLDER = "no such file; remedy", "does not exist; expected an .npz file", "found no folder"
+NO_BITS = "cannot be read; expected 8, 4, a choice"
+# What is wrong, where it stands in the command, and what is said of it.
+MISSING: list[tuple[list[str], str, str]] = [
+    *((["quantize", name, *QUANTIZE[2:], "x.onnx"], name, NO_MODEL) for name in ("none.onnx", "none.pt2")),
+    (["quantize", "float.onnx", "--calib", "none.npz", "-o", "x.onnx"], "none.npz", NO_DATA),
+    ([*QUANTIZE, "none/x.onnx"], "none/x.onnx", NO_FOLDER),
+    ([*QUANTIZE, "x.onnx", "--state", "none/x.npz"], "none/x.npz", NO_FOLDER),
+    ([*QUANTIZE, "x.onnx", "--bits", "none.json"], "--bits none.json", NO_BITS),
+    ([*QUANTIZE, "x.onnx", "--bits", "W9A9"], "--bits", "found 9"),
+    ([*QUANTIZE, "x.onnx", "--effort", "great"], "great", "is no effort"),
+    ([*QUANTIZE, "x.onnx", "--preprocess", "none.json"], "none.json", "cannot be read"),
+    (["evaluate", "none.onnx", *EVALUATE[2:]], "none.onnx", NO_MODEL),
+    (["evaluate", "float.onnx", "--data", "none"], "none", NO_DATA),
+    ([*EVALUATE, "--against", "none.hawq"], "none.hawq", NO_MODEL),
+    ([*EVALUATE, "--preprocess", "none.json"], "none.json", "cannot be read"),
+    (["allocate", "none.onnx", *ALLOCATE[2:], "x.json"], "none.onnx", NO_MODEL),
+    (["allocate", "float.onnx", "--calib", "none.npz", *ALLOCATE[4:], "x.json"], "none.npz", NO_DATA),
+    ([*ALLOCATE, "none/x.json"], "none/x.json", NO_FOLDER),
+    ([*ALLOCATE, "x.json", "--pareto", "none/p.json"], "none/p.json", NO_FOLDER),
+    ([*ALLOCATE, "x.json", "--state", "none/s.npz"], "none/s.npz", NO_FOLDER),
+    ([*ALLOCATE, "x.json", "--latency", "none.json"], "none.json", "cannot be read"),
+    ([*ALLOCATE, "x.json", "--preprocess", "none.json"], "none.json", "cannot be read"),
+    (["latency", "none.onnx", "-o", "x.json"], "none.onnx", NO_MODEL),
+    (["latency", "float.onnx", "-o", "none/x.json"], "none/x.json", NO_FOLDER),
+    (["prune", "none.onnx", *PRUNE[2:], "x.onnx"], "none.onnx", NO_MODEL),
+    (["prune", "float.onnx", "--calib", "none.npz", *PRUNE[4:], "x.onnx"], "none.npz", NO_DATA),
+    ([*PRUNE, "none/x.onnx"], "none/x.onnx", NO_FOLDER),
+    (["finetune", "none.onnx", *FINETUNE[2:], "x.onnx"], "none.onnx", NO_MODEL),
+    (["finetune", "float.onnx", "--data", "none.npz", "-o", "x.onnx"], "none.npz", NO_DATA),
+    ([*FINETUNE, "x.onnx", "--validation", "none.npz"], "none.npz", NO_DATA),
+    ([*FINETUNE, "x.onnx", "--calib", "none.npz"], "none.npz", NO_DATA),
+    ([*FINETUNE, "none/x.onnx"], "none/x.onnx", NO_FOLDER),
+    ([*FINETUNE, "x.onnx", "--bits", "none.json"], "--bits none.json", NO_BITS),
+    (["compare-fake", "none.onnx", *FAKE[2:], "x.svg"], "none.onnx", NO_MODEL),
+    (["compare-fake", "float.onnx", "none.hawq", *FAKE[3:], "x.svg"], "none.hawq", NO_MODEL),
+    ([*FAKE[:3], "--data", "none.npz", "-o", "x.svg"], "none.npz", NO_DATA),
+    ([*FAKE, "none/x.svg"], "none/x.svg", NO_FOLDER),
+    ([*FAKE, "x.svg", "--float", "none.onnx"], "none.onnx", NO_MODEL),
 ]
 SCRIPT = """
 import sys
@@ -46,15 +76,13 @@ for command in {commands}:
 def test_files_that_are_not_there_are_refused_before_libraries_load(tmp_path: Path) -> None:
     onnx.save(float_net(), tmp_path / "float.onnx")
     np.savez(tmp_path / "in.npz", x=images(2))
-    script = [sys.executable, "-c", SCRIPT.format(commands=MISSING)]
+    script = [sys.executable, "-c", SCRIPT.format(commands=[command for command, _, _ in MISSING])]
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=True)
     told = done.stderr.splitlines()
     assert len(told) == len(MISSING), done.stderr
-    for command, line, text in zip(MISSING, done.stdout.splitlines(), told, strict=True):
-        data = any(part in command[2:] for part in ("none", "none.npz"))
-        assert line == f"{2 if data else 3} {command[0]}", line
-        name, why = ("none", "does not exist; expected an .npz file") if data else ("none.", "no such file; remedy")
-        assert text.startswith(f"hawq-tvm: {name}") and why in text
+    for (command, name, why), line, text in zip(MISSING, done.stdout.splitlines(), told, strict=True):
+        assert line == f"{3 if why == NO_MODEL else 2} {command[0]}", line
+        assert text.startswith(f"hawq-tvm: {name}: ") and why in text, text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["float.onnx", "in.npz"]
 
 

@@ -293,7 +293,7 @@ def test_layers_are_compiled_with_their_own_window(choice: str) -> None:
 
 def test_light_imports() -> None:
     code = (
-        "import sys, hawq_tvm.cli, hawq_tvm.quantize.network.data\n"
+        "import sys, hawq_tvm.cli.commands, hawq_tvm.quantize.network.data\n"
         "from hawq_tvm.quantize.allocate import allocation, pareto, plan\n"
         "print([m for m in ('torch', 'scipy', 'matplotlib', 'PIL') if m in sys.modules])"
     )

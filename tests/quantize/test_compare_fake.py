@@ -371,11 +371,10 @@ def test_refusals(
         tmp_path / "f.png",
     )
     assert "in pairs" in refused(place, capsys, figure, model, "--data", data)
-    # What cannot be written is found out before anything is read: these models do not exist.
-    assert "ends in .png or .svg" in refused(
-        place, capsys, tmp_path / "f.pdf", "none.onnx", "none.hawq", "--data", data
-    )
-    assert "no folder" in refused(place, capsys, tmp_path / "none" / "f.png", "none.onnx", "none.hawq", "--data", data)
+    # What cannot be written is found out before anything is read: these are no models.
+    no_models = data, data
+    assert "ends in .png or .svg" in refused(place, capsys, tmp_path / "f.pdf", *no_models, "--data", data)
+    assert "no folder" in refused(place, capsys, tmp_path / "none" / "f.png", *no_models, "--data", data)
     text = refused(place, capsys, figure, model, str(place / "w4.hawq"), "--data", data)
     assert "w4.hawq: is not the package of this model" in text and "w8.onnx" in text
     text = refused(place, capsys, figure, model, package, "--data", data, "--limit", "0")

@@ -10,7 +10,7 @@ from hawq_tvm.quantize.allocate.table import check_kernels, read_bits, widths
 from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 
 if TYPE_CHECKING:
-    from .quantizer import Recipe
+    from .recipe import Recipe
 
 # A layer whose outputs sum at most so many products, and which has less than such a share of all weights, is thin.
 FEW_PRODUCTS, SMALL_SHARE = 32, 0.001
@@ -22,25 +22,36 @@ def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
     Raises UsageError for bits without kernels, InputError and UsageError as `read_bits` does.
     """
     names = [layer.name for layer in graph.layers]
+    pair = uniform(recipe)
+    if pair is None:
+        found = read_bits(str(recipe.bits), names)
+    else:
+        found = dict.fromkeys(names, pair) | dict.fromkeys(kept_thin(graph, recipe), (8, 8))
+        if recipe.keep_ends:
+            found[names[0]] = found[names[-1]] = (8, 8)
+    for name, one in found.items():
+        check_kernels(one, f"{recipe.bits}: {name}")
+    return found
+
+
+def uniform(recipe: Recipe) -> tuple[int, int] | None:
+    """The one choice of bits for all layers; None where a file says what each has.
+
+    Raises UsageError for a choice without kernels, and for a file that is not there.
+    """
     text = str(recipe.bits)
-    uniform = not Path(text).exists()
-    if uniform and Path(text).suffix == ".json":
+    if Path(text).exists():
+        return None
+    if Path(text).suffix == ".json":
         raise UsageError(
             "cannot be read",
             where=f"--bits {text}",
             expected="8, 4, a choice such as W4A8, or the file that `allocate` wrote",
             found="No such file",
         )
-    if uniform:
-        pair = _pair(text)
-        found = dict.fromkeys(names, pair) | dict.fromkeys(kept_thin(graph, recipe), (8, 8))
-        if recipe.keep_ends:
-            found[names[0]] = found[names[-1]] = (8, 8)
-    else:
-        found = read_bits(text, names)
-    for name, pair in found.items():
-        check_kernels(pair, f"{text}: {name}")
-    return found
+    pair = (int(text), int(text)) if text.isdecimal() else widths(text, "--bits")
+    check_kernels(pair, "--bits")
+    return pair
 
 
 def kept_thin(graph: FloatGraph, recipe: Recipe) -> list[str]:
@@ -49,7 +60,7 @@ def kept_thin(graph: FloatGraph, recipe: Recipe) -> list[str]:
     Their outputs sum few products, whose errors do not even out, and they are a small part of a network's bytes. The
     first and the last layer have an option of their own.
     """
-    if not recipe.keep_thin or Path(str(recipe.bits)).exists() or _pair(str(recipe.bits)) == (8, 8):
+    if not recipe.keep_thin or uniform(recipe) in (None, (8, 8)):
         return []
     every = sum(graph.parameters[layer.weight].numel() for layer in graph.layers)
     return [layer.name for layer in graph.layers[1:-1] if _thin(graph, layer, every)]
@@ -63,9 +74,3 @@ def _thin(graph: FloatGraph, layer: Layer, every: int) -> bool:
     )
     small = graph.products(layer, 1) <= FEW_PRODUCTS and weight.numel() < SMALL_SHARE * every
     return small or (layer.group > 1 and reads == 1)
-
-
-def _pair(text: str) -> tuple[int, int]:
-    pair = (int(text), int(text)) if text.isdecimal() else widths(text, "--bits")
-    check_kernels(pair, "--bits")
-    return pair
