@@ -100,6 +100,7 @@ def begun(func: tirx.PrimFunc, place: Callable[[Sequence[tirx.Var]], Any]) -> ti
     begin = next((p for p in func.params if str(p.name) == BEGIN), None)
     if begin is None:
         return func
+    _check_readers(func, begin)
 
     def without(block: s_tir.SBlock) -> s_tir.SBlock:
         reads, body, init = list(block.reads), block.body, block.init
@@ -124,6 +125,29 @@ def begun(func: tirx.PrimFunc, place: Callable[[Sequence[tirx.Var]], Any]) -> ti
         )
 
     return tvm_ffi.structural_map(func, [(s_tir.SBlock, without)])
+
+
+def _check_readers(func: tirx.PrimFunc, begin: Any) -> None:
+    """Raise AssertionError where the sums, or a copy of them, are read without what they are to begin at: that reader
+    would have k twice, or not want it.
+    """
+    blocks: list[s_tir.SBlock] = []
+
+    def noted(block: s_tir.SBlock) -> s_tir.SBlock:
+        blocks.append(block)
+        return block
+
+    tvm_ffi.structural_map(func, [(s_tir.SBlock, noted)])
+    sums = [block.writes[0].source for block in blocks if str(block.name_hint) == "acc"]
+    for one in sums:
+        assert not any(one.same_as(p) for p in func.params), "sums that begin at constants are a result"
+        for block in blocks:
+            sources = [r.source for r in block.reads]
+            if not any(one.same_as(s) for s in sources) or any(begin.same_as(s) for s in sources):
+                continue
+            copied = isinstance(block.body, tirx.BufferStore) and isinstance(block.body.value, tvm.ir.TensorLoad)
+            assert copied, f"{block.name_hint} reads sums that begin at constants, and does not know"
+            sums.append(block.writes[0].source)
 
 
 def _loads(expr: tirx.Expr, buffer: Any) -> bool:

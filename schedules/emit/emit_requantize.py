@@ -92,8 +92,9 @@ def requantize(
         if packs:
             given = (e, shape, terms, shifts, (low, high), str(attrs["out_dtype"]))
             own = (Order(packs, woven, rows), begins, int(attrs["zero_point"]))
-            several = None if rows or len(terms.data) == 1 else _pair_sum(*given)
-            stage = _scaled_bytes(*given, *own) if len(terms.data) == 1 else several
+            stage = _scaled_bytes(*given, *own)
+            if stage is None and not rows:
+                stage = _pair_sum(*given)
             if stage is not None:
                 return stage
         rounded = _sums_of_halves(e, shape, terms, shifts) or (_high_half(e, shape, terms, shifts) if narrow else None)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tvm import relax
 
-from hawq_tvm.core import arith
+from hawq_tvm.core import arith, ops
+from hawq_tvm.targets import target
 from schedules.emit.begun import begun_at
+
+from .one_layer import Body, lower, packed
 
 rng = np.random.default_rng(21)
 
@@ -53,3 +57,26 @@ def test_thresholds_stay_where_they_are(dtype, short, zero_point, exact):
 def test_what_has_no_such_constants(m, b, t):
     one = (np.array([v]) for v in (m, b, t))
     assert begun_at(*one, 0, (0, 255), True) is None
+
+
+def requantized(times: int) -> Body:
+    """Half of the sums of a matrix product as bytes, or added to a quarter of them."""
+
+    def body(emit, p):
+        sums = emit(relax.op.matmul(p, relax.const(np.ones((16, 64), np.int8)), out_dtype="int32"))
+        m, q = np.full((1, 64), 2**30), arith.QType.of("uint8")
+        made = [
+            emit(ops.requantize([sums], [m], 0, np.full((1, 64), 36 + k), qtype=q, zero_point=0, rounding="half_up"))
+            for k in range(times)
+        ]
+        return ops.requantize(made, [1 << 28] * times, 0, 29, qtype=q, zero_point=0, rounding="half_up")
+
+    return body
+
+
+def test_sums_that_begin_at_constants_have_no_other_reader() -> None:
+    """Whose constants would be others, or none: no pass makes such a layer."""
+    shape = [((5, 16), "uint8")]
+    assert "begin" in lower(packed(requantized(1), shape), target.parse("x86-vnni")).script()
+    with pytest.raises(AssertionError, match="reads sums that begin at constants, and does not know"):
+        lower(packed(requantized(2), shape), target.parse("x86-vnni"))
