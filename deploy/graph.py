@@ -13,24 +13,23 @@ from typing import Any
 import numpy as np
 import tvm
 
-from .package import dump_json
+from hawq_tvm.core.serialized import serialized
 
-# Constants up to this many bytes stay in graph.json, where they can be read.
-SMALL_CONSTANT = 64
+from .package import dump_json
 
 
 def graph_files(module: tvm.IRModule) -> dict[str, bytes]:
     """graph.json, constants.npz and graph.txt of a module."""
-    graph = json.loads(tvm.ir.save_json(module))
+    found = serialized(module)
+    graph = json.loads(found.text)
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for node in graph["nodes"]:
         if node["type"] == "ffi.Tensor":
-            raw = base64.b64decode(node["data"])
-            header, data = _split_tensor(raw)
-            if len(data) > SMALL_CONSTANT:
+            tensor = found.tensor(node["data"])
+            if tensor is not None:
                 name = f"c{len(arrays)}"
-                arrays[name] = np.frombuffer(data, np.uint8)
-                node["data"] = {"header": base64.b64encode(header).decode(), "constant": name}
+                arrays[name] = tensor.data
+                node["data"] = {"header": base64.b64encode(tensor.header).decode(), "constant": name}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return {
@@ -38,13 +37,6 @@ def graph_files(module: tvm.IRModule) -> dict[str, bytes]:
         "constants.npz": buffer.getvalue(),
         "graph.txt": (module.script() + "\n").encode(),
     }
-
-
-def _split_tensor(raw: bytes) -> tuple[bytes, bytes]:
-    """A serialized tensor as (header, data): the header ends with the data's length in bytes."""
-    rank = int.from_bytes(raw[24:28], "little")
-    end = 32 + 8 * rank + 8
-    return raw[:end], raw[end:]
 
 
 def load_graph(files: Mapping[str, bytes]) -> tvm.IRModule:

@@ -10,6 +10,8 @@ import hashlib
 
 import tvm
 
+from hawq_tvm.core.serialized import serialized
+
 ATTRIBUTE = "hawq.graph_sha256"
 
 
@@ -19,5 +21,8 @@ def name_graph(module: tvm.IRModule) -> tuple[tvm.IRModule, int]:
     """
     bare = tvm.IRModule({gv.name_hint: f.without_attr(ATTRIBUTE) for gv, f in module.functions_items()})
     named = {gv.name_hint: f for gv, f in bare.functions_items()}
-    named["main"] = named["main"].with_attr(ATTRIBUTE, hashlib.sha256(tvm.ir.save_json(bare).encode()).hexdigest())
+    digest = hashlib.sha256()
+    for piece in serialized(bare).whole():
+        digest.update(piece)
+    named["main"] = named["main"].with_attr(ATTRIBUTE, digest.hexdigest())
     return tvm.IRModule(named), 1
