@@ -125,10 +125,10 @@ def add_recipe_options(sub: argparse.ArgumentParser) -> None:
         "--no-keep-first-last", dest="keep", action="store_false", default=None, help="they have the bits of all others"
     )
     sub.add_argument(
-        "--no-keep-thin",
-        dest="narrow_thin",
+        "--no-keep-small",
+        dest="narrow_small",
         action="store_true",
-        help="depthwise convolutions, and layers of at most 32 products that have under 0.1 %% of the weights, have "
+        help="depthwise convolutions, and weights of the smallest layers that have 1/32 of all weights together, have "
         "the bits of all others (default: 8, but for a BITS.json)",
     )
     sub.add_argument("--symmetric", action="store_true", help="zero point 0 for tensors with both signs, too")
@@ -208,7 +208,7 @@ def read_recipe(args: argparse.Namespace) -> Recipe:
         batch=args.batch,
         seed=args.seed,
         smooth=args.smooth == "yes",
-        keep_thin=not args.narrow_thin,
+        keep_small=not args.narrow_small,
     )
 
 
@@ -249,7 +249,7 @@ def _keeps(args: argparse.Namespace) -> bool:
 
     Raises UsageError for an option beside a file that says for every layer how many it has.
     """
-    given = ["--keep-first-last"] * (args.keep is not None) + ["--no-keep-thin"] * args.narrow_thin
+    given = ["--keep-first-last"] * (args.keep is not None) + ["--no-keep-small"] * args.narrow_small
     if given and Path(args.bits).suffix == ".json":
         raise UsageError(
             "is for one width for all layers",
@@ -275,9 +275,9 @@ def show_quantized(found: Quantized) -> None:
     OUT.print(grid)
     notes = found.notes
     say(f"{notes['observer']} on {notes['images']} images; errors are squared, as shares of the float values' squares")
-    if notes["thin"]:
-        count = len(notes["thin"])
-        say(f"{count} depthwise or small layers keep 8 bits: `allocate` or --no-keep-thin give them fewer")
+    if notes["small"]:
+        count = len(notes["small"])
+        say(f"{count} depthwise or small layers keep 8 bits: `allocate` or --no-keep-small give them fewer")
     for name, parts in notes["joined"].items():
         say(f"{name} is an output joined of {len(parts)} tensors: each keeps a scale of its own")
     if notes["float_tail"]:

@@ -51,7 +51,8 @@ if TYPE_CHECKING:
     from hawq_tvm.quantize.network.load import load_float
     from hawq_tvm.quantize.network.pictures import Preprocess
     from hawq_tvm.quantize.prune.pruner import Pruning, prune
-    from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+    from hawq_tvm.quantize.ptq.quantizer import post_training
+    from hawq_tvm.quantize.ptq.recipe import Recipe
     from hawq_tvm.quantize.qat.training import Training, finetune
 
 _HOMES = {
@@ -65,7 +66,7 @@ _HOMES = {
     "problem_of_table": "allocate.plan",
     "Preprocess": "network.pictures",
     "evaluate": "judge.evaluation",
-    "Recipe": "ptq.quantizer",
+    "Recipe": "ptq.recipe",
     "post_training": "ptq.quantizer",
     "Pruning": "prune.pruner",
     "prune": "prune.pruner",

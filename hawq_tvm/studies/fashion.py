@@ -33,7 +33,8 @@ from hawq_tvm.core.errors import HawqError, InputError
 from hawq_tvm.core.files import check_output, write_text
 from hawq_tvm.package.package import compile as compile_package
 from hawq_tvm.quantize.judge.evaluation import evaluate
-from hawq_tvm.quantize.ptq.quantizer import Quantized, Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import Quantized, post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 from hawq_tvm.quantize.qat.training import Training, finetune
 
 Array = np.ndarray[Any, Any]

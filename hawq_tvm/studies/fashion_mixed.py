@@ -33,7 +33,8 @@ from hawq_tvm.quantize.allocate.sensitivity import Settings
 from hawq_tvm.quantize.allocate.table import Table, widths
 from hawq_tvm.quantize.judge.runners import open_runner, scores_of
 from hawq_tvm.quantize.network.data import LABELS
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 
 from .fashion import Files, Say, prepare, run
 

@@ -21,7 +21,8 @@ from hawq_tvm.core import signals
 from hawq_tvm.package.package import compile as compile_package
 from hawq_tvm.quantize.judge.evaluation import evaluate
 from hawq_tvm.quantize.prune.pruner import RANKS, Pruning, prune
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 
 from .fashion import PACKAGE_BATCH, Files, Say, prepare, run
 

@@ -43,7 +43,8 @@ from hawq_tvm.quantize.network.data import LABELS, Calibration
 from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.progress import measuring
-from hawq_tvm.quantize.ptq.quantizer import METHOD, Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import METHOD, post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 
 from .fashion import FOLDER, prepare
 

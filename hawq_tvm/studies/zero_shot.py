@@ -26,7 +26,8 @@ from hawq_tvm.quantize.judge.evaluation import Evaluation, evaluate
 from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.network.pictures import Preprocess
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 from hawq_tvm.quantize.ptq.synthetic import IMAGES
 
 

@@ -25,7 +25,8 @@ from hawq_tvm.quantize.network.answers import End, answers_of, end_of
 from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.prune.distil import distil
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 from hawq_tvm.quantize.qat.training import Training, finetune
 
 from .networks import FloatNet, images

@@ -21,7 +21,8 @@ from hawq_tvm.core.errors import ModelError
 from hawq_tvm.package.package import Package
 from hawq_tvm.quantize.judge.fake_comparison import Comparison, compare_fake
 from hawq_tvm.quantize.judge.fake_figure import draw
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 from hawq_tvm.verify.compare import LayerRun
 
 from .. import models

@@ -14,7 +14,8 @@ from torch import nn
 
 import hawq_tvm as ht
 from hawq_tvm.core.errors import InputError
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 
 from .detectors import Mobile, Ssd, UNet, Yolo, exported, settled
 from .networks import FloatNet, images

@@ -18,7 +18,8 @@ import hawq_tvm as ht
 from hawq_tvm.cli import main
 from hawq_tvm.quantize.judge.evaluation import evaluate
 from hawq_tvm.quantize.network.pictures import Preprocess
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 
 from .networks import images, residual_net
 

@@ -12,7 +12,8 @@ from onnx import helper
 
 import hawq_tvm as ht
 from hawq_tvm.core.errors import ModelError
-from hawq_tvm.quantize.ptq.quantizer import Recipe, draft
+from hawq_tvm.quantize.ptq.quantizer import draft
+from hawq_tvm.quantize.ptq.recipe import Recipe
 from hawq_tvm.quantize.qat.deployed import Deployed
 from hawq_tvm.quantize.qat.training import finetune
 

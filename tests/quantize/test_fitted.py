@@ -94,7 +94,7 @@ def error(codes: Tensor, scale: Tensor, weight: Tensor, read: Tensor, real: Tens
 def test_fitted_integers_are_near_the_best_there_are() -> None:
     """All 2-bit integers of four weights at all the scales that are tried, each with its best scale near by."""
     mix, w = draws(4, 4, seed=3), draws(4, 6, seed=4)
-    x = (draws(16, 40, 4, seed=5) @ mix)[None]
+    x = (draws(1000, 4, 4, seed=5) @ mix)[None]  # of so many images that their covariance is hardly drawn
     start = nearest(w, None, matmul(), 2, True, 1e-3)
     made, free = fit(start, w, x, x)
     codes = torch.tensor(list(product(range(-2, 2), repeat=4)), dtype=torch.float64)

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 import hawq_tvm as ht
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.quantize.ptq.observers import LEAST, OBSERVERS
-from hawq_tvm.quantize.ptq.quantizer import Quantized, Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import Quantized, post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 
 from .networks import FloatNet, images
 

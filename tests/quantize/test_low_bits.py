@@ -16,7 +16,7 @@ from PIL import Image
 from hawq_tvm.core.errors import InputError, UsageError
 from hawq_tvm.quantize.judge.evaluation import evaluate
 from hawq_tvm.quantize.network.pictures import Preprocess
-from hawq_tvm.quantize.ptq.quantizer import Recipe
+from hawq_tvm.quantize.ptq.recipe import Recipe
 from hawq_tvm.studies import low_bits
 from hawq_tvm.studies.low_bits import FLOAT, NNCF, ONNX_RUNTIME, OURS, markdown, rows
 

@@ -5,6 +5,7 @@ that were asked for.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from hawq_tvm.bench.packaged import weights
 from hawq_tvm.cli import main
 from hawq_tvm.core.errors import InputError, ModelError, UsageError
 from hawq_tvm.quantize.network.load import load_float
-from hawq_tvm.quantize.ptq.quantizer import Quantized, Recipe, post_training
-from hawq_tvm.quantize.ptq.widths import kept_thin, layer_bits
+from hawq_tvm.quantize.ptq.quantizer import Quantized, post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
+from hawq_tvm.quantize.ptq.widths import kept_small, layer_bits
 
 from .networks import FloatNet, TorchNet, images, residual_net
 
@@ -101,7 +103,8 @@ def test_runs_everywhere(place: Path, recipe: Recipe) -> None:
 
 
 def test_four_bits_are_four_bits(place: Path) -> None:
-    types = types_of(post_training(residual_net(batch=1), place / "in.npz", Recipe(4, keep_ends=False, effort=5)).model)
+    recipe = Recipe(4, keep_ends=False, keep_small=False, effort=5)
+    types = types_of(post_training(residual_net(batch=1), place / "in.npz", recipe).model)
     assert [types[f"{name}_weight_quantized"] for name in NAMES] == [TensorProto.INT4] * 7
     assert types["x_zero_point"] == TensorProto.INT4 and types["fc_bias_quantized"] == TensorProto.INT32
     # The stem's ReLU feeds layers of 4 bits alone, the block's also a sum, which reads 8.
@@ -116,7 +119,7 @@ def test_four_bits_are_four_bits(place: Path) -> None:
 def test_weights_of_any_width(place: Path, bits: int, kind: int) -> None:
     """The next wider type holds them in the file, the kernels store them as they are."""
     net = residual_net(batch=1)
-    found = post_training(net, place / "in.npz", Recipe(f"W{bits}A8", effort=5))
+    found = post_training(net, place / "in.npz", Recipe(f"W{bits}A8", keep_small=False, effort=5))
     codes = {t.name: numpy_helper.to_array(t).astype(np.int64) for t in found.model.graph.initializer}
     for row in found.layers[1:-1]:
         own = codes[f"{row['layer']}_weight_quantized"]
@@ -133,14 +136,14 @@ def test_weights_of_any_width(place: Path, bits: int, kind: int) -> None:
 def test_ends_keep_eight_bits(place: Path) -> None:
     rows = {
         r["layer"]: (r["weight_bits"], r["activation_bits"])
-        for r in post_training(residual_net(), place / "in.npz", Recipe(4, effort=5)).layers
+        for r in post_training(residual_net(), place / "in.npz", Recipe(4, keep_small=False, effort=5)).layers
     }
     assert rows["stem"] == rows["fc"] == (8, 8) and {rows[n] for n in NAMES[1:-1]} == {(4, 4)}
 
 
-def test_thin_layers_keep_eight_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of two convolutions with groups the one whose channels read one channel each, and of three that sum few products
-    the one that has few of all weights; a file and an option say else.
+def test_small_layers_keep_eight_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of two convolutions with groups the one whose channels read one channel each, and the weights of the smallest
+    others that have a 32nd of all weights together; a file and an option say else.
     """
     g = FloatNet(["n", 3, 8, 8])
     y = g.node("Relu", g.conv("x", 4, 3, 3, "stem"))
@@ -148,38 +151,41 @@ def test_thin_layers_keep_eight_bits(tmp_path: Path, capsys: pytest.CaptureFixtu
     y = g.node("Relu", g.conv(y, 4, 8, 1, "grouped", group=2))
     y = g.node("Relu", g.conv(y, 4, 4, 1, "small"))
     y = g.node("Relu", g.conv(y, 32, 4, 3, "many"))
-    y = g.node("Relu", g.conv(y, 512, 32, 1, "few"))
+    y = g.node("Relu", g.conv(y, 512, 32, 1, "most"))
     onnx.save(g.model(g.conv(y, 2, 512, 1, "last")), str(tmp_path / "net.onnx"))
     np.savez(tmp_path / "in.npz", x=images(4))
-    names = ["stem", "depth", "grouped", "small", "many", "few", "last"]
+    names = ["stem", "depth", "grouped", "small", "many", "most", "last"]
 
-    def bits(*options: str) -> dict[str, str]:
+    def bits(*options: str, small: Sequence[str] = ()) -> dict[str, str]:
         files = [str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "in.npz"), "-o", str(tmp_path / "q.onnx")]
         assert main(["quantize", *files, "--rounding", "nearest", "--json", *options]) == 0
         said = json.loads(capsys.readouterr().out)
-        thin = ["depth", "grouped", "small"] if options in (("--bits", "W4A8"), ("--bits", "4")) else []
-        assert said["thin"] == thin and [row["layer"] for row in said["layers"]] == names
+        assert said["small"] == list(small) and [row["layer"] for row in said["layers"]] == names
         return {row["layer"]: f"W{row['weight_bits']}A{row['activation_bits']}" for row in said["layers"]}
 
-    kept = dict.fromkeys(["stem", "depth", "grouped", "small", "last"], "W8A8")
-    assert bits("--bits", "W4A8") == kept | dict.fromkeys(["many", "few"], "W4A8")
-    assert bits("--bits", "4") == kept | dict.fromkeys(["many", "few"], "W4A4")
+    kept = dict.fromkeys(["stem", "depth", "last"], "W8A8")
+    of_few = dict.fromkeys(["many", "most"], "W4A8")
+    small = ["depth", "grouped", "small"]
+    assert bits("--bits", "W4A8", small=small) == kept | of_few | dict.fromkeys(["grouped", "small"], "W8A8")
+    four = dict.fromkeys(["many", "most"], "W4A4") | dict.fromkeys(["grouped", "small"], "W8A4")
+    assert bits("--bits", "4", small=small) == kept | four
     ends = dict.fromkeys(["stem", "last"], "W8A8")
-    assert bits("--bits", "W4A8", "--no-keep-thin") == dict.fromkeys(names, "W4A8") | ends
+    assert bits("--bits", "W4A8", "--no-keep-small") == dict.fromkeys(names, "W4A8") | ends
+    assert bits("--bits", "W8A4", small=["depth"]) == dict.fromkeys(names, "W8A4") | kept
     assert bits("--bits", "8") == dict.fromkeys(names, "W8A8")
     path, layers = tmp_path / "bits.json", {n: {"weight": 4, "activation": 8} for n in names}
     path.write_text(json.dumps({"layers": layers}))
     assert bits("--bits", str(path)) == dict.fromkeys(names, "W4A8")
     files = [str(tmp_path / "net.onnx"), "--calib", str(tmp_path / "in.npz"), "-o", "q.onnx"]
-    refused = ["quantize", *files, "--bits", str(path), "--no-keep-thin"]
-    assert main(refused) == 2 and "--no-keep-thin: is for one width for all layers" in capsys.readouterr().err
+    refused = ["quantize", *files, "--bits", str(path), "--no-keep-small"]
+    assert main(refused) == 2 and "--no-keep-small: is for one width for all layers" in capsys.readouterr().err
 
 
 def test_ends_have_an_option_of_their_own(tmp_path: Path) -> None:
     g = FloatNet(["n", 3, 8, 8])
     y = g.node("Relu", g.conv(g.node("Relu", g.conv("x", 3, 3, 3, "first", group=3)), 4, 3, 3, "middle"))
     graph = load_float(g.model(g.conv(y, 4, 4, 3, "last", group=4)))
-    assert kept_thin(graph, Recipe("W4A8")) == []
+    assert kept_small(graph, Recipe("W4A8")) == ([], [])
     assert layer_bits(graph, Recipe("W4A8", keep_ends=False)) == dict.fromkeys(["first", "middle", "last"], (4, 8))
 
 

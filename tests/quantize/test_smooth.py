@@ -21,7 +21,8 @@ from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.prepare import prepare
 from hawq_tvm.quantize.network.roles import roles_of
 from hawq_tvm.quantize.ptq.observers import grid
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 from hawq_tvm.quantize.ptq.smooth import smooth
 
 from .networks import FloatNet

@@ -19,7 +19,8 @@ from hawq_tvm.core.errors import InputError, UsageError
 from hawq_tvm.quantize.network.load import load_float
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.ptq import synthetic
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 from hawq_tvm.quantize.ptq.synthetic import distilled
 
 from .networks import FloatNet, images

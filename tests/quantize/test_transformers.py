@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import hawq_tvm as ht
 from hawq_tvm import quantize
 from hawq_tvm.core import ops, stages
-from hawq_tvm.quantize.ptq.quantizer import Recipe, post_training
+from hawq_tvm.quantize.ptq.quantizer import post_training
+from hawq_tvm.quantize.ptq.recipe import Recipe
 from hawq_tvm.quantize.ptq.tables import columns
 
 from .detectors import exported

@@ -4,8 +4,9 @@
   they can, C the covariance of what is read, D that of what it is off by with it (Li et al., "GPTAQ", 2025); r is the
   one with which what half of the images tells serves the other half best, less what rounding larger weights costs, and
   w stays where none serves it.
-* A covariance of few images is drawn to its diagonal (Ledoit and Wolf, "A well-conditioned estimator", 2004), images
-  being the samples: neighbours in an image are alike.
+* A covariance of few images is drawn to its diagonal by how far off it is, images being the samples: neighbours in an
+  image are alike. What is nearest to the real covariance is drawn by the square of that (Ledoit and Wolf, "A
+  well-conditioned estimator", 2004); errors are moved to where data vary least, of which few images tell least.
 * Rounding goes by channels of falling variance, and what it errs by is passed on to those that follow (Frantar et al.,
   "GPTQ", 2023), for several scales; then every integer moves to where the others want it, and the scale to where the
   integers want it, until none does. Every output channel takes the scale that ends nearest.
@@ -65,7 +66,7 @@ class Covariance:
         noise = (squares - self.own.square()) / max(images - 1, 1)
         noise = noise.sum((1, 2)) - noise.diagonal(dim1=-2, dim2=-1).sum(1)
         share = noise / apart.square().sum((1, 2)).clamp_min(1e-300) if images > 1 else torch.ones_like(noise)
-        kept = (1 - share.clamp(0, 1))[:, None, None]
+        kept = (1 - share.clamp(0, 1).sqrt())[:, None, None]
         return kept * apart + torch.diag_embed(diagonal + DAMPING * _scale(diagonal)[:, None])
 
     def compensated(self, weight: Tensor, top: int) -> Tensor:

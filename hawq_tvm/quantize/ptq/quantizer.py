@@ -42,10 +42,10 @@ from .synthetic import distilled
 from .tables import round_tables
 from .units import Units, added_bias, check_compiles, check_constants, check_finite, check_ranges
 from .weights import Rounded, nearest
-from .widths import kept_thin, layer_bits
+from .widths import kept_small, layer_bits
 
 # Which results one recipe gives: another number with every change of them, so that no run continues another's.
-METHOD = 5
+METHOD = 6
 # Unless a recipe says it, what is learned sees so many numbers of the network's inputs, on so few and so many images.
 NUMBERS, FEWEST, MOST = 2**24, 128, 1024
 
@@ -229,7 +229,7 @@ def _draft(
         "images": data.count,
         "observer": chosen.observer,
         "tensors": len(points.source),
-        "thin": kept_thin(given, chosen),
+        "small": [name for names in kept_small(given, chosen) for name in names],
         "joined": {name: [part for part, _ in parts] for name, parts in points.joined.items()},
         "equalized": scaled,
         "smoothed": smoothed,

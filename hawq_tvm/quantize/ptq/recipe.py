@@ -18,7 +18,7 @@ class Recipe:
 
     bits: 8, 4, a choice such as "W4A8", or the path of a bits.json.  observer: of activations' ranges.  percentile:
     for that observer.
-    keep_ends, keep_thin: the first and the last layer, and thin ones (`kept_thin`), have 8 bits; ignored where a
+    keep_ends, keep_small: the first and the last layer, and small ones (`kept_small`), have 8 bits; ignored where a
     bits.json says what each has.  symmetric: tensors that can be negative have the zero point 0.  search: scales of
     weights of the least error instead of the largest magnitude (None: below 8 bits).
     equalize: "off", "relu" or "relu6" (see `equalize.py`); None: "relu" where something is learned.  smooth: channels
@@ -45,7 +45,7 @@ class Recipe:
     batch: int = 8
     seed: int = 0
     smooth: bool = True
-    keep_thin: bool = True
+    keep_small: bool = True
 
     def __post_init__(self) -> None:
         uniform(self)

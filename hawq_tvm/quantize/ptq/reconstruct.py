@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,16 +111,16 @@ class Reconstruction:
         moments, elements = defaultdict[str, list[Tensor]](list), 0
         free = dict[str, Tensor]()
 
-        def seen(layer: Layer, value: Tensor) -> None:
+        def seen(layer: Layer, value: Tensor, images: int) -> None:
             nonlocal elements
             elements += value.numel()
-            moments[layer.name].append(_moments(value, layer))
+            moments[layer.name].append(_moments(value, layer, images))
 
         with torch.no_grad():
             for held in self.real:
-                through(block, self.graph, held, record=seen)
+                through(block, self.graph, held, record=partial(seen, images=_size(held)))
             before = self._error(block, self.rounded, self.grids, wanted)
-            results = {name: torch.stack(each).mean(0) for name, each in moments.items()}
+            results = {name: torch.cat(each) for name, each in moments.items()}
             for layer in block.layers:
                 if self._fits(layer):
                     weight, own = self.graph.parameters[layer.weight], self._read(block, layer, deployed=True)
@@ -127,7 +128,7 @@ class Reconstruction:
                     ours, centred = self.rounded[layer.name], layer in _biased(block, [layer])
                     self.rounded[layer.name], free[layer.name] = fit(ours, weight, own, other, centred)
                 self.rounded = self._corrected(block, [layer], results, self.rounded, self.grids)
-        sizes = {name: math.sqrt(float(each[1].mean())) for name, each in results.items()}
+        sizes = {name: math.sqrt(float(each[:, 1].mean())) for name, each in results.items()}
         learner = Learner(block, self.graph, self.rounded, self.grids, sizes, free)
         iterations = self.plan.iterations if learner.learns else 0
         if iterations:
@@ -246,13 +247,14 @@ class Reconstruction:
         for layer in _biased(block, layers):
             found: list[Tensor] = []
 
-            def seen(one: Layer, value: Tensor, layer: Layer = layer, found: list[Tensor] = found) -> None:
+            def seen(one: Layer, value: Tensor, images: int, layer: Layer = layer, to: list[Tensor] = found) -> None:
                 if one is layer:
-                    found.append(_moments(value, layer))
+                    to.append(_moments(value, layer, images))
 
             for held in self.integer:
-                through(block, self.graph, held, *_numbers(block, made), grids, record=seen)
-            made[layer.name] = _moved(made[layer.name], results[layer.name], torch.stack(found).mean(0))
+                record = partial(seen, images=_size(held))
+                through(block, self.graph, held, *_numbers(block, made), grids, record=record)
+            made[layer.name] = _moved(made[layer.name], results[layer.name], torch.cat(found))
         return made
 
 
@@ -268,14 +270,31 @@ def _biased(block: Block, layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _moved(ours: Rounded, wanted: Tensor, found: Tensor) -> Rounded:
-    """With the scales and biases that take the found moments of every output channel to the wanted ones."""
-    own, real = (v[1] - v[0].square() for v in (found, wanted))
-    own, real = (v.reshape(ours.layer.repeats, -1).sum(0) for v in (own, real))
-    gain = torch.where((own > 0) & (real > 0), (real / own).sqrt().clamp(1 / APART, APART), torch.ones_like(own))
+    """With the scales and biases that take the found moments of every output channel to the wanted ones, as far as
+    images agree.
+    """
+    means = wanted[:, 0].mean(0), found[:, 0].mean(0)
+    real, own = (v[:, 1] - 2 * v[:, 0] * m + m.square() for v, m in zip((wanted, found), means, strict=True))
+    real, own = (v.reshape(len(v), ours.layer.repeats, -1).sum(1) for v in (real, own))
+    whole = float(real.sum() / own.sum()) if own.sum() > 0 and real.sum() > 0 else 1.0
+    power = own.mean(0)
+    sound = (power > 0) & (real.mean(0) > 0)
+    ratio = whole + _agreed(torch.where(sound, (real - whole * own) / power, 0.0))
+    gain = torch.where(sound, ratio.clamp(1 / APART**2, APART**2).sqrt(), 1.0)
     scale = (ours.scale * gain).float()
     gain = (scale.double() / ours.scale.double()).repeat(ours.layer.repeats)
     bias = torch.zeros_like(gain) if ours.bias is None else ours.bias.double()
-    return replace(ours, scale=scale, bias=(wanted[0] - gain * (found[0] - bias)).float())
+    lost = _agreed(wanted[:, 0] - gain * (found[:, 0] - bias) - bias)
+    return replace(ours, scale=scale, bias=(bias + lost).float())
+
+
+def _agreed(samples: Tensor) -> Tensor:
+    """The mean of samples (images, channels), drawn to 0 by what they tell of its noise (James and Stein, 1961)."""
+    mean = samples.mean(0)
+    if len(samples) == 1:
+        return mean
+    noise = float(samples.var(0).sum()) / len(samples)
+    return mean * max(1 - noise / max(float(mean.square().sum()), 1e-300), 0.0)
 
 
 def _numbers(block: Block, rounded: Mapping[str, Rounded]) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
@@ -291,7 +310,9 @@ def _apart(found: Sequence[Tensors], wanted: Sequence[Tensors]) -> float:
     return noise / max(power, 1e-30)
 
 
-def _moments(value: Tensor, layer: Layer) -> Tensor:
-    """The mean of a layer's result and of its square in every output channel, float64 (2, channels)."""
-    channels = value.movedim(-1 if layer.kind == "matmul" else 1, 0).flatten(1).double()
-    return torch.stack([channels.mean(1), channels.square().mean(1)])
+def _moments(value: Tensor, layer: Layer, images: int) -> Tensor:
+    """The mean of a layer's result and of its square by image and output channel, float64 (images, 2, channels)."""
+    last = value.movedim(-1 if layer.kind == "matmul" else 1, -1)
+    count = images if last.numel() and last.shape[0] % images == 0 else 1
+    rows = last.reshape(count, -1, last.shape[-1]).double()
+    return torch.stack([rows.mean(1), rows.square().mean(1)], 1)

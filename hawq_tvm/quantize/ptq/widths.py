@@ -12,8 +12,8 @@ from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 if TYPE_CHECKING:
     from .recipe import Recipe
 
-# A layer whose outputs sum at most so many products, and which has less than such a share of all weights, is thin.
-FEW_PRODUCTS, SMALL_SHARE = 32, 0.001
+# The smallest layers that have no more than this share of all weights together keep 8 bits.
+SMALL_SHARE = 1 / 32
 
 
 def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
@@ -26,7 +26,8 @@ def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
     if pair is None:
         found = read_bits(str(recipe.bits), names)
     else:
-        found = dict.fromkeys(names, pair) | dict.fromkeys(kept_thin(graph, recipe), (8, 8))
+        depthwise, small = kept_small(graph, recipe)
+        found = dict.fromkeys(names, pair) | dict.fromkeys(small, (8, pair[1])) | dict.fromkeys(depthwise, (8, 8))
         if recipe.keep_ends:
             found[names[0]] = found[names[-1]] = (8, 8)
     for name, one in found.items():
@@ -54,23 +55,28 @@ def uniform(recipe: Recipe) -> tuple[int, int] | None:
     return pair
 
 
-def kept_thin(graph: FloatGraph, recipe: Recipe) -> list[str]:
-    """The thin layers, which keep 8 bits though all others have fewer: depthwise convolutions, and small ones.
+def kept_small(graph: FloatGraph, recipe: Recipe) -> tuple[list[str], list[str]]:
+    """The layers that keep 8 bits though all others have fewer, as they are a small part of a network's bytes:
+    depthwise convolutions, whose outputs sum few products with errors that do not even out, and the weights of the
+    smallest others, through which all data go as through the large ones.
 
-    Their outputs sum few products, whose errors do not even out, and they are a small part of a network's bytes. The
-    first and the last layer have an option of their own.
+    The first and the last layer have an option of their own.
     """
-    if not recipe.keep_thin or uniform(recipe) in (None, (8, 8)):
-        return []
-    every = sum(graph.parameters[layer.weight].numel() for layer in graph.layers)
-    return [layer.name for layer in graph.layers[1:-1] if _thin(graph, layer, every)]
+    pair = uniform(recipe)
+    if not recipe.keep_small or pair in (None, (8, 8)):
+        return [], []
+    inner = graph.layers[1:-1]
+    depthwise = [layer.name for layer in inner if _depthwise(graph, layer)]
+    sizes = {layer.name: graph.parameters[layer.weight].numel() for layer in graph.layers}
+    small, room = set[str](), SMALL_SHARE * sum(sizes.values()) if pair[0] < 8 else 0
+    for name in sorted((layer.name for layer in inner), key=sizes.__getitem__):
+        if name not in depthwise and sizes[name] <= room:
+            small.add(name)
+            room -= sizes[name]
+    return depthwise, [layer.name for layer in inner if layer.name in small]
 
 
-def _thin(graph: FloatGraph, layer: Layer, every: int) -> bool:
-    """Whether every output channel reads one channel, or few numbers in a layer that has few of all the weights."""
+def _depthwise(graph: FloatGraph, layer: Layer) -> bool:
+    """Whether every output channel reads one channel."""
     weight = graph.parameters[layer.weight]
-    reads = (
-        1 if layer.kind == "matmul" else weight.shape[0] // layer.group if layer.kind == "deconv" else weight.shape[1]
-    )
-    small = graph.products(layer, 1) <= FEW_PRODUCTS and weight.numel() < SMALL_SHARE * every
-    return small or (layer.group > 1 and reads == 1)
+    return layer.group > 1 and (weight.shape[0] // layer.group if layer.kind == "deconv" else weight.shape[1]) == 1

@@ -22,7 +22,8 @@ from hawq_tvm.quantize.network.data import open_data
 from hawq_tvm.quantize.network.float_onnx import Shapes
 from hawq_tvm.quantize.network.pictures import Preprocess
 from hawq_tvm.quantize.network.prepare import prepare
-from hawq_tvm.quantize.ptq.quantizer import Draft, Quantized, Recipe, as_onnx, draft
+from hawq_tvm.quantize.ptq.quantizer import Draft, Quantized, as_onnx, draft
+from hawq_tvm.quantize.ptq.recipe import Recipe
 
 from .deployed import Deployed, check_trainable
 from .straight import Tensor
