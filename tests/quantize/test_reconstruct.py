@@ -15,6 +15,7 @@ import torch
 from hawq_tvm.cli import main
 from hawq_tvm.core.errors import UsageError
 from hawq_tvm.quantize.network.data import open_data
+from hawq_tvm.quantize.network.float_graph import Layer
 from hawq_tvm.quantize.network.float_onnx import from_onnx
 from hawq_tvm.quantize.ptq import learned, quantizer, reconstruct
 from hawq_tvm.quantize.ptq.blocks import CHAIN, MOST, blocks_of
@@ -173,6 +174,28 @@ def test_results_keep_their_mean_and_deviation() -> None:
     found, wanted = moments(results(made))[0], moments(real)[0]
     assert torch.allclose(found[0], wanted[0], 0, 1e-5)  # float32 holds scales and biases
     assert torch.allclose(found[1][within], wanted[1][within], 1e-5)
+
+
+def test_means_are_trusted_as_far_as_images_agree() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(64, 500, generator=generator).double()
+    assert torch.equal(reconstruct._agreed(noise[:1]), noise[0])  # one image has none to disagree with
+    for size, kept in ((0.0, 0.0), (0.125, 0.5), (2.0, 0.99)):
+        samples = noise + size * torch.where(torch.arange(500) % 2 == 0, 1.0, -1.0)
+        # The share of a mean's square that is not noise, 1 / 64 here; a standard error of 500 channels is 0.03 of it.
+        assert abs(float((reconstruct._agreed(samples) / samples.mean(0)).mean()) - kept) < 0.1
+
+
+def test_moments_are_counted_by_image() -> None:
+    layer, product = (Layer("l", "l", kind, "x", "y", "w", "", 0) for kind in ("conv", "matmul"))
+    value = torch.arange(2.0 * 3 * 4).reshape(2, 3, 2, 2)
+    found = reconstruct._moments(value, layer, 2)
+    flat = value.flatten(2).double()
+    assert torch.equal(found, torch.stack([flat.mean(2), flat.square().mean(2)], 1))
+    tokens = torch.arange(12.0).reshape(6, 2)
+    assert torch.equal(reconstruct._moments(tokens, product, 3)[:, 0], tokens.reshape(3, 2, 2).double().mean(1))
+    assert torch.equal(reconstruct._moments(tokens, product, 4)[:, 0], tokens.double().mean(0)[None])
+    assert reconstruct._moments(torch.arange(6.0), product, 3).shape == (1, 2, 6)
 
 
 def test_what_is_dropped_is_a_share() -> None:

@@ -313,6 +313,6 @@ def _apart(found: Sequence[Tensors], wanted: Sequence[Tensors]) -> float:
 def _moments(value: Tensor, layer: Layer, images: int) -> Tensor:
     """The mean of a layer's result and of its square by image and output channel, float64 (images, 2, channels)."""
     last = value.movedim(-1 if layer.kind == "matmul" else 1, -1)
-    count = images if last.numel() and last.shape[0] % images == 0 else 1
+    count = images if last.ndim > 1 and last.numel() and last.shape[0] % images == 0 else 1
     rows = last.reshape(count, -1, last.shape[-1]).double()
     return torch.stack([rows.mean(1), rows.square().mean(1)], 1)
