@@ -53,11 +53,12 @@ PICTURES = 128  # that calibrate other tools, and EfficientNet-Lite0
 PIXELS = Preprocess((127.0,), (128.0,), 256)  # as EfficientNet-Lite0 reads them
 # What an interrupted network of ours is continued from.
 STATES = (".measured.npz", ".state.npz")
+MIXED = "mixed, half of W8A8's BOPS"  # whose bits BUDGET allocates
 OURS: dict[str, Recipe] = {
     "W8A8": Recipe("W8A8"),
     "W4A8, nearest": Recipe("W4A8", rounding="nearest"),
     "W4A8": Recipe("W4A8"),
-    "mixed, half of W8A8's BOPS": Recipe(BUDGET),
+    MIXED: Recipe(),
     "W4A4, nearest": Recipe("W4A4", rounding="nearest"),
     "W4A4": Recipe("W4A4"),
 }
@@ -107,7 +108,7 @@ def quantized(model: Path, calibration: Path, folder: Path, name: str) -> Path:
     if name in OURS:
         recipe, states = OURS[name], [file.with_suffix(suffix) for suffix in STATES]
         with measuring(ERR, False) as progress:
-            if recipe.bits == BUDGET:
+            if name == MIXED:
                 found = problem(model, calibration, budgets=[BUDGET], state=states[0], progress=progress)
                 bits = file.with_suffix(".bits.json")
                 write_text(bits, json.dumps(bits_file(found.allocate([BUDGET]), found.provenance), indent=1) + "\n")
