@@ -128,8 +128,8 @@ def add_recipe_options(sub: argparse.ArgumentParser) -> None:
         "--no-keep-small",
         dest="narrow_small",
         action="store_true",
-        help="depthwise convolutions, and weights of the smallest layers that have 1/32 of all weights together, have "
-        "the bits of all others (default: 8, but for a BITS.json)",
+        help="depthwise convolutions, and the smallest layers that have 1/32 of the weights together, have the bits of "
+        "all others (default: 8, but for a BITS.json)",
     )
     sub.add_argument("--symmetric", action="store_true", help="zero point 0 for tensors with both signs, too")
     sub.add_argument(

@@ -78,13 +78,13 @@ class _Listener:
     def __init__(self) -> None:
         self.number, self.since = 0, 0.0  # of the first signal
         self.over = self.dropped = False
-        self.awake = threading.Event()  # the main thread has run a handler
+        self.awake = False  # the main thread has run a handler; no Event, as one handler may interrupt another's `set`
         self.reading, self.writing = os.pipe()  # numbers of signals; Python writes them, too
         os.set_blocking(self.writing, False)
 
     def tell(self, number: int, frame: FrameType | None) -> None:
         del frame
-        self.awake.set()
+        self.awake = True
         if self.over:
             return
         if self.number == 0:
@@ -96,7 +96,7 @@ class _Listener:
 
     def look(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        self.awake.set()
+        self.awake = True
         if self.dropped and not self.over:
             self.dropped = False
             self.throw()
@@ -113,9 +113,11 @@ class _Listener:
         """Wake the main thread after every signal that is noted, until it has run a handler."""
         while (note := os.read(self.reading, 1)) != ENDED:
             if note[0] in ENDING:
-                self.awake.clear()
-                while not self.over and not self.awake.wait(WAKES):
+                self.awake = False
+                time.sleep(WAKES)
+                while not (self.over or self.awake):
                     signal.pthread_kill(threading.main_thread().ident or 0, WAKING)
+                    time.sleep(WAKES)
 
     def quietly(self, before: Callable[[sys.UnraisableHookArgs], object]) -> Callable[[sys.UnraisableHookArgs], None]:
         """A hook for what is dropped: of a signal nothing is said."""
@@ -147,9 +149,8 @@ def _listening() -> Iterator[_Listener]:
             signal.signal(number, listener.tell)
         yield listener
     finally:
-        _listeners.remove(listener)
         listener.over = True
-        listener.awake.set()
+        _listeners.remove(listener)
         signal.set_wakeup_fd(noted)
         os.write(listener.writing, ENDED)
         waker.join()

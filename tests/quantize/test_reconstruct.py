@@ -176,6 +176,21 @@ def test_results_keep_their_mean_and_deviation() -> None:
     assert torch.allclose(found[1][within], wanted[1][within], 1e-5)
 
 
+def test_channels_that_are_lost_do_not_decide_for_others() -> None:
+    """One is hardly there in the quantized network, and in the float one in one image: its gain is as great as any."""
+    layer, generator = from_onnx(residual_net()).layers[0], torch.Generator().manual_seed(0)
+    ours = nearest(torch.randn(4, 3, 3, 3, generator=generator), torch.zeros(4), layer, 4, True, 1e-3)
+    sums = torch.randn(32, 4, 50, generator=generator).double()
+    gains = torch.tensor([1.0, 0.7, 0.9, 1.3]).double()
+    real = sums * gains[:, None]
+    sums[:, 0] *= 1e-3
+    real[1:, 0] = 0
+    moments = [torch.stack([v.mean(2), v.square().mean(2)], 1) for v in (real, sums)]
+    made = reconstruct._moved(ours, *moments)
+    # Drawn by the noise of the others' own sums, of which there are 1,600.
+    assert torch.allclose(made.scale / ours.scale, torch.tensor([2.0, 0.7, 0.9, 1.3]), 1e-3)
+
+
 def test_means_are_trusted_as_far_as_images_agree() -> None:
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(64, 500, generator=generator).double()

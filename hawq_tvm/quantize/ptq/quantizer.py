@@ -229,7 +229,7 @@ def _draft(
         "images": data.count,
         "observer": chosen.observer,
         "tensors": len(points.source),
-        "small": [name for names in kept_small(given, chosen) for name in names],
+        "small": kept_small(given, chosen),
         "joined": {name: [part for part, _ in parts] for name, parts in points.joined.items()},
         "equalized": scaled,
         "smoothed": smoothed,

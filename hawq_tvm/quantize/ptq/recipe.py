@@ -48,7 +48,7 @@ class Recipe:
     keep_small: bool = True
 
     def __post_init__(self) -> None:
-        uniform(self)
+        uniform(self.bits)
         if self.observer not in OBSERVERS:
             raise UsageError("is no observer", where=self.observer, expected=", ".join(OBSERVERS))
         if not 50 < self.percentile <= 100:

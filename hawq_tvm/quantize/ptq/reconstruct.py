@@ -69,6 +69,7 @@ class Reconstruction:
         self.blocks = blocks_of(graph)
         self.real: list[dict[str, Any]] = [{k: torch.as_tensor(v) for k, v in b.items()} for b in batches]
         self.integer = [{k: self._put(k, v) for k, v in b.items()} for b in self.real]
+        self.images = [_size(b) for b in self.real]
 
     def run(self, kept: Kept | None = None) -> None:
         """Reconstruct all blocks in the order of computation.
@@ -117,8 +118,8 @@ class Reconstruction:
             moments[layer.name].append(_moments(value, layer, images))
 
         with torch.no_grad():
-            for held in self.real:
-                through(block, self.graph, held, record=partial(seen, images=_size(held)))
+            for held, images in zip(self.real, self.images, strict=True):
+                through(block, self.graph, held, record=partial(seen, images=images))
             before = self._error(block, self.rounded, self.grids, wanted)
             results = {name: torch.cat(each) for name, each in moments.items()}
             for layer in block.layers:
@@ -251,8 +252,8 @@ class Reconstruction:
                 if one is layer:
                     to.append(_moments(value, layer, images))
 
-            for held in self.integer:
-                record = partial(seen, images=_size(held))
+            for held, count in zip(self.integer, self.images, strict=True):
+                record = partial(seen, images=count)
                 through(block, self.graph, held, *_numbers(block, made), grids, record=record)
             made[layer.name] = _moved(made[layer.name], results[layer.name], torch.cat(found))
         return made
@@ -276,20 +277,24 @@ def _moved(ours: Rounded, wanted: Tensor, found: Tensor) -> Rounded:
     means = wanted[:, 0].mean(0), found[:, 0].mean(0)
     real, own = (v[:, 1] - 2 * v[:, 0] * m + m.square() for v, m in zip((wanted, found), means, strict=True))
     real, own = (v.reshape(len(v), ours.layer.repeats, -1).sum(1) for v in (real, own))
-    whole = float(real.sum() / own.sum()) if own.sum() > 0 and real.sum() > 0 else 1.0
     power = own.mean(0)
-    sound = (power > 0) & (real.mean(0) > 0)
-    ratio = whole + _agreed(torch.where(sound, (real - whole * own) / power, 0.0))
-    gain = torch.where(sound, ratio.clamp(1 / APART**2, APART**2).sqrt(), 1.0)
+    plain = torch.where((power > 0) & (real.mean(0) > 0), real.mean(0) / power, 1.0)
+    near = (plain > 1 / APART**2) & (plain < APART**2) & (power > 0)  # others say nothing of these
+    middle = plain[near].median() if near.any() else 1.0
+    ratio = torch.where(near, middle + _agreed(torch.where(near, (real - middle * own) / power, 0.0)), plain)
+    gain = ratio.clamp(1 / APART**2, APART**2).sqrt()
     scale = (ours.scale * gain).float()
     gain = (scale.double() / ours.scale.double()).repeat(ours.layer.repeats)
     bias = torch.zeros_like(gain) if ours.bias is None else ours.bias.double()
-    lost = _agreed(wanted[:, 0] - gain * (found[:, 0] - bias) - bias)
-    return replace(ours, scale=scale, bias=(bias + lost).float())
+    sums = means[1] - bias
+    lost = _agreed(wanted[:, 0] - gain * (found[:, 0] - bias) - (means[1] - gain * sums))
+    return replace(ours, scale=scale, bias=(means[1] - gain * sums + lost).float())
 
 
 def _agreed(samples: Tensor) -> Tensor:
-    """The mean of samples (images, channels), drawn to 0 by what they tell of its noise (James and Stein, 1961)."""
+    """The mean of samples (images, channels), drawn to 0 by what they tell of its noise (James and Stein, 1961); one
+    image tells nothing, and is all there is.
+    """
     mean = samples.mean(0)
     if len(samples) == 1:
         return mean

@@ -12,7 +12,7 @@ from hawq_tvm.quantize.network.float_graph import FloatGraph, Layer
 if TYPE_CHECKING:
     from .recipe import Recipe
 
-# The smallest layers that have no more than this share of all weights together keep 8 bits.
+# The smallest layers that have no more than this share of the weights together keep 8 bits; without the first and last.
 SMALL_SHARE = 1 / 32
 
 
@@ -22,12 +22,11 @@ def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
     Raises UsageError for bits without kernels, InputError and UsageError as `read_bits` does.
     """
     names = [layer.name for layer in graph.layers]
-    pair = uniform(recipe)
+    pair = uniform(recipe.bits)
     if pair is None:
         found = read_bits(str(recipe.bits), names)
     else:
-        depthwise, small = kept_small(graph, recipe)
-        found = dict.fromkeys(names, pair) | dict.fromkeys(small, (8, pair[1])) | dict.fromkeys(depthwise, (8, 8))
+        found = dict.fromkeys(names, pair) | dict.fromkeys(kept_small(graph, recipe), (8, 8))
         if recipe.keep_ends:
             found[names[0]] = found[names[-1]] = (8, 8)
     for name, one in found.items():
@@ -35,12 +34,12 @@ def layer_bits(graph: FloatGraph, recipe: Recipe) -> dict[str, tuple[int, int]]:
     return found
 
 
-def uniform(recipe: Recipe) -> tuple[int, int] | None:
+def uniform(bits: int | str | Path) -> tuple[int, int] | None:
     """The one choice of bits for all layers; None where a file says what each has.
 
     Raises UsageError for a choice without kernels, and for a file that is not there.
     """
-    text = str(recipe.bits)
+    text = str(bits)
     if Path(text).exists():
         return None
     if Path(text).suffix == ".json":
@@ -55,25 +54,24 @@ def uniform(recipe: Recipe) -> tuple[int, int] | None:
     return pair
 
 
-def kept_small(graph: FloatGraph, recipe: Recipe) -> tuple[list[str], list[str]]:
+def kept_small(graph: FloatGraph, recipe: Recipe) -> list[str]:
     """The layers that keep 8 bits though all others have fewer, as they are a small part of a network's bytes:
-    depthwise convolutions, whose outputs sum few products with errors that do not even out, and the weights of the
-    smallest others, through which all data go as through the large ones.
+    depthwise convolutions, whose outputs sum few products with errors that do not even out, and the smallest others,
+    through which all data go as through the large ones; of equal ones the first.
 
     The first and the last layer have an option of their own.
     """
-    pair = uniform(recipe)
-    if not recipe.keep_small or pair in (None, (8, 8)):
-        return [], []
-    inner = graph.layers[1:-1]
-    depthwise = [layer.name for layer in inner if _depthwise(graph, layer)]
-    sizes = {layer.name: graph.parameters[layer.weight].numel() for layer in graph.layers}
-    small, room = set[str](), SMALL_SHARE * sum(sizes.values()) if pair[0] < 8 else 0
-    for name in sorted((layer.name for layer in inner), key=sizes.__getitem__):
-        if name not in depthwise and sizes[name] <= room:
-            small.add(name)
-            room -= sizes[name]
-    return depthwise, [layer.name for layer in inner if layer.name in small]
+    pair, inner = uniform(recipe.bits), graph.layers[1:-1]
+    if not recipe.keep_small or pair is None or pair == (8, 8):
+        return []
+    sizes = {layer.name: graph.parameters[layer.weight].numel() for layer in inner}
+    kept, room = {layer.name for layer in inner if _depthwise(graph, layer)}, SMALL_SHARE * sum(sizes.values())
+    for name in sorted(sizes.keys() - kept, key=lambda name: (sizes[name], list(sizes).index(name))):
+        if sizes[name] > room:
+            break
+        kept.add(name)
+        room -= sizes[name]
+    return [name for name in sizes if name in kept]
 
 
 def _depthwise(graph: FloatGraph, layer: Layer) -> bool:
