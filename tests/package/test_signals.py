@@ -202,6 +202,7 @@ def test_an_interrupted_command_leaves_all_or_nothing(moment: float, tmp_path: P
 
 def test_two_signals_at_once_are_one() -> None:
     """As timeout(1) sends them."""
+    ours = signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests in the background ignore
     done = []
 
     def told() -> int:
@@ -212,7 +213,10 @@ def test_two_signals_at_once_are_one() -> None:
             done.append("cleaned up")
         return 0
 
-    assert signals.cleanly(told) == 130 and done == ["cleaned up"]
+    try:
+        assert signals.cleanly(told) == 130 and done == ["cleaned up"]
+    finally:
+        signal.signal(signal.SIGINT, ours)
 
 
 def test_signals_are_as_before_afterwards() -> None:
