@@ -274,10 +274,13 @@ def show_quantized(found: Quantized) -> None:
         )
     OUT.print(grid)
     notes = found.notes
-    say(f"{notes['observer']} on {notes['images']} images; errors are squared, as shares of the float values' squares")
+    moved = "; weights moved, too, to make good what layers before them lost" if notes["blocks"] else ""
+    squares = f"errors are squared, as shares of the float values' squares{moved}"
+    say(f"{notes['observer']} on {notes['images']} images; {squares}")
     if notes["small"]:
         count = len(notes["small"])
-        say(f"{count} depthwise or small layers keep 8 bits: `allocate` or --no-keep-small give them fewer")
+        layers = "layer keeps" if count == 1 else "layers keep"
+        say(f"{count} depthwise or small {layers} 8 bits: `allocate` may give fewer, --no-keep-small does")
     for name, parts in notes["joined"].items():
         say(f"{name} is an output joined of {len(parts)} tensors: each keeps a scale of its own")
     if notes["float_tail"]:
@@ -292,7 +295,7 @@ def show_quantized(found: Quantized) -> None:
     if notes["blocks"]:
         _show_blocks(notes["blocks"])
     elif any(row["weight_bits"] < 8 for row in found.layers):
-        say("weights of few bits were rounded to nearest, which loses much accuracy: see --rounding learned")
+        say("weights of few bits were rounded to nearest: --rounding learned loses less, `evaluate` says how much")
     say(f"{notes['parameters']:,} weights in {notes['weight_bytes']:,} bytes")
     for shape in _open_inputs(found):
         say(f"OPEN    compile with --shape {shape}, or another size: the model leaves it open")

@@ -1,4 +1,4 @@
-"""What libraries in C print on standard output, which is the user's: it goes to standard error."""
+"""What libraries in C print on standard output, which is the user's: lines of theirs for their authors go nowhere."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def printed_elsewhere() -> Iterator[None]:
-    """Standard output of this process is standard error meanwhile, for libraries that print lines of their own; not
-    for two threads at once.
+def printed_nowhere() -> Iterator[None]:
+    """Standard output of this process is nowhere meanwhile, for libraries that print lines of their own; not for two
+    threads at once.
     """
     c = ctypes.CDLL(None)
     sys.stdout.flush()
     c.fflush(None)
     kept = os.dup(1)
-    os.dup2(2, 1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
     try:
         yield
     finally:

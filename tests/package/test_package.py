@@ -145,6 +145,10 @@ def test_saving_replaces_packages_and_nothing_else(saved: Path, copy: Path, tmp_
     "inputs, message",
     [
         ({}, "other names.*found none"),
+        (
+            {"x": np.zeros((2, 3, 8, 8), "f4"), "labels": np.zeros(2)},
+            "no inputs; .* found labels; .*leave",
+        ),
         ({"y": np.zeros((2, 3, 8, 8), "f4")}, "expected x; found y"),
         ({"x": np.zeros((1, 3, 8, 8), "f4")}, "another shape"),
         (

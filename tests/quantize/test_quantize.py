@@ -104,7 +104,8 @@ def test_runs_everywhere(place: Path, recipe: Recipe) -> None:
 
 def test_four_bits_are_four_bits(place: Path) -> None:
     recipe = Recipe(4, keep_ends=False, keep_small=False, effort=5)
-    types = types_of(post_training(residual_net(batch=1), place / "in.npz", recipe).model)
+    made = post_training(residual_net(batch=1), place / "in.npz", recipe).model
+    types = types_of(made)
     assert [types[f"{name}_weight_quantized"] for name in NAMES] == [TensorProto.INT4] * 7
     assert types["x_zero_point"] == TensorProto.INT4 and types["fc_bias_quantized"] == TensorProto.INT32
     # The stem's ReLU feeds layers of 4 bits alone, the block's also a sum, which reads 8.
@@ -113,6 +114,8 @@ def test_four_bits_are_four_bits(place: Path) -> None:
         TensorProto.UINT4,
         TensorProto.UINT8,
     }
+    with pytest.raises(ModelError, match="is of a quantized model"):
+        load_float(made)
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(2, TensorProto.INT4), (3, TensorProto.INT4), (6, TensorProto.INT8)])

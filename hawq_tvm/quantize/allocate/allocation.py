@@ -16,7 +16,7 @@ import numpy as np
 
 from hawq_tvm.core.errors import HawqError, UsageError
 from hawq_tvm.core.need import need
-from hawq_tvm.core.printed import printed_elsewhere
+from hawq_tvm.core.printed import printed_nowhere
 
 from .budgets import Budget, readable
 from .quadratic import Choices, proved, searched
@@ -215,7 +215,7 @@ def _solve(
     cuts: list[np.ndarray[Any, Any]] = []
     for rounds in range(1, CUTS + 1):
         constraints = fixed + ([LinearConstraint(np.array(cuts), -np.inf, len(groups) - 1)] if cuts else [])
-        with printed_elsewhere():
+        with printed_nowhere():
             result = milp(
                 objective,
                 integrality=np.ones(starts[-1]),

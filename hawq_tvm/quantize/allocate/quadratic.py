@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hawq_tvm.core.printed import printed_elsewhere
+from hawq_tvm.core.printed import printed_nowhere
 
 Array = np.ndarray[Any, Any]
 # Costs are added in float64, and an exchange within this share of a limit is checked in rational numbers.
@@ -138,7 +138,7 @@ def proved(choices: Choices, taken: Array, nodes: int) -> tuple[Array, bool]:
     floor = LEAST * float(np.abs(np.diag(choices.pairs)).sum())
     scale = 1e3 / (max(abs(found), floor) or 1.0)
     matrix = coo_array((np.concatenate(entries), (np.concatenate(rows), np.concatenate(columns))), (len(low), top))
-    with printed_elsewhere():
+    with printed_nowhere():
         result = milp(
             costs * scale,
             integrality=np.concatenate([np.ones(number), np.zeros(top - number)]),

@@ -61,15 +61,15 @@ def from_onnx(source: Source, shapes: Shapes | None = None) -> FloatGraph:
     """
     model = read_float(source, shapes)
     graph, opset = model.graph, opset_of(model) or 0
-    parameters = {t.name: as_tensor(numpy_helper.to_array(t)) for t in graph.initializer}
-    inputs = tuple(_input(v) for v in graph.input if v.name not in parameters)
-    nodes, windows = [], {}
     given = [Attributes(proto, opset) for proto in graph.node]
     quantized = [a for a in given if _quantizes(a.node)]
     unknown = [a for a in quantized[:1] or given if _refused(a) is not None]
     if unknown:
         remedy = _without(model, [e for a in unknown if (e := _refused(a))]) if not quantized else ""
         raise first_of([e for a in unknown if (e := _refused(a, remedy))])
+    parameters = {t.name: as_tensor(numpy_helper.to_array(t)) for t in graph.initializer}
+    inputs = tuple(_input(v) for v in graph.input if v.name not in parameters)
+    nodes, windows = [], {}
     for attributes in given:
         proto = attributes.node
         if not proto.output:
