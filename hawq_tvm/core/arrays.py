@@ -33,12 +33,12 @@ def checked(inputs: Any, specs: Sequence[TensorSpec], where: str) -> dict[str, A
             found=type(inputs).__name__,
             remedy=f"give {{{', '.join(f'{name!r}: array' for name in wanted)}}}",
         )
-    if more := [name for name in map(str, inputs) if name not in wanted and set(wanted) < set(inputs)]:
+    if set(wanted) < set(inputs):
         raise InputError(
             "there are arrays that are no inputs",
             where=where,
             expected=", ".join(wanted),
-            found=", ".join(more),
+            found=", ".join(str(name) for name in inputs if name not in wanted),
             remedy="leave them out",
         )
     if set(inputs) != set(wanted):

@@ -66,7 +66,7 @@ def kept_small(graph: FloatGraph, recipe: Recipe) -> list[str]:
         return []
     sizes = {layer.name: graph.parameters[layer.weight].numel() for layer in inner}
     kept, room = {layer.name for layer in inner if _depthwise(graph, layer)}, SMALL_SHARE * sum(sizes.values())
-    for name in sorted(sizes.keys() - kept, key=lambda name: (sizes[name], list(sizes).index(name))):
+    for name in sorted((name for name in sizes if name not in kept), key=sizes.__getitem__):
         if sizes[name] > room:
             break
         kept.add(name)
